@@ -1,0 +1,81 @@
+"""The exceptions that llmkit raises for its users.
+
+    LlmkitError                     exit 1   anything below; catch this one
+    ├── UsageError                  exit 2   the call, an option or a recipe is wrong
+    │   ├── InputError              exit 2   the text or file given cannot be used as it is
+    │   │   └── ContextOverflowError exit 2  the input is longer than the model's context
+    │   └── TaskMismatchError       exit 2   the model cannot do the task
+    ├── ModelNotFoundError          exit 1   no such model, revision or file
+    ├── HubUnreachableError         exit 1   the network is needed and cannot be used
+    ├── CheckpointError             exit 1   files are missing, partial, corrupt or not trusted
+    ├── NotEnoughMemoryError        exit 1   the model does not fit in memory or on disk
+    └── MissingDependencyError      exit 1   an optional package is needed
+
+Each message is one line that ends in what to do. This module knows nothing of tasks or models.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "CheckpointError",
+    "ContextOverflowError",
+    "HubUnreachableError",
+    "InputError",
+    "LlmkitError",
+    "MissingDependencyError",
+    "ModelNotFoundError",
+    "NotEnoughMemoryError",
+    "TaskMismatchError",
+    "UsageError",
+]
+
+
+class LlmkitError(Exception):
+    """Base of every error that llmkit raises on purpose; ``exit_code`` is what the command line returns."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, problem: str, fix: str = "") -> None:
+        self.problem = " ".join(problem.split())
+        self.fix = " ".join(fix.split())
+        super().__init__(f"{self.problem}; {self.fix}" if self.fix else self.problem)
+
+
+class UsageError(LlmkitError):
+    """The call, an option or a recipe is wrong."""
+
+    exit_code = 2
+
+
+class InputError(UsageError):
+    """The text or file given cannot be used as it is."""
+
+
+class ContextOverflowError(InputError):
+    """The input is longer than the model's context and ``on_overflow`` says ``error``."""
+
+
+class TaskMismatchError(UsageError):
+    """The model cannot do the task."""
+
+
+class ModelNotFoundError(LlmkitError):
+    """No model, revision or file of that name."""
+
+
+class HubUnreachableError(LlmkitError):
+    """The network is needed and cannot be reached, or was forbidden."""
+
+
+class CheckpointError(LlmkitError):
+    """A checkpoint's files are missing, partial, corrupt or not trusted."""
+
+
+class NotEnoughMemoryError(LlmkitError):
+    """The model does not fit in memory, or its files on the disk."""
+
+
+class MissingDependencyError(LlmkitError):
+    """An optional package is needed for what was asked."""

@@ -1,0 +1,47 @@
+"""Where a model's files are, once they are on this machine. Plain data, no input or output."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmkit.errors import CheckpointError
+
+__all__ = ["Source", "read_json"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on disk. Every loader reads from here, so that only `llmkit.models.hub` meets a network."""
+
+    name: str
+    """What the user called it: a Hub id, a path, or ``starter``."""
+    folder: Path
+    """Holds config.json, tokenizer and weights (of the base model, if ``adapter`` is set)."""
+    commit: str | None = None
+    """Commit hash of the Hub snapshot, None for local files."""
+    gguf_file: str | None = None
+    """Name of the GGUF file inside ``folder``."""
+    adapter: Path | None = None
+    """PEFT adapter folder to put on top."""
+    adapter_commit: str | None = None
+
+    def config(self) -> dict[str, Any]:
+        """The content of config.json."""
+        path = self.folder / "config.json"
+        if not path.is_file():
+            raise CheckpointError(f"{self.name} has no config.json", "give a folder written by save_pretrained")
+        return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a checkpoint; `CheckpointError` names the file if it is not one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error})", "download the checkpoint again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object", "download the checkpoint again")
+    return content

@@ -1,0 +1,83 @@
+"""llmkit: five language tasks on the right model class, over Transformers, Accelerate and PEFT.
+
+Importing this package loads nothing heavy; names are resolved when they are first used (PEP 562).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmkit.api import generate as generate
+    from llmkit.api import load as load
+    from llmkit.api import next_tokens as next_tokens
+    from llmkit.errors import CheckpointError as CheckpointError
+    from llmkit.errors import ContextOverflowError as ContextOverflowError
+    from llmkit.errors import HubUnreachableError as HubUnreachableError
+    from llmkit.errors import InputError as InputError
+    from llmkit.errors import LlmkitError as LlmkitError
+    from llmkit.errors import MissingDependencyError as MissingDependencyError
+    from llmkit.errors import ModelNotFoundError as ModelNotFoundError
+    from llmkit.errors import NotEnoughMemoryError as NotEnoughMemoryError
+    from llmkit.errors import TaskMismatchError as TaskMismatchError
+    from llmkit.errors import UsageError as UsageError
+    from llmkit.inference.next_tokens import NextToken as NextToken
+    from llmkit.inference.output import Output as Output
+    from llmkit.inference.output import Usage as Usage
+    from llmkit.inference.pipeline import Pipeline as Pipeline
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "generate": "llmkit.api",
+    "load": "llmkit.api",
+    "next_tokens": "llmkit.api",
+    "NextToken": "llmkit.inference.next_tokens",
+    "Output": "llmkit.inference.output",
+    "Usage": "llmkit.inference.output",
+    "Pipeline": "llmkit.inference.pipeline",
+    "CheckpointError": "llmkit.errors",
+    "ContextOverflowError": "llmkit.errors",
+    "HubUnreachableError": "llmkit.errors",
+    "InputError": "llmkit.errors",
+    "LlmkitError": "llmkit.errors",
+    "MissingDependencyError": "llmkit.errors",
+    "ModelNotFoundError": "llmkit.errors",
+    "NotEnoughMemoryError": "llmkit.errors",
+    "TaskMismatchError": "llmkit.errors",
+    "UsageError": "llmkit.errors",
+}
+
+__all__ = [
+    "CheckpointError",
+    "ContextOverflowError",
+    "HubUnreachableError",
+    "InputError",
+    "LlmkitError",
+    "MissingDependencyError",
+    "ModelNotFoundError",
+    "NextToken",
+    "NotEnoughMemoryError",
+    "Output",
+    "Pipeline",
+    "TaskMismatchError",
+    "Usage",
+    "UsageError",
+    "__version__",
+    "generate",
+    "load",
+    "next_tokens",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'llmkit' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,10 @@
+"""The command line: parse, call the API, print. Results on stdout, everything else on stderr.
+
+One module a group of verbs. Imports nothing heavy until a command runs.
+"""
+
+from __future__ import annotations
+
+from llmkit.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,132 @@
+"""The Typer application and the one place where an exception becomes a line and an exit code.
+
+Exit codes: 0 done (also when the reader of a pipe went away), 1 runtime, 2 usage, 130 Ctrl+C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+from llmkit import __version__
+from llmkit.cli.generate import generate, next_
+from llmkit.cli.models import download, inspect, models
+from llmkit.cli.options import Stopped, command, flags
+from llmkit.errors import LlmkitError
+from llmkit.log import log
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="llmkit",
+    help="Five language tasks on the right model class.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # half the time of --help
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+command(app, "generate", generate)
+command(app, "next", next_)
+command(app, "inspect", inspect)
+command(app, "models", models)
+command(app, "download", download)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"llmkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Five language tasks on the right model class."""
+
+
+def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Stopped(143)
+
+
+class _Handler(logging.Handler):
+    """Log lines to stderr, found anew at each line since tests and callers replace it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"llmkit: {record.getMessage()}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _set_up() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure") and (stream.encoding or "").lower().replace("-", "") != "utf8":
+            stream.reconfigure(encoding="utf-8")  # a code page cannot print every language
+    if not any(isinstance(handler, _Handler) for handler in log.handlers):
+        log.addHandler(_Handler())
+    log.propagate = False
+    log.setLevel(logging.INFO)
+    # What other libraries say in passing is for developers; what matters is checked and said by llmkit.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.simplefilter("ignore")
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit at once: a model may still be reading a prompt in its thread, and a closed pipe takes no more."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code. Interrupted runs leave the process at once."""
+    flags.debug = flags.quiet = False
+    _set_up()
+    previous = signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        return _run(arguments)
+    except Stopped as stopped:
+        _leave(stopped.exit_code)
+    except KeyboardInterrupt:
+        _leave(130)
+    except BrokenPipeError:
+        _leave(0)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(args=arguments or ["--help"], prog_name="llmkit", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except TyperException as error:
+        _complain(" ".join(error.format_message().split()).rstrip("."), "see --help")
+        return 2
+    except LlmkitError as error:
+        if flags.debug:
+            raise
+        _complain(error.problem, error.fix)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the last resort: one line, and how to see more
+        if flags.debug:
+            raise
+        _complain(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", "see the whole error with --debug")
+        return 1
+
+
+def _complain(problem: str, fix: str) -> None:
+    line = f"llmkit: error: {problem}"
+    print(f"{line}; {fix}" if fix else line, file=sys.stderr)  # noqa: T201

@@ -1,0 +1,78 @@
+"""``llmkit inspect``, ``llmkit models`` and ``llmkit download``: everything about models but running them."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+__all__ = ["download", "inspect", "models"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit hash on the Hub.")]
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, adapter folder, GGUF file, or starter.")],
+    revision: Revision = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Count parameters on the meta device if need be.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never reach for a network.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a model is and what it can do, from its small files, without loading it."""
+    from llmkit.config.settings import LoadSettings
+    from llmkit.models.hub import go_offline, hub_parameter_counts, is_offline
+    from llmkit.models.inspect import inspect_source, render
+    from llmkit.models.locate import locate
+
+    if offline:
+        go_offline()
+    source = locate(LoadSettings(model=model, revision=revision), "text-generation", weights=False)
+    counts = hub_parameter_counts(model, source.commit) if source.commit and not is_offline() else None
+    report = inspect_source(source, exact=exact, hub_counts=counts)
+    typer.echo(json.dumps(report.to_dict(), ensure_ascii=False) if as_json else render(report))
+
+
+def models(
+    task: Annotated[str | None, typer.Argument(help="One task only.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List recommended models for each task, with size and licence."""
+    from dataclasses import asdict
+
+    from llmkit.models.recommended import RECOMMENDED
+    from llmkit.tasks import find_task
+
+    wanted = find_task(task).name if task else None
+    rows = [row for row in RECOMMENDED if wanted in (None, row.task)]
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows], ensure_ascii=False))
+        return
+    width = max(len(row.model) for row in rows)
+    shown = ""
+    for row in rows:
+        if row.task != shown:
+            typer.echo(f"{'' if not shown else chr(10)}{row.task}")
+            shown = row.task
+        size = f"{row.megabytes / 1000:.1f} GB" if row.megabytes >= 1000 else f"{row.megabytes} MB"
+        typer.echo(f"  {row.model:<{width}}  {row.parameters:>6}  {size:>7}  {row.licence:<15}  {row.note}")
+
+
+def download(
+    model: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Hub ids, or starter.")],
+    revision: Revision = None,
+) -> None:
+    """Fetch models into the cache, so that they can be used without a network."""
+    from llmkit.models import hub
+    from llmkit.models.starter import STARTER, starter_source
+
+    for name in model:
+        folder = starter_source(offline=hub.is_offline()).folder if name == STARTER else _fetch(name, revision)
+        typer.echo(f"{name}\t{folder}")
+
+
+def _fetch(name: str, revision: str | None) -> str:
+    from llmkit.models import hub
+
+    return str(hub.download(name, revision=revision).folder)

@@ -1,0 +1,107 @@
+"""Turns the settings classes into Typer options, so that each is declared once, with its default and help.
+
+A command takes ``load: LoadSettings`` or ``generation: GenerationSettings`` as if they were arguments; here each is
+replaced by one option a field.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from llmkit.config.settings import GenerationSettings, LoadSettings, setting_fields
+from llmkit.log import log
+
+__all__ = ["Stopped", "command", "flags"]
+
+
+@dataclass
+class _Flags:
+    """Options of every command that are about the program, not about its work."""
+
+    debug: bool = False
+    quiet: bool = False
+
+
+flags = _Flags()
+
+class Stopped(BaseException):
+    """The run was ended from outside: Ctrl+C, SIGTERM, or a reader that closed the pipe.
+
+    A class of its own, since Typer gives the first and the last a meaning and an exit code of theirs.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
+_SETTINGS = (LoadSettings, GenerationSettings)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _parameters(settings: type[Any]) -> list[inspect.Parameter]:
+    hints = get_type_hints(settings)
+    parameters = []
+    for item in setting_fields(settings):
+        kind, default = hints[item.name], item.default
+        if kind == tuple[str, ...]:
+            kind, default = list[str], []
+        names = [_option(item.name)] + (["-m"] if item.name == "model" else [])
+        option = typer.Option(*names, help=item.metadata["help"], show_default=default not in (None, False, []))
+        parameters.append(_parameter(item.name, Annotated[kind, option], default))
+    return parameters
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _program_options() -> list[inspect.Parameter]:
+    return [
+        _parameter("quiet", Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")], False),
+        _parameter("debug", Annotated[bool, typer.Option("--debug", help="Show tracebacks.")], False),
+    ]
+
+
+def command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
+    """Add a command to the application, with its settings spread out as options."""
+    hints = get_type_hints(function, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    bundles: dict[str, type[Any]] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        hint = hints[parameter.name]
+        if hint in _SETTINGS:
+            bundles[parameter.name] = hint
+            parameters += _parameters(hint)
+        else:
+            parameters.append(parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
+    parameters += _program_options()
+
+    def run(**values: Any) -> None:
+        flags.debug, flags.quiet = values.pop("debug"), values.pop("quiet")
+        log.setLevel(logging.ERROR if flags.quiet else logging.INFO)
+        for bundle, settings in bundles.items():
+            fields = {item.name: values.pop(item.name) for item in setting_fields(settings)}
+            fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+            values[bundle] = settings(**fields)
+        try:
+            function(**values)
+        except KeyboardInterrupt as error:
+            raise Stopped(130) from error
+        except BrokenPipeError as error:
+            raise Stopped(0) from error
+
+    run.__name__ = function.__name__
+    run.__doc__ = function.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command(name)(run)

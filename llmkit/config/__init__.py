@@ -1,0 +1,1 @@
+"""Settings: declared once, read by the command line, the Python API and recipes."""

@@ -1,0 +1,172 @@
+"""Every setting of loading and generating, declared once: name, type, default, bounds and help text.
+
+The command line builds its options from these classes (`llmkit.cli.options`), the Python API takes their
+fields as keyword arguments. Names are those of Transformers v5 where it has one. Standard library only,
+so that ``llmkit --help`` stays fast; knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
+
+from llmkit.errors import UsageError
+
+__all__ = ["GenerationSettings", "LoadSettings", "Options", "setting_fields", "split_options"]
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["8bit", "4bit"]
+Overflow = Literal["error", "truncate", "chunk"]
+
+
+def _setting(default: Any, help: str, *, minimum: float = -math.inf, maximum: float = math.inf) -> Any:  # noqa: A002
+    return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum})
+
+
+class _Checked:
+    """Checks each value against its declaration, so that a bad one is refused before torch is imported."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for item in setting_fields(type(self)):
+            value = getattr(self, item.name)
+            if value is not None:
+                _check(item, hints[item.name], value)
+
+
+def _check(item: Field[Any], hint: Any, value: Any) -> None:
+    choices = [choice for part in (hint, *get_args(hint)) for choice in get_args(part) if isinstance(choice, str)]
+    if choices and value not in choices:
+        raise UsageError(f"{item.name}={value!r} is not a choice", f"choose from {', '.join(choices)}")
+    numeric = next((kind for kind in (int, float) if kind in (hint, *get_args(hint))), None)
+    if numeric is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float) if numeric is float else int):
+        raise UsageError(f"{item.name}={value!r} is not a number", f"give {_range(item)}")
+    if not item.metadata["minimum"] <= value <= item.metadata["maximum"]:
+        raise UsageError(f"{item.name}={value} is out of range", f"give {_range(item)}")
+
+
+def _range(item: Field[Any]) -> str:
+    low, high = item.metadata["minimum"], item.metadata["maximum"]
+    if math.isinf(high):
+        return f"a number of {low:g} or more" if math.isfinite(low) else "a number"
+    return f"a number from {low:g} to {high:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadSettings(_Checked):
+    """Which model is loaded, and how."""
+
+    model: str | None = _setting(None, "Hub id, folder, PEFT adapter folder, GGUF file, or 'starter'.")
+    revision: str | None = _setting(None, "Branch, tag or commit hash on the Hub.")
+    head: Literal["causal", "seq2seq", "span"] | None = _setting(None, "Force a head the model type has.")
+    device: Device = _setting("auto", "Where the model runs.")
+    dtype: DType = _setting("auto", "Weights' type; auto takes the checkpoint's where the device is good at it.")
+    quantize: Quantization | None = _setting(None, "Quantize the weights while loading.")
+    attn_implementation: str | None = _setting(None, "Attention kernel, as Transformers names it (sdpa, eager …).")
+    offline: bool = _setting(False, "Never reach for a network.")
+    safetensors_only: bool = _setting(False, "Refuse checkpoints that only have .bin files.")
+    allow_pickle: bool = _setting(False, "Load .bin files that can run code. Only for files you trust.")
+    trust_remote_code: bool = _setting(False, "Run Python code that comes with the checkpoint.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings(_Checked):
+    """How text is generated. A setting left at None is taken from the model's own generation_config.json."""
+
+    max_new_tokens: int | None = _setting(None, "Longest output in tokens; each task has its own default.", minimum=1)
+    temperature: float | None = _setting(None, "Sample at this temperature; 0 is greedy.", minimum=0, maximum=100)
+    top_p: float | None = _setting(None, "Sample from the likeliest tokens that sum to this.", minimum=0, maximum=1)
+    top_k: int | None = _setting(None, "Sample from this many likeliest tokens; 0 means all.", minimum=0)
+    min_p: float | None = _setting(
+        None, "Sample from tokens at least this share as likely as the likeliest.", minimum=0, maximum=1
+    )
+    repetition_penalty: float | None = _setting(None, "Above 1 makes repeats less likely.", minimum=0.01, maximum=100)
+    no_repeat_ngram_size: int | None = _setting(None, "Never repeat a run of this many tokens; 0 is off.", minimum=0)
+    num_beams: int | None = _setting(None, "Beam search with this many beams; 1 is off.", minimum=1, maximum=1000)
+    length_penalty: float | None = _setting(None, "Beam search: above 0 favours longer outputs.")
+    num_return_sequences: int = _setting(1, "How many outputs for each input.", minimum=1, maximum=1000)
+    seed: int | None = _setting(None, "Make sampling repeatable.", minimum=0, maximum=2**63 - 1)
+    stop: tuple[str, ...] = _setting((), "Stop before this text (repeatable); it is not printed.")
+    on_overflow: Overflow = _setting("error", "What to do with input longer than the model's context.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        if any(not text for text in self.stop):
+            raise UsageError("stop='' would stop at once", "give the text to stop at")
+        if self.top_p == 0:
+            raise UsageError("top_p=0 leaves no token", "use temperature 0 for greedy decoding")
+        beams = self.num_beams or 1
+        if self.num_return_sequences > 1 and not self.samples and self.num_return_sequences > beams:
+            raise UsageError(
+                f"num_return_sequences={self.num_return_sequences} would give the same text each time",
+                "sample (temperature above 0) or use at least as many beams (num_beams)",
+            )
+        if self.temperature == 0 and any(value is not None for value in (self.top_p, self.top_k, self.min_p)):
+            raise UsageError("temperature=0 is greedy, top_p, top_k and min_p have no effect", "leave them out")
+        if self.length_penalty is not None and beams == 1:
+            raise UsageError("length_penalty has an effect in beam search only", "set num_beams above 1")
+
+    @property
+    def samples(self) -> bool:
+        """Whether the caller asked for sampling; False also when only the model's own settings do."""
+        sampling = (self.top_p, self.top_k, self.min_p)
+        return bool(self.temperature) or (self.temperature is None and any(value is not None for value in sampling))
+
+
+class Options(TypedDict, total=False):
+    """The fields of `LoadSettings` and `GenerationSettings` as keyword arguments (a test compares them)."""
+
+    model: str | None
+    revision: str | None
+    head: Literal["causal", "seq2seq", "span"] | None
+    device: Device
+    dtype: DType
+    quantize: Quantization | None
+    attn_implementation: str | None
+    offline: bool
+    safetensors_only: bool
+    allow_pickle: bool
+    trust_remote_code: bool
+    max_new_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    no_repeat_ngram_size: int | None
+    num_beams: int | None
+    length_penalty: float | None
+    num_return_sequences: int
+    seed: int | None
+    stop: tuple[str, ...]
+    on_overflow: Overflow
+
+
+Settings = TypeVar("Settings", LoadSettings, GenerationSettings)
+
+
+def setting_fields(settings: type[Any]) -> tuple[Field[Any], ...]:
+    """The declared settings of one of the classes here, in order."""
+    return fields(settings)
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[LoadSettings, GenerationSettings]:
+    """Keyword arguments to their two classes; `UsageError` names the nearest for an unknown one."""
+    load = {item.name for item in setting_fields(LoadSettings)}
+    generation = {item.name for item in setting_fields(GenerationSettings)}
+    for name in options:
+        if name not in load | generation:
+            near = get_close_matches(name, load | generation, n=1)
+            raise UsageError(f"unknown setting {name!r}", f"did you mean {near[0]!r}?" if near else "see llmkit --help")
+    return (
+        LoadSettings(**{name: value for name, value in options.items() if name in load}),
+        GenerationSettings(**{name: value for name, value in options.items() if name in generation}),
+    )

@@ -1,0 +1,82 @@
+"""One text from a file, standard input or the command line, or one clear line why not."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from pathlib import Path
+
+from llmkit.errors import InputError
+
+__all__ = ["decode_text", "read_text", "read_text_file"]
+
+_WIDE_BOMS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+
+
+def decode_text(content: bytes, name: str, encoding: str = "utf-8") -> str:
+    """Bytes to text; a byte order mark is not part of it. `InputError` says what is wrong and where."""
+    try:
+        codec = codecs.lookup(encoding).name
+    except LookupError as error:
+        raise InputError(f"unknown encoding {encoding!r}", "use a name such as utf-8, gb18030 or latin-1") from error
+    if codec == "utf-8":
+        wide = next((label for bom, label in _WIDE_BOMS.items() if content.startswith(bom)), None)
+        if wide:
+            raise InputError(f"{name} is {wide} text, not UTF-8", f"pass --encoding {wide.lower()}")
+        codec = "utf-8-sig"
+    if codec.startswith("utf-8") and b"\0" in content:
+        raise InputError(f"{name} is a binary file (NUL at byte {content.index(0)})", "give a text file")
+    try:
+        return content.decode(codec)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{name} is not {encoding} text (byte 0x{content[error.start]:02x} at position {error.start})",
+            "name its encoding, such as --encoding gb18030 or latin-1",
+        ) from error
+
+
+def read_text_file(path: Path, encoding: str = "utf-8") -> str:
+    """The text of a file."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder", "give a text file")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})", "check the path and its permissions") from error
+    return decode_text(content, str(path), encoding)
+
+
+def _is_file(argument: str) -> bool:
+    try:
+        return Path(argument).is_file()
+    except (OSError, ValueError):  # a long text is no valid path
+        return False
+
+
+def _looks_like_a_file(argument: str) -> bool:
+    """A missing file must not be answered as if its name were the text."""
+    path = Path(argument)
+    if any(character.isspace() for character in argument) or not argument.isprintable():
+        return False
+    return argument.startswith(("./", "../", "/", "~/")) or path.suffix.lower() in {".txt", ".md", ".jsonl", ".json"}
+
+
+def read_text(argument: str | None, literal: str | None, encoding: str = "utf-8") -> str:
+    """The text a command works on.
+
+    ``literal`` (``--text``) is taken as it is. ``argument`` is a file if one of that name exists, standard
+    input if it is ``-`` or missing with something piped in, and otherwise the text itself.
+    """
+    if literal is not None:
+        if argument is not None:
+            raise InputError(f"both {argument!r} and --text were given", "give one of them")
+        return literal
+    if argument == "-" or (argument is None and not sys.stdin.isatty()):
+        return decode_text(sys.stdin.buffer.read(), "standard input", encoding)
+    if argument is None:
+        raise InputError("there is no text", "give a text, a file, or pipe one in")
+    if _is_file(argument):
+        return read_text_file(Path(argument), encoding)
+    if _looks_like_a_file(argument):
+        raise InputError(f"there is no file {argument}", "check the path, or pass --text for the words themselves")
+    return argument

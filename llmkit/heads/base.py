@@ -1,0 +1,101 @@
+"""What a head does for inference: prompts to tensors, and where in the output the new tokens begin.
+
+Knows tokenizers and tensors. Does not know tasks, files or batching order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llmkit.tasks import Chat, Message, Prompt
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmkit.models.load import Loaded
+
+__all__ = ["Encoded", "HeadOps", "encode_chat", "encode_text", "pad"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One prompt as token ids."""
+
+    input_ids: tuple[int, ...]
+    decoder_ids: tuple[int, ...] = ()
+    """Seq2seq: what the decoder starts from (start token, forced language, prefill)."""
+    continues: tuple[int, ...] = ()
+    """Tokens whose text the output continues, so that a leading space survives decoding."""
+
+
+class HeadOps(Protocol):
+    """One module a head implements this."""
+
+    def encode(self, loaded: Loaded, prompt: Prompt) -> Encoded:
+        """A prompt to ids, special tokens included."""
+
+    def collate(self, loaded: Loaded, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """Prompts to the keyword arguments of ``model.generate``: ``[batch, length]`` tensors on the device."""
+
+    def output_start(self, inputs: dict[str, torch.Tensor]) -> int:
+        """Index of the first new token in the sequences that ``model.generate`` returns."""
+
+    def room(self, loaded: Loaded, encoded: Encoded) -> int | None:
+        """How many tokens the model can write after this prompt; None where nothing limits it."""
+
+    def last_logits(self, loaded: Loaded, encoded: Encoded) -> torch.Tensor:
+        """Scores of the next token: ``[vocabulary]``, float32, on the CPU."""
+
+
+def encode_text(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
+    """Ids of a text, with the tokenizer's own special tokens unless ``special`` is False."""
+    # Length is checked by the caller, who knows what to do about it; the tokenizer would only warn.
+    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def encode_chat(tokenizer: Any, chat: Chat) -> list[int]:
+    """Ids of a conversation up to the point where the assistant speaks, by the model's own template.
+
+    The template is rendered and tokenized in one step: tokenizing its text afterwards can add a second BOS.
+    """
+    from jinja2.exceptions import TemplateError
+
+    messages = chat.messages
+    try:
+        return _apply_template(tokenizer, messages, chat.prefill)
+    except TemplateError:
+        if messages[0].role != "system" or len(messages) < 2:
+            raise
+        # Gemma and others know no system role: it goes in front of the first message, as their cards advise.
+        merged = Message(messages[1].role, f"{messages[0].content}\n\n{messages[1].content}")
+        return _apply_template(tokenizer, (merged, *messages[2:]), chat.prefill)
+
+
+def _apply_template(tokenizer: Any, messages: Sequence[Message], prefill: str) -> list[int]:
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    if prefill:
+        turns.append({"role": "assistant", "content": prefill})
+    ids = tokenizer.apply_chat_template(
+        turns, add_generation_prompt=not prefill, continue_final_message=bool(prefill), return_dict=True
+    )["input_ids"]
+    return list(ids)
+
+
+def pad(
+    rows: Sequence[Sequence[int]], pad_id: int, device: Any, *, left: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids to ``(ids, mask)``, both ``[batch, longest]``; the mask is 1 on real tokens.
+
+    Done here and not by ``tokenizer.pad``: many models have no pad token, and the mask makes any id do.
+    """
+    import torch
+
+    longest = max(len(row) for row in rows)
+    ids, mask = [], []
+    for row in rows:
+        fill = longest - len(row)
+        ids.append([pad_id] * fill + list(row) if left else list(row) + [pad_id] * fill)
+        mask.append([0] * fill + [1] * len(row) if left else [1] * len(row) + [0] * fill)
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

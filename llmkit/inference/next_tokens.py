@@ -1,0 +1,83 @@
+"""The distribution of the next token, in a form a person can read.
+
+Knows how byte-level and byte-fallback vocabularies spell the bytes of a character that one token does not hold whole.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+from llmkit.errors import ContextOverflowError, InputError, UsageError
+from llmkit.heads import head_ops
+from llmkit.heads.decoding import TextStream
+from llmkit.models.load import Loaded
+from llmkit.tasks import Text
+
+__all__ = ["NextToken", "next_tokens"]
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """One candidate. ``text`` is what it adds to the text; bytes of an unfinished character read ``<E5 A4>``."""
+
+    id: int
+    token: str
+    text: str
+    probability: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@cache
+def _byte_of() -> dict[str, int]:
+    """The printable characters that byte-level BPE writes bytes with (GPT-2's ``bytes_to_unicode``), reversed."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def _readable(tokenizer: Any, token_id: int, continues: tuple[int, ...]) -> str:
+    stream = TextStream(tokenizer, continues, skip_special_tokens=False)
+    text = stream.push(token_id) or stream.flush()
+    if text and "\ufffd" not in text:
+        return text
+    token = str(tokenizer.convert_ids_to_tokens(token_id))
+    if match := re.fullmatch(r"<0x([0-9A-F]{2})>", token):
+        return f"<{match[1]}>"
+    if "\ufffd" in text and all(character in _byte_of() for character in token):
+        return f"<{bytes(_byte_of()[character] for character in token).hex(' ').upper()}>"
+    return text or token
+
+
+def next_tokens(loaded: Loaded, text: str, *, top: int = 10) -> list[NextToken]:
+    """The ``top`` likeliest next tokens after ``text``, with their probabilities over the whole vocabulary.
+
+    The text is continued as it stands, without a chat template. On a seq2seq model it is what the encoder
+    reads, and the distribution is that of the first output token.
+    """
+    if not text:
+        raise InputError("the text is empty", "give some text to continue")
+    if top < 1:
+        raise UsageError(f"top={top} is out of range", "give a number of 1 or more")
+    ops = head_ops(loaded.head)
+    encoded = ops.encode(loaded, Text(text))
+    limit = loaded.context.tokens
+    if limit is not None and loaded.context.hard and len(encoded.input_ids) > limit:
+        raise ContextOverflowError(
+            f"the text has {len(encoded.input_ids)} tokens and {loaded.source.name} reads {limit}", "shorten it"
+        )
+    probabilities = ops.last_logits(loaded, encoded).softmax(dim=-1)
+    values, ids = probabilities.topk(min(top, len(probabilities)))
+    return [
+        NextToken(
+            id=token_id,
+            token=str(loaded.tokenizer.convert_ids_to_tokens(token_id)),
+            text=_readable(loaded.tokenizer, token_id, encoded.continues),
+            probability=value,
+        )
+        for value, token_id in zip(values.tolist(), ids.tolist(), strict=True)
+    ]

@@ -1,0 +1,314 @@
+"""From files on disk to a model that can run: Auto class, dtype, device, tokenizer, adapter.
+
+Reads local folders only (`llmkit.models.locate` put the files there), so nothing here can reach a network.
+Knows nothing of prompts and how output is produced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from llmkit.config.settings import LoadSettings
+from llmkit.errors import CheckpointError, LlmkitError, MissingDependencyError, TaskMismatchError, UsageError
+from llmkit.log import log
+from llmkit.models.checkpoint import parameter_counts, weight_bytes, weight_files
+from llmkit.models.context import ContextLength, context_length
+from llmkit.models.hub import go_offline
+from llmkit.models.locate import locate
+from llmkit.models.memory import check_fits
+from llmkit.models.resolve import Resolution, resolve
+from llmkit.models.source import Source, read_json
+from llmkit.tasks import Head
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Loaded", "load_model", "load_source"]
+
+_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 1.0, "4bit": 0.5}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to run, with what the layers above need to know of it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    resolution: Resolution
+    source: Source
+    context: ContextLength
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    """Held while the model generates: a model has one cache and one generator at a time."""
+
+    @property
+    def head(self) -> Head:
+        return self.resolution.head
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+
+def load_model(
+    settings: LoadSettings, task: str, *, training: bool = False, fallback: bool = True, text: str = ""
+) -> Loaded:
+    """Locate and load the model for a task. ``training`` allows a newly initialised head.
+
+    Raises:
+        LlmkitError: one of its kinds, with one line that ends in what to do.
+    """
+    if settings.offline:
+        go_offline()
+    source = locate(settings, task, fallback=fallback, text=text)
+    return load_source(source, settings, task, training=training)
+
+
+def load_source(source: Source, settings: LoadSettings, task: str, *, training: bool = False) -> Loaded:
+    """Load files that are on this machine. See `load_model`."""
+    config = None if source.gguf_file else source.config()
+    resolution = None
+    if config is not None:
+        resolution = resolve(task, config, head=settings.head, model=source.name)
+        _refuse_untrusted(config, source, settings, resolution)
+        if resolution.new_head and not training:
+            raise _new_head(source, resolution)
+        _check_files(source, settings)
+    with _quiet_transformers(), _one_line_errors(source):
+        device = _pick_device(settings.device)
+        dtype = _pick_dtype(settings.dtype, device, source, config)
+        _check_memory(source, settings, device, dtype)
+        model_config = _model_config(source, settings)
+        if resolution is None:
+            resolution = resolve(task, model_config.to_dict(), head=settings.head, model=source.name)
+        model = _build(source, settings, resolution, model_config, device, dtype, training=training)
+        tokenizer = _tokenizer(source, settings)
+    tokenizer_file = (source.adapter or source.folder) / "tokenizer_config.json"
+    tokenizer_config = read_json(tokenizer_file) if tokenizer_file.is_file() else {}
+    return Loaded(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        resolution=resolution,
+        source=source,
+        context=context_length(config or model_config.to_dict(), tokenizer_config),
+    )
+
+
+# What is refused before anything heavy happens.
+
+
+def _refuse_untrusted(config: dict[str, Any], source: Source, settings: LoadSettings, resolution: Resolution) -> None:
+    from llmkit.models.tables import class_names
+
+    native = resolution.model_type in class_names(resolution.head)
+    if config.get("auto_map") and not native and not settings.trust_remote_code:
+        raise CheckpointError(
+            f"{source.name} comes with Python code of its own that would run on this machine",
+            "read the code, then pass --trust-remote-code if you trust it",
+        )
+
+
+def _new_head(source: Source, resolution: Resolution) -> TaskMismatchError:
+    return TaskMismatchError(
+        f"{source.name} has no trained {resolution.head} head: {resolution.model_class} would start with random weights"
+        " and give random answers",
+        "fine-tune it first, or choose a model that has the head: llmkit models",
+    )
+
+
+def _check_files(source: Source, settings: LoadSettings) -> None:
+    files = weight_files(source.folder)
+    if files.safetensors:
+        parameter_counts(source.folder)  # reads the headers, and so refuses a partial download
+        return
+    if not files.bins:
+        raise CheckpointError(f"{source.name} has a config.json and no weights", "download the checkpoint again")
+    names = ", ".join(path.name for path in files.bins[:2])
+    if settings.safetensors_only:
+        raise CheckpointError(f"{source.name} only has pickled weights ({names})", "choose another model or revision")
+    if settings.allow_pickle:
+        log.warning("%s is loaded as a full pickle, which can run code", names)
+    else:
+        log.warning("%s is not in the safetensors format; it is loaded with weights_only=True", names)
+
+
+def _check_memory(source: Source, settings: LoadSettings, device: str, dtype: torch.dtype) -> None:
+    if source.gguf_file:
+        return  # the dequantized size is known only after reading all of it
+    counts = parameter_counts(source.folder)
+    if counts is None:
+        needed = float(weight_bytes(source.folder))
+    else:
+        needed = sum(counts.values()) * _BYTES.get(settings.quantize or str(dtype).removeprefix("torch."), 4.0)
+    check_fits(int(needed), device, source.name)
+
+
+# The steps of loading.
+
+
+def _pick_device(device: str) -> str:
+    import torch
+
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if device == "auto":
+        return "cuda" if cuda else "mps" if mps else "cpu"
+    if (device == "cuda" and not cuda) or (device == "mps" and not mps):
+        raise UsageError(f"device={device}: this PyTorch sees no such device", "use --device auto or cpu")
+    return device
+
+
+def _pick_dtype(dtype: str, device: str, source: Source, config: dict[str, Any] | None) -> torch.dtype:
+    """The checkpoint's own type where the device computes well in it, else the nearest that is."""
+    import torch
+
+    if dtype != "auto":
+        wanted: torch.dtype = getattr(torch, dtype)
+        return wanted
+    stored = (config or {}).get("dtype") or (config or {}).get("torch_dtype")
+    if stored is None and config is not None:
+        counts = parameter_counts(source.folder)
+        stored = max(counts, key=lambda name: counts[name]) if counts else None
+    if stored is None:
+        stored = "bfloat16" if source.gguf_file else "float32"
+    half = stored in ("bfloat16", "float16")
+    if not half:
+        return torch.float32
+    if device == "cuda":
+        if stored == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.float16
+        return torch.bfloat16 if stored == "bfloat16" else torch.float16
+    if device == "mps":
+        return torch.float16 if stored == "float16" else torch.bfloat16
+    # Half precision on a processor without instructions for it is many times slower than float32.
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def _model_config(source: Source, settings: LoadSettings) -> Any:
+    from transformers import AutoConfig
+
+    extra = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    return AutoConfig.from_pretrained(
+        source.folder, local_files_only=True, trust_remote_code=settings.trust_remote_code, **extra
+    )
+
+
+def _build(
+    source: Source,
+    settings: LoadSettings,
+    resolution: Resolution,
+    model_config: Any,
+    device: str,
+    dtype: torch.dtype,
+    *,
+    training: bool,
+) -> PreTrainedModel:
+    import transformers
+
+    options: dict[str, Any] = {
+        "config": model_config,
+        "dtype": dtype,
+        "local_files_only": True,
+        "trust_remote_code": settings.trust_remote_code,
+    }
+    if settings.attn_implementation is not None:
+        options["attn_implementation"] = settings.attn_implementation
+    if source.gguf_file:
+        options["gguf_file"] = source.gguf_file
+    elif weight_files(source.folder).safetensors:
+        options["use_safetensors"] = True
+    else:
+        options |= {"use_safetensors": False, "weights_only": not settings.allow_pickle}
+    if settings.quantize:
+        options["quantization_config"] = _quantization(settings.quantize, dtype)
+    if device != "cpu" or settings.quantize:
+        options["device_map"] = {"": device}
+    auto_class = getattr(transformers, resolution.auto_class)
+    model, info = auto_class.from_pretrained(source.folder, output_loading_info=True, **options)
+    if info["missing_keys"] and not training:
+        _refuse_missing(source, resolution, sorted(info["missing_keys"]))
+    if source.adapter is not None:
+        model = _attach_adapter(model, source, training=training)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _refuse_missing(source: Source, resolution: Resolution, missing: list[str]) -> None:
+    names = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else missing[0]
+    raise CheckpointError(
+        f"{source.name} lacks weights of {resolution.model_class} ({names}); they would be random, and so the answers",
+        "download the checkpoint again, or choose one whose config.json names this class",
+    )
+
+
+def _quantization(bits: str, dtype: torch.dtype) -> Any:
+    from importlib.util import find_spec
+
+    if find_spec("bitsandbytes") is None:
+        raise MissingDependencyError(f"--quantize {bits} needs bitsandbytes", "run: pip install 'llmkit[quantize]'")
+    from transformers import BitsAndBytesConfig
+
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def _attach_adapter(model: Any, source: Source, *, training: bool) -> Any:
+    from peft import PeftModel
+
+    log.info("adapter: %s on %s", source.adapter, source.folder)
+    return PeftModel.from_pretrained(model, str(source.adapter), is_trainable=training, local_files_only=True)
+
+
+def _tokenizer(source: Source, settings: LoadSettings) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    folder, extra = source.folder, {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    # A tuned adapter may have brought tokens and a chat template of its own.
+    if source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file():
+        folder, extra = source.adapter, {}
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=settings.trust_remote_code, **extra
+    )
+    return tokenizer
+
+
+# How Transformers is kept to one line.
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Its progress bars print even off a terminal, and its warnings are checked for above."""
+    from transformers.utils import logging as transformers_logging
+
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _one_line_errors(source: Source) -> Iterator[None]:
+    """Turn what a loader raises over bad files into one line; the original stays as the cause."""
+    try:
+        yield
+    except (LlmkitError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        reason = f"{reason[:300]}…" if len(reason) > 300 else reason
+        fix = "download the checkpoint again, or see the whole error with --debug"
+        if "weights_only" in reason or "WeightsUnpickler" in reason:
+            reason = "its .bin file holds more than tensors, and loading it could run code"
+            fix = "choose a safetensors checkpoint, or pass --allow-pickle if you trust it"
+        raise CheckpointError(f"{source.name} cannot be loaded: {reason}", fix) from error
+
+

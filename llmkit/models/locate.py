@@ -1,0 +1,147 @@
+"""From what the user called a model to files on this machine.
+
+Knows the forms a name can take (nothing, ``starter``, a folder, an adapter, a GGUF file, a Hub id) and what
+to fall back to when no model was named. Leaves the network to `hub` and the embedded model to `starter`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from llmkit.config.settings import LoadSettings
+from llmkit.errors import CheckpointError, HubUnreachableError, ModelNotFoundError
+from llmkit.log import log
+from llmkit.models.hub import exists, fetch, hub_reachable, is_cached, is_offline
+from llmkit.models.recommended import default_models
+from llmkit.models.source import Source, read_json
+from llmkit.models.starter import STARTER, starter_limits, starter_source
+
+__all__ = ["locate"]
+
+_ADAPTER_CONFIG = "adapter_config.json"
+
+
+def locate(settings: LoadSettings, task: str, *, weights: bool = True, fallback: bool = True, text: str = "") -> Source:
+    """Find the model that ``settings`` asks for, downloading it where that is allowed.
+
+    Args:
+        settings: ``model`` may be None, then the task's default is taken.
+        task: name of the task, for the default.
+        weights: False fetches configs and tokenizer files only.
+        fallback: with no model named and no way to the Hub, True answers from the starter and says so, False raises.
+        text: the user's text; the starter's limits are stated more strongly for what it cannot read.
+
+    Raises:
+        ModelNotFoundError, HubUnreachableError, CheckpointError, NotEnoughMemoryError: one line each.
+    """
+    if settings.model is None:
+        return _default(settings, task, weights=weights, fallback=fallback, text=text)
+    return _named(settings.model, settings, weights=weights)
+
+
+def _default(settings: LoadSettings, task: str, *, weights: bool, fallback: bool, text: str) -> Source:
+    candidates = default_models(task)
+    cached = next((name for name in candidates if is_cached(name)), None)
+    if not is_offline() and hub_reachable():
+        model = next((name for name in candidates if exists(name)), candidates[-1])
+        log.info("model: %s (the default for %s)", model, task)
+        return _from_hub(model, settings, weights=weights)
+    if cached is not None:
+        log.info("model: %s (the default for %s)", cached, task)
+        return _from_hub(cached, settings, weights=weights)
+    if not fallback:
+        raise HubUnreachableError(
+            f"the model hub cannot be reached and the default for {task} is not on this machine",
+            "name a model: --model starter, or a folder",
+        )
+    log.warning(
+        "%s, so the embedded model answers (--model starter). %s",
+        "offline" if is_offline() else "the model hub cannot be reached",
+        starter_limits(text),
+    )
+    return starter_source(offline=is_offline())
+
+
+def _named(model: str, settings: LoadSettings, *, weights: bool) -> Source:
+    if model == STARTER:
+        return starter_source(offline=is_offline())
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _from_folder(model, path, settings, weights=weights)
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return Source(name=model, folder=path.parent, gguf_file=path.name)
+        raise CheckpointError(f"{model} is a file, and not a GGUF file", "give the folder that holds config.json")
+    if _looks_like_a_path(model):
+        raise ModelNotFoundError(f"there is no folder {model}", "check the path; Hub ids have the form owner/name")
+    return _from_hub(model, settings, weights=weights)
+
+
+def _looks_like_a_path(model: str) -> bool:
+    if model.endswith(".gguf") and model.count("/") >= 2 and not model.startswith((".", "/", "~")):
+        return False  # owner/name/file.gguf on the Hub
+    return model.startswith((".", "/", "~")) or model.count("/") > 1 or os.sep in model.replace("/", "")
+
+
+def _from_folder(model: str, folder: Path, settings: LoadSettings, *, weights: bool) -> Source:
+    if settings.revision is not None:
+        raise ModelNotFoundError(f"{model} is a local folder, which has no revisions", "leave --revision out")
+    if (folder / _ADAPTER_CONFIG).is_file():
+        return _with_base(model, folder, None, settings, weights=weights)
+    if (folder / "config.json").is_file():
+        return Source(name=model, folder=folder)
+    ggufs = sorted(folder.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return Source(name=model, folder=folder, gguf_file=ggufs[0].name)
+    if ggufs:
+        raise CheckpointError(f"{model} holds {len(ggufs)} GGUF files", f"name one: --model {ggufs[0]}")
+    raise CheckpointError(f"{model} has no config.json", "give a folder written by save_pretrained")
+
+
+def _from_hub(model: str, settings: LoadSettings, *, weights: bool) -> Source:
+    repo, filename = model, None
+    if model.endswith(".gguf"):
+        owner, name, filename = model.split("/", 2)
+        repo = f"{owner}/{name}"
+    snapshot = fetch(
+        repo,
+        revision=settings.revision,
+        filename=filename,
+        safetensors_only=settings.safetensors_only,
+        code=settings.trust_remote_code,
+        weights=weights,
+    )
+    if (snapshot.folder / _ADAPTER_CONFIG).is_file() and not (snapshot.folder / "config.json").is_file():
+        return _with_base(model, snapshot.folder, snapshot.commit, settings, weights=weights)
+    return Source(name=model, folder=snapshot.folder, commit=snapshot.commit, gguf_file=filename)
+
+
+def _with_base(
+    model: str, adapter: Path, adapter_commit: str | None, settings: LoadSettings, *, weights: bool
+) -> Source:
+    config = read_json(adapter / _ADAPTER_CONFIG)
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise CheckpointError(
+            f"{adapter / _ADAPTER_CONFIG} names no base model", "set base_model_name_or_path to the model it was tuned from"
+        )
+    found = _named(str(base), _for_base(settings, config.get("revision")), weights=weights)
+    return Source(
+        name=model,
+        folder=found.folder,
+        commit=found.commit,
+        gguf_file=found.gguf_file,
+        adapter=adapter,
+        adapter_commit=adapter_commit,
+    )
+
+
+def _for_base(settings: LoadSettings, revision: str | None) -> LoadSettings:
+    """The user's revision is the adapter's; the base has the one it was tuned from."""
+    return LoadSettings(
+        revision=revision,
+        offline=settings.offline,
+        safetensors_only=settings.safetensors_only,
+        trust_remote_code=settings.trust_remote_code,
+    )

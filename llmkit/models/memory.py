@@ -1,0 +1,48 @@
+"""How much memory there is, and whether a model's weights fit.
+
+Knows sizes only. The check is for weights: activations and the KV cache depend on the input and come later.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmkit.errors import NotEnoughMemoryError
+
+__all__ = ["available_memory", "check_fits"]
+
+
+def _cgroup_room() -> int | None:
+    """Bytes left under a container's memory limit, which the system-wide figure does not show."""
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii").strip()
+        stat = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii")
+        # The page cache counts as used but is given back on demand.
+        cache = sum(int(line.split()[1]) for line in stat.splitlines() if line.startswith("inactive_file "))
+        return int(limit) - int(used) + cache
+    except (OSError, ValueError):
+        return None
+
+
+def available_memory(device: str) -> int:
+    """Bytes that can be allocated on a device now."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    room = _cgroup_room()
+    free = int(psutil.virtual_memory().available)
+    return free if room is None else min(free, room)
+
+
+def check_fits(needed: int, device: str, name: str) -> None:
+    """Raise `NotEnoughMemoryError` with both figures if ``needed`` bytes of weights do not fit."""
+    available = available_memory(device)
+    if needed > available:
+        raise NotEnoughMemoryError(
+            f"{name} needs {needed / 1e9:.1f} GB for its weights and {device} has {available / 1e9:.1f} GB free",
+            "choose a smaller model (llmkit models), a smaller --dtype, or --quantize 4bit",
+        )

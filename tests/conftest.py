@@ -1,0 +1,33 @@
+"""Fixtures: tiny checkpoints built once a session, a cache of its own, and no network."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports huggingface_hub, which reads its settings once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
+
+Checkpoint = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """``checkpoint("gpt2", chat=True)``: the folder of a tiny model, built at the first call."""
+    built: dict[str, Path] = {}
+
+    def get(family: str, **settings: Any) -> Path:
+        key = repr((family, sorted(settings.items())))
+        if key not in built:
+            built[key] = tiny.build(family, tmp_path_factory.mktemp(family), **settings)
+        return built[key]
+
+    return get

@@ -68,7 +68,7 @@ def load(
     Raises:
         LlmkitError: one line that ends in what to do.
     """
-    load_settings, settings = split_options(options if model is None else {**options, "model": model})
+    load_settings, settings = split_options({**options, "model": model})
     return build_pipeline(task, load_settings, settings, make_wording(system, prefill, examples, raw=raw))
 
 
@@ -92,9 +92,7 @@ def generate(
     **options: Unpack[Options],
 ) -> Output:
     """Answer or continue one prompt. The model of the last call stays loaded; see `load` for the arguments."""
-    pipeline = load(
-        "text-generation", model, system=system, prefill=prefill, examples=examples, raw=raw, **options
-    )
+    pipeline = load("text-generation", model, system=system, prefill=prefill, examples=examples, raw=raw, **options)
     return pipeline(prompt)
 
 

@@ -98,7 +98,14 @@ def _electra(tokenizer: Any) -> dict[str, Any]:
 
 
 def _distilbert(tokenizer: Any) -> dict[str, Any]:
-    return {**_sizes(tokenizer), "dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 128}
+    return {
+        **_sizes(tokenizer),
+        "dim": 16,
+        "hidden_dim": 32,
+        "n_layers": 2,
+        "n_heads": 2,
+        "max_position_embeddings": 128,
+    }
 
 
 def _marian(tokenizer: Any) -> dict[str, Any]:

@@ -45,8 +45,9 @@ def generate(
     Settings that are not given come from the model's own generation_config.json; without one,
     decoding is greedy and 256 tokens long at most.
     """
-    from llmkit.api import build_pipeline, get_task, make_wording
+    from llmkit.api import build_pipeline, make_wording
     from llmkit.data.text import read_text
+    from llmkit.tasks import get_task
 
     prompt = read_text(argument, text, encoding)
     task = get_task("generate")
@@ -95,9 +96,9 @@ def next_(
     load: LoadSettings,
 ) -> None:
     """Show the likeliest next tokens after a text, with their probabilities."""
-    from llmkit.api import build_pipeline, get_task
+    from llmkit.api import build_pipeline
     from llmkit.data.text import read_text
-    from llmkit.tasks import Wording
+    from llmkit.tasks import Wording, get_task
 
     prompt = read_text(argument, text, encoding)
     task = get_task("generate")

@@ -30,6 +30,7 @@ class _Flags:
 
 flags = _Flags()
 
+
 class Stopped(BaseException):
     """The run was ended from outside: Ctrl+C, SIGTERM, or a reader that closed the pipe.
 

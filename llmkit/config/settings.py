@@ -122,9 +122,11 @@ class GenerationSettings(_Checked):
 
 
 class Options(TypedDict, total=False):
-    """The fields of `LoadSettings` and `GenerationSettings` as keyword arguments (a test compares them)."""
+    """The fields of `LoadSettings`, less ``model``, and of `GenerationSettings` as keyword arguments.
 
-    model: str | None
+    A type for editors and type checkers; a test compares it with the classes.
+    """
+
     revision: str | None
     head: Literal["causal", "seq2seq", "span"] | None
     device: Device

@@ -83,9 +83,7 @@ def _apply_template(tokenizer: Any, messages: Sequence[Message], prefill: str) -
     return list(ids)
 
 
-def pad(
-    rows: Sequence[Sequence[int]], pad_id: int, device: Any, *, left: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(rows: Sequence[Sequence[int]], pad_id: int, device: Any, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of ids to ``(ids, mask)``, both ``[batch, longest]``; the mask is 1 on real tokens.
 
     Done here and not by ``tokenizer.pad``: many models have no pad token, and the mask makes any id do.

@@ -30,7 +30,7 @@ class CausalOps:
                 ids = encode_text(loaded.tokenizer, prompt.text + prompt.prefill)
                 # Tokenizers made for encoders close the text with EOS or SEP; a continuation must not follow that.
                 end = {loaded.tokenizer.eos_token_id, loaded.tokenizer.sep_token_id} - {None}
-                if len(ids) > 1 and ids[-1] in end and not prompt.text.endswith(loaded.tokenizer.decode(ids[-1:])):
+                if len(ids) > 1 and ids[-1] in end and not prompt.text.endswith(str(loaded.tokenizer.decode(ids[-1]))):
                     ids = ids[:-1]
                 return Encoded(tuple(ids), continues=tuple(ids[-_CONTEXT_FOR_DECODING:]))
             case _:

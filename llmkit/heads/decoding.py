@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.config.settings import GenerationSettings
+from llmkit.heads.text_stream import StopScanner, TextStream
 from llmkit.log import log
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from llmkit.heads.base import Encoded, HeadOps
     from llmkit.models.load import Loaded
 
-__all__ = ["FinishReason", "Piece", "StopScanner", "TextStream", "generation_config", "pad_id", "stream"]
+__all__ = ["FinishReason", "Piece", "generation_config", "pad_id", "stream"]
 
 FinishReason = Literal["stop", "length"]
 
@@ -37,6 +38,9 @@ class Piece:
     text: str
     finish_reason: FinishReason | None = None
     tokens: int = 0
+
+
+Pieces = queue.SimpleQueue[Piece | BaseException | None]
 
 
 def pad_id(loaded: Loaded) -> int:
@@ -56,107 +60,45 @@ def _eos_ids(config: GenerationConfig) -> set[int]:
     return set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
 
 
-class TextStream:
-    """Decodes one row token by token; the pieces join to what decoding all tokens at once gives.
-
-    A piece is held back while it ends in half a character. Each step decodes only a few tokens: those of
-    the last piece again, because many tokenizers drop the space in front of a text.
-    """
-
-    def __init__(self, tokenizer: Any, continues: Sequence[int] = (), *, skip_special_tokens: bool = True) -> None:
-        self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
-        self._ids = list(continues)
-        self._start, self._end = 0, len(self._ids)
-
-    def _decode(self, start: int, end: int | None) -> str:
-        return str(self._tokenizer.decode(self._ids[start:end], skip_special_tokens=self._skip_special_tokens))
-
-    def push(self, token: int) -> str:
-        """Add a token; returns the text that has become certain."""
-        self._ids.append(token)
-        return self._advance(final=False)
-
-    def flush(self) -> str:
-        """The text still held back."""
-        return self._advance(final=True)
-
-    def _advance(self, *, final: bool) -> str:
-        known = self._decode(self._start, self._end)
-        text = self._decode(self._start, None)
-        if len(text) <= len(known) or (text.endswith("\ufffd") and not final):
-            return ""
-        self._start, self._end = self._end, len(self._ids)
-        return text[len(known) :]
-
-
-class StopScanner:
-    """Finds stop strings in text that arrives in pieces, and never lets the beginning of one through."""
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = tuple(stop)
-        self._held = ""
-        self.found = False
-
-    def push(self, text: str) -> str:
-        """Add text; returns what may be shown. After `found` nothing more comes."""
-        if not self._stop:
-            return text
-        self._held += text
-        hits = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
-        if hits:
-            self.found = True
-            shown, self._held = self._held[: min(hits)], ""
-            return shown
-        keep = max((n for stop in self._stop for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
-        split = len(self._held) - keep
-        shown, self._held = self._held[:split], self._held[split:]
-        return shown
-
-    def flush(self) -> str:
-        """What was held back, when the text ends without a stop string."""
-        held, self._held = self._held, ""
-        return held
-
-
+@dataclass
 class _Row:
-    """The state of one output: its tokens so far, and whether it is done."""
+    """The state of one output."""
 
-    def __init__(self, tokenizer: Any, encoded: Encoded, stop: Sequence[str], limit: int, eos: set[int]) -> None:
-        self._text = TextStream(tokenizer, encoded.continues)
-        self._stop = StopScanner(stop)
-        self._limit, self._eos = limit, eos
-        self._count = 0
-        self.done = False
+    number: int
+    text: TextStream
+    stop: StopScanner
+    limit: int
+    eos: set[int]
+    count: int = 0
+    done: bool = False
 
-    def push(self, number: int, token: int) -> Piece | None:
-        self._count += 1
-        if token in self._eos:
-            return self._finish(number, "", "stop")
-        text = self._stop.push(self._text.push(token))
-        if self._stop.found:
-            self.done = True
-            return Piece(number, text, "stop", self._count)
-        if self._count >= self._limit:
-            return self._finish(number, text, "length")
-        return Piece(number, text) if text else None
+    def push(self, token: int) -> Piece | None:
+        """Add a token; returns a piece where text has become certain or the row has ended."""
+        self.count += 1
+        if token in self.eos:
+            return self._finish("", "stop")
+        text = self.stop.push(self.text.push(token))
+        if self.stop.found or self.count >= self.limit:
+            return self._finish(text, "length")
+        return Piece(self.number, text) if text else None
 
-    def push_all(self, number: int, tokens: Sequence[int]) -> Piece:
+    def push_all(self, tokens: Sequence[int]) -> Piece:
         """A whole output at once, as beam search gives it: one piece."""
         text = ""
         for token in tokens:
-            piece = self.push(number, token)
+            piece = self.push(token)
             text += piece.text if piece else ""
             if piece and self.done:
-                return Piece(number, text, piece.finish_reason, piece.tokens)
-        last = self._finish(number, "", "length")
-        return Piece(number, text + last.text, last.finish_reason, last.tokens)
+                return Piece(self.number, text, piece.finish_reason, piece.tokens)
+        return self._finish(text, "length")
 
-    def _finish(self, number: int, text: str, reason: FinishReason) -> Piece:
+    def _finish(self, text: str, reason: FinishReason) -> Piece:
         self.done = True
-        text += self._stop.push(self._text.flush())
-        text += "" if self._stop.found else self._stop.flush()
-        return Piece(number, text, "stop" if self._stop.found else reason, self._count)
+        if not self.stop.found:
+            text += self.stop.push(self.text.flush())
+        if not self.stop.found:
+            text += self.stop.flush()
+        return Piece(self.number, text, "stop" if self.stop.found else reason, self.count)
 
 
 def generation_config(loaded: Loaded, settings: GenerationSettings, max_new_tokens: int) -> GenerationConfig:
@@ -198,7 +140,7 @@ def stream(
     stops at EOS, at a stop string, at ``max_new_tokens`` or where the context is full. Beam search gives each
     row as one piece, when the beams are done. Closing the iterator stops the model after the current token.
     """
-    pieces: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
+    pieces: Pieces = queue.SimpleQueue()
     cancelled = threading.Event()
 
     def work() -> None:
@@ -226,46 +168,74 @@ def stream(
             worker.join()
 
 
+def _groups(rooms: Sequence[int | None], max_new_tokens: int) -> list[tuple[list[int], int]]:
+    """Which prompts can be generated together, and how many tokens each group may write.
+
+    A prompt whose context fills up before ``max_new_tokens`` goes alone: in a batch it would be carried on with
+    the others, past its last position.
+    """
+    roomy = [index for index, room in enumerate(rooms) if room is None or room >= max_new_tokens]
+    tight = [([index], room) for index, room in enumerate(rooms) if room is not None and room < max_new_tokens]
+    return [(roomy, max_new_tokens), *tight] if roomy else tight
+
+
 def _generate(
     loaded: Loaded,
     ops: HeadOps,
     batch: Sequence[Encoded],
     settings: GenerationSettings,
     max_new_tokens: int,
-    pieces: queue.SimpleQueue[Piece | BaseException | None],
+    pieces: Pieces,
+    cancelled: threading.Event,
+) -> None:
+    rooms = [ops.room(loaded, encoded) for encoded in batch]
+    for indices, limit in _groups(rooms, max_new_tokens):
+        config = generation_config(loaded, settings, limit)
+        rows = [
+            _Row(
+                index * settings.num_return_sequences + sequence,
+                TextStream(loaded.tokenizer, batch[index].continues),
+                StopScanner(settings.stop),
+                limit,
+                _eos_ids(config),
+            )
+            for index in indices
+            for sequence in range(settings.num_return_sequences)
+        ]
+        inputs = ops.collate(loaded, [batch[index] for index in indices])
+        _generate_group(loaded, ops, inputs, config, rows, settings.seed, pieces, cancelled)
+
+
+def _generate_group(
+    loaded: Loaded,
+    ops: HeadOps,
+    inputs: dict[str, torch.Tensor],
+    config: GenerationConfig,
+    rows: Sequence[_Row],
+    seed: int | None,
+    pieces: Pieces,
     cancelled: threading.Event,
 ) -> None:
     import torch
     from transformers import StoppingCriteriaList
 
-    config = generation_config(loaded, settings, max_new_tokens)
-    eos = _eos_ids(config)
-    rooms = [ops.room(loaded, encoded) for encoded in batch]
-    limits = [max_new_tokens if room is None else min(room, max_new_tokens) for room in rooms]
-    config.max_new_tokens = max(limits)
-    rows = [
-        _Row(loaded.tokenizer, encoded, settings.stop, limit, eos)
-        for encoded, limit in zip(batch, limits, strict=True)
-        for _ in range(settings.num_return_sequences)
-    ]
-    inputs = ops.collate(loaded, batch)
     beams = (config.num_beams or 1) > 1
 
-    def step(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+    def step(input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         if beams or cancelled.is_set():  # beams are rearranged at every step, so none of their text is certain yet
             return torch.full((len(input_ids),), cancelled.is_set(), device=input_ids.device)
-        for number, (row, token) in enumerate(zip(rows, input_ids[:, -1].tolist(), strict=True)):
-            if not row.done and (piece := row.push(number, token)):
+        for row, token in zip(rows, input_ids[:, -1].tolist(), strict=True):
+            if not row.done and (piece := row.push(token)):
                 pieces.put(piece)
         return torch.tensor([row.done for row in rows], device=input_ids.device)
 
     devices = [loaded.device] if loaded.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices, enabled=settings.seed is not None):
-        if settings.seed is not None:
-            torch.manual_seed(settings.seed)
+    with torch.random.fork_rng(devices=devices, enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
         output = loaded.model.generate(  # type: ignore[operator]
             **inputs, generation_config=config, stopping_criteria=StoppingCriteriaList([step])
         )
     if beams and not cancelled.is_set():
-        for number, sequence in enumerate(output[:, ops.output_start(inputs) :].tolist()):
-            pieces.put(rows[number].push_all(number, sequence))
+        for row, sequence in zip(rows, output[:, ops.output_start(inputs) :].tolist(), strict=True):
+            pieces.put(row.push_all(sequence))

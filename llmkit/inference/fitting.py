@@ -116,7 +116,9 @@ def _truncate(task: Task, row: Row, attempt: Callable[[Row], Encoded], loaded: L
 def _last_tokens(tokenizer: Any, text: str, count: int) -> str:
     """The end of a text, ``count`` tokens long, on a character boundary."""
     if getattr(tokenizer, "is_fast", False):
-        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+            "offset_mapping"
+        ]
         return text[offsets[-count][0] :]
     ids = encode_text(tokenizer, text, special=False)
     return str(tokenizer.decode(ids[-count:], skip_special_tokens=True)).lstrip("\ufffd")

@@ -12,7 +12,7 @@ from typing import Any
 
 from llmkit.errors import ContextOverflowError, InputError, UsageError
 from llmkit.heads import head_ops
-from llmkit.heads.decoding import TextStream
+from llmkit.heads.text_stream import TextStream
 from llmkit.models.load import Loaded
 from llmkit.tasks import Text
 

@@ -5,7 +5,7 @@ Non-streaming is a fold over streaming: there is one generate path (`llmkit.head
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -66,7 +66,8 @@ class Pipeline:
         """Answer one row piece by piece: iterate for the text; ``.output`` is set when the text has ended."""
         if self.settings.num_return_sequences > 1:
             raise UsageError("several sequences cannot be streamed as one text", "call the pipeline instead")
-        return StreamedOutput(self, self._prepare(row))
+        fitted = self._prepare(row)
+        return StreamedOutput(self._pieces([fitted]), lambda draft: self._output(draft, fitted))
 
     @property
     def max_new_tokens(self) -> int:
@@ -121,15 +122,15 @@ class Pipeline:
 class StreamedOutput:
     """Iterate over the pieces of one answer; afterwards ``output`` holds the whole."""
 
-    def __init__(self, pipeline: Pipeline, fitted: Fitted) -> None:
-        self._pipeline = pipeline
-        self._fitted = fitted
+    def __init__(self, pieces: Iterator[Piece], finish: Callable[[_Draft], Output]) -> None:
+        self._pieces = pieces
+        self._finish = finish
         self.output: Output | None = None
 
     def __iter__(self) -> Iterator[str]:
         draft = _Draft()
-        for piece in self._pipeline._pieces([self._fitted]):
+        for piece in self._pieces:
             draft.add(piece)
             if piece.text:
                 yield piece.text
-        self.output = self._pipeline._output(draft, self._fitted)
+        self.output = self._finish(draft)

@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import LoadSettings
-from llmkit.errors import CheckpointError, LlmkitError, MissingDependencyError, TaskMismatchError, UsageError
+from llmkit.errors import (
+    CheckpointError,
+    LlmkitError,
+    MissingDependencyError,
+    NotEnoughMemoryError,
+    TaskMismatchError,
+    UsageError,
+)
 from llmkit.log import log
 from llmkit.models.checkpoint import parameter_counts, weight_bytes, weight_files
 from llmkit.models.context import ContextLength, context_length
@@ -298,10 +305,16 @@ def _quiet_transformers() -> Iterator[None]:
 @contextlib.contextmanager
 def _one_line_errors(source: Source) -> Iterator[None]:
     """Turn what a loader raises over bad files into one line; the original stays as the cause."""
+    import torch
+
     try:
         yield
-    except (LlmkitError, KeyboardInterrupt):
+    except LlmkitError:
         raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise NotEnoughMemoryError(
+            f"memory ran out while loading {source.name}", "choose a smaller model, dtype, or --quantize 4bit"
+        ) from error
     except Exception as error:
         reason = " ".join(str(error).split())
         reason = f"{reason[:300]}…" if len(reason) > 300 else reason
@@ -310,5 +323,3 @@ def _one_line_errors(source: Source) -> Iterator[None]:
             reason = "its .bin file holds more than tensors, and loading it could run code"
             fix = "choose a safetensors checkpoint, or pass --allow-pickle if you trust it"
         raise CheckpointError(f"{source.name} cannot be loaded: {reason}", fix) from error
-
-

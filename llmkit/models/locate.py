@@ -44,7 +44,8 @@ def _default(settings: LoadSettings, task: str, *, weights: bool, fallback: bool
     candidates = default_models(task)
     cached = next((name for name in candidates if is_cached(name)), None)
     if not is_offline() and hub_reachable():
-        model = next((name for name in candidates if exists(name)), candidates[-1])
+        # One candidate is simply fetched; of several, the last is the one that always exists.
+        model = next((name for name in candidates[:-1] if exists(name)), candidates[-1])
         log.info("model: %s (the default for %s)", model, task)
         return _from_hub(model, settings, weights=weights)
     if cached is not None:
@@ -124,7 +125,8 @@ def _with_base(
     base = config.get("base_model_name_or_path")
     if not base:
         raise CheckpointError(
-            f"{adapter / _ADAPTER_CONFIG} names no base model", "set base_model_name_or_path to the model it was tuned from"
+            f"{adapter / _ADAPTER_CONFIG} names no base model",
+            "set base_model_name_or_path to the model it was tuned from",
         )
     found = _named(str(base), _for_base(settings, config.get("revision")), weights=weights)
     return Source(

@@ -75,9 +75,8 @@ class Task:
     """Base of the five tasks. Subclasses set the class attributes and override the wording methods."""
 
     name: ClassVar[str]
-    noun: ClassVar[str]
+    verb: ClassVar[str]
     """The verb on the command line, as in ``llmkit generate``."""
-    heads: ClassVar[tuple[Head, ...]]
     input_column: ClassVar[str]
     """The column that carries the text which may be too long; `render` reads it."""
     target_column: ClassVar[str]
@@ -99,7 +98,7 @@ class Task:
     def validate(self, row: Row) -> None:
         """Raise `InputError` for a row that has nothing to work on."""
         if not str(row.get(self.input_column, "")).strip():
-            raise InputError(f"the {self.input_column} is empty", f"give {self.noun} some text")
+            raise InputError(f"the {self.input_column} is empty", f"give llmkit {self.verb} some text")
 
     def validate_example(self, row: Row, number: int) -> None:
         """Raise `InputError` for an example that lacks one of the task's columns."""

@@ -6,17 +6,14 @@ as the user's message, others continue it.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from llmkit.tasks.base import Head, Task
+from llmkit.tasks.base import Task
 
 __all__ = ["TextGeneration"]
 
 
 class TextGeneration(Task):
     name = "text-generation"
-    noun = "generate"
-    heads: ClassVar[tuple[Head, ...]] = (Head.CAUSAL, Head.SEQ2SEQ)
+    verb = "generate"
     input_column = "prompt"
     target_column = "completion"
     max_new_tokens = 256

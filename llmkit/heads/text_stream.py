@@ -1,0 +1,74 @@
+"""Token ids to text as they come: no half characters, no stop string and no beginning of one.
+
+Knows a tokenizer's ``decode`` and nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["StopScanner", "TextStream"]
+
+
+class TextStream:
+    """Decodes one row token by token; the pieces join to what decoding all tokens at once gives.
+
+    A piece is held back while it ends in half a character. Each step decodes only a few tokens: those of
+    the last piece again, because many tokenizers drop the space in front of a text.
+    """
+
+    def __init__(self, tokenizer: Any, continues: Sequence[int] = (), *, skip_special_tokens: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._ids = list(continues)
+        self._start, self._end = 0, len(self._ids)
+
+    def _decode(self, start: int, end: int | None) -> str:
+        return str(self._tokenizer.decode(self._ids[start:end], skip_special_tokens=self._skip_special_tokens))
+
+    def push(self, token: int) -> str:
+        """Add a token; returns the text that has become certain."""
+        self._ids.append(token)
+        return self._advance(final=False)
+
+    def flush(self) -> str:
+        """The text still held back."""
+        return self._advance(final=True)
+
+    def _advance(self, *, final: bool) -> str:
+        known = self._decode(self._start, self._end)
+        text = self._decode(self._start, None)
+        if len(text) <= len(known) or (text.endswith("\ufffd") and not final):
+            return ""
+        self._start, self._end = self._end, len(self._ids)
+        return text[len(known) :]
+
+
+class StopScanner:
+    """Finds stop strings in text that arrives in pieces, and never lets the beginning of one through."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = tuple(stop)
+        self._held = ""
+        self.found = False
+
+    def push(self, text: str) -> str:
+        """Add text; returns what may be shown. After `found` nothing more comes."""
+        if not self._stop:
+            return text
+        self._held += text
+        hits = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
+        if hits:
+            self.found = True
+            shown, self._held = self._held[: min(hits)], ""
+            return shown
+        keep = max((n for stop in self._stop for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
+        split = len(self._held) - keep
+        shown, self._held = self._held[:split], self._held[split:]
+        return shown
+
+    def flush(self) -> str:
+        """What was held back, when the text ends without a stop string."""
+        held, self._held = self._held, ""
+        return held

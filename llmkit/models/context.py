@@ -1,0 +1,122 @@
+"""How many tokens a checkpoint takes, read from its config.json and tokenizer_config.json.
+
+Knows the keys that model families use for it. Knows nothing of files, and does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["ContextLength", "context_length"]
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ContextLength:
+    """The longest input (encoder-decoders: of the encoder) in tokens, special tokens included."""
+
+    tokens: int | None
+    """None: no file tells."""
+    hard: bool
+    """The model has no positions beyond it. Otherwise it is a habit of its training, and longer input runs."""
+
+
+# In the order of trust: a config that has several keeps older ones for code of its own.
+_KEYS = (
+    "max_position_embeddings",
+    "max_encoder_position_embeddings",  # LED; its decoder's limit is another
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_sequence_length",
+    "seq_length",
+    "model_max_length",
+)
+# Where the text model's own config is, in models of several parts. What is read is what the encoder takes.
+_PARTS = ("text_config", "encoder", "language_config", "llm_config", "thinker_config", "decoder")
+
+# These number positions from padding_idx + 1, so that the first rows of the position table are never used:
+# model type → pad_token_id where config.json has none.
+_POSITIONS_AFTER_PADDING = {
+    "camembert": 1,
+    "data2vec-text": 1,
+    "esm": 1,
+    "ibert": 1,
+    "layoutlmv3": 1,
+    "lilt": 0,
+    "longformer": 1,
+    "luke": 1,
+    "markuplm": 0,
+    "mpnet": 1,
+    "roberta": 1,
+    "roberta-prelayernorm": 1,
+    "xlm-roberta": 1,
+    "xlm-roberta-xl": 1,
+    "xmod": 1,
+}
+_PADDING_ROW_IS_FIXED = frozenset({"mpnet"})  # takes 1, whatever its config says
+
+# Relative positions, ALiBi or a state: what their configs name is the length they were trained on.
+_NO_POSITION_TABLE = frozenset(
+    {"bloom", "funnel", "longt5", "mamba", "mamba2", "mt5", "rwkv", "switch_transformers", "t5", "umt5", "xlnet"}
+)
+
+# Tokenizers without a limit say so with 1e30; the longest real context is ten million.
+_SANE = 100_000_000
+
+
+def context_length(config: Config, tokenizer_config: Config | None = None) -> ContextLength:
+    """The context of a checkpoint. Neither a sliding window nor a cache changes it."""
+    limit = _length((tokenizer_config or {}).get("model_max_length"))
+    part = _text_part(config)
+    stated = next((length for key in _KEYS if (length := _length(part.get(key)))), None)
+    if stated is None or _is_soft(part):
+        tokens = stated if limit is None else limit
+        return ContextLength(tokens, hard=False)
+    usable = stated - _reserved_positions(part)
+    # A tokenizer's limit a few tokens lower tells of reserved positions in a family not listed above. One far
+    # lower is only how a model was tuned (DeepSeek-R1-Distill: 16,384 of 131,072).
+    if limit is not None and 0 < usable - limit <= 4:
+        usable = limit
+    return ContextLength(usable, hard=True)
+
+
+def _length(value: object) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _SANE:
+        return None
+    return int(value)
+
+
+def _text_part(config: Config) -> Config:
+    """The config that holds the limit: the top level if it does, else the first part that does."""
+    if any(_length(config.get(key)) for key in _KEYS):
+        return config
+    for name in _PARTS:
+        part = config.get(name)
+        if isinstance(part, Mapping) and any(_length((found := _text_part(part)).get(key)) for key in _KEYS):
+            return found
+    return config
+
+
+def _is_soft(config: Config) -> bool:
+    if config.get("alibi") is True:
+        return True
+    # DeBERTa v2 and v3 clamp relative positions and have no absolute ones.
+    if config.get("relative_attention") and config.get("position_biased_input") is False:
+        return True
+    return config.get("model_type") in _NO_POSITION_TABLE
+
+
+def _reserved_positions(config: Config) -> int:
+    model_type = str(config.get("model_type", ""))
+    if model_type not in _POSITIONS_AFTER_PADDING:
+        return 0
+    if model_type == "esm" and config.get("position_embedding_type", "absolute") != "absolute":
+        return 0
+    padding = config.get("pad_token_id")
+    if not isinstance(padding, int) or model_type in _PADDING_ROW_IS_FIXED:
+        padding = _POSITIONS_AFTER_PADDING[model_type]
+    return padding + 1

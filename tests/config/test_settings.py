@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llmkit.config.settings import GenerationSettings, LoadSettings, split_options
+from llmkit.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1}, "temperature=-1 is out of range; give a number from 0 to 100"),
+        ({"temperature": float("nan")}, "temperature=nan is out of range"),
+        ({"temperature": "hot"}, "temperature='hot' is not a number"),
+        ({"max_new_tokens": 0}, "give a number of 1 or more"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens=1.5 is not a number"),
+        ({"num_beams": True}, "num_beams=True is not a number"),
+        ({"top_p": 0.0}, "top_p=0 leaves no token"),
+        ({"stop": ("",)}, "would stop at once"),
+        ({"on_overflow": "ignore"}, "choose from error, truncate, chunk"),
+        ({"temperature": 0, "top_p": 0.9}, "have no effect"),
+        ({"length_penalty": 2.0}, "set num_beams above 1"),
+        ({"num_return_sequences": 2}, "would give the same text each time"),
+        ({"num_return_sequences": 3, "num_beams": 2}, "at least as many beams"),
+        ({"device": "tpu"}, "choose from auto, cpu, cuda, mps"),
+        ({"temprature": 1}, "unknown setting 'temprature'; did you mean 'temperature'?"),
+    ],
+)
+def test_a_bad_setting_is_refused_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        split_options(options)
+    assert message in str(caught.value)
+
+
+def test_good_settings_pass_through() -> None:
+    load, generation = split_options({"model": "gpt2", "temperature": 0.7, "stop": "END", "num_return_sequences": 2})
+    assert load == LoadSettings(model="gpt2")
+    assert generation == GenerationSettings(temperature=0.7, stop=("END",), num_return_sequences=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "samples"),
+    [
+        ({}, False),
+        ({"temperature": 0}, False),
+        ({"temperature": 0.5}, True),
+        ({"top_p": 0.9}, True),
+        ({"top_k": 5}, True),
+    ],
+)
+def test_asking_for_a_sampling_setting_is_asking_for_sampling(options: dict[str, Any], samples: bool) -> None:
+    assert GenerationSettings(**options).samples is samples

@@ -1,0 +1,70 @@
+"""What the package promises as a whole: light imports, true public names, one declaration of settings."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from dataclasses import fields
+from typing import get_type_hints
+
+import pytest
+
+import llmkit
+from llmkit.config.settings import GenerationSettings, LoadSettings, Options
+
+HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "numpy", "huggingface_hub")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import llmkit",
+        "from llmkit.cli import main; assert main(['--help']) == 0",
+        "from llmkit.cli import main; assert main(['generate', '--help']) == 0",
+        "from llmkit.cli import main; assert main(['generate', '--temperature', '-1', 'hello']) == 2",
+        "from llmkit.cli import main; assert main(['generate', '']) == 2",
+        "from llmkit.cli import main; assert main(['models']) == 0",
+    ],
+)
+def test_nothing_heavy_is_imported(code: str) -> None:
+    # Typer itself uses pydantic to convert the arguments of a command.
+    heavy = (*HEAVY, "pydantic") if "generate" not in code else HEAVY
+    check = f"{code}\nimport sys\nassert not (found := [m for m in {heavy!r} if m in sys.modules]), found"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_all_is_the_public_surface() -> None:
+    public = {name for name in dir(llmkit) if not name.startswith("_")} | {"__version__"}
+    assert public == set(llmkit.__all__)
+    for name in llmkit.__all__:
+        assert getattr(llmkit, name) is not None
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    source = inspect.getsource(llmkit)
+    mirror = {line.rsplit(" as ", 1)[1] for line in source.splitlines() if line.startswith("    from llmkit")}
+    assert mirror == set(llmkit.__all__) - {"__version__"}
+    assert mirror == set(llmkit._HOME)
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'summarise'"):
+        llmkit.summarise  # noqa: B018
+
+
+def test_keyword_arguments_mirror_the_settings() -> None:
+    declared = {
+        item.name: get_type_hints(settings)[item.name]
+        for settings in (LoadSettings, GenerationSettings)
+        for item in fields(settings)
+    }
+    declared.pop("model")
+    assert get_type_hints(Options) == declared
+
+
+def test_version_is_that_of_the_distribution() -> None:
+    from importlib.metadata import version
+
+    assert llmkit.__version__ == version("llmkit")

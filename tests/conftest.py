@@ -19,6 +19,13 @@ from tests import tiny
 Checkpoint = Callable[..., Path]
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the user's caches is seen or changed, but for the starter by the tests that are about it."""
+    if request.node.get_closest_marker("starter") is None:
+        monkeypatch.setenv("LLMKIT_CACHE", str(tmp_path / "llmkit-cache"))
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """``checkpoint("gpt2", chat=True)``: the folder of a tiny model, built at the first call."""

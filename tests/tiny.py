@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import transformers
 
+transformers.utils.logging.disable_progress_bar()
+
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
     "What is the meaning of life? The meaning of life is forty two.",

@@ -74,11 +74,8 @@ def _set_up() -> None:
             stream.reconfigure(encoding="utf-8")  # a code page cannot print every language
     if not any(isinstance(handler, _Handler) for handler in log.handlers):
         log.addHandler(_Handler())
-    log.propagate = False
     log.setLevel(logging.INFO)
-    # What other libraries say in passing is for developers; what matters is checked and said by llmkit.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.simplefilter("ignore")
 
 
 def _leave(code: int) -> NoReturn:
@@ -95,7 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _set_up()
     previous = signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        return _run(arguments)
+        with warnings.catch_warnings():
+            # What other libraries say in passing is for developers; what matters is checked and said by llmkit.
+            warnings.simplefilter("ignore")
+            return _run(arguments)
     except Stopped as stopped:
         _leave(stopped.exit_code)
     except KeyboardInterrupt:

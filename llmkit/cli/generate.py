@@ -21,7 +21,7 @@ __all__ = ["generate", "next_"]
 
 TextArgument = Annotated[str | None, typer.Argument(help="The text, a file, or - for standard input.")]
 LiteralText = Annotated[str | None, typer.Option("--text", help="The text, also if a file has that name.")]
-Encoding = Annotated[str, typer.Option(help="Encoding of the file or standard input.")]
+Encoding = Annotated[str | None, typer.Option(help="Encoding of the file or standard input, if not UTF-8.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -35,7 +35,7 @@ def generate(
     examples: Annotated[Path | None, typer.Option(help="Few-shot rows: prompt and completion.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text itself, without the chat template.")] = False,
     as_json: AsJson = False,
-    encoding: Encoding = "utf-8",
+    encoding: Encoding = None,
     *,
     generation: GenerationSettings,
     load: LoadSettings,
@@ -91,7 +91,7 @@ def next_(
     text: LiteralText = None,
     top: Annotated[int, typer.Option(help="How many tokens to show.")] = 10,
     as_json: AsJson = False,
-    encoding: Encoding = "utf-8",
+    encoding: Encoding = None,
     *,
     load: LoadSettings,
 ) -> None:

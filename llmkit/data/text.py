@@ -61,22 +61,29 @@ def _looks_like_a_file(argument: str) -> bool:
     return argument.startswith(("./", "../", "/", "~/")) or path.suffix.lower() in {".txt", ".md", ".jsonl", ".json"}
 
 
-def read_text(argument: str | None, literal: str | None, encoding: str = "utf-8") -> str:
+def read_text(argument: str | None, literal: str | None, encoding: str | None = None) -> str:
     """The text a command works on.
 
     ``literal`` (``--text``) is taken as it is. ``argument`` is a file if one of that name exists, standard
-    input if it is ``-`` or missing with something piped in, and otherwise the text itself.
+    input if it is ``-`` or missing with something piped in, and otherwise the text itself. ``encoding`` is
+    that of the file or of standard input, UTF-8 if None.
     """
     if literal is not None:
         if argument is not None:
             raise InputError(f"both {argument!r} and --text were given", "give one of them")
-        return literal
+        return _unencoded(literal, encoding)
     if argument == "-" or (argument is None and not sys.stdin.isatty()):
-        return decode_text(sys.stdin.buffer.read(), "standard input", encoding)
+        return decode_text(sys.stdin.buffer.read(), "standard input", encoding or "utf-8")
     if argument is None:
         raise InputError("there is no text", "give a text, a file, or pipe one in")
     if _is_file(argument):
-        return read_text_file(Path(argument), encoding)
+        return read_text_file(Path(argument), encoding or "utf-8")
     if _looks_like_a_file(argument):
         raise InputError(f"there is no file {argument}", "check the path, or pass --text for the words themselves")
-    return argument
+    return _unencoded(argument, encoding)
+
+
+def _unencoded(text: str, encoding: str | None) -> str:
+    if encoding is not None:
+        raise InputError("--encoding has an effect on files and standard input only", "leave it out")
+    return text

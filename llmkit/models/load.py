@@ -225,22 +225,44 @@ def _build(
         options["attn_implementation"] = settings.attn_implementation
     if source.gguf_file:
         options["gguf_file"] = source.gguf_file
-    elif weight_files(source.folder).safetensors:
-        options["use_safetensors"] = True
     else:
-        options |= {"use_safetensors": False, "weights_only": not settings.allow_pickle}
+        options["use_safetensors"] = bool(weight_files(source.folder).safetensors)
     if settings.quantize:
         options["quantization_config"] = _quantization(settings.quantize, dtype)
     if device != "cpu" or settings.quantize:
         options["device_map"] = {"": device}
-    auto_class = getattr(transformers, resolution.auto_class)
-    model, info = auto_class.from_pretrained(source.folder, output_loading_info=True, **options)
+    if settings.allow_pickle and options.get("use_safetensors") is False:
+        model, info = _from_pickle(source, resolution, options)
+    else:
+        auto_class = getattr(transformers, resolution.auto_class)
+        model, info = auto_class.from_pretrained(source.folder, output_loading_info=True, **options)
     if info["missing_keys"] and not training:
         _refuse_missing(source, resolution, sorted(info["missing_keys"]))
     if source.adapter is not None:
         model = _attach_adapter(model, source, training=training)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _from_pickle(source: Source, resolution: Resolution, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Read the .bin files here: Transformers 5.23 drops ``weights_only=False`` on the way to ``torch.load``."""
+    import torch
+    import transformers
+
+    state: dict[str, torch.Tensor] = {}
+    for path in weight_files(source.folder).bins:
+        content = torch.load(path, map_location="cpu", weights_only=False)  # noqa: S614 - --allow-pickle
+        state |= {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    model_class = getattr(transformers, resolution.model_class, None)
+    if model_class is None:
+        raise CheckpointError(
+            f"{source.name} has a class of its own and its weights are a full pickle", "convert it to safetensors"
+        )
+    options = {name: value for name, value in options.items() if name not in ("use_safetensors", "trust_remote_code")}
+    model, info = model_class.from_pretrained(None, state_dict=state, output_loading_info=True, **options)
+    if (source.folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(source.folder, local_files_only=True)
+    return model, info
 
 
 def _refuse_missing(source: Source, resolution: Resolution, missing: list[str]) -> None:

@@ -1,0 +1,295 @@
+"""The command line as a user meets it: results on stdout, one clear line on stderr, the right exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmkit.cli import main
+from tests.conftest import Checkpoint
+
+Run = Callable[..., tuple[int, str, str]]
+SHORT = ("--max-new-tokens", "5", "--dtype", "float32")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """``run("generate", "hi")`` → exit code, stdout, stderr. ``stdin`` is bytes, or None for a terminal."""
+
+    def call(*arguments: object, stdin: bytes | None = None) -> tuple[int, str, str]:
+        stream = io.TextIOWrapper(io.BytesIO(stdin or b""))
+        stream.isatty = lambda: stdin is None  # type: ignore[method-assign]
+        monkeypatch.setattr(sys, "stdin", stream)
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def one_line(stderr: str) -> str:
+    """The error, which is one line, names llmkit, and is followed by nothing."""
+    lines = stderr.strip().splitlines()
+    assert lines, "nothing was said"
+    assert lines[-1].startswith("llmkit: error: ")
+    assert "Traceback" not in stderr
+    assert not [line for line in lines[:-1] if not line.startswith("llmkit: ")]
+    return lines[-1]
+
+
+@pytest.fixture
+def gpt2(checkpoint: Checkpoint) -> Path:
+    return checkpoint("gpt2")
+
+
+# Where the text comes from.
+
+
+def test_text_is_streamed_to_stdout_and_speed_to_stderr(run: Run, gpt2: Path) -> None:
+    code, out, err = run("generate", "The quick", "--model", gpt2, *SHORT)
+    assert code == 0
+    assert out.endswith("\n")
+    assert "5 tokens in " in err
+    assert "stopped at 5 new tokens; more with --max-new-tokens" in err
+    _, whole, _ = run("generate", "The quick", "--model", gpt2, *SHORT, "--json")
+    assert json.loads(whole)["text"] + "\n" == out
+
+
+def test_file_stdin_dash_and_literal(run: Run, gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prompt.txt").write_text("The quick", encoding="utf-8")
+    base = ("generate", "--model", gpt2, *SHORT)
+    expected = run(*base, "The quick")[1]
+    assert run(*base, "prompt.txt")[1] == expected
+    assert run(*base, "-", stdin=b"The quick")[1] == expected
+    assert run(*base, stdin=b"The quick")[1] == expected
+    assert run(*base, stdin=b"\xef\xbb\xbfThe quick")[1] == expected
+    assert run(*base, "--text", "The quick")[1] == expected
+    literal = run(*base, "--text", "prompt.txt")[1]
+    Path("prompt.txt").unlink()
+    assert run(*base, "--text", "prompt.txt")[1] == literal != expected
+
+
+def test_other_encodings(run: Run, gpt2: Path) -> None:
+    base = ("generate", "--model", gpt2, *SHORT)
+    expected = run(*base, "今天天气")[1]
+    assert run(*base, "-", "--encoding", "gb18030", stdin="今天天气".encode("gb18030"))[1] == expected
+    assert run(*base, "-", "--encoding", "utf-16", stdin="今天天气".encode("utf-16"))[1] == expected
+
+
+def test_json_is_one_object(run: Run, gpt2: Path) -> None:
+    code, out, _ = run("generate", "今天", "--model", gpt2, *SHORT, "--json")
+    assert code == 0
+    assert out.count("\n") == 1
+    result = json.loads(out)
+    assert result["schema_version"] == 1
+    assert result["model"] == str(gpt2)
+    assert result["head"] == "causal"
+    assert result["commit"] is None
+
+
+def test_several_sequences(run: Run, gpt2: Path) -> None:
+    arguments = ("generate", "The", "--model", gpt2, *SHORT, "--num-beams", "3", "--num-return-sequences", "3")
+    _, out, _ = run(*arguments, "--json")
+    result = json.loads(out)
+    texts = [result["text"], *(other["text"] for other in result["alternatives"])]
+    assert len(texts) == 3
+    assert run(*arguments)[1] == "\n---\n".join(texts) + "\n"
+
+
+def test_quiet_says_nothing_but_the_result(run: Run, gpt2: Path) -> None:
+    code, out, err = run("generate", "The quick", "--model", gpt2, *SHORT, "--quiet")
+    assert (code, err) == (0, "")
+    assert out
+
+
+def test_examples_from_a_file(run: Run, gpt2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "examples.jsonl"
+    path.write_text('{"prompt": "one", "completion": "uno"}\n', encoding="utf-8")
+    code, out, _ = run("generate", "two", "--model", gpt2, *SHORT, "--json", "--examples", path)
+    assert code == 0
+    alone = run("generate", "two", "--model", gpt2, *SHORT, "--json")[1]
+    assert json.loads(out)["usage"]["prompt_tokens"] > json.loads(alone)["usage"]["prompt_tokens"]
+
+
+def test_truncation_is_counted_and_said(run: Run, gpt2: Path) -> None:
+    text = "The quick brown fox. " * 40
+    code, out, err = run("generate", text, "--model", gpt2, *SHORT, "--on-overflow", "truncate", "--json")
+    assert code == 0
+    cut = json.loads(out)["truncated"]
+    assert f"its first {cut} of " in err
+
+
+def test_next_prints_a_table_or_json(run: Run, gpt2: Path) -> None:
+    code, out, _ = run("next", "今天天气很", "--model", gpt2, "--top", "3")
+    assert code == 0
+    assert len(out.splitlines()) == 3
+    tokens = json.loads(run("next", "今天天气很", "--model", gpt2, "--top", "3", "--json")[1])["tokens"]
+    assert [f"{token['probability']:8.2%}  {token['text']!r}" for token in tokens] == out.splitlines()
+
+
+# Bad input.
+
+
+def bad_files(folder: Path) -> dict[str, Path]:
+    files = {
+        "empty": b"",
+        "blank": b" \n\t\n",
+        "binary": b"ELF\0\1\2",
+        "latin": "café".encode("latin-1"),
+        "wide": "hello".encode("utf-16"),
+    }
+    for name, content in files.items():
+        (folder / f"{name}.txt").write_bytes(content)
+    return {name: folder / f"{name}.txt" for name in files}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("empty", "the prompt is empty; give llmkit generate some text"),
+        ("blank", "the prompt is empty"),
+        ("binary", "binary.txt is a binary file (NUL at byte 3); give a text file"),
+        (
+            "latin",
+            "latin.txt is not utf-8 text (byte 0xe9 at position 3); name its encoding, such as --encoding gb18030",
+        ),
+        ("wide", "wide.txt is UTF-16 text, not UTF-8; pass --encoding utf-16"),
+    ],
+)
+def test_bad_files(name: str, message: str, run: Run, tmp_path: Path) -> None:
+    code, out, err = run("generate", bad_files(tmp_path)[name])
+    assert (code, out) == (2, "")
+    assert message in one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", ""], "the prompt is empty"),
+        (["generate"], "there is no text; give a text, a file, or pipe one in"),
+        (["generate", "./missing.txt"], "there is no file ./missing.txt; check the path, or pass --text"),
+        (["generate", "notes.md"], "there is no file notes.md"),
+        (["generate", "hi", "--text", "ho"], "both 'hi' and --text were given"),
+        (["generate", "hi", "--encoding", "latin-1"], "--encoding has an effect on files and standard input only"),
+        (["generate", "-", "--encoding", "utf-99"], "unknown encoding 'utf-99'"),
+        (["generate", "hi", "--temperature", "-1"], "temperature=-1.0 is out of range; give a number from 0 to 100"),
+        (["generate", "hi", "--temperature", "hot"], "--temperature"),
+        (["generate", "hi", "--max-new-tokens", "0"], "max_new_tokens=0 is out of range"),
+        (["generate", "hi", "--top-p", "7"], "top_p=7.0 is out of range; give a number from 0 to 1"),
+        (["generate", "hi", "--num-beams", "99999"], "num_beams=99999 is out of range"),
+        (["generate", "hi", "--device", "tpu"], "'tpu' is not one of"),
+        (["generate", "hi", "--no-such-option"], "No such option: --no-such-option"),
+        (["generate", "hi", "--examples", "none.jsonl"], "none.jsonl cannot be read (No such file or directory)"),
+        (["next", "hi", "--top", "0"], "top=0 is out of range"),
+        (["generat", "hi"], "No such command 'generat'"),
+        (["models", "poetry"], "unknown task 'poetry'"),
+        (["inspect"], "Missing argument"),
+    ],
+)
+def test_bad_usage(arguments: list[str], message: str, run: Run, gpt2: Path) -> None:
+    model = ["--model", str(gpt2)] if arguments[0] == "next" else []
+    code, out, err = run(*arguments, *model)
+    assert (code, out) == (2, "")
+    assert message in one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "message"),
+    [
+        ("./no-such-folder", 1, "there is no folder ./no-such-folder"),
+        ("/no/such/folder", 1, "there is no folder /no/such/folder"),
+        ("no such model!", 1, "is neither a folder here nor a model id"),
+        ("some/model", 1, "offline mode is on"),
+    ],
+)
+def test_unknown_models(model: str, code: int, message: str, run: Run) -> None:
+    found, out, err = run("generate", "hi", "--model", model)
+    assert (found, out) == (code, "")
+    assert message in one_line(err)
+
+
+def test_a_context_longer_than_the_model(run: Run, gpt2: Path) -> None:
+    code, out, err = run("generate", "The quick brown fox. " * 40, "--model", gpt2)
+    assert (code, out) == (2, "")
+    assert "--on-overflow truncate" in one_line(err)
+
+
+def broken(folder: Path, original: Path, change: Callable[[Path], Any]) -> Path:
+    shutil.copytree(original, folder)
+    change(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: (f / "model.safetensors").unlink(), "has a config.json and no weights"),
+        (lambda f: os.truncate(f / "model.safetensors", 5000), "model.safetensors"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"rubbish"), "model.safetensors"),
+        (lambda f: (f / "config.json").write_text("{"), "cannot be read as JSON"),
+        (lambda f: (f / "config.json").unlink(), "has no config.json"),
+        (lambda f: (f / "tokenizer.json").write_text("{}"), "cannot be loaded"),
+    ],
+)  # fmt: skip
+def test_broken_checkpoints(change: Callable[[Path], Any], message: str, run: Run, gpt2: Path, tmp_path: Path) -> None:
+    code, out, err = run("generate", "hi", "--model", broken(tmp_path / "broken", gpt2, change))
+    assert (code, out) == (1, "")
+    assert message in one_line(err)
+
+
+def test_an_encoder_does_not_generate(run: Run, checkpoint: Checkpoint) -> None:
+    code, out, err = run("generate", "hi", "--model", checkpoint("bert"))
+    assert (code, out) == (2, "")
+    assert "BertForQuestionAnswering" in one_line(err)
+    assert "it fits question-answering" in one_line(err)
+
+
+def test_debug_shows_the_traceback() -> None:
+    command = [sys.executable, "-m", "llmkit", "generate", "", "--debug"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Traceback" in result.stderr
+
+
+# The process.
+
+
+def spawn(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "llmkit", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_a_closed_pipe_is_no_error(checkpoint: Checkpoint) -> None:
+    process = spawn(
+        "generate", "The", "--model", checkpoint("llama", max_position_embeddings=5000), "--max-new-tokens", 4000
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 0
+    assert not err
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupts(signum: signal.Signals, code: int, checkpoint: Checkpoint) -> None:
+    process = spawn(
+        "generate", "The", "--model", checkpoint("llama", max_position_embeddings=5000), "--max-new-tokens", 4000
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)  # it is generating now
+    process.send_signal(signum)
+    _, err = process.communicate()
+    assert process.returncode == code
+    assert "Traceback" not in err

@@ -1,0 +1,292 @@
+"""Loading: the right class from every form a checkpoint can have, and nothing unsafe or random by accident."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import llmkit
+from llmkit.config.settings import LoadSettings
+from llmkit.errors import (
+    CheckpointError,
+    HubUnreachableError,
+    MissingDependencyError,
+    ModelNotFoundError,
+    NotEnoughMemoryError,
+    TaskMismatchError,
+    UsageError,
+)
+from llmkit.models import load as loading
+from llmkit.models import locate as locating
+from llmkit.models.load import load_model
+from llmkit.models.source import Source
+from tests import tiny
+from tests.conftest import Checkpoint
+
+GENERATION, QA = "text-generation", "question-answering"
+
+
+@pytest.mark.parametrize("family", list(tiny.FAMILIES))
+def test_every_family_is_loaded_with_its_class(family: str, checkpoint: Checkpoint) -> None:
+    loaded = load_model(LoadSettings(model=str(checkpoint(family))), QA if family in tiny.SPAN else GENERATION)
+    assert type(loaded.model).__name__ == tiny.FAMILIES[family][0]
+    head = "span" if family in tiny.SPAN else "seq2seq" if family in tiny.SEQ2SEQ else "causal"
+    assert loaded.head == head
+    assert not loaded.model.training
+
+
+def test_a_new_head_is_refused_in_inference_and_allowed_in_training(checkpoint: Checkpoint) -> None:
+    settings = LoadSettings(model=str(checkpoint("bert", model_class="BertForMaskedLM")))
+    with pytest.raises(TaskMismatchError, match="has no trained span head: .* would start with random weights"):
+        load_model(settings, QA)
+    assert type(load_model(settings, QA, training=True).model).__name__ == "BertForQuestionAnswering"
+
+
+def test_missing_weights_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    # The config claims a head that the weights do not have.
+    folder = tmp_path / "claims"
+    shutil.copytree(checkpoint("bert", model_class="BertForMaskedLM"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForQuestionAnswering"]}))
+    with pytest.raises(
+        CheckpointError, match=r"lacks weights of BertForQuestionAnswering \(qa_outputs.bias and 1 more\)"
+    ):
+        load_model(LoadSettings(model=str(folder)), QA)
+
+
+# Adapters.
+
+
+@pytest.fixture
+def adapter(checkpoint: Checkpoint, tmp_path: Path) -> tuple[Path, Path]:
+    """A LoRA adapter whose weights are not zero, and its base."""
+    import peft
+
+    base = checkpoint("llama")
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    tuned = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False))
+    tuned.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter", base
+
+
+def test_an_adapter_finds_its_base(adapter: tuple[Path, Path]) -> None:
+    import peft
+
+    folder, base = adapter
+    output = llmkit.generate("The quick", str(folder), max_new_tokens=8)
+    assert output.model == str(folder)
+    assert output != llmkit.generate("The quick", str(base), max_new_tokens=8)
+    model = peft.AutoPeftModelForCausalLM.from_pretrained(folder)
+    inputs = transformers.AutoTokenizer.from_pretrained(base)("The quick", return_tensors="pt")
+    loaded = load_model(LoadSettings(model=str(folder)), GENERATION)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(**inputs).logits, model(**inputs).logits)
+
+
+def test_an_adapter_without_a_base_name(adapter: tuple[Path, Path]) -> None:
+    path = adapter[0] / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
+    with pytest.raises(CheckpointError, match="names no base model"):
+        load_model(LoadSettings(model=str(adapter[0])), GENERATION)
+
+
+# Pickles and code.
+
+
+@pytest.fixture
+def pickled(checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    """The GPT-2 checkpoint with a .bin file instead of safetensors."""
+    folder = tmp_path / "pickled"
+    shutil.copytree(checkpoint("gpt2"), folder)
+    state = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    return folder
+
+
+def test_bin_files_are_loaded_with_a_warning(
+    pickled: Path, checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", logger="llmkit"):
+        output = llmkit.generate("The", str(pickled), max_new_tokens=5)
+    assert "not in the safetensors format; it is loaded with weights_only=True" in caplog.text
+    assert output.text == llmkit.generate("The", str(checkpoint("gpt2")), max_new_tokens=5).text
+
+
+def test_safetensors_only(pickled: Path) -> None:
+    with pytest.raises(CheckpointError, match="only has pickled weights"):
+        load_model(LoadSettings(model=str(pickled), safetensors_only=True), GENERATION)
+
+
+class Evil:
+    """What an attacker would put into a pickle."""
+
+    ran = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _run, ()
+
+
+def _run() -> torch.Tensor:
+    Evil.ran = True
+    return torch.zeros(1)
+
+
+def test_a_pickle_that_runs_code_needs_to_be_allowed(pickled: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = torch.load(pickled / "pytorch_model.bin", weights_only=True)
+    torch.save({**state, "evil": Evil()}, pickled / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="more than tensors, and loading it could run code; .*--allow-pickle"):
+        load_model(LoadSettings(model=str(pickled)), GENERATION)
+    assert not Evil.ran
+    with caplog.at_level("WARNING", logger="llmkit"):
+        load_model(LoadSettings(model=str(pickled), allow_pickle=True), GENERATION)
+    assert Evil.ran
+    assert "can run code" in caplog.text
+
+
+def test_remote_code_needs_to_be_trusted(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = tmp_path / "remote"
+    shutil.copytree(checkpoint("gpt2"), folder)
+    (folder / "mine.py").write_text(
+        "from transformers import GPT2Config, GPT2LMHeadModel\n"
+        "class MyConfig(GPT2Config):\n    model_type = 'mine'\n"
+        "class MyModel(GPT2LMHeadModel):\n    config_class = MyConfig\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "architectures": ["MyModel"]}
+    config["auto_map"] = {"AutoConfig": "mine.MyConfig", "AutoModelForCausalLM": "mine.MyModel"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="Python code of its own .*--trust-remote-code"):
+        load_model(LoadSettings(model=str(folder)), GENERATION)
+    loaded = load_model(LoadSettings(model=str(folder), trust_remote_code=True), GENERATION)
+    assert type(loaded.model).__name__ == "MyModel"
+
+
+# Device, dtype, memory, quantization.
+
+
+def test_dtype_auto_is_the_checkpoints_where_the_device_is_good_at_it(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_model(LoadSettings(model=str(checkpoint("gpt2"))), GENERATION).model.dtype == torch.float32
+    folder = tmp_path / "half"
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint("gpt2"), dtype=torch.bfloat16)
+    shutil.copytree(checkpoint("gpt2"), folder)
+    model.save_pretrained(folder)
+    settings = LoadSettings(model=str(folder), device="cpu")
+    for able, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda able=able: able)
+        assert load_model(settings, GENERATION).model.dtype == expected
+    half = LoadSettings(model=str(folder), dtype="float16", device="cpu")
+    assert load_model(half, GENERATION).model.dtype == torch.float16
+
+
+def test_a_device_that_is_not_there() -> None:
+    device = "mps" if torch.cuda.is_available() else "cuda"
+    with pytest.raises(UsageError, match=f"device={device}: this PyTorch sees no such device"):
+        loading._pick_device(device)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmkit.models.memory.available_memory", lambda device: 1000)
+    monkeypatch.setattr(loading, "_build", lambda *_, **__: pytest.fail("it was loaded"))
+    with pytest.raises(NotEnoughMemoryError, match=r"needs 0.0 GB for its weights and cpu has 0.0 GB free"):
+        load_model(LoadSettings(model=str(checkpoint("gpt2"))), GENERATION)
+
+
+def test_quantization_without_a_backend(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"run: pip install 'llmkit\[quantize\]'"):
+        loading._quantization("8bit", torch.float32)
+
+
+def test_attention_implementation_is_passed_on(checkpoint: Checkpoint) -> None:
+    settings = LoadSettings(model=str(checkpoint("llama")), attn_implementation="eager")
+    assert load_model(settings, GENERATION).model.config._attn_implementation == "eager"
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load_model(LoadSettings(model=str(checkpoint("llama")), attn_implementation="nonsense"), GENERATION)
+
+
+# What a name can be.
+
+
+def test_a_revision_of_a_folder_has_no_meaning(checkpoint: Checkpoint) -> None:
+    with pytest.raises(ModelNotFoundError, match="local folder, which has no revisions"):
+        load_model(LoadSettings(model=str(checkpoint("gpt2")), revision="main"), GENERATION)
+
+
+def test_a_file_that_is_no_gguf(checkpoint: Checkpoint) -> None:
+    with pytest.raises(CheckpointError, match="is a file, and not a GGUF file"):
+        load_model(LoadSettings(model=str(checkpoint("gpt2") / "config.json")), GENERATION)
+
+
+class TestDefault:
+    """No model was named."""
+
+    @pytest.fixture(autouse=True)
+    def _starter(self, monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint) -> None:
+        starter = Source(name="starter", folder=checkpoint("qwen3", chat=True))
+        monkeypatch.setattr(locating, "starter_source", lambda *, offline: starter)
+        monkeypatch.setattr(locating, "is_cached", lambda name: False)
+        monkeypatch.setattr(locating, "is_offline", lambda: False)
+        monkeypatch.setattr(locating, "hub_reachable", lambda: False)
+
+    def test_the_starter_answers_where_the_hub_cannot_be_reached(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level("WARNING", logger="llmkit"):
+            assert locating.locate(LoadSettings(), GENERATION).name == "starter"
+        assert "the model hub cannot be reached" in caplog.text
+        assert "makes up facts" in caplog.text
+
+    def test_the_warning_is_stronger_for_other_languages(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level("WARNING", logger="llmkit"):
+            locating.locate(LoadSettings(), GENERATION, text="今天天气怎么样？")
+        assert "does not look English" in caplog.text
+
+    def test_row_files_fail_instead(self) -> None:
+        with pytest.raises(HubUnreachableError, match="name a model: --model starter") as caught:
+            locating.locate(LoadSettings(), GENERATION, fallback=False)
+        assert caught.value.exit_code == 1
+
+    def test_the_cache_comes_before_the_starter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[str] = []
+        monkeypatch.setattr(locating, "is_cached", lambda name: True)
+        monkeypatch.setattr(locating, "_from_hub", lambda model, *_, **__: asked.append(model))
+        locating.locate(LoadSettings(), "summarization")
+        assert asked == ["sshleifer/distilbart-cnn-12-6"]
+
+    def test_the_default_of_the_task_where_the_hub_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[str] = []
+        monkeypatch.setattr(locating, "hub_reachable", lambda: True)
+        monkeypatch.setattr(locating, "_from_hub", lambda model, *_, **__: asked.append(model))
+        locating.locate(LoadSettings(), GENERATION)
+        assert asked == ["HuggingFaceTB/SmolLM2-135M-Instruct"]
+
+
+def test_loading_opens_no_connection_and_needs_no_heavy_package(checkpoint: Checkpoint) -> None:
+    code = (
+        "import socket, sys\n"
+        "def refuse(*_): raise AssertionError('a connection was opened')\n"
+        "socket.socket.connect = refuse\n"
+        "socket.getaddrinfo = refuse\n"
+        "import llmkit\n"
+        f"print(llmkit.generate('The', {str(checkpoint('gpt2'))!r}, max_new_tokens=3).usage.completion_tokens)\n"
+        "assert not (found := [m for m in ('peft', 'datasets', 'evaluate') if m in sys.modules]), found\n"
+    )
+    environment = {"HF_HUB_OFFLINE": "0"}
+    import os
+
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "3\n"

@@ -204,7 +204,7 @@ def _download(into: Path) -> Path:
 
 
 def _run(command: list[str], environment: Mapping[str, str]) -> tuple[int, str]:
-    """Exit status and stderr of a child that has nothing of our stdin, stdout and stderr, and dies with an interrupt."""
+    """Exit status and stderr of a child that shares none of our streams and dies with an interrupt."""
     with subprocess.Popen(  # noqa: S603
         command,
         stdin=subprocess.DEVNULL,

@@ -57,7 +57,7 @@ def _root(
     """Five language tasks on the right model class."""
 
 
-def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
+def _on_sigterm(*_: int | FrameType | None) -> NoReturn:
     raise Stopped(143)
 
 
@@ -79,7 +79,7 @@ def _set_up() -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit at once: a model may still be reading a prompt in its thread, and a closed pipe takes no more."""
+    """Exit at once: a closed pipe takes no more, and a model may be in the middle of a long step."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -120,7 +120,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             raise
         _complain(error.problem, error.fix)
         return error.exit_code
-    except Exception as error:  # noqa: BLE001 - the last resort: one line, and how to see more
+    except Exception as error:  # the last resort: one line, and how to see more
         if flags.debug:
             raise
         _complain(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", "see the whole error with --debug")

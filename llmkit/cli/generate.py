@@ -55,22 +55,20 @@ def generate(
     wording = make_wording(system, prefill, examples or (), raw=raw)
     pipeline = build_pipeline(task.name, load, generation, wording, text=prompt)
     started = time.perf_counter()
-    output = pipeline(prompt) if as_json or generation.num_return_sequences > 1 else _print_stream(pipeline, prompt)
+    whole = as_json or generation.num_return_sequences > 1
+    output = pipeline(prompt, on_text=None if whole else _write)
     if as_json:
         typer.echo(json.dumps(output.to_dict(), ensure_ascii=False))
     elif output.alternatives:
         typer.echo("\n---\n".join(each.text for each in (output, *output.alternatives)))
+    else:
+        typer.echo()
     _report(output, time.perf_counter() - started, pipeline)
 
 
-def _print_stream(pipeline: Pipeline, prompt: str) -> Output:
-    streamed = pipeline.stream(prompt)
-    for piece in streamed:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    typer.echo()
-    assert streamed.output is not None
-    return streamed.output
+def _write(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
 
 
 def _report(output: Output, seconds: float, pipeline: Pipeline) -> None:

@@ -1,8 +1,8 @@
-"""Generating with the causal and the seq2seq head: one path, as a stream of text pieces for each row.
+"""Generating with the causal and the seq2seq head: one path, as pieces of text for each row.
 
-`stream` runs ``model.generate`` in a worker thread and yields pieces as they become certain; whoever wants
-the whole text joins them. Everything is done in a stopping criterion, which sees each step's tokens of the
-whole batch: decoding, stop strings and per-row limits, so that a batch gives what single rows give.
+`generate` hands pieces over as they become certain; whoever wants the whole text joins them. Everything is
+done in a stopping criterion, which sees each step's tokens of the whole batch: decoding, stop strings and
+per-row limits, so that a batch gives what single rows give.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llmkit.heads.base import Encoded, HeadOps
     from llmkit.models.load import Loaded
 
-__all__ = ["FinishReason", "Piece", "generation_config", "pad_id", "stream"]
+__all__ = ["FinishReason", "Piece", "generate", "generation_config", "pad_id", "stream"]
 
 FinishReason = Literal["stop", "length"]
 
@@ -38,9 +38,6 @@ class Piece:
     text: str
     finish_reason: FinishReason | None = None
     tokens: int = 0
-
-
-Pieces = queue.SimpleQueue[Piece | BaseException | None]
 
 
 def pad_id(loaded: Loaded) -> int:
@@ -134,19 +131,13 @@ def generation_config(loaded: Loaded, settings: GenerationSettings, max_new_toke
 def stream(
     loaded: Loaded, ops: HeadOps, batch: Sequence[Encoded], settings: GenerationSettings, max_new_tokens: int
 ) -> Iterator[Piece]:
-    """Generate for a batch of prompts and yield pieces as they come.
-
-    Rows are numbered prompt by prompt: output ``r`` belongs to prompt ``r // num_return_sequences``. Each row
-    stops at EOS, at a stop string, at ``max_new_tokens`` or where the context is full. Beam search gives each
-    row as one piece, when the beams are done. Closing the iterator stops the model after the current token.
-    """
-    pieces: Pieces = queue.SimpleQueue()
+    """`generate` in a worker thread, as an iterator. Closing it stops the model after the current token."""
+    pieces: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
     cancelled = threading.Event()
 
     def work() -> None:
         try:
-            with loaded.lock:
-                _generate(loaded, ops, batch, settings, max_new_tokens, pieces, cancelled)
+            generate(loaded, ops, batch, settings, max_new_tokens, pieces.put, cancelled.is_set)
             pieces.put(None)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, who raises it
             pieces.put(error)
@@ -179,15 +170,21 @@ def _groups(rooms: Sequence[int | None], max_new_tokens: int) -> list[tuple[list
     return [(roomy, max_new_tokens), *tight] if roomy else tight
 
 
-def _generate(
+def generate(
     loaded: Loaded,
     ops: HeadOps,
     batch: Sequence[Encoded],
     settings: GenerationSettings,
     max_new_tokens: int,
-    pieces: Pieces,
-    cancelled: threading.Event,
+    emit: Callable[[Piece], None],
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> None:
+    """Generate for a batch of prompts; ``emit`` gets each piece as soon as it is certain.
+
+    Rows are numbered prompt by prompt: output ``r`` belongs to prompt ``r // num_return_sequences``. Each row
+    stops at EOS, at a stop string, at ``max_new_tokens`` or where the context is full. Beam search gives each
+    row as one piece, when the beams are done. ``cancelled`` is asked after every token.
+    """
     rooms = [ops.room(loaded, encoded) for encoded in batch]
     for indices, limit in _groups(rooms, max_new_tokens):
         config = generation_config(loaded, settings, limit)
@@ -203,7 +200,8 @@ def _generate(
             for sequence in range(settings.num_return_sequences)
         ]
         inputs = ops.collate(loaded, [batch[index] for index in indices])
-        _generate_group(loaded, ops, inputs, config, rows, settings.seed, pieces, cancelled)
+        with loaded.lock:
+            _generate_group(loaded, ops, inputs, config, rows, settings.seed, emit, cancelled)
 
 
 def _generate_group(
@@ -213,8 +211,8 @@ def _generate_group(
     config: GenerationConfig,
     rows: Sequence[_Row],
     seed: int | None,
-    pieces: Pieces,
-    cancelled: threading.Event,
+    emit: Callable[[Piece], None],
+    cancelled: Callable[[], bool],
 ) -> None:
     import torch
     from transformers import StoppingCriteriaList
@@ -222,11 +220,11 @@ def _generate_group(
     beams = (config.num_beams or 1) > 1
 
     def step(input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        if beams or cancelled.is_set():  # beams are rearranged at every step, so none of their text is certain yet
-            return torch.full((len(input_ids),), cancelled.is_set(), device=input_ids.device)
+        if beams or cancelled():  # beams are rearranged at every step, so none of their text is certain yet
+            return torch.full((len(input_ids),), cancelled(), device=input_ids.device)
         for row, token in zip(rows, input_ids[:, -1].tolist(), strict=True):
             if not row.done and (piece := row.push(token)):
-                pieces.put(piece)
+                emit(piece)
         return torch.tensor([row.done for row in rows], device=input_ids.device)
 
     devices = [loaded.device] if loaded.device.type == "cuda" else []
@@ -236,6 +234,6 @@ def _generate_group(
         output = loaded.model.generate(  # type: ignore[operator]
             **inputs, generation_config=config, stopping_criteria=StoppingCriteriaList([step])
         )
-    if beams and not cancelled.is_set():
+    if beams and not cancelled():
         for row, sequence in zip(rows, output[:, ops.output_start(inputs) :].tolist(), strict=True):
-            pieces.put(row.push_all(sequence))
+            emit(row.push_all(sequence))

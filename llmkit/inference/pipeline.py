@@ -1,6 +1,6 @@
 """A loaded task: call it with one row, map it over many, or stream one answer.
 
-Non-streaming is a fold over streaming: there is one generate path (`llmkit.heads.decoding.stream`).
+Whole answers are a fold over pieces: there is one generate path (`llmkit.heads.decoding.generate`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import islice
 from llmkit.config.settings import GenerationSettings
 from llmkit.errors import UsageError
 from llmkit.heads import head_ops
-from llmkit.heads.decoding import Piece, stream
+from llmkit.heads.decoding import Piece, generate, stream
 from llmkit.inference.fitting import Fitted, fit
 from llmkit.inference.output import Output, Usage
 from llmkit.models.load import Loaded
@@ -47,9 +47,12 @@ class Pipeline:
         for number, example in enumerate(wording.examples, start=1):
             task.validate_example(example, number)
 
-    def __call__(self, row: str | Row, /) -> Output:
-        """Answer one row: a text, or a mapping with the task's columns."""
-        return self._answer([self._prepare(row)])[0]
+    def __call__(self, row: str | Row, /, *, on_text: Callable[[str], None] | None = None) -> Output:
+        """Answer one row: a text, or a mapping with the task's columns.
+
+        ``on_text`` gets the (first) answer piece by piece, as it is generated.
+        """
+        return self._answer([self._prepare(row)], on_text)[0]
 
     def map(self, rows: Iterable[str | Row], /, *, batch_size: int = 8) -> Iterator[Output]:
         """Answer rows lazily and in order, ``batch_size`` at a time.
@@ -67,7 +70,8 @@ class Pipeline:
         if self.settings.num_return_sequences > 1:
             raise UsageError("several sequences cannot be streamed as one text", "call the pipeline instead")
         fitted = self._prepare(row)
-        return StreamedOutput(self._pieces([fitted]), lambda draft: self._output(draft, fitted))
+        pieces = stream(self.loaded, self._ops, [fitted.encoded], self.settings, self.max_new_tokens)
+        return StreamedOutput(pieces, lambda draft: self._output(draft, fitted))
 
     @property
     def max_new_tokens(self) -> int:
@@ -91,15 +95,17 @@ class Pipeline:
             lambda prompt: self._ops.encode(self.loaded, prompt),
         )
 
-    def _pieces(self, batch: Sequence[Fitted]) -> Iterator[Piece]:
-        encoded = [fitted.encoded for fitted in batch]
-        return stream(self.loaded, self._ops, encoded, self.settings, self.max_new_tokens)
-
-    def _answer(self, batch: Sequence[Fitted]) -> list[Output]:
+    def _answer(self, batch: Sequence[Fitted], on_text: Callable[[str], None] | None = None) -> list[Output]:
         count = self.settings.num_return_sequences
         drafts = [_Draft() for _ in range(len(batch) * count)]
-        for piece in self._pieces(batch):
+
+        def emit(piece: Piece) -> None:
             drafts[piece.row].add(piece)
+            if on_text is not None and piece.row == 0 and piece.text:
+                on_text(piece.text)
+
+        encoded = [fitted.encoded for fitted in batch]
+        generate(self.loaded, self._ops, encoded, self.settings, self.max_new_tokens, emit)
         outputs = [self._output(draft, batch[number // count]) for number, draft in enumerate(drafts)]
         return [
             replace(outputs[first], alternatives=tuple(outputs[first + 1 : first + count]))

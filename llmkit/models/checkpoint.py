@@ -10,7 +10,7 @@ import math
 import mmap
 import struct
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,7 @@ def tensor_counts(path: Path) -> dict[str, int]:
             raise CheckpointError(f"{path} has a corrupt header (tensor {name!r})", _AGAIN) from error
         if not valid:
             raise CheckpointError(f"{path} has a corrupt header (tensor {name!r})", _AGAIN)
-        if not _is_buffer(name, shape, dtype):
+        if not _is_buffer(name, shape):
             counts[torch_dtype_name(dtype)] += math.prod(shape)
     if end != data_size:
         raise CheckpointError(f"{path} holds {data_size:,} bytes of weights and its header lists {end:,}", _AGAIN)
@@ -170,7 +170,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     return header, size - 8 - length
 
 
-def _is_buffer(name: str, shape: list[int], dtype: str) -> bool:
+def _is_buffer(name: str, shape: list[int]) -> bool:
     """Saved, and no parameter: position ids, causal masks (12 million in the Hub's gpt2), Marian's output bias."""
     if name.endswith(("position_ids", "rotary_emb.inv_freq", "masked_bias", "final_logits_bias")):
         return True
@@ -239,17 +239,13 @@ def gguf_metadata(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is no GGUF file, or a part of one.
     """
-    return _read_gguf(path, _walk_gguf)
-
-
-def _read_gguf(path: Path, walk: Callable[[mmap.mmap], dict[str, Any]]) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             if file.read(8) == b"version ":
                 raise CheckpointError(f"{path} is a Git LFS pointer in place of the file", "run: git lfs pull")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return walk(data)
-    except (OSError, ValueError, KeyError, OverflowError, MemoryError, RecursionError, struct.error) as error:
+                return _walk_gguf(data)
+    except (OSError, ValueError, KeyError, ArithmeticError, RecursionError, struct.error) as error:
         raise CheckpointError(f"{path} is no complete GGUF file ({error})", _AGAIN) from error
 
 
@@ -282,7 +278,10 @@ def _gguf_tensors(walker: _Walker, number: int, alignment: int) -> dict[str, int
     end = 0
     for _ in range(number):
         walker.string()
-        elements = math.prod(walker.scalar("Q") for _ in range(walker.scalar("I")))
+        dimensions = walker.scalar("I")
+        if dimensions > 8:
+            raise ValueError(f"a tensor of {dimensions} dimensions")
+        elements = math.prod(walker.scalar("Q") for _ in range(dimensions))
         kind = GGMLQuantizationType(walker.scalar("I"))
         block, size = GGML_QUANT_SIZES[kind]
         end = max(end, walker.scalar("Q") + elements * size // block)

@@ -1,0 +1,449 @@
+"""What a checkpoint is and what it can do, from its small files: ``llmkit inspect``.
+
+Collects what its neighbours read (`checkpoint`, `context`, `tokenizer_files`, `traps`, `resolve`) into one report.
+Loads no weight and does not import torch or transformers, except to count on the meta device when asked to.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llmkit.errors import CheckpointError, TaskMismatchError
+from llmkit.models.checkpoint import (
+    gguf_config,
+    gguf_metadata,
+    parameter_counts,
+    tensor_counts,
+    torch_dtype_name,
+    weight_files,
+)
+from llmkit.models.context import ContextLength, context_length
+from llmkit.models.resolve import natural_head, resolve
+from llmkit.models.source import Source, read_json
+from llmkit.models.tables import AUTO_CLASSES
+from llmkit.models.tokenizer_files import SpecialToken, TokenizerFiles, read_tokenizer
+from llmkit.models.traps import MULTILINGUAL, Facts, find_traps, needs_own_code
+from llmkit.tasks import TASKS, Head, TaskInfo
+
+__all__ = ["Adapter", "ModelReport", "TaskFit", "inspect_source", "render"]
+
+_READY, _NEW_HEAD, _NO = "ready", "needs fine-tuning", "no"
+_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
+# They read a text and write it in another language, whatever the prompt asks for.
+_TRANSLATORS = frozenset({"fsmt", "m2m_100", "marian", "nllb-moe", "seamless_m4t", "seamless_m4t_v2"})
+_TRANSLATOR_TASKS = ("translation", "text-generation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFit:
+    """Whether a model does a task, and as which class it would be loaded for it."""
+
+    status: str
+    """``ready``, ``needs fine-tuning`` or ``no``."""
+    head: str | None = None
+    auto_class: str | None = None
+    model_class: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A PEFT adapter on top of the model."""
+
+    base: str
+    method: str
+    rank: int | None
+    parameters: int | None
+    commit: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelReport:
+    """What `inspect_source` found. None stands for unknown."""
+
+    model: str
+    commit: str | None
+    library: str
+    """``transformers``, ``peft`` or ``gguf``."""
+    architecture: str
+    model_type: str
+    parameters: int | None
+    parameters_by_dtype: Mapping[str, int]
+    """Empty where no header tells."""
+    weights: str | None
+    """``safetensors``, ``bin`` or ``gguf``; None where no weights are on this machine."""
+    context_length: int | None
+    context_is_hard: bool
+    """Longer input has no positions; otherwise the length is what it was trained on."""
+    tasks: Mapping[str, TaskFit]
+    chat_template: bool
+    special_tokens: Mapping[str, SpecialToken]
+    languages: tuple[str, ...]
+    direction: tuple[str, str] | None
+    """Source and target language of a model that translates one way."""
+    license: str
+    memory: Mapping[str, int | None]
+    """Bytes of the weights alone, by dtype."""
+    traps: tuple[str, ...]
+    commands: tuple[str, ...]
+    """What can be run now."""
+    adapter: Adapter | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values under stable keys."""
+        plain: dict[str, Any] = json.loads(json.dumps({"schema_version": 1, **asdict(self)}))
+        return plain
+
+
+def inspect_source(source: Source, *, exact: bool = False, hub_counts: dict[str, int] | None = None) -> ModelReport:
+    """Report on a model whose small files are on this machine.
+
+    Args:
+        source: where the files are; the weights may be missing.
+        exact: if no safetensors header tells the number of parameters, build the model on the meta device and
+            count. Imports torch, takes seconds.
+        hub_counts: parameters by dtype as the Hub counts them, used where no header is on this machine.
+
+    Raises:
+        CheckpointError: a file is missing, partial or corrupt.
+    """
+    metadata = gguf_metadata(source.folder / source.gguf_file) if source.gguf_file else {}
+    config = gguf_config(metadata) if source.gguf_file else source.config()
+    generation = _optional(source.folder / "generation_config.json") if not source.gguf_file else {}
+    tokenizer = _tokenizer(source, config, generation, metadata)
+    head = natural_head(config)
+    weights = _weights(source)
+    adapter = _adapter(source)
+    counts = metadata.get("parameters_by_dtype") or _counts(source, config, weights, hub_counts)
+    parameters = sum(counts.values()) if counts else None
+    if parameters is None and exact:
+        parameters = _count_on_meta(source, config)
+    context = context_length(config, tokenizer.config)
+    tasks = {name: _fit(info, source, config, tokenizer) for name, info in TASKS.items()}
+    card = _front_matter(source.folder / "README.md")
+    facts = Facts(
+        name=source.name,
+        config=config,
+        generation=generation,
+        tokenizer=tokenizer,
+        head=head,
+        context=context,
+        weights=weights,
+        local=source.commit is None,
+        method=adapter.method if adapter else "",
+        target_codes=config.get("model_type") == "marian" and _has_target_codes(source.folder),
+    )
+    return ModelReport(
+        model=source.name,
+        commit=source.commit,
+        library="peft" if adapter else "gguf" if source.gguf_file else "transformers",
+        architecture=str(next(iter(config.get("architectures") or ()), config.get("model_type", "unknown"))),
+        model_type=str(config.get("model_type", "unknown")),
+        parameters=parameters,
+        parameters_by_dtype=dict(counts or {}),
+        weights=weights,
+        context_length=context.tokens,
+        context_is_hard=context.hard,
+        tasks=tasks,
+        chat_template=tokenizer.chat_template,
+        special_tokens=tokenizer.tokens,
+        languages=_languages(source, config, card, metadata),
+        direction=_direction(source, config, tokenizer),
+        license=_license(source.folder, card, metadata),
+        memory={dtype: None if parameters is None else int(parameters * size) for dtype, size in _BYTES.items()},
+        traps=tuple(find_traps(facts)),
+        commands=_commands(source, facts, tasks),
+        adapter=adapter,
+    )
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+# Weights.
+
+
+def _weights(source: Source) -> str | None:
+    if source.gguf_file:
+        return "gguf"
+    if _only_small_files(source):
+        return None
+    files = weight_files(source.folder)
+    return "safetensors" if files.safetensors else "bin" if files.bins else None
+
+
+def _only_small_files(source: Source) -> bool:
+    """A Hub snapshot fetched without weights: it may hold an index whose parts are all elsewhere."""
+    if source.commit is None:
+        return False
+    return not any(next(source.folder.glob(f"*{suffix}"), None) for suffix in (".safetensors", ".bin"))
+
+
+def _counts(
+    source: Source, config: Mapping[str, Any], weights: str | None, hub_counts: dict[str, int] | None
+) -> dict[str, int] | None:
+    if weights == "safetensors":
+        return parameter_counts(source.folder)
+    # The Hub counts packed elements too; and for an adapter's name it counts the adapter.
+    if not hub_counts or config.get("quantization_config") or source.adapter is not None:
+        return None
+    return {torch_dtype_name(name): number for name, number in hub_counts.items()}
+
+
+def _count_on_meta(source: Source, config: Mapping[str, Any]) -> int:
+    """Parameters of the saved architecture, each tied one once, without memory for any of them."""
+    if needs_own_code(config, natural_head(config)):
+        raise CheckpointError(f"{source.name} is built by code of its own, which is not run to count", "omit --exact")
+    import torch
+    import transformers
+
+    head = natural_head(config)
+    named = str(next(iter(config.get("architectures") or ()), ""))
+    try:
+        model_config = transformers.AutoConfig.from_pretrained(source.folder, local_files_only=True)
+        with torch.device("meta"):
+            if hasattr(transformers, named):
+                model = getattr(transformers, named)(model_config)
+            else:
+                auto_class = getattr(transformers, AUTO_CLASSES[head] if head else "AutoModel")
+                model = auto_class.from_config(model_config)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{source.name} cannot be built from its config ({reason})", "omit --exact") from error
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _adapter(source: Source) -> Adapter | None:
+    if source.adapter is None:
+        return None
+    config = _optional(source.adapter / "adapter_config.json")
+    weights = source.adapter / "adapter_model.safetensors"
+    rank = config.get("r")
+    return Adapter(
+        base=str(config.get("base_model_name_or_path") or "unknown"),
+        method=str(config.get("peft_type") or "unknown"),
+        rank=rank if isinstance(rank, int) else None,
+        parameters=sum(tensor_counts(weights).values()) if weights.is_file() else None,
+        commit=source.adapter_commit,
+    )
+
+
+# Tokenizer and tasks.
+
+
+def _tokenizer(
+    source: Source, config: Mapping[str, Any], generation: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> TokenizerFiles:
+    folder = source.folder
+    # The loader, too, prefers an adapter's own tokenizer: tuning may have brought tokens and a template.
+    if source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file():
+        folder = source.adapter
+    elif source.gguf_file:
+        ids = {
+            kind: config[f"{kind}_token_id"] for kind in ("bos", "eos", "pad", "unk") if f"{kind}_token_id" in config
+        }
+        return TokenizerFiles(
+            chat_template="tokenizer.chat_template" in metadata,
+            tokens={kind: SpecialToken(ids=(number,)) for kind, number in ids.items()},
+        )
+    return read_tokenizer(folder, config, generation)
+
+
+def _fit(info: TaskInfo, source: Source, config: Mapping[str, Any], tokenizer: TokenizerFiles) -> TaskFit:
+    try:
+        found = resolve(info.name, config, model=source.name)
+    except TaskMismatchError:
+        return TaskFit(status=_NO)
+    if found.head is Head.SPAN and not tokenizer.offsets:
+        return TaskFit(status=_NO)
+    new = found.new_head and not _adapter_brings(source, found.head)
+    new |= found.model_type in _TRANSLATORS and info.name not in _TRANSLATOR_TASKS
+    return TaskFit(
+        status=_NEW_HEAD if new else _READY,
+        head=str(found.head),
+        auto_class=found.auto_class,
+        model_class=found.model_class,
+    )
+
+
+def _adapter_brings(source: Source, head: Head) -> bool:
+    """PEFT saves a new head with the adapter (``modules_to_save``), and the base keeps its own architecture."""
+    if source.adapter is None or head is not Head.SPAN:
+        return False
+    return _optional(source.adapter / "adapter_config.json").get("task_type") == "QUESTION_ANS"
+
+
+def _commands(source: Source, facts: Facts, tasks: Mapping[str, TaskFit]) -> tuple[str, ...]:
+    runs = (facts.weights or not facts.local) and (facts.tokenizer.present or facts.weights == "gguf")
+    if not runs or needs_own_code(facts.config, facts.head):
+        return ()
+    return tuple(
+        " ".join(filter(None, ("llmkit", info.verb, info.sample, "--model", shlex.quote(source.name))))
+        for name, info in TASKS.items()
+        if info.implementation is not None and tasks[name].status == _READY
+    )
+
+
+# Licence and languages.
+
+
+def _front_matter(path: Path) -> dict[str, Any]:
+    """The YAML between the first two ``---`` of a model card; empty where there is none that can be read."""
+    import yaml
+
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8", errors="replace").removeprefix("\ufeff")
+    found = re.match(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", text, re.DOTALL)
+    try:
+        card = yaml.safe_load(found.group(1)) if found else None
+    except yaml.YAMLError:
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def _names(value: object) -> tuple[str, ...]:
+    values = value if isinstance(value, list) else [value]
+    # YAML reads the code of Norwegian as false.
+    names = ("no" if name is False else name for name in values)
+    return tuple(name.strip() for name in names if isinstance(name, str) and name.strip())
+
+
+def _license(folder: Path, card: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
+    named = _names(card.get("license")) or _names(metadata.get("general.license"))
+    if named and named != ("other",):
+        return ", ".join(named)
+    other = _names(card.get("license_name"))
+    if other:
+        return other[0]
+    file = next((path.name for path in sorted(folder.glob("LICEN[CS]E*"))), None)
+    return f"see {file}" if file else ", ".join(named) or "unknown"
+
+
+def _languages(
+    source: Source, config: Mapping[str, Any], card: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> tuple[str, ...]:
+    if config.get("model_type") in MULTILINGUAL:
+        return ("multilingual (codes in the tokenizer)",)
+    named = _names(card.get("language")) or _names(metadata.get("general.languages"))
+    return named or _marian_pair(source, config) or ()
+
+
+def _marian_pair(source: Source, config: Mapping[str, Any]) -> tuple[str, str] | None:
+    if config.get("model_type") != "marian":
+        return None
+    for name in (source.name, str(config.get("_name_or_path", ""))):
+        base = name.rstrip("/").rpartition("/")[2]
+        parts = base.split("-")
+        if base.startswith("opus-mt-") and len(parts) >= 4:
+            return parts[-2], parts[-1]
+    return None
+
+
+def _direction(source: Source, config: Mapping[str, Any], tokenizer: TokenizerFiles) -> tuple[str, str] | None:
+    pair = _marian_pair(source, config)
+    if pair or config.get("model_type") not in ("marian", "fsmt"):
+        return pair
+    languages = tokenizer.config.get("langs") or [tokenizer.config.get(f"{side}_lang") for side in ("source", "target")]
+    named = _names(languages)
+    return (named[0], named[1]) if len(named) == 2 else None
+
+
+def _has_target_codes(folder: Path) -> bool:
+    vocabulary = folder / "vocab.json"
+    return vocabulary.is_file() and '">>' in vocabulary.read_text(encoding="utf-8", errors="replace")
+
+
+# The text for a terminal.
+
+_LABEL = 15
+
+
+def render(report: ModelReport) -> str:
+    """The report as text for a person, in about 25 lines."""
+    context = ContextLength(report.context_length, report.context_is_hard)
+    rows = [
+        ("model", report.model + (f" ({report.commit[:12]})" if report.commit else "")),
+        ("architecture", f"{report.architecture} ({report.model_type}, {report.library})"),
+        *([("adapter", _adapter_text(report.adapter))] if report.adapter else []),
+        ("parameters", _parameters_text(report)),
+        ("memory", _memory_text(report.memory)),
+        ("context", _context_text(context)),
+        ("languages", _languages_text(report)),
+        ("license", report.license),
+        ("chat template", "yes" if report.chat_template else "no"),
+        ("special tokens", _tokens_text(report.special_tokens)),
+    ]
+    lines = [f"{label:<{_LABEL}} {text}" for label, text in rows]
+    lines += ["", "tasks", *(_task_line(name, fit) for name, fit in report.tasks.items())]
+    if report.traps:
+        lines += ["", "watch out", *(f"  - {trap}" for trap in report.traps)]
+    lines += ["", "run", *(f"  {command}" for command in report.commands or ("nothing yet",))]
+    return "\n".join(lines)
+
+
+def _short(number: int) -> str:
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size * 0.9995:
+            value = number / size
+            return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:.3g} {unit}"
+    return str(number)
+
+
+def _bytes_text(number: int) -> str:
+    return f"{number / 1e9:.2f} GB" if number >= 5e6 else f"{number / 1e6:.2f} MB"
+
+
+def _parameters_text(report: ModelReport) -> str:
+    if report.parameters is None:
+        return "unknown (no safetensors header tells; --exact counts on the meta device)"
+    kinds = report.parameters_by_dtype
+    if len(kinds) == 1:
+        return f"{_short(report.parameters)} ({next(iter(kinds))})"
+    parts = ", ".join(f"{_short(kinds[name])} {name}" for name in sorted(kinds, key=lambda name: -kinds[name]))
+    return _short(report.parameters) + (f" ({parts})" if parts else "")
+
+
+def _memory_text(memory: Mapping[str, int | None]) -> str:
+    known = [f"{dtype} {_bytes_text(size)}" for dtype, size in memory.items() if size is not None]
+    return f"{', '.join(known)} (weights only)" if known else "unknown"
+
+
+def _context_text(context: ContextLength) -> str:
+    if context.tokens is None:
+        return "unknown (no limit in the files)"
+    return f"{context.tokens:,} tokens" + ("" if context.hard else " (what it was trained on; longer input runs)")
+
+
+def _languages_text(report: ModelReport) -> str:
+    if report.direction:
+        return f"{report.direction[0]} → {report.direction[1]}"
+    shown = ", ".join(report.languages[:8])
+    more = len(report.languages) - 8
+    return f"{shown} and {more} more" if more > 0 else shown or "unknown"
+
+
+def _tokens_text(tokens: Mapping[str, SpecialToken]) -> str:
+    parts = []
+    for kind, token in tokens.items():
+        ids = f"[{', '.join(map(str, token.ids))}]" if len(token.ids) > 1 else "".join(map(str, token.ids))
+        parts.append(" ".join(filter(None, (kind, token.text, f"({ids})" if token.text and ids else ids))))
+    return ", ".join(parts) or "none in the files"
+
+
+def _adapter_text(adapter: Adapter) -> str:
+    size = f", {_short(adapter.parameters)} parameters" if adapter.parameters is not None else ""
+    rank = f" of rank {adapter.rank}" if adapter.rank is not None else ""
+    commit = f" ({adapter.commit[:12]})" if adapter.commit else ""
+    return f"{adapter.method}{rank} on {adapter.base}{size}{commit}"
+
+
+def _task_line(name: str, fit: TaskFit) -> str:
+    loaded = f"{fit.auto_class} → {fit.model_class}" if fit.auto_class else ""
+    return f"  {name:<{_LABEL + 4}} {fit.status:<18} {loaded}".rstrip()

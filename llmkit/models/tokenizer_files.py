@@ -1,0 +1,169 @@
+"""What a tokenizer's files tell without building it: special tokens, chat template, whether it knows offsets.
+
+Knows the files that `save_pretrained` writes. Does not import torch, transformers or tokenizers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmkit.models.source import read_json
+
+__all__ = ["SpecialToken", "TokenizerFiles", "read_tokenizer"]
+
+_KINDS = ("bos", "eos", "pad", "unk")
+_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "*.model", "*.spm", "*.bpe.codes")
+_ADDED = '"added_tokens":'
+_HEAD = 2_000_000  # characters of tokenizer.json: the added tokens come before the vocabulary
+
+# Python tokenizers of Transformers 5: none maps tokens to characters, and the first two do not even say so.
+_NO_OFFSETS = frozenset(
+    {
+        "ByT5Tokenizer",
+        "CanineTokenizer",
+        "BertJapaneseTokenizer",
+        "BertTokenizerLegacy",
+        "BertweetTokenizer",
+        "EsmTokenizer",
+        "FlaubertTokenizer",
+        "PerceiverTokenizer",
+        "PhobertTokenizer",
+        "RoCBertTokenizer",
+        "XLMTokenizer",
+    }
+)
+_CLASS_OF_TYPE = {  # where no file names a class
+    "canine": "CanineTokenizer",
+    "flaubert": "FlaubertTokenizer",
+    "roc_bert": "RoCBertTokenizer",
+    "xlm": "XLMTokenizer",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialToken:
+    """Text and ids of a special token; a model may stop at several."""
+
+    text: str | None = None
+    ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFiles:
+    present: bool = False
+    class_name: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    chat_template: bool = False
+    tokens: Mapping[str, SpecialToken] = field(default_factory=dict)
+    """By kind (bos, eos, pad, unk), those that a file names."""
+    own_eos: int | None = None
+    """The id of the tokenizer's end token, where its files give one: generation may stop at others."""
+    largest_added_id: int = -1
+
+    @property
+    def offsets(self) -> bool:
+        """Whether each token comes with its place in the text."""
+        return self.class_name not in _NO_OFFSETS
+
+
+def read_tokenizer(folder: Path, config: Mapping[str, Any], generation: Mapping[str, Any]) -> TokenizerFiles:
+    """Read the tokenizer files in a folder; ``config`` and ``generation`` fill in ids that they leave out."""
+    tokenizer_config = _optional(folder / "tokenizer_config.json")
+    special = _optional(folder / "special_tokens_map.json")
+    added = _added_tokens(folder, tokenizer_config)
+    texts = {
+        kind: _text(tokenizer_config.get(f"{kind}_token")) or _text(special.get(f"{kind}_token")) for kind in _KINDS
+    }
+    return TokenizerFiles(
+        present=any(next(folder.glob(pattern), None) for pattern in _FILES),
+        class_name=_class_name(config, tokenizer_config),
+        config=tokenizer_config,
+        chat_template=_has_template(folder, tokenizer_config),
+        tokens=_tokens(texts, added, config, generation),
+        own_eos=added.get(texts["eos"] or ""),
+        largest_added_id=max(added.values(), default=-1),
+    )
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _class_name(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> str:
+    named = tokenizer_config.get("tokenizer_class") or config.get("tokenizer_class")
+    return str(named or _CLASS_OF_TYPE.get(str(config.get("model_type")), ""))
+
+
+def _has_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> bool:
+    files = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+    return bool(tokenizer_config.get("chat_template")) or any((folder / name).exists() for name in files)
+
+
+def _text(token: object) -> str | None:
+    """A token is saved as its text or as an AddedToken with the text in it."""
+    content = token.get("content") if isinstance(token, Mapping) else token
+    return content if isinstance(content, str) and content else None
+
+
+def _added_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, int]:
+    """Text → id of the tokens beside the vocabulary, the special ones among them."""
+    added: dict[str, int] = {}
+    older = folder / "added_tokens.json"
+    if older.is_file():
+        added |= {text: number for text, number in read_json(older).items() if isinstance(number, int)}
+    for entry in _added_in_tokenizer_json(folder / "tokenizer.json"):
+        if isinstance(entry, dict) and isinstance(entry.get("id"), int):
+            added[str(entry.get("content"))] = entry["id"]
+    decoder = tokenizer_config.get("added_tokens_decoder")
+    for number, token in decoder.items() if isinstance(decoder, dict) else ():
+        if (text := _text(token)) and str(number).isdecimal():
+            added[text] = int(number)
+    return added
+
+
+def _added_in_tokenizer_json(path: Path) -> Iterable[Any]:
+    """Only the list of added tokens: parsing the whole file takes half a second for a large vocabulary."""
+    if not path.is_file():
+        return ()
+    with path.open(encoding="utf-8", errors="replace") as file:
+        head = file.read(_HEAD)
+    start = head.find(_ADDED)
+    if start < 0:
+        return ()
+    text = head[start + len(_ADDED) :].lstrip()
+    try:
+        entries, _ = json.JSONDecoder().raw_decode(text)
+    except ValueError:  # not a fault: the list is longer than what was read
+        return ()
+    return entries if isinstance(entries, list) else ()
+
+
+def _tokens(
+    texts: Mapping[str, str | None],
+    added: Mapping[str, int],
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+) -> dict[str, SpecialToken]:
+    tokens = {}
+    for kind in _KINDS:
+        text = texts[kind]
+        ids = [added[text]] if text is not None and text in added else []
+        # The tokenizer's own id wins; only of end tokens may there be more.
+        if kind == "eos" or not ids:
+            ids += _ids(generation, f"{kind}_token_id") or _ids(config, f"{kind}_token_id")
+        if text is not None or ids:
+            tokens[kind] = SpecialToken(text=text, ids=tuple(dict.fromkeys(ids)))
+    return tokens
+
+
+def _ids(config: Mapping[str, Any], key: str) -> list[int]:
+    part = config.get("text_config")
+    value = config.get(key)
+    if value is None and isinstance(part, Mapping):
+        value = part.get(key)
+    values = value if isinstance(value, list) else [value]
+    return [number for number in values if isinstance(number, int) and number >= 0]

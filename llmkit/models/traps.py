@@ -1,0 +1,163 @@
+"""What goes wrong with a checkpoint without an error, as far as its files show: one line each.
+
+Each is a mistake that somebody made (shared by the issues of Transformers, TRL, PEFT and their users).
+Knows plain values only; reads no file and imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmkit.models.context import ContextLength
+from llmkit.models.tables import class_names
+from llmkit.models.tokenizer_files import SpecialToken, TokenizerFiles
+from llmkit.tasks import Head
+
+__all__ = ["MULTILINGUAL", "Facts", "find_traps", "needs_own_code"]
+
+MULTILINGUAL = frozenset({"m2m_100", "mbart", "nllb-moe", "seamless_m4t", "seamless_m4t_v2"})
+"""Model types whose tokenizer holds the language codes and whose output language is a forced first token."""
+
+_LEAKS_WHEN_PACKED = frozenset({"bloom", "mamba", "mamba2", "opt"})
+_INSTRUCT = re.compile(r"(?i)(?:^|[-_./])(?:instruct|chat|it|dpo|rlhf|sft)(?:[-_./]|$)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the traps are found in."""
+
+    name: str
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    tokenizer: TokenizerFiles
+    head: Head | None
+    context: ContextLength
+    weights: str | None
+    """safetensors, bin or gguf; None where there are none."""
+    local: bool
+    """The folder is the user's own and so should be complete; of a Hub model only the small files may be here."""
+    method: str = ""
+    """PEFT's name of the adapter's method."""
+    target_codes: bool = False
+    """Marian: the vocabulary has ``>>xxx<<`` tokens."""
+
+
+def find_traps(facts: Facts) -> list[str]:
+    """Every trap that the files show, those that stop the model from working first."""
+    groups = (_files, _code, _tokens, _templates, _family, _training)
+    return [line for group in groups for line in group(facts)]
+
+
+def needs_own_code(config: Mapping[str, Any], head: Head | None) -> bool:
+    """Whether only Python code that comes with the checkpoint can build it."""
+    return bool(config.get("auto_map")) and (head is None or config.get("model_type") not in class_names(head))
+
+
+def _files(facts: Facts) -> Iterator[str]:
+    if facts.weights is None and facts.local:
+        yield "no weights in the folder: nothing can run"
+    if facts.weights == "bin":
+        yield "weights only as .bin, which are pickles: llmkit loads them with weights_only=True"
+    if not facts.tokenizer.present and facts.weights != "gguf":
+        yield "no tokenizer files: nothing can run"
+    quantization = facts.config.get("quantization_config")
+    if isinstance(quantization, Mapping):
+        method = quantization.get("quant_method", "an unnamed method")
+        yield f"the weights are quantized ({method}): loading needs that method's package, and often a GPU"
+
+
+def _code(facts: Facts) -> Iterator[str]:
+    if needs_own_code(facts.config, facts.head):
+        yield "runs Python code of its own (auto_map): read it, then pass --trust-remote-code"
+    model_type = str(facts.config.get("model_type", ""))
+    encoder = facts.head in (None, Head.SPAN) and not facts.config.get("is_encoder_decoder")
+    causal = class_names(Head.CAUSAL).get(model_type)
+    if encoder and causal and not any("QuestionAnswering" in name for name in facts.config.get("architectures") or ()):
+        yield f"encoder-only: Transformers also loads it as {causal}, without an error, and what that writes is noise"
+
+
+def _tokens(facts: Facts) -> Iterator[str]:
+    tokens, none = facts.tokenizer.tokens, SpecialToken()
+    pad, eos = tokens.get("pad", none), tokens.get("eos", none)
+    if not facts.tokenizer.present and facts.weights != "gguf":
+        return
+    if _same(pad, eos):
+        yield "padding and end of text share a token: training must mask by position, not by id"
+    if "pad" not in tokens:
+        yield "no padding token: batches need one set, and it must be masked by position"
+    stops = eos.ids if facts.tokenizer.own_eos is None else _stops(facts)
+    if facts.head in (Head.CAUSAL, Head.SEQ2SEQ) and facts.tokenizer.own_eos not in (None, *stops):
+        yield (
+            f"the tokenizer ends a text with token {facts.tokenizer.own_eos}, and generation stops only at"
+            f" {', '.join(map(str, stops))}: output may not end"
+        )
+    rows = facts.config.get("vocab_size")
+    if isinstance(rows, int) and facts.tokenizer.largest_added_id >= rows:
+        yield (
+            f"the tokenizer has ids up to {facts.tokenizer.largest_added_id} and the model {rows} embeddings: resize"
+            " them before use"
+        )
+
+
+def _same(pad: SpecialToken, eos: SpecialToken) -> bool:
+    if pad.text and eos.text:
+        return pad.text == eos.text
+    return bool(pad.ids and eos.ids) and pad.ids[0] == eos.ids[0]
+
+
+def _stops(facts: Facts) -> tuple[int, ...]:
+    """The ids that ``generate`` stops at, which are not the tokenizer's."""
+    value = facts.generation.get("eos_token_id", facts.config.get("eos_token_id"))
+    stops = tuple(value) if isinstance(value, list) else (value,)
+    # With none given, the tokenizer's is what llmkit stops at.
+    return tuple(i for i in stops if isinstance(i, int)) or (facts.tokenizer.own_eos or 0,)
+
+
+def _templates(facts: Facts) -> Iterator[str]:
+    if facts.head is Head.CAUSAL and not facts.tokenizer.chat_template:
+        instruct = "although its name says it follows instructions, " if _INSTRUCT.search(facts.name) else ""
+        yield f"{instruct}no chat template: prompts are continued as plain text"
+    if not facts.tokenizer.offsets:
+        yield f"{facts.tokenizer.class_name} gives no character offsets: no extractive question answering"
+
+
+def _family(facts: Facts) -> Iterator[str]:
+    config, model_type = facts.config, facts.config.get("model_type")
+    forced = facts.generation.get("forced_bos_token_id")
+    if model_type in MULTILINGUAL and forced is None:
+        yield "the output language is a forced first token, and none is set: without one it may be any language"
+    if facts.generation and forced is None and config.get("forced_bos_token_id") is not None:
+        yield "forced_bos_token_id is only in config.json: Transformers 5 reads it from generation_config.json"
+    if facts.target_codes:
+        yield "several target languages: each text must begin with a code such as >>fra<<"
+    prefixes = _prefixes(config)
+    if prefixes:
+        yield f"trained with prefixes ({', '.join(map(repr, prefixes[:3]))} …): a text without one may be mistaken"
+    rope = config.get("rope_parameters")
+    theta = rope.get("rope_theta") if isinstance(rope, Mapping) else None
+    if theta is not None and theta != 10_000 and "rope_theta" not in config:
+        yield f"rope_theta {theta:g} is where Transformers 4 does not look: it would take 10000, without an error"
+
+
+def _prefixes(config: Mapping[str, Any]) -> list[str]:
+    tasks = config.get("task_specific_params")
+    found = [task.get("prefix") for task in tasks.values() if isinstance(task, Mapping)] if tasks else []
+    return [prefix for prefix in found if isinstance(prefix, str) and prefix]
+
+
+def _training(facts: Facts) -> Iterator[str]:
+    if facts.config.get("model_type") in _LEAKS_WHEN_PACKED:
+        yield "packed training examples see each other, although position_ids are accepted: train it padded"
+    if facts.config.get("tie_word_embeddings") is True and facts.head is Head.CAUSAL:
+        yield "input and output embeddings are tied: training one moves the other"
+    window = facts.config.get("sliding_window") or 0
+    slides = isinstance(window, int) and facts.config.get("use_sliding_window") is not False
+    if slides and 0 < window < (facts.context.tokens or 0):
+        yield f"a sliding window of {window:,} tokens: a cache cannot be cut back beyond it"
+    if facts.method == "PREFIX_TUNING":
+        yield "prefix tuning: the loss of packed examples is wrong, and it cannot be merged"
+    if facts.method in ("PROMPT_TUNING", "P_TUNING"):
+        yield "the adapter prepends virtual tokens: they take up context, and it cannot be merged"

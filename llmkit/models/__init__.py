@@ -1,0 +1,1 @@
+"""Models: what a name means, which class a checkpoint gets, and how its files become a model."""

@@ -7,6 +7,8 @@ Knows nothing of prompts and how output is produced.
 from __future__ import annotations
 
 import contextlib
+import io
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ from llmkit.errors import (
     UsageError,
 )
 from llmkit.log import log
-from llmkit.models.checkpoint import parameter_counts, weight_bytes, weight_files
+from llmkit.models.checkpoint import gguf_config, gguf_metadata, parameter_counts, weight_bytes, weight_files
 from llmkit.models.context import ContextLength, context_length
 from llmkit.models.hub import go_offline
 from llmkit.models.locate import locate
@@ -77,22 +79,17 @@ def load_model(
 
 def load_source(source: Source, settings: LoadSettings, task: str, *, training: bool = False) -> Loaded:
     """Load files that are on this machine. See `load_model`."""
-    config = None if source.gguf_file else source.config()
-    resolution = None
-    if config is not None:
-        resolution = resolve(task, config, head=settings.head, model=source.name)
-        _refuse_untrusted(config, source, settings, resolution)
-        if resolution.new_head and not training:
-            raise _new_head(source, resolution)
-        _check_files(source, settings)
+    config, counts = _describe(source)
+    resolution = resolve(task, config, head=settings.head, model=source.name)
+    _refuse_untrusted(config, source, settings, resolution)
+    if resolution.new_head and not training:
+        raise _new_head(source, resolution)
+    _check_files(source, settings)
     with _quiet_transformers(), _one_line_errors(source):
         device = _pick_device(settings.device)
-        dtype = _pick_dtype(settings.dtype, device, source, config)
-        _check_memory(source, settings, device, dtype)
-        model_config = _model_config(source, settings)
-        if resolution is None:
-            resolution = resolve(task, model_config.to_dict(), head=settings.head, model=source.name)
-        model = _build(source, settings, resolution, model_config, device, dtype, training=training)
+        dtype = _pick_dtype(settings.dtype, device, _stored_dtype(config, counts))
+        _check_memory(source, settings, device, dtype, counts)
+        model = _build(source, settings, resolution, device, dtype, training=training)
         tokenizer = _tokenizer(source, settings)
     tokenizer_file = (source.adapter or source.folder) / "tokenizer_config.json"
     tokenizer_config = read_json(tokenizer_file) if tokenizer_file.is_file() else {}
@@ -101,11 +98,29 @@ def load_source(source: Source, settings: LoadSettings, task: str, *, training: 
         tokenizer=tokenizer,
         resolution=resolution,
         source=source,
-        context=context_length(config or model_config.to_dict(), tokenizer_config),
+        context=context_length(config, tokenizer_config),
     )
 
 
-# What is refused before anything heavy happens.
+# What is read, and refused, before anything heavy happens.
+
+
+def _describe(source: Source) -> tuple[dict[str, Any], dict[str, int] | None]:
+    """The config of a checkpoint and its parameters by dtype, from its small files and headers.
+
+    Reading the headers also refuses a partial download.
+    """
+    if source.gguf_file:
+        metadata = gguf_metadata(source.folder / source.gguf_file)
+        return gguf_config(metadata), metadata["parameters_by_dtype"]
+    return source.config(), parameter_counts(source.folder)
+
+
+def _stored_dtype(config: dict[str, Any], counts: dict[str, int] | None) -> str:
+    named = config.get("dtype") or config.get("torch_dtype")
+    if named is None and counts:
+        named = max(counts, key=lambda name: counts[name])
+    return str(named or "float32")
 
 
 def _refuse_untrusted(config: dict[str, Any], source: Source, settings: LoadSettings, resolution: Resolution) -> None:
@@ -129,8 +144,12 @@ def _new_head(source: Source, resolution: Resolution) -> TaskMismatchError:
 
 def _check_files(source: Source, settings: LoadSettings) -> None:
     files = weight_files(source.folder)
+    if source.gguf_file:
+        if settings.quantize:
+            raise UsageError(f"{source.name} is a GGUF file, which is unpacked while loading", "leave --quantize out")
+        log.warning("%s is unpacked to full weights each time it is loaded", source.gguf_file)
+        return
     if files.safetensors:
-        parameter_counts(source.folder)  # reads the headers, and so refuses a partial download
         return
     if not files.bins:
         raise CheckpointError(f"{source.name} has a config.json and no weights", "download the checkpoint again")
@@ -143,10 +162,9 @@ def _check_files(source: Source, settings: LoadSettings) -> None:
         log.warning("%s is not in the safetensors format; it is loaded with weights_only=True", names)
 
 
-def _check_memory(source: Source, settings: LoadSettings, device: str, dtype: torch.dtype) -> None:
-    if source.gguf_file:
-        return  # the dequantized size is known only after reading all of it
-    counts = parameter_counts(source.folder)
+def _check_memory(
+    source: Source, settings: LoadSettings, device: str, dtype: torch.dtype, counts: dict[str, int] | None
+) -> None:
     if counts is None:
         needed = float(weight_bytes(source.folder))
     else:
@@ -168,22 +186,17 @@ def _pick_device(device: str) -> str:
     return device
 
 
-def _pick_dtype(dtype: str, device: str, source: Source, config: dict[str, Any] | None) -> torch.dtype:
+def _pick_dtype(dtype: str, device: str, stored: str) -> torch.dtype:
     """The checkpoint's own type where the device computes well in it, else the nearest that is."""
     import torch
 
     if dtype != "auto":
         wanted: torch.dtype = getattr(torch, dtype)
         return wanted
-    stored = (config or {}).get("dtype") or (config or {}).get("torch_dtype")
-    if stored is None and config is not None:
-        counts = parameter_counts(source.folder)
-        stored = max(counts, key=lambda name: counts[name]) if counts else None
-    if stored is None:
-        stored = "bfloat16" if source.gguf_file else "float32"
-    half = stored in ("bfloat16", "float16")
-    if not half:
+    if stored in ("float32", "float64"):
         return torch.float32
+    # Quantized blocks (GGUF) hold no more than half precision does, and are treated as bfloat16.
+    stored = "float16" if stored in ("float16", "f16") else "bfloat16"
     if device == "cuda":
         if stored == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.float16
@@ -191,23 +204,13 @@ def _pick_dtype(dtype: str, device: str, source: Source, config: dict[str, Any] 
     if device == "mps":
         return torch.float16 if stored == "float16" else torch.bfloat16
     # Half precision on a processor without instructions for it is many times slower than float32.
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
-
-
-def _model_config(source: Source, settings: LoadSettings) -> Any:
-    from transformers import AutoConfig
-
-    extra = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    return AutoConfig.from_pretrained(
-        source.folder, local_files_only=True, trust_remote_code=settings.trust_remote_code, **extra
-    )
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32  # noqa: SLF001 - the only way to ask
 
 
 def _build(
     source: Source,
     settings: LoadSettings,
     resolution: Resolution,
-    model_config: Any,
     device: str,
     dtype: torch.dtype,
     *,
@@ -216,7 +219,6 @@ def _build(
     import transformers
 
     options: dict[str, Any] = {
-        "config": model_config,
         "dtype": dtype,
         "local_files_only": True,
         "trust_remote_code": settings.trust_remote_code,
@@ -225,6 +227,8 @@ def _build(
         options["attn_implementation"] = settings.attn_implementation
     if source.gguf_file:
         options["gguf_file"] = source.gguf_file
+        # Left in blocks, the weights would need kernels from the Hub.
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     else:
         options["use_safetensors"] = bool(weight_files(source.folder).safetensors)
     if settings.quantize:
@@ -235,7 +239,8 @@ def _build(
         model, info = _from_pickle(source, resolution, options)
     else:
         auto_class = getattr(transformers, resolution.auto_class)
-        model, info = auto_class.from_pretrained(source.folder, output_loading_info=True, **options)
+        with _no_bar_off_a_terminal() if source.gguf_file else contextlib.nullcontext():
+            model, info = auto_class.from_pretrained(source.folder, output_loading_info=True, **options)
     if info["missing_keys"] and not training:
         _refuse_missing(source, resolution, sorted(info["missing_keys"]))
     if source.adapter is not None:
@@ -251,7 +256,7 @@ def _from_pickle(source: Source, resolution: Resolution, options: dict[str, Any]
 
     state: dict[str, torch.Tensor] = {}
     for path in weight_files(source.folder).bins:
-        content = torch.load(path, map_location="cpu", weights_only=False)  # noqa: S614 - --allow-pickle
+        content = torch.load(path, map_location="cpu", weights_only=False)
         state |= {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     model_class = getattr(transformers, resolution.model_class, None)
     if model_class is None:
@@ -259,6 +264,7 @@ def _from_pickle(source: Source, resolution: Resolution, options: dict[str, Any]
             f"{source.name} has a class of its own and its weights are a full pickle", "convert it to safetensors"
         )
     options = {name: value for name, value in options.items() if name not in ("use_safetensors", "trust_remote_code")}
+    options["config"] = transformers.AutoConfig.from_pretrained(source.folder, local_files_only=True)
     model, info = model_class.from_pretrained(None, state_dict=state, output_loading_info=True, **options)
     if (source.folder / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(source.folder, local_files_only=True)
@@ -322,6 +328,11 @@ def _quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def _no_bar_off_a_terminal() -> contextlib.AbstractContextManager[Any]:
+    """The bar of the GGUF reader has no switch; on a terminal it is welcome, since that takes a while."""
+    return contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
 
 
 @contextlib.contextmanager

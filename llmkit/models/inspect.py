@@ -300,7 +300,7 @@ def _front_matter(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     text = path.read_text(encoding="utf-8", errors="replace").removeprefix("\ufeff")
-    found = re.match(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", text, re.DOTALL)
+    found = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)", text, re.DOTALL)
     try:
         card = yaml.safe_load(found.group(1)) if found else None
     except yaml.YAMLError:

@@ -258,7 +258,7 @@ def test_bytes_are_of_the_files_that_would_be_loaded(weights: Path) -> None:
 def write_gguf(path: Path, architecture: str = "llama", vocabulary: int = 300) -> Path:
     """A tiny file with every kind of value that real ones have."""
     writer = gguf.GGUFWriter(path, architecture)
-    writer.add_name("Tiny")
+    writer.add_name("Très petit")
     writer.add_string("general.license", "apache-2.0")
     writer.add_array("general.languages", ["en", "fr"])
     writer.add_context_length(2048)

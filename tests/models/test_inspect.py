@@ -362,7 +362,7 @@ def test_opus_mt(tmp_path: Path) -> None:
     assert report.weights == "bin"
     assert "weights_only=True" in "".join(report.traps)
     assert report.parameters is None
-    assert look(tmp_path, "/models/mine").direction == ("zho", "eng")
+    assert look(tmp_path, "/models/my-best-zh-model").direction == ("zho", "eng")
     assert look(tmp_path, "Helsinki-NLP/opus-mt-tc-big-en-fr").direction == ("en", "fr")
 
 

@@ -1,0 +1,84 @@
+"""The README's blocks run as they stand, and its promises about itself hold."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(name: str) -> str:
+    found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+    assert found, f"the README has no block {name}"
+    return found[1]
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    """The user's own, with this interpreter's commands first and the starter for whatever names no model."""
+    commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": commands, "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="session")
+def _starter() -> None:
+    from llmkit.models.starter import starter_source
+
+    starter_source(offline=False)
+
+
+@pytest.mark.starter
+@pytest.mark.usefixtures("_starter")
+@pytest.mark.parametrize("line", block("shell").strip().splitlines(), ids=lambda line: line.split("#")[0].strip())
+def test_shell_lines(line: str, environment: dict[str, str], tmp_path: Path) -> None:
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", line],
+        capture_output=True, text=True, check=False, env=environment, cwd=tmp_path, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.starter
+@pytest.mark.usefixtures("_starter")
+def test_python_block(environment: dict[str, str], tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", block("python")],
+        capture_output=True, text=True, check=False, env=environment, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "Paris" in result.stdout
+
+
+@pytest.mark.starter
+@pytest.mark.usefixtures("_starter")
+def test_the_first_command_answers_and_continues(environment: dict[str, str]) -> None:
+    """The llmkit part of the quickstart; the check script runs the rest of it, the installation."""
+    command = block("quickstart").strip().split(" && ")[-1]
+    assert command == 'llmkit generate "The meaning of life is"'
+    for words in (command, f"{command} --raw"):
+        result = subprocess.run(
+            ["bash", "-c", f"{words} --temperature 0 --max-new-tokens 24"],
+            capture_output=True, text=True, check=False, env=environment, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        letters = sum(character.isascii() and (character.isalpha() or character == " ") for character in result.stdout)
+        assert letters > 0.8 * len(result.stdout), result.stdout
+        assert "makes up facts" in result.stderr
+
+
+def test_no_path_of_a_machine() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    home = str(Path.home())
+    for name in tracked:
+        path = ROOT / name
+        if home != "/" and path.is_file():
+            assert f"{home}/" not in path.read_text(encoding="utf-8", errors="replace"), name

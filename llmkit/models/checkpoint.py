@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
-import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -177,119 +175,38 @@ def _is_buffer(name: str, shape: list[int]) -> bool:
     return len(shape) == 4 and shape[:2] == [1, 1] and name.endswith(("attn.bias", "attention.bias"))
 
 
-# GGUF. The package's GGUFReader makes an array of every token of the vocabulary: 2 s for 98 MB, this 0.05 s.
+def _begins_like_lfs(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8) == b"version "
 
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
+
+# GGUF, read by the package that defines it.
+
 _LONG = 64  # longer arrays are the vocabulary
-
-
-class _Walker:
-    """A position in a GGUF file, and how to read what stands there."""
-
-    def __init__(self, data: mmap.mmap) -> None:
-        self.data = data
-        self.at = 0
-        self.order = "<"
-
-    def scalar(self, code: str) -> Any:
-        kind = self.order + code
-        (value,) = struct.unpack_from(kind, self.data, self.at)
-        self.at += struct.calcsize(kind)
-        return value
-
-    def skip(self, size: int) -> None:
-        self.at += size
-        if self.at > len(self.data):
-            raise ValueError("the file ends early")
-
-    def string(self) -> str:
-        start, length = self.at + 8, self.scalar("Q")
-        self.skip(length)
-        return self.data[start : start + length].decode("utf-8", "replace")
-
-    def value(self, kind: int) -> Any:
-        """The next value; None for a long array, which is passed over."""
-        if kind == _STRING:
-            return self.string()
-        if kind == _ARRAY:
-            return self._array(self.scalar("I"), self.scalar("Q"))
-        return self.scalar(_SCALARS[kind])
-
-    def _array(self, kind: int, length: int) -> list[Any] | None:
-        if length <= _LONG:
-            return [self.value(kind) for _ in range(length)]
-        if kind in _SCALARS:
-            self.skip(length * struct.calcsize(self.order + _SCALARS[kind]))
-            return None
-        for _ in range(length):
-            if kind == _STRING:
-                self.skip(self.scalar("Q"))
-            else:
-                self.value(kind)
-        return None
 
 
 def gguf_metadata(path: Path) -> dict[str, Any]:
     """The metadata of a GGUF file under its own keys (``general.architecture``), long arrays left out.
 
     Added are ``parameters``, counted from the shapes of the tensors, and ``parameters_by_dtype``, by GGML type
-    (``q4_1``).
+    (``q4_1``). Takes about 2 s for a vocabulary of 50,000.
 
     Raises:
         CheckpointError: it is no GGUF file, or a part of one.
     """
+    from gguf import GGUFReader
+
+    if path.is_file() and _begins_like_lfs(path):
+        raise CheckpointError(f"{path} is a Git LFS pointer in place of the file", "run: git lfs pull")
     try:
-        with path.open("rb") as file:
-            if file.read(8) == b"version ":
-                raise CheckpointError(f"{path} is a Git LFS pointer in place of the file", "run: git lfs pull")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _walk_gguf(data)
-    except (OSError, ValueError, KeyError, ArithmeticError, RecursionError, struct.error) as error:
+        reader = GGUFReader(path)
+        metadata = {name: field.contents() for name, field in reader.fields.items() if len(field.data) <= _LONG}
+        counts: Counter[str] = Counter()
+        for tensor in reader.tensors:
+            counts[tensor.tensor_type.name.lower()] += int(tensor.n_elements)
+    except (OSError, ValueError, LookupError, ArithmeticError) as error:
         raise CheckpointError(f"{path} is no complete GGUF file ({error})", _AGAIN) from error
-
-
-def _walk_gguf(data: mmap.mmap) -> dict[str, Any]:
-    walker = _Walker(data)
-    if data[:4] != b"GGUF":
-        raise ValueError("it does not begin with GGUF")
-    walker.skip(4)
-    version = walker.scalar("I")
-    if version & 0xFFFF == 0:  # written on a machine of the other byte order
-        walker.order, version = ">", version >> 24
-    if version not in (2, 3):
-        raise ValueError(f"version {version}")
-    tensors, fields = walker.scalar("Q"), walker.scalar("Q")
-    metadata: dict[str, Any] = {}
-    for _ in range(fields):
-        key = walker.string()
-        value = walker.value(walker.scalar("I"))
-        if value is not None:
-            metadata[key] = value
-    counts = _gguf_tensors(walker, tensors, int(metadata.get("general.alignment", 32)))
-    return metadata | {"parameters": sum(counts.values()), "parameters_by_dtype": counts}
-
-
-def _gguf_tensors(walker: _Walker, number: int, alignment: int) -> dict[str, int]:
-    """Elements by GGML type, checked against the size of the file."""
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    counts: Counter[str] = Counter()
-    end = 0
-    for _ in range(number):
-        walker.string()
-        dimensions = walker.scalar("I")
-        if dimensions > 8:
-            raise ValueError(f"a tensor of {dimensions} dimensions")
-        elements = math.prod(walker.scalar("Q") for _ in range(dimensions))
-        kind = GGMLQuantizationType(walker.scalar("I"))
-        block, size = GGML_QUANT_SIZES[kind]
-        end = max(end, walker.scalar("Q") + elements * size // block)
-        counts[kind.name.lower()] += elements
-    start = math.ceil(walker.at / alignment) * alignment
-    if number and start + end > len(walker.data):
-        raise ValueError(f"{len(walker.data):,} of {start + end:,} bytes")
-    return dict(counts)
+    return metadata | {"parameters": sum(counts.values()), "parameters_by_dtype": dict(counts)}
 
 
 # As modeling_gguf_pytorch_utils does it: GGUF architecture → model type, where the names differ.

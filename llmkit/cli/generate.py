@@ -111,7 +111,7 @@ def next_(
                 {
                     "schema_version": 1,
                     "model": pipeline.loaded.source.name,
-                    "commit": pipeline.loaded.source.commit,
+                    "commit": pipeline.loaded.source.named_commit,
                     "head": str(pipeline.loaded.head),
                     "tokens": [token.to_dict() for token in tokens],
                 },

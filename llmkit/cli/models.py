@@ -22,14 +22,16 @@ def inspect(
 ) -> None:
     """Tell what a model is and what it can do, from its small files, without loading it."""
     from llmkit.config.settings import LoadSettings
-    from llmkit.models.hub import go_offline, hub_parameter_counts, is_offline
+    from llmkit.models.hub import hub_parameter_counts
     from llmkit.models.inspect import inspect_source, render
     from llmkit.models.locate import locate
+    from llmkit.models.reach import go_offline, is_offline
 
     if offline:
         go_offline()
     source = locate(LoadSettings(model=model, revision=revision), "text-generation", weights=False)
-    counts = hub_parameter_counts(model, source.commit) if source.commit and not is_offline() else None
+    on_hub = source.commit and not source.adapter and not source.gguf_file and not is_offline()
+    counts = hub_parameter_counts(model, revision) if on_hub else None
     report = inspect_source(source, exact=exact, hub_counts=counts)
     typer.echo(json.dumps(report.to_dict(), ensure_ascii=False) if as_json else render(report))
 
@@ -64,11 +66,11 @@ def download(
     revision: Revision = None,
 ) -> None:
     """Fetch models into the cache, so that they can be used without a network."""
-    from llmkit.models import hub
+    from llmkit.models.reach import is_offline
     from llmkit.models.starter import STARTER, starter_source
 
     for name in model:
-        folder = starter_source(offline=hub.is_offline()).folder if name == STARTER else _fetch(name, revision)
+        folder = starter_source(offline=is_offline()).folder if name == STARTER else _fetch(name, revision)
         typer.echo(f"{name}\t{folder}")
 
 

@@ -31,7 +31,7 @@ class Output:
     task: str
     model: str
     commit: str | None
-    """Commit hash of the Hub snapshot that answered; None for local files."""
+    """Commit hash of the Hub snapshot that answered (of the adapter, if it is one); None for local files."""
     head: str
     finish_reason: str
     usage: Usage
@@ -39,6 +39,8 @@ class Output:
     score: float | None = None
     start: int | None = None
     end: int | None = None
+    base_commit: str | None = None
+    """Commit hash of an adapter's base model."""
     alternatives: tuple[Output, ...] = ()
     """The other sequences, with ``num_return_sequences`` above 1."""
 
@@ -61,6 +63,8 @@ class Output:
             },
             "truncated": self.truncated,
         }
+        if self.base_commit is not None:
+            result["base_commit"] = self.base_commit
         if self.score is not None:
             result |= {"score": self.score, "start": self.start, "end": self.end}
         if self.alternatives:

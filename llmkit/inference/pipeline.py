@@ -113,11 +113,13 @@ class Pipeline:
         ]
 
     def _output(self, draft: _Draft, fitted: Fitted) -> Output:
+        source = self.loaded.source
         return Output(
             text=self.task.parse(draft.text, fitted.row),
             task=self.task.name,
-            model=self.loaded.source.name,
-            commit=self.loaded.source.commit,
+            model=source.name,
+            commit=source.named_commit,
+            base_commit=source.commit if source.adapter else None,
             head=str(self.loaded.head),
             finish_reason=draft.finish_reason,
             usage=Usage(len(fitted.encoded.input_ids), draft.tokens),

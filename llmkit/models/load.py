@@ -18,7 +18,6 @@ from llmkit.config.settings import LoadSettings
 from llmkit.errors import (
     CheckpointError,
     LlmkitError,
-    MissingDependencyError,
     NotEnoughMemoryError,
     TaskMismatchError,
     UsageError,
@@ -26,9 +25,10 @@ from llmkit.errors import (
 from llmkit.log import log
 from llmkit.models.checkpoint import gguf_config, gguf_metadata, parameter_counts, weight_bytes, weight_files
 from llmkit.models.context import ContextLength, context_length
-from llmkit.models.hub import go_offline
 from llmkit.models.locate import locate
 from llmkit.models.memory import check_fits
+from llmkit.models.quantize import quantization_config
+from llmkit.models.reach import go_offline
 from llmkit.models.resolve import Resolution, resolve
 from llmkit.models.source import Source, read_json
 from llmkit.tasks import Head
@@ -232,7 +232,7 @@ def _build(
     else:
         options["use_safetensors"] = bool(weight_files(source.folder).safetensors)
     if settings.quantize:
-        options["quantization_config"] = _quantization(settings.quantize, dtype)
+        options["quantization_config"] = quantization_config(settings.quantize, device, dtype)
     if device != "cpu" or settings.quantize:
         options["device_map"] = {"": device}
     if settings.allow_pickle and options.get("use_safetensors") is False:
@@ -277,18 +277,6 @@ def _refuse_missing(source: Source, resolution: Resolution, missing: list[str]) 
         f"{source.name} lacks weights of {resolution.model_class} ({names}); they would be random, and so the answers",
         "download the checkpoint again, or choose one whose config.json names this class",
     )
-
-
-def _quantization(bits: str, dtype: torch.dtype) -> Any:
-    from importlib.util import find_spec
-
-    if find_spec("bitsandbytes") is None:
-        raise MissingDependencyError(f"--quantize {bits} needs bitsandbytes", "run: pip install 'llmkit[quantize]'")
-    from transformers import BitsAndBytesConfig
-
-    if bits == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
 def _attach_adapter(model: Any, source: Source, *, training: bool) -> Any:

@@ -1,7 +1,7 @@
 """From what the user called a model to files on this machine.
 
 Knows the forms a name can take (nothing, ``starter``, a folder, an adapter, a GGUF file, a Hub id) and what
-to fall back to when no model was named. Leaves the network to `hub` and the embedded model to `starter`.
+to fall back to when no model was named. Leaves the network to `reach` and `hub`, the embedded model to `starter`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import CheckpointError, HubUnreachableError, ModelNotFoundError
 from llmkit.log import log
-from llmkit.models.hub import exists, fetch, hub_reachable, is_cached, is_offline
+from llmkit.models.hub import exists, fetch, is_cached
+from llmkit.models.reach import hub_reachable, is_offline
 from llmkit.models.recommended import default_models
 from llmkit.models.source import Source, read_json
 from llmkit.models.starter import STARTER, starter_limits, starter_source
@@ -111,7 +112,7 @@ def _from_hub(model: str, settings: LoadSettings, *, weights: bool) -> Source:
         filename=filename,
         safetensors_only=settings.safetensors_only,
         code=settings.trust_remote_code,
-        weights=weights,
+        weights=weights or filename is not None,  # a GGUF file is its own config
     )
     if (snapshot.folder / _ADAPTER_CONFIG).is_file() and not (snapshot.folder / "config.json").is_file():
         return _with_base(model, snapshot.folder, snapshot.commit, settings, weights=weights)

@@ -14,7 +14,7 @@ __all__ = ["Source", "read_json"]
 
 @dataclass(frozen=True)
 class Source:
-    """A model on disk. Every loader reads from here, so that only `llmkit.models.hub` meets a network."""
+    """A model on disk. Every loader reads from here, so that only `llmkit.models.reach` and `hub` meet a network."""
 
     name: str
     """What the user called it: a Hub id, a path, or ``starter``."""
@@ -27,6 +27,11 @@ class Source:
     adapter: Path | None = None
     """PEFT adapter folder to put on top."""
     adapter_commit: str | None = None
+
+    @property
+    def named_commit(self) -> str | None:
+        """Commit of what the user named: the adapter, if there is one."""
+        return self.commit if self.adapter is None else self.adapter_commit
 
     def config(self) -> dict[str, Any]:
         """The content of config.json."""

@@ -18,7 +18,6 @@ from llmkit.config.settings import LoadSettings
 from llmkit.errors import (
     CheckpointError,
     HubUnreachableError,
-    MissingDependencyError,
     ModelNotFoundError,
     NotEnoughMemoryError,
     TaskMismatchError,
@@ -202,12 +201,6 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
     monkeypatch.setattr(loading, "_build", lambda *_, **__: pytest.fail("it was loaded"))
     with pytest.raises(NotEnoughMemoryError, match=r"needs 0.0 GB for its weights and cpu has 0.0 GB free"):
         load_model(LoadSettings(model=str(checkpoint("gpt2"))), GENERATION)
-
-
-def test_quantization_without_a_backend(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match=r"run: pip install 'llmkit\[quantize\]'"):
-        loading._quantization("8bit", torch.float32)
 
 
 def test_attention_implementation_is_passed_on(checkpoint: Checkpoint) -> None:

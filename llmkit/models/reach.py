@@ -1,0 +1,185 @@
+"""Reaching the Hugging Face Hub: whether it may be asked, whether it answers, and how long that is waited for.
+
+Knows connections, what can go wrong with them, and which of that is remembered for a while. Knows nothing of models
+and files: what is asked, and what a refusal means, is the caller's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from llmkit.models.cache import cache_dir
+
+# huggingface_hub is imported inside functions: it costs 0.3 s, and a local folder never needs it.
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+__all__ = [
+    "DEADLINE",
+    "PATIENCE",
+    "REMEMBERED",
+    "UnreachableError",
+    "ask",
+    "forget_unreachable",
+    "go_offline",
+    "hub_name",
+    "hub_reachable",
+    "is_offline",
+    "reason",
+]
+
+DEADLINE = 4.5
+"""Seconds for the first answer of the Hub in a process: a DNS failure alone can take 23, a silent host 110."""
+PATIENCE = 30.0
+"""Seconds for an answer once the Hub is known to be up, or when the user asked for nothing but a download."""
+REMEMBERED = 600.0
+"""Seconds for which an unreachable Hub is not tried again, by any process of this user."""
+
+_reached: set[str] = set()  # endpoints that answered this process
+
+T = TypeVar("T")
+
+
+class UnreachableError(Exception):
+    """The Hub did not answer, or not like a Hub; the text says why."""
+
+
+def is_offline() -> bool:
+    """Whether no network may be used (``--offline``, ``HF_HUB_OFFLINE``, ``TRANSFORMERS_OFFLINE``)."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def go_offline() -> None:
+    """Use no network from now on, in this process and those it starts."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = True
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def hub_reachable() -> bool:
+    """Whether the Hub answers, found out within `DEADLINE`; a "no" is remembered for `REMEMBERED` seconds."""
+    from huggingface_hub import constants, get_session
+
+    if constants.ENDPOINT in _reached and not is_offline():
+        return True
+    try:
+        ask(lambda api, seconds: get_session().head(api.endpoint, timeout=seconds))
+    except UnreachableError:
+        return False
+    return True
+
+
+def forget_unreachable() -> None:
+    """Forget which endpoints did and did not answer, so that the next question is asked."""
+    _reached.clear()
+    with suppress(OSError):
+        _memory().unlink(missing_ok=True)
+
+
+def _memory() -> Path:
+    return cache_dir() / "unreachable.json"
+
+
+def _remembered(endpoint: str) -> str | None:
+    """Why the endpoint was unreachable lately, None if it was not. A damaged memory counts as none."""
+    try:
+        entry = json.loads(_memory().read_text(encoding="utf-8"))[endpoint]
+        age, why = time.time() - entry["at"], str(entry["why"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return f"{why}, {age:.0f} s ago" if 0 <= age < REMEMBERED else None
+
+
+def _remember(endpoint: str, why: str) -> None:
+    _reached.discard(endpoint)
+    with suppress(OSError):
+        _memory().parent.mkdir(parents=True, exist_ok=True)
+        _memory().write_text(json.dumps({endpoint: {"at": time.time(), "why": why}}), encoding="utf-8")
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """The result of a call, or TimeoutError: a name look-up obeys no timeout of its own.
+
+    A daemon thread, unlike one of an executor, does not hold up the end of the process.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - handed to the caller
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="llmkit-hub", daemon=True).start()
+    return future.result(seconds)
+
+
+def ask(question: Callable[[HfApi, float], T], *, patient: bool = False) -> T:
+    """Put one question to the Hub. The first of a process is the probe as well, so that no other is needed.
+
+    Raises:
+        UnreachableError: no answer, now or lately, or none that makes sense.
+        HfHubHTTPError: the Hub answered and refused.
+    """
+    import httpx2
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    endpoint = constants.ENDPOINT
+    if is_offline():
+        raise UnreachableError("offline mode is on")
+    if endpoint not in _reached and (why := _remembered(endpoint)):
+        raise UnreachableError(why)
+    seconds = PATIENCE if patient or endpoint in _reached else DEADLINE
+    try:
+        answer = _within(seconds, lambda: question(HfApi(endpoint=endpoint, library_name="llmkit"), seconds))
+    except (httpx2.RequestError, httpx2.InvalidURL, TimeoutError) as error:
+        why = reason(error)
+        _remember(endpoint, why)
+        raise UnreachableError(why) from error
+    except HfHubHTTPError as error:
+        _reached.add(endpoint)
+        if error.response.status_code >= 500:
+            raise UnreachableError(f"it answered with an error {error.response.status_code}") from error
+        raise
+    except UnicodeError as error:
+        raise UnreachableError("HF_TOKEN or HF_ENDPOINT holds a character that cannot be sent") from error
+    except (ValueError, KeyError, TypeError) as error:
+        # A log-in page of a hotel, or an HF_ENDPOINT that is something else.
+        raise UnreachableError(f"{endpoint} does not answer like a model hub") from error
+    _reached.add(endpoint)
+    return answer
+
+
+def reason(error: BaseException) -> str:
+    """A few words on a failed connection."""
+    import httpx2
+
+    text = " ".join(str(error).split())
+    if isinstance(error, (TimeoutError, httpx2.TimeoutException)):
+        return "no answer in time"
+    if isinstance(error, httpx2.ProxyError):
+        return f"the proxy failed, see HTTPS_PROXY: {text}"
+    if isinstance(error, httpx2.LocalProtocolError):
+        return "the request cannot be sent, see HF_TOKEN"  # its own text would quote the token
+    if "SSL" in text:
+        return f"its certificate was not accepted, see SSL_CERT_FILE: {text}"
+    return text or type(error).__name__
+
+
+def hub_name() -> str:
+    """How messages call the Hub: by its address where that is not the usual one."""
+    from huggingface_hub import constants
+
+    return "the model hub" + ("" if constants.ENDPOINT == "https://huggingface.co" else f" {constants.ENDPOINT}")

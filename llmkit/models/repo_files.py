@@ -1,0 +1,95 @@
+"""What a caller wants of a repository on the Hub, and which of its files that takes.
+
+Knows the names that checkpoints give their files, and their sizes. Reads no file, meets no network, and does not know
+whether a file is here already.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from llmkit.errors import CheckpointError, ModelNotFoundError
+
+__all__ = ["Wanted", "choose", "weights_of"]
+
+_SMALL = 100_000_000  # bytes; some repositories keep their training text as .txt or .json
+_SMALL_FILES = (
+    *("*.json", "*.jinja", "*.model", "*.spm", "*.txt", "*.bpe", "*.codes", "*.tiktoken"),
+    *("tokenizer*", "vocab*", "merges*", "README.md", "LICENSE*", "additional_chat_templates/*.jinja"),
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a caller asked for."""
+
+    repo_id: str
+    revision: str | None = None
+    filename: str | None = None
+    safetensors_only: bool = False
+    code: bool = False
+    weights: bool = True
+    patient: bool = False
+
+    @property
+    def command(self) -> str:
+        return f"llmkit download {self.repo_id}" + (f" --revision {self.revision}" if self.revision else "")
+
+
+def _model_files(names: Collection[str], stem: str, kind: str) -> list[str]:
+    """The files of a complete model: one file, or every shard that the names of those present announce."""
+    if f"{stem}.{kind}" in names:
+        return [f"{stem}.{kind}"]
+    totals = [match[1] for name in names if (match := re.fullmatch(rf"{stem}-\d{{5}}-of-(\d{{5}})\.{kind}", name))]
+    if not totals:
+        return []
+    total = max(totals)
+    return [f"{stem}.{kind}.index.json", *(f"{stem}-{i:05}-of-{total}.{kind}" for i in range(1, int(total) + 1))]
+
+
+def weights_of(wanted: Wanted, names: Collection[str]) -> list[str]:
+    """The weight files to have: safetensors before pickles, no variants and no other frameworks' files."""
+    if not wanted.weights:
+        return []
+    if wanted.filename:
+        return [wanted.filename]
+    found = {
+        kind: _model_files(names, stem, kind) + [name for name in (f"adapter_model.{kind}",) if name in names]
+        for stem, kind in (("model", "safetensors"), ("pytorch_model", "bin"))
+    }
+    if wanted.safetensors_only and found["bin"] and not found["safetensors"]:
+        raise CheckpointError(
+            f"{wanted.repo_id} has only pickled weights ({found['bin'][-1]}) and safetensors are asked for",
+            "choose a model with safetensors, or allow .bin weights",
+        )
+    return found["safetensors"] or found["bin"]
+
+
+def _small_files(wanted: Wanted, sizes: dict[str, int]) -> list[str]:
+    """Configuration, tokenizer and the like; Python files only where their code is to be run."""
+    return [
+        name
+        for name, size in sizes.items()
+        if (wanted.code and name.endswith(".py"))
+        or (size <= _SMALL and any(fnmatchcase(name, p) and name.count("/") == p.count("/") for p in _SMALL_FILES))
+    ]
+
+
+def choose(wanted: Wanted, sizes: dict[str, int]) -> list[str]:
+    """The files to have of a repository on the Hub."""
+    weights = weights_of(wanted, sizes)
+    if wanted.weights and not weights:
+        ggufs = [name for name in sizes if name.endswith(".gguf")]
+        fix = f"name one of its GGUF files: {wanted.repo_id}/{ggufs[0]}" if ggufs else "choose another model"
+        raise CheckpointError(f"{wanted.repo_id} has no weights as safetensors or .bin", fix)
+    for name in weights:
+        if name not in sizes and name == wanted.filename:
+            near = ", ".join(other for other in sizes if Path(other).suffix == Path(name).suffix) or "none"
+            raise ModelNotFoundError(f"{wanted.repo_id} has no file {name}", f"files of that kind: {near}")
+        if name not in sizes:
+            raise CheckpointError(f"{wanted.repo_id} lacks {name} on the hub", "choose another revision or model")
+    return list(dict.fromkeys([*_small_files(wanted, sizes), *weights]))

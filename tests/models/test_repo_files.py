@@ -1,0 +1,87 @@
+"""Which files of a repository are fetched: chosen by name and size, seen through a Hub on this machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmkit.errors import CheckpointError, ModelNotFoundError
+from llmkit.models import hub, repo_files
+from tests.models.conftest import CONFIG, TINY, WEIGHTS, names, one_line
+from tests.models.fake_hub import FakeHub
+
+
+def test_safetensors_are_preferred_and_nothing_unused_is_fetched(fake: FakeHub) -> None:
+    unused = [
+        *("pytorch_model.bin", "model.fp16.safetensors", "tf_model.h5", "flax_model.msgpack", "training_args.bin"),
+        *("onnx/model.onnx", "onnx/config.json", "original/consolidated.safetensors", "openvino/openvino_model.bin"),
+        *(".gitattributes", "modeling_own.py", "rust_model.ot", "model.gguf"),
+    ]
+    small = ["merges.txt", "source.spm", "spiece.model", "chat_template.jinja", "README.md", "LICENSE", "bpe.codes"]
+    small += ["additional_chat_templates/tool.jinja", "tokenizer.model.v3"]
+    fake.add("org/tiny", TINY | dict.fromkeys([*unused, *small], b"x"))
+    assert names(hub.fetch("org/tiny")) == {*TINY, *small}
+
+
+def test_shards_come_with_their_index(fake: FakeHub) -> None:
+    shards = {f"model-0000{i}-of-00002.safetensors": WEIGHTS for i in (1, 2)}
+    files = {"config.json": CONFIG, "model.safetensors.index.json": b"{}", **shards}
+    fake.add("org/tiny", files | {"pytorch_model.bin": b"x"})
+    assert names(hub.fetch("org/tiny")) == set(files)
+
+
+def test_a_missing_shard_is_an_error(fake: FakeHub) -> None:
+    fake.add("org/tiny", {"model.safetensors.index.json": b"{}", "model-00001-of-00002.safetensors": WEIGHTS})
+    with pytest.raises(CheckpointError, match="model-00002-of-00002") as error:
+        hub.fetch("org/tiny")
+    assert one_line(error)
+
+
+def test_pickles_only_where_nothing_else_is(fake: FakeHub) -> None:
+    fake.add("org/old", {"config.json": CONFIG, "pytorch_model.bin": b"x"})
+    assert names(hub.fetch("org/old")) == {"config.json", "pytorch_model.bin"}
+
+
+def test_safetensors_only_refuses_pickles(fake: FakeHub) -> None:
+    fake.add("org/old", {"config.json": CONFIG, "pytorch_model.bin": b"x"})
+    with pytest.raises(CheckpointError, match=r"only pickled weights \(pytorch_model\.bin\)") as error:
+        hub.fetch("org/old", safetensors_only=True)
+    assert one_line(error)
+    assert len(fake.requests) == 1
+
+
+def test_an_adapter_is_fetched(fake: FakeHub) -> None:
+    files = {"adapter_config.json": b"{}", "adapter_model.safetensors": WEIGHTS}
+    fake.add("org/lora", files | {"adapter_model.bin": b"x"})
+    assert names(hub.fetch("org/lora")) == set(files)
+
+
+def test_code_comes_only_when_asked_for(fake: FakeHub) -> None:
+    fake.add("org/own", TINY | {"modeling_own.py": b"", "lib/util.py": b""})
+    assert names(hub.fetch("org/own")) == set(TINY)
+    assert names(hub.fetch("org/own", code=True)) == {*TINY, "modeling_own.py", "lib/util.py"}
+
+
+def test_without_weights(fake: FakeHub) -> None:
+    fake.add("org/tiny", TINY)
+    assert names(hub.fetch("org/tiny", weights=False)) == {"config.json", "tokenizer.json"}
+
+
+def test_one_gguf_file(fake: FakeHub) -> None:
+    fake.add("org/gguf", {"a-Q4.gguf": b"a", "q/b-Q8.gguf": b"b", "config.json": CONFIG})
+    snapshot = hub.fetch("org/gguf", filename="q/b-Q8.gguf")
+    assert names(snapshot) == {"q/b-Q8.gguf", "config.json"}
+
+
+def test_gguf_repositories_need_a_file_name(fake: FakeHub) -> None:
+    fake.add("org/gguf", {"a-Q4.gguf": b"a", "b-Q8.gguf": b"b"})
+    with pytest.raises(CheckpointError, match=r"org/gguf/a-Q4\.gguf") as error:
+        hub.fetch("org/gguf")
+    assert one_line(error)
+    with pytest.raises(ModelNotFoundError, match=r"no file c\.gguf; .*a-Q4\.gguf, b-Q8\.gguf"):
+        hub.fetch("org/gguf", filename="c.gguf")
+
+
+def test_large_text_is_not_a_tokenizer(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repo_files, "_SMALL", 100)
+    fake.add("org/tiny", TINY | {"wiki.txt": b"x" * 101})
+    assert names(hub.fetch("org/tiny")) == set(TINY)

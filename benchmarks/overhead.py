@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -67,9 +68,11 @@ def decoding(model: str, runs: int, tokens: int = 128) -> None:
     # Neither side may stop early.
     loaded.model.generation_config.eos_token_id = None
     loaded.tokenizer.eos_token = None
-    inputs = loaded.tokenizer.apply_chat_template(
-        [{"role": "user", "content": PROMPT}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-    ).to(loaded.device)
+    messages = [{"role": "user", "content": PROMPT}]
+    encoded: Any = loaded.tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    inputs = encoded.to(loaded.device)
 
     def bare() -> None:
         loaded.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=0)  # type: ignore[operator]

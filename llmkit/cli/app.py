@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -68,14 +68,26 @@ class _Handler(logging.Handler):
         print(f"llmkit: {record.getMessage()}", file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _set_up() -> None:
+@contextlib.contextmanager
+def _program() -> Iterator[None]:
+    """What holds while the program runs, and is put back for a caller that goes on (a test, a notebook)."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure") and (stream.encoding or "").lower().replace("-", "") != "utf8":
             stream.reconfigure(encoding="utf-8")  # a code page cannot print every language
-    if not any(isinstance(handler, _Handler) for handler in log.handlers):
-        log.addHandler(_Handler())
-    log.setLevel(logging.INFO)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    handler, level = _Handler(), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    previous = signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        with warnings.catch_warnings():
+            # What other libraries say in passing is for developers; what matters is checked and said by llmkit.
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _leave(code: int) -> NoReturn:
@@ -89,12 +101,8 @@ def _leave(code: int) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. Interrupted runs leave the process at once."""
     flags.debug = flags.quiet = False
-    _set_up()
-    previous = signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        with warnings.catch_warnings():
-            # What other libraries say in passing is for developers; what matters is checked and said by llmkit.
-            warnings.simplefilter("ignore")
+        with _program():
             return _run(arguments)
     except Stopped as stopped:
         _leave(stopped.exit_code)
@@ -102,8 +110,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _leave(130)
     except BrokenPipeError:
         _leave(0)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _run(arguments: Sequence[str] | None) -> int:

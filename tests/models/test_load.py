@@ -44,7 +44,7 @@ def test_every_family_is_loaded_with_its_class(family: str, checkpoint: Checkpoi
 
 def test_a_new_head_is_refused_in_inference_and_allowed_in_training(checkpoint: Checkpoint) -> None:
     settings = LoadSettings(model=str(checkpoint("bert", model_class="BertForMaskedLM")))
-    with pytest.raises(TaskMismatchError, match="has no trained span head: .* would start with random weights"):
+    with pytest.raises(TaskMismatchError, match=r"has no trained span head: .* would start with random weights"):
         load_model(settings, QA)
     assert type(load_model(settings, QA, training=True).model).__name__ == "BertForQuestionAnswering"
 
@@ -72,7 +72,7 @@ def adapter(checkpoint: Checkpoint, tmp_path: Path) -> tuple[Path, Path]:
     base = checkpoint("llama")
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
     tuned = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False))
-    tuned.save_pretrained(tmp_path / "adapter")
+    tuned.save_pretrained(str(tmp_path / "adapter"))
     return tmp_path / "adapter", base
 
 
@@ -142,7 +142,7 @@ def _run() -> torch.Tensor:
 def test_a_pickle_that_runs_code_needs_to_be_allowed(pickled: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = torch.load(pickled / "pytorch_model.bin", weights_only=True)
     torch.save({**state, "evil": Evil()}, pickled / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="more than tensors, and loading it could run code; .*--allow-pickle"):
+    with pytest.raises(CheckpointError, match=r"more than tensors, and loading it could run code; .*--allow-pickle"):
         load_model(LoadSettings(model=str(pickled)), GENERATION)
     assert not Evil.ran
     with caplog.at_level("WARNING", logger="llmkit"):
@@ -163,7 +163,7 @@ def test_remote_code_needs_to_be_trusted(checkpoint: Checkpoint, tmp_path: Path)
     config |= {"model_type": "mine", "architectures": ["MyModel"]}
     config["auto_map"] = {"AutoConfig": "mine.MyConfig", "AutoModelForCausalLM": "mine.MyModel"}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="Python code of its own .*--trust-remote-code"):
+    with pytest.raises(CheckpointError, match=r"Python code of its own .*--trust-remote-code"):
         load_model(LoadSettings(model=str(folder)), GENERATION)
     loaded = load_model(LoadSettings(model=str(folder), trust_remote_code=True), GENERATION)
     assert type(loaded.model).__name__ == "MyModel"

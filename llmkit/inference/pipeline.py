@@ -66,7 +66,10 @@ class Pipeline:
             yield from self._answer([self._prepare(row) for row in batch])
 
     def stream(self, row: str | Row, /) -> StreamedOutput:
-        """Answer one row piece by piece: iterate for the text; ``.output`` is set when the text has ended."""
+        """Answer one row piece by piece: iterate for the text; ``.output`` is set when the text has ended.
+
+        The model runs in a thread of its own, which costs speed on a CPU with few cores; ``on_text`` of a call does not.
+        """
         if self.settings.num_return_sequences > 1:
             raise UsageError("several sequences cannot be streamed as one text", "call the pipeline instead")
         fitted = self._prepare(row)

@@ -68,7 +68,7 @@ class Pipeline:
     def stream(self, row: str | Row, /) -> StreamedOutput:
         """Answer one row piece by piece: iterate for the text; ``.output`` is set when the text has ended.
 
-        The model runs in a thread of its own, which costs speed on a CPU with few cores; ``on_text`` of a call does not.
+        The model runs in a thread of its own, which costs speed on a CPU with few cores; ``on_text`` does not.
         """
         if self.settings.num_return_sequences > 1:
             raise UsageError("several sequences cannot be streamed as one text", "call the pipeline instead")

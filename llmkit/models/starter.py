@@ -242,7 +242,7 @@ def _pip_error(output: str) -> LlmkitError:
     broken = re.findall(r"connection broken by '(.*)': ", output)
     errors = re.findall(r"^ERROR: (.*)", output, re.MULTILINE)
     reason = (broken or errors or output.strip().splitlines() or ["no message"])[-1]
-    inner = re.search(r"""\): (.*?)["']\)$""", reason)
+    inner = re.search(r"""[)>]: (.*?)["']\)$""", reason)  # after "…Connection(host=…)" or, in older pips, "<… object>"
     return HubUnreachableError(
         f"pip could not download the starter ({shorten(inner[1] if inner else reason, 200, placeholder=' …')})",
         f"check the network and pip's index settings, {_BY_HAND}",

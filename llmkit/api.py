@@ -6,11 +6,10 @@ Thin: settings are declared in `llmkit.config.settings`, work is done in `llmkit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from llmkit.config.settings import GenerationSettings, LoadSettings, Options, split_options
+from llmkit.config.settings import GenerationSettings, LoadOptions, LoadSettings, Options, split_options
 from llmkit.tasks import Row, Wording, get_task
 
 if TYPE_CHECKING:
@@ -22,11 +21,18 @@ if TYPE_CHECKING:
 __all__ = ["build_pipeline", "generate", "load", "next_tokens"]
 
 
-@lru_cache(maxsize=1)
-def _load_model(settings: LoadSettings, task: str, text_hint: str) -> Loaded:
+_last: dict[tuple[LoadSettings, str], Loaded] = {}
+
+
+def _load_model(settings: LoadSettings, task: str, text: str) -> Loaded:
+    """The model of the last call if it is the same one; else it makes room before the next is loaded."""
     from llmkit.models.load import load_model
 
-    return load_model(settings, task, text=text_hint)
+    key = (settings, task)
+    if key not in _last:
+        _last.clear()
+        _last[key] = load_model(settings, task, text=text)
+    return _last[key]
 
 
 def build_pipeline(
@@ -34,8 +40,7 @@ def build_pipeline(
 ) -> Pipeline:
     """A pipeline from settings that are already checked. ``text`` lets a fallback model state its limits."""
     known = get_task(task)
-    hint = text if load_settings.model is None else ""
-    loaded = _load_model(load_settings, known.name, hint if not hint.isascii() else "")
+    loaded = _load_model(load_settings, known.name, text)
     from llmkit.inference.pipeline import Pipeline
 
     return Pipeline(known, loaded, settings, wording)
@@ -96,9 +101,16 @@ def generate(
     return pipeline(prompt)
 
 
-def next_tokens(text: str, model: str | None = None, *, top: int = 10, **options: Unpack[Options]) -> list[NextToken]:
+def next_tokens(
+    text: str, model: str | None = None, *, top: int = 10, **options: Unpack[LoadOptions]
+) -> list[NextToken]:
     """The likeliest next tokens after a text, with their true probabilities."""
-    pipeline = load("text-generation", model, **options)
+    return next_tokens_with(split_options({**options, "model": model}, LoadSettings)[0], text, top=top)[1]
+
+
+def next_tokens_with(settings: LoadSettings, text: str, *, top: int) -> tuple[Loaded, list[NextToken]]:
+    """`next_tokens` from settings that are already checked, with the model that answered."""
+    loaded = _load_model(settings, "text-generation", text)
     from llmkit.inference.next_tokens import next_tokens as distribution
 
-    return distribution(pipeline.loaded, text, top=top)
+    return loaded, distribution(loaded, text, top=top)

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 __all__ = ["generate", "next_"]
 
-TextArgument = Annotated[str | None, typer.Argument(help="The text, a file, or - for standard input.")]
+TextArgument = Annotated[
+    str | None, typer.Argument(metavar="TEXT|FILE|-", help="The text, a file, or - for standard input.")
+]
 LiteralText = Annotated[str | None, typer.Option("--text", help="The text, also if a file has that name.")]
 Encoding = Annotated[str | None, typer.Option(help="Encoding of the file or standard input, if not UTF-8.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def generate(
-    argument: Annotated[
-        str | None, typer.Argument(metavar="[TEXT|FILE|-]", help="The prompt, a file, or - for standard input.")
-    ] = None,
+    argument: TextArgument = None,
     text: LiteralText = None,
     system: Annotated[str, typer.Option(help="System message; text in front on models without chat.")] = "",
     prefill: Annotated[str, typer.Option(help="Begin the output with this; it is not repeated.")] = "",
@@ -83,9 +83,7 @@ def _report(output: Output, seconds: float, pipeline: Pipeline) -> None:
 
 
 def next_(
-    argument: Annotated[
-        str | None, typer.Argument(metavar="[TEXT|FILE|-]", help="The text, a file, or - for standard input.")
-    ] = None,
+    argument: TextArgument = None,
     text: LiteralText = None,
     top: Annotated[int, typer.Option(help="How many tokens to show.")] = 10,
     as_json: AsJson = False,
@@ -93,31 +91,23 @@ def next_(
     *,
     load: LoadSettings,
 ) -> None:
-    """Show the likeliest next tokens after a text, with their probabilities."""
-    from llmkit.api import build_pipeline
+    """Show the likeliest next tokens.
+
+    The text is continued as it stands, without the chat template; probabilities are over the whole vocabulary.
+    """
+    from llmkit.api import next_tokens_with
     from llmkit.data.text import read_text
-    from llmkit.tasks import Wording, get_task
 
-    prompt = read_text(argument, text, encoding)
-    task = get_task("generate")
-    task.validate({task.input_column: prompt})
-    pipeline = build_pipeline(task.name, load, GenerationSettings(), Wording(), text=prompt)
-    from llmkit.inference.next_tokens import next_tokens
-
-    tokens = next_tokens(pipeline.loaded, prompt, top=top)
+    loaded, tokens = next_tokens_with(load, read_text(argument, text, encoding), top=top)
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "schema_version": 1,
-                    "model": pipeline.loaded.source.name,
-                    "commit": pipeline.loaded.source.named_commit,
-                    "head": str(pipeline.loaded.head),
-                    "tokens": [token.to_dict() for token in tokens],
-                },
-                ensure_ascii=False,
-            )
-        )
+        result = {
+            "schema_version": 1,
+            "model": loaded.source.name,
+            "commit": loaded.source.named_commit,
+            "head": str(loaded.head),
+            "tokens": [token.to_dict() for token in tokens],
+        }
+        typer.echo(json.dumps(result, ensure_ascii=False))
         return
     for token in tokens:
         typer.echo(f"{token.probability:8.2%}  {token.text!r}")

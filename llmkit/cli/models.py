@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from llmkit.errors import UsageError
+
 __all__ = ["download", "inspect", "models"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -20,7 +22,10 @@ def inspect(
     offline: Annotated[bool, typer.Option("--offline", help="Never reach for a network.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a model is and what it can do, from its small files, without loading it."""
+    """Tell what a model is and can do.
+
+    From its small files alone, without loading it.
+    """
     from llmkit.config.settings import LoadSettings
     from llmkit.models.hub import hub_parameter_counts
     from llmkit.models.inspect import inspect_source, render
@@ -40,7 +45,7 @@ def models(
     task: Annotated[str | None, typer.Argument(help="One task only.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List recommended models for each task, with size and licence."""
+    """List recommended models, with size and licence."""
     from dataclasses import asdict
 
     from llmkit.models.recommended import RECOMMENDED
@@ -65,10 +70,12 @@ def download(
     model: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Hub ids, or starter.")],
     revision: Revision = None,
 ) -> None:
-    """Fetch models into the cache, so that they can be used without a network."""
+    """Fetch models for use without a network."""
     from llmkit.models.reach import is_offline
     from llmkit.models.starter import STARTER, starter_source
 
+    if revision is not None and STARTER in model:
+        raise UsageError("the starter has no revisions", "leave --revision out")
     for name in model:
         folder = starter_source(offline=is_offline()).folder if name == STARTER else _fetch(name, revision)
         typer.echo(f"{name}\t{folder}")

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
 
 from llmkit.errors import UsageError
 
-__all__ = ["GenerationSettings", "LoadSettings", "Options", "setting_fields", "split_options"]
+__all__ = ["GenerationSettings", "LoadOptions", "LoadSettings", "Options", "setting_fields", "split_options"]
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -74,6 +74,11 @@ class LoadSettings(_Checked):
     allow_pickle: bool = _setting(False, "Load .bin files that can run code. Only for files you trust.")
     trust_remote_code: bool = _setting(False, "Run Python code that comes with the checkpoint.")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.revision is not None and self.model is None:
+            raise UsageError("revision says which version of a model, and no model was named", "name it with model")
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSettings(_Checked):
@@ -97,22 +102,14 @@ class GenerationSettings(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
         if any(not text for text in self.stop):
             raise UsageError("stop='' would stop at once", "give the text to stop at")
         if self.top_p == 0:
             raise UsageError("top_p=0 leaves no token", "use temperature 0 for greedy decoding")
-        beams = self.num_beams or 1
-        if self.num_return_sequences > 1 and not self.samples and self.num_return_sequences > beams:
-            raise UsageError(
-                f"num_return_sequences={self.num_return_sequences} would give the same text each time",
-                "sample (temperature above 0) or use at least as many beams (num_beams)",
-            )
         if self.temperature == 0 and any(value is not None for value in (self.top_p, self.top_k, self.min_p)):
             raise UsageError("temperature=0 is greedy, top_p, top_k and min_p have no effect", "leave them out")
-        if self.length_penalty is not None and beams == 1:
-            raise UsageError("length_penalty has an effect in beam search only", "set num_beams above 1")
 
     @property
     def samples(self) -> bool:
@@ -121,10 +118,10 @@ class GenerationSettings(_Checked):
         return bool(self.temperature) or (self.temperature is None and any(value is not None for value in sampling))
 
 
-class Options(TypedDict, total=False):
-    """The fields of `LoadSettings`, less ``model``, and of `GenerationSettings` as keyword arguments.
+class LoadOptions(TypedDict, total=False):
+    """The fields of `LoadSettings`, less ``model``, as keyword arguments.
 
-    A type for editors and type checkers; a test compares it with the classes.
+    A type for editors and type checkers, as the next; a test compares them with the classes.
     """
 
     revision: str | None
@@ -137,6 +134,11 @@ class Options(TypedDict, total=False):
     safetensors_only: bool
     allow_pickle: bool
     trust_remote_code: bool
+
+
+class Options(LoadOptions, total=False):
+    """The fields of `GenerationSettings` too."""
+
     max_new_tokens: int | None
     temperature: float | None
     top_p: float | None
@@ -160,15 +162,21 @@ def setting_fields(settings: type[Any]) -> tuple[Field[Any], ...]:
     return fields(settings)
 
 
-def split_options(options: Mapping[str, Any]) -> tuple[LoadSettings, GenerationSettings]:
-    """Keyword arguments to their two classes; `UsageError` names the nearest for an unknown one."""
-    load = {item.name for item in setting_fields(LoadSettings)}
-    generation = {item.name for item in setting_fields(GenerationSettings)}
+def split_options(
+    options: Mapping[str, Any], *allowed: type[LoadSettings] | type[GenerationSettings]
+) -> tuple[LoadSettings, GenerationSettings]:
+    """Keyword arguments to their two classes; `UsageError` names the nearest for an unknown one.
+
+    ``allowed`` narrows which of the two classes may be given; both by default.
+    """
+    classes = allowed or (LoadSettings, GenerationSettings)
+    known = {item.name: settings for settings in classes for item in setting_fields(settings)}
     for name in options:
-        if name not in load | generation:
-            near = get_close_matches(name, load | generation, n=1)
-            raise UsageError(f"unknown setting {name!r}", f"did you mean {near[0]!r}?" if near else "see llmkit --help")
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            fix = f"did you mean {near[0]!r}?" if near else f"settings: {', '.join(known)}"
+            raise UsageError(f"unknown setting {name!r}", fix)
     return (
-        LoadSettings(**{name: value for name, value in options.items() if name in load}),
-        GenerationSettings(**{name: value for name, value in options.items() if name in generation}),
+        LoadSettings(**{name: value for name, value in options.items() if known[name] is LoadSettings}),
+        GenerationSettings(**{name: value for name, value in options.items() if known[name] is GenerationSettings}),
     )

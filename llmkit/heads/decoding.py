@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.config.settings import GenerationSettings
+from llmkit.errors import UsageError
 from llmkit.heads.text_stream import StopScanner, TextStream
 from llmkit.log import log
 
@@ -116,6 +117,7 @@ def generation_config(loaded: Loaded, settings: GenerationSettings, max_new_toke
                 setattr(config, name, getattr(settings, name))
         if config.top_k is None:
             config.top_k = 0  # Transformers would take 50 without a word
+    _refuse_without_effect(config, settings)
     if not config.do_sample:
         config.temperature = config.top_p = config.top_k = config.min_p = None
     if config.eos_token_id is None:
@@ -126,6 +128,18 @@ def generation_config(loaded: Loaded, settings: GenerationSettings, max_new_toke
         log.warning("the model's own min_length %d is lowered to %d", config.min_length, max_new_tokens)
         config.min_length = max_new_tokens
     return config
+
+
+def _refuse_without_effect(config: GenerationConfig, settings: GenerationSettings) -> None:
+    """Settings that mean something only with beams or sampling, which the model's own settings may bring."""
+    beams = config.num_beams or 1
+    if settings.num_return_sequences > beams and (beams > 1 or not config.do_sample):
+        raise UsageError(
+            f"num_return_sequences={settings.num_return_sequences} would give the same text each time",
+            "sample (temperature above 0) or use at least as many beams (num_beams)",
+        )
+    if settings.length_penalty is not None and beams == 1:
+        raise UsageError("length_penalty has an effect in beam search only", "set num_beams above 1")
 
 
 def stream(

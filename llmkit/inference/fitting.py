@@ -83,11 +83,11 @@ def fit(
         return Fitted(row, encoded)
     if settings.on_overflow == "truncate":
         return _truncate(task, row, lambda shorter: attempt(shorter, wording), loaded, budget)
+    if settings.on_overflow == "chunk":
+        raise UsageError(f"{task.name} cannot be done in chunks", "use --on-overflow truncate, or a shorter input")
     if not budget.hard:
         log.warning("the input has %d tokens, more than the %d this model was trained on", length, budget.limit)
         return Fitted(row, encoded)
-    if settings.on_overflow == "chunk":
-        raise UsageError(f"{task.name} cannot be done in chunks", "use --on-overflow truncate, or a shorter input")
     raise ContextOverflowError(
         f"the input has {length} tokens and {loaded.source.name} reads {budget.limit}",
         "shorten it, use a model with a longer context, or cut its beginning with --on-overflow truncate",

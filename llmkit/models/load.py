@@ -11,6 +11,7 @@ import io
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +52,8 @@ class Loaded:
     resolution: Resolution
     source: Source
     context: ContextLength
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
-    """Held while the model generates: a model has one cache and one generator at a time."""
+    lock: AbstractContextManager[bool] = field(default_factory=threading.RLock, repr=False, compare=False)
+    """Held while the model generates: other threads wait, and the one that holds it may ask again."""
 
     @property
     def head(self) -> Head:
@@ -143,17 +144,23 @@ def _new_head(source: Source, resolution: Resolution) -> TaskMismatchError:
 
 
 def _check_files(source: Source, settings: LoadSettings) -> None:
-    files = weight_files(source.folder)
+    pickled = []
     if source.gguf_file:
         if settings.quantize:
             raise UsageError(f"{source.name} is a GGUF file, which is unpacked while loading", "leave --quantize out")
         log.warning("%s is unpacked to full weights each time it is loaded", source.gguf_file)
-        return
-    if files.safetensors:
-        return
-    if not files.bins:
-        raise CheckpointError(f"{source.name} has a config.json and no weights", "download the checkpoint again")
-    names = ", ".join(path.name for path in files.bins[:2])
+    else:
+        files = weight_files(source.folder)
+        if not files.safetensors and not files.bins:
+            raise CheckpointError(f"{source.name} has a config.json and no weights", "download the checkpoint again")
+        pickled += [] if files.safetensors else [path.name for path in files.bins[:2]]
+    if source.adapter is not None and not (source.adapter / "adapter_model.safetensors").is_file():
+        pickled.append("adapter_model.bin")
+    if pickled:
+        _check_pickles(source, settings, ", ".join(pickled))
+
+
+def _check_pickles(source: Source, settings: LoadSettings, names: str) -> None:
     if settings.safetensors_only:
         raise CheckpointError(f"{source.name} only has pickled weights ({names})", "choose another model or revision")
     if settings.allow_pickle:
@@ -193,7 +200,7 @@ def _pick_dtype(dtype: str, device: str, stored: str) -> torch.dtype:
     if dtype != "auto":
         wanted: torch.dtype = getattr(torch, dtype)
         return wanted
-    if stored in ("float32", "float64"):
+    if stored in ("float32", "float64", "f32"):
         return torch.float32
     # Quantized blocks (GGUF) hold no more than half precision does, and are treated as bfloat16.
     stored = "float16" if stored in ("float16", "f16") else "bfloat16"
@@ -318,7 +325,7 @@ def _quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _no_bar_off_a_terminal() -> contextlib.AbstractContextManager[Any]:
+def _no_bar_off_a_terminal() -> AbstractContextManager[Any]:
     """The bar of the GGUF reader has no switch; on a terminal it is welcome, since that takes a while."""
     return contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
 
@@ -339,7 +346,7 @@ def _one_line_errors(source: Source) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())
         reason = f"{reason[:300]}…" if len(reason) > 300 else reason
-        fix = "download the checkpoint again, or see the whole error with --debug"
+        fix = "see the whole error with --debug; if a file is damaged, download it again"
         if "weights_only" in reason or "WeightsUnpickler" in reason:
             reason = "its .bin file holds more than tensors, and loading it could run code"
             fix = "choose a safetensors checkpoint, or pass --allow-pickle if you trust it"

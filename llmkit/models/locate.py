@@ -7,10 +7,11 @@ to fall back to when no model was named. Leaves the network to `reach` and `hub`
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from llmkit.config.settings import LoadSettings
-from llmkit.errors import CheckpointError, HubUnreachableError, ModelNotFoundError
+from llmkit.errors import CheckpointError, HubUnreachableError, ModelNotFoundError, UsageError
 from llmkit.log import log
 from llmkit.models.hub import exists, fetch, is_cached
 from llmkit.models.reach import hub_reachable, is_offline
@@ -66,9 +67,11 @@ def _default(settings: LoadSettings, task: str, *, weights: bool, fallback: bool
 
 
 def _named(model: str, settings: LoadSettings, *, weights: bool) -> Source:
+    path = Path(model).expanduser()
+    if settings.revision is not None and (model == STARTER or path.exists()):
+        raise UsageError(f"{model} is not on the Hub and has no revisions", "leave --revision out")
     if model == STARTER:
         return starter_source(offline=is_offline())
-    path = Path(model).expanduser()
     if path.is_dir():
         return _from_folder(model, path, settings, weights=weights)
     if path.is_file():
@@ -87,8 +90,6 @@ def _looks_like_a_path(model: str) -> bool:
 
 
 def _from_folder(model: str, folder: Path, settings: LoadSettings, *, weights: bool) -> Source:
-    if settings.revision is not None:
-        raise ModelNotFoundError(f"{model} is a local folder, which has no revisions", "leave --revision out")
     if (folder / _ADAPTER_CONFIG).is_file():
         return _with_base(model, folder, None, settings, weights=weights)
     if (folder / "config.json").is_file():
@@ -129,7 +130,7 @@ def _with_base(
             f"{adapter / _ADAPTER_CONFIG} names no base model",
             "set base_model_name_or_path to the model it was tuned from",
         )
-    found = _named(str(base), _for_base(settings, config.get("revision")), weights=weights)
+    found = _named(str(base), _for_base(settings, str(base), config.get("revision")), weights=weights)
     return Source(
         name=model,
         folder=found.folder,
@@ -140,11 +141,6 @@ def _with_base(
     )
 
 
-def _for_base(settings: LoadSettings, revision: str | None) -> LoadSettings:
-    """The user's revision is the adapter's; the base has the one it was tuned from."""
-    return LoadSettings(
-        revision=revision,
-        offline=settings.offline,
-        safetensors_only=settings.safetensors_only,
-        trust_remote_code=settings.trust_remote_code,
-    )
+def _for_base(settings: LoadSettings, base: str, revision: str | None) -> LoadSettings:
+    """The user's revision is the adapter's; the base has the one it was tuned from, unless it is a folder."""
+    return replace(settings, model=base, revision=None if Path(base).expanduser().exists() else revision)

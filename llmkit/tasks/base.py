@@ -97,7 +97,10 @@ class Task:
 
     def validate(self, row: Row) -> None:
         """Raise `InputError` for a row that has nothing to work on."""
-        if not str(row.get(self.input_column, "")).strip():
+        value = row.get(self.input_column, "")
+        if not isinstance(value, str):
+            raise InputError(f"the {self.input_column} is a {type(value).__name__}, not text", "give a string")
+        if not value.strip():
             raise InputError(f"the {self.input_column} is empty", f"give llmkit {self.verb} some text")
 
     def validate_example(self, row: Row, number: int) -> None:

@@ -99,6 +99,31 @@ def test_sampling_draws_from_the_whole_vocabulary_unless_told(checkpoint: Checkp
     assert generation_config(loaded, GenerationSettings(top_k=7), 5).top_k == 7
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length_penalty": 2.0}, "set num_beams above 1"),
+        ({"num_return_sequences": 2}, "would give the same text each time"),
+        ({"num_return_sequences": 3, "num_beams": 2}, "at least as many beams"),
+        ({"num_return_sequences": 3, "num_beams": 2, "temperature": 1.0}, "at least as many beams"),
+    ],
+)
+def test_settings_without_effect_are_refused(options: dict[str, Any], message: str, checkpoint: Checkpoint) -> None:
+    pipeline = load(checkpoint("gpt2"), **options)
+    with pytest.raises(UsageError, match=message):
+        pipeline(PROMPTS[0])
+
+
+def test_beams_of_the_models_own_give_settings_an_effect(checkpoint: Checkpoint) -> None:
+    pipeline = load(checkpoint("gpt2"), length_penalty=2.0, num_return_sequences=2)
+    own = pipeline.loaded.model.generation_config
+    own.update(num_beams=4)
+    try:
+        assert len(pipeline(PROMPTS[0]).alternatives) == 1
+    finally:
+        own.update(num_beams=None)
+
+
 def test_stop_strings_cut_the_text_in_batches_too(checkpoint: Checkpoint) -> None:
     whole = load(checkpoint("gpt2"))(PROMPTS[1])
     stop = whole.text[3:6]
@@ -131,7 +156,6 @@ def test_a_closed_stream_stops_the_model(checkpoint: Checkpoint) -> None:
     pieces = iter(pipeline.stream("The"))
     next(pieces)
     pieces.close()  # type: ignore[attr-defined]
-    assert not pipeline.loaded.lock.locked()
     assert pipeline("The").usage.completion_tokens == 100
 
 
@@ -260,6 +284,11 @@ def test_relative_positions_take_longer_input_with_a_warning(
 def test_empty_text(prompt: str, checkpoint: Checkpoint) -> None:
     with pytest.raises(InputError, match="the prompt is empty"):
         load(checkpoint("gpt2"))(prompt)
+
+
+def test_a_row_that_holds_no_text(checkpoint: Checkpoint) -> None:
+    with pytest.raises(InputError, match="the prompt is a NoneType, not text"):
+        load(checkpoint("gpt2"))({"prompt": None})
 
 
 def test_output_is_json_with_stable_keys(checkpoint: Checkpoint) -> None:

@@ -18,7 +18,6 @@ from llmkit.config.settings import LoadSettings
 from llmkit.errors import (
     CheckpointError,
     HubUnreachableError,
-    ModelNotFoundError,
     NotEnoughMemoryError,
     TaskMismatchError,
     UsageError,
@@ -95,6 +94,19 @@ def test_an_adapter_without_a_base_name(adapter: tuple[Path, Path]) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
     with pytest.raises(CheckpointError, match="names no base model"):
         load_model(LoadSettings(model=str(adapter[0])), GENERATION)
+
+
+def test_a_pickled_adapter(adapter: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
+    from safetensors.torch import load_file
+
+    weights = adapter[0] / "adapter_model.safetensors"
+    torch.save(load_file(weights), adapter[0] / "adapter_model.bin")
+    weights.unlink()
+    with caplog.at_level("WARNING", logger="llmkit"):
+        load_model(LoadSettings(model=str(adapter[0])), GENERATION)
+    assert "adapter_model.bin is not in the safetensors format" in caplog.text
+    with pytest.raises(CheckpointError, match=r"only has pickled weights \(adapter_model.bin\)"):
+        load_model(LoadSettings(model=str(adapter[0]), safetensors_only=True), GENERATION)
 
 
 # Pickles and code.
@@ -214,7 +226,7 @@ def test_attention_implementation_is_passed_on(checkpoint: Checkpoint) -> None:
 
 
 def test_a_revision_of_a_folder_has_no_meaning(checkpoint: Checkpoint) -> None:
-    with pytest.raises(ModelNotFoundError, match="local folder, which has no revisions"):
+    with pytest.raises(UsageError, match="is not on the Hub and has no revisions"):
         load_model(LoadSettings(model=str(checkpoint("gpt2")), revision="main"), GENERATION)
 
 

@@ -1,0 +1,99 @@
+"""A GGUF file answers as the checkpoint it was made from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import transformers
+
+import llmkit
+from llmkit.config.settings import LoadSettings
+from llmkit.errors import CheckpointError, UsageError
+from llmkit.models.load import load_model
+from tests.conftest import Checkpoint
+
+PROMPTS = ["The quick", "What is the meaning of life?", "今天天气"]
+
+
+def write_gguf(checkpoint: Path, path: Path) -> Path:
+    """A float32 GGUF file of a tiny Qwen3 checkpoint, as llama.cpp's converter lays it out.
+
+    Transformers does not read the head size of a Qwen3 file and takes 128, so the tiny model has that too.
+    """
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
+    config, tokenizer = model.config, json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
+    writer = gguf.GGUFWriter(path, "qwen3")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    vocabulary = tokenizer["model"]["vocab"]
+    special = {entry["content"] for entry in tokenizer["added_tokens"]}
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
+    writer.add_eos_token_id(vocabulary["<|endoftext|>"])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        found = names.get_name(name, try_suffixes=(".weight",))
+        assert found is not None, name
+        writer.add_tensor(found, tensor.numpy().astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def gguf_file(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gguf(checkpoint("qwen3", head_dim=128), tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+def test_it_answers_as_its_checkpoint(
+    gguf_file: Path, checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    original = llmkit.load("generate", str(checkpoint("qwen3", head_dim=128)), max_new_tokens=10)
+    expected = [output.text for output in original.map(PROMPTS)]
+    with caplog.at_level("WARNING", logger="llmkit"):
+        pipeline = llmkit.load("generate", str(gguf_file), max_new_tokens=10)
+    assert [output.text for output in pipeline.map(PROMPTS)] == expected
+    assert pipeline.loaded.context == original.loaded.context
+    assert "tiny.gguf is unpacked to full weights each time it is loaded" in caplog.text
+    assert "it/s" not in capfd.readouterr().err
+
+
+def test_a_folder_with_one_gguf_file_is_enough(gguf_file: Path) -> None:
+    loaded = load_model(LoadSettings(model=str(gguf_file.parent)), "text-generation")
+    assert loaded.source.gguf_file == gguf_file.name
+
+
+def test_several_files_must_be_told_apart(gguf_file: Path, tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(gguf_file.read_bytes())
+    with pytest.raises(CheckpointError, match=r"holds 2 GGUF files; name one: --model .*a\.gguf"):
+        load_model(LoadSettings(model=str(tmp_path)), "text-generation")
+
+
+def test_quantizing_it_again_is_refused(gguf_file: Path) -> None:
+    with pytest.raises(UsageError, match="leave --quantize out"):
+        load_model(LoadSettings(model=str(gguf_file), quantize="8bit"), "text-generation")
+
+
+def test_a_cut_file(gguf_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.gguf").write_bytes(gguf_file.read_bytes()[:-5000])
+    with pytest.raises(CheckpointError, match="is no complete GGUF file"):
+        load_model(LoadSettings(model=str(tmp_path / "cut.gguf")), "text-generation")

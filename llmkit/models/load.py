@@ -300,10 +300,27 @@ def _tokenizer(source: Source, settings: LoadSettings) -> PreTrainedTokenizerBas
     # A tuned adapter may have brought tokens and a chat template of its own.
     if source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file():
         folder, extra = source.adapter, {}
+    elif source.gguf_file:
+        _warn_of_unknown_splits(source)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=settings.trust_remote_code, **extra
     )
     return tokenizer
+
+
+def _warn_of_unknown_splits(source: Source) -> None:
+    """Transformers knows how some vocabularies cut text before merging, and cuts the others as GPT-2 does, silently."""
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    metadata = gguf_metadata(source.folder / str(source.gguf_file))
+    kind, splits = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
+    if kind == "gpt2" and splits not in ("default", "gpt-2", *GGUF_PRE_TOKENIZER_SPLITS):
+        log.warning(
+            "the tokenizer of %s cuts text as %r, which Transformers does not know: numbers and line breaks may become"
+            " other tokens than in training; the checkpoint as safetensors has no such doubt",
+            source.gguf_file,
+            splits,
+        )
 
 
 # How Transformers is kept to one line.

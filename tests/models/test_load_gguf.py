@@ -19,7 +19,7 @@ from tests.conftest import Checkpoint
 PROMPTS = ["The quick", "What is the meaning of life?", "今天天气"]
 
 
-def write_gguf(checkpoint: Path, path: Path) -> Path:
+def write_gguf(checkpoint: Path, path: Path, splits: str = "qwen2") -> Path:
     """A float32 GGUF file of a tiny Qwen3 checkpoint, as llama.cpp's converter lays it out.
 
     Transformers does not read the head size of a Qwen3 file and takes 128, so the tiny model has that too.
@@ -41,7 +41,7 @@ def write_gguf(checkpoint: Path, path: Path) -> Path:
     special = {entry["content"] for entry in tokenizer["added_tokens"]}
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
+    writer.add_tokenizer_pre(splits)
     writer.add_token_list(tokens)
     writer.add_token_types([gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens])
     writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
@@ -73,7 +73,17 @@ def test_it_answers_as_its_checkpoint(
     assert [output.text for output in pipeline.map(PROMPTS)] == expected
     assert pipeline.loaded.context == original.loaded.context
     assert "tiny.gguf is unpacked to full weights each time it is loaded" in caplog.text
+    assert "cuts text" not in caplog.text
     assert "it/s" not in capfd.readouterr().err
+
+
+def test_a_tokenizer_that_transformers_cuts_otherwise(
+    checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_gguf(checkpoint("qwen3", head_dim=128), tmp_path / "other.gguf", splits="smollm")
+    with caplog.at_level("WARNING", logger="llmkit"):
+        load_model(LoadSettings(model=str(path)), "text-generation")
+    assert "the tokenizer of other.gguf cuts text as 'smollm', which Transformers does not know" in caplog.text
 
 
 def test_a_folder_with_one_gguf_file_is_enough(gguf_file: Path) -> None:

@@ -45,9 +45,6 @@ class HeadOps(Protocol):
     def room(self, loaded: Loaded, encoded: Encoded) -> int | None:
         """How many tokens the model can write after this prompt; None where nothing limits it."""
 
-    def last_logits(self, loaded: Loaded, encoded: Encoded) -> torch.Tensor:
-        """Scores of the next token: ``[vocabulary]``, float32, on the CPU."""
-
 
 def encode_text(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
     """Ids of a text, with the tokenizer's own special tokens unless ``special`` is False."""

@@ -57,11 +57,3 @@ class Seq2SeqOps:
     def room(self, loaded: Loaded, encoded: Encoded) -> int | None:
         tokens = loaded.context.tokens
         return None if tokens is None or not loaded.context.hard else tokens - len(encoded.decoder_ids)
-
-    def last_logits(self, loaded: Loaded, encoded: Encoded) -> torch.Tensor:
-        import torch
-
-        with torch.inference_mode():
-            logits = loaded.model(**self.collate(loaded, [encoded])).logits
-        last: torch.Tensor = logits[0, -1].float().cpu()
-        return last

@@ -59,6 +59,8 @@ def next_tokens(loaded: Loaded, text: str, *, top: int = 10) -> list[NextToken]:
     The text is continued as it stands, without a chat template. On a seq2seq model it is what the encoder
     reads, and the distribution is that of the first output token.
     """
+    import torch
+
     if not text:
         raise InputError("the text is empty", "give some text to continue")
     if top < 1:
@@ -70,7 +72,9 @@ def next_tokens(loaded: Loaded, text: str, *, top: int = 10) -> list[NextToken]:
         raise ContextOverflowError(
             f"the text has {len(encoded.input_ids)} tokens and {loaded.source.name} reads {limit}", "shorten it"
         )
-    probabilities = ops.last_logits(loaded, encoded).softmax(dim=-1)
+    with torch.inference_mode():
+        logits = loaded.model(**ops.collate(loaded, [encoded])).logits[0, -1]
+    probabilities = logits.float().cpu().softmax(dim=-1)
     values, ids = probabilities.topk(min(top, len(probabilities)))
     return [
         NextToken(

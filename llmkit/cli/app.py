@@ -92,6 +92,8 @@ def _program() -> Iterator[None]:
 
 def _leave(code: int) -> NoReturn:
     """Exit at once: a closed pipe takes no more, and a model may be in the middle of a long step."""
+    if code == 130 and sys.stderr.isatty():
+        print(file=sys.stderr)  # noqa: T201 - the shell's prompt begins on a line of its own
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from llmkit.config.settings import GenerationSettings, LoadOptions, LoadSettings, Options, split_options
+from llmkit.errors import InputError, UsageError
 from llmkit.tasks import Row, Wording, get_task
 
 if TYPE_CHECKING:
@@ -97,8 +98,9 @@ def generate(
     **options: Unpack[Options],
 ) -> Output:
     """Answer or continue one prompt. The model of the last call stays loaded; see `load` for the arguments."""
-    pipeline = load("text-generation", model, system=system, prefill=prefill, examples=examples, raw=raw, **options)
-    return pipeline(prompt)
+    load_settings, settings = split_options({**options, "model": model})
+    wording = make_wording(system, prefill, examples, raw=raw)
+    return build_pipeline("text-generation", load_settings, settings, wording, text=prompt)(prompt)
 
 
 def next_tokens(
@@ -110,6 +112,10 @@ def next_tokens(
 
 def next_tokens_with(settings: LoadSettings, text: str, *, top: int) -> tuple[Loaded, list[NextToken]]:
     """`next_tokens` from settings that are already checked, with the model that answered."""
+    if not text:
+        raise InputError("the text is empty", "give some text to continue")
+    if top < 1:
+        raise UsageError(f"top={top} is out of range", "give a number of 1 or more")
     loaded = _load_model(settings, "text-generation", text)
     from llmkit.inference.next_tokens import next_tokens as distribution
 

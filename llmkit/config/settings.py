@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypedDict, get_args, get_type_hints
 
 from llmkit.errors import UsageError
 
@@ -152,9 +152,6 @@ class Options(LoadOptions, total=False):
     seed: int | None
     stop: tuple[str, ...]
     on_overflow: Overflow
-
-
-Settings = TypeVar("Settings", LoadSettings, GenerationSettings)
 
 
 def setting_fields(settings: type[Any]) -> tuple[Field[Any], ...]:

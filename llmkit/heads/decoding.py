@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -144,7 +144,7 @@ def _refuse_without_effect(config: GenerationConfig, settings: GenerationSetting
 
 def stream(
     loaded: Loaded, ops: HeadOps, batch: Sequence[Encoded], settings: GenerationSettings, max_new_tokens: int
-) -> Iterator[Piece]:
+) -> Generator[Piece, None, None]:
     """`generate` in a worker thread, as an iterator. Closing it stops the model after the current token."""
     pieces: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
     cancelled = threading.Event()

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
-from llmkit.errors import ContextOverflowError, InputError, UsageError
+from llmkit.errors import ContextOverflowError
 from llmkit.heads import head_ops
 from llmkit.heads.text_stream import TextStream
 from llmkit.models.load import Loaded
@@ -61,10 +61,6 @@ def next_tokens(loaded: Loaded, text: str, *, top: int = 10) -> list[NextToken]:
     """
     import torch
 
-    if not text:
-        raise InputError("the text is empty", "give some text to continue")
-    if top < 1:
-        raise UsageError(f"top={top} is out of range", "give a number of 1 or more")
     ops = head_ops(loaded.head)
     encoded = ops.encode(loaded, Text(text))
     limit = loaded.context.tokens

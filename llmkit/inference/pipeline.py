@@ -5,7 +5,8 @@ Whole answers are a fold over pieces: there is one generate path (`llmkit.heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -133,15 +134,17 @@ class Pipeline:
 class StreamedOutput:
     """Iterate over the pieces of one answer; afterwards ``output`` holds the whole."""
 
-    def __init__(self, pieces: Iterator[Piece], finish: Callable[[_Draft], Output]) -> None:
+    def __init__(self, pieces: Generator[Piece, None, None], finish: Callable[[_Draft], Output]) -> None:
         self._pieces = pieces
         self._finish = finish
         self.output: Output | None = None
 
     def __iter__(self) -> Iterator[str]:
         draft = _Draft()
-        for piece in self._pieces:
-            draft.add(piece)
-            if piece.text:
-                yield piece.text
-        self.output = self._finish(draft)
+        with closing(self._pieces):  # who leaves the loop early stops the model
+            for piece in self._pieces:
+                draft.add(piece)
+                if piece.text:
+                    yield piece.text
+        if draft.tokens:  # a second pass finds no pieces
+            self.output = self._finish(draft)

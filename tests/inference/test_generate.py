@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -153,10 +154,21 @@ def test_the_end_token_ends_a_row(checkpoint: Checkpoint) -> None:
 
 def test_a_closed_stream_stops_the_model(checkpoint: Checkpoint) -> None:
     pipeline = load(checkpoint("gpt2"), max_new_tokens=100)
-    pieces = iter(pipeline.stream("The"))
+    streamed = pipeline.stream("The")  # held on to, so that it is not the garbage collector that stops it
+    pieces = iter(streamed)
     next(pieces)
     pieces.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name == "llmkit-generate"]
+    assert streamed.output is None
     assert pipeline("The").usage.completion_tokens == 100
+
+
+def test_a_second_pass_over_a_stream_keeps_its_output(checkpoint: Checkpoint) -> None:
+    streamed = load(checkpoint("gpt2")).stream("The")
+    assert "".join(streamed)
+    output = streamed.output
+    assert "".join(streamed) == ""
+    assert streamed.output is output is not None
 
 
 def test_an_error_in_the_model_reaches_the_caller(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

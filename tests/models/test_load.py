@@ -295,3 +295,15 @@ def test_loading_opens_no_connection_and_needs_no_heavy_package(checkpoint: Chec
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == "3\n"
+
+
+def test_python_too_hears_of_the_limits_for_its_text(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    starter = Source(name="starter", folder=checkpoint("qwen3", chat=True))
+    monkeypatch.setattr(locating, "starter_source", lambda *, offline: starter)
+    monkeypatch.setattr(locating, "is_cached", lambda name: False)
+    monkeypatch.setattr("llmkit.api._last", {})
+    with caplog.at_level("WARNING", logger="llmkit"):
+        llmkit.generate("今天天气怎么样？", max_new_tokens=2)
+    assert "does not look English" in caplog.text

@@ -9,9 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llmkit.api import answer as answer
+    from llmkit.api import chat as chat
     from llmkit.api import generate as generate
     from llmkit.api import load as load
     from llmkit.api import next_tokens as next_tokens
+    from llmkit.api import summarize as summarize
+    from llmkit.api import translate as translate
     from llmkit.errors import CheckpointError as CheckpointError
     from llmkit.errors import ContextOverflowError as ContextOverflowError
     from llmkit.errors import HubUnreachableError as HubUnreachableError
@@ -22,17 +26,25 @@ if TYPE_CHECKING:
     from llmkit.errors import NotEnoughMemoryError as NotEnoughMemoryError
     from llmkit.errors import TaskMismatchError as TaskMismatchError
     from llmkit.errors import UsageError as UsageError
+    from llmkit.inference.conversation import Conversation as Conversation
     from llmkit.inference.next_tokens import NextToken as NextToken
     from llmkit.inference.output import Output as Output
     from llmkit.inference.output import Usage as Usage
     from llmkit.inference.pipeline import Pipeline as Pipeline
+    from llmkit.tasks.base import Chunk as Chunk
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "answer": "llmkit.api",
+    "chat": "llmkit.api",
     "generate": "llmkit.api",
     "load": "llmkit.api",
     "next_tokens": "llmkit.api",
+    "summarize": "llmkit.api",
+    "translate": "llmkit.api",
+    "Chunk": "llmkit.tasks.base",
+    "Conversation": "llmkit.inference.conversation",
     "NextToken": "llmkit.inference.next_tokens",
     "Output": "llmkit.inference.output",
     "Usage": "llmkit.inference.output",
@@ -51,7 +63,9 @@ _HOME = {
 
 __all__ = [
     "CheckpointError",
+    "Chunk",
     "ContextOverflowError",
+    "Conversation",
     "HubUnreachableError",
     "InputError",
     "LlmkitError",
@@ -65,9 +79,13 @@ __all__ = [
     "Usage",
     "UsageError",
     "__version__",
+    "answer",
+    "chat",
     "generate",
     "load",
     "next_tokens",
+    "summarize",
+    "translate",
 ]
 
 

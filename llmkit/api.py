@@ -7,11 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
-from llmkit.config.settings import GenerationSettings, LoadOptions, LoadSettings, Options, split_options
+from llmkit.config.settings import (
+    AnswerOptions,
+    GenerationSettings,
+    LoadOptions,
+    LoadSettings,
+    Options,
+    SummarizationOptions,
+    TaskOptions,
+    split_options,
+)
 from llmkit.errors import InputError, UsageError
-from llmkit.tasks import Row, Wording, get_task
+from llmkit.tasks import Message, Row, Task, Translation, Wording, find_task
 
 if TYPE_CHECKING:
     from llmkit.inference.next_tokens import NextToken
@@ -19,32 +28,37 @@ if TYPE_CHECKING:
     from llmkit.inference.pipeline import Pipeline
     from llmkit.models.load import Loaded
 
-__all__ = ["build_pipeline", "generate", "load", "next_tokens"]
+__all__ = ["answer", "build_pipeline", "chat", "generate", "load", "next_tokens", "summarize", "translate"]
+
+Examples = Sequence[Row] | str | Path
+
+_last: dict[tuple[LoadSettings, str, tuple[str | None, str | None]], Loaded] = {}
 
 
-_last: dict[tuple[LoadSettings, str], Loaded] = {}
-
-
-def _load_model(settings: LoadSettings, task: str, text: str) -> Loaded:
+def _load_model(
+    settings: LoadSettings, task: str, text: str, languages: tuple[str | None, str | None] = (None, None)
+) -> Loaded:
     """The model of the last call if it is the same one; else it makes room before the next is loaded."""
     from llmkit.models.load import load_model
 
-    key = (settings, task)
+    key = (settings, task, languages if settings.model is None else (None, None))
     if key not in _last:
         _last.clear()
-        _last[key] = load_model(settings, task, text=text)
+        _last[key] = load_model(settings, task, text=text, languages=languages)
     return _last[key]
 
 
 def build_pipeline(
-    task: str, load_settings: LoadSettings, settings: GenerationSettings, wording: Wording, *, text: str = ""
+    task: Task, load_settings: LoadSettings, settings: GenerationSettings, wording: Wording, *, text: str = ""
 ) -> Pipeline:
     """A pipeline from settings that are already checked. ``text`` lets a fallback model state its limits."""
-    known = get_task(task)
-    loaded = _load_model(load_settings, known.name, text)
+    languages: tuple[str | None, str | None] = (None, None)
+    if isinstance(task, Translation):
+        languages = task.two_letter_codes(text if load_settings.model is None else "")
+    loaded = _load_model(load_settings, task.name, text, languages)
     from llmkit.inference.pipeline import Pipeline
 
-    return Pipeline(known, loaded, settings, wording)
+    return Pipeline(task, loaded, settings, wording)
 
 
 def load(
@@ -53,32 +67,44 @@ def load(
     *,
     system: str = "",
     prefill: str = "",
-    examples: Sequence[Row] | str | Path = (),
+    examples: Examples = (),
     raw: bool = False,
-    **options: Unpack[Options],
+    **options: Unpack[TaskOptions],
 ) -> Pipeline:
     """Load a model for a task.
 
     Args:
-        task: ``text-generation``, or its verb ``generate``.
+        task: ``text-generation``, ``summarization``, ``question-answering``, ``dialogue`` or ``translation``, or the
+            verb: ``generate``, ``summarize``, ``answer``, ``chat``, ``translate``.
         model: Hub id, local folder, PEFT adapter folder, GGUF file, or ``starter``; None takes the task's default.
         system: system message (chat models) or text put in front (others).
         prefill: how the output begins; it is not repeated in the output.
         examples: few-shot rows in the task's columns, or a file of them.
         raw: continue the text itself, also on a model with a chat template.
-        **options: the fields of `LoadSettings` and `GenerationSettings`.
+        **options: the fields of `LoadSettings` and `GenerationSettings`, and the task's own: ``length``
+            (summarization); ``top``, ``no_answer_threshold``, ``max_seq_len``, ``doc_stride``, ``max_answer_len``
+            (question answering); ``source``, ``target`` (translation).
 
     Returns:
-        A pipeline: call it with a row, ``map`` it over many, or ``stream`` one answer.
+        A pipeline: call it with a row, ``map`` it over many, or ``stream`` one answer. A row is a mapping with the
+        task's columns, or just its text: ``prompt``, ``document``, ``question`` and ``context``, ``messages``,
+        ``source``.
 
     Raises:
         LlmkitError: one line that ends in what to do.
     """
-    load_settings, settings = split_options({**options, "model": model})
-    return build_pipeline(task, load_settings, settings, make_wording(system, prefill, examples, raw=raw))
+    return _pipeline(task, model, options, make_wording(system, prefill, examples, raw=raw))
 
 
-def make_wording(system: str, prefill: str, examples: Sequence[Row] | str | Path, *, raw: bool) -> Wording:
+def _pipeline(task: str, model: str | None, options: Any, wording: Wording, text: str = "") -> Pipeline:
+    found = find_task(task)
+    load_settings, settings, own = split_options(
+        {**options, "model": model}, LoadSettings, GenerationSettings, found.settings_class
+    )
+    return build_pipeline(found(own), load_settings, settings, wording, text=text)
+
+
+def make_wording(system: str, prefill: str, examples: Examples, *, raw: bool) -> Wording:
     """What the caller adds to each prompt; examples may be a file."""
     if isinstance(examples, str | Path):
         from llmkit.data.rows import read_rows
@@ -93,14 +119,76 @@ def generate(
     *,
     system: str = "",
     prefill: str = "",
-    examples: Sequence[Row] | str | Path = (),
+    examples: Examples = (),
     raw: bool = False,
     **options: Unpack[Options],
 ) -> Output:
     """Answer or continue one prompt. The model of the last call stays loaded; see `load` for the arguments."""
-    load_settings, settings = split_options({**options, "model": model})
     wording = make_wording(system, prefill, examples, raw=raw)
-    return build_pipeline("text-generation", load_settings, settings, wording, text=prompt)(prompt)
+    return _pipeline("text-generation", model, options, wording, prompt)(prompt)
+
+
+def summarize(
+    text: str, model: str | None = None, *, examples: Examples = (), **options: Unpack[SummarizationOptions]
+) -> Output:
+    """Summarize a text of any length; one longer than the model reads is read in parts, to its last sentence.
+
+    ``length`` is ``short``, ``medium``, ``long`` or a number of tokens; see `load` for the other arguments.
+    """
+    wording = make_wording("", "", examples, raw=False)
+    return _pipeline("summarization", model, options, wording, text)(text)
+
+
+def answer(
+    question: str,
+    context: str,
+    model: str | None = None,
+    *,
+    examples: Examples = (),
+    **options: Unpack[AnswerOptions],
+) -> Output:
+    """Answer a question from a text. ``output.start`` and ``output.end`` are the answer's place in it, in characters.
+
+    Where the text holds no answer, ``output.answered`` is False; see `load` for the arguments.
+    """
+    wording = make_wording("", "", examples, raw=False)
+    pipeline = _pipeline("question-answering", model, options, wording, f"{question} {context}")
+    return pipeline({"question": question, "context": context})
+
+
+def chat(
+    messages: str | Sequence[Message | Row],
+    model: str | None = None,
+    *,
+    system: str = "",
+    examples: Examples = (),
+    **options: Unpack[Options],
+) -> Output:
+    """The reply to one message, or to a conversation (``[{"role": "user", "content": …}, …]``).
+
+    `Conversation` keeps one going. See `load` for the arguments.
+    """
+    wording = make_wording(system, "", examples, raw=False)
+    row = messages if isinstance(messages, str) else {"messages": messages}
+    return _pipeline("dialogue", model, options, wording, messages if isinstance(messages, str) else "")(row)
+
+
+def translate(
+    text: str,
+    target: str | None = None,
+    model: str | None = None,
+    *,
+    source: str | None = None,
+    examples: Examples = (),
+    **options: Unpack[Options],
+) -> Output:
+    """Translate a text of any length into the ``target`` language, by English name or ISO 639 code.
+
+    ``source`` is detected if not given; ``target`` may be left out for a model that knows only one. White space,
+    Markdown, code, addresses and placeholders are kept. See `load` for the other arguments.
+    """
+    wording = make_wording("", "", examples, raw=False)
+    return _pipeline("translation", model, {**options, "source": source, "target": target}, wording, text)(text)
 
 
 def next_tokens(

@@ -6,12 +6,13 @@ import inspect
 import subprocess
 import sys
 from dataclasses import fields
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 
 import llmkit
-from llmkit.config.settings import GenerationSettings, LoadSettings, Options
+from llmkit.config import settings
+from llmkit.tasks import TASKS
 
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "numpy", "huggingface_hub")
 
@@ -54,14 +55,25 @@ def test_unknown_name_is_an_attribute_error() -> None:
         llmkit.summarise  # noqa: B018
 
 
-def test_keyword_arguments_mirror_the_settings() -> None:
-    declared = {
-        item.name: get_type_hints(settings)[item.name]
-        for settings in (LoadSettings, GenerationSettings)
-        for item in fields(settings)
-    }
+@pytest.mark.parametrize(
+    ("options", "classes"),
+    [
+        (settings.LoadOptions, [settings.LoadSettings]),
+        (settings.Options, [settings.LoadSettings, settings.GenerationSettings]),
+        (
+            settings.TaskOptions,
+            [settings.LoadSettings, settings.GenerationSettings, *(task.settings_class for task in TASKS.values())],
+        ),
+    ],
+)
+def test_keyword_arguments_mirror_the_settings(options: type, classes: list[Any]) -> None:
+    declared = {item.name: get_type_hints(each)[item.name] for each in classes for item in fields(each)}
     declared.pop("model")
-    assert get_type_hints(Options) == declared
+    written = get_type_hints(options)
+    if "length" in written:  # a number is taken too, and kept as text
+        assert written.pop("length") == str | int
+        assert declared.pop("length") is str
+    assert written == declared
 
 
 def test_version_is_that_of_the_distribution() -> None:

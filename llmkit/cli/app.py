@@ -22,6 +22,7 @@ from llmkit import __version__
 from llmkit.cli.generate import generate, next_
 from llmkit.cli.models import download, inspect, models
 from llmkit.cli.options import Stopped, command, flags
+from llmkit.cli.tasks import answer, summarize, translate
 from llmkit.errors import LlmkitError
 from llmkit.log import log
 
@@ -36,6 +37,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 command(app, "generate", generate)
+command(app, "summarize", summarize)
+command(app, "answer", answer)
+command(app, "translate", translate)
 command(app, "next", next_)
 command(app, "inspect", inspect)
 command(app, "models", models)

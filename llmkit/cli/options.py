@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from llmkit.config.settings import GenerationSettings, LoadSettings, setting_fields
+from llmkit.config.settings import GenerationSettings, LoadSettings, TaskSettings, setting_fields
 from llmkit.log import log
 
 __all__ = ["Stopped", "command", "flags"]
@@ -42,7 +42,8 @@ class Stopped(BaseException):
         self.exit_code = exit_code
 
 
-_SETTINGS = (LoadSettings, GenerationSettings)
+def _is_settings(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, LoadSettings | GenerationSettings | TaskSettings)
 
 
 def _option(name: str) -> str:
@@ -56,7 +57,7 @@ def _parameters(settings: type[Any]) -> list[inspect.Parameter]:
         kind, default = hints[item.name], item.default
         if kind == tuple[str, ...]:
             kind, default = list[str], []
-        names = [_option(item.name)] + (["-m"] if item.name == "model" else [])
+        names = [item.metadata["option"] or _option(item.name)] + (["-m"] if item.name == "model" else [])
         option = typer.Option(*names, help=item.metadata["help"], show_default=default not in (None, False, []))
         parameters.append(_parameter(item.name, Annotated[kind, option], default))
     return parameters
@@ -80,7 +81,7 @@ def command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
     bundles: dict[str, type[Any]] = {}
     for parameter in inspect.signature(function).parameters.values():
         hint = hints[parameter.name]
-        if hint in _SETTINGS:
+        if _is_settings(hint):
             bundles[parameter.name] = hint
             parameters += _parameters(hint)
         else:

@@ -15,7 +15,24 @@ from typing import Any, Literal, TypedDict, get_args, get_type_hints
 
 from llmkit.errors import UsageError
 
-__all__ = ["GenerationSettings", "LoadOptions", "LoadSettings", "Options", "setting_fields", "split_options"]
+__all__ = [
+    "AnswerOptions",
+    "AnswerSettings",
+    "GenerationSettings",
+    "LoadOptions",
+    "LoadSettings",
+    "Options",
+    "Overflow",
+    "SummarizationOptions",
+    "SummarizationSettings",
+    "TaskOptions",
+    "TaskSettings",
+    "TranslationOptions",
+    "TranslationSettings",
+    "given",
+    "setting_fields",
+    "split_options",
+]
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -23,8 +40,16 @@ Quantization = Literal["8bit", "4bit"]
 Overflow = Literal["error", "truncate", "chunk"]
 
 
-def _setting(default: Any, help: str, *, minimum: float = -math.inf, maximum: float = math.inf) -> Any:  # noqa: A002
-    return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum})
+def _setting(
+    default: Any,
+    help: str,  # noqa: A002
+    *,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    option: str | None = None,
+) -> Any:
+    """``option`` is the name on the command line where that is not the field's own."""
+    return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "option": option})
 
 
 class _Checked:
@@ -85,6 +110,7 @@ class GenerationSettings(_Checked):
     """How text is generated. A setting left at None is taken from the model's own generation_config.json."""
 
     max_new_tokens: int | None = _setting(None, "Longest output in tokens; each task has its own default.", minimum=1)
+    min_new_tokens: int | None = _setting(None, "Shortest output in tokens.", minimum=0)
     temperature: float | None = _setting(None, "Sample at this temperature; 0 is greedy.", minimum=0, maximum=100)
     top_p: float | None = _setting(None, "Sample from the likeliest tokens that sum to this.", minimum=0, maximum=1)
     top_k: int | None = _setting(None, "Sample from this many likeliest tokens; 0 means all.", minimum=0)
@@ -98,7 +124,9 @@ class GenerationSettings(_Checked):
     num_return_sequences: int = _setting(1, "How many outputs for each input.", minimum=1, maximum=1000)
     seed: int | None = _setting(None, "Make sampling repeatable.", minimum=0, maximum=2**63 - 1)
     stop: tuple[str, ...] = _setting((), "Stop before this text (repeatable); it is not printed.")
-    on_overflow: Overflow = _setting("error", "What to do with input longer than the model's context.")
+    on_overflow: Overflow | None = _setting(
+        None, "What to do with input longer than the model reads; each task has its own default."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,6 +134,8 @@ class GenerationSettings(_Checked):
         object.__setattr__(self, "stop", stop)
         if any(not text for text in self.stop):
             raise UsageError("stop='' would stop at once", "give the text to stop at")
+        if (self.min_new_tokens or 0) > (self.max_new_tokens or math.inf):
+            raise UsageError(f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens", "lower it")
         if self.top_p == 0:
             raise UsageError("top_p=0 leaves no token", "use temperature 0 for greedy decoding")
         if self.temperature == 0 and any(value is not None for value in (self.top_p, self.top_k, self.min_p)):
@@ -116,6 +146,56 @@ class GenerationSettings(_Checked):
         """Whether the caller asked for sampling; False also when only the model's own settings do."""
         sampling = (self.top_p, self.top_k, self.min_p)
         return bool(self.temperature) or (self.temperature is None and any(value is not None for value in sampling))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings(_Checked):
+    """The settings of a task that has none of its own; base of those that have."""
+
+
+LENGTHS = ("short", "medium", "long")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummarizationSettings(TaskSettings):
+    """How a text is summarized."""
+
+    length: str = _setting("medium", "How long the summary is: short, medium, long, or a number of tokens.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "length", str(self.length))
+        if self.length not in LENGTHS and not (self.length.isdecimal() and int(self.length) > 0):
+            raise UsageError(f"length={self.length!r} is not a choice", f"choose {', '.join(LENGTHS)} or a number")
+
+    @property
+    def tokens(self) -> int | None:
+        """The length as a number of tokens, if that is what was given."""
+        return None if self.length in LENGTHS else int(self.length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSettings(TaskSettings):
+    """How an answer is found in a text. All are about models that mark it there (span head).
+
+    The last three have the names of ``transformers``' v4 pipeline.
+    """
+
+    top: int = _setting(1, "How many answers to give.", minimum=1, maximum=1000)
+    no_answer_threshold: float | None = _setting(
+        None, "Give no answer where its score beats the best answer's by more than this; by default there is always one."
+    )
+    max_seq_len: int = _setting(384, "Longest window in tokens, question included.", minimum=1)
+    doc_stride: int = _setting(128, "Tokens that a window shares with the one before.", minimum=0)
+    max_answer_len: int = _setting(30, "Longest answer in tokens.", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslationSettings(TaskSettings):
+    """Which languages a text is translated between, by English name or ISO 639 code."""
+
+    source: str | None = _setting(None, "Language of the text; detected if not given.", option="--from")
+    target: str | None = _setting(None, "Language to translate into.", option="--to")
 
 
 class LoadOptions(TypedDict, total=False):
@@ -140,6 +220,7 @@ class Options(LoadOptions, total=False):
     """The fields of `GenerationSettings` too."""
 
     max_new_tokens: int | None
+    min_new_tokens: int | None
     temperature: float | None
     top_p: float | None
     top_k: int | None
@@ -151,7 +232,34 @@ class Options(LoadOptions, total=False):
     num_return_sequences: int
     seed: int | None
     stop: tuple[str, ...]
-    on_overflow: Overflow
+    on_overflow: Overflow | None
+
+
+class SummarizationOptions(Options, total=False):
+    """Those of `SummarizationSettings` too."""
+
+    length: str | int
+
+
+class AnswerOptions(Options, total=False):
+    """Those of `AnswerSettings` too."""
+
+    top: int
+    no_answer_threshold: float | None
+    max_seq_len: int
+    doc_stride: int
+    max_answer_len: int
+
+
+class TranslationOptions(Options, total=False):
+    """Those of `TranslationSettings` too."""
+
+    source: str | None
+    target: str | None
+
+
+class TaskOptions(SummarizationOptions, AnswerOptions, TranslationOptions, total=False):
+    """Those of every task."""
 
 
 def setting_fields(settings: type[Any]) -> tuple[Field[Any], ...]:
@@ -159,21 +267,23 @@ def setting_fields(settings: type[Any]) -> tuple[Field[Any], ...]:
     return fields(settings)
 
 
-def split_options(
-    options: Mapping[str, Any], *allowed: type[LoadSettings] | type[GenerationSettings]
-) -> tuple[LoadSettings, GenerationSettings]:
-    """Keyword arguments to their two classes; `UsageError` names the nearest for an unknown one.
+def given(settings: Any, *names: str) -> list[str]:
+    """The settings that differ from their defaults, of those named or of all."""
+    return [
+        item.name
+        for item in setting_fields(type(settings))
+        if (not names or item.name in names) and getattr(settings, item.name) != item.default
+    ]
 
-    ``allowed`` narrows which of the two classes may be given; both by default.
-    """
-    classes = allowed or (LoadSettings, GenerationSettings)
+
+def split_options(options: Mapping[str, Any], *classes: type[Any]) -> tuple[Any, ...]:
+    """Keyword arguments to one object of each settings class; `UsageError` names the nearest for an unknown one."""
     known = {item.name: settings for settings in classes for item in setting_fields(settings)}
     for name in options:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             fix = f"did you mean {near[0]!r}?" if near else f"settings: {', '.join(known)}"
             raise UsageError(f"unknown setting {name!r}", fix)
-    return (
-        LoadSettings(**{name: value for name, value in options.items() if known[name] is LoadSettings}),
-        GenerationSettings(**{name: value for name, value in options.items() if known[name] is GenerationSettings}),
+    return tuple(
+        settings(**{name: value for name, value in options.items() if known[name] is settings}) for settings in classes
     )

@@ -6,9 +6,10 @@ Knows tokenizers and tensors. Does not know tasks, files or batching order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from llmkit.errors import InputError
 from llmkit.tasks import Chat, Message, Prompt
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from llmkit.models.load import Loaded
 
-__all__ = ["Encoded", "HeadOps", "encode_chat", "encode_text", "pad"]
+__all__ = ["Encoded", "HeadOps", "encode_chat", "encode_text", "pad", "render_chat"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Encoded:
     """Seq2seq: what the decoder starts from (start token, forced language, prefill)."""
     continues: tuple[int, ...] = ()
     """Tokens whose text the output continues, so that a leading space survives decoding."""
+    forced_bos_token_id: int | None = None
+    """Seq2seq: the token that must come first, where it is another than the model's own (the target language)."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the output, beside those of the caller."""
 
 
 class HeadOps(Protocol):
@@ -52,32 +57,40 @@ def encode_text(tokenizer: Any, text: str, *, special: bool = True) -> list[int]
     return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
 
-def encode_chat(tokenizer: Any, chat: Chat) -> list[int]:
-    """Ids of a conversation up to the point where the assistant speaks, by the model's own template.
-
-    The template is rendered and tokenized in one step: tokenizing its text afterwards can add a second BOS.
-    """
+def render_chat(tokenizer: Any, chat: Chat) -> str:
+    """A conversation as text, up to the point where the assistant speaks, by the model's own template."""
     from jinja2.exceptions import TemplateError
 
     messages = chat.messages
     try:
-        return _apply_template(tokenizer, messages, chat.prefill)
-    except TemplateError:
+        return _apply_template(tokenizer, messages, chat)
+    except TemplateError as error:
         if messages[0].role != "system" or len(messages) < 2:
-            raise
-        # Gemma and others know no system role: it goes in front of the first message, as their cards advise.
+            raise InputError(
+                f"the model's chat template refuses these messages ({error})", "let user and assistant take turns"
+            ) from error
+        # Gemma 1 and others know no system role: it goes in front of the first message, as their cards advise.
         merged = Message(messages[1].role, f"{messages[0].content}\n\n{messages[1].content}")
-        return _apply_template(tokenizer, (merged, *messages[2:]), chat.prefill)
+        return render_chat(tokenizer, replace(chat, messages=(merged, *messages[2:])))
 
 
-def _apply_template(tokenizer: Any, messages: Sequence[Message], prefill: str) -> list[int]:
+def encode_chat(tokenizer: Any, chat: Chat) -> list[int]:
+    """Ids of a conversation. The template has placed the special tokens, so none are added (a second BOS, say)."""
+    return encode_text(tokenizer, render_chat(tokenizer, chat), special=False)
+
+
+def _apply_template(tokenizer: Any, messages: Sequence[Message], chat: Chat) -> str:
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    if prefill:
-        turns.append({"role": "assistant", "content": prefill})
-    ids = tokenizer.apply_chat_template(
-        turns, add_generation_prompt=not prefill, continue_final_message=bool(prefill), return_dict=True
-    )["input_ids"]
-    return list(ids)
+    if chat.prefill:
+        turns.append({"role": "assistant", "content": chat.prefill})
+    text = tokenizer.apply_chat_template(
+        turns,
+        add_generation_prompt=not chat.prefill,
+        continue_final_message=bool(chat.prefill),
+        tokenize=False,
+        **({} if chat.thinking else {"enable_thinking": False}),
+    )
+    return str(text)
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, device: Any, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -32,7 +32,7 @@ class CausalOps:
                 end = {loaded.tokenizer.eos_token_id, loaded.tokenizer.sep_token_id} - {None}
                 if len(ids) > 1 and ids[-1] in end and not prompt.text.endswith(str(loaded.tokenizer.decode(ids[-1]))):
                     ids = ids[:-1]
-                return Encoded(tuple(ids), continues=tuple(ids[-_CONTEXT_FOR_DECODING:]))
+                return Encoded(tuple(ids), continues=tuple(ids[-_CONTEXT_FOR_DECODING:]), stop=prompt.stop)
             case _:
                 raise UsageError("a causal model reads text or messages", "render the row for its head")
 

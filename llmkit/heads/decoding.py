@@ -2,15 +2,14 @@
 
 `generate` hands pieces over as they become certain; whoever wants the whole text joins them. Everything is
 done in a stopping criterion, which sees each step's tokens of the whole batch: decoding, stop strings and
-per-row limits, so that a batch gives what single rows give.
+per-row limits, so that a batch gives what single rows give. The model runs in the thread that calls.
 """
 
 from __future__ import annotations
 
 import copy
-import queue
-import threading
-from collections.abc import Callable, Generator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,21 +23,24 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
     from llmkit.heads.base import Encoded, HeadOps
+    from llmkit.heads.prompt_cache import PromptCache
     from llmkit.models.load import Loaded
 
-__all__ = ["FinishReason", "Piece", "generate", "generation_config", "pad_id", "stream"]
+__all__ = ["FinishReason", "Piece", "generate", "generation_config", "pad_id"]
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "interrupted"]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that was added to one row. The last piece of a row carries its finish reason and token count."""
+    """Text that was added to one row. The last piece of a row carries the other three."""
 
     row: int
     text: str
     finish_reason: FinishReason | None = None
     tokens: int = 0
+    score: float | None = None
+    """Geometric mean of the tokens' probabilities, where scores were asked for."""
 
 
 def pad_id(loaded: Loaded) -> int:
@@ -67,15 +69,21 @@ class _Row:
     stop: StopScanner
     limit: int
     eos: set[int]
+    forced_bos_token_id: int | None = None
     count: int = 0
     done: bool = False
+    log_probability: float | None = None
 
-    def push(self, token: int) -> Piece | None:
+    def push(self, token: int, log_probability: float | None = None) -> Piece | None:
         """Add a token; returns a piece where text has become certain or the row has ended."""
         self.count += 1
+        if log_probability is not None:
+            self.log_probability = (self.log_probability or 0.0) + log_probability
         if token in self.eos:
             return self._finish("", "stop")
-        text = self.stop.push(self.text.push(token))
+        # The language that was asked for is no text, whether or not the tokenizer knows that the token is special.
+        forced = self.count == 1 and token == self.forced_bos_token_id
+        text = "" if forced else self.stop.push(self.text.push(token))
         if self.stop.found or self.count >= self.limit:
             return self._finish(text, "length")
         return Piece(self.number, text) if text else None
@@ -90,20 +98,32 @@ class _Row:
                 return Piece(self.number, text, piece.finish_reason, piece.tokens)
         return self._finish(text, "length")
 
+    def interrupt(self) -> Piece:
+        """End the row with what there is."""
+        return self._finish("", "interrupted")
+
     def _finish(self, text: str, reason: FinishReason) -> Piece:
         self.done = True
         if not self.stop.found:
             text += self.stop.push(self.text.flush())
         if not self.stop.found:
             text += self.stop.flush()
-        return Piece(self.number, text, "stop" if self.stop.found else reason, self.count)
+        score = None if self.log_probability is None else math.exp(self.log_probability / self.count)
+        return Piece(self.number, text, "stop" if self.stop.found else reason, self.count, score)
 
 
-def generation_config(loaded: Loaded, settings: GenerationSettings, max_new_tokens: int) -> GenerationConfig:
+def generation_config(
+    loaded: Loaded, settings: GenerationSettings, max_new_tokens: int, forced_bos_token_id: int | None = None
+) -> GenerationConfig:
     """The model's own generation_config with the caller's settings on top."""
     config = copy.deepcopy(loaded.model.generation_config)
     config.max_length = None  # max_new_tokens counts the output alone, whatever the prompt's length
     config.max_new_tokens = max_new_tokens
+    if settings.min_new_tokens is not None:
+        config.min_length = None
+        config.min_new_tokens = min(settings.min_new_tokens, max_new_tokens)
+    if forced_bos_token_id is not None:
+        config.forced_bos_token_id = forced_bos_token_id
     for name in ("repetition_penalty", "no_repeat_ngram_size", "num_beams", "length_penalty"):
         if getattr(settings, name) is not None:
             setattr(config, name, getattr(settings, name))
@@ -142,46 +162,29 @@ def _refuse_without_effect(config: GenerationConfig, settings: GenerationSetting
         raise UsageError("length_penalty has an effect in beam search only", "set num_beams above 1")
 
 
-def stream(
-    loaded: Loaded, ops: HeadOps, batch: Sequence[Encoded], settings: GenerationSettings, max_new_tokens: int
-) -> Generator[Piece, None, None]:
-    """`generate` in a worker thread, as an iterator. Closing it stops the model after the current token."""
-    pieces: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
-    cancelled = threading.Event()
+@dataclass(frozen=True)
+class _Group:
+    """Prompts that can be generated together, by their place in the batch."""
 
-    def work() -> None:
-        try:
-            generate(loaded, ops, batch, settings, max_new_tokens, pieces.put, cancelled.is_set)
-            pieces.put(None)
-        except BaseException as error:  # noqa: BLE001 - handed to the consumer, who raises it
-            pieces.put(error)
-
-    worker = threading.Thread(target=work, name="llmkit-generate", daemon=True)
-    worker.start()
-    interrupted = False
-    try:
-        while (item := pieces.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    except KeyboardInterrupt:
-        interrupted = True
-        raise
-    finally:
-        cancelled.set()
-        if not interrupted:  # a model that reads a long prompt would hold the user up
-            worker.join()
+    indices: list[int]
+    limit: int
+    forced_bos_token_id: int | None
 
 
-def _groups(rooms: Sequence[int | None], max_new_tokens: int) -> list[tuple[list[int], int]]:
+def _groups(batch: Sequence[Encoded], rooms: Sequence[int | None], max_new_tokens: int) -> list[_Group]:
     """Which prompts can be generated together, and how many tokens each group may write.
 
     A prompt whose context fills up before ``max_new_tokens`` goes alone: in a batch it would be carried on with
-    the others, past its last position.
+    the others, past its last position. One forced language is one group.
     """
-    roomy = [index for index, room in enumerate(rooms) if room is None or room >= max_new_tokens]
-    tight = [([index], room) for index, room in enumerate(rooms) if room is not None and room < max_new_tokens]
-    return [(roomy, max_new_tokens), *tight] if roomy else tight
+    together: dict[int | None, list[int]] = {}
+    alone = []
+    for index, (encoded, room) in enumerate(zip(batch, rooms, strict=True)):
+        if room is None or room >= max_new_tokens:
+            together.setdefault(encoded.forced_bos_token_id, []).append(index)
+        else:
+            alone.append(_Group([index], room, encoded.forced_bos_token_id))
+    return [_Group(indices, max_new_tokens, forced) for forced, indices in together.items()] + alone
 
 
 def generate(
@@ -189,65 +192,104 @@ def generate(
     ops: HeadOps,
     batch: Sequence[Encoded],
     settings: GenerationSettings,
-    max_new_tokens: int,
     emit: Callable[[Piece], None],
     cancelled: Callable[[], bool] = lambda: False,
+    *,
+    scored: bool = False,
+    cache: PromptCache | None = None,
 ) -> None:
     """Generate for a batch of prompts; ``emit`` gets each piece as soon as it is certain.
 
     Rows are numbered prompt by prompt: output ``r`` belongs to prompt ``r // num_return_sequences``. Each row
-    stops at EOS, at a stop string, at ``max_new_tokens`` or where the context is full. Beam search gives each
-    row as one piece, when the beams are done. ``cancelled`` is asked after every token.
+    stops at EOS, at a stop string, at ``settings.max_new_tokens`` (which must be set) or where the context is
+    full. Beam search gives each row as one piece, when the beams are done. ``cancelled`` is asked after every
+    token; rows it ends get the finish reason ``interrupted``.
+
+    Args:
+        scored: compute `Piece.score`; not with beams.
+        cache: keys and values of an earlier prompt, for a batch of one; what the prompts share is not read again.
     """
+    assert settings.max_new_tokens is not None
     rooms = [ops.room(loaded, encoded) for encoded in batch]
-    for indices, limit in _groups(rooms, max_new_tokens):
-        config = generation_config(loaded, settings, limit)
+    for group in _groups(batch, rooms, settings.max_new_tokens):
+        if cancelled():
+            return
+        config = generation_config(loaded, settings, group.limit, group.forced_bos_token_id)
         rows = [
             _Row(
                 index * settings.num_return_sequences + sequence,
                 TextStream(loaded.tokenizer, batch[index].continues),
-                StopScanner(settings.stop),
-                limit,
+                StopScanner((*settings.stop, *batch[index].stop)),
+                group.limit,
                 _eos_ids(config),
+                config.forced_bos_token_id,
             )
-            for index in indices
+            for index in group.indices
             for sequence in range(settings.num_return_sequences)
         ]
-        inputs = ops.collate(loaded, [batch[index] for index in indices])
+        inputs = ops.collate(loaded, [batch[index] for index in group.indices])
         with loaded.lock:
-            _generate_group(loaded, ops, inputs, config, rows, settings.seed, emit, cancelled)
+            run = _Run(loaded, ops, rows, emit, cancelled, scored=scored)
+            run.generate(inputs, config, settings.seed, cache)
 
 
-def _generate_group(
-    loaded: Loaded,
-    ops: HeadOps,
-    inputs: dict[str, torch.Tensor],
-    config: GenerationConfig,
-    rows: Sequence[_Row],
-    seed: int | None,
-    emit: Callable[[Piece], None],
-    cancelled: Callable[[], bool],
-) -> None:
-    import torch
-    from transformers import StoppingCriteriaList
+@dataclass
+class _Run:
+    """One call of ``model.generate``."""
 
-    beams = (config.num_beams or 1) > 1
+    loaded: Loaded
+    ops: HeadOps
+    rows: Sequence[_Row]
+    emit: Callable[[Piece], None]
+    cancelled: Callable[[], bool]
+    scored: bool = False
 
-    def step(input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        if beams or cancelled():  # beams are rearranged at every step, so none of their text is certain yet
-            return torch.full((len(input_ids),), cancelled(), device=input_ids.device)
-        for row, token in zip(rows, input_ids[:, -1].tolist(), strict=True):
-            if not row.done and (piece := row.push(token)):
-                emit(piece)
-        return torch.tensor([row.done for row in rows], device=input_ids.device)
+    def generate(
+        self, inputs: dict[str, torch.Tensor], config: GenerationConfig, seed: int | None, cache: PromptCache | None
+    ) -> None:
+        import torch
+        from transformers import StoppingCriteriaList
 
-    devices = [loaded.device] if loaded.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices, enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        output = loaded.model.generate(  # type: ignore[operator]
-            **inputs, generation_config=config, stopping_criteria=StoppingCriteriaList([step])
-        )
-    if beams and not cancelled():
-        for row, sequence in zip(rows, output[:, ops.output_start(inputs) :].tolist(), strict=True):
-            emit(row.push_all(sequence))
+        beams = (config.num_beams or 1) > 1
+        if self.scored and not beams:
+            config.output_scores = config.return_dict_in_generate = True
+        extra: dict[str, Any] = {}
+        if cache is not None and not beams:
+            extra["past_key_values"] = cache.take(self.loaded, inputs["input_ids"][0].tolist())
+            config.cache_implementation = None  # it is the one given
+        devices = [self.loaded.device] if self.loaded.device.type == "cuda" else []
+        step = self._wait if beams else self._step
+        with torch.random.fork_rng(devices=devices, enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            output = self.loaded.model.generate(  # type: ignore[operator]
+                **inputs, **extra, generation_config=config, stopping_criteria=StoppingCriteriaList([step])
+            )
+        if beams and not self.cancelled():
+            for row, sequence in zip(self.rows, output[:, self.ops.output_start(inputs) :].tolist(), strict=True):
+                self.emit(row.push_all(sequence))
+        for row in self.rows:
+            if not row.done:
+                self.emit(row.interrupt())
+        if cache is not None and not beams:
+            cache.put(getattr(output, "sequences", output)[0].tolist())
+
+    def _wait(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """Beams are rearranged at every step, so none of their text is certain before the end."""
+        import torch
+
+        return torch.full((len(input_ids),), self.cancelled(), device=input_ids.device)
+
+    def _step(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        import torch
+
+        tokens = input_ids[:, -1].tolist()
+        logs: list[float | None] = [None] * len(tokens)
+        if self.scored:
+            logs = scores[-1].float().log_softmax(-1).gather(1, input_ids[:, -1:])[:, 0].tolist()
+        for row, token, log_probability in zip(self.rows, tokens, logs, strict=True):
+            if not row.done and (piece := row.push(token, log_probability)):
+                self.emit(piece)
+        if self.cancelled():
+            return torch.ones(len(tokens), dtype=torch.bool, device=input_ids.device)
+        return torch.tensor([row.done for row in self.rows], device=input_ids.device)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmkit.errors import CheckpointError, UsageError
 from llmkit.heads.base import Encoded, encode_chat, encode_text, pad
 from llmkit.heads.decoding import pad_id
+from llmkit.models.languages import apply_source
 from llmkit.tasks import Chat, Prompt, Text
+from llmkit.tasks.languages import Route
 
 if TYPE_CHECKING:
     import torch
@@ -20,29 +24,43 @@ __all__ = ["Seq2SeqOps"]
 
 class Seq2SeqOps:
     def encode(self, loaded: Loaded, prompt: Prompt) -> Encoded:
+        route = None
         match prompt:
-            case Chat(messages=messages, prefill=prefill):
-                ids = encode_chat(loaded.tokenizer, Chat(messages))
-            case Text(text=text, prefill=prefill):
-                ids = encode_text(loaded.tokenizer, text)
+            case Chat(prefill=prefill):
+                ids = encode_chat(loaded.tokenizer, replace(prompt, prefill=""))
+            case Text(text=text, prefill=prefill, route=route):
+                code = route.source_code if route else None
+                with apply_source(loaded.tokenizer, code) if code else nullcontext():
+                    ids = encode_text(loaded.tokenizer, text)
             case _:
                 raise UsageError("a seq2seq model reads text or messages", "render the row for its head")
         begun = encode_text(loaded.tokenizer, prefill, special=False) if prefill else []
-        return Encoded(tuple(ids), decoder_ids=tuple(self._start(loaded, begun)), continues=tuple(begun))
+        return Encoded(
+            tuple(ids),
+            decoder_ids=tuple(self._start(loaded, route, begun)),
+            continues=tuple(begun),
+            forced_bos_token_id=route.forced_bos_token_id if route else None,
+        )
 
-    def _start(self, loaded: Loaded, begun: list[int]) -> list[int]:
+    def _start(self, loaded: Loaded, route: Route | None, begun: list[int]) -> list[int]:
         """The ids the decoder begins with. Generation forces a language token only right after the start."""
         config = loaded.model.generation_config
-        start = config.decoder_start_token_id
-        if start is None:
-            start = config.bos_token_id
+        route = route or Route(None, None)
+        start = next(
+            (
+                token
+                for token in (route.decoder_start_token_id, config.decoder_start_token_id, config.bos_token_id)
+                if token is not None
+            ),
+            None,
+        )
         if start is None:
             raise CheckpointError(
                 f"{loaded.source.name} names no decoder_start_token_id", "add it to its generation_config.json"
             )
         start = start if isinstance(start, list) else [start]
-        forced = [config.forced_bos_token_id] if begun and config.forced_bos_token_id is not None else []
-        return [*start, *forced, *begun]
+        forced = config.forced_bos_token_id if route.forced_bos_token_id is None else route.forced_bos_token_id
+        return [*start, *([forced] if begun and forced is not None else []), *begun]
 
     def collate(self, loaded: Loaded, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         import torch

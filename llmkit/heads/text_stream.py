@@ -50,25 +50,26 @@ class StopScanner:
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(stop)
-        self._held = ""
+        self.held = ""
+        """What may be the beginning of a stop string."""
         self.found = False
 
     def push(self, text: str) -> str:
         """Add text; returns what may be shown. After `found` nothing more comes."""
         if not self._stop:
             return text
-        self._held += text
-        hits = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
+        self.held += text
+        hits = [at for at in (self.held.find(stop) for stop in self._stop) if at >= 0]
         if hits:
             self.found = True
-            shown, self._held = self._held[: min(hits)], ""
+            shown, self.held = self.held[: min(hits)], ""
             return shown
-        keep = max((n for stop in self._stop for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
-        split = len(self._held) - keep
-        shown, self._held = self._held[:split], self._held[split:]
+        keep = max((n for stop in self._stop for n in range(1, len(stop)) if self.held.endswith(stop[:n])), default=0)
+        split = len(self.held) - keep
+        shown, self.held = self.held[:split], self.held[split:]
         return shown
 
     def flush(self) -> str:
         """What was held back, when the text ends without a stop string."""
-        held, self._held = self._held, ""
+        held, self.held = self.held, ""
         return held

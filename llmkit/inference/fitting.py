@@ -1,7 +1,7 @@
-"""Making a prompt fit the model's context, without losing anything unseen.
+"""Making prompts fit the model's context, without losing anything unseen.
 
-Knows the order in which things give way: examples first, then, only if the caller allows it, the beginning
-of the input. What was cut is counted and logged.
+Knows the order in which things give way: examples first, then what the task allows (parts, whole messages, the
+beginning of the text). What was cut is counted and logged. Is what a task asks about its model (`llmkit.tasks.Reader`).
 """
 
 from __future__ import annotations
@@ -10,21 +10,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmkit.config.settings import GenerationSettings
+from llmkit.config.settings import GenerationSettings, Overflow
 from llmkit.errors import ContextOverflowError, UsageError
-from llmkit.heads.base import Encoded, encode_text
+from llmkit.heads.base import Encoded, HeadOps, encode_text
 from llmkit.log import log
 from llmkit.models.load import Loaded
-from llmkit.tasks import Head, Prompt, Row, Task, Wording
+from llmkit.tasks import Head, Prompt, Row, Task, Traits, Wording
 
-__all__ = ["Fitted", "fit"]
+__all__ = ["Fitted", "ModelReader"]
+
+_SLACK = 4
+"""Tokens kept free in each part: a text has a few more or less tokens inside a prompt than alone."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A row, its encoded prompt, and the number of input tokens that were cut from it."""
+    """A row's prompt, its ids, and the number of input tokens that were cut from it."""
 
-    row: Row
+    prompt: Prompt
     encoded: Encoded
     truncated: int = 0
 
@@ -48,69 +51,130 @@ def _budget(loaded: Loaded, max_new_tokens: int) -> _Budget | None:
     return _Budget(context.tokens - 1, comfortable, context.hard)
 
 
-def fit(
-    task: Task,
-    row: Row,
-    wording: Wording,
-    loaded: Loaded,
-    settings: GenerationSettings,
-    max_new_tokens: int,
-    encode: Callable[[Prompt], Encoded],
-) -> Fitted:
-    """Render and encode a row so that it fits.
+@dataclass
+class ModelReader:
+    """The model as the work on one row sees it. ``settings`` have their ``max_new_tokens``."""
 
-    Raises:
-        ContextOverflowError: the row alone is longer than the context and ``on_overflow`` is ``error``.
-    """
-    chat = bool(getattr(loaded.tokenizer, "chat_template", None))
+    task: Task
+    traits: Traits
+    wording: Wording
+    loaded: Loaded
+    ops: HeadOps | None
+    """None: a span model, which has windows of its own."""
+    settings: GenerationSettings
+    emit: Callable[[str], None]
 
-    def attempt(row: Row, wording: Wording) -> Encoded:
-        return encode(task.render(row, loaded.head, chat=chat, wording=wording))
+    def __post_init__(self) -> None:
+        self._limits = _budget(self.loaded, self.max_new_tokens)
+        self.policy: Overflow = self.settings.on_overflow or self.task.overflow
+        if self.policy not in self.task.overflows:
+            choices = " or ".join(self.task.overflows)
+            raise UsageError(f"{self.task.name} has no on_overflow={self.policy}", f"use {choices}, or a shorter input")
 
-    budget = _budget(loaded, max_new_tokens)
-    encoded = attempt(row, wording)
-    if budget is None:
-        return Fitted(row, encoded)
-    dropped = 0
-    while wording.examples and len(encoded.input_ids) > budget.comfortable:
-        dropped += 1
-        wording = replace(wording, examples=wording.examples[1:])
-        encoded = attempt(row, wording)
-    if dropped:
-        log.warning("%d of %d examples left out: they do not fit the context", dropped, dropped + len(wording.examples))
-    length = len(encoded.input_ids)
-    if length <= budget.limit:
-        return Fitted(row, encoded)
-    if settings.on_overflow == "truncate":
-        return _truncate(task, row, lambda shorter: attempt(shorter, wording), loaded, budget)
-    if settings.on_overflow == "chunk":
-        raise UsageError(f"{task.name} cannot be done in chunks", "use --on-overflow truncate, or a shorter input")
-    if not budget.hard:
-        log.warning("the input has %d tokens, more than the %d this model was trained on", length, budget.limit)
-        return Fitted(row, encoded)
-    raise ContextOverflowError(
-        f"the input has {length} tokens and {loaded.source.name} reads {budget.limit}",
-        "shorten it, use a model with a longer context, or cut its beginning with --on-overflow truncate",
-    )
+    @property
+    def max_new_tokens(self) -> int:
+        """How long an output may be, in tokens."""
+        return self.settings.max_new_tokens or self.task.max_new_tokens
 
+    def count(self, text: str) -> int:
+        """Tokens in a text, without special ones."""
+        return len(encode_text(self.loaded.tokenizer, text, special=False))
 
-def _truncate(task: Task, row: Row, attempt: Callable[[Row], Encoded], loaded: Loaded, budget: _Budget) -> Fitted:
-    """Cut the beginning of the row's text until the prompt leaves the output its room."""
-    text = str(row[task.input_column])
-    whole = len(encode_text(loaded.tokenizer, text, special=False))
-    encoded, kept, rest = attempt(row), whole, text
-    while (excess := len(encoded.input_ids) - budget.comfortable) > 0:
-        if kept <= excess:
-            raise ContextOverflowError(
-                f"without any of the input the prompt has more than the {budget.comfortable} tokens there is room for",
-                "use fewer --max-new-tokens, a shorter --system, or a model with a longer context",
-            )
-        kept -= excess
-        rest = _last_tokens(loaded.tokenizer, text, kept)
-        encoded = attempt({**row, task.input_column: rest})
-    cut = whole - len(encode_text(loaded.tokenizer, rest, special=False))
-    log.warning("the input was cut: its first %d of %d tokens are not read", cut, whole)
-    return Fitted(row, encoded, cut)
+    def fits(self, row: Row) -> bool:
+        """Whether the row's prompt leaves the output its room; True where nothing may be cut."""
+        return self.holds(self._length(row)) if self.cuts else True
+
+    @property
+    def cuts(self) -> bool:
+        """Whether there is a limit, and something may be left out to keep it."""
+        return self._limits is not None and self.policy != "error"
+
+    def holds(self, tokens: int, share: float = 1.0) -> bool:
+        """Whether a prompt of so many tokens leaves the output its room. It may take ``share`` of what there is."""
+        return self._limits is None or tokens <= self._limits.comfortable * share
+
+    def room(self, row: Row) -> int | None:
+        """Tokens for the row's input text; None where there is no limit, or another policy than parts.
+
+        Examples give way until the text has a quarter of what there is.
+        """
+        if self._limits is None or self.policy != "chunk" or self.ops is None:
+            return None
+        bare = {**row, self.task.input_column: ""}
+        enough = self._limits.comfortable // 4
+        dropped = 0
+        while (room := self._limits.comfortable - _SLACK - self._length(bare)) < enough and self.wording.examples:
+            self.wording = replace(self.wording, examples=self.wording.examples[1:])
+            dropped += 1
+        self._tell_dropped(dropped)
+        if room < 1:
+            raise self._no_room(self._limits)
+        return room
+
+    def fit(self, row: Row) -> Fitted:
+        """Render and encode a row so that it fits.
+
+        Raises:
+            ContextOverflowError: the row is longer than the context and may not be cut.
+        """
+        fitted = self.encode(row)
+        if self._limits is None:
+            return fitted
+        dropped = 0
+        while self.wording.examples and len(fitted.encoded.input_ids) > self._limits.comfortable:
+            dropped += 1
+            self.wording = replace(self.wording, examples=self.wording.examples[1:])
+            fitted = self.encode(row)
+        self._tell_dropped(dropped)
+        length = len(fitted.encoded.input_ids)
+        if length <= self._limits.limit:
+            return fitted
+        if self.policy == "truncate" and isinstance(row[self.task.input_column], str):
+            return self._truncate(row, self._limits)
+        if not self._limits.hard:
+            log.warning("the input has %d tokens, more than the %d this model was trained on", length, self._limits.limit)
+            return fitted
+        cut = ", or cut its beginning with --on-overflow truncate" if self.policy == "error" else ""
+        raise ContextOverflowError(
+            f"the input has {length} tokens and {self.loaded.source.name} reads {self._limits.limit}",
+            f"shorten it{',' if cut else ' or'} use a model with a longer context{cut}",
+        )
+
+    def encode(self, row: Row) -> Fitted:
+        """Render and encode a row, whatever its length."""
+        assert self.ops is not None
+        prompt = self.task.render(row, self.traits, self.wording)
+        return Fitted(prompt, self.ops.encode(self.loaded, prompt))
+
+    def _length(self, row: Row) -> int:
+        return len(self.encode(row).encoded.input_ids)
+
+    def _tell_dropped(self, dropped: int) -> None:
+        if dropped:
+            total = dropped + len(self.wording.examples)
+            log.warning("%d of %d examples left out: they do not fit the context", dropped, total)
+
+    def _no_room(self, limits: _Budget) -> ContextOverflowError:
+        return ContextOverflowError(
+            f"without any of the input the prompt has more than the {limits.comfortable} tokens there is room for",
+            "use fewer --max-new-tokens, a shorter question or --system, or a model with a longer context",
+        )
+
+    def _truncate(self, row: Row, limits: _Budget) -> Fitted:
+        """Cut the beginning of the row's text until the prompt leaves the output its room."""
+        text = str(row[self.task.input_column])
+        whole = self.count(text)
+        fitted = self.encode(row)
+        kept, rest = whole, text
+        while (excess := len(fitted.encoded.input_ids) - limits.comfortable) > 0:
+            if kept <= excess:
+                raise self._no_room(limits)
+            kept -= excess
+            rest = _last_tokens(self.loaded.tokenizer, text, kept)
+            fitted = self.encode({**row, self.task.input_column: rest})
+        cut = whole - self.count(rest)
+        log.warning("the input was cut: its first %d of %d tokens are not read", cut, whole)
+        return replace(fitted, truncated=cut)
 
 
 def _last_tokens(tokenizer: Any, text: str, count: int) -> str:

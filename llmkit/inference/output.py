@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from llmkit.tasks import Chunk
 
 __all__ = ["SCHEMA_VERSION", "Output", "Usage"]
 
@@ -16,15 +18,25 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    """Those of the prompt that were known from the turn before and not read again."""
+
+    def to_dict(self) -> dict[str, int]:
+        """``cached_tokens`` only where a conversation can have some."""
+        known = {"cached_tokens": self.cached_tokens} if self.cached_tokens else {}
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens} | known
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """One answer.
 
-    ``finish_reason`` is ``stop`` (the model ended, or a stop string came) or ``length`` (max_new_tokens or a
-    full context cut it). ``truncated`` counts the input tokens that were cut under ``on_overflow="truncate"``.
-    ``score``, ``start`` and ``end`` (character offsets) are set by extractive question answering only.
+    ``finish_reason`` is ``stop`` (the model ended, or a stop string came), ``length`` (max_new_tokens or a full
+    context cut it, or a part of it) or ``interrupted``. ``truncated`` counts the input tokens that were cut under
+    ``on_overflow="truncate"``. ``start`` and ``end`` are the place of an answer in its text, in characters, and None
+    where a generated answer does not stand there. ``score`` is a probability: with an extractive model, of the span
+    among all spans of all windows and the null answer; with a generative one that read several windows, the geometric
+    mean over the answer's tokens.
     """
 
     text: str
@@ -36,13 +48,22 @@ class Output:
     finish_reason: str
     usage: Usage
     truncated: int = 0
+    answered: bool = True
+    """False where the text holds no answer to the question; ``text`` is empty then."""
     score: float | None = None
     start: int | None = None
     end: int | None = None
+    reasoning: str = ""
+    """What a model that thinks aloud wrote before its answer."""
+    source_language: str | None = None
+    """Translation: BCP 47 tag of the text's language, as given or detected."""
+    target_language: str | None = None
+    chunks: tuple[Chunk, ...] = ()
+    """The parts that a long text was read in, with what was made of each."""
     base_commit: str | None = None
     """Commit hash of an adapter's base model."""
     alternatives: tuple[Output, ...] = ()
-    """The other sequences, with ``num_return_sequences`` above 1."""
+    """The other sequences, with ``num_return_sequences`` above 1; the next best spans, with ``top`` above 1."""
 
     def __str__(self) -> str:
         return self.text
@@ -57,23 +78,28 @@ class Output:
             "head": self.head,
             "text": self.text,
             "finish_reason": self.finish_reason,
-            "usage": {
-                "prompt_tokens": self.usage.prompt_tokens,
-                "completion_tokens": self.usage.completion_tokens,
-            },
+            "usage": self.usage.to_dict(),
             "truncated": self.truncated,
         }
         if self.base_commit is not None:
             result["base_commit"] = self.base_commit
-        if self.score is not None:
-            result |= {"score": self.score, "start": self.start, "end": self.end}
+        if self.task == "question-answering":
+            result |= {"answered": self.answered} | self._place()
+        if self.task == "translation":
+            result |= {"source_language": self.source_language, "target_language": self.target_language}
+        if self.reasoning:
+            result["reasoning"] = self.reasoning
+        if self.chunks:
+            result["chunks"] = [asdict(chunk) for chunk in self.chunks]
         if self.alternatives:
-            result["alternatives"] = [
-                {
-                    "text": other.text,
-                    "finish_reason": other.finish_reason,
-                    "completion_tokens": other.usage.completion_tokens,
-                }
-                for other in self.alternatives
-            ]
+            result["alternatives"] = [other._as_alternative() for other in self.alternatives]
         return result
+
+    def _place(self) -> dict[str, Any]:
+        return {"score": self.score, "start": self.start, "end": self.end}
+
+    def _as_alternative(self) -> dict[str, Any]:
+        if self.head == "span":
+            return {"text": self.text} | self._place()
+        tokens = self.usage.completion_tokens
+        return {"text": self.text, "finish_reason": self.finish_reason, "completion_tokens": tokens}

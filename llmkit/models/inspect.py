@@ -29,7 +29,7 @@ from llmkit.models.source import Source, read_json
 from llmkit.models.tables import AUTO_CLASSES
 from llmkit.models.tokenizer_files import SpecialToken, TokenizerFiles, read_tokenizer
 from llmkit.models.traps import MULTILINGUAL, Facts, find_traps, needs_own_code
-from llmkit.tasks import TASKS, Head, TaskInfo
+from llmkit.tasks import TASKS, Head, Task
 
 __all__ = ["Adapter", "ModelReport", "TaskFit", "inspect_source", "render"]
 
@@ -124,7 +124,7 @@ def inspect_source(source: Source, *, exact: bool = False, hub_counts: dict[str,
     if parameters is None and exact:
         parameters = _count_on_meta(source, config)
     context = context_length(config, tokenizer.config)
-    tasks = {name: _fit(info, source, config, tokenizer) for name, info in TASKS.items()}
+    tasks = {name: _fit(task, source, config, tokenizer) for name, task in TASKS.items()}
     card = _front_matter(source.folder / "README.md")
     facts = Facts(
         name=source.name,
@@ -255,15 +255,15 @@ def _tokenizer(
     return read_tokenizer(folder, config, generation)
 
 
-def _fit(info: TaskInfo, source: Source, config: Mapping[str, Any], tokenizer: TokenizerFiles) -> TaskFit:
+def _fit(task: type[Task], source: Source, config: Mapping[str, Any], tokenizer: TokenizerFiles) -> TaskFit:
     try:
-        found = resolve(info.name, config, model=source.name)
+        found = resolve(task.name, config, model=source.name)
     except TaskMismatchError:
         return TaskFit(status=_NO)
     if found.head is Head.SPAN and not tokenizer.offsets:
         return TaskFit(status=_NO)
     new = found.new_head and not _adapter_brings(source, found.head)
-    new |= found.model_type in _TRANSLATORS and info.name not in _TRANSLATOR_TASKS
+    new |= found.model_type in _TRANSLATORS and task.name not in _TRANSLATOR_TASKS
     return TaskFit(
         status=_NEW_HEAD if new else _READY,
         head=str(found.head),
@@ -284,9 +284,9 @@ def _commands(source: Source, facts: Facts, tasks: Mapping[str, TaskFit]) -> tup
     if not runs or needs_own_code(facts.config, facts.head):
         return ()
     return tuple(
-        " ".join(filter(None, ("llmkit", info.verb, info.sample, "--model", shlex.quote(source.name))))
-        for name, info in TASKS.items()
-        if info.implementation is not None and tasks[name].status == _READY
+        " ".join(filter(None, ("llmkit", task.verb, task.sample, "--model", shlex.quote(source.name))))
+        for name, task in TASKS.items()
+        if tasks[name].status == _READY
     )
 
 

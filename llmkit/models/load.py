@@ -65,16 +65,22 @@ class Loaded:
 
 
 def load_model(
-    settings: LoadSettings, task: str, *, training: bool = False, fallback: bool = True, text: str = ""
+    settings: LoadSettings,
+    task: str,
+    *,
+    training: bool = False,
+    fallback: bool = True,
+    text: str = "",
+    languages: tuple[str | None, str | None] = (None, None),
 ) -> Loaded:
-    """Locate and load the model for a task. ``training`` allows a newly initialised head.
+    """Locate and load the model for a task. ``training`` allows a newly initialised head; the rest is `locate`'s.
 
     Raises:
         LlmkitError: one of its kinds, with one line that ends in what to do.
     """
     if settings.offline:
         go_offline()
-    source = locate(settings, task, fallback=fallback, text=text)
+    source = locate(settings, task, fallback=fallback, text=text, languages=languages)
     return load_source(source, settings, task, training=training)
 
 
@@ -92,6 +98,7 @@ def load_source(source: Source, settings: LoadSettings, task: str, *, training: 
         _check_memory(source, settings, device, dtype, counts)
         model = _build(source, settings, resolution, device, dtype, training=training)
         tokenizer = _tokenizer(source, settings)
+    _apply_task_params(model, resolution.task)
     tokenizer_file = (source.adapter or source.folder) / "tokenizer_config.json"
     tokenizer_config = read_json(tokenizer_file) if tokenizer_file.is_file() else {}
     return Loaded(
@@ -291,6 +298,15 @@ def _attach_adapter(model: Any, source: Source, *, training: bool) -> Any:
 
     log.info("adapter: %s on %s", source.adapter, source.folder)
     return PeftModel.from_pretrained(model, str(source.adapter), is_trainable=training, local_files_only=True)
+
+
+def _apply_task_params(model: Any, task: str) -> None:
+    """Generation settings that the config keeps for one task (T5, BART), as Transformers 4's pipelines took them."""
+    params = getattr(model.config, "task_specific_params", None) or {}
+    kept = next((value for name, value in params.items() if name == task or name.startswith(f"{task}_")), None)
+    own = model.generation_config
+    if own is not None and isinstance(kept, dict):
+        own.update(**{name: value for name, value in kept.items() if hasattr(own, name)})
 
 
 def _tokenizer(source: Source, settings: LoadSettings) -> PreTrainedTokenizerBase:

@@ -7,6 +7,7 @@ to fall back to when no model was named. Leaves the network to `reach` and `hub`
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,15 @@ __all__ = ["locate"]
 _ADAPTER_CONFIG = "adapter_config.json"
 
 
-def locate(settings: LoadSettings, task: str, *, weights: bool = True, fallback: bool = True, text: str = "") -> Source:
+def locate(
+    settings: LoadSettings,
+    task: str,
+    *,
+    weights: bool = True,
+    fallback: bool = True,
+    text: str = "",
+    languages: tuple[str | None, str | None] = (None, None),
+) -> Source:
     """Find the model that ``settings`` asks for, downloading it where that is allowed.
 
     Args:
@@ -33,17 +42,20 @@ def locate(settings: LoadSettings, task: str, *, weights: bool = True, fallback:
         weights: False fetches configs and tokenizer files only.
         fallback: with no model named and no way to the Hub, True answers from the starter and says so, False raises.
         text: the user's text; the starter's limits are stated more strongly for what it cannot read.
+        languages: two-letter codes of source and target of a translation, for the default.
 
     Raises:
         ModelNotFoundError, HubUnreachableError, CheckpointError, NotEnoughMemoryError: one line each.
     """
     if settings.model is None:
-        return _default(settings, task, weights=weights, fallback=fallback, text=text)
+        candidates = default_models(task, source=languages[0], target=languages[1])
+        return _default(settings, task, candidates, weights=weights, fallback=fallback, text=text)
     return _named(settings.model, settings, weights=weights)
 
 
-def _default(settings: LoadSettings, task: str, *, weights: bool, fallback: bool, text: str) -> Source:
-    candidates = default_models(task)
+def _default(
+    settings: LoadSettings, task: str, candidates: Sequence[str], *, weights: bool, fallback: bool, text: str
+) -> Source:
     cached = next((name for name in candidates if is_cached(name)), None)
     if not is_offline() and hub_reachable():
         # One candidate is simply fetched; of several, the last is the one that always exists.

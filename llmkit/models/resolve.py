@@ -157,10 +157,8 @@ def _what_fits(config: Config, model: str) -> str:
     fitting = tasks_for(config)
     if not fitting:
         return "choose another model: llmkit models"
-    info = TASKS[fitting[0]]
+    task = TASKS[fitting[0]]
     if not tasks_for(config, trained=True):
-        return f"after fine-tuning it fits {info.name}"
-    if info.implementation is None:
-        return f"it fits {', '.join(fitting)}"
-    command = " ".join(filter(None, ("llmkit", info.verb, info.sample, "--model", model)))
+        return f"after fine-tuning it fits {task.name}"
+    command = " ".join(filter(None, ("llmkit", task.verb, task.sample, "--model", model)))
     return f"it fits {', '.join(fitting)}; run: {command}"

@@ -1,72 +1,81 @@
-"""The tasks, by name. Knows which heads serve a task, before anything heavy is imported."""
+"""The tasks, by name or verb. Nothing here imports a tensor library."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import import_module
 
+from llmkit.config.settings import TaskSettings
 from llmkit.errors import UsageError
-from llmkit.tasks.base import Chat, Head, Message, Prompt, QuestionContext, Row, Task, Text, Wording
+from llmkit.tasks.base import (
+    Chat,
+    Chunk,
+    Head,
+    Message,
+    Prompt,
+    QuestionContext,
+    Raw,
+    Reader,
+    Reading,
+    Result,
+    Row,
+    Span,
+    Step,
+    Task,
+    Text,
+    Traits,
+    Wording,
+    Work,
+)
+from llmkit.tasks.dialogue import Dialogue
+from llmkit.tasks.question_answering import QuestionAnswering
+from llmkit.tasks.summarization import Summarization
+from llmkit.tasks.text_generation import TextGeneration
+from llmkit.tasks.translation import Translation
 
 __all__ = [
     "TASKS",
     "Chat",
+    "Chunk",
+    "Dialogue",
     "Head",
     "Message",
     "Prompt",
+    "QuestionAnswering",
     "QuestionContext",
+    "Raw",
+    "Reader",
+    "Reading",
+    "Result",
     "Row",
+    "Span",
+    "Step",
+    "Summarization",
     "Task",
-    "TaskInfo",
     "Text",
+    "TextGeneration",
+    "Traits",
+    "Translation",
     "Wording",
+    "Work",
     "find_task",
     "get_task",
 ]
 
-
-@dataclass(frozen=True)
-class TaskInfo:
-    """A task's name, the verb that runs it, the heads that serve it, and its class once that is written."""
-
-    name: str
-    verb: str
-    heads: tuple[Head, ...]
-    implementation: str | None = None
-    sample: str = '"TEXT"'
-    """What follows the verb in an example command."""
-
-
-_GENERATIVE = (Head.CAUSAL, Head.SEQ2SEQ)
-
-TASKS: dict[str, TaskInfo] = {
-    info.name: info
-    for info in (
-        TaskInfo("text-generation", "generate", _GENERATIVE, "llmkit.tasks.text_generation:TextGeneration"),
-        TaskInfo("summarization", "summarize", _GENERATIVE, sample="FILE"),
-        TaskInfo("question-answering", "answer", (Head.SPAN, *_GENERATIVE), sample='"QUESTION" --context FILE'),
-        TaskInfo("dialogue", "chat", _GENERATIVE, sample=""),
-        TaskInfo("translation", "translate", _GENERATIVE, sample='"TEXT" --from en --to fr'),
-    )
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (TextGeneration, Summarization, QuestionAnswering, Dialogue, Translation)
 }
 
 
-def find_task(name: str) -> TaskInfo:
+def find_task(name: str) -> type[Task]:
     """Look a task up by name or verb; `UsageError` names the nearest."""
-    for info in TASKS.values():
-        if name in (info.name, info.verb):
-            return info
-    near = get_close_matches(name, [*TASKS, *(info.verb for info in TASKS.values())], n=1)
+    for task in TASKS.values():
+        if name in (task.name, task.verb):
+            return task
+    near = get_close_matches(name, [*TASKS, *(task.verb for task in TASKS.values())], n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UsageError(f"unknown task {name!r}", f"{hint}tasks: {', '.join(TASKS)}")
 
 
-def get_task(name: str) -> Task:
-    """The task object of that name or verb."""
-    info = find_task(name)
-    if info.implementation is None:
-        raise UsageError(f"{info.name} is not available in this version", "use text-generation")
-    module, _, attribute = info.implementation.partition(":")
-    task: Task = getattr(import_module(module), attribute)()
-    return task
+def get_task(name: str, settings: TaskSettings | None = None) -> Task:
+    """The task of that name or verb, with its own settings."""
+    return find_task(name)(settings)

@@ -1,19 +1,44 @@
 """What a task is: wording, and nothing else.
 
-A task turns a row into a prompt and the model's raw text back into an answer. It does not know tensors,
+A task turns a row into prompts and the model's raw texts back into an answer. It does not know tensors,
 tokenizers or model classes, and never imports torch or transformers.
+
+A text that is longer than the model reads takes several prompts, and those of a second round may depend on the
+answers of the first. So the work on one row is a generator (`Task.work`): it yields `Step` after `Step`, is sent what the
+model made of them, and returns the `Result`. Whoever drives it decides about batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
-from llmkit.errors import InputError
+from llmkit.config.settings import Overflow, TaskSettings
+from llmkit.errors import InputError, UsageError
+from llmkit.tasks.languages import LanguageMap, Route
 
-__all__ = ["Chat", "Head", "Message", "Prompt", "QuestionContext", "Row", "Task", "Text", "Wording"]
+__all__ = [
+    "Chat",
+    "Chunk",
+    "Head",
+    "Message",
+    "Prompt",
+    "QuestionContext",
+    "Raw",
+    "Reader",
+    "Reading",
+    "Result",
+    "Row",
+    "Span",
+    "Step",
+    "Task",
+    "Text",
+    "Traits",
+    "Wording",
+    "Work",
+]
 
 Row = Mapping[str, Any]
 Role = Literal["system", "user", "assistant"]
@@ -39,6 +64,10 @@ class Text:
 
     text: str
     prefill: str = ""
+    route: Route | None = None
+    """How a translation model is told the two languages."""
+    stop: tuple[str, ...] = ()
+    """Where the answer ends on a model that would go on, since it was never taught to stop."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +76,8 @@ class Chat:
 
     messages: tuple[Message, ...]
     prefill: str = ""
+    thinking: bool = True
+    """False asks a model that thinks aloud not to, where its template has a way to say so (``enable_thinking``)."""
 
 
 @dataclass(frozen=True)
@@ -71,37 +102,200 @@ class Wording:
     """Continue the text itself, also on a model that has a chat template."""
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What a task may know of the model that reads its prompts."""
+
+    head: Head
+    chat: bool = False
+    """The tokenizer has a chat template."""
+    prefix: str = ""
+    """What the model was trained to see in front of this task's text, such as T5's ``summarize: ``."""
+    separator: str | None = None
+    """What stood between the turns of a conversation in training, where there is no template (BlenderBot)."""
+    languages: LanguageMap | None = None
+    """The languages of a translation model, and how it is told them; None for a model that follows prompts."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """One marked answer: ``context[start:end] == text``, in characters."""
+
+    text: str
+    start: int
+    end: int
+    score: float
+    """Probability over the spans of all windows and the null answer."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an extractive model made of one question and context."""
+
+    spans: tuple[Span, ...]
+    """Best first."""
+    no_answer: float
+    """Probability that the text holds no answer."""
+    null_margin: float
+    """Logit of the null answer less that of the best span; what a no-answer threshold is compared with."""
+    windows: int
+    tokens: int
+    """Tokens read in all windows, special tokens and overlap included."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What a model made of one prompt."""
+
+    text: str
+    finish_reason: str = "stop"
+    score: float | None = None
+    """Geometric mean of the tokens' probabilities, where it was asked for."""
+    reasoning: str = ""
+    """What a model that thinks aloud wrote before its answer."""
+    alternatives: tuple[Raw, ...] = ()
+    tokens: int = 0
+    """How many were written."""
+    reading: Reading | None = None
+    """Set by the span head, whose ``text`` is empty."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What was made of one part of the input: ``text`` for the characters from ``start`` to ``end``."""
+
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A task's answer for one row."""
+
+    text: str
+    chunks: tuple[Chunk, ...] = ()
+    """The parts the input was read in, if it was more than one. Together they cover all of it."""
+    answered: bool = True
+    """False: the text holds no answer."""
+    score: float | None = None
+    start: int | None = None
+    end: int | None = None
+    reasoning: str = ""
+    source_language: str | None = None
+    target_language: str | None = None
+    alternatives: tuple[Result, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """Rows to answer next; they do not depend on each other."""
+
+    rows: Sequence[Row]
+    final: bool = False
+    """The output of the one row is the answer, and may be shown while it is generated."""
+    scored: bool = False
+    """`Raw.score` is wanted."""
+    max_new_tokens: int | None = None
+    """Of this step, if less than usual."""
+    each: Callable[[int, Raw], None] | None = None
+    """Called with the index of a row and its answer as soon as there is one."""
+
+
+Work = Generator[Step, Sequence[Raw], Result]
+
+
+class Reader(Protocol):
+    """What the work on a row can ask of the model that reads it."""
+
+    @property
+    def traits(self) -> Traits:
+        """What kind of model it is."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """How long an output may be."""
+
+    def count(self, text: str) -> int:
+        """Tokens in a text, without special ones."""
+
+    def room(self, row: Row) -> int | None:
+        """How many tokens the row's input text may have beside the rest of the prompt; None: any number."""
+
+    def fits(self, row: Row) -> bool:
+        """Whether the row's prompt leaves the output its room; True where nothing may be cut."""
+
+    def emit(self, text: str) -> None:
+        """Show a piece of the answer that is certain; the pieces join to `Result.text`."""
+
+
 class Task:
     """Base of the five tasks. Subclasses set the class attributes and override the wording methods."""
 
     name: ClassVar[str]
     verb: ClassVar[str]
     """The verb on the command line, as in ``llmkit generate``."""
+    sample: ClassVar[str] = '"TEXT"'
+    """What follows the verb in an example command."""
+    heads: ClassVar[tuple[Head, ...]] = (Head.CAUSAL, Head.SEQ2SEQ)
     input_column: ClassVar[str]
     """The column that carries the text which may be too long; `render` reads it."""
     target_column: ClassVar[str]
     """The column with the expected output, in examples and in training data."""
     max_new_tokens: ClassVar[int]
+    overflow: ClassVar[Overflow] = "error"
+    """What is done with a text longer than the model reads, unless the caller says otherwise."""
+    overflows: ClassVar[tuple[Overflow, ...]] = ("error", "truncate")
+    """What can be done with it."""
+    settings_class: ClassVar[type[TaskSettings]] = TaskSettings
+    thinks: ClassVar[bool] = False
+    """Whether a model that thinks aloud should."""
+    strips: ClassVar[bool] = True
+    """Whether white space around the model's text is none of the answer."""
+
+    def __init__(self, settings: TaskSettings | None = None) -> None:
+        self.settings: Any = self.settings_class() if settings is None else settings
+        if type(self.settings) is not self.settings_class:
+            raise UsageError(f"{type(self.settings).__name__} are not the settings of {self.name}", "use its own")
 
     def instruct(self, row: Row) -> str:
         """The user's message for one row."""
         return str(row[self.input_column])
 
-    def plain(self, row: Row) -> str:
+    def plain(self, row: Row, traits: Traits) -> str:
         """The text that a model without a chat template continues (causal) or reads (seq2seq)."""
-        return str(row[self.input_column])
+        return traits.prefix + str(row[self.input_column])
+
+    def stop(self, traits: Traits) -> tuple[str, ...]:
+        """Where the answer of a causal model without a chat template ends."""
+        return ()
+
+    def route(self, row: Row, traits: Traits) -> Route | None:
+        """Languages that the model is told beside its text."""
+        return None
 
     def reference(self, row: Row) -> str:
         """The expected output of one row."""
         return str(row[self.target_column])
 
+    def generation_defaults(self, traits: Traits, own: int) -> dict[str, Any]:
+        """Generation settings that the task's own settings ask for; ``own`` is the model's usual longest output."""
+        return {}
+
+    def to_row(self, given: str | Row) -> Row:
+        """A row from what a caller may give in its place."""
+        return {self.input_column: given} if isinstance(given, str) else given
+
     def validate(self, row: Row) -> None:
         """Raise `InputError` for a row that has nothing to work on."""
-        value = row.get(self.input_column, "")
+        self._require_text(row, self.input_column)
+
+    def _require_text(self, row: Row, column: str) -> None:
+        value = row.get(column, "")
         if not isinstance(value, str):
-            raise InputError(f"the {self.input_column} is a {type(value).__name__}, not text", "give a string")
+            raise InputError(f"the {column} is a {type(value).__name__}, not text", "give a string")
         if not value.strip():
-            raise InputError(f"the {self.input_column} is empty", f"give llmkit {self.verb} some text")
+            raise InputError(f"the {column} is empty", f"give llmkit {self.verb} some text")
 
     def validate_example(self, row: Row, number: int) -> None:
         """Raise `InputError` for an example that lacks one of the task's columns."""
@@ -112,24 +306,43 @@ class Task:
                     f"{self.name} examples need the columns {self.input_column!r} and {self.target_column!r}",
                 )
 
-    def render(self, row: Row, head: Head, *, chat: bool, wording: Wording) -> Prompt:
-        """The prompt for one row. ``chat`` says whether the model has a chat template."""
-        if chat and not wording.raw:
+    def check(self, traits: Traits, wording: Wording) -> None:
+        """Raise `UsageError` for settings that would have no effect, or a bad one, on this kind of model."""
+        if self.name == "text-generation" or (traits.chat and not wording.raw):
+            return
+        if wording.system:
+            raise UsageError("this model has no chat template to put a system message in", "leave it out")
+
+    def render(self, row: Row, traits: Traits, wording: Wording) -> Prompt:
+        """The prompt for one row."""
+        if traits.chat and not wording.raw:
             turns = [Message("system", wording.system)] if wording.system else []
             for example in wording.examples:
                 turns.append(Message("user", self.instruct(example)))
                 turns.append(Message("assistant", self.reference(example)))
             turns.append(Message("user", self.instruct(row)))
-            return Chat(tuple(turns), wording.prefill)
-        shots = "".join(f"{self.shot(example)}\n\n" for example in wording.examples)
+            return Chat(tuple(turns), wording.prefill, thinking=self.thinks)
+        shots = "".join(f"{self.shot(example, traits)}\n\n" for example in wording.examples)
         system = f"{wording.system}\n\n" if wording.system else ""
-        return Text(f"{system}{shots}{self.plain(row)}", wording.prefill)
+        text = f"{system}{shots}{self.plain(row, traits)}"
+        stop = self.stop(traits) if traits.head is Head.CAUSAL else ()
+        return Text(text, wording.prefill, self.route(row, traits), stop)
 
-    def shot(self, example: Row) -> str:
+    def shot(self, example: Row, traits: Traits) -> str:
         """One example as text, for models without a chat template."""
-        text, answer = self.plain(example), self.reference(example)
+        text, answer = self.plain(example, traits), self.reference(example)
         return text + answer if text[-1:].isspace() or answer[:1].isspace() else f"{text} {answer}"
 
-    def parse(self, raw: str, row: Row) -> str:
+    def parse(self, raw: str) -> str:
         """The answer in the model's raw text."""
-        return raw
+        return raw.strip() if self.strips else raw
+
+    def work(self, row: Row, reader: Reader) -> Work:
+        """Answer one row: one prompt, one answer."""
+        (raw,) = yield Step([row], final=True)
+        return self.finish(raw)
+
+    def finish(self, raw: Raw) -> Result:
+        """The result that one prompt's raw text is."""
+        others = tuple(Result(text=self.parse(other.text), reasoning=other.reasoning) for other in raw.alternatives)
+        return Result(text=self.parse(raw.text), reasoning=raw.reasoning, alternatives=others)

@@ -17,3 +17,5 @@ class TextGeneration(Task):
     input_column = "prompt"
     target_column = "completion"
     max_new_tokens = 256
+    thinks = True
+    strips = False

@@ -1,0 +1,404 @@
+"""``llmkit chat``: one reply, or a conversation in the terminal.
+
+Knows commands, what goes to which stream, and what Ctrl+C means. Turns are kept by
+`llmkit.inference.conversation`, lines are read by `llmkit.cli.line_editor`.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmkit.cli.options import flags
+from llmkit.cli.output import AsJson, Encoding, Examples, LiteralText, TextArgument, report, show, write
+from llmkit.config.settings import GenerationSettings, LoadSettings, given
+from llmkit.errors import InputError, LlmkitError, UsageError
+from llmkit.log import log
+
+if TYPE_CHECKING:
+    from llmkit.inference.conversation import Conversation
+    from llmkit.inference.output import Output
+    from llmkit.inference.pipeline import Pipeline
+    from llmkit.tasks import Wording
+
+__all__ = ["Session", "chat"]
+
+
+def chat(
+    argument: TextArgument = None,
+    text: LiteralText = None,
+    system: Annotated[str, typer.Option(help="System message; text in front on models without chat.")] = "",
+    examples: Examples = None,
+    as_json: AsJson = False,
+    encoding: Encoding = None,
+    *,
+    generation: GenerationSettings,
+    load: LoadSettings,
+) -> None:
+    """Talk to a model: a conversation in the terminal, or one reply.
+
+    With a text, also a piped one, prints one reply. Without, a conversation begins; /help lists its commands.
+    """
+    from llmkit.api import make_wording
+
+    wording = make_wording(system, "", examples or (), raw=False)
+    if argument is None and text is None and sys.stdin.isatty():
+        if as_json or encoding is not None:
+            option = "--json" if as_json else "--encoding"
+            raise UsageError(
+                f"{option} is for one reply, and there is no message", "give a text, a file, or pipe one in"
+            )
+        _converse(wording, generation, load)
+    else:
+        from llmkit.data.text import read_text
+
+        _reply_once(read_text(argument, text, encoding), wording, generation, load, as_json=as_json)
+
+
+def _reply_once(
+    message: str, wording: Wording, generation: GenerationSettings, load: LoadSettings, *, as_json: bool
+) -> None:
+    from llmkit.api import build_pipeline
+    from llmkit.tasks import Dialogue
+
+    task = Dialogue()
+    task.validate(task.to_row(message))
+    pipeline = build_pipeline(task, load, generation, wording, text=message)
+    if as_json or pipeline.settings.num_return_sequences > 1:
+        show(pipeline, message, as_json=as_json)
+        return
+    started, shown = time.perf_counter(), _Shown()
+    output = pipeline(message, on_text=shown.say, on_reasoning=shown.think)
+    shown.end()
+    report(output, time.perf_counter() - started, pipeline)
+
+
+def _converse(wording: Wording, generation: GenerationSettings, load: LoadSettings) -> None:
+    from llmkit.api import build_pipeline
+    from llmkit.cli.line_editor import line_editor
+    from llmkit.models.cache import cache_dir
+    from llmkit.tasks import Dialogue
+
+    if generation.num_return_sequences > 1:  # said before a model is loaded
+        raise UsageError("a conversation goes on with one reply", "leave --num-return-sequences out, or give a text")
+    forms = {name: command.argument for command in _COMMANDS for name in command.names}
+    read = line_editor(forms, cache_dir() / "chat_history")
+    pipeline = build_pipeline(Dialogue(), load, generation, wording)
+    from llmkit.inference.conversation import Conversation
+
+    log.info("%s answers", _describe(pipeline))
+    log.info("/help lists the commands; Ctrl+D leaves")
+    Session(Conversation(pipeline), read, generation).run()
+
+
+def _describe(pipeline: Pipeline) -> str:
+    loaded = pipeline.loaded
+    dtype = str(loaded.model.dtype).removeprefix("torch.")
+    return f"{loaded.source.name} ({loaded.head}, {dtype} on {loaded.device})"
+
+
+def _tell(line: str) -> None:
+    """What was asked for, also with --quiet. Not on standard output, which holds the replies only."""
+    typer.echo(line, err=True)
+
+
+class _Shown:
+    """A reply on its way to the screen: what is said to stdout, what is thought before it to stderr."""
+
+    def __init__(self) -> None:
+        self._thought = self._said = ""
+        """The last piece of each."""
+
+    def think(self, piece: str) -> None:
+        """Show a piece of what the model thinks aloud."""
+        if not self._thought:
+            piece = piece.lstrip("\n")
+        if piece and not flags.quiet:
+            self._thought = piece
+            typer.echo(typer.style(piece, dim=True), nl=False, err=True)  # the style is left out of files
+
+    def say(self, piece: str) -> None:
+        """Show a piece of the reply."""
+        self._end_thought()
+        self._said = piece
+        write(piece)
+
+    def end(self) -> None:
+        """Finish the last line."""
+        self._end_thought()
+        if self._said and not self._said.endswith("\n"):
+            write("\n")
+
+    def _end_thought(self) -> None:
+        if self._thought and not self._thought.endswith("\n"):
+            _tell("")
+        self._thought = ""
+
+
+class _Interrupt:
+    """Ctrl+C while a reply is generated: the first asks for its end, the second does not wait for it.
+
+    A model that reads a long prompt asks nobody before its first token.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Only meanwhile; signals can be caught in the main thread only."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = signal.signal(signal.SIGINT, self._on_sigint)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_DFL if previous is None else previous)
+
+    def _on_sigint(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class Session:
+    """A conversation and who types it.
+
+    Args:
+        conversation: who answers.
+        read: gives the next line; its argument stands in the line already. EOFError ends the session.
+        generation: the settings that the caller gave, for ``/status``.
+    """
+
+    def __init__(
+        self, conversation: Conversation, read: Callable[[str], str], generation: GenerationSettings | None = None
+    ) -> None:
+        self.conversation = conversation
+        self._read = read
+        self._generation = generation or GenerationSettings()
+        self._default = ""
+        self._files: set[Path] = set()
+        self._done = False
+
+    def run(self) -> None:
+        """Read lines and answer them until the user leaves."""
+        while not self._done:
+            default, self._default = self._default, ""
+            try:
+                line = self._read(default)
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                _tell("/quit or Ctrl+D leaves")
+            else:
+                self._try(line)
+
+    def _try(self, line: str) -> None:
+        """One line. The turns so far are worth more than one that failed."""
+        try:
+            self._take(line)
+        except KeyboardInterrupt:
+            _tell("")
+        except BrokenPipeError:
+            raise
+        except LlmkitError as error:
+            log.error("%s", error)
+        except Exception as error:
+            if flags.debug:
+                raise
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            log.error("%s; start with --debug to see the whole error", problem)
+
+    def _take(self, line: str) -> None:
+        """A command, or a message."""
+        text = line.rstrip().lstrip("\n")
+        if text.lstrip().startswith("//"):
+            self._answer(self.conversation.send, text.lstrip()[1:])
+        elif text.lstrip().startswith("/"):
+            self._command(text.lstrip())
+        elif text:
+            self._answer(self.conversation.send, text)
+
+    def _command(self, text: str) -> None:
+        name, *rest = text.split(maxsplit=1)
+        argument = rest[0] if rest else ""
+        command = next((command for command in _COMMANDS if name.lower() in command.names), None)
+        if command is None:
+            raise _unknown(name)
+        if argument and not command.argument:
+            raise UsageError(f"{name} stands alone", f"write {name}, or /{name} … to send it as a message")
+        if not argument and command.argument == "FILE":
+            raise UsageError(f"{name} needs a file", f"write {name} FILE")
+        command.run(self, argument)
+
+    # Replies.
+
+    def _answer(self, answer: Callable[..., Output], *message: str) -> None:
+        """Generate a reply and show it."""
+        started, shown, interrupt = time.perf_counter(), _Shown(), _Interrupt()
+        output = None
+        try:
+            with interrupt.caught():
+                output = answer(
+                    *message, on_text=shown.say, on_reasoning=shown.think, cancelled=lambda: interrupt.asked
+                )
+        except KeyboardInterrupt:
+            pass
+        finally:
+            shown.end()
+        if output is None:
+            _tell("(ended; nothing of this reply is kept)")
+            return
+        if output.text:
+            write("\n")
+        self._explain(output, time.perf_counter() - started)
+
+    def _explain(self, output: Output, seconds: float) -> None:
+        """Why the reply ended where it does, and what it cost."""
+        if output.finish_reason == "interrupted":
+            _tell("(stopped; the reply so far is kept)" if output.text else "(stopped; there was no reply yet)")
+        elif not output.text:
+            _tell("(there is no reply, and the message is not kept)")
+        usage = output.usage
+        log.info(
+            "%d tokens in %.1f s (%.1f tokens/s); %d of %d prompt tokens reused",
+            usage.completion_tokens,
+            seconds,
+            usage.completion_tokens / max(seconds, 1e-9),
+            usage.cached_tokens,
+            usage.prompt_tokens,
+        )
+        if output.finish_reason == "length":
+            self._explain_length(output)
+
+    def _explain_length(self, output: Output) -> None:
+        pipeline = self.conversation.pipeline
+        if output.usage.completion_tokens < pipeline.max_new_tokens:
+            limit = pipeline.loaded.context.tokens
+            log.warning("stopped because the model's context of %s tokens is full; /reset begins anew", limit)
+        elif output.text:
+            log.warning(
+                'stopped at %d new tokens; say "go on", or start with more --max-new-tokens', pipeline.max_new_tokens
+            )
+        else:
+            log.warning("the model was still thinking when it was stopped; start with more --max-new-tokens")
+
+    # Commands.
+
+    def system(self, argument: str) -> None:
+        if argument:
+            self.conversation.system = "" if argument == "-" else argument
+        _tell(f"system message: {self.conversation.system or 'none'}")
+
+    def reset(self, _: str) -> None:
+        self.conversation.reset()
+        _tell("(all turns are forgotten)")
+
+    def undo(self, _: str) -> None:
+        message = self.conversation.undo().content
+        self._default = f"/{message.lstrip()}" if message.lstrip().startswith("/") else message
+        _tell("(the last turn is taken back; its message can be edited)")
+
+    def retry(self, _: str) -> None:
+        self._answer(self.conversation.retry)
+
+    def save(self, argument: str) -> None:
+        path = _path(argument)
+        if not self.conversation.messages:
+            raise InputError("there is nothing to save yet", "say something first")
+        if path.exists() and path.resolve() not in self._files:
+            raise InputError(f"{path} exists", "give another name")
+        self.conversation.save(path)
+        self._files.add(path.resolve())
+        _tell(f"(saved {self._turns()} to {path})")
+
+    def load(self, argument: str) -> None:
+        path = _path(argument)
+        self.conversation.load(path)
+        self._files.add(path.resolve())
+        system = "a system message" if self.conversation.system else "no system message"
+        _tell(f"(loaded {self._turns()} and {system} from {path})")
+
+    def status(self, _: str) -> None:
+        conversation, pipeline = self.conversation, self.conversation.pipeline
+        settings = [f"{name}={getattr(self._generation, name)}" for name in given(self._generation)]
+        forgotten = f", the oldest {conversation.forgotten} forgotten" if conversation.forgotten else ""
+        rows = {
+            "model": _describe(pipeline),
+            "system": conversation.system or "none",
+            "messages": f"{len(conversation.messages)}{forgotten}",
+            "context": self._context(),
+            "settings": ", ".join(settings) or "the model's own",
+        }
+        _tell("\n".join(f"{name:9} {value}" for name, value in rows.items()))
+
+    def _context(self) -> str:
+        limit, last = self.conversation.pipeline.loaded.context.tokens, self.conversation.last
+        context = "of unknown length" if limit is None else f"{limit} tokens"
+        if last is None:
+            return context
+        usage = last.usage
+        return f"{context}; the last prompt had {usage.prompt_tokens}, {usage.cached_tokens} of them reused"
+
+    def help(self, _: str) -> None:
+        forms = [" ".join((", ".join(command.names), command.argument)) for command in _COMMANDS]
+        width = max(map(len, forms))
+        for form, command in zip(forms, _COMMANDS, strict=True):
+            _tell(f"{form:{width}} {command.help}")
+        _tell("\nAlt+Enter begins a new line, Tab completes a command, Ctrl+C stops a reply.")
+        _tell("Write // to begin a message with a slash.")
+
+    def quit(self, _: str) -> None:
+        self._done = True
+
+    def _turns(self) -> str:
+        turns = len(self.conversation.messages) // 2
+        return f"{turns} {'turn' if turns == 1 else 'turns'}"
+
+
+def _path(argument: str) -> Path:
+    """A file name may hold spaces; who is used to a shell puts it in quotes."""
+    if len(argument) > 2 and argument[0] == argument[-1] and argument[0] in "\"'":
+        argument = argument[1:-1]
+    return Path(argument).expanduser()
+
+
+def _unknown(name: str) -> UsageError:
+    names = [name for command in _COMMANDS for name in command.names]
+    begun = [known for known in names if known.startswith(name)]
+    near = begun if len(begun) == 1 else get_close_matches(name, names, n=1)
+    fix = f"did you mean {near[0]}?" if near else f"/help lists them; write /{name} … to send it as a message"
+    return UsageError(f"unknown command {name!r}", fix)
+
+
+@dataclass(frozen=True)
+class _Command:
+    names: tuple[str, ...]
+    argument: str
+    """How what follows is shown: ``FILE`` is needed, what is in brackets is not."""
+    help: str
+    run: Callable[[Session, str], None]
+
+
+_COMMANDS = (
+    _Command(("/system",), "[TEXT]", "show the system message, or set it; - removes it", Session.system),
+    _Command(("/reset",), "", "forget all turns; the system message stays", Session.reset),
+    _Command(("/undo",), "", "take the last turn back, and edit its message", Session.undo),
+    _Command(("/retry",), "", "another reply to the last message", Session.retry),
+    _Command(("/save",), "FILE", "write the conversation to a file", Session.save),
+    _Command(("/load",), "FILE", "go on with a conversation from a file", Session.load),
+    _Command(("/status",), "", "show model, context and settings", Session.status),
+    _Command(("/help",), "", "show this list", Session.help),
+    _Command(("/quit", "/exit"), "", "leave, as Ctrl+D does", Session.quit),
+)

@@ -1,0 +1,64 @@
+"""What the commands of the tasks share: where the text comes from, and how an answer is shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmkit.log import log
+
+if TYPE_CHECKING:
+    from llmkit.inference.output import Output
+    from llmkit.inference.pipeline import Pipeline
+    from llmkit.tasks import Row
+
+__all__ = ["AsJson", "Encoding", "Examples", "LiteralText", "TextArgument", "report", "show", "write"]
+
+TextArgument = Annotated[
+    str | None, typer.Argument(metavar="TEXT|FILE|-", help="The text, a file, or - for standard input.")
+]
+LiteralText = Annotated[str | None, typer.Option("--text", help="The text, also if a file has that name.")]
+Encoding = Annotated[str | None, typer.Option(help="Encoding of the file or standard input, if not UTF-8.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Examples = Annotated[Path | None, typer.Option(help="Few-shot rows in the task's columns (.jsonl, .json, .csv, .tsv).")]
+
+
+def show(pipeline: Pipeline, row: str | Row, *, as_json: bool) -> Output:
+    """Answer one row and print it: while it is generated, or whole as JSON or where there are several."""
+    started = time.perf_counter()
+    whole = as_json or pipeline.settings.num_return_sequences > 1
+    output = pipeline(row, on_text=None if whole else write)
+    if as_json:
+        typer.echo(json.dumps(output.to_dict(), ensure_ascii=False))
+    elif whole:
+        typer.echo("\n---\n".join(each.text for each in (output, *output.alternatives)))
+    elif not output.text.endswith("\n"):
+        typer.echo()
+    report(output, time.perf_counter() - started, pipeline)
+    return output
+
+
+def write(piece: str) -> None:
+    """Put a piece of the answer on standard output at once."""
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def report(output: Output, seconds: float, pipeline: Pipeline) -> None:
+    """Speed, what was read, and the reason for stopping; a cut answer must not look like a finished one."""
+    everything = (output, *output.alternatives)
+    tokens = sum(each.usage.completion_tokens for each in everything)
+    if tokens:
+        log.info("%d tokens in %.1f s (%.1f tokens/s)", tokens, seconds, tokens / seconds)
+    if any(each.finish_reason == "length" for each in everything) and not output.chunks:
+        if output.usage.completion_tokens >= pipeline.max_new_tokens or output.alternatives:
+            log.warning("stopped at %d new tokens; more with --max-new-tokens", pipeline.max_new_tokens)
+        else:
+            log.warning("stopped because the model's context of %d tokens is full", pipeline.loaded.context.tokens)
+    if output.reasoning and not output.text:
+        log.warning("the model was still thinking when it was stopped; more with --max-new-tokens")

@@ -1,0 +1,230 @@
+"""A conversation that goes on: its messages, and what the model still knows of them.
+
+Knows turns, undoing them, files, and that a turn should read its own tokens only. Does not know terminals.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llmkit.data.text import read_text_file
+from llmkit.errors import InputError, UsageError
+from llmkit.heads.base import Encoded, encode_text, render_chat
+from llmkit.heads.decoding import generation_config
+from llmkit.heads.prompt_cache import PromptCache
+from llmkit.inference.engine import OnText, Shown, write
+from llmkit.inference.fitting import Fitted, ModelReader
+from llmkit.inference.output import Output, Usage
+from llmkit.inference.pipeline import Pipeline
+from llmkit.log import log
+from llmkit.tasks import Chat, Head, Message
+from llmkit.tasks.dialogue import Dialogue, shortened, to_messages
+
+__all__ = ["Conversation"]
+
+_SHARE_AFTER_CUT = 0.75
+"""Of the context that is filled after the oldest messages had to go: each cut makes the model read all the rest
+again, so room is made for a few turns at once."""
+_RETRY_TEMPERATURE = 0.8
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The text of the last prompt and reply, and the ids they had. The model knows these ids."""
+
+    text: str = ""
+    ids: tuple[int, ...] = ()
+
+
+class Conversation:
+    """Turns on a pipeline of the dialogue task: ``Conversation(llmkit.load("dialogue", MODEL))``.
+
+    On causal models the keys and values of all earlier turns are kept, so that a turn costs its own tokens
+    (`Usage.cached_tokens` counts the others). Messages that no longer fit the model's context are left out, the
+    oldest first and whole, and never the system message; they stay in ``messages``.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        if not isinstance(pipeline.task, Dialogue):
+            raise UsageError(f"a conversation is dialogue, not {pipeline.task.name}", 'use llmkit.load("dialogue", …)')
+        if pipeline.settings.num_return_sequences > 1:
+            raise UsageError("a conversation goes on with one reply", "leave num_return_sequences out")
+        self.pipeline = pipeline
+        self.system = pipeline.wording.system
+        """The system message; empty for none. Can be set at any time."""
+        self.messages: list[Message] = []
+        """All turns, without the system message."""
+        self.last: Output | None = None
+        """The last reply."""
+        self._forgotten = 0
+        self._cache = PromptCache()
+        self._seen = _Seen()
+
+    @property
+    def forgotten(self) -> int:
+        """How many of the oldest messages the model is no longer shown."""
+        return self._forgotten
+
+    def send(
+        self,
+        text: str,
+        *,
+        on_text: OnText | None = None,
+        on_reasoning: OnText | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Output:
+        """Say something and get the reply. A reply that is ``cancelled`` is kept as far as it came.
+
+        Raises:
+            InputError: the message is empty, or too long for the model by itself; nothing is added then.
+        """
+        if not text.strip():
+            raise InputError("the message is empty", "say something")
+        return self._reply([*self.messages, Message("user", text)], on_text, on_reasoning, cancelled, again=False)
+
+    def retry(
+        self,
+        *,
+        on_text: OnText | None = None,
+        on_reasoning: OnText | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Output:
+        """Another reply to the last message. Where the model would repeat itself (greedy), this one is sampled."""
+        if not self.messages:
+            raise InputError("there is no reply to try again", "say something first")
+        return self._reply(self.messages[:-1], on_text, on_reasoning, cancelled, again=True)
+
+    def undo(self) -> Message:
+        """Take the last turn back, message and reply; returns the message."""
+        if not self.messages:
+            raise InputError("there is nothing to undo", "say something first")
+        message = self.messages[-2]
+        del self.messages[-2:]
+        self._forgotten = min(self._forgotten, len(self.messages))
+        return message
+
+    def reset(self) -> None:
+        """Forget all turns. The system message stays."""
+        self.messages.clear()
+        self._forgotten, self.last = 0, None
+        self._cache.forget()
+        self._seen = _Seen()
+
+    def save(self, path: str | Path) -> None:
+        """Write the conversation as JSON: ``{"messages": [{"role": …, "content": …}, …]}``, system message first."""
+        system = [Message("system", self.system)] if self.system else []
+        rows = [{"role": message.role, "content": message.content} for message in (*system, *self.messages)]
+        try:
+            Path(path).write_text(
+                json.dumps({"messages": rows}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+            )
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({error.strerror})", "choose another file") from error
+
+    def load(self, path: str | Path) -> None:
+        """Go on with a conversation from a file that `save` wrote. A bad file changes nothing."""
+        text = read_text_file(Path(path))
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{error.lineno} is not JSON ({error.msg})", "give a file that /save wrote") from error
+        messages = to_messages(content.get("messages") if isinstance(content, dict) else content)
+        turns = [message for message in messages if message.role != "system"]
+        roles = [message.role for message in turns]
+        if not turns or len(turns) % 2 or roles != ["user", "assistant"] * (len(turns) // 2):
+            raise InputError(
+                f"the messages in {path} are not turns of user and assistant", "end it with the assistant's reply"
+            )
+        self.reset()
+        self.system = messages[0].content if messages[0].role == "system" else ""
+        self.messages = turns
+
+    def _reply(
+        self,
+        messages: list[Message],
+        on_text: OnText | None,
+        on_reasoning: OnText | None,
+        cancelled: Callable[[], bool],
+        *,
+        again: bool,
+    ) -> Output:
+        pipeline = self.pipeline
+        reader = pipeline.reader(lambda text: on_text(text) if on_text else None)
+        reader.wording = replace(reader.wording, system=self.system)
+        forgotten = self._cut(messages, reader)
+        fitted = reader.fit({"messages": messages[forgotten:]})
+        if forgotten > self._forgotten:
+            log.warning(
+                "the context is full: the oldest %d messages are no longer seen by the model (%d in all)",
+                forgotten - self._forgotten,
+                forgotten,
+            )
+        settings = pipeline.settings
+        if again and self._is_greedy():
+            log.info("a greedy reply would be the same, so this one is sampled at temperature %g", _RETRY_TEMPERATURE)
+            settings = replace(settings, temperature=_RETRY_TEMPERATURE, seed=None)
+        cache = self._cache if pipeline.loaded.head is Head.CAUSAL else None
+        fitted, rendered = self._splice(fitted)
+        if self.pipeline.settings.stop:
+            rendered = None  # what came after the stop string is known to the model and not part of its reply
+        shown = Shown(reader.emit, strip=True)
+        (raw,) = write(
+            pipeline.loaded,
+            [fitted],
+            settings,
+            on_text=shown.push if on_text else None,
+            on_reasoning=on_reasoning,
+            cancelled=cancelled,
+            cache=cache,
+        )
+        result = pipeline.task.finish(raw)
+        known = cache.reused if cache else 0
+        usage = Usage(len(fitted.encoded.input_ids), raw.tokens, cached_tokens=known)
+        self.last = pipeline.output(result, raw.finish_reason, usage)
+        if result.text:
+            # As it was written, white space and all, so that the ids that the model knows are those of the text.
+            self.messages = [*messages, Message("assistant", raw.text)]
+            self._forgotten = forgotten
+            end = {*(pipeline.loaded.tokenizer.all_special_ids or ())}
+            ids = cache.sequence if cache else ()
+            ids = ids[:-1] if ids and ids[-1] in end else ids  # the template writes it
+            plain = rendered is not None and not raw.reasoning
+            self._seen = _Seen(f"{rendered}{raw.text}", tuple(ids)) if plain else _Seen()
+        return self.last
+
+    def _cut(self, messages: Sequence[Message], reader: ModelReader) -> int:
+        """How many of the oldest messages are left out. What was left out once stays so."""
+        kept = messages[self._forgotten :]
+        if not reader.cuts or self._fits(kept, reader, 1.0):
+            return self._forgotten
+        return len(messages) - len(shortened(kept, lambda some: self._fits(some, reader, _SHARE_AFTER_CUT)))
+
+    def _fits(self, messages: Sequence[Message], reader: ModelReader, share: float) -> bool:
+        fitted, _ = self._splice(reader.encode({"messages": messages}))
+        return reader.holds(len(fitted.encoded.input_ids), share)
+
+    def _is_greedy(self) -> bool:
+        if self.last is None or self.last.finish_reason == "interrupted":
+            return False
+        return not generation_config(self.pipeline.loaded, self.pipeline.settings, 1).do_sample
+
+    def _splice(self, fitted: Fitted) -> tuple[Fitted, str | None]:
+        """Keep the ids of what the model has read and written, and tokenize only what is new.
+
+        The text of a reply can have other ids than those the model wrote it with; then it would be read again. Also
+        returns the prompt's text, None where it has none of its own.
+        """
+        if not isinstance(fitted.prompt, Chat):
+            return fitted, None
+        tokenizer, seen = self.pipeline.loaded.tokenizer, self._seen
+        rendered = render_chat(tokenizer, fitted.prompt)
+        if not seen.ids or not rendered.startswith(seen.text):
+            return fitted, rendered
+        new = encode_text(tokenizer, rendered[len(seen.text) :], special=False)
+        # Only a special token at the seam keeps the two sides from forming other tokens together.
+        if not new or new[0] not in {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}:
+            return fitted, rendered
+        return replace(fitted, encoded=Encoded((*seen.ids, *new))), rendered

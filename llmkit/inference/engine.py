@@ -1,0 +1,120 @@
+"""Runs prompts through the model of one head and gives back what it wrote or marked.
+
+Knows batches of prompts. Does not know how rows became prompts, or what becomes of the texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from llmkit.config.settings import GenerationSettings
+from llmkit.heads import head_ops
+from llmkit.heads.base import render_chat
+from llmkit.heads.decoding import Piece, generate
+from llmkit.heads.prompt_cache import PromptCache
+from llmkit.inference.fitting import Fitted
+from llmkit.inference.reasoning import ReasoningSplitter
+from llmkit.models.load import Loaded
+from llmkit.tasks import Chat, Raw
+
+__all__ = ["Shown", "write"]
+
+OnText = Callable[[str], None]
+
+
+class Shown:
+    """Passes an answer on as it grows; ``strip`` leaves out the white space around it."""
+
+    def __init__(self, on_text: OnText, *, strip: bool) -> None:
+        self._on_text = on_text
+        self._strip = strip
+        self._begun = False
+        self._held = ""
+
+    def push(self, text: str) -> None:
+        """Add a piece."""
+        if self._strip:
+            text = self._held + text
+            if not self._begun:
+                text = text.lstrip()
+            shown = text.rstrip()
+            text, self._held = shown, text[len(shown) :]
+        if text:
+            self._begun = True
+            self._on_text(text)
+
+
+@dataclass
+class _Draft:
+    """An output while its pieces arrive."""
+
+    splitter: ReasoningSplitter | None
+    on_text: OnText | None = None
+    on_reasoning: OnText | None = None
+    text: str = ""
+    finish_reason: str = "interrupted"
+    tokens: int = 0
+    score: float | None = None
+    _told: int = field(default=0)
+
+    def add(self, piece: Piece) -> None:
+        self._add(self.splitter.push(piece.text) if self.splitter else piece.text)
+        if piece.finish_reason is not None:
+            self.finish_reason, self.tokens, self.score = piece.finish_reason, piece.tokens, piece.score
+            self._add(self.splitter.flush() if self.splitter else "")
+
+    def _add(self, text: str) -> None:
+        self.text += text
+        if text and self.on_text:
+            self.on_text(text)
+        if self.splitter and self.on_reasoning and len(self.splitter.reasoning) > self._told:
+            self.on_reasoning(self.splitter.reasoning[self._told :])
+            self._told = len(self.splitter.reasoning)
+
+    def raw(self) -> Raw:
+        reasoning = self.splitter.reasoning.strip() if self.splitter else ""
+        return Raw(self.text, self.finish_reason, self.score, reasoning, tokens=self.tokens)
+
+
+def write(
+    loaded: Loaded,
+    batch: Sequence[Fitted],
+    settings: GenerationSettings,
+    *,
+    max_new_tokens: int | None = None,
+    scored: bool = False,
+    on_text: OnText | None = None,
+    on_reasoning: OnText | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+    cache: PromptCache | None = None,
+) -> list[Raw]:
+    """Generate for a batch of prompts, one `Raw` each, further sequences in its ``alternatives``.
+
+    ``on_text`` and ``on_reasoning`` get the first prompt's first sequence while it is generated.
+    """
+    if max_new_tokens is not None and max_new_tokens < (settings.max_new_tokens or max_new_tokens + 1):
+        least = None if settings.min_new_tokens is None else min(settings.min_new_tokens, max_new_tokens)
+        settings = replace(settings, max_new_tokens=max_new_tokens, min_new_tokens=least)
+    count = settings.num_return_sequences
+    drafts = [_Draft(_splitter(loaded, fitted)) for fitted in batch for _ in range(count)]
+    drafts[0].on_text, drafts[0].on_reasoning = on_text, on_reasoning
+
+    def emit(piece: Piece) -> None:
+        drafts[piece.row].add(piece)
+
+    encoded = [fitted.encoded for fitted in batch]
+    generate(loaded, head_ops(loaded.head), encoded, settings, emit, cancelled, scored=scored, cache=cache)
+    raws = [draft.raw() for draft in drafts]
+    return [
+        replace(raws[first], alternatives=tuple(raws[first + 1 : first + count]))
+        for first in range(0, len(raws), count)
+    ]
+
+
+def _splitter(loaded: Loaded, fitted: Fitted) -> ReasoningSplitter | None:
+    """Only a model that is talked to thinks aloud; a text that is continued is left as it comes."""
+    if not isinstance(fitted.prompt, Chat):
+        return None
+    # The prefill is not part of the opening: it would be taken for a mark that the template set.
+    return ReasoningSplitter("" if fitted.prompt.prefill else render_chat(loaded.tokenizer, fitted.prompt)[-80:])

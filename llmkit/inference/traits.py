@@ -1,0 +1,49 @@
+"""What a task may know of a loaded model, read from its config, tokenizer and generation settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmkit.models.languages import language_map
+from llmkit.models.load import Loaded
+from llmkit.tasks import Head, Task, Traits
+
+__all__ = ["traits_of", "usual_max_new_tokens"]
+
+_PREFIXES = {("t5", "summarization"): "summarize: "}
+"""What T5 was trained with (Raffel et al. 2020, appendix D), for checkpoints whose config does not say."""
+
+_SEPARATORS = {"blenderbot": "  ", "blenderbot-small": "  "}
+"""Upstream: ``BlenderbotTokenizer._build_conversation_input_ids`` of Transformers 4."""
+
+
+def traits_of(loaded: Loaded, task: Task) -> Traits:
+    """The traits of a model for a task."""
+    config = loaded.model.config
+    model_type = loaded.resolution.model_type
+    chat = loaded.head is not Head.SPAN and bool(getattr(loaded.tokenizer, "chat_template", None))
+    prefix, languages = "", None
+    if loaded.head is Head.SEQ2SEQ and task.name == "translation":
+        languages = language_map(model_type, loaded.source.name, config.to_dict(), loaded.tokenizer)
+    elif loaded.head is Head.SEQ2SEQ and task.name == "summarization":
+        params = (getattr(config, "task_specific_params", None) or {}).get(task.name) or {}
+        prefix = params.get("prefix") or getattr(config, "prefix", None) or _PREFIXES.get((model_type, task.name), "")
+    return Traits(
+        head=loaded.head,
+        chat=chat,
+        prefix=prefix if prefix.strip() else "",
+        separator=_SEPARATORS.get(model_type),
+        languages=languages,
+    )
+
+
+def usual_max_new_tokens(loaded: Loaded, task: Task) -> int:
+    """How long the model's outputs may be when nobody says: its own setting, else the task's."""
+    own: Any = loaded.model.generation_config
+    if loaded.head is Head.SPAN or own is None:
+        return task.max_new_tokens
+    if own.max_new_tokens:
+        return int(own.max_new_tokens)
+    if loaded.head is Head.SEQ2SEQ and own.max_length:
+        return max(1, int(own.max_length) - 1)  # it counts the start token
+    return task.max_new_tokens

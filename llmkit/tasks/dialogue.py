@@ -1,0 +1,113 @@
+"""Dialogue: the next reply in a conversation.
+
+Knows messages, and how a conversation is written for a model without a chat template. A conversation that is too
+long loses its oldest messages, whole ones, and never its system message. Does not keep a conversation going
+(`llmkit.inference.conversation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from llmkit.errors import InputError, UsageError
+from llmkit.log import log
+from llmkit.tasks.base import Chat, Message, Prompt, Reader, Row, Step, Task, Text, Traits, Wording, Work
+
+__all__ = ["Dialogue", "shortened", "to_messages"]
+
+_ROLES = ("system", "user", "assistant")
+_NAMES = {"user": "User", "assistant": "Assistant"}
+
+
+def to_messages(value: object) -> tuple[Message, ...]:
+    """Messages from a list of ``{"role": …, "content": …}``; `InputError` names the one that is wrong."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise InputError("messages are not a list", 'give [{"role": "user", "content": "…"}]')
+    messages = []
+    for number, item in enumerate(value, start=1):
+        if isinstance(item, Message):
+            messages.append(item)
+            continue
+        role = item.get("role") if isinstance(item, Mapping) else None
+        content = item.get("content") if isinstance(item, Mapping) else None
+        if role not in _ROLES or not isinstance(content, str):
+            raise InputError(
+                f"message {number} is not a role and a content",
+                f'write {{"role": "user", "content": "…"}}; roles: {", ".join(_ROLES)}',
+            )
+        if role == "system" and number > 1:
+            raise InputError(f"message {number} is a system message", "put it first")
+        messages.append(Message(role, content))
+    return tuple(messages)
+
+
+def shortened(messages: Sequence[Message], fits: Callable[[Sequence[Message]], bool]) -> tuple[Message, ...]:
+    """The messages without as many of the oldest as it takes to fit; the system message and the last one stay.
+
+    What is left begins with the user, as chat templates want it.
+    """
+    system = tuple(messages[:1]) if messages[0].role == "system" else ()
+    rest = list(messages[len(system) :])
+    while len(rest) > 1 and not fits((*system, *rest)):
+        del rest[0]
+        while len(rest) > 1 and rest[0].role != "user":
+            del rest[0]
+    return (*system, *rest)
+
+
+class Dialogue(Task):
+    name = "dialogue"
+    verb = "chat"
+    sample = ""
+    input_column = "messages"
+    target_column = "reply"
+    max_new_tokens = 1024
+    overflow = "truncate"
+    thinks = True
+
+    def to_row(self, given: str | Row) -> Row:
+        if isinstance(given, str):
+            return {"messages": [{"role": "user", "content": given}]}
+        return given if isinstance(given, Mapping) else {"messages": given}
+
+    def validate(self, row: Row) -> None:
+        messages = to_messages(row.get("messages"))
+        if not messages or messages[-1].role != "user":
+            raise InputError("the conversation does not end with the user", "put the user's message last")
+        if not messages[-1].content.strip():
+            raise InputError("the message is empty", "give llmkit chat some text")
+
+    def validate_example(self, row: Row, number: int) -> None:
+        messages = to_messages(row.get("messages", ()))
+        if len(messages) < 2 or messages[-1].role != "assistant" or messages[0].role != "user":
+            raise InputError(
+                f"example {number} is not a conversation from a user's message to the assistant's reply",
+                "dialogue examples need the column 'messages'",
+            )
+
+    def check(self, traits: Traits, wording: Wording) -> None:
+        if wording.raw:
+            raise UsageError("raw continues a text, and a conversation is none", "use llmkit generate --raw")
+
+    def render(self, row: Row, traits: Traits, wording: Wording) -> Prompt:
+        messages = to_messages(row["messages"])
+        if wording.system and messages[0].role == "system":
+            raise UsageError("there are two system messages", "leave --system out, or the one in the messages")
+        opening = [Message("system", wording.system)] if wording.system else [m for m in messages if m.role == "system"]
+        for example in wording.examples:
+            opening += to_messages(example["messages"])
+        turns = (*opening, *(message for message in messages if message.role != "system"))
+        if traits.chat:
+            return Chat(turns, wording.prefill)
+        if traits.separator is not None:
+            return Text(traits.separator.join(turn.content for turn in turns), wording.prefill)
+        lines = [f"{_NAMES[turn.role]}: {turn.content}" if turn.role in _NAMES else turn.content for turn in turns]
+        return Text("\n".join((*lines, "Assistant:")), wording.prefill, stop=("\nUser:",))
+
+    def work(self, row: Row, reader: Reader) -> Work:
+        messages = to_messages(row["messages"])
+        kept = shortened(messages, lambda some: reader.fits({**row, "messages": some}))
+        if len(kept) < len(messages):
+            log.warning("the oldest %d of %d messages do not fit and are left out", len(messages) - len(kept), len(messages))
+        (raw,) = yield Step([{**row, "messages": kept}], final=True)
+        return self.finish(raw)

@@ -1,0 +1,383 @@
+"""Languages: what one is called, which one a text is in, and how a model is told of two of them.
+
+Built on the tables of `langcodes` and the classifier of `py3langid`, both imported when first needed. Knows nothing of
+models: which languages one speaks, and by which codes, is read in `llmkit.models.languages`.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llmkit.errors import UsageError
+
+if TYPE_CHECKING:
+    import langcodes
+
+__all__ = [
+    "Detected",
+    "Language",
+    "LanguageMap",
+    "Route",
+    "detect_language",
+    "find_language",
+    "language_from_code",
+]
+
+
+@dataclass(frozen=True)
+class Language:
+    """A written language, by its canonical BCP 47 tag: ``en``, ``zh``, ``zh-Hant``, ``pt-BR``, ``yue``.
+
+    The script stands in the tag only where it is not the usual one. Make one with `find_language`.
+    """
+
+    tag: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.tag})"
+
+    @property
+    def name(self) -> str:
+        """The English name, as in ``Chinese (Traditional)``; `find_language` knows it."""
+        return self._parsed.display_name("en")
+
+    @property
+    def alpha2(self) -> str:
+        """ISO 639-1, or ISO 639-3 for a language that has no two-letter code."""
+        return self.tag.split("-")[0]
+
+    @property
+    def alpha3(self) -> str:
+        """ISO 639-3."""
+        return self._parsed.to_alpha3()
+
+    @property
+    def script(self) -> str:
+        """ISO 15924, as in ``Latn``."""
+        return self._parsed.script or _usual_script(self.alpha2)
+
+    @property
+    def without_region(self) -> Language:
+        """The same language for those who do not tell its regions apart."""
+        parsed = self._parsed
+        return Language("-".join(part for part in (parsed.language, parsed.script) if part))
+
+    @property
+    def _parsed(self) -> langcodes.Language:
+        return _parse(self.tag)
+
+
+# How a model is told of two languages.
+
+
+@dataclass(frozen=True)
+class Route:
+    """How one model is told the languages of one translation."""
+
+    source: Language | None
+    """None: it was not given, and the model need not be told."""
+    target: Language | None
+    prefix: str = ""
+    """Goes in front of the text."""
+    source_code: str | None = None
+    """Goes to the tokenizer, as its ``src_lang``."""
+    forced_bos_token_id: int | None = None
+    decoder_start_token_id: int | None = None
+
+
+class LanguageMap(Protocol):
+    """The languages that one model translates between."""
+
+    @property
+    def sources(self) -> frozenset[Language] | None:
+        """None: the model does not say, so anything is tried."""
+
+    @property
+    def targets(self) -> frozenset[Language] | None:
+        """None: the model does not say, so anything is tried."""
+
+    def route(self, source: Language | None, target: Language | None) -> Route:
+        """How the model is told. None stands for its only source or target.
+
+        Raises:
+            UsageError: a language is needed and not given, or not one of the model's, or both are the same.
+        """
+
+
+# By name and by code.
+
+# Not languages of a text: unknown, none, several, uncoded.
+_NO_LANGUAGE = frozenset(("und", "zxx", "mul", "mis"))
+# Tags that mean the same written language to every model. "Norwegian" is written in Bokmål unless Nynorsk is named;
+# Filipino is the standard form of Tagalog, and only the latter has a two-letter code.
+_SAME = {"no": "nb", "fil": "tl"}
+_SAME_SCRIPT = {"Hang": "Kore", "Hani": "Hans", "Aran": "Arab"}
+
+
+def find_language(name: str) -> Language:
+    """The language of an English or native name, an ISO 639 code, or a tag with script and region.
+
+    ``Norwegian`` is Norwegian Bokmål. A region is kept where it is given (``pt-BR``), and a script where it is not the
+    usual one of the language: ``zh_CN`` and ``zho_Hans`` are ``zh``, ``zh-TW`` is ``zh-Hant``.
+
+    Raises:
+        UsageError: no such language; the message names the nearest.
+    """
+    wanted = " ".join(name.split())
+    found = language_from_code(wanted) or _from_name(wanted)
+    if found is not None:
+        return found
+    close = _nearest_names(wanted)
+    guess = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    raise UsageError(f"unknown language {name!r}", f"{guess}give an English name or an ISO 639 code")
+
+
+def language_from_code(code: str) -> Language | None:
+    """The language of an ISO 639 code or a BCP 47 tag with any separator; None for anything else, groups included."""
+    if not re.fullmatch(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*", code):
+        return None
+    try:
+        tag = _parse(code)
+    except ValueError:
+        return None
+    # A collection (Slavic languages) has a code as well, and no written form.
+    collection = re.search(r"\blanguages$|\bcreoles\b|\(family\)$", tag.display_name("en")) is not None
+    base = tag.language
+    if base is None or not tag.is_valid() or base in _NO_LANGUAGE or collection or "qaa" <= base <= "qtz":
+        return None
+    return _canonical(tag)
+
+
+@functools.lru_cache(4096)
+def _parse(tag: str) -> langcodes.Language:
+    import langcodes
+
+    # Normalised, tl becomes fil.
+    if tag.lower().split("-")[0] in ("tl", "fil"):
+        return langcodes.Language.get(re.sub("(?i)^fil", "tl", tag), normalize=False)
+    return langcodes.Language.get(tag)
+
+
+def _canonical(tag: langcodes.Language) -> Language:
+    import langcodes
+
+    base = str(tag.language)
+    # The individual language that stands for a whole (cmn for zh, arb for ar) becomes the whole. One with a two-letter
+    # code of its own is a written language of its own.
+    if len(base) == 3:
+        base = str(langcodes.Language.get(base).prefer_macrolanguage().language)
+    base = _SAME.get(base, base)
+    region = None if tag.territory in (None, "001", "XX", "ZZ") else tag.territory
+    script = tag.script
+    if script is None and region is not None:
+        script = langcodes.Language.make(language=base, territory=region).maximize().script
+    script = _SAME_SCRIPT.get(str(script), script)
+    usual = _usual_script(base)
+    if script == usual:
+        script = None
+    # Where a region means a script (zh-TW, az-IR), the script is what is written.
+    if base == "zh" or (script is not None and tag.script is None):
+        region = None
+    return Language("-".join(part for part in (base, script, region) if part))
+
+
+@functools.cache
+def _usual_script(base: str) -> str:
+    import langcodes
+    from langcodes.data_dicts import MACROLANGUAGES
+
+    likely = langcodes.Language.make(language=base).maximize()
+    # The tables take what they do not know for English as written in the United States.
+    if likely.territory == "US" and base in MACROLANGUAGES:
+        likely = langcodes.Language.make(language=MACROLANGUAGES[base]).maximize()
+    return _SAME_SCRIPT.get(str(likely.script), str(likely.script))
+
+
+@functools.cache
+def _names(kind: str, language: str) -> Any:
+    """The table of names of one kind (language, script, territory) in one language; ``und`` is all of them."""
+    from language_data.names import load_trie  # type: ignore[import-untyped]
+    from language_data.util import data_filename  # type: ignore[import-untyped]
+
+    return load_trie(data_filename(f"trie/{language}/name_to_{kind}.marisa"))
+
+
+def _look_up(name: str, kind: str = "language") -> str | None:
+    """An exact look-up: the one in `langcodes` takes any name for the longest known beginning of it."""
+    from language_data.names import get_trie_value, normalize_name
+
+    key = normalize_name(name)
+    # English first: Fala is a language, and another people's name for French.
+    for table in (_names(kind, "en"), _names(kind, "und")):
+        if key in table:
+            return str(get_trie_value(table, key))
+    return None
+
+
+def _from_name(name: str) -> Language | None:
+    code = _look_up(name)
+    if code is not None:
+        return language_from_code(code)
+    within = re.fullmatch(r"(.+?) ?[((](.+)[))]", name)
+    base = _look_up(within[1]) if within else None
+    if within is None or base is None:
+        return None
+    parts = [_look_up(part, "script") or _look_up(part, "territory") for part in re.split(", ?", within[2])]
+    return language_from_code("-".join([base, *map(str, parts)])) if all(parts) else None
+
+
+def _nearest_names(name: str) -> list[str]:
+    table = _names("language", "en")
+    close = difflib.get_close_matches(name.casefold(), table.keys(), n=6, cutoff=0.75)
+    found = [language for language in map(_from_name, close) if language is not None]
+    # Languages with a two-letter code are the ones that are meant more often.
+    found.sort(key=lambda language: len(language.alpha2))
+    if found and len(found[0].alpha2) == 2:
+        found = [language for language in found if len(language.alpha2) == 2]
+    return list(dict.fromkeys(language.name for language in found))[:2]
+
+
+# By the text.
+
+
+@dataclass(frozen=True)
+class Detected:
+    """The language a text seems to be in, and how sure that is, from 0 to 1."""
+
+    language: Language
+    probability: float
+
+
+_UNREAD = re.compile(r"```.*?```|`[^`\n]*`|(?:https?://|www\.)\S+|\S+@\S+\.\S+|\d+", re.DOTALL)
+_ENOUGH = 20_000  # characters; more text does not make it surer
+# By the first word of the Unicode names of their letters.
+_SCRIPTS = {
+    "LATIN": "Latn",
+    "CYRILLIC": "Cyrl",
+    "ARABIC": "Arab",
+    "GREEK": "Grek",
+    "HEBREW": "Hebr",
+    "ARMENIAN": "Armn",
+    "GEORGIAN": "Geor",
+    "DEVANAGARI": "Deva",
+    "BENGALI": "Beng",
+    "GURMUKHI": "Guru",
+    "GUJARATI": "Gujr",
+    "ORIYA": "Orya",
+    "TAMIL": "Taml",
+    "TELUGU": "Telu",
+    "KANNADA": "Knda",
+    "MALAYALAM": "Mlym",
+    "SINHALA": "Sinh",
+    "THAI": "Thai",
+    "LAO": "Laoo",
+    "TIBETAN": "Tibt",
+    "MYANMAR": "Mymr",
+    "KHMER": "Khmr",
+    "ETHIOPIC": "Ethi",
+    "HANGUL": "Kore",
+    "CJK": "Hans",
+    "HIRAGANA": "Jpan",
+    "KATAKANA": "Jpan",
+}
+_SHARED = frozenset(("Latn", "Cyrl", "Arab"))  # most languages that change scripts change between these
+
+
+def detect_language(text: str, among: Collection[Language] | None = None) -> Detected:
+    """The language of a text, and how sure that is; addresses, code in backticks and digits are not read.
+
+    Args:
+        text: a few words will do for most languages; less is a guess, and the probability says so.
+        among: the only languages to choose from. Without it, all that have a two-letter code and that the classifier
+            knows, about a hundred.
+
+    Raises:
+        UsageError: nothing in the text tells its language, or it can be none of ``among``.
+    """
+    read = _UNREAD.sub(" ", text[:_ENOUGH])
+    scripts = _count_scripts(read)
+    shown = text.strip()[:40]
+    if not scripts:
+        raise UsageError(f"the language cannot be told from {shown!r}", "name it with --from")
+    script = scripts.most_common(1)[0][0]
+    labels = _labels(among)
+    if script not in _SHARED:
+        fitting = {label: language for label, language in labels.items() if language.script == script}
+        # Written Cantonese and Wu are mostly taken for what is plain Chinese, so they are never told apart from it.
+        chinese = {label: language for label, language in fitting.items() if language.alpha2 == "zh"}
+        labels = chinese or fitting or labels
+    if not labels:
+        raise UsageError(f"none of the languages to choose from can be told from {shown!r}", "name it with --from")
+    label, probability = _classify(read, labels)
+    return Detected(_variety(labels[label], among, read, script), probability)
+
+
+def _count_scripts(text: str) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for letter, count in Counter(filter(str.isalpha, text)).items():
+        script = _SCRIPTS.get(unicodedata.name(letter, "?").split()[0], "Zyyy")
+        # One sign of these stands for a syllable or a word, so a few foreign words must not outweigh them.
+        counts[script] += count * (3 if script in ("Hans", "Jpan", "Kore") else 1)
+    # Japanese is written in both; a kana or two may be quoted in Chinese.
+    if counts["Jpan"] * 20 > counts["Hans"]:
+        counts["Jpan"] += counts.pop("Hans", 0)
+    return +counts
+
+
+def _labels(among: Collection[Language] | None) -> dict[str, Language]:
+    """The classifier's labels to choose from, and the language of each."""
+    if among is None:
+        return {label: language for label, language in _known_labels().items() if len(label) == 2}
+    wanted = {language.alpha2 for language in among}
+    return {label: language for label, language in _known_labels().items() if language.alpha2 in wanted}
+
+
+@functools.cache
+def _known_labels() -> dict[str, Language]:
+    return {label: language for label in _classifier().labels if (language := language_from_code(label))}
+
+
+@functools.cache
+def _classifier() -> Any:
+    """The model, read once and never changed; it is this module's own, not the one that py3langid shares."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # type: ignore[import-untyped]
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def _classify(text: str, labels: Collection[str]) -> tuple[str, float]:
+    ranked = [(str(label), float(probability)) for label, probability in _classifier().rank(text) if label in labels]
+    total = sum(probability for _, probability in ranked)
+    if total == 0.0:  # a long text is so surely in another language that nothing is left for these
+        narrowed = copy.copy(_classifier())
+        narrowed.set_languages(list(labels))
+        ranked, total = narrowed.rank(text), 1.0
+    label, probability = ranked[0]
+    return label, probability / total
+
+
+def _variety(language: Language, among: Collection[Language] | None, text: str, script: str) -> Language:
+    """The member of ``among`` that is meant: in the script of the text, without a region where there is such a one."""
+    if among is None:
+        return language
+    if script == "Hans" and _is_traditional(text):
+        script = "Hant"
+    members = [member for member in among if member.alpha2 == language.alpha2]
+    return min(members, key=lambda member: (member.script != script, len(member.tag), member.tag))
+
+
+def _is_traditional(text: str) -> bool:
+    """Whether more of its signs are only in the character set of Taiwan than only in that of the mainland."""
+    return _encodable(text, "big5") > _encodable(text, "gb2312")
+
+
+def _encodable(text: str, encoding: str) -> int:
+    return sum(1 for sign in text if sign.encode(encoding, "ignore"))

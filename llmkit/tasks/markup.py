@@ -1,0 +1,438 @@
+"""What of a document is translated, and what must stay as it is.
+
+Knows Markdown, HTML tags, web addresses, TeX and the placeholders of format strings, by their looks: plain text passes
+through as paragraphs, and in doubt a text is translated. Knows no language and no model. Nothing is ever lost: blocks
+join to the text again.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["Block", "around", "blocks", "protected", "survives"]
+
+
+@dataclass(frozen=True)
+class Block:
+    text: str
+    translate: bool
+
+
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+_END = re.compile(r"\\?[\s]*\Z")
+_RULE = re.compile(r" {0,3}(?:([-*_])(?:[ \t]*\1){2,}|=+|-+)\s*\Z")
+_FRONT = re.compile(r"\ufeff?(---|\+\+\+)[ \t]*\Z")
+_KEY = re.compile(r"""["']?[\w.-]+["']?\s*[:=]|\[|#|- """)
+_FENCE = re.compile(r"(`{3,}|~{3,})(?P<info>.*)", re.DOTALL)
+_TAGS_ONLY = re.compile(r"\s*(?:</?[A-Za-z!][^<>]*>\s*)+\Z")
+_VERBATIM = re.compile(r"<(pre|script|style|textarea)(?:\s[^<>]*)?>", re.IGNORECASE)
+_REFERENCE = re.compile(
+    r"""[ ]{0,3}\[[^\]\n]+\]:\s+(?:<[^>\n]*>|(?:[a-z][a-z0-9+.-]*:|[./#]|www\.)\S+|\S*[/]\S*|[\w-]+\.\w+)"""
+    r"""(?:\s+(?:"[^"]*"|'[^']*'|\([^()]*\)))?\s*\Z""",
+    re.IGNORECASE,
+)
+_SEPARATOR = re.compile(r"\s*+(?=[^\n]*\|)\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*\Z")
+_ROW = re.compile(r"\s*\|.*\|\s*\Z", re.DOTALL)
+_QUOTE = re.compile(r"[ \t]*>[ \t]?")
+_BULLET = re.compile(r"[ \t]*(?:[-*+•]|(\d{1,9})[.)])(?=\s)[ \t]*")
+_TICK = re.compile(r"\[[ xX]\](?=\s)[ \t]*")
+_FOOTNOTE = re.compile(r" {0,3}\[\^[^\]\s]+\]:[ \t]*")
+_HEADING = re.compile(r"[ \t]*#{1,6}(?=\s)[ \t]*")
+_CLOSING = re.compile(r"\s+#+\s*\Z")
+_INDENT = re.compile(r"[^\S\r\n]*")
+_INDENTED = re.compile(r"(?: {4}| {0,3}\t)")
+_CODE_SIGNS = re.compile(r"[{}()\[\]=<>;$_/\\|&#@`~^+*]|\d")
+
+
+def blocks(text: str) -> list[Block]:
+    """Divide a document into what is translated and what is kept; the blocks join to the text.
+
+    A paragraph is one block with its inner line breaks. Kept are the marks that lines begin with, code, front matter,
+    tags and comments on lines of their own, rules, the pipes of tables, link definitions, whitespace around blocks and
+    whatever has no letters outside of what is `protected`.
+    """
+    merged: list[Block] = []
+    kept: list[str] = []
+    for block in _Reader(text).read():
+        if not block.translate or not any(char.isalpha() for char in block.text) or not _words(block.text):
+            kept.append(block.text)
+            continue
+        if kept:
+            merged.append(Block("".join(kept), translate=False))
+            kept = []
+        merged.append(block)
+    if kept:
+        merged.append(Block("".join(kept), translate=False))
+    return [block for block in merged if block.text]
+
+
+class _Reader:
+    """Reads lines one after the other; remembers the paragraph that is open and the list around it."""
+
+    def __init__(self, text: str) -> None:
+        self.lines: list[str] = _LINE.findall(text)
+        self.at = 0
+        self.paragraph: list[str] = []
+        self.blank = True
+        """Whether the line before was blank, or there was none."""
+        self.list = 0
+        """How the list that is open is marked: 0 none, 1 bullets, 2 numbers."""
+
+    def read(self) -> Iterator[Block]:
+        yield from self.kept(self.front_matter())
+        while self.at < len(self.lines):
+            line = self.lines[self.at]
+            if not line.strip():
+                yield from self.close()
+                yield Block(line, translate=False)
+                self.at, self.blank = self.at + 1, True
+                continue
+            whole = self.verbatim()
+            if whole:
+                yield from self.kept(whole)
+                self.list = self.list if _INDENT.match(line)[0] else 0  # type: ignore[index]
+            elif self.is_table():
+                yield from self.table()
+            else:
+                yield from self.prose(line)
+            self.blank = False
+        yield from self.close()
+
+    def kept(self, number: int) -> Iterator[Block]:
+        """The next lines as they are."""
+        if number:
+            yield from self.close()
+            yield Block("".join(self.lines[self.at : self.at + number]), translate=False)
+            self.at += number
+
+    def close(self) -> Iterator[Block]:
+        """The paragraph that is open, without the whitespace at its end."""
+        if self.paragraph:
+            yield from _trimmed("".join(self.paragraph))
+            self.paragraph = []
+
+    def prose(self, line: str) -> Iterator[Block]:
+        """A line of a paragraph, a heading or a list item."""
+        self.at += 1
+        prefix, heading = self.prefix(line)
+        indent = len(prefix) == len(_INDENT.match(line)[0])  # type: ignore[index]
+        if self.paragraph and (not prefix or (indent and self.list)):
+            self.paragraph.append(line)
+        else:
+            yield from self.close()
+            yield Block(prefix, translate=False)
+            self.paragraph = [line[len(prefix) :]]
+            if self.blank and not prefix:
+                self.list = 0
+        if heading:
+            closing = _CLOSING.search(self.paragraph[0])
+            body = self.paragraph[0][: closing.start()] if closing else self.paragraph[0]
+            rest, self.paragraph = self.paragraph[0][len(body) :], []
+            yield from _trimmed(body)
+            yield Block(rest, translate=False)
+        elif re.search(r"(?:  |\\)\r?\n?\Z", line):  # a hard line break
+            yield from self.close()
+
+    def prefix(self, line: str) -> tuple[str, bool]:
+        """The marks that a line begins with, and whether it is a heading."""
+        at, heading = 0, False
+        while not heading:
+            bullet = _BULLET.match(line, at)
+            if bullet and bullet[1] and self.paragraph and not self.numbered(int(bullet[1])):
+                bullet = None  # "born in / 1984. Then" within a paragraph
+            mark = _QUOTE.match(line, at) or bullet or (_FOOTNOTE if at == 0 else _TICK).match(line, at)
+            if not mark:
+                mark = _HEADING.match(line, at)
+                heading = mark is not None
+            if not mark:
+                break
+            if bullet and mark is bullet:
+                self.list = 2 if bullet[1] else 1
+            at = mark.end()
+        indent = _INDENT.match(line, at)
+        return line[: indent.end() if indent else at], heading
+
+    def numbered(self, number: int) -> bool:
+        """Whether a number that begins a line within a paragraph begins a list item."""
+        return number == 1 or (self.list == 2 and number < 1000)
+
+    def verbatim(self) -> int:
+        """How many of the next lines are kept whole."""
+        line = self.lines[self.at]
+        if _RULE.match(line) or _REFERENCE.match(line) or (_SEPARATOR.match(line) and "-" in line):
+            return 1
+        return self.fence() or self.html() or self.indented()
+
+    def front_matter(self) -> int:
+        """The lines of YAML or TOML at the start."""
+        opening = _FRONT.match(self.lines[0].rstrip("\r\n")) if self.lines else None
+        if not opening or len(self.lines) < 2 or not _KEY.match(self.lines[1]):
+            return 0
+        ends = (opening[1], "...") if opening[1] == "---" else (opening[1],)
+        for number, line in enumerate(self.lines[1:], 2):
+            if line.rstrip() in ends:
+                return number
+        return 0
+
+    def fence(self) -> int:
+        """The lines of a fenced code block, to its end or the document's."""
+        line = self.lines[self.at]
+        quote, body = _unquoted(line)
+        bullet = _BULLET.match(body)
+        while bullet:
+            body = body[bullet.end() :]
+            bullet = _BULLET.match(body)
+        indent = len(body) - len(body.lstrip(" \t"))
+        fence = _FENCE.match(body.lstrip(" \t"))
+        if not fence or (fence[1][0] == "`" and "`" in fence["info"]) or (indent > 3 and not self.list):
+            return 0
+        closing = re.compile(rf"[ \t]*{fence[1][0]}{{{len(fence[1])},}}\s*\Z")
+        for number, following in enumerate(self.lines[self.at + 1 :], 1):
+            quoted, inner = _unquoted(following)
+            if quote and not quoted:
+                return number
+            if closing.match(inner if quote else following):
+                return number + 1
+        return len(self.lines) - self.at
+
+    def html(self) -> int:
+        """The lines of a comment, of preformatted text or of nothing but tags."""
+        line = self.lines[self.at]
+        start = line.lstrip()
+        if start.startswith("<!--"):
+            # What follows the end of the comment on its line is kept too: rarely there, and then rarely prose.
+            return self.until("-->") or 1
+        verbatim = _VERBATIM.match(start)
+        if verbatim:
+            return self.until(f"</{verbatim[1].lower()}>")
+        if not _TAGS_ONLY.match(line) or re.match(r"\s*</?[a-z][\w+.-]*[:@]", line):
+            return 0
+        return 1
+
+    def until(self, end: str) -> int:
+        for number, line in enumerate(self.lines[self.at :], 1):
+            if end in line.lower():
+                return number
+        return 0
+
+    def indented(self) -> int:
+        """The lines of code that is marked by its indent alone. Prose is indented too, so it has to look like code."""
+        if self.paragraph or not self.blank or self.list or not _INDENTED.match(self.lines[self.at]):
+            return 0
+        number = 0
+        for line in self.lines[self.at :]:
+            if not line.strip():
+                break
+            if not _INDENTED.match(line):
+                return 0  # only the first line of a paragraph is indented
+            number += 1
+        code = "".join(self.lines[self.at : self.at + number]).strip()
+        lowercase = code[0].islower()
+        sentence = code[-1] in ".!?…:,\"'”’»。！？」" and not lowercase
+        return 0 if sentence or (not lowercase and not _CODE_SIGNS.search(code)) else number
+
+    def is_table(self) -> bool:
+        """Whether the next line is a row of a table."""
+        line = self.lines[self.at]
+        if "|" not in line:
+            return False
+        if _ROW.match(line) and len(_pipes(line)) > 1:
+            return True
+        following = self.lines[self.at + 1] if self.at + 1 < len(self.lines) else ""
+        if _SEPARATOR.match(following):
+            return len(_pipes(line.strip().strip("|"))) == len(_pipes(following.strip().strip("|")))
+        # Rows without outer pipes go on until a line without pipes.
+        return self.at > 0 and self.in_table
+
+    in_table = False
+
+    def table(self) -> Iterator[Block]:
+        yield from self.close()
+        while self.at < len(self.lines):
+            line = self.lines[self.at]
+            if not _pipes(line):
+                break
+            self.at += 1
+            if _SEPARATOR.match(line):
+                yield Block(line, translate=False)
+                continue
+            start = 0
+            for pipe in [*_pipes(line), len(line)]:
+                yield from _trimmed(line[start:pipe])
+                yield Block(line[pipe : pipe + 1], translate=False)
+                start = pipe + 1
+
+
+def _trimmed(text: str) -> Iterator[Block]:
+    """A text to translate, with the whitespace around it kept apart."""
+    start = len(text) - len(text.lstrip())
+    end = max(_END.search(text).start(), start)  # type: ignore[union-attr]
+    yield Block(text[:start], translate=False)
+    yield Block(text[start:end], translate=True)
+    yield Block(text[end:], translate=False)
+
+
+def _unquoted(line: str) -> tuple[bool, str]:
+    """Whether a line is quoted (``>``), and the line without that."""
+    at = 0
+    while mark := _QUOTE.match(line, at):
+        at = mark.end()
+    return at > 0, line[at:]
+
+
+def _pipes(line: str) -> list[int]:
+    """The pipes that divide cells: neither escaped nor in code."""
+    spans = _code(line) if "`" in line else []
+    return [
+        found.start()
+        for found in re.finditer(r"(?<!\\)\|", line)
+        if not any(start < found.start() < end for start, end in spans)
+    ]
+
+
+# --- inside one block ------------------------------------------------------------------------------------------------
+
+_CJK = r"\u2e80-\u303f\u3040-\u30ff\u3100-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
+# An address in Chinese text ends where Chinese begins, unless that is a part of its path: /wiki/北京.
+_ADDRESS = rf"""(?:[^\s<>"`\\^|{_CJK}“”‘’«»…]|(?<=[/=_#%-])[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]+)++"""
+_CONVERSION = r"(?:\d+\$)?[-+#0]*(?:\d+|\*)?(?:\.(?:\d+|\*))?(?:hh|h|ll|l|L|z|j|t)?[diouxXeEfFgGcrsaA@]"
+_SPANS = re.compile(
+    "|".join(
+        [
+            r"(?P<comment><!--.*?-->)",
+            r"(?P<special><[|｜][^|｜<>\n]{1,64}[|｜]>)",
+            r"(?P<autolink><(?:[A-Za-z][A-Za-z0-9+.-]+:|[\w.+-]+@)[^<>\s]*>)",
+            r"""(?P<tag></?[A-Za-z][\w:.-]*+(?:\s++[\w:@.-]++(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s"'<>=`]++))?+)*+\s*+/?>)""",
+            r"""(?P<target>\]\(\s*+(?:<[^<>\n]*>|(?:[^\s()\\]|\\.|\([^\s()]*\))*+)"""
+            r"""(?:\s+(?:"[^"\n]*"|'[^'\n]*'|\([^()\n]*\)))?\s*\))""",
+            r"(?P<reference>\]\[[^\[\]\n]{1,100}\])",
+            r"(?P<footnote>\[\^[^\[\]\s]{1,100}\])",
+            rf"(?P<url>(?<![A-Za-z0-9])(?:(?:https?|ftp)://|mailto:|www\.){_ADDRESS})",
+            r"(?P<mail>(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]++@(?:[A-Za-z0-9-]++\.)+[A-Za-z]{2,})",
+            r"(?P<braces>\{\{[^{}\n]{0,200}\}\}|\{%[^%\n]{0,200}%\}|\$\{[^{}\n]{0,200}\})",
+            r"(?P<field>\{[\w.\[\]-]*+(?:![rsa])?(?::[^{}\s]{0,30})?\})",
+            rf"(?P<named>%\(\w{{1,100}}\){_CONVERSION})",
+            # "50% sure", "50 %de": a number before the sign makes it a percentage. "%sure" is none either.
+            rf"(?P<percent>(?<![\d%])(?<!\d\s)%{_CONVERSION}(?![A-Za-z]{{3}}))",
+            r"(?P<entity>&(?:\#\d{1,7}|\#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});)",
+            r"(?P<display>\$\$(?:(?!\$\$).)+\$\$)",
+            r"(?P<tex>\\\((?:(?!\\[()]).)+\\\)|\\\[(?:(?!\\[\[\]]).)+\\\])",
+            r"(?P<math>(?<![\\$A-Za-z0-9])\$(?![\s$])[^$\n]{1,300}(?<![\s\\])\$(?![A-Za-z0-9]))",
+            r"(?P<variable>(?<![\\A-Za-z0-9_$])\$[A-Za-z_][A-Za-z0-9_]*)",
+        ]
+    ),
+    re.DOTALL | re.IGNORECASE,
+)
+_PAIRS = {")": "(", "]": "[", "}": "{"}
+_TICKS = re.compile(r"`+")
+_FORMULA = re.compile(r"[\\^_=<>+*/]|^\S*[A-Za-z]\S*$|^[\d.,]+$")
+
+
+def protected(text: str) -> list[tuple[int, int]]:
+    """Where in a block something has to survive as it is: code, addresses, tags, formulas, placeholders."""
+    code = _code(text)
+    spans = list(code)
+    starts = [start for start, _ in code]
+    at = 0
+    while found := _SPANS.search(text, at):
+        start, end = found.start(), _extent(found)
+        place = bisect_right(starts, start) - 1
+        if place >= 0 and start < code[place][1]:  # it begins in code
+            at = code[place][1]
+        elif place + 1 < len(code) and end > starts[place + 1] and found.lastgroup not in ("tag", "comment", "url"):
+            at = start + 1
+        elif end <= start:
+            at = start + 1
+        else:
+            # Code that begins inside of a tag or an address belongs to it.
+            spans = [span for span in spans if not start <= span[0] < end] if code else spans
+            spans.append((start, end))
+            at = end
+    return sorted(spans)
+
+
+def _extent(found: re.Match[str]) -> int:
+    """Where a match ends for good; its start where it is none after all."""
+    start, end, kind = found.start(), found.end(), found.lastgroup
+    if kind == "url":
+        return _url_end(found[0]) + start
+    if kind == "math":
+        inner = found[0][1:-1]
+        # "$5, or 6$ at the door": without an operator, only a single word is a formula.
+        return end if _FORMULA.search(inner) else start
+    return end
+
+
+def _url_end(url: str) -> int:
+    """Where an address ends when what follows it in a sentence is taken off."""
+    end = len(url)
+    count = Counter(url)
+    while end:
+        char = url[end - 1]
+        opening = _PAIRS.get(char)
+        if not (char in ".,;:!?'*" or (opening and count[opening] < count[char])):
+            break
+        count[char] -= 1
+        end -= 1
+    scheme = re.match(r"(?:https?|ftp)://|mailto:|www\.", url, re.IGNORECASE)
+    return end if scheme and end > scheme.end() else 0
+
+
+def _code(text: str) -> list[tuple[int, int]]:
+    """The spans of inline code: from some backticks to the next that are as many."""
+    runs = [(tick.start(), tick.end()) for tick in _TICKS.finditer(text)]
+    later: dict[int, list[int]] = {}
+    for number in range(len(runs) - 1, -1, -1):
+        later.setdefault(runs[number][1] - runs[number][0], []).append(number)
+    spans, number = [], 0
+    while number < len(runs):
+        same = later[runs[number][1] - runs[number][0]]
+        while same and same[-1] <= number:
+            same.pop()
+        if same and (runs[number][0] == 0 or text[runs[number][0] - 1] != "\\"):
+            spans.append((runs[number][0], runs[same[-1]][1]))
+            number = same[-1]
+        number += 1
+    return spans
+
+
+def _words(text: str) -> bool:
+    """Whether a text has letters outside of its protected spans."""
+    return any(block.translate for block in around(text))
+
+
+def around(text: str) -> list[Block]:
+    """Divide a block at its protected spans; what has letters between them is translated, without outer whitespace."""
+    divided: list[Block] = []
+    place = 0
+    for start, end in [*protected(text), (len(text), len(text))]:
+        between = text[place:start]
+        if any(char.isalpha() for char in between):
+            left = len(between) - len(between.lstrip())
+            right = len(between.rstrip())
+            divided.append(Block(between[:left], translate=False))
+            divided.append(Block(between[left:right], translate=True))
+            divided.append(Block(between[right:], translate=False))
+        else:
+            divided.append(Block(between, translate=False))
+        divided.append(Block(text[start:end], translate=False))
+        place = end
+    return [block for block in divided if block.text]
+
+
+def survives(source: str, translation: str) -> bool:
+    """Whether every protected string of the source is in its translation as often, and none that was not there."""
+    wanted = Counter(source[start:end] for start, end in protected(source))
+    if any(translation[start:end] not in wanted for start, end in protected(translation)):
+        return False
+    # The longest first: "https://x.y" within "https://x.y/z" is no occurrence of its own.
+    for span in sorted(wanted, key=len, reverse=True):
+        parts = translation.split(span)
+        if len(parts) <= wanted[span]:
+            return False
+        translation = "\0".join(parts)
+    return True

@@ -1,0 +1,241 @@
+"""Question answering from a text: marked in it by a span model, or written by a generative one.
+
+Knows how a question is put so that the answer stays with the text, how "no answer" is said, and how a text longer
+than the model reads is read window by window. Does not know how a span model scores (`llmkit.heads.span`).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from llmkit.config.settings import AnswerSettings, given
+from llmkit.errors import InputError, UsageError
+from llmkit.tasks.base import (
+    Chunk,
+    Head,
+    Prompt,
+    QuestionContext,
+    Raw,
+    Reader,
+    Reading,
+    Result,
+    Row,
+    Step,
+    Task,
+    Traits,
+    Wording,
+    Work,
+)
+from llmkit.tasks.sentences import pack, script_language, sentences
+
+__all__ = ["NO_ANSWER", "QuestionAnswering", "find_in"]
+
+NO_ANSWER = "No answer"
+"""What a generative model is asked to say where the text does not hold the answer."""
+
+_NO_ANSWERS = frozenset({"no answer", "unanswerable", "not answerable", "无答案", "無答案", "没有答案", "回答なし"})
+_OVERLAP = 8
+"""Windows share an eighth of their tokens, so that what stands across two of them is seen whole in one."""
+
+# Scripts that write no space between words, where a word's edge cannot be seen.
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
+
+class QuestionAnswering(Task):
+    name = "question-answering"
+    verb = "answer"
+    sample = '"QUESTION" --context FILE'
+    heads = (Head.SPAN, Head.CAUSAL, Head.SEQ2SEQ)
+    input_column = "context"
+    target_column = "answer"
+    max_new_tokens = 64
+    overflow = "chunk"
+    overflows = ("error", "truncate", "chunk")
+    settings_class = AnswerSettings
+    settings: AnswerSettings
+
+    def instruct(self, row: Row) -> str:
+        return (
+            "Answer the question from the text alone, in as few words as possible. If the text does not hold the answer,"
+            f' reply "{NO_ANSWER}".\n\nText: {row["context"]}\n\nQuestion: {row["question"]}'
+        )
+
+    def plain(self, row: Row, traits: Traits) -> str:
+        if traits.head is Head.SEQ2SEQ:  # as T5 was trained on SQuAD, and most that were tuned after it
+            return f"question: {row['question']} context: {row['context']}"
+        return f'{row["context"]}\n\nQuestion: {row["question"]}\nAnswer (or "{NO_ANSWER}"):'
+
+    def stop(self, traits: Traits) -> tuple[str, ...]:
+        return ("\n",)
+
+    def reference(self, row: Row) -> str:
+        """The first of the row's answers, which may be text, a list of texts, or SQuAD's ``{"text": [...]}``."""
+        answers = row[self.target_column] if self.target_column in row else row.get("answers")
+        if isinstance(answers, dict):
+            answers = answers.get("text")
+        if isinstance(answers, list | tuple):
+            answers = answers[0] if answers else ""
+        return str(answers or "") or NO_ANSWER
+
+    def validate(self, row: Row) -> None:
+        if not isinstance(row.get("question", ""), str) or not str(row.get("question", "")).strip():
+            raise InputError("the question is empty", "give llmkit answer a question and a text")
+        self._require_text(row, "context")
+
+    def validate_example(self, row: Row, number: int) -> None:
+        missing = [column for column in ("question", "context") if not str(row.get(column, "")).strip()]
+        if missing or not {"answer", "answers"} & set(row):
+            raise InputError(
+                f"example {number} has no {(missing or ['answer'])[0]!r} (its columns: {', '.join(map(str, row)) or 'none'})",
+                "question-answering examples need the columns 'question', 'context' and 'answer'",
+            )
+
+    def check(self, traits: Traits, wording: Wording) -> None:
+        if traits.head is not Head.SPAN:
+            super().check(traits, wording)
+            if options := given(self.settings):
+                raise UsageError(
+                    f"{', '.join(options)}: only a model that marks answers in the text has a use for it",
+                    "leave it out, or name such a model: llmkit models answer",
+                )
+        elif wording.system or wording.prefill or wording.examples or wording.raw:
+            raise UsageError("a model that marks answers reads a question and a text only", "leave the other options out")
+
+    def render(self, row: Row, traits: Traits, wording: Wording) -> Prompt:
+        if traits.head is Head.SPAN:
+            return QuestionContext(str(row["question"]), str(row["context"]))
+        return super().render(row, traits, wording)
+
+    def to_row(self, given: str | Row) -> Row:
+        if isinstance(given, str):
+            raise InputError("a question needs a text to answer from", "give a row with 'question' and 'context'")
+        return given
+
+    def work(self, row: Row, reader: Reader) -> Work:
+        if reader.traits.head is Head.SPAN:
+            (raw,) = yield Step([row])
+            assert raw.reading is not None
+            return self._marked(raw.reading)
+        context, room = str(row["context"]), reader.room(row)
+        windows = [_Window(0, context)] if room is None else _windows(context, room, reader.count)
+        raws = yield Step([{**row, "context": window.text} for window in windows], scored=len(windows) > 1)
+        return self._written(windows, raws)
+
+    def _marked(self, reading: Reading) -> Result:
+        """The result of a span model: its best spans, or that there is none."""
+        found = tuple(
+            Result(text=span.text, start=span.start, end=span.end, score=span.score)
+            for span in reading.spans[: self.settings.top]
+        )
+        threshold = self.settings.no_answer_threshold
+        if not found or (threshold is not None and reading.null_margin > threshold):
+            return Result(text="", answered=False, score=reading.no_answer, alternatives=found)
+        best = reading.spans[0]
+        return Result(text=best.text, start=best.start, end=best.end, score=best.score, alternatives=found[1:])
+
+    def _written(self, windows: Sequence[_Window], raws: Sequence[Raw]) -> Result:
+        """The best supported of the windows' answers.
+
+        That is one which stands in its window, over one which does not; then the one that more windows give; then the
+        one the model was surer of.
+        """
+        answers = [_unquoted(self.parse(raw.text)) for raw in raws]
+        places = [find_in(answer, window.text) for answer, window in zip(answers, windows, strict=True)]
+        given_by = Counter(answer.casefold() for answer in answers)
+        chunks = tuple(
+            Chunk(window.start, window.start + len(window.text), answer)
+            for window, answer in zip(windows, answers, strict=True)
+        )
+        best = max(
+            (n for n in range(len(answers)) if answers[n]),
+            key=lambda n: (places[n] is not None, given_by[answers[n].casefold()], raws[n].score or 0.0),
+            default=None,
+        )
+        chunks = chunks if len(chunks) > 1 else ()
+        if best is None:
+            return Result(text="", answered=False, chunks=chunks, reasoning=raws[0].reasoning)
+        place, offset = places[best], windows[best].start
+        return Result(
+            text=answers[best],
+            start=None if place is None else place[0] + offset,
+            end=None if place is None else place[1] + offset,
+            score=raws[best].score,
+            reasoning=raws[best].reasoning,
+            chunks=chunks,
+            alternatives=self.finish(raws[best]).alternatives,
+        )
+
+    def parse(self, raw: str) -> str:
+        """The answer, empty where the model says that there is none."""
+        text = raw.strip()
+        said = text.strip("\"'“”‘’「」.。!").casefold()
+        return "" if said in _NO_ANSWERS or said.startswith("no answer.") else text
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A part of the context, ``start`` characters into it."""
+
+    start: int
+    text: str
+
+
+def _windows(context: str, room: int, count: Callable[[str], int]) -> list[_Window]:
+    """Runs of whole sentences of at most ``room`` tokens that overlap and together hold everything."""
+    if count(context) <= room:
+        return [_Window(0, context)]
+    overlap = room // _OVERLAP
+    # A piece longer than the overlap could not be shared, so long sentences are divided.
+    pieces = [part for piece in sentences(context, script_language(context)) for part in pack([piece], room - overlap, count)]
+    sizes = [count(piece) for piece in pieces]
+    windows: list[_Window] = []
+    first, offset = 0, 0
+    while True:
+        last, size = first, 0
+        while last < len(pieces) and (last == first or size + sizes[last] <= room):
+            size += sizes[last]
+            last += 1
+        windows.append(_Window(offset, "".join(pieces[first:last])))
+        if last == len(pieces):
+            return windows
+        shared, following = 0, last
+        while following - 1 > first and shared + sizes[following - 1] <= overlap:
+            following -= 1
+            shared += sizes[following]
+        offset += sum(len(piece) for piece in pieces[first:following])
+        first = following
+
+
+def _unquoted(answer: str) -> str:
+    """An answer without the quotation marks around it, and without a full stop that only ends a short one."""
+    for opening, closing in ('""', "''", "“”", "‘’", "「」"):
+        if len(answer) > 1 and answer.startswith(opening) and answer.endswith(closing):
+            return answer[1:-1].strip()
+    return answer
+
+
+def find_in(answer: str, context: str) -> tuple[int, int] | None:
+    """Where an answer stands in a text, in characters; case, white space and a closing full stop may differ.
+
+    Of several places the first. A word is not found inside another.
+    """
+    for wanted in dict.fromkeys((answer, answer.rstrip(".。!"))):
+        for form in ("NFC", "NFD"):
+            words = unicodedata.normalize(form, wanted).split()  # type: ignore[arg-type]
+            if not words:
+                continue
+            pattern = r"\s+".join(map(re.escape, words))
+            if match := re.search(f"{_edge(words[0][0], '<')}{pattern}{_edge(words[-1][-1], '')}", context, re.IGNORECASE):
+                return match.start(), match.end()
+    return None
+
+
+def _edge(character: str, behind: str) -> str:
+    """A pattern that keeps a word from being found inside a longer one."""
+    if not character.isalnum() or _UNSPACED.match(character):
+        return ""
+    return rf"(?<!\w)" if behind else r"(?!\w)"

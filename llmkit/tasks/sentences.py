@@ -1,0 +1,382 @@
+"""Text into sentences, and sentences into chunks of a budget. Nothing is ever lost: the parts join to the whole.
+
+Knows writing systems and their sentence marks; the budget is in whatever unit the caller's ``count`` counts. Knows no
+tokenizer, no model and no markup.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate, pairwise
+from math import ceil
+
+from llmkit.log import log
+
+__all__ = ["pack", "script_language", "sentences"]
+
+_BREAK = r"(?:\r\n|[\n\r\x0b\x0c\x85\u2028\u2029])"
+_PARAGRAPH = re.compile(rf"(?:{_BREAK}[^\S\n\r\x0b\x0c\x85\u2028\u2029]*+{_BREAK}|[\x0c\u2029])\s*+")
+_LINE = re.compile(rf"{_BREAK}\s*+")
+# ASCII marks end a clause before a space only ("3,000", "10:30"); those of scripts without spaces anywhere.
+_CLAUSE = re.compile(
+    r"""[.!?…,;:،؛؟।॥។།]['"”’»)\]]*+\s++|\s[–—-]\s++|[—、，；：。！？][」』”’）】》]*+\s*+""",
+)
+_SPACE = re.compile(r"\s++")
+
+_WINDOW = (
+    2048  # characters; sentencex takes quadratic time on Chinese: 1 MB in one call is minutes, in windows a second
+)
+_ODD = re.compile(r"\r\n|[\r\x0b\x0c\x85\u2028\u2029]|[^\S\n]|[\0\ud800-\udfff]")
+_MARKED = re.compile(r"[^\S\n]*(?:#{1,6}|[-*+•]|\d{1,3}[.)])[^\S\n]")
+_HEADING = re.compile(r"[^\S\n]{0,3}#{1,6}[^\S\n]")
+_TERMINAL = ".!?…:;,。！？।؟"
+_THAI = re.compile(r"[\u0e01-\u0e5b]")
+
+
+def sentences(text: str, language: str = "en") -> list[str]:
+    """Divide a text into sentences that join to the text again; whitespace stays with the sentence before it.
+
+    Args:
+        text: Any text; line breaks within a sentence (hard-wrapped prose) do not cut it. A blank line, a list item,
+            a heading and the lines of a verse do.
+        language: A BCP 47 tag; its first subtag says which abbreviations and sentence marks there are.
+    """
+    primary = language.replace("_", "-").split("-")[0].lower() or "en"
+    cuts: list[int] = []
+    start = 0
+    for end in [*(match.end() for match in _PARAGRAPH.finditer(text)), len(text)]:
+        cuts += (start + cut for cut in _paragraph(text[start:end], primary))
+        cuts.append(end)
+        start = end
+    return _parts(text, cuts)
+
+
+def _parts(text: str, cuts: Iterable[int]) -> list[str]:
+    """Cut a text, with whitespace moved to the part before it; never within a grapheme, never a blank part."""
+    places: list[int] = []
+    for cut in sorted(set(cuts)):
+        space = _SPACE.match(text, cut)
+        place = space.end() if space else cut
+        if 0 < place < len(text) and (not places or place > places[-1]) and _separable(text, place):
+            places.append(place)
+    parts = [text[start:end] for start, end in pairwise([0, *places, len(text)]) if start < end]
+    if len(parts) > 1 and not parts[0].strip():  # blank lines at the very start have no sentence before them
+        parts[:2] = [parts[0] + parts[1]]
+    return parts
+
+
+def _separable(text: str, place: int) -> bool:
+    """Whether a text may be cut here: not between a letter and its accent."""
+    return text[place] < "\u0300" or len(_graphemes(text[place - 1 : place + 1])) == 2
+
+
+def _graphemes(text: str) -> list[str]:
+    import regex  # type: ignore[import-untyped]
+
+    # `\X` does not know that two lone surrogates can be one character.
+    found: list[str] = regex.findall(r"[\ud800-\udbff][\udc00-\udfff]|\X", text)
+    return found
+
+
+def _paragraph(text: str, language: str) -> Iterator[int]:
+    """Where a text without blank lines may be cut."""
+    if not text.strip():
+        return
+    masked = _ODD.sub(_mask, text)
+    yield from _lines(masked)
+    start = 0
+    while start < len(masked):
+        window = masked[start : start + _WINDOW]
+        last = start + len(window) == len(masked)
+        found = _thai(window) if language == "th" else _marks(window, language)
+        ends = [end for end in found if end < len(window)]
+        yield from (start + end for end in ends)
+        if last:
+            return
+        # The last sentence may go on past the window, so it is looked at again, unless it is the only one.
+        start += ends[-1] if ends else len(window)
+
+
+def _mask(match: re.Match[str]) -> str:
+    """The same number of characters, none of which sentencex stumbles over: it fails on U+2028 and on surrogates."""
+    found = match[0]
+    if found == "\r\n":
+        return " \n"
+    if found in "\r\x0b\x0c\x85\u2028\u2029":
+        return "\n"
+    return " " if found.isspace() else "x"
+
+
+def _lines(text: str) -> Iterator[int]:
+    """The line breaks that end something: around headings, before list items, and in verse."""
+    if "\n" not in text.strip("\n"):
+        return
+    lines = text.splitlines(keepends=True)
+    width = max(len(line.rstrip()) for line in lines)
+    verse = (
+        len(lines) > 2
+        and all(_capital(line) for line in lines)
+        and any(_short(a, b, width) for a, b in pairwise(lines))
+    )
+    place = 0
+    for number, (line, following) in enumerate(pairwise(lines)):
+        place += len(line)
+        title = number == 0 and _title(line, following, width)
+        if verse or title or _HEADING.match(line) or _MARKED.match(following):
+            yield place
+
+
+def _capital(line: str) -> bool:
+    return next((char.isupper() for char in line if char.isalpha()), False)
+
+
+def _short(line: str, following: str, width: int) -> bool:
+    """Whether the next line's first word had room on this line, so that the break was meant."""
+    word = following.split(maxsplit=1)[0] if following.strip() else ""
+    return len(line.rstrip()) + 1 + len(word) < width
+
+
+def _title(line: str, following: str, width: int) -> bool:
+    """A short first line like "Chapter 1" above prose; "I gave it to" above "Mary" is none."""
+    words = line.split()
+    ends = bool(words) and not words[-1][0].islower() and words[-1][-1] not in _TERMINAL
+    return ends and _capital(line) and _capital(following) and 2 * len(line.rstrip()) < width
+
+
+def _marks(text: str, language: str) -> list[int]:
+    """The ends of the sentences that sentencex sees."""
+    import sentencex  # type: ignore[import-untyped]
+
+    try:
+        found: list[str] = sentencex.segment(language, text)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # pyo3 derives it from BaseException and exports no name for it
+            raise
+        return []
+    return _ends(text, found)
+
+
+def _ends(text: str, found: Sequence[str]) -> list[int]:
+    """Where the given parts end in the text, also when some of its whitespace is in none of them."""
+    ends, place = [], 0
+    for part in found:
+        at = text.find(part.strip(), place)
+        if at >= 0:
+            place = at + len(part.strip())
+            ends.append(place)
+    return [space.end() if (space := _SPACE.match(text, end)) else end for end in ends]
+
+
+def _thai(text: str) -> list[int]:
+    """The ends of Thai sentences: by crfcut where it is installed, else after each space between Thai words."""
+    cut = _crfcut()
+    if cut is not None and text.strip():
+        return _ends(text, cut(text))
+    return [
+        space.end()
+        for space in _SPACE.finditer(text, 1)
+        if space.end() < len(text)
+        and (
+            text[space.start() - 1] in ".!?…"
+            or (_THAI.match(text, space.start() - 1) and _THAI.match(text, space.end()))
+        )
+    ]
+
+
+@cache
+def _crfcut() -> Callable[[str], list[str]] | None:
+    try:
+        import pycrfsuite  # type: ignore[import-untyped] # noqa: F401 # crfcut needs it, and pythainlp does not ask for it
+        from pythainlp.tokenize import sent_tokenize
+    except ImportError:
+        log.info("Thai is divided at its spaces; pip install pythainlp python-crfsuite finds better boundaries")
+        return None
+    return lambda text: [str(part) for part in sent_tokenize(text, engine="crfcut", keep_whitespace=True)]
+
+
+_SCRIPTS = {
+    "zh": r"\p{Han}\p{Bopomofo}",
+    "ja": r"\p{Hiragana}\p{Katakana}",
+    "ko": r"\p{Hangul}",
+    "th": r"\p{Thai}",
+    "lo": r"\p{Lao}",
+    "km": r"\p{Khmer}",
+    "my": r"\p{Myanmar}",
+    "bo": r"\p{Tibetan}",
+    "hi": r"\p{Devanagari}",
+    "bn": r"\p{Bengali}",
+    "pa": r"\p{Gurmukhi}",
+    "gu": r"\p{Gujarati}",
+    "or": r"\p{Oriya}",
+    "ta": r"\p{Tamil}",
+    "te": r"\p{Telugu}",
+    "kn": r"\p{Kannada}",
+    "ml": r"\p{Malayalam}",
+    "si": r"\p{Sinhala}",
+    "ar": r"\p{Arabic}",
+    "he": r"\p{Hebrew}",
+    "el": r"\p{Greek}",
+    "ru": r"\p{Cyrillic}",
+    "hy": r"\p{Armenian}",
+    "ka": r"\p{Georgian}",
+    "am": r"\p{Ethiopic}",
+    "en": r"\p{Latin}",
+}
+_SAMPLE = 20_000  # characters that the guess looks at
+_HAN_WEIGHT = 2  # a Han character says about as much as a syllable or two, so "GPT 是一个模型" is Chinese
+
+
+def script_language(text: str) -> str:
+    """Guess from the script alone which language's sentence marks to look for; ``en`` for Latin and for no letters."""
+    import regex
+
+    sample = text[:_SAMPLE]
+    shares = {}
+    for language, members in _SCRIPTS.items():
+        letters = regex.findall(rf"[{members}]++", sample)
+        shares[language] = sum(map(len, letters)) * (_HAN_WEIGHT if language in ("zh", "ja") else 1)
+    kana, han = shares.pop("ja"), shares["zh"]
+    shares["zh"] = han + kana
+    best = max(shares, key=lambda language: (shares[language], language == "en"))
+    # Chinese quotes a word of kana now and then; Japanese writes its particles in it.
+    return "ja" if best == "zh" and kana * 20 >= han + kana else best
+
+
+@dataclass(frozen=True)
+class _Atom:
+    """Text that is not divided while it fits. ``level`` is what ends it: 0 a piece, 1 a line ... 4 a grapheme."""
+
+    text: str
+    weight: float
+    level: int
+
+
+_FINEST = 4
+
+
+def pack(pieces: Sequence[str], budget: int, count: Callable[[str], int]) -> list[str]:
+    """Join neighbouring pieces into as few chunks of at most ``budget`` as will do, about equally full.
+
+    The chunks join to what the pieces join to. A piece over the budget is divided at line breaks, after clauses, at
+    spaces, then between characters; a single character (grapheme) that is over it becomes a chunk of its own.
+
+    Args:
+        pieces: Such as `sentences` gives.
+        budget: The most that a chunk may count.
+        count: How much a text counts, such as its number of tokens.
+    """
+    atoms: list[_Atom] = []
+    for piece in pieces:
+        if piece:
+            atoms += _fitting(_Atom(piece, count(piece), 0), budget, count)
+    return [chunk for group in _groups(atoms, budget) for chunk in _verified(group, budget, count)]
+
+
+def _verified(group: list[_Atom], budget: int, count: Callable[[str], int]) -> Iterator[str]:
+    """A group as chunks: one where the count of the whole is within the budget, else more."""
+    stack = [group]
+    while stack:
+        atoms = stack.pop()
+        text = "".join(atom.text for atom in atoms)
+        if len(atoms) == 1 and atoms[0].level == 0:  # a whole piece, counted before
+            yield text
+            continue
+        actual = count(text)
+        if actual <= budget:
+            yield text
+            continue
+        if len(atoms) == 1:
+            parts = _divided(_Atom(text, actual, atoms[0].level), budget, count)
+            if len(parts) == 1:
+                yield text
+                continue
+            halves = _groups(parts, budget)
+        else:
+            total = sum(atom.weight for atom in atoms)
+            # Joined, the atoms count for more than apart: each is taken to count for more by the same factor.
+            scaled = [
+                _Atom(a.text, a.weight * actual / total if total > 0 else len(a.text) * actual / len(text), a.level)
+                for a in atoms
+            ]
+            halves = _groups(scaled, budget)
+            if len(halves) == 1:
+                halves = [scaled[: len(scaled) // 2], scaled[len(scaled) // 2 :]]
+        stack += reversed(halves)
+
+
+def _fitting(atom: _Atom, budget: int, count: Callable[[str], int]) -> list[_Atom]:
+    """Atoms that are each within the budget or one grapheme."""
+    done, todo = [], [atom]
+    while todo:
+        atom = todo.pop()
+        parts = _divided(atom, budget, count) if atom.weight > budget else [atom]
+        if len(parts) == 1:
+            done += parts
+        else:
+            todo += reversed(parts)
+    return done
+
+
+def _divided(atom: _Atom, budget: int, count: Callable[[str], int]) -> list[_Atom]:
+    """An atom over the budget at its coarsest boundaries; itself where it has none."""
+    level, parts = next(((level, parts) for level, parts in _partings(atom, budget) if len(parts) > 1), (0, []))
+    if not parts:
+        return [atom]
+    ratio = atom.weight / len(atom.text)
+    # Few parts are counted. Many small ones are taken to count by their length; the chunk they end in is counted.
+    few = len(parts) <= 4 * ceil(atom.weight / max(budget, 1)) and level < _FINEST
+    atoms = []
+    for number, part in enumerate(parts, 1):
+        estimate = ratio * len(part)
+        weight = count(part) if few or (estimate > budget and level < _FINEST) else estimate
+        atoms.append(_Atom(part, weight, atom.level if number == len(parts) else level))
+    return atoms
+
+
+def _partings(atom: _Atom, budget: int) -> Iterator[tuple[int, list[str]]]:
+    text = atom.text
+    for level, separator in enumerate((_LINE, _CLAUSE, _SPACE), 1):
+        yield level, _parts(text, [match.end() for match in separator.finditer(text)])
+    graphemes = _graphemes(text)
+    # Runs of an eighth of a chunk are fine enough to fill chunks; a run that turns out too long is divided again.
+    run = max(1, int(len(graphemes) * max(budget, 0) / atom.weight / 8)) if atom.weight > 0 else 1
+    run = min(run, ceil(len(graphemes) / 2))
+    yield _FINEST, ["".join(graphemes[at : at + run]) for at in range(0, len(graphemes), max(run, 1))]
+
+
+def _groups(atoms: list[_Atom], budget: int) -> list[list[_Atom]]:
+    """Neighbouring atoms in as few groups within the budget as there can be, cut nearest to equal shares."""
+    total = len(atoms)
+    sums = [0.0, *accumulate(atom.weight for atom in atoms)]
+    slack = budget + 1e-6  # the sums are of fractions
+    reach = [0] * total  # how far a group that begins here can go
+    needed = [0] * (total + 1)  # how many groups the rest takes
+    end = total
+    for start in range(total - 1, -1, -1):
+        while end > start + 1 and sums[end] - sums[start] > slack:
+            end -= 1
+        reach[start], needed[start] = end, 1 + needed[end]
+    groups, start = [], 0
+    while start < total:
+        rest = needed[start]
+        share = (sums[total] - sums[start]) / rest
+        # Ending sooner than this, the rest would need a group more.
+        first = bisect_left(needed, 1 - rest, start + 1, reach[start] + 1, key=lambda groups: -groups)
+        place = _cut(atoms, sums, sums[start] + share, share / 8, range(first, reach[start] + 1))
+        groups.append(atoms[start:place])
+        start = place
+    return groups
+
+
+def _cut(atoms: list[_Atom], sums: list[float], target: float, near: float, places: range) -> int:
+    """The place nearest to the target, or close to it one where a coarser boundary is."""
+    low = bisect_left(sums, target - near, places.start, places.stop - 1)
+    high = bisect_right(sums, target + near, low, places.stop - 1)
+    candidates = range(max(low - 1, places.start), min(high + 1, places.stop))
+    nearest = min(candidates, key=lambda place: abs(sums[place] - target))
+    close = [place for place in candidates if abs(sums[place] - target) <= near]
+    return min(close, key=lambda place: (atoms[place - 1].level, abs(sums[place] - target)), default=nearest)

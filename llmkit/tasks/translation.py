@@ -1,0 +1,243 @@
+"""Translation of a text of any length.
+
+Knows how a document is taken apart (markup, sentences, what must not be translated) and put together again with its
+white space, and how a translation is asked for. How each model family is told the languages is `LanguageMap`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from llmkit.config.settings import TranslationSettings
+from llmkit.errors import UsageError
+from llmkit.log import log
+from llmkit.tasks.base import Chunk, Head, Raw, Reader, Result, Row, Step, Task, Traits, Wording, Work
+from llmkit.tasks.languages import Language, Route, detect_language, find_language
+from llmkit.tasks.markup import around, blocks, survives
+from llmkit.tasks.sentences import pack, sentences
+
+__all__ = ["Translation"]
+
+_ROUTE = "_route"
+"""The column that carries the languages of a row once they are known."""
+_UNSURE = 0.7
+"""Below this probability the detected language is said to be a guess."""
+
+
+class Translation(Task):
+    name = "translation"
+    verb = "translate"
+    sample = '"TEXT" --from en --to fr'
+    input_column = "source"
+    target_column = "target"
+    max_new_tokens = 512
+    overflow = "chunk"
+    overflows = ("error", "truncate", "chunk")
+    settings_class = TranslationSettings
+    settings: TranslationSettings
+
+    def __init__(self, settings: TranslationSettings | None = None) -> None:
+        super().__init__(settings)
+        self.source = find_language(self.settings.source) if self.settings.source else None
+        self.target = find_language(self.settings.target) if self.settings.target else None
+        if self.source is not None and self.source == self.target:
+            raise UsageError(f"source and target are both {self.source.name}", "name two languages")
+
+    def two_letter_codes(self, text: str) -> tuple[str | None, str | None]:
+        """The languages as models are named by them; that of ``text`` if none was given."""
+        source = self.source
+        if source is None and text.strip():
+            source = detect_language(text).language
+        return source and source.alpha2, self.target and self.target.alpha2
+
+    def instruct(self, row: Row) -> str:
+        route = self._route_of(row)
+        names = f"from {route.source.name} " if route.source else ""
+        into = f"to {route.target.name}" if route.target else ""
+        return f"Translate the following text {names}{into}. Reply with the translation only.\n\n{row[self.input_column]}"
+
+    def plain(self, row: Row, traits: Traits) -> str:
+        route, text = self._route_of(row), str(row[self.input_column])
+        if traits.head is Head.SEQ2SEQ:
+            return f"{route.prefix}{text}"
+        source = route.source.name if route.source else "Text"
+        return f"{source}: {text}\n{route.target.name if route.target else 'Translation'}:"
+
+    def stop(self, traits: Traits) -> tuple[str, ...]:
+        return ("\n",)
+
+    def route(self, row: Row, traits: Traits) -> Route | None:
+        return self._route_of(row)
+
+    def _route_of(self, row: Row) -> Route:
+        route = row.get(_ROUTE)
+        return route if isinstance(route, Route) else Route(self.source, self.target)
+
+    def check(self, traits: Traits, wording: Wording) -> None:
+        super().check(traits, wording)
+        if traits.head is Head.SEQ2SEQ and not traits.chat:
+            if wording.examples:
+                raise UsageError("this model would translate the examples too", "leave --examples out, or use a chat model")
+        elif self.target is None:
+            raise UsageError("the language to translate into is missing", "name it with --to, such as --to fr")
+        if traits.languages is not None and (self.source is not None or self.target is not None):
+            self._check_pair(traits)
+
+    def _check_pair(self, traits: Traits) -> None:
+        """Refuse a pair that the model does not know before any text is read."""
+        assert traits.languages is not None
+        if self.source is not None or (traits.languages.sources is not None and len(traits.languages.sources) == 1):
+            traits.languages.route(self.source, self.target)
+
+    def work(self, row: Row, reader: Reader) -> Work:
+        text = str(row[self.input_column])
+        route = self._find_route(text, reader.traits)
+        row = {**row, _ROUTE: route}
+        room = reader.room(row)
+        if room is not None:
+            # The translation of a part must not be cut: some languages take twice the tokens of others.
+            room = max(1, min(room, reader.max_new_tokens // 2))
+        document = _Document(text, list(self._segments(text, route, reader, room)), reader.emit)
+        names = {
+            "source_language": route.source.tag if route.source else None,
+            "target_language": route.target.tag if route.target else None,
+        }
+        if len(document.segments) == 1 and document.segments[0].text == text.strip() and survives(text, ""):
+            (raw,) = yield Step([{**row, self.input_column: document.segments[0].text}], final=True)
+            result = self.finish(raw)
+            return Result(text=result.text, reasoning=result.reasoning, alternatives=result.alternatives, **names)
+        document.advance()
+        rows = [{**row, self.input_column: segment.line} for segment in document.segments]
+        yield Step(rows, each=lambda index, raw: document.put(index, self.parse(raw.text)))
+        yield from self._mend(document, row)
+        empty = sum(not segment.translation for segment in document.segments)
+        if empty:
+            log.warning("%d of %d sentences came back empty from the model", empty, len(document.segments))
+        return Result(text=document.translated, chunks=document.chunks(), **names)
+
+    def _find_route(self, text: str, traits: Traits) -> Route:
+        languages = traits.languages
+        source = self.source
+        if languages is None and traits.head is Head.SEQ2SEQ and not traits.chat:
+            if self.source or self.target:
+                log.warning("this model does not say which languages it knows, so it is not told them")
+            return Route(self.source, self.target)
+        if source is None and (languages is None or languages.sources is None or len(languages.sources) > 1):
+            source = self._detect(text, None if languages is None else languages.sources)
+        if languages is not None:
+            return languages.route(source, self.target)
+        if source == self.target and source is not None:
+            raise UsageError(f"the text is in {source.name} already", "name another language with --to, or the text's with --from")
+        return Route(source, self.target)
+
+    def _detect(self, text: str, among: frozenset[Language] | None) -> Language:
+        found = detect_language(text, among)
+        if found.probability < _UNSURE:
+            log.warning("the text is taken for %s, which is a guess; name its language with --from", found.language.name)
+        else:
+            log.info("the text is in %s", found.language.name)
+        return found.language
+
+    def _segments(self, text: str, route: Route, reader: Reader, room: int | None) -> Iterator[_Segment]:
+        """What is translated on its own: sentences for models trained on them, paragraphs for those that read more."""
+        tag = route.source.tag if route.source else "en"
+        by_sentence = reader.traits.head is Head.SEQ2SEQ and not reader.traits.chat
+        start = 0
+        for block in blocks(text):
+            offset, start = start, start + len(block.text)
+            if not block.translate:
+                continue
+            pieces = sentences(block.text, tag) if by_sentence else [block.text]
+            for piece in pieces:
+                whole = room is None or reader.count(piece) <= room
+                for part in [piece] if whole else pack(sentences(piece, tag), room or 1, reader.count):
+                    stripped = part.strip()
+                    if any(character.isalpha() for character in stripped):
+                        at = offset + part.index(stripped)
+                        yield _Segment(stripped, at)
+                    offset += len(part)
+
+    def _mend(self, document: _Document, row: Row) -> Work:
+        """Translate again, around what had to survive and did not: code, addresses, placeholders."""
+        hurt = [
+            segment for segment in document.segments if not survives(segment.text, segment.translation or "")
+        ]
+        pieces = {id(segment): around(segment.text) for segment in hurt}
+        rows = [
+            {**row, self.input_column: piece.text} for segment in hurt for piece in pieces[id(segment)] if piece.translate
+        ]
+        raws: Sequence[Raw] = (yield Step(rows)) if rows else ()
+        texts = iter(raws)
+        for segment in hurt:
+            segment.translation = "".join(
+                self.parse(next(texts).text) if piece.translate else piece.text for piece in pieces[id(segment)]
+            )
+            segment.settled = True
+        document.advance()
+        return Result(text="")
+
+
+@dataclass
+class _Segment:
+    """A sentence or paragraph of the document, ``start`` characters into it."""
+
+    text: str
+    start: int
+    translation: str | None = None
+    settled: bool = False
+
+    @property
+    def line(self) -> str:
+        """The text on one line: a line break inside a sentence is only where its editor was narrow."""
+        return _unwrap(self.text)
+
+
+@dataclass
+class _Document:
+    """The text, its segments in order, and how far its translation has been shown."""
+
+    text: str
+    segments: list[_Segment]
+    emit: Callable[[str], None]
+    translated: str = ""
+    _next: int = 0
+    _read: int = field(default=0)
+
+    def put(self, index: int, translation: str) -> None:
+        """A segment's translation. It is settled if everything that must survive did."""
+        segment = self.segments[index]
+        segment.translation = translation
+        segment.settled = survives(segment.text, translation)
+        self.advance()
+
+    def advance(self) -> None:
+        """Show what has become certain: settled segments in order, and what stands between them as it is."""
+        new = ""
+        while self._next < len(self.segments) and self.segments[self._next].settled:
+            segment = self.segments[self._next]
+            new += self.text[self._read : segment.start] + (segment.translation or "")
+            self._read = segment.start + len(segment.text)
+            self._next += 1
+        until = self.segments[self._next].start if self._next < len(self.segments) else len(self.text)
+        new += self.text[self._read : until]
+        self._read = until
+        self.translated += new
+        if new:
+            self.emit(new)
+
+    def chunks(self) -> tuple[Chunk, ...]:
+        """Which characters became which translation."""
+        return tuple(
+            Chunk(segment.start, segment.start + len(segment.text), segment.translation or "") for segment in self.segments
+        )
+
+
+def _unwrap(text: str) -> str:
+    """Lines joined by a space, or by nothing between characters of scripts that write none."""
+    lines = [line.strip() for line in text.splitlines()]
+    joined = lines[0] if lines else ""
+    for line in filter(None, lines[1:]):
+        wide = joined[-1:] >= "\u2e80" and line[:1] >= "\u2e80"
+        joined += line if wide else f" {line}"
+    return joined

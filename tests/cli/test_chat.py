@@ -1,0 +1,702 @@
+"""A conversation in the terminal: commands, what goes to which stream, Ctrl+C, and a real terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from prompt_toolkit.input import PipeInput, create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+import llmkit
+from llmkit.cli import main
+from llmkit.cli.chat import Session
+from llmkit.cli.line_editor import line_editor
+from llmkit.cli.options import flags
+from llmkit.config.settings import GenerationSettings
+from llmkit.inference.conversation import Conversation
+from llmkit.inference.output import Output, Usage
+from llmkit.log import log
+from tests.conftest import Checkpoint
+
+Run = Callable[..., tuple[int, str, str]]
+SHORT = ("--max-new-tokens", "5", "--dtype", "float32")
+HELLO = "The quick brown fox"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """``run("chat", "hi")`` → exit code, stdout, stderr. ``stdin`` is bytes, or None for a terminal."""
+
+    def call(*arguments: object, stdin: bytes | None = None) -> tuple[int, str, str]:
+        stream = io.TextIOWrapper(io.BytesIO(stdin or b""))
+        stream.isatty = lambda: stdin is None  # type: ignore[method-assign]
+        monkeypatch.setattr(sys, "stdin", stream)
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def folder(checkpoint: Checkpoint) -> Path:
+    return checkpoint("llama", chat=True, max_position_embeddings=5000)
+
+
+@pytest.fixture
+def conversation(folder: Path) -> Conversation:
+    return Conversation(llmkit.load("chat", str(folder), dtype="float32", max_new_tokens=5))
+
+
+class Typist:
+    """Types the lines; remembers what stood in each line before."""
+
+    def __init__(self, *lines: str | BaseException) -> None:
+        self.lines = list(lines)
+        self.defaults: list[str] = []
+
+    def __call__(self, default: str) -> str:
+        self.defaults.append(default)
+        if not self.lines:
+            raise EOFError
+        line = self.lines.pop(0)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+
+@pytest.fixture
+def type_lines(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, conversation: Conversation
+) -> Callable[..., tuple[str, str, list[str]]]:
+    """``type_lines("hi", "/help")`` → stdout, stderr with the log lines, what stood in each line before."""
+    caplog.set_level("INFO", log.name)
+
+    def call(*lines: str | BaseException, talk: Any = conversation, **given: Any) -> tuple[str, str, list[str]]:
+        caplog.clear()
+        typist = Typist(*lines)
+        Session(talk, typist, GenerationSettings(**given)).run()
+        out, err = capsys.readouterr()
+        return out, err + "".join(f"{message}\n" for message in caplog.messages), typist.defaults
+
+    return call
+
+
+TypeLines = Callable[..., tuple[str, str, list[str]]]
+
+
+class Fake:
+    """Answers as it was told to: each reply is what is done on the way, and the text."""
+
+    def __init__(
+        self, *pieces: str | Callable[[], None], reasoning: tuple[str, ...] = (), reason: str = "stop"
+    ) -> None:
+        self.pieces, self.reasoning, self.reason = pieces, reasoning, reason
+        self.asked: list[str] = []
+
+    def send(
+        self,
+        text: str,
+        *,
+        on_text: Callable[[str], None],
+        on_reasoning: Callable[[str], None],
+        cancelled: Callable[[], bool],
+    ) -> Output:
+        self.asked.append(text)
+        said = ""
+        for piece in self.reasoning:
+            on_reasoning(piece)
+        for piece in self.pieces:
+            if cancelled():
+                break
+            if callable(piece):
+                piece()
+            else:
+                said += piece
+                on_text(piece)
+        return Output(
+            text=said,
+            task="dialogue",
+            model="fake",
+            commit=None,
+            head="causal",
+            finish_reason="interrupted" if cancelled() else self.reason,
+            usage=Usage(10, 5, cached_tokens=4),
+            reasoning="".join(self.reasoning),
+        )
+
+    @property
+    def pipeline(self) -> Any:
+        return type("Pipeline", (), {"max_new_tokens": 5})
+
+
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+# One reply.
+
+
+def test_one_reply_by_argument_pipe_file_and_text(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = ("chat", "--model", folder, *SHORT)
+    code, expected, err = run(*base, HELLO)
+    assert code == 0
+    assert expected.endswith("\n")
+    assert expected.strip()
+    assert "5 tokens in " in err
+    assert run(*base, stdin=HELLO.encode())[1] == expected
+    assert run(*base, "-", stdin=HELLO.encode())[1] == expected
+    assert run(*base, "--text", HELLO)[1] == expected
+    (tmp_path / "message.txt").write_text(HELLO, encoding="utf-8")
+    assert run(*base, tmp_path / "message.txt")[1] == expected
+    assert run(*base, HELLO, "--system", "今天天气很好")[1] != expected
+
+
+def test_one_reply_as_json(run: Run, folder: Path) -> None:
+    code, out, _ = run("chat", HELLO, "--model", folder, *SHORT, "--json")
+    assert code == 0
+    assert out.count("\n") == 1
+    assert json.loads(out)["text"] == run("chat", HELLO, "--model", folder, *SHORT)[1].rstrip("\n")
+
+
+def test_several_replies(run: Run, folder: Path) -> None:
+    several = ("--num-beams", "2", "--num-return-sequences", "2")
+    assert "\n---\n" in run("chat", HELLO, "--model", folder, *SHORT, *several)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--json"], "--json is for one reply, and there is no message; give a text, a file, or pipe one in"),
+        (["--encoding", "latin-1"], "--encoding is for one reply"),
+        (["--num-return-sequences", "2"], "a conversation goes on with one reply"),
+        ([" "], "the message is empty; give llmkit chat some text"),
+        (["hi", "--text", "ho"], "both 'hi' and --text were given"),
+    ],
+)
+def test_bad_usage(arguments: list[str], message: str, run: Run) -> None:
+    code, out, err = run("chat", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err.splitlines()[-1]
+
+
+def test_an_empty_pipe(run: Run) -> None:
+    code, out, err = run("chat", stdin=b"")
+    assert (code, out) == (2, "")
+    assert "the message is empty" in err
+
+
+# Turns.
+
+
+def test_replies_on_stdout_and_the_rest_on_stderr(type_lines: TypeLines, conversation: Conversation) -> None:
+    out, err, _ = type_lines(HELLO, "", "  \n", "What is the meaning of life?")
+    first, second = (message.content.strip() for message in conversation.messages[1::2])
+    assert out == f"{first}\n\n{second}\n\n"
+    lines = [line for line in err.splitlines() if "tokens/s" in line]
+    assert "; 0 of " in lines[0]
+    assert conversation.last is not None
+    known, prompt = conversation.last.usage.cached_tokens, conversation.last.usage.prompt_tokens
+    assert known > 0
+    assert f"; {known} of {prompt} prompt tokens reused" in lines[1]
+    assert 'stopped at 5 new tokens; say "go on", or start with more --max-new-tokens' in err
+
+
+def test_a_full_context_is_said(type_lines: TypeLines, checkpoint: Checkpoint) -> None:
+    small = checkpoint("llama", chat=True, max_position_embeddings=32)
+    talk = Conversation(llmkit.load("chat", str(small), dtype="float32", max_new_tokens=500))
+    _, err, _ = type_lines("The", talk=talk)
+    assert "stopped because the model's context of 32 tokens is full; /reset begins anew" in err
+
+
+def test_a_message_that_begins_with_a_slash() -> None:
+    fake = Fake("yes")
+    Session(cast(Conversation, fake), Typist("//usr/bin is what?", "  // two", "a /b", "\n  indented\n")).run()
+    assert fake.asked == ["/usr/bin is what?", "/ two", "a /b", "  indented"]
+
+
+def test_errors_are_one_line_and_the_session_goes_on(
+    type_lines: TypeLines, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, err, _ = type_lines("/retry", "/undo", "word " * 5000, HELLO)
+    assert "there is no reply to try again; say something first" in err
+    assert "there is nothing to undo; say something first" in err
+    assert f"and {conversation.pipeline.loaded.source.name} reads " in err
+    assert len(conversation.messages) == 2
+    assert out.count("\n\n") == 1
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(conversation, "send", fail)
+    _, err, defaults = type_lines(HELLO, "/help")
+    assert "RuntimeError: out of memory; start with --debug to see the whole error\n" in err
+    assert len(defaults) == 3
+    monkeypatch.setattr(flags, "debug", True)
+    with pytest.raises(RuntimeError):
+        type_lines(HELLO)
+
+
+def test_a_closed_pipe_ends_the_session(type_lines: TypeLines) -> None:
+    def close() -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        type_lines("hi", "never read", talk=Fake(close))
+
+
+def test_no_reply_is_said(type_lines: TypeLines) -> None:
+    out, err, _ = type_lines("hi", talk=Fake())
+    assert out == ""
+    assert "(there is no reply, and the message is not kept)" in err
+
+
+# Thinking aloud.
+
+
+def test_reasoning_stays_off_stdout(type_lines: TypeLines, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err, _ = type_lines("hi", talk=Fake("The ", "reply.", reasoning=("\n", "\nHm", "m.")))
+    assert out == "The reply.\n\n"
+    assert err.startswith("Hmm.\n")
+    assert "\x1b" not in err
+    out, err, _ = type_lines("hi", talk=Fake("Yes.\n", reasoning=("Hmm.\n",)))
+    assert out == "Yes.\n\n"
+    assert err.startswith("Hmm.\n5 tokens")
+    monkeypatch.setattr(flags, "quiet", True)
+    out, err, _ = type_lines("hi", talk=Fake("The reply.", reasoning=("Hmm.",)))
+    assert "Hmm" not in out + err
+
+
+def test_reasoning_is_dim_on_a_terminal(type_lines: TypeLines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    _, err, _ = type_lines("hi", talk=Fake("Yes.", reasoning=("Hmm.",)))
+    assert err.startswith("\x1b[2mHmm.\x1b[0m\n")
+
+
+def test_thinking_that_was_cut_is_said(type_lines: TypeLines) -> None:
+    out, err, _ = type_lines("hi", talk=Fake(reasoning=("Hmm.",), reason="length"))
+    assert out == ""
+    assert "(there is no reply, and the message is not kept)" in err
+    assert "the model was still thinking when it was stopped; start with more --max-new-tokens" in err
+
+
+# Ctrl+C.
+
+
+def test_an_interrupted_reply_is_kept(
+    type_lines: TypeLines, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = Conversation(llmkit.load("chat", str(folder), dtype="float32", max_new_tokens=500))
+    before, said = signal.getsignal(signal.SIGINT), list[str]()
+
+    def piece(text: str) -> None:
+        said.append(text)
+        if len(said) == 3:
+            interrupt()
+
+    monkeypatch.setattr("llmkit.cli.chat.write", piece)
+    _, err, _ = type_lines(HELLO, talk=talk)
+    assert talk.last is not None
+    assert talk.last.finish_reason == "interrupted"
+    assert talk.last.usage.completion_tokens < 100
+    assert talk.messages[1].content.strip() == "".join(said).strip() == talk.last.text
+    assert "(stopped; the reply so far is kept)" in err
+    assert signal.getsignal(signal.SIGINT) is before
+    monkeypatch.setattr("llmkit.cli.chat.write", said.append)
+    type_lines("/retry", talk=talk)  # the session goes on
+    assert talk.last.finish_reason != "interrupted"
+    assert len(talk.messages) == 2
+
+
+def test_an_interrupt_before_the_first_word(type_lines: TypeLines) -> None:
+    out, err, _ = type_lines("hi", talk=Fake(interrupt, "never said"))
+    assert out == ""
+    assert "(stopped; there was no reply yet)" in err
+    assert "not kept" not in err
+
+
+def test_a_second_interrupt_does_not_wait(type_lines: TypeLines, folder: Path) -> None:
+    def twice() -> None:
+        interrupt()
+        interrupt()
+
+    before = signal.getsignal(signal.SIGINT)
+    out, err, defaults = type_lines("hi", "/help", talk=Fake("some", twice))
+    assert out == "some\n"
+    assert "(ended; nothing of this reply is kept)" in err
+    assert "/quit, /exit" in err
+    assert len(defaults) == 3
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_reply_that_was_ended_leaves_the_conversation_as_it_was(
+    type_lines: TypeLines, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    type_lines(HELLO)
+    messages = list(conversation.messages)
+
+    def end(text: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llmkit.cli.chat.write", end)
+        _, err, _ = type_lines("What is the meaning of life?", talk=conversation)
+    assert "(ended; nothing of this reply is kept)" in err
+    assert conversation.messages == messages
+    out, _, _ = type_lines("What is the meaning of life?")
+    fresh = Conversation(conversation.pipeline)
+    fresh.messages = messages
+    assert out == fresh.send("What is the meaning of life?").text + "\n\n"
+
+
+def test_ctrl_c_at_the_prompt(type_lines: TypeLines) -> None:
+    _, err, defaults = type_lines(KeyboardInterrupt(), "/status")
+    assert err.startswith("/quit or Ctrl+D leaves\n")
+    assert len(defaults) == 3
+
+
+# Commands.
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/sav", "unknown command '/sav'; did you mean /save?"),
+        ("/re", "unknown command '/re'; /help lists them; write //re … to send it as a message"),
+        ("/st", "unknown command '/st'; did you mean /status?"),
+        (
+            "/usr/bin is what?",
+            "unknown command '/usr/bin'; /help lists them; write //usr/bin … to send it as a message",
+        ),
+        ("/", "unknown command '/'; /help lists them"),
+        ("/save", "/save needs a file; write /save FILE"),
+        ("/load  ", "/load needs a file; write /load FILE"),
+        ("/reset now", "/reset stands alone; write /reset, or //reset … to send it as a message"),
+        ("/save x.json", "there is nothing to save yet; say something first"),
+        ("/load nowhere.json", "nowhere.json cannot be read (No such file or directory)"),
+    ],
+)
+def test_commands_that_cannot_be_run(
+    line: str, message: str, type_lines: TypeLines, conversation: Conversation
+) -> None:
+    out, err, defaults = type_lines(line)
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert message in err
+    assert not conversation.messages
+    assert len(defaults) == 2
+
+
+@pytest.mark.parametrize("line", ["/quit", "/exit", "/QUIT", " /quit "])
+def test_quit(line: str, type_lines: TypeLines) -> None:
+    assert type_lines(line, HELLO) == ("", "", [""])
+
+
+def test_help_names_every_command(type_lines: TypeLines) -> None:
+    out, err, _ = type_lines("/help")
+    assert out == ""
+    for name in ("system [TEXT]", "reset", "undo", "retry", "save FILE", "load FILE", "status", "help", "quit, /exit"):
+        assert f"/{name} " in err
+    assert max(map(len, err.splitlines())) < 80
+
+
+def test_system(type_lines: TypeLines, conversation: Conversation) -> None:
+    assert type_lines("/system")[1] == "system message: none\n"
+    assert type_lines("/system Speak like  a fox.")[1] == "system message: Speak like  a fox.\n"
+    assert conversation.system == "Speak like  a fox."
+    assert type_lines("/system")[1] == "system message: Speak like  a fox.\n"
+    assert type_lines("/system -")[1] == "system message: none\n"
+    assert conversation.system == ""
+
+
+def test_reset(type_lines: TypeLines, conversation: Conversation) -> None:
+    first = type_lines(HELLO)[0]
+    assert type_lines("What?", "/reset", HELLO)[0].endswith(f"\n\n{first}")
+    assert len(conversation.messages) == 2
+
+
+def test_undo_puts_the_message_back_into_the_line(type_lines: TypeLines, conversation: Conversation) -> None:
+    _, err, defaults = type_lines(HELLO, "two\nlines", "/undo", "/undo", "//bin is what?", "/undo")
+    assert defaults == ["", "", "", "two\nlines", HELLO, "", "//bin is what?"]
+    assert err.count("(the last turn is taken back; its message can be edited)") == 3
+    assert not conversation.messages
+
+
+def test_retry(type_lines: TypeLines, conversation: Conversation) -> None:
+    out, err, _ = type_lines(HELLO, "/retry")
+    assert len(conversation.messages) == 2
+    assert out.endswith(conversation.messages[1].content.strip() + "\n\n")
+    assert err.count("tokens/s") == 2
+
+
+def test_a_saved_conversation_goes_on_as_the_first(
+    type_lines: TypeLines, conversation: Conversation, tmp_path: Path
+) -> None:
+    path = tmp_path / "a talk.json"
+    _, err, _ = type_lines("/system Be brief.", HELLO, f"/save {path}")
+    assert f"(saved 1 turn to {path})" in err
+    expected, _, _ = type_lines("Le café est fermé.")
+    other = Conversation(conversation.pipeline)
+    out, err, _ = type_lines(f"/load '{path}'", "Le café est fermé.", talk=other)
+    assert f"(loaded 1 turn and a system message from {path})" in err
+    assert out == expected
+    assert other.messages == conversation.messages
+    assert other.system == "Be brief."
+
+
+def test_save_overwrites_its_own_files_only(type_lines: TypeLines, tmp_path: Path) -> None:
+    mine, theirs = tmp_path / "mine.json", tmp_path / "theirs.json"
+    theirs.write_text("kept", encoding="utf-8")
+    _, err, _ = type_lines(HELLO, f"/save {mine}", "What?", f"/save {mine}", f"/save {theirs}", f"/save {tmp_path}")
+    assert f"(saved 2 turns to {mine})" in err
+    assert f"{theirs} exists; give another name" in err
+    assert f"{tmp_path} exists; give another name" in err
+    assert theirs.read_text(encoding="utf-8") == "kept"
+    _, err, _ = type_lines(f"/save {mine}")  # another session
+    assert f"{mine} exists; give another name" in err
+    _, err, _ = type_lines(f"/load {mine}", f"/save {mine}")
+    assert f"(saved 2 turns to {mine})" in err
+    _, err, _ = type_lines("/load " + str(theirs), f"/save {theirs}")  # what could not be loaded is not its own
+    assert f"{theirs} exists; give another name" in err
+
+
+def test_save_into_the_home_folder(type_lines: TypeLines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    type_lines(HELLO, "/save ~/talk.json")
+    assert (tmp_path / "talk.json").is_file()
+
+
+def test_status(type_lines: TypeLines, conversation: Conversation, folder: Path) -> None:
+    _, err, _ = type_lines("/status")
+    assert err.splitlines() == [
+        f"model     {folder} (causal, float32 on cpu)",
+        "system    none",
+        "messages  0",
+        "context   5000 tokens",
+        "settings  the model's own",
+    ]
+    _, err, _ = type_lines(HELLO, "What?", "/status", temperature=0.5, top_k=3)
+    assert conversation.last is not None
+    usage = conversation.last.usage
+    assert "messages  4\n" in err
+    assert (
+        f"context   5000 tokens; the last prompt had {usage.prompt_tokens}, {usage.cached_tokens} of them reused\n"
+        in err
+    )
+    assert "settings  temperature=0.5, top_k=3\n" in err
+
+
+def test_status_counts_what_is_forgotten(type_lines: TypeLines, checkpoint: Checkpoint) -> None:
+    small = checkpoint("llama", chat=True, max_position_embeddings=64)
+    talk = Conversation(llmkit.load("chat", str(small), dtype="float32", max_new_tokens=5))
+    _, err, _ = type_lines(*[HELLO] * 6, "/status", talk=talk)
+    assert talk.forgotten
+    assert f"messages  12, the oldest {talk.forgotten} forgotten\n" in err
+
+
+# The line editor.
+
+
+@pytest.fixture
+def keyboard() -> Iterator[PipeInput]:
+    with create_pipe_input() as pipe:
+        yield pipe
+
+
+def editor(keyboard: PipeInput, history: Path) -> Callable[[str], str]:
+    return line_editor(
+        {"/save": "FILE", "/status": "", "/system": "[TEXT]"}, history, input=keyboard, output=DummyOutput()
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ("hello\r", "hello"),
+        ("one\x1b\rtwo\r", "one\ntwo"),  # Alt+Enter
+        ("\x1b[200~one\r\ntwo\nthree\x1b[201~ four\r", "one\ntwo\nthree four"),  # a paste
+        ("hello\x01>\r", ">hello"),  # Ctrl+A
+        ("hello\x03again\r", "again"),  # Ctrl+C in a line
+        ("/stat\t\r", "/status"),
+        ("/sa\t\r", "/save"),
+        ("stat\t\r", "stat"),
+    ],
+)
+def test_keys(keys: str, line: str, keyboard: PipeInput, tmp_path: Path) -> None:
+    keyboard.send_text(keys)
+    assert editor(keyboard, tmp_path / "history")("") == line
+
+
+def test_the_default_can_be_edited(keyboard: PipeInput, tmp_path: Path) -> None:
+    keyboard.send_text("!\r")
+    assert editor(keyboard, tmp_path / "history")("one\ntwo") == "one\ntwo!"
+
+
+def test_file_names_are_completed(keyboard: PipeInput, tmp_path: Path) -> None:
+    (tmp_path / "conversation.json").touch()
+    keyboard.send_text(f"/save {tmp_path}/conv\t\r")
+    assert editor(keyboard, tmp_path / "history")("") == f"/save {tmp_path}/conversation.json"
+
+
+@pytest.mark.parametrize(("keys", "error"), [("\x04", EOFError), ("\x03", KeyboardInterrupt)])
+def test_keys_in_an_empty_line(keys: str, error: type[BaseException], keyboard: PipeInput, tmp_path: Path) -> None:
+    keyboard.send_text(keys)
+    with pytest.raises(error):
+        editor(keyboard, tmp_path / "history")("")
+
+
+def test_history_is_kept_and_private(keyboard: PipeInput, tmp_path: Path) -> None:
+    history = tmp_path / "new folder" / "history"
+    keyboard.send_text("first\x1b\rline\r")
+    editor(keyboard, history)("")
+    assert history.stat().st_mode & 0o077 == 0
+    keyboard.send_text("\x1b[A\r")
+    assert editor(keyboard, history)("") == "first\nline"
+
+
+def test_a_history_that_cannot_be_written_is_no_error(keyboard: PipeInput, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    keyboard.send_text("hello\r")
+    assert editor(keyboard, tmp_path / "file" / "history")("") == "hello"
+    keyboard.send_text("hello\r")
+    assert editor(keyboard, tmp_path)("") == "hello"
+
+
+def test_bytes_that_are_not_utf8(keyboard: PipeInput, tmp_path: Path) -> None:
+    keyboard.send_bytes(b"caf\xe9\r")
+    assert editor(keyboard, tmp_path / "history")("") == "caf?"
+    assert "caf?" in (tmp_path / "history").read_text(encoding="utf-8")
+
+
+# A real terminal.
+
+
+class Terminal:
+    """``llmkit chat`` on a pseudo-terminal; ``stdout`` may be a file instead."""
+
+    def __init__(self, *arguments: object, stdout: Any = None) -> None:
+        self.descriptor, other = pty.openpty()
+        self.before = termios.tcgetattr(other)
+        self.shown = ""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "llmkit", "chat", *map(str, arguments)],
+            stdin=other,
+            stdout=stdout or other,
+            stderr=other,
+            start_new_session=True,
+            preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # it becomes the controlling terminal
+            env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
+        )
+        self._other = other
+
+    def expect(self, text: str, seconds: float = 120) -> str:
+        """Read until the text has appeared; returns what came with it, and goes on after it."""
+        deadline = time.monotonic() + seconds
+        while text not in self.shown:
+            ready, _, _ = select.select([self.descriptor], [], [], max(0, deadline - time.monotonic()))
+            assert ready, f"{text!r} did not appear: {self.shown!r}"
+            self.shown += os.read(self.descriptor, 65536).decode()
+        found, _, self.shown = self.shown.partition(text)
+        return found + text
+
+    def type(self, keys: str) -> None:
+        """Press keys."""
+        os.write(self.descriptor, keys.encode())
+
+    def leave(self) -> int:
+        """Wait for the end; the terminal must be as it was."""
+        code = self.process.wait(timeout=60)
+        assert termios.tcgetattr(self._other) == self.before
+        return code
+
+    def close(self) -> None:
+        """End it, whatever happened."""
+        self.process.kill()
+        self.process.wait()
+        os.close(self.descriptor)
+        os.close(self._other)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Terminal]]:
+    opened: list[Terminal] = []
+
+    def get(*arguments: object, **options: Any) -> Terminal:
+        opened.append(Terminal(*arguments, **options))
+        return opened[-1]
+
+    yield get
+    for each in opened:
+        each.close()
+
+
+def test_a_conversation_on_a_terminal(terminal: Callable[..., Terminal], folder: Path) -> None:
+    screen = terminal("--model", folder, *SHORT)
+    said = screen.expect("llmkit: /help lists the commands; Ctrl+D leaves")
+    assert f"llmkit: {folder} (causal, float32 on cpu) answers" in said
+    screen.expect("> ")
+    screen.type("/sav\r")
+    screen.expect("llmkit: unknown command '/sav'; did you mean /save?")
+    screen.expect("> ")
+    screen.type(f"{HELLO}\r")
+    assert "llmkit: 5 tokens in" in screen.expect("prompt tokens reused")
+    screen.expect("> ")
+    screen.type("\x03")
+    screen.expect("/quit or Ctrl+D leaves")
+    screen.expect("> ")
+    screen.type("\x04")
+    assert screen.leave() == 0
+
+
+def test_stdout_in_a_file_holds_the_replies_only(
+    terminal: Callable[..., Terminal], folder: Path, tmp_path: Path, run: Run
+) -> None:
+    with (tmp_path / "log.txt").open("wb") as log_file:
+        screen = terminal("--model", folder, *SHORT, stdout=log_file)
+    screen.expect("> ")
+    screen.type(f"{HELLO}\r")
+    screen.expect("prompt tokens reused")
+    screen.expect("> ")
+    screen.type("/quit\r")
+    assert screen.leave() == 0
+    expected = run("chat", HELLO, "--model", folder, *SHORT)[1]
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == f"{expected}\n"
+
+
+def test_ctrl_c_on_a_terminal_stops_the_reply(terminal: Callable[..., Terminal], folder: Path, tmp_path: Path) -> None:
+    screen = terminal("--model", folder, "--max-new-tokens", "4000", "--min-new-tokens", "4000")
+    screen.expect("> ")
+    screen.type(f"{HELLO}\r")
+    screen.expect(HELLO)  # as it was typed
+    screen.expect("\x1b[?2004l")  # the line editor has left the terminal
+    screen.expect("\n")
+    while not screen.shown.strip():  # the reply has begun
+        screen.shown += os.read(screen.descriptor, 65536).decode()
+    screen.type("\x03")
+    screen.expect("(stopped; the reply so far is kept)")
+    screen.expect("> ")
+    screen.type(f"/save {tmp_path}/talk.json\r")
+    screen.expect("(saved 1 turn to ")
+    screen.type("\x04")
+    assert screen.leave() == 0
+
+
+def test_sigterm_at_the_prompt_leaves_the_terminal_as_it_was(terminal: Callable[..., Terminal], folder: Path) -> None:
+    screen = terminal("--model", folder, *SHORT)
+    screen.expect("> ")
+    screen.process.send_signal(signal.SIGTERM)
+    assert screen.leave() == 143

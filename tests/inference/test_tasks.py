@@ -1,0 +1,401 @@
+"""The tasks on tiny models of every family: batched ≡ single ≡ streamed, and long texts with nothing lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmkit
+from llmkit.errors import ContextOverflowError, InputError, UsageError
+from llmkit.heads.base import encode_text
+from llmkit.inference import engine
+from llmkit.tasks import Chat, Text
+from tests import tiny
+from tests.conftest import Checkpoint
+
+GREEDY: dict[str, Any] = {"dtype": "float32", "device": "cpu", "max_new_tokens": 8}
+DOCUMENT = "".join(
+    f"Sentence number {n} says that the quick brown fox {n} jumps over the lazy dog. 今天是第{n}天，天气很好。"
+    + ("\n\n" if n % 5 == 0 else " ")
+    for n in range(40)
+)
+ROWS: dict[str, list[Any]] = {
+    "summarization": ["The quick brown fox jumps over the lazy dog.", "今天天气很好，我们去公园散步。", DOCUMENT[:900]],
+    "question-answering": [
+        {"question": "Who jumps?", "context": "The quick brown fox jumps over the lazy dog."},
+        {"question": "天气？", "context": "今天天气很好，我们去公园散步。"},
+        {"question": "Which day?", "context": DOCUMENT[:900]},
+    ],
+    "dialogue": ["Hello", "今天天气？", [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+                                      {"role": "user", "content": "c"}]],
+    "translation": ["The quick brown fox.", "The lazy dog.\n\nThe meaning of life is 42, see `code`.", DOCUMENT[:900]],
+}  # fmt: skip
+PAIRS = {"mbart": ("en", "fr"), "mbart50": ("en", "fr"), "m2m_100": ("en", "fr"), "nllb": ("en", "fr")}
+
+
+def load(task: str, folder: Path, **options: Any) -> llmkit.Pipeline:
+    if task == "translation":
+        options = {"source": "en", "target": "fr", **options}
+    return llmkit.load(task, str(folder), **{**GREEDY, **options})
+
+
+def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The text of every prompt that a model is given from now on."""
+    seen: list[str] = []
+    write = engine.generate
+
+    def spy(loaded: Any, ops: Any, batch: Sequence[Any], *args: Any, **options: Any) -> None:
+        seen.extend(loaded.tokenizer.decode(row.input_ids, skip_special_tokens=True) for row in batch)
+        write(loaded, ops, batch, *args, **options)
+
+    monkeypatch.setattr(engine, "generate", spy)
+    return seen
+
+
+@pytest.mark.parametrize("task", ROWS)
+@pytest.mark.parametrize("family", tiny.CAUSAL + tiny.SEQ2SEQ)
+@pytest.mark.parametrize("chat", [False, True])
+def test_batched_is_single_is_streamed(task: str, family: str, chat: bool, checkpoint: Checkpoint) -> None:
+    if chat and family not in ("llama", "gemma3", "t5"):
+        pytest.skip("the template is the same for all families")
+    pipeline = load(task, checkpoint(family, chat=chat))
+    rows = ROWS[task]
+    single = [pipeline(row) for row in rows]
+    assert list(pipeline.map(rows, batch_size=8)) == single
+    for row, output in zip(rows, single, strict=True):
+        streamed = pipeline.stream(row)
+        assert "".join(streamed) == output.text
+        assert streamed.output == output
+    assert len({output.text for output in single}) > 1, "the model ignores its input, so nothing was compared"
+
+
+@pytest.mark.parametrize("family", tiny.SPAN)
+def test_marked_answers_batched_are_single(family: str, checkpoint: Checkpoint) -> None:
+    pipeline = llmkit.load("answer", str(checkpoint(family)), dtype="float32", device="cpu", top=3)
+    rows = ROWS["question-answering"]
+    single = [pipeline(row) for row in rows]
+    batched = list(pipeline.map(rows))
+    for row, one, other in zip(rows, single, batched, strict=True):
+        assert [each.text for each in (one, *one.alternatives)] == [each.text for each in (other, *other.alternatives)]
+        for answer in (one, *one.alternatives):
+            assert row["context"][answer.start : answer.end] == answer.text
+            assert 0 < (answer.score or 0) <= 1
+        assert one.score == pytest.approx(other.score, abs=1e-6)
+
+
+# Long texts.
+
+
+@pytest.mark.parametrize("family", ["llama", "t5", "bart"])
+def test_every_sentence_of_a_long_text_is_summarized(
+    family: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = load("summarization", checkpoint(family, chat=family == "llama"))
+    tokenizer = pipeline.loaded.tokenizer
+    seen = prompts(monkeypatch)
+    output = pipeline(DOCUMENT)
+    assert [chunk.start for chunk in output.chunks] == [0, *(chunk.end for chunk in output.chunks)][:-1]
+    assert output.chunks[-1].end == len(DOCUMENT)
+    for chunk in output.chunks:  # each part stands in a prompt that the model was given, as it reads it
+        part = tokenizer.decode(encode_text(tokenizer, DOCUMENT[chunk.start : chunk.end], special=False))
+        assert any(part.strip() in prompt for prompt in seen)
+        assert DOCUMENT[chunk.end - 1] in " \n。" or chunk.end == len(DOCUMENT), "a sentence was cut"
+
+
+def test_a_text_that_may_not_be_divided_is_refused_or_cut(checkpoint: Checkpoint) -> None:
+    folder = checkpoint("bart")
+    with pytest.raises(ContextOverflowError, match="reads 128; shorten it"):
+        load("summarization", folder, on_overflow="error")(DOCUMENT)
+    output = load("summarization", folder, on_overflow="truncate")(DOCUMENT)
+    assert output.truncated > 0
+    assert not output.chunks
+
+
+def test_summaries_that_do_not_shorten_are_all_given(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+    output = load("summarization", checkpoint("bart"), max_new_tokens=None, length=400)(DOCUMENT)
+    assert output.text == "\n".join(chunk.text for chunk in output.chunks if chunk.text)
+    assert "hardly shorten the text" in caplog.text
+
+
+def test_lengths(checkpoint: Checkpoint) -> None:
+    seq2seq = checkpoint("bart")
+    tokens = {}
+    for length in ("short", "medium", "long", 20, "20"):
+        pipeline = load("summarization", seq2seq, max_new_tokens=None, length=length)
+        tokens[length] = (pipeline.settings.min_new_tokens, pipeline.max_new_tokens)
+    assert tokens == {"short": (0, 128), "medium": (None, 256), "long": (128, 512), 20: (10, 20), "20": (10, 20)}
+    chat = load("summarization", checkpoint("llama", chat=True), max_new_tokens=None, length="short")
+    assert chat.max_new_tokens == 96
+    row = {"document": "x"}
+    rendered = chat.task.render(row, chat.traits, chat.wording)
+    assert isinstance(rendered, Chat)
+    assert "in one sentence" in rendered.messages[0].content
+    assert load("summarization", seq2seq, length="long").max_new_tokens == 8, "what the caller asks for wins"
+
+
+def test_what_t5_was_trained_to_see(checkpoint: Checkpoint) -> None:
+    for task, expected in (("summarization", "summarize: x"), ("translation", "translate English to French: x")):
+        pipeline = load(task, checkpoint("t5"))
+        row = {pipeline.task.input_column: "x"}
+        if task == "translation":
+            assert pipeline.traits.languages is not None
+            row["_route"] = pipeline.traits.languages.route(pipeline.task.source, pipeline.task.target)  # type: ignore[attr-defined]
+        rendered = pipeline.task.render(row, pipeline.traits, pipeline.wording)
+        assert isinstance(rendered, Text)
+        assert rendered.text == expected
+    assert load("summarization", checkpoint("mt5")).traits.prefix == ""
+
+
+def test_settings_that_a_config_keeps_for_a_task(checkpoint: Checkpoint) -> None:
+    params = {"summarization": {"num_beams": 3, "max_length": 21, "min_length": 4, "prefix": "tl;dr: "}}
+    folder = checkpoint("t5", task_specific_params=params)
+    pipeline = load("summarization", folder, max_new_tokens=None)
+    assert pipeline.max_new_tokens == 20
+    assert pipeline.traits.prefix == "tl;dr: "
+    assert pipeline.loaded.model.generation_config.num_beams == 3
+    assert load("generate", folder).loaded.model.generation_config.num_beams != 3
+
+
+# Translation.
+
+
+@pytest.mark.parametrize("family", ["marian", "nllb", "llama"])
+def test_a_document_keeps_what_is_not_translated(family: str, checkpoint: Checkpoint) -> None:
+    text = (
+        "# The quick fox\n\nVisit https://example.com/a?b=c today, {name}! The `code` stays.\n\n"
+        "```python\nprint('The quick')\n```\n\n* one lazy dog\n* two\n\n   ---\n\n天气很好。 \t\r\nThe end.  \n"
+    )
+    output = load("translation", checkpoint(family, chat=family == "llama"), target="de", source="en")(text)
+    for kept in ("https://example.com/a?b=c", "{name}", "`code`", "```python\nprint('The quick')\n```\n\n* ", "\n\n   ---\n\n"):
+        assert output.text.count(kept) == 1
+    assert output.text.startswith("# ")
+    assert output.text.endswith("  \n")
+    between = [text[a.end : b.start] for a, b in zip(output.chunks, output.chunks[1:], strict=False)]
+    rebuilt = text[: output.chunks[0].start] + output.chunks[0].text
+    for gap, chunk in zip(between, output.chunks[1:], strict=True):
+        rebuilt += gap + chunk.text
+    assert rebuilt + text[output.chunks[-1].end :] == output.text
+
+
+@pytest.mark.parametrize("family", ["marian", "nllb", "llama"])
+def test_every_sentence_of_a_long_text_is_translated(
+    family: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = load("translation", checkpoint(family, chat=family == "llama"))
+    tokenizer = pipeline.loaded.tokenizer
+    seen = prompts(monkeypatch)
+    output = pipeline(DOCUMENT)
+    covered = 0
+    for chunk in output.chunks:
+        assert not DOCUMENT[covered : chunk.start].strip(), "text between two parts was left out"
+        covered = chunk.end
+        part = tokenizer.decode(encode_text(tokenizer, DOCUMENT[chunk.start : chunk.end], special=False))
+        assert any(part.strip() in prompt for prompt in seen)
+    assert not DOCUMENT[covered:].strip()
+
+
+@pytest.mark.parametrize(
+    ("family", "code"),
+    [("mbart50", "fr_XX"), ("m2m_100", "__fr__"), ("nllb", "fra_Latn"), ("mbart", "fr_XX")],
+)
+def test_the_model_is_told_the_languages(
+    family: str, code: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = load("translation", checkpoint(family))
+    tokenizer, model = pipeline.loaded.tokenizer, pipeline.loaded.model
+    told = tokenizer.convert_tokens_to_ids(code)
+    outputs = []
+    real = model.generate
+
+    def spy(**options: Any) -> Any:
+        outputs.append((options["generation_config"].forced_bos_token_id, options["decoder_input_ids"][0].tolist()))
+        result = real(**options)  # type: ignore[operator]
+        outputs.append(result[0].tolist())
+        return result
+
+    monkeypatch.setattr(model, "generate", spy)
+    text = pipeline("The quick brown fox.").text
+    (forced, start), sequence = outputs
+    assert told in sequence[:2], "the output does not begin with the language"
+    assert (start == [told]) if family == "mbart" else (forced == told)
+    assert code not in text
+    assert model.generation_config.forced_bos_token_id is None, "a shared model was changed"
+
+
+def test_languages_of_rows_in_one_batch_are_their_own(checkpoint: Checkpoint) -> None:
+    pipeline = load("translation", checkpoint("nllb"), source=None, target="fr")
+    rows = ["Where is the library of this town?", "今天天气很好，我们去公园散步。"]
+    outputs = list(pipeline.map(rows))
+    assert [output.source_language for output in outputs] == ["en", "zh"]
+    assert outputs == [pipeline(row) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        ("nllb", {"target": "Klingonese"}, "unknown language 'Klingonese'"),
+        ("nllb", {"target": "en"}, "source and target are both English"),
+        ("mbart50", {"target": "Faroese"}, "nearest"),
+        ("llama", {"target": None}, "name it with --to"),
+        ("nllb", {"examples": [{"source": "a", "target": "b"}]}, "would translate the examples too"),
+    ],
+)
+def test_a_bad_pair_is_refused_before_anything_is_read(
+    family: str, options: dict[str, Any], message: str, checkpoint: Checkpoint
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        load("translation", checkpoint(family, chat=family == "llama"), **options)
+
+
+def test_the_language_of_the_text_may_not_be_the_target(checkpoint: Checkpoint) -> None:
+    with pytest.raises(UsageError, match="English"):
+        load("translation", checkpoint("nllb"), source=None, target="en")("Where is the library of this town?")
+
+
+# Answers.
+
+
+def test_an_answer_is_found_where_it_stands(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = load("question-answering", checkpoint("llama", chat=True))
+    context = "  Ada Lovelace lived in\nLondon. 她是数学家。"
+    for said, place in (
+        ("ada lovelace", "Ada Lovelace"),
+        ("London.", "London."),
+        ('"数学家"', "数学家"),
+        ("lived in London", "lived in\nLondon"),
+        ("Lond", None),
+        ("Paris", None),
+    ):
+        monkeypatch.setattr(engine, "generate", saying(said))
+        output = pipeline({"question": "?", "context": context})
+        assert output.answered
+        assert (None if output.start is None else context[output.start : output.end]) == place
+
+
+def test_no_answer_is_said_in_one_form(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = load("question-answering", checkpoint("llama", chat=True))
+    for said in ("No answer", " no answer.\n", "“No answer.”", "unanswerable"):
+        monkeypatch.setattr(engine, "generate", saying(said))
+        output = pipeline({"question": "?", "context": "x"})
+        assert (output.text, output.answered) == ("", False)
+        assert output.to_dict()["answered"] is False
+
+
+def saying(*texts: str) -> Any:
+    """A stand-in for `generate` that writes these texts, one a row of the batch."""
+    from llmkit.heads.decoding import Piece
+
+    def generate(loaded: Any, ops: Any, batch: Sequence[Any], settings: Any, emit: Any, *_: Any, **__: Any) -> None:
+        for row in range(len(batch)):
+            emit(Piece(row, texts[row % len(texts)], "stop", 1, 0.5))
+
+    return generate
+
+
+def test_the_best_supported_of_the_windows_answers(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = load("question-answering", checkpoint("llama", chat=True))
+    asked: list[str] = []
+
+    def generate(loaded: Any, ops: Any, batch: Sequence[Any], settings: Any, emit: Any, *_: Any, **__: Any) -> None:
+        from llmkit.heads.decoding import Piece
+
+        for number, row in enumerate(batch):
+            prompt = loaded.tokenizer.decode(row.input_ids)
+            asked.append(prompt)
+            said = "fox 17" if "number 17 says" in prompt else "Paris" if len(asked) % 2 else "No answer"
+            emit(Piece(number, said, "stop", 1, 0.5))
+
+    monkeypatch.setattr(engine, "generate", generate)
+    output = pipeline({"question": "?", "context": DOCUMENT})
+    assert len(asked) > 5
+    assert output.text == "fox 17"
+    assert DOCUMENT[output.start : output.end] == "fox 17"
+    ends = [0, *(chunk.end for chunk in output.chunks)]
+    assert all(chunk.start <= end for chunk, end in zip(output.chunks, ends, strict=False)), "text between two windows"
+    assert ends[-1] == len(DOCUMENT)
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "message"),
+    [
+        ("answer", {"question": "Who?", "context": " "}, "the context is empty"),
+        ("answer", {"question": "", "context": "x"}, "the question is empty"),
+        ("answer", {"question": "Who?", "context": 5}, "the context is a int, not text"),
+        ("answer", "Who?", "needs a text"),
+        ("summarize", " \n", "the document is empty"),
+        ("translate", "", "the source is empty"),
+        ("chat", " ", "the message is empty"),
+        ("chat", {"messages": []}, "does not end with the user"),
+        ("chat", {"messages": [{"role": "robot", "content": "x"}]}, "message 1 is not a role"),
+        ("chat", {"messages": "hi"}, "messages are not a list"),
+    ],
+)
+def test_bad_rows(task: str, row: Any, message: str, checkpoint: Checkpoint) -> None:
+    options = {"target": "fr"} if task == "translate" else {}
+    pipeline = llmkit.load(task, str(checkpoint("llama", chat=True)), **options, **GREEDY)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=message):
+        pipeline(row)
+
+
+def test_a_question_longer_than_the_window(checkpoint: Checkpoint) -> None:
+    question = "What is the meaning of life? " * 40
+    for family in ("bert", "llama", "bart"):
+        options = {} if family == "bert" else GREEDY
+        pipeline = llmkit.load("answer", str(checkpoint(family)), **options)
+        with pytest.raises(ContextOverflowError):
+            pipeline({"question": question, "context": "The fox."})
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        ("bert", {"temperature": 1.0}, "generates no text"),
+        ("bert", {"examples": [{"question": "a", "context": "b", "answer": "c"}]}, "reads a question and a text only"),
+        ("llama", {"top": 3}, "marks answers in the text"),
+        ("llama", {"no_answer_threshold": 0.0}, "marks answers in the text"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    family: str, options: dict[str, Any], message: str, checkpoint: Checkpoint
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        llmkit.load("answer", str(checkpoint(family)), **options)
+
+
+def test_a_threshold_decides_whether_there_is_an_answer(checkpoint: Checkpoint) -> None:
+    row = ROWS["question-answering"][0]
+    always = llmkit.load("answer", str(checkpoint("bert")))(row)
+    never = llmkit.load("answer", str(checkpoint("bert")), no_answer_threshold=-1e9)(row)
+    assert always.answered
+    assert not never.answered
+    assert never.text == ""
+    assert never.alternatives[0].text == always.text
+    assert llmkit.load("answer", str(checkpoint("bert")), no_answer_threshold=1e9)(row) == always
+
+
+# Examples.
+
+
+@pytest.mark.parametrize(
+    ("task", "example", "row"),
+    [
+        ("summarization", {"document": "D1", "summary": "S1"}, "The fox."),
+        ("question-answering", {"question": "Q1", "context": "C1", "answers": {"text": ["A1"]}}, ROWS["question-answering"][0]),
+        ("translation", {"source": "S1", "target": "T1"}, "The fox."),
+        ("dialogue", {"messages": [{"role": "user", "content": "U1"}, {"role": "assistant", "content": "A1"}]}, "Hi"),
+    ],
+)
+@pytest.mark.parametrize("chat", [False, True])
+def test_examples_come_before_the_row(
+    task: str, example: Any, row: Any, chat: bool, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = load(task, checkpoint("llama", chat=chat, max_position_embeddings=512), examples=[example])
+    seen = prompts(monkeypatch)
+    pipeline(row)
+    assert "1" in seen[0]
+    bad = {key: value for key, value in example.items() if key in ("question", "document", "source")}
+    with pytest.raises(InputError, match="example 1"):
+        load(task, checkpoint("llama", chat=chat), examples=[bad])

@@ -376,9 +376,9 @@ def _path(argument: str) -> Path:
 
 def _unknown(name: str) -> UsageError:
     names = [name for command in _COMMANDS for name in command.names]
-    begun = [known for known in names if known.startswith(name)]
-    near = begun if len(begun) == 1 else get_close_matches(name, names, n=1)
-    fix = f"did you mean {near[0]}?" if near else f"/help lists them; write /{name} … to send it as a message"
+    begun = [known for known in names if len(name) > 1 and known.startswith(name)]
+    near = begun or get_close_matches(name, names, n=1)
+    fix = f"did you mean {' or '.join(near)}?" if near else f"/help lists them; write /{name} … to send it as a message"
     return UsageError(f"unknown command {name!r}", fix)
 
 

@@ -58,7 +58,9 @@ def _cover(output: Output, characters: int) -> None:
     if output.truncated:
         log.info("covered: all but the first %d tokens of the text (%s)", output.truncated, read)
     else:
-        log.info("covered: all %d characters in %d %s (%s)", characters, parts, "chunk" if parts == 1 else "chunks", read)
+        log.info(
+            "covered: all %d characters in %d %s (%s)", characters, parts, "chunk" if parts == 1 else "chunks", read
+        )
 
 
 def answer(
@@ -89,7 +91,9 @@ def answer(
         raise UsageError("the text was given twice", "leave out --context or the second argument")
     argument = context if argument is None else argument
     if argument is None and text is None and sys.stdin.isatty():
-        raise InputError("there is no text to answer from", "give it after the question, with --context FILE, or pipe it in")
+        raise InputError(
+            "there is no text to answer from", "give it after the question, with --context FILE, or pipe it in"
+        )
     task, row = QuestionAnswering(answering), {"question": question, "context": read_text(argument, text, encoding)}
     task.validate(row)
     wording = make_wording("", "", examples or (), raw=False)

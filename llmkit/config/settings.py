@@ -183,7 +183,8 @@ class AnswerSettings(TaskSettings):
 
     top: int = _setting(1, "How many answers to give.", minimum=1, maximum=1000)
     no_answer_threshold: float | None = _setting(
-        None, "Give no answer where its score beats the best answer's by more than this; by default there is always one."
+        None,
+        "Give no answer where its score beats the best answer's by more than this; by default there is always one.",
     )
     max_seq_len: int = _setting(384, "Longest window in tokens, question included.", minimum=1)
     doc_stride: int = _setting(128, "Tokens that a window shares with the one before.", minimum=0)

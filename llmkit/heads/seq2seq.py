@@ -24,11 +24,12 @@ __all__ = ["Seq2SeqOps"]
 
 class Seq2SeqOps:
     def encode(self, loaded: Loaded, prompt: Prompt) -> Encoded:
-        route = None
+        route: Route | None = None
         match prompt:
             case Chat(prefill=prefill):
                 ids = encode_chat(loaded.tokenizer, replace(prompt, prefill=""))
-            case Text(text=text, prefill=prefill, route=route):
+            case Text(text=text, prefill=prefill):
+                route = prompt.route
                 code = route.source_code if route else None
                 with apply_source(loaded.tokenizer, code) if code else nullcontext():
                     ids = encode_text(loaded.tokenizer, text)

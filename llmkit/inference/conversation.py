@@ -118,9 +118,7 @@ class Conversation:
         system = [Message("system", self.system)] if self.system else []
         rows = [{"role": message.role, "content": message.content} for message in (*system, *self.messages)]
         try:
-            Path(path).write_text(
-                json.dumps({"messages": rows}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
-            )
+            Path(path).write_text(json.dumps({"messages": rows}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise InputError(f"{path} cannot be written ({error.strerror})", "choose another file") from error
 
@@ -130,7 +128,9 @@ class Conversation:
         try:
             content = json.loads(text)
         except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{error.lineno} is not JSON ({error.msg})", "give a file that /save wrote") from error
+            raise InputError(
+                f"{path}:{error.lineno} is not JSON ({error.msg})", "give a file that /save wrote"
+            ) from error
         messages = to_messages(content.get("messages") if isinstance(content, dict) else content)
         turns = [message for message in messages if message.role != "system"]
         roles = [message.role for message in turns]

@@ -132,7 +132,9 @@ class ModelReader:
         if self.policy == "truncate" and isinstance(row[self.task.input_column], str):
             return self._truncate(row, self._limits)
         if not self._limits.hard:
-            log.warning("the input has %d tokens, more than the %d this model was trained on", length, self._limits.limit)
+            log.warning(
+                "the input has %d tokens, more than the %d this model was trained on", length, self._limits.limit
+            )
             return fitted
         cut = ", or cut its beginning with --on-overflow truncate" if self.policy == "error" else ""
         raise ContextOverflowError(

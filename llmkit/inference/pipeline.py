@@ -93,6 +93,9 @@ class Pipeline:
         """The caller's settings, then what the task's own ask for, then the model's usual length."""
         usual = usual_max_new_tokens(self.loaded, self.task)
         wanted = {"max_new_tokens": usual} | self.task.generation_defaults(self.traits, usual)
+        longest = settings.max_new_tokens or wanted["max_new_tokens"]
+        if "min_new_tokens" in wanted:
+            wanted["min_new_tokens"] = min(wanted["min_new_tokens"], longest)
         return replace(settings, **{name: value for name, value in wanted.items() if getattr(settings, name) is None})
 
     @property

@@ -39,7 +39,7 @@ def traits_of(loaded: Loaded, task: Task) -> Traits:
 
 def usual_max_new_tokens(loaded: Loaded, task: Task) -> int:
     """How long the model's outputs may be when nobody says: its own setting, else the task's."""
-    own: Any = loaded.model.generation_config
+    own: Any = getattr(loaded.model, "generation_config", None)
     if loaded.head is Head.SPAN or own is None:
         return task.max_new_tokens
     if own.max_new_tokens:

@@ -300,7 +300,8 @@ def _nearest(wanted: Language, known: Iterable[Language]) -> list[Language]:
 def _distance(wanted: Language, known: Language) -> int:
     import langcodes
 
-    return langcodes.tag_distance(wanted.tag, known.tag)
+    # With their scripts, since langcodes takes what it knows little of for Latin.
+    return langcodes.tag_distance(f"{wanted.alpha2}-{wanted.script}", f"{known.alpha2}-{known.script}")
 
 
 def _list(languages: Iterable[Language]) -> str:

@@ -304,7 +304,7 @@ def _apply_task_params(model: Any, task: str) -> None:
     """Generation settings that the config keeps for one task (T5, BART), as Transformers 4's pipelines took them."""
     params = getattr(model.config, "task_specific_params", None) or {}
     kept = next((value for name, value in params.items() if name == task or name.startswith(f"{task}_")), None)
-    own = model.generation_config
+    own = getattr(model, "generation_config", None)
     if own is not None and isinstance(kept, dict):
         own.update(**{name: value for name, value in kept.items() if hasattr(own, name)})
 

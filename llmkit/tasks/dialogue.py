@@ -108,6 +108,8 @@ class Dialogue(Task):
         messages = to_messages(row["messages"])
         kept = shortened(messages, lambda some: reader.fits({**row, "messages": some}))
         if len(kept) < len(messages):
-            log.warning("the oldest %d of %d messages do not fit and are left out", len(messages) - len(kept), len(messages))
+            log.warning(
+                "the oldest %d of %d messages do not fit and are left out", len(messages) - len(kept), len(messages)
+            )
         (raw,) = yield Step([{**row, "messages": kept}], final=True)
         return self.finish(raw)

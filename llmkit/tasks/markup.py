@@ -23,9 +23,8 @@ class Block:
 
 
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
-_END = re.compile(r"\\?[\s]*\Z")
 _RULE = re.compile(r" {0,3}(?:([-*_])(?:[ \t]*\1){2,}|=+|-+)\s*\Z")
-_FRONT = re.compile(r"\ufeff?(---|\+\+\+)[ \t]*\Z")
+_FRONT = re.compile(r"(---|\+\+\+)[ \t]*\Z")
 _KEY = re.compile(r"""["']?[\w.-]+["']?\s*[:=]|\[|#|- """)
 _FENCE = re.compile(r"(`{3,}|~{3,})(?P<info>.*)", re.DOTALL)
 _TAGS_ONLY = re.compile(r"\s*(?:</?[A-Za-z!][^<>]*>\s*)+\Z")
@@ -42,7 +41,8 @@ _BULLET = re.compile(r"[ \t]*(?:[-*+•]|(\d{1,9})[.)])(?=\s)[ \t]*")
 _TICK = re.compile(r"\[[ xX]\](?=\s)[ \t]*")
 _FOOTNOTE = re.compile(r" {0,3}\[\^[^\]\s]+\]:[ \t]*")
 _HEADING = re.compile(r"[ \t]*#{1,6}(?=\s)[ \t]*")
-_CLOSING = re.compile(r"\s+#+\s*\Z")
+_HARD_BREAK = re.compile(r"(?:  |\\)\r?\n?\Z")
+_TERMINAL = tuple(".!?…:\"'”’»。！？」")
 _INDENT = re.compile(r"[^\S\r\n]*")
 _INDENTED = re.compile(r"(?: {4}| {0,3}\t)")
 _CODE_SIGNS = re.compile(r"[{}()\[\]=<>;$_/\\|&#@`~^+*]|\d")
@@ -77,12 +77,20 @@ class _Reader:
         self.lines: list[str] = _LINE.findall(text)
         self.at = 0
         self.paragraph: list[str] = []
+        self.margin = ""
+        """The indent of the paragraph's first line, where that is all that stands before it."""
         self.blank = True
         """Whether the line before was blank, or there was none."""
         self.list = 0
         """How the list that is open is marked: 0 none, 1 bullets, 2 numbers."""
+        self.unclosed: set[str] = set()
+        """The ends that are known not to come."""
 
     def read(self) -> Iterator[Block]:
+        """The document in order."""
+        if self.lines and self.lines[0].startswith("\ufeff"):  # a byte order mark
+            yield Block("\ufeff", translate=False)
+            self.lines[0] = self.lines[0][1:]
         yield from self.kept(self.front_matter())
         while self.at < len(self.lines):
             line = self.lines[self.at]
@@ -119,23 +127,29 @@ class _Reader:
         """A line of a paragraph, a heading or a list item."""
         self.at += 1
         prefix, heading = self.prefix(line)
-        indent = len(prefix) == len(_INDENT.match(line)[0])  # type: ignore[index]
-        if self.paragraph and (not prefix or (indent and self.list)):
+        if self.paragraph and not heading and self.goes_on(line, prefix):
             self.paragraph.append(line)
         else:
             yield from self.close()
             yield Block(prefix, translate=False)
             self.paragraph = [line[len(prefix) :]]
+            self.margin = prefix if prefix.isspace() else ""
             if self.blank and not prefix:
                 self.list = 0
         if heading:
-            closing = _CLOSING.search(self.paragraph[0])
-            body = self.paragraph[0][: closing.start()] if closing else self.paragraph[0]
-            rest, self.paragraph = self.paragraph[0][len(body) :], []
-            yield from _trimmed(body)
-            yield Block(rest, translate=False)
-        elif re.search(r"(?:  |\\)\r?\n?\Z", line):  # a hard line break
+            self.paragraph = []
+            yield from _trimmed(*_without_closing(line[len(prefix) :]))
+        elif _HARD_BREAK.search(line):
             yield from self.close()
+
+    def goes_on(self, line: str, prefix: str) -> bool:
+        """Whether a line belongs to the sentence of the line before it."""
+        if not prefix:
+            return True
+        if not prefix.isspace():
+            return False
+        # An indent begins a paragraph, as in novels, unless all of the paragraph is indented.
+        return bool(self.list) or (prefix == self.margin and not self.paragraph[-1].rstrip().endswith(_TERMINAL))
 
     def prefix(self, line: str) -> tuple[str, bool]:
         """The marks that a line begins with, and whether it is a heading."""
@@ -182,12 +196,12 @@ class _Reader:
         """The lines of a fenced code block, to its end or the document's."""
         line = self.lines[self.at]
         quote, body = _unquoted(line)
-        bullet = _BULLET.match(body)
-        while bullet:
-            body = body[bullet.end() :]
-            bullet = _BULLET.match(body)
-        indent = len(body) - len(body.lstrip(" \t"))
-        fence = _FENCE.match(body.lstrip(" \t"))
+        at = 0
+        while bullet := _BULLET.match(body, at):
+            at = bullet.end()
+        start = body[at:].lstrip(" \t")
+        indent = len(body) - at - len(start)
+        fence = _FENCE.match(start)
         if not fence or (fence[1][0] == "`" and "`" in fence["info"]) or (indent > 3 and not self.list):
             return 0
         closing = re.compile(rf"[ \t]*{fence[1][0]}{{{len(fence[1])},}}\s*\Z")
@@ -209,14 +223,15 @@ class _Reader:
         verbatim = _VERBATIM.match(start)
         if verbatim:
             return self.until(f"</{verbatim[1].lower()}>")
-        if not _TAGS_ONLY.match(line) or re.match(r"\s*</?[a-z][\w+.-]*[:@]", line):
-            return 0
-        return 1
+        return 1 if _TAGS_ONLY.match(line) else 0
 
     def until(self, end: str) -> int:
-        for number, line in enumerate(self.lines[self.at :], 1):
-            if end in line.lower():
-                return number
+        """How many lines there are to the one with this end; 0 where it does not come."""
+        if end not in self.unclosed:
+            for number in range(self.at, len(self.lines)):
+                if end in self.lines[number].lower():
+                    return number - self.at + 1
+            self.unclosed.add(end)
         return 0
 
     def indented(self) -> int:
@@ -232,7 +247,7 @@ class _Reader:
             number += 1
         code = "".join(self.lines[self.at : self.at + number]).strip()
         lowercase = code[0].islower()
-        sentence = code[-1] in ".!?…:,\"'”’»。！？」" and not lowercase
+        sentence = code.endswith((*_TERMINAL, ",")) and not lowercase
         return 0 if sentence or (not lowercase and not _CODE_SIGNS.search(code)) else number
 
     def is_table(self) -> bool:
@@ -243,14 +258,12 @@ class _Reader:
         if _ROW.match(line) and len(_pipes(line)) > 1:
             return True
         following = self.lines[self.at + 1] if self.at + 1 < len(self.lines) else ""
-        if _SEPARATOR.match(following):
-            return len(_pipes(line.strip().strip("|"))) == len(_pipes(following.strip().strip("|")))
-        # Rows without outer pipes go on until a line without pipes.
-        return self.at > 0 and self.in_table
-
-    in_table = False
+        return bool(_SEPARATOR.match(following)) and (
+            len(_pipes(line.strip().strip("|"))) == len(_pipes(following.strip().strip("|")))
+        )
 
     def table(self) -> Iterator[Block]:
+        """Rows to the first line without a pipe."""
         yield from self.close()
         while self.at < len(self.lines):
             line = self.lines[self.at]
@@ -267,13 +280,23 @@ class _Reader:
                 start = pipe + 1
 
 
-def _trimmed(text: str) -> Iterator[Block]:
-    """A text to translate, with the whitespace around it kept apart."""
+def _trimmed(text: str, rest: str = "") -> Iterator[Block]:
+    """A text to translate, with the whitespace around it kept apart, and a rest that is kept."""
     start = len(text) - len(text.lstrip())
-    end = max(_END.search(text).start(), start)  # type: ignore[union-attr]
+    end = max(len(text.rstrip()), start)
+    if end < len(text) and text[start:end].endswith("\\"):  # Markdown for a hard line break
+        end = max(len(text[: end - 1].rstrip()), start)
     yield Block(text[:start], translate=False)
     yield Block(text[start:end], translate=True)
-    yield Block(text[end:], translate=False)
+    yield Block(text[end:] + rest, translate=False)
+
+
+def _without_closing(heading: str) -> tuple[str, str]:
+    """A heading, and the ``##`` that may close it."""
+    words = heading.rstrip()
+    body = words.rstrip("#")
+    cut = len(body) if body[-1:].isspace() else len(words)
+    return heading[:cut], heading[cut:]
 
 
 def _unquoted(line: str) -> tuple[bool, str]:
@@ -299,11 +322,11 @@ def _pipes(line: str) -> list[int]:
 _CJK = r"\u2e80-\u303f\u3040-\u30ff\u3100-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
 # An address in Chinese text ends where Chinese begins, unless that is a part of its path: /wiki/北京.
 _ADDRESS = rf"""(?:[^\s<>"`\\^|{_CJK}“”‘’«»…]|(?<=[/=_#%-])[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]+)++"""
-_CONVERSION = r"(?:\d+\$)?[-+#0]*(?:\d+|\*)?(?:\.(?:\d+|\*))?(?:hh|h|ll|l|L|z|j|t)?[diouxXeEfFgGcrsaA@]"
+_CONVERSION = r"(?:\d+\$)?[-+#0]*+(?:\d++|\*)?(?:\.(?:\d++|\*))?(?:hh|h|ll|l|L|z|j|t)?[diouxXeEfFgGcrsaA@]"
 _SPANS = re.compile(
     "|".join(
         [
-            r"(?P<comment><!--.*?-->)",
+            r"(?P<comment><!--(?:(?!<!--|-->).)*+-->)",
             r"(?P<special><[|｜][^|｜<>\n]{1,64}[|｜]>)",
             r"(?P<autolink><(?:[A-Za-z][A-Za-z0-9+.-]+:|[\w.+-]+@)[^<>\s]*>)",
             r"""(?P<tag></?[A-Za-z][\w:.-]*+(?:\s++[\w:@.-]++(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s"'<>=`]++))?+)*+\s*+/?>)""",
@@ -311,7 +334,7 @@ _SPANS = re.compile(
             r"""(?:\s+(?:"[^"\n]*"|'[^'\n]*'|\([^()\n]*\)))?\s*\))""",
             r"(?P<reference>\]\[[^\[\]\n]{1,100}\])",
             r"(?P<footnote>\[\^[^\[\]\s]{1,100}\])",
-            rf"(?P<url>(?<![A-Za-z0-9])(?:(?:https?|ftp)://|mailto:|www\.){_ADDRESS})",
+            rf"(?P<url>(?<![A-Za-z0-9])(?i:(?:https?|ftp)://|mailto:|www\.){_ADDRESS})",
             r"(?P<mail>(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]++@(?:[A-Za-z0-9-]++\.)+[A-Za-z]{2,})",
             r"(?P<braces>\{\{[^{}\n]{0,200}\}\}|\{%[^%\n]{0,200}%\}|\$\{[^{}\n]{0,200}\})",
             r"(?P<field>\{[\w.\[\]-]*+(?:![rsa])?(?::[^{}\s]{0,30})?\})",
@@ -325,31 +348,28 @@ _SPANS = re.compile(
             r"(?P<variable>(?<![\\A-Za-z0-9_$])\$[A-Za-z_][A-Za-z0-9_]*)",
         ]
     ),
-    re.DOTALL | re.IGNORECASE,
+    re.DOTALL,
 )
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 _TICKS = re.compile(r"`+")
-_FORMULA = re.compile(r"[\\^_=<>+*/]|^\S*[A-Za-z]\S*$|^[\d.,]+$")
+_OPERATOR = re.compile(r"[\\^_=<>]")
+_WORD = re.compile(r"[^\W\d_]{2}")
 
 
 def protected(text: str) -> list[tuple[int, int]]:
     """Where in a block something has to survive as it is: code, addresses, tags, formulas, placeholders."""
     code = _code(text)
-    spans = list(code)
     starts = [start for start, _ in code]
+    spans = list(code)
     at = 0
     while found := _SPANS.search(text, at):
         start, end = found.start(), _extent(found)
-        place = bisect_right(starts, start) - 1
-        if place >= 0 and start < code[place][1]:  # it begins in code
-            at = code[place][1]
-        elif place + 1 < len(code) and end > starts[place + 1] and found.lastgroup not in ("tag", "comment", "url"):
-            at = start + 1
-        elif end <= start:
+        before = bisect_right(starts, start)
+        if before and start < code[before - 1][1]:
+            at = code[before - 1][1]
+        elif end <= start or (before < len(code) and starts[before] < end):  # code within it goes first
             at = start + 1
         else:
-            # Code that begins inside of a tag or an address belongs to it.
-            spans = [span for span in spans if not start <= span[0] < end] if code else spans
             spans.append((start, end))
             at = end
     return sorted(spans)
@@ -362,8 +382,9 @@ def _extent(found: re.Match[str]) -> int:
         return _url_end(found[0]) + start
     if kind == "math":
         inner = found[0][1:-1]
-        # "$5, or 6$ at the door": without an operator, only a single word is a formula.
-        return end if _FORMULA.search(inner) else start
+        # "$5, or 6$ at the door": words without an operator are no formula, but one word may be.
+        formula = _OPERATOR.search(inner) or not _WORD.search(inner) or len(inner.split()) == 1
+        return end if formula else start
     return end
 
 
@@ -427,12 +448,17 @@ def around(text: str) -> list[Block]:
 def survives(source: str, translation: str) -> bool:
     """Whether every protected string of the source is in its translation as often, and none that was not there."""
     wanted = Counter(source[start:end] for start, end in protected(source))
-    if any(translation[start:end] not in wanted for start, end in protected(translation)):
+    spans = protected(translation)
+    found = Counter(translation[start:end] for start, end in spans)
+    if found.keys() - wanted.keys():
         return False
-    # The longest first: "https://x.y" within "https://x.y/z" is no occurrence of its own.
-    for span in sorted(wanted, key=len, reverse=True):
-        parts = translation.split(span)
-        if len(parts) <= wanted[span]:
+    # What is not recognized there may still be there, such as "%s" after a number: it is looked for between the spans,
+    # the longest first, since "{a}" within "{{a}}" is no occurrence of its own.
+    edges = [0, *(edge for span in spans for edge in span), len(translation)]
+    rest = "\0".join(translation[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
+    for span in sorted(wanted - found, key=len, reverse=True):
+        parts = rest.split(span)
+        if len(parts) - 1 + found[span] < wanted[span]:
             return False
-        translation = "\0".join(parts)
+        rest = "\0".join(parts)
     return True

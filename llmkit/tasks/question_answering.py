@@ -42,7 +42,9 @@ _OVERLAP = 8
 """Windows share an eighth of their tokens, so that what stands across two of them is seen whole in one."""
 
 # Scripts that write no space between words, where a word's edge cannot be seen.
-_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_UNSPACED = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 
 
 class QuestionAnswering(Task):
@@ -103,7 +105,9 @@ class QuestionAnswering(Task):
                     "leave it out, or name such a model: llmkit models answer",
                 )
         elif wording.system or wording.prefill or wording.examples or wording.raw:
-            raise UsageError("a model that marks answers reads a question and a text only", "leave the other options out")
+            raise UsageError(
+                "a model that marks answers reads a question and a text only", "leave the other options out"
+            )
 
     def render(self, row: Row, traits: Traits, wording: Wording) -> Prompt:
         if traits.head is Head.SPAN:
@@ -190,7 +194,9 @@ def _windows(context: str, room: int, count: Callable[[str], int]) -> list[_Wind
         return [_Window(0, context)]
     overlap = room // _OVERLAP
     # A piece longer than the overlap could not be shared, so long sentences are divided.
-    pieces = [part for piece in sentences(context, script_language(context)) for part in pack([piece], room - overlap, count)]
+    pieces = [
+        part for piece in sentences(context, script_language(context)) for part in pack([piece], room - overlap, count)
+    ]
     sizes = [count(piece) for piece in pieces]
     windows: list[_Window] = []
     first, offset = 0, 0
@@ -225,11 +231,13 @@ def find_in(answer: str, context: str) -> tuple[int, int] | None:
     """
     for wanted in dict.fromkeys((answer, answer.rstrip(".。!"))):
         for form in ("NFC", "NFD"):
-            words = unicodedata.normalize(form, wanted).split()  # type: ignore[arg-type]
+            words = unicodedata.normalize(form, wanted).split()
             if not words:
                 continue
             pattern = r"\s+".join(map(re.escape, words))
-            if match := re.search(f"{_edge(words[0][0], '<')}{pattern}{_edge(words[-1][-1], '')}", context, re.IGNORECASE):
+            if match := re.search(
+                f"{_edge(words[0][0], '<')}{pattern}{_edge(words[-1][-1], '')}", context, re.IGNORECASE
+            ):
                 return match.start(), match.end()
     return None
 
@@ -238,4 +246,4 @@ def _edge(character: str, behind: str) -> str:
     """A pattern that keeps a word from being found inside a longer one."""
     if not character.isalnum() or _UNSPACED.match(character):
         return ""
-    return rf"(?<!\w)" if behind else r"(?!\w)"
+    return r"(?<!\w)" if behind else r"(?!\w)"

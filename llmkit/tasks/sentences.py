@@ -18,7 +18,7 @@ from llmkit.log import log
 
 __all__ = ["pack", "script_language", "sentences"]
 
-_BREAK = r"(?:\r\n|[\n\r\x0b\x0c\x85\u2028\u2029])"
+_BREAK = r"(?>\r\n|[\n\r\x0b\x0c\x85\u2028\u2029])"
 _PARAGRAPH = re.compile(rf"(?:{_BREAK}[^\S\n\r\x0b\x0c\x85\u2028\u2029]*+{_BREAK}|[\x0c\u2029])\s*+")
 _LINE = re.compile(rf"{_BREAK}\s*+")
 # ASCII marks end a clause before a space only ("3,000", "10:30"); those of scripts without spaces anywhere.
@@ -71,7 +71,10 @@ def _parts(text: str, cuts: Iterable[int]) -> list[str]:
 
 def _separable(text: str, place: int) -> bool:
     """Whether a text may be cut here: not between a letter and its accent."""
-    return text[place] < "\u0300" or len(_graphemes(text[place - 1 : place + 1])) == 2
+    following = text[place]
+    if following < "\u0300" or "\u3400" <= following <= "\u9fff":  # none of these joins what is before it
+        return True
+    return len(_graphemes(text[place - 1 : place + 1])) == 2
 
 
 def _graphemes(text: str) -> list[str]:
@@ -149,7 +152,7 @@ def _title(line: str, following: str, width: int) -> bool:
 
 def _marks(text: str, language: str) -> list[int]:
     """The ends of the sentences that sentencex sees."""
-    import sentencex  # type: ignore[import-untyped]
+    import sentencex
 
     try:
         found: list[str] = sentencex.segment(language, text)

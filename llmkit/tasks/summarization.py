@@ -7,6 +7,7 @@ between sentences, each part summarized, and the summaries summarized until they
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -42,7 +43,9 @@ class Summarization(Task):
 
     def instruct(self, row: Row) -> str:
         if self.settings.tokens:
-            wish = f"Summarize the following text in about {max(1, round(self.settings.tokens * _WORDS_PER_TOKEN))} words."
+            wish = (
+                f"Summarize the following text in about {max(1, round(self.settings.tokens * _WORDS_PER_TOKEN))} words."
+            )
         else:
             wish = _IN_WORDS["medium" if row.get(_PART) else self.settings.length]
         return f"{wish} Write in the language of the text.\n\n{row[self.input_column]}"
@@ -89,8 +92,7 @@ class Summarization(Task):
                 log.warning("the summaries of the parts hardly shorten the text, so they are given one after the other")
                 return Result(text=text, chunks=chunks)
         (raw,) = yield Step([{**row, self.input_column: text}], final=True)
-        result = self.finish(raw)
-        return Result(text=result.text, reasoning=result.reasoning, alternatives=result.alternatives, chunks=chunks)
+        return replace(self.finish(raw), chunks=chunks)
 
     def _chunks(self, parts: Sequence[str], raws: Sequence[Raw]) -> tuple[Chunk, ...]:
         ends = list(accumulate(map(len, parts)))

@@ -1,20 +1,20 @@
 """Translation of a text of any length.
 
 Knows how a document is taken apart (markup, sentences, what must not be translated) and put together again with its
-white space, and how a translation is asked for. How each model family is told the languages is `LanguageMap`'s business.
+white space, and how a translation is asked for. How a model family is told the languages is `LanguageMap`'s business.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmkit.config.settings import TranslationSettings
 from llmkit.errors import UsageError
 from llmkit.log import log
 from llmkit.tasks.base import Chunk, Head, Raw, Reader, Result, Row, Step, Task, Traits, Wording, Work
 from llmkit.tasks.languages import Language, Route, detect_language, find_language
-from llmkit.tasks.markup import around, blocks, survives
+from llmkit.tasks.markup import around, blocks, protected, survives
 from llmkit.tasks.sentences import pack, sentences
 
 __all__ = ["Translation"]
@@ -47,15 +47,18 @@ class Translation(Task):
     def two_letter_codes(self, text: str) -> tuple[str | None, str | None]:
         """The languages as models are named by them; that of ``text`` if none was given."""
         source = self.source
-        if source is None and text.strip():
-            source = detect_language(text).language
-        return source and source.alpha2, self.target and self.target.alpha2
+        if source is None and any(character.isalpha() for character in text):
+            source = self._detect(text, None)
+            self.source = source  # so that it is neither looked for nor told twice
+        return source.alpha2 if source else None, self.target.alpha2 if self.target else None
 
     def instruct(self, row: Row) -> str:
         route = self._route_of(row)
         names = f"from {route.source.name} " if route.source else ""
         into = f"to {route.target.name}" if route.target else ""
-        return f"Translate the following text {names}{into}. Reply with the translation only.\n\n{row[self.input_column]}"
+        return (
+            f"Translate the following text {names}{into}. Reply with the translation only.\n\n{row[self.input_column]}"
+        )
 
     def plain(self, row: Row, traits: Traits) -> str:
         route, text = self._route_of(row), str(row[self.input_column])
@@ -78,7 +81,9 @@ class Translation(Task):
         super().check(traits, wording)
         if traits.head is Head.SEQ2SEQ and not traits.chat:
             if wording.examples:
-                raise UsageError("this model would translate the examples too", "leave --examples out, or use a chat model")
+                raise UsageError(
+                    "this model would translate the examples too", "leave --examples out, or use a chat model"
+                )
         elif self.target is None:
             raise UsageError("the language to translate into is missing", "name it with --to, such as --to fr")
         if traits.languages is not None and (self.source is not None or self.target is not None):
@@ -99,14 +104,9 @@ class Translation(Task):
             # The translation of a part must not be cut: some languages take twice the tokens of others.
             room = max(1, min(room, reader.max_new_tokens // 2))
         document = _Document(text, list(self._segments(text, route, reader, room)), reader.emit)
-        names = {
-            "source_language": route.source.tag if route.source else None,
-            "target_language": route.target.tag if route.target else None,
-        }
         if len(document.segments) == 1 and document.segments[0].text == text.strip() and survives(text, ""):
             (raw,) = yield Step([{**row, self.input_column: document.segments[0].text}], final=True)
-            result = self.finish(raw)
-            return Result(text=result.text, reasoning=result.reasoning, alternatives=result.alternatives, **names)
+            return _in_languages(self.finish(raw), route)
         document.advance()
         rows = [{**row, self.input_column: segment.line} for segment in document.segments]
         yield Step(rows, each=lambda index, raw: document.put(index, self.parse(raw.text)))
@@ -114,7 +114,7 @@ class Translation(Task):
         empty = sum(not segment.translation for segment in document.segments)
         if empty:
             log.warning("%d of %d sentences came back empty from the model", empty, len(document.segments))
-        return Result(text=document.translated, chunks=document.chunks(), **names)
+        return _in_languages(Result(text=document.translated, chunks=document.chunks()), route)
 
     def _find_route(self, text: str, traits: Traits) -> Route:
         languages = traits.languages
@@ -128,16 +128,22 @@ class Translation(Task):
         if languages is not None:
             return languages.route(source, self.target)
         if source == self.target and source is not None:
-            raise UsageError(f"the text is in {source.name} already", "name another language with --to, or the text's with --from")
+            raise UsageError(
+                f"the text is in {source.name} already", "name another language with --to, or the text's with --from"
+            )
         return Route(source, self.target)
 
     def _detect(self, text: str, among: frozenset[Language] | None) -> Language:
         found = detect_language(text, among)
-        if found.probability < _UNSURE:
-            log.warning("the text is taken for %s, which is a guess; name its language with --from", found.language.name)
-        else:
-            log.info("the text is in %s", found.language.name)
-        return found.language
+        language, english = found.language, find_language("en")
+        if found.probability >= _UNSURE:
+            log.info("the text is in %s", language.name)
+            return language
+        # A few plain words fit many languages; a guess without hold is better the likeliest one.
+        if found.probability < _UNSURE / 2 and text.isascii() and english != self.target:
+            language = english if among is None or english in among else language
+        log.warning("the text is taken for %s, which is a guess; name its language with --from", language.name)
+        return language
 
     def _segments(self, text: str, route: Route, reader: Reader, room: int | None) -> Iterator[_Segment]:
         """What is translated on its own: sentences for models trained on them, paragraphs for those that read more."""
@@ -148,24 +154,32 @@ class Translation(Task):
             offset, start = start, start + len(block.text)
             if not block.translate:
                 continue
-            pieces = sentences(block.text, tag) if by_sentence else [block.text]
-            for piece in pieces:
-                whole = room is None or reader.count(piece) <= room
-                for part in [piece] if whole else pack(sentences(piece, tag), room or 1, reader.count):
+            for piece in sentences(block.text, tag) if by_sentence else [block.text]:
+                for part in self._parts(piece, tag, reader, room):
                     stripped = part.strip()
-                    if any(character.isalpha() for character in stripped):
-                        at = offset + part.index(stripped)
-                        yield _Segment(stripped, at)
+                    if any(character.isalpha() for character in stripped) and protected(part) != [(0, len(part))]:
+                        yield _Segment(stripped, offset + part.index(stripped))
                     offset += len(part)
+
+    def _parts(self, piece: str, tag: str, reader: Reader, room: int | None) -> list[str]:
+        """A piece that the model can read, or what it has to be divided into; never inside what must survive."""
+        if room is None or reader.count(piece) <= room:
+            return [piece]
+        return [
+            part
+            for block in around(piece)
+            for part in (pack(sentences(block.text, tag), room, reader.count) if block.translate else [block.text])
+        ]
 
     def _mend(self, document: _Document, row: Row) -> Work:
         """Translate again, around what had to survive and did not: code, addresses, placeholders."""
-        hurt = [
-            segment for segment in document.segments if not survives(segment.text, segment.translation or "")
-        ]
+        hurt = [segment for segment in document.segments if not survives(segment.text, segment.translation or "")]
         pieces = {id(segment): around(segment.text) for segment in hurt}
         rows = [
-            {**row, self.input_column: piece.text} for segment in hurt for piece in pieces[id(segment)] if piece.translate
+            {**row, self.input_column: piece.text}
+            for segment in hurt
+            for piece in pieces[id(segment)]
+            if piece.translate
         ]
         raws: Sequence[Raw] = (yield Step(rows)) if rows else ()
         texts = iter(raws)
@@ -229,8 +243,14 @@ class _Document:
     def chunks(self) -> tuple[Chunk, ...]:
         """Which characters became which translation."""
         return tuple(
-            Chunk(segment.start, segment.start + len(segment.text), segment.translation or "") for segment in self.segments
+            Chunk(segment.start, segment.start + len(segment.text), segment.translation or "")
+            for segment in self.segments
         )
+
+
+def _in_languages(result: Result, route: Route) -> Result:
+    source, target = (language.tag if language else None for language in (route.source, route.target))
+    return replace(result, source_language=source, target_language=target)
 
 
 def _unwrap(text: str) -> str:

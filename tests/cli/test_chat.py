@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
-import pty
+import re
 import select
 import signal
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +34,8 @@ from tests.conftest import Checkpoint
 Run = Callable[..., tuple[int, str, str]]
 SHORT = ("--max-new-tokens", "5", "--dtype", "float32")
 HELLO = "The quick brown fox"
+READY, LEFT = "\x1b[?2004h", "\x1b[?2004l"
+"""What the line editor tells the terminal (to mark what is pasted) when it begins to read, and when it has read."""
 
 
 @pytest.fixture
@@ -116,8 +118,8 @@ class Fake:
     ) -> Output:
         self.asked.append(text)
         said = ""
-        for piece in self.reasoning:
-            on_reasoning(piece)
+        for thought in self.reasoning:
+            on_reasoning(thought)
         for piece in self.pieces:
             if cancelled():
                 break
@@ -294,12 +296,24 @@ def test_thinking_that_was_cut_is_said(type_lines: TypeLines) -> None:
     assert "the model was still thinking when it was stopped; start with more --max-new-tokens" in err
 
 
+def test_reasoning_before_one_reply(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pipeline:
+        settings, max_new_tokens = GenerationSettings(), 5
+
+        def __call__(self, message: str, **listeners: Any) -> Output:
+            return Fake("The reply.", reasoning=("Hmm.",)).send(message, cancelled=lambda: False, **listeners)
+
+    monkeypatch.setattr("llmkit.api.build_pipeline", lambda *_, **__: Pipeline())
+    code, out, err = run("chat", "hi")
+    assert (code, out) == (0, "The reply.\n")
+    assert err.startswith("Hmm.\n")
+    assert run("chat", "hi", "--quiet") == (0, "The reply.\n", "")
+
+
 # Ctrl+C.
 
 
-def test_an_interrupted_reply_is_kept(
-    type_lines: TypeLines, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_reply_is_kept(type_lines: TypeLines, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     talk = Conversation(llmkit.load("chat", str(folder), dtype="float32", max_new_tokens=500))
     before, said = signal.getsignal(signal.SIGINT), list[str]()
 
@@ -350,7 +364,8 @@ def test_a_reply_that_was_ended_leaves_the_conversation_as_it_was(
     messages = list(conversation.messages)
 
     def end(text: str) -> None:
-        raise KeyboardInterrupt
+        if text.strip():
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr("llmkit.cli.chat.write", end)
@@ -376,7 +391,7 @@ def test_ctrl_c_at_the_prompt(type_lines: TypeLines) -> None:
     ("line", "message"),
     [
         ("/sav", "unknown command '/sav'; did you mean /save?"),
-        ("/re", "unknown command '/re'; /help lists them; write //re … to send it as a message"),
+        ("/re", "unknown command '/re'; did you mean /reset or /retry?"),
         ("/st", "unknown command '/st'; did you mean /status?"),
         (
             "/usr/bin is what?",
@@ -585,31 +600,47 @@ def test_bytes_that_are_not_utf8(keyboard: PipeInput, tmp_path: Path) -> None:
 # A real terminal.
 
 
+_TAKE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl+C is a signal of the controlling terminal only
+os.execv(sys.executable, [sys.executable, "-m", "llmkit", "chat", *sys.argv[1:]])
+"""
+
+
 class Terminal:
     """``llmkit chat`` on a pseudo-terminal; ``stdout`` may be a file instead."""
 
     def __init__(self, *arguments: object, stdout: Any = None) -> None:
+        import pty
+        import termios
+
         self.descriptor, other = pty.openpty()
-        self.before = termios.tcgetattr(other)
+        termios.tcsetwinsize(other, (24, 80))
+        self.state: Callable[[], list[Any]] = lambda: termios.tcgetattr(other)
+        self.before = self.state()
         self.shown = ""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "llmkit", "chat", *map(str, arguments)],
+            [sys.executable, "-c", _TAKE_TERMINAL, *map(str, arguments)],
             stdin=other,
             stdout=stdout or other,
             stderr=other,
             start_new_session=True,
-            preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # it becomes the controlling terminal
             env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
         )
         self._other = other
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
 
-    def expect(self, text: str, seconds: float = 120) -> str:
+    def read(self, seconds: float = 60) -> None:
+        """Take what has appeared, or what will."""
+        ready, _, _ = select.select([self.descriptor], [], [], max(0.0, seconds))
+        assert ready, f"nothing came after {self.shown[-2000:]!r}"
+        self.shown += self._decode(os.read(self.descriptor, 65536))
+
+    def expect(self, text: str, seconds: float = 60) -> str:
         """Read until the text has appeared; returns what came with it, and goes on after it."""
         deadline = time.monotonic() + seconds
         while text not in self.shown:
-            ready, _, _ = select.select([self.descriptor], [], [], max(0, deadline - time.monotonic()))
-            assert ready, f"{text!r} did not appear: {self.shown!r}"
-            self.shown += os.read(self.descriptor, 65536).decode()
+            self.read(deadline - time.monotonic())
         found, _, self.shown = self.shown.partition(text)
         return found + text
 
@@ -620,7 +651,7 @@ class Terminal:
     def leave(self) -> int:
         """Wait for the end; the terminal must be as it was."""
         code = self.process.wait(timeout=60)
-        assert termios.tcgetattr(self._other) == self.before
+        assert self.state() == self.before
         return code
 
     def close(self) -> None:
@@ -633,6 +664,7 @@ class Terminal:
 
 @pytest.fixture
 def terminal() -> Iterator[Callable[..., Terminal]]:
+    pytest.importorskip("pty")
     opened: list[Terminal] = []
 
     def get(*arguments: object, **options: Any) -> Terminal:
@@ -648,16 +680,16 @@ def test_a_conversation_on_a_terminal(terminal: Callable[..., Terminal], folder:
     screen = terminal("--model", folder, *SHORT)
     said = screen.expect("llmkit: /help lists the commands; Ctrl+D leaves")
     assert f"llmkit: {folder} (causal, float32 on cpu) answers" in said
-    screen.expect("> ")
+    screen.expect(READY)
     screen.type("/sav\r")
     screen.expect("llmkit: unknown command '/sav'; did you mean /save?")
-    screen.expect("> ")
+    screen.expect(READY)
     screen.type(f"{HELLO}\r")
     assert "llmkit: 5 tokens in" in screen.expect("prompt tokens reused")
-    screen.expect("> ")
+    screen.expect(READY)
     screen.type("\x03")
     screen.expect("/quit or Ctrl+D leaves")
-    screen.expect("> ")
+    screen.expect(READY)
     screen.type("\x04")
     assert screen.leave() == 0
 
@@ -667,10 +699,10 @@ def test_stdout_in_a_file_holds_the_replies_only(
 ) -> None:
     with (tmp_path / "log.txt").open("wb") as log_file:
         screen = terminal("--model", folder, *SHORT, stdout=log_file)
-    screen.expect("> ")
+    screen.expect(READY)
     screen.type(f"{HELLO}\r")
     screen.expect("prompt tokens reused")
-    screen.expect("> ")
+    screen.expect(READY)
     screen.type("/quit\r")
     assert screen.leave() == 0
     expected = run("chat", HELLO, "--model", folder, *SHORT)[1]
@@ -679,24 +711,23 @@ def test_stdout_in_a_file_holds_the_replies_only(
 
 def test_ctrl_c_on_a_terminal_stops_the_reply(terminal: Callable[..., Terminal], folder: Path, tmp_path: Path) -> None:
     screen = terminal("--model", folder, "--max-new-tokens", "4000", "--min-new-tokens", "4000")
-    screen.expect("> ")
+    screen.expect(READY)
     screen.type(f"{HELLO}\r")
-    screen.expect(HELLO)  # as it was typed
-    screen.expect("\x1b[?2004l")  # the line editor has left the terminal
-    screen.expect("\n")
-    while not screen.shown.strip():  # the reply has begun
-        screen.shown += os.read(screen.descriptor, 65536).decode()
+    screen.expect(LEFT)
+    while not re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", screen.shown).strip():  # the reply has begun
+        screen.read()
     screen.type("\x03")
     screen.expect("(stopped; the reply so far is kept)")
-    screen.expect("> ")
+    screen.expect(READY)
     screen.type(f"/save {tmp_path}/talk.json\r")
     screen.expect("(saved 1 turn to ")
+    screen.expect(READY)
     screen.type("\x04")
     assert screen.leave() == 0
 
 
 def test_sigterm_at_the_prompt_leaves_the_terminal_as_it_was(terminal: Callable[..., Terminal], folder: Path) -> None:
     screen = terminal("--model", folder, *SHORT)
-    screen.expect("> ")
+    screen.expect(READY)
     screen.process.send_signal(signal.SIGTERM)
     assert screen.leave() == 143

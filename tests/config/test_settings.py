@@ -34,7 +34,9 @@ def test_a_bad_setting_is_refused_by_name(options: dict[str, Any], message: str)
 
 def test_good_settings_pass_through() -> None:
     load, generation = split_options(
-        {"model": "gpt2", "temperature": 0.7, "stop": "END", "num_return_sequences": 2}, LoadSettings, GenerationSettings
+        {"model": "gpt2", "temperature": 0.7, "stop": "END", "num_return_sequences": 2},
+        LoadSettings,
+        GenerationSettings,
     )
     assert load == LoadSettings(model="gpt2")
     assert generation == GenerationSettings(temperature=0.7, stop=("END",), num_return_sequences=2)

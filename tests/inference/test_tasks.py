@@ -10,6 +10,7 @@ import pytest
 
 import llmkit
 from llmkit.errors import ContextOverflowError, InputError, UsageError
+from llmkit.heads import decoding
 from llmkit.heads.base import encode_text
 from llmkit.inference import engine
 from llmkit.tasks import Chat, Text
@@ -33,19 +34,21 @@ ROWS: dict[str, list[Any]] = {
                                       {"role": "user", "content": "c"}]],
     "translation": ["The quick brown fox.", "The lazy dog.\n\nThe meaning of life is 42, see `code`.", DOCUMENT[:900]],
 }  # fmt: skip
-PAIRS = {"mbart": ("en", "fr"), "mbart50": ("en", "fr"), "m2m_100": ("en", "fr"), "nllb": ("en", "fr")}
+# Room for the wording of a task, which is many tokens in a vocabulary of a few hundred.
+WIDE: dict[str, dict[str, int]] = {family: {"max_position_embeddings": 1024} for family in tiny.CAUSAL}
+WIDE |= {"gpt2": {"n_positions": 1024}, "t5": {"n_positions": 512}, "mt5": {"n_positions": 512}}
 
 
 def load(task: str, folder: Path, **options: Any) -> llmkit.Pipeline:
     if task == "translation":
-        options = {"source": "en", "target": "fr", **options}
+        options = {"source": "en", "target": "fr", "max_new_tokens": 48, **options}
     return llmkit.load(task, str(folder), **{**GREEDY, **options})
 
 
 def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The text of every prompt that a model is given from now on."""
     seen: list[str] = []
-    write = engine.generate
+    write = decoding.generate
 
     def spy(loaded: Any, ops: Any, batch: Sequence[Any], *args: Any, **options: Any) -> None:
         seen.extend(loaded.tokenizer.decode(row.input_ids, skip_special_tokens=True) for row in batch)
@@ -55,21 +58,27 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-@pytest.mark.parametrize("task", ROWS)
-@pytest.mark.parametrize("family", tiny.CAUSAL + tiny.SEQ2SEQ)
+def as_read(tokenizer: Any, text: str) -> str:
+    """What is left of a text in ids, less the white space, which tokenizers treat in ways of their own."""
+    return "".join(str(tokenizer.decode(encode_text(tokenizer, text, special=False), skip_special_tokens=True)).split())
+
+
 @pytest.mark.parametrize("chat", [False, True])
-def test_batched_is_single_is_streamed(task: str, family: str, chat: bool, checkpoint: Checkpoint) -> None:
+@pytest.mark.parametrize("family", tiny.CAUSAL + tiny.SEQ2SEQ)
+def test_batched_is_single_is_streamed(family: str, chat: bool, checkpoint: Checkpoint) -> None:
     if chat and family not in ("llama", "gemma3", "t5"):
         pytest.skip("the template is the same for all families")
-    pipeline = load(task, checkpoint(family, chat=chat))
-    rows = ROWS[task]
-    single = [pipeline(row) for row in rows]
-    assert list(pipeline.map(rows, batch_size=8)) == single
-    for row, output in zip(rows, single, strict=True):
-        streamed = pipeline.stream(row)
-        assert "".join(streamed) == output.text
-        assert streamed.output == output
-    assert len({output.text for output in single}) > 1, "the model ignores its input, so nothing was compared"
+    varied = 0
+    for task, rows in ROWS.items():
+        pipeline = load(task, checkpoint(family, chat=chat, **WIDE.get(family, {})))
+        single = [pipeline(row) for row in rows]
+        assert list(pipeline.map(rows, batch_size=8)) == single
+        for row, output in zip(rows, single, strict=True):
+            streamed = pipeline.stream(row)
+            assert "".join(streamed) == output.text
+            assert streamed.output == output
+        varied += len({output.text for output in single}) > 1
+    assert varied, "the model ignores its input, so nothing was compared"
 
 
 @pytest.mark.parametrize("family", tiny.SPAN)
@@ -93,15 +102,15 @@ def test_marked_answers_batched_are_single(family: str, checkpoint: Checkpoint) 
 def test_every_sentence_of_a_long_text_is_summarized(
     family: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = load("summarization", checkpoint(family, chat=family == "llama"))
+    pipeline = load("summarization", checkpoint(family, chat=family == "llama", **WIDE.get(family, {})))
     tokenizer = pipeline.loaded.tokenizer
     seen = prompts(monkeypatch)
     output = pipeline(DOCUMENT)
+    read = ["".join(prompt.split()) for prompt in seen]
     assert [chunk.start for chunk in output.chunks] == [0, *(chunk.end for chunk in output.chunks)][:-1]
     assert output.chunks[-1].end == len(DOCUMENT)
     for chunk in output.chunks:  # each part stands in a prompt that the model was given, as it reads it
-        part = tokenizer.decode(encode_text(tokenizer, DOCUMENT[chunk.start : chunk.end], special=False))
-        assert any(part.strip() in prompt for prompt in seen)
+        assert any(as_read(tokenizer, DOCUMENT[chunk.start : chunk.end]) in prompt for prompt in read)
         assert DOCUMENT[chunk.end - 1] in " \n。" or chunk.end == len(DOCUMENT), "a sentence was cut"
 
 
@@ -114,9 +123,14 @@ def test_a_text_that_may_not_be_divided_is_refused_or_cut(checkpoint: Checkpoint
     assert not output.chunks
 
 
-def test_summaries_that_do_not_shorten_are_all_given(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
-    output = load("summarization", checkpoint("bart"), max_new_tokens=None, length=400)(DOCUMENT)
-    assert output.text == "\n".join(chunk.text for chunk in output.chunks if chunk.text)
+def test_summaries_that_do_not_shorten_are_all_given(
+    checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = load("summarization", checkpoint("bart"))
+    monkeypatch.setattr(engine, "generate", saying("many words " * 40))
+    output = pipeline(DOCUMENT)
+    assert output.text == "\n".join(chunk.text for chunk in output.chunks)
+    assert len(output.chunks) > 1
     assert "hardly shorten the text" in caplog.text
 
 
@@ -139,7 +153,7 @@ def test_lengths(checkpoint: Checkpoint) -> None:
 def test_what_t5_was_trained_to_see(checkpoint: Checkpoint) -> None:
     for task, expected in (("summarization", "summarize: x"), ("translation", "translate English to French: x")):
         pipeline = load(task, checkpoint("t5"))
-        row = {pipeline.task.input_column: "x"}
+        row: dict[str, Any] = {pipeline.task.input_column: "x"}
         if task == "translation":
             assert pipeline.traits.languages is not None
             row["_route"] = pipeline.traits.languages.route(pipeline.task.source, pipeline.task.target)  # type: ignore[attr-defined]
@@ -168,8 +182,14 @@ def test_a_document_keeps_what_is_not_translated(family: str, checkpoint: Checkp
         "# The quick fox\n\nVisit https://example.com/a?b=c today, {name}! The `code` stays.\n\n"
         "```python\nprint('The quick')\n```\n\n* one lazy dog\n* two\n\n   ---\n\n天气很好。 \t\r\nThe end.  \n"
     )
-    output = load("translation", checkpoint(family, chat=family == "llama"), target="de", source="en")(text)
-    for kept in ("https://example.com/a?b=c", "{name}", "`code`", "```python\nprint('The quick')\n```\n\n* ", "\n\n   ---\n\n"):
+    output = load("translation", checkpoint(family, chat=family == "llama", **WIDE.get(family, {})), target="de")(text)
+    for kept in (
+        "https://example.com/a?b=c",
+        "{name}",
+        "`code`",
+        "```python\nprint('The quick')\n```\n\n* ",
+        "\n\n   ---\n\n",
+    ):
         assert output.text.count(kept) == 1
     assert output.text.startswith("# ")
     assert output.text.endswith("  \n")
@@ -184,16 +204,16 @@ def test_a_document_keeps_what_is_not_translated(family: str, checkpoint: Checkp
 def test_every_sentence_of_a_long_text_is_translated(
     family: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = load("translation", checkpoint(family, chat=family == "llama"))
+    pipeline = load("translation", checkpoint(family, chat=family == "llama", **WIDE.get(family, {})))
     tokenizer = pipeline.loaded.tokenizer
     seen = prompts(monkeypatch)
     output = pipeline(DOCUMENT)
+    read = ["".join(prompt.split()) for prompt in seen]
     covered = 0
     for chunk in output.chunks:
         assert not DOCUMENT[covered : chunk.start].strip(), "text between two parts was left out"
         covered = chunk.end
-        part = tokenizer.decode(encode_text(tokenizer, DOCUMENT[chunk.start : chunk.end], special=False))
-        assert any(part.strip() in prompt for prompt in seen)
+        assert any(as_read(tokenizer, DOCUMENT[chunk.start : chunk.end]) in prompt for prompt in read)
     assert not DOCUMENT[covered:].strip()
 
 
@@ -238,7 +258,7 @@ def test_languages_of_rows_in_one_batch_are_their_own(checkpoint: Checkpoint) ->
     [
         ("nllb", {"target": "Klingonese"}, "unknown language 'Klingonese'"),
         ("nllb", {"target": "en"}, "source and target are both English"),
-        ("mbart50", {"target": "Faroese"}, "nearest"),
+        ("m2m_100", {"target": "Nynorsk"}, "nearest"),
         ("llama", {"target": None}, "name it with --to"),
         ("nllb", {"examples": [{"source": "a", "target": "b"}]}, "would translate the examples too"),
     ],
@@ -259,7 +279,7 @@ def test_the_language_of_the_text_may_not_be_the_target(checkpoint: Checkpoint) 
 
 
 def test_an_answer_is_found_where_it_stands(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = load("question-answering", checkpoint("llama", chat=True))
+    pipeline = load("question-answering", checkpoint("llama", chat=True, **WIDE["llama"]))
     context = "  Ada Lovelace lived in\nLondon. 她是数学家。"
     for said, place in (
         ("ada lovelace", "Ada Lovelace"),
@@ -276,7 +296,7 @@ def test_an_answer_is_found_where_it_stands(checkpoint: Checkpoint, monkeypatch:
 
 
 def test_no_answer_is_said_in_one_form(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = load("question-answering", checkpoint("llama", chat=True))
+    pipeline = load("question-answering", checkpoint("llama", chat=True, **WIDE["llama"]))
     for said in ("No answer", " no answer.\n", "“No answer.”", "unanswerable"):
         monkeypatch.setattr(engine, "generate", saying(said))
         output = pipeline({"question": "?", "context": "x"})
@@ -296,7 +316,7 @@ def saying(*texts: str) -> Any:
 
 
 def test_the_best_supported_of_the_windows_answers(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = load("question-answering", checkpoint("llama", chat=True))
+    pipeline = load("question-answering", checkpoint("llama", chat=True, max_position_embeddings=512))
     asked: list[str] = []
 
     def generate(loaded: Any, ops: Any, batch: Sequence[Any], settings: Any, emit: Any, *_: Any, **__: Any) -> None:
@@ -305,14 +325,14 @@ def test_the_best_supported_of_the_windows_answers(checkpoint: Checkpoint, monke
         for number, row in enumerate(batch):
             prompt = loaded.tokenizer.decode(row.input_ids)
             asked.append(prompt)
-            said = "fox 17" if "number 17 says" in prompt else "Paris" if len(asked) % 2 else "No answer"
+            said = "fox 13" if "number 13 says" in prompt else "Paris" if len(asked) % 2 else "No answer"
             emit(Piece(number, said, "stop", 1, 0.5))
 
     monkeypatch.setattr(engine, "generate", generate)
     output = pipeline({"question": "?", "context": DOCUMENT})
-    assert len(asked) > 5
-    assert output.text == "fox 17"
-    assert DOCUMENT[output.start : output.end] == "fox 17"
+    assert len(asked) > 2
+    assert output.text == "fox 13"
+    assert DOCUMENT[output.start : output.end] == "fox 13"
     ends = [0, *(chunk.end for chunk in output.chunks)]
     assert all(chunk.start <= end for chunk, end in zip(output.chunks, ends, strict=False)), "text between two windows"
     assert ends[-1] == len(DOCUMENT)
@@ -383,7 +403,11 @@ def test_a_threshold_decides_whether_there_is_an_answer(checkpoint: Checkpoint) 
     ("task", "example", "row"),
     [
         ("summarization", {"document": "D1", "summary": "S1"}, "The fox."),
-        ("question-answering", {"question": "Q1", "context": "C1", "answers": {"text": ["A1"]}}, ROWS["question-answering"][0]),
+        (
+            "question-answering",
+            {"question": "Q1", "context": "C1", "answers": {"text": ["A1"]}},
+            ROWS["question-answering"][0],
+        ),
         ("translation", {"source": "S1", "target": "T1"}, "The fox."),
         ("dialogue", {"messages": [{"role": "user", "content": "U1"}, {"role": "assistant", "content": "A1"}]}, "Hi"),
     ],
@@ -392,7 +416,7 @@ def test_a_threshold_decides_whether_there_is_an_answer(checkpoint: Checkpoint) 
 def test_examples_come_before_the_row(
     task: str, example: Any, row: Any, chat: bool, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = load(task, checkpoint("llama", chat=chat, max_position_embeddings=512), examples=[example])
+    pipeline = load(task, checkpoint("llama", chat=chat, **WIDE["llama"]), examples=[example])
     seen = prompts(monkeypatch)
     pipeline(row)
     assert "1" in seen[0]

@@ -53,8 +53,12 @@ def marian_with(folder: Path, *tokens: str, **options: Any) -> Any:
     vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     vocabulary |= {token: len(vocabulary) + n for n, token in enumerate(tokens)}
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    files = {"source_spm": folder / "source.spm", "target_spm": folder / "target.spm", "vocab": folder / "vocab.json"}
-    return transformers.MarianTokenizer(**{name: str(path) for name, path in files.items()}, **options)
+    return transformers.MarianTokenizer(
+        source_spm=str(folder / "source.spm"),
+        target_spm=str(folder / "target.spm"),
+        vocab=str(folder / "vocab.json"),
+        **options,
+    )
 
 
 def t5_with(*tokens: str) -> Any:
@@ -69,7 +73,7 @@ def make(model_type: str, name: str, tokenizer: Any = None, **config: Any) -> La
 
 
 def route(languages: LanguageMap, source: str | None, target: str | None) -> Route:
-    return languages.route(source and find_language(source) or None, target and find_language(target) or None)
+    return languages.route(find_language(source) if source else None, find_language(target) if target else None)
 
 
 # NLLB, M2M100, mBART: codes that are tokens.
@@ -132,10 +136,10 @@ def test_mbart_50_is_forced_into_the_target_language(mbart50: Any) -> None:
 
 def test_mbart_50_says_in_its_name_which_side_is_english(mbart50: Any) -> None:
     many_to_one = make("mbart", "facebook/mbart-large-50-many-to-one-mmt", mbart50)
-    assert many_to_one.targets == {EN}
+    assert set(many_to_one.targets or ()) == {EN}
     assert route(many_to_one, "fr", None).target == EN
     one_to_many = make("mbart", "facebook/mbart-large-50-one-to-many-mmt", mbart50)
-    assert one_to_many.sources == {EN}
+    assert set(one_to_many.sources or ()) == {EN}
     assert route(one_to_many, None, "fr").source_code == "en_XX"
     with pytest.raises(UsageError, match=r"does not translate from French \(fr\); it knows en;"):
         route(one_to_many, "fr", "en")
@@ -182,7 +186,6 @@ def test_the_source_stands_where_the_family_reads_it(
         assert ids[place] == as_id(code)
         assert ids.count(as_id(code)) == 1
         assert as_id(before) not in ids
-        assert sorted(ids)[:1] != []
     assert tokenizer("The fox").input_ids == plain
     assert tokenizer.src_lang == before
 
@@ -215,8 +218,8 @@ def test_no_source_changes_nothing(marian: Any) -> None:
 )
 def test_a_marian_name_is_its_pair(marian: Any, name: str, source: str, target: str) -> None:
     languages = make("marian", name, marian)
-    assert languages.sources == {Language(source)}
-    assert languages.targets == {Language(target)}
+    assert set(languages.sources or ()) == {Language(source)}
+    assert set(languages.targets or ()) == {Language(target)}
     assert languages.route(None, None) == Route(Language(source), Language(target))
 
 
@@ -232,14 +235,13 @@ def test_the_members_of_a_group_are_not_known(marian: Any, name: str) -> None:
 
 def test_several_languages_on_one_side(marian: Any) -> None:
     languages = make("marian", "opus-mt-tc-bible-big-deu_eng_fra-zho", marian)
-    assert languages.sources == {DE, EN, FR}
-    assert languages.targets == {ZH}
+    assert set(languages.sources or ()) == {DE, EN, FR}
+    assert set(languages.targets or ()) == {ZH}
 
 
-def test_a_marian_tokenizer_knows_its_pair() -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained("/work/shared/tokenizers/opus-mt-zh-en")
-    for name in ("./tuned", "opus-mt-zh-en"):
-        assert make("marian", name, tokenizer).route(None, None) == Route(ZH, EN)
+def test_a_marian_tokenizer_knows_its_pair(tmp_path: Path) -> None:
+    tokenizer = marian_with(tmp_path, source_lang="zho", target_lang="eng")
+    assert make("marian", "./tuned", tokenizer).route(None, None) == Route(ZH, EN)
 
 
 def test_nothing_is_known_of_a_marian_model_without_a_name(marian: Any) -> None:
@@ -254,8 +256,8 @@ def test_the_targets_of_marian_are_its_tokens(tmp_path: Path) -> None:
     tokens = (">>fra<<", ">>por<<", ">>pt_br<<", ">>srp_Latn<<", ">>roa<<", ">>spa<<", ">>oops<<")
     tokenizer = marian_with(tmp_path, *tokens)
     languages = make("marian", "Helsinki-NLP/opus-mt-en-ROMANCE", tokenizer)
-    assert languages.sources == {EN}
-    assert languages.targets == {Language(tag) for tag in ("fr", "pt", "pt-BR", "sr-Latn", "es")}
+    assert set(languages.sources or ()) == {EN}
+    assert set(languages.targets or ()) == {Language(tag) for tag in ("fr", "pt", "pt-BR", "sr-Latn", "es")}
     told = languages.route(None, FR)
     assert told == Route(EN, FR, prefix=">>fra<< ")
     ids = tokenizer(f"{told.prefix}The fox").input_ids
@@ -277,14 +279,14 @@ def test_one_target_in_several_forms_is_asked_for_by_its_token(tmp_path: Path) -
 
 def test_leftover_tokens_of_a_single_pair_mean_nothing(tmp_path: Path) -> None:
     languages = make("marian", "opus-mt-fr-en", marian_with(tmp_path, ">>fra<<", ">>spa<<"))
-    assert languages.targets == {EN}
+    assert set(languages.targets or ()) == {EN}
     assert languages.route(None, None).prefix == ""
 
 
 def test_a_group_in_the_tokenizer(tmp_path: Path) -> None:
     tokenizer = marian_with(tmp_path, ">>fra<<", ">>spa<<", source_lang="eng", target_lang="roa")
     languages = make("marian", "./tuned", tokenizer)
-    assert languages.sources == {EN}
+    assert set(languages.sources or ()) == {EN}
     assert languages.route(None, FR).prefix == ">>fra<< "
 
 
@@ -308,8 +310,8 @@ T5_PARAMS = {
 
 def test_t5_has_its_prefixes_in_its_config() -> None:
     languages = make("t5", "t5-small", t5_with(), task_specific_params=T5_PARAMS)
-    assert languages.sources == {EN}
-    assert languages.targets == {DE, FR, Language("ro")}
+    assert set(languages.sources or ()) == {EN}
+    assert set(languages.targets or ()) == {DE, FR, Language("ro")}
     assert languages.route(None, FR) == Route(EN, FR, prefix="translate English to French: ")
     with pytest.raises(UsageError, match=r"does not translate from French \(fr\)"):
         languages.route(FR, DE)
@@ -326,7 +328,7 @@ def test_t5_without_prefixes_is_asked_in_english() -> None:
     languages = make("t5", "google/flan-t5-small", t5_with(), task_specific_params=None)
     assert (languages.sources, languages.targets) == (None, None)
     assert languages.route(EN, FR).prefix == "translate English to French: "
-    with pytest.raises(UsageError, match="name it with --from$"):
+    with pytest.raises(UsageError, match=r"name it with --from$"):
         languages.route(None, FR)
 
 
@@ -335,7 +337,7 @@ def test_madlad_is_told_the_target_by_a_token(model_type: str) -> None:
     tokens = ("<2de>", "<2zh>", "<2zh_Hant>", "<2en_xx_simple>", "<2fil>", "<2translate>", "<2zxx_xx_dtynoise>")
     languages = make(model_type, "google/madlad400-3b-mt", t5_with(*tokens))
     assert languages.sources is None
-    assert languages.targets == {Language(tag) for tag in ("de", "zh", "zh-Hant", "tl")}
+    assert set(languages.targets or ()) == {Language(tag) for tag in ("de", "zh", "zh-Hant", "tl")}
     assert languages.route(None, DE) == Route(None, DE, prefix="<2de> ")
     assert route(languages, "en", "Filipino").prefix == "<2fil> "
 
@@ -393,5 +395,5 @@ def test_the_target_must_be_named_where_there_is_a_choice(m2m: Any) -> None:
     languages = make("m2m_100", M2M, m2m)
     with pytest.raises(UsageError, match=r"name the target language with --to \(targets: af, .* and 90 more\)$"):
         route(languages, "en", None)
-    with pytest.raises(UsageError, match="name it with --from$"):
+    with pytest.raises(UsageError, match=r"name it with --from$"):
         route(languages, None, "fr")

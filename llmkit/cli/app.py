@@ -19,6 +19,7 @@ import typer
 from typer.exceptions import TyperException
 
 from llmkit import __version__
+from llmkit.cli.chat import chat
 from llmkit.cli.generate import generate, next_
 from llmkit.cli.models import download, inspect, models
 from llmkit.cli.options import Stopped, command, flags
@@ -39,6 +40,7 @@ app = typer.Typer(
 command(app, "generate", generate)
 command(app, "summarize", summarize)
 command(app, "answer", answer)
+command(app, "chat", chat)
 command(app, "translate", translate)
 command(app, "next", next_)
 command(app, "inspect", inspect)

@@ -288,9 +288,7 @@ class Session:
             limit = pipeline.loaded.context.tokens
             log.warning("stopped because the model's context of %s tokens is full; /reset begins anew", limit)
         elif output.text:
-            log.warning(
-                'stopped at %d new tokens; say "go on", or start with more --max-new-tokens', pipeline.max_new_tokens
-            )
+            log.warning('stopped at %d new tokens; say "go on", or raise --max-new-tokens', pipeline.max_new_tokens)
         else:
             log.warning("the model was still thinking when it was stopped; start with more --max-new-tokens")
 

@@ -115,7 +115,7 @@ class _History(FileHistory):
     def store_string(self, string: str) -> None:
         """Remember a line."""
         with contextlib.suppress(OSError):
-            super().store_string(_printable(string))
+            super().store_string(string)
 
 
 def _printable(text: str) -> str:

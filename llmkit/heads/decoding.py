@@ -128,15 +128,7 @@ def generation_config(
         if getattr(settings, name) is not None:
             setattr(config, name, getattr(settings, name))
     config.num_return_sequences = settings.num_return_sequences
-    if settings.temperature == 0:
-        config.do_sample = False
-    elif settings.samples:
-        config.do_sample = True
-        for name in ("temperature", "top_p", "top_k", "min_p"):
-            if getattr(settings, name) is not None:
-                setattr(config, name, getattr(settings, name))
-        if config.top_k is None:
-            config.top_k = 0  # Transformers would take 50 without a word
+    _set_sampling(config, settings)
     _refuse_without_effect(config, settings)
     if not config.do_sample:
         config.temperature = config.top_p = config.top_k = config.min_p = None
@@ -148,6 +140,19 @@ def generation_config(
         log.warning("the model's own min_length %d is lowered to %d", config.min_length, max_new_tokens)
         config.min_length = max_new_tokens
     return config
+
+
+def _set_sampling(config: GenerationConfig, settings: GenerationSettings) -> None:
+    """Greedy or sampling, as the caller says; else as the model's own settings do."""
+    if settings.temperature == 0:
+        config.do_sample = False
+    elif settings.samples:
+        config.do_sample = True
+        for name in ("temperature", "top_p", "top_k", "min_p"):
+            if getattr(settings, name) is not None:
+                setattr(config, name, getattr(settings, name))
+        if config.top_k is None:
+            config.top_k = 0  # Transformers would take 50 without a word
 
 
 def _refuse_without_effect(config: GenerationConfig, settings: GenerationSettings) -> None:

@@ -84,7 +84,7 @@ class Output:
         if self.base_commit is not None:
             result["base_commit"] = self.base_commit
         if self.task == "question-answering":
-            result |= {"answered": self.answered} | self._place()
+            result |= {"answered": self.answered, "score": self.score, "start": self.start, "end": self.end}
         if self.task == "translation":
             result |= {"source_language": self.source_language, "target_language": self.target_language}
         if self.reasoning:
@@ -92,14 +92,12 @@ class Output:
         if self.chunks:
             result["chunks"] = [asdict(chunk) for chunk in self.chunks]
         if self.alternatives:
-            result["alternatives"] = [other._as_alternative() for other in self.alternatives]
+            result["alternatives"] = [_alternative(other) for other in self.alternatives]
         return result
 
-    def _place(self) -> dict[str, Any]:
-        return {"score": self.score, "start": self.start, "end": self.end}
 
-    def _as_alternative(self) -> dict[str, Any]:
-        if self.head == "span":
-            return {"text": self.text} | self._place()
-        tokens = self.usage.completion_tokens
-        return {"text": self.text, "finish_reason": self.finish_reason, "completion_tokens": tokens}
+def _alternative(output: Output) -> dict[str, Any]:
+    if output.head == "span":
+        return {"text": output.text, "score": output.score, "start": output.start, "end": output.end}
+    tokens = output.usage.completion_tokens
+    return {"text": output.text, "finish_reason": output.finish_reason, "completion_tokens": tokens}

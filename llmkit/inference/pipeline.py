@@ -40,7 +40,7 @@ class _Job:
     reader: ModelReader
     work: Work
     streams: bool
-    step: Step = Step(())
+    step: Step = field(default_factory=lambda: Step(()))
     raws: list[Raw | None] = field(default_factory=list)
     result: Result | None = None
     shown: str = ""

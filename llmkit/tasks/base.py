@@ -3,9 +3,9 @@
 A task turns a row into prompts and the model's raw texts back into an answer. It does not know tensors,
 tokenizers or model classes, and never imports torch or transformers.
 
-A text that is longer than the model reads takes several prompts, and those of a second round may depend on the
-answers of the first. So the work on one row is a generator (`Task.work`): it yields `Step` after `Step`, is sent what the
-model made of them, and returns the `Result`. Whoever drives it decides about batches.
+A text that is longer than the model reads takes several prompts, and a second round may depend on the answers of the
+first. So the work on one row is a generator (`Task.work`): it yields `Step` after `Step`, is sent what the model made
+of them, and returns the `Result`. Whoever drives it decides about batches.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ class QuestionAnswering(Task):
 
     def instruct(self, row: Row) -> str:
         return (
-            "Answer the question from the text alone, in as few words as possible. If the text does not hold the answer,"
-            f' reply "{NO_ANSWER}".\n\nText: {row["context"]}\n\nQuestion: {row["question"]}'
+            "Answer the question from the text alone, in as few words as possible. If the text does not hold the"
+            f' answer, reply "{NO_ANSWER}".\n\nText: {row["context"]}\n\nQuestion: {row["question"]}'
         )
 
     def plain(self, row: Row, traits: Traits) -> str:
@@ -91,8 +91,9 @@ class QuestionAnswering(Task):
     def validate_example(self, row: Row, number: int) -> None:
         missing = [column for column in ("question", "context") if not str(row.get(column, "")).strip()]
         if missing or not {"answer", "answers"} & set(row):
+            columns = ", ".join(map(str, row)) or "none"
             raise InputError(
-                f"example {number} has no {(missing or ['answer'])[0]!r} (its columns: {', '.join(map(str, row)) or 'none'})",
+                f"example {number} has no {(missing or ['answer'])[0]!r} (its columns: {columns})",
                 "question-answering examples need the columns 'question', 'context' and 'answer'",
             )
 

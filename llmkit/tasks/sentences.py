@@ -27,9 +27,8 @@ _CLAUSE = re.compile(
 )
 _SPACE = re.compile(r"\s++")
 
-_WINDOW = (
-    2048  # characters; sentencex takes quadratic time on Chinese: 1 MB in one call is minutes, in windows a second
-)
+# Characters. sentencex takes quadratic time on Chinese: 1 MB in one call takes minutes, in windows a second or two.
+_WINDOW = 2048
 _ODD = re.compile(r"\r\n|[\r\x0b\x0c\x85\u2028\u2029]|[^\S\n]|[\0\ud800-\udfff]")
 _MARKED = re.compile(r"[^\S\n]*(?:#{1,6}|[-*+•]|\d{1,3}[.)])[^\S\n]")
 _HEADING = re.compile(r"[^\S\n]{0,3}#{1,6}[^\S\n]")
@@ -78,7 +77,7 @@ def _separable(text: str, place: int) -> bool:
 
 
 def _graphemes(text: str) -> list[str]:
-    import regex  # type: ignore[import-untyped]
+    import regex
 
     # `\X` does not know that two lone surrogates can be one character.
     found: list[str] = regex.findall(r"[\ud800-\udbff][\udc00-\udfff]|\X", text)
@@ -193,7 +192,7 @@ def _thai(text: str) -> list[int]:
 @cache
 def _crfcut() -> Callable[[str], list[str]] | None:
     try:
-        import pycrfsuite  # type: ignore[import-untyped] # noqa: F401 # crfcut needs it, and pythainlp does not ask for it
+        import pycrfsuite  # noqa: F401 # crfcut needs it, and pythainlp does not ask for it
         from pythainlp.tokenize import sent_tokenize
     except ImportError:
         log.info("Thai is divided at its spaces; pip install pythainlp python-crfsuite finds better boundaries")

@@ -211,11 +211,12 @@ def test_replies_on_stdout_and_the_rest_on_stderr(type_lines: TypeLines, convers
     assert out == f"{first}\n\n{second}\n\n"
     lines = [line for line in err.splitlines() if "tokens/s" in line]
     assert "; 0 of " in lines[0]
+    assert "the message is empty" not in err
     assert conversation.last is not None
     known, prompt = conversation.last.usage.cached_tokens, conversation.last.usage.prompt_tokens
     assert known > 0
     assert f"; {known} of {prompt} prompt tokens reused" in lines[1]
-    assert 'stopped at 5 new tokens; say "go on", or start with more --max-new-tokens' in err
+    assert 'stopped at 5 new tokens; say "go on", or raise --max-new-tokens' in err
 
 
 def test_a_full_context_is_said(type_lines: TypeLines, checkpoint: Checkpoint) -> None:
@@ -278,9 +279,13 @@ def test_reasoning_stays_off_stdout(type_lines: TypeLines, monkeypatch: pytest.M
     out, err, _ = type_lines("hi", talk=Fake("Yes.\n", reasoning=("Hmm.\n",)))
     assert out == "Yes.\n\n"
     assert err.startswith("Hmm.\n5 tokens")
-    monkeypatch.setattr(flags, "quiet", True)
-    out, err, _ = type_lines("hi", talk=Fake("The reply.", reasoning=("Hmm.",)))
-    assert "Hmm" not in out + err
+    with monkeypatch.context() as patch:
+        patch.setattr(flags, "quiet", True)
+        out, err, _ = type_lines("hi", talk=Fake("The reply.", reasoning=("Hmm.",)))
+        assert "Hmm" not in out + err
+    monkeypatch.setattr("llmkit.cli.chat.write", lambda piece: sys.stderr.write(piece))  # as where both are shown
+    _, err, _ = type_lines("hi", talk=Fake("The reply.", reasoning=("Hmm.",)))
+    assert err.startswith("Hmm.\nThe reply.\n\n5 tokens")
 
 
 def test_reasoning_is_dim_on_a_terminal(type_lines: TypeLines, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,7 +415,7 @@ def test_commands_that_cannot_be_run(
 ) -> None:
     out, err, defaults = type_lines(line)
     assert (out, len(err.splitlines())) == ("", 1)
-    assert message in err
+    assert err.startswith(message)
     assert not conversation.messages
     assert len(defaults) == 2
 
@@ -527,9 +532,10 @@ def test_status_counts_what_is_forgotten(type_lines: TypeLines, checkpoint: Chec
 
 
 @pytest.fixture
-def keyboard() -> Iterator[PipeInput]:
+def keyboard(capsys: pytest.CaptureFixture[str]) -> Iterator[PipeInput]:
     with create_pipe_input() as pipe:
         yield pipe
+    assert "Unhandled exception" not in capsys.readouterr().out  # the only sign of an error in a key's handler
 
 
 def editor(keyboard: PipeInput, history: Path) -> Callable[[str], str]:

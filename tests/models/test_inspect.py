@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import transformers
 
-from llmkit import tasks as task_table
 from llmkit.errors import CheckpointError
 from llmkit.models.inspect import ModelReport, TaskFit, inspect_source, render
 from llmkit.models.source import Source
@@ -194,29 +193,13 @@ def test_json_keys_are_stable_and_go_round(checkpoint: Checkpoint) -> None:
 # Commands.
 
 
-@pytest.fixture
-def everything_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, info in TASKS.items():
-        monkeypatch.setitem(task_table.TASKS, name, replace(info, implementation="some:Class"))
-
-
-@pytest.mark.usefixtures("everything_written")
 def test_commands_are_of_ready_tasks_only(checkpoint: Checkpoint) -> None:
     commands = inspect_source(Source("mine", checkpoint("distilbert"))).commands
     assert [shlex.split(command)[1] for command in commands] == ["answer"]
     verbs = [shlex.split(command)[1] for command in inspect_source(Source("mine", checkpoint("gpt2"))).commands]
-    assert verbs == [info.verb for info in TASKS.values()]
+    assert verbs == [task.verb for task in TASKS.values()]
 
 
-def test_commands_are_of_written_tasks_only(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, info in TASKS.items():
-        monkeypatch.setitem(
-            task_table.TASKS, name, replace(info, implementation="some:Class" if name == "dialogue" else None)
-        )
-    assert inspect_source(Source("mine", checkpoint("gpt2"))).commands == ("llmkit chat --model mine",)
-
-
-@pytest.mark.usefixtures("everything_written")
 def test_a_name_with_spaces_is_quoted(checkpoint: Checkpoint) -> None:
     name = "my models/it's this one"
     for command in inspect_source(Source(name, checkpoint("gpt2"))).commands:
@@ -224,7 +207,6 @@ def test_a_name_with_spaces_is_quoted(checkpoint: Checkpoint) -> None:
         assert words[words.index("--model") + 1] == name
 
 
-@pytest.mark.usefixtures("everything_written")
 def test_no_command_for_what_cannot_run(checkpoint: Checkpoint, tmp_path: Path) -> None:
     for number, pattern in enumerate(("*.safetensors", "tokenizer*")):
         folder = tmp_path / str(number)
@@ -235,7 +217,6 @@ def test_no_command_for_what_cannot_run(checkpoint: Checkpoint, tmp_path: Path) 
         assert render(report).endswith("nothing yet")
 
 
-@pytest.mark.usefixtures("everything_written")
 def test_hub_models_run_although_their_weights_are_not_here_yet(tmp_path: Path) -> None:
     write(tmp_path, model_type="llama", architectures=["LlamaForCausalLM"])
     write(tmp_path, "tokenizer_config.json", tokenizer_class="LlamaTokenizer")

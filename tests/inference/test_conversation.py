@@ -1,0 +1,205 @@
+"""A conversation: a turn reads its own tokens only, history is cut by whole messages, files bring it back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmkit
+from llmkit.errors import ContextOverflowError, InputError, UsageError
+from llmkit.heads.prompt_cache import PromptCache
+from llmkit.inference.reasoning import ReasoningSplitter
+from llmkit.tasks import Message
+from llmkit.tasks.dialogue import shortened
+from tests.conftest import Checkpoint
+
+GREEDY: dict[str, Any] = {"dtype": "float32", "device": "cpu", "max_new_tokens": 6}
+
+
+def start(folder: Path, **options: Any) -> llmkit.Conversation:
+    return llmkit.Conversation(llmkit.load("dialogue", str(folder), **{**GREEDY, **options}))
+
+
+FAMILIES = [
+    ("gpt2", {"n_positions": 2048}),
+    ("llama", {"max_position_embeddings": 2048}),
+    ("qwen3", {"max_position_embeddings": 2048}),
+    ("gemma3", {"max_position_embeddings": 2048, "sliding_window": 32}),
+]
+
+
+@pytest.mark.parametrize(("family", "size"), FAMILIES)
+def test_thirty_turns_never_read_again_what_is_known(family: str, size: dict[str, int], checkpoint: Checkpoint) -> None:
+    conversation = start(checkpoint(family, chat=True, **size), temperature=1.5, seed=1)
+    known = 0
+    for turn in range(30):
+        usage = conversation.send(f"The quick brown fox {turn}, 今天天气?").usage
+        assert usage.cached_tokens == known, f"turn {turn}"
+        # The last token that was written has not been read yet.
+        known = usage.prompt_tokens + usage.completion_tokens - 1
+    assert known > 500
+
+
+@pytest.mark.parametrize(("family", "size"), FAMILIES)
+def test_what_is_known_changes_nothing(
+    family: str, size: dict[str, int], checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint(family, chat=True, **size)
+    lines = ["The quick brown fox", "今天天气?", "jumps over", "the lazy dog", "emoji 😀"]
+
+    def play() -> list[str]:
+        conversation = start(folder)
+        replies = [conversation.send(line).text for line in lines]
+        conversation.undo()
+        conversation.undo()
+        return [*replies, *(conversation.send(line).text for line in ("What is the meaning", "of life?"))]
+
+    with_cache = play()
+    monkeypatch.setattr(PromptCache, "take", lambda self, loaded, ids: None)
+    assert play() == with_cache
+    assert len(set(with_cache)) > 1
+
+
+def test_after_undo_the_common_beginning_is_known(checkpoint: Checkpoint) -> None:
+    conversation = start(checkpoint("llama", chat=True, max_position_embeddings=2048))
+    first = conversation.send("The quick brown fox").usage
+    conversation.send("jumps")
+    assert conversation.undo() == Message("user", "jumps")
+    usage = conversation.send("over").usage
+    assert usage.cached_tokens >= first.prompt_tokens + first.completion_tokens - 1
+
+
+def test_models_whose_memory_cannot_be_cut_back_read_everything(checkpoint: Checkpoint) -> None:
+    conversation = start(checkpoint("t5", chat=True))
+    for line in ("The quick", "brown fox"):
+        assert conversation.send(line).usage.cached_tokens == 0
+
+
+def test_history_is_cut_by_whole_messages_and_said(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+    conversation = start(checkpoint("llama", chat=True), max_new_tokens=8)
+    conversation.system = "Be the quick fox."
+    before = 0
+    for turn in range(12):
+        output = conversation.send(f"The quick brown fox {turn}")
+        assert output.usage.prompt_tokens <= 120
+        assert conversation.forgotten % 2 == 0
+        if conversation.forgotten > before:
+            assert f"the oldest {conversation.forgotten - before} messages" in caplog.text
+            before = conversation.forgotten
+    assert before > 2
+    assert len(conversation.messages) == 24, "what the model no longer sees is still there"
+
+
+def test_one_message_that_does_not_fit_changes_nothing(checkpoint: Checkpoint) -> None:
+    conversation = start(checkpoint("llama", chat=True))
+    conversation.send("The fox")
+    before = list(conversation.messages)
+    with pytest.raises(ContextOverflowError, match="the input has"):
+        conversation.send("The quick brown fox 1 " * 60)
+    assert conversation.messages == before
+    assert conversation.send("The fox").text
+
+
+def test_shortened_keeps_system_and_the_last_message() -> None:
+    messages = [
+        Message("system", "s"),
+        *(Message("assistant" if n % 2 else "user", str(n)) for n in range(5)),
+    ]
+    kept = shortened(messages, lambda some: len(some) <= 4)
+    assert [message.content for message in kept] == ["s", "2", "3", "4"]
+    assert [message.content for message in shortened(messages, lambda some: False)] == ["s", "4"]
+
+
+def test_a_history_that_does_not_fit_in_one_call(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+    turns = [{"role": "assistant" if n % 2 else "user", "content": f"The quick brown fox {n}"} for n in range(31)]
+    folder = str(checkpoint("llama", chat=True))
+    output = llmkit.chat([{"role": "system", "content": "fox"}, *turns], folder, **GREEDY)
+    assert "of 32 messages do not fit" in caplog.text
+    assert output.usage.prompt_tokens <= 122
+    with pytest.raises(ContextOverflowError):
+        llmkit.chat(turns, folder, on_overflow="error", **GREEDY)
+
+
+def test_an_interrupted_reply_is_kept_and_the_conversation_goes_on(checkpoint: Checkpoint) -> None:
+    conversation = start(checkpoint("llama", chat=True, max_position_embeddings=2048), max_new_tokens=50)
+    pieces: list[str] = []
+    output = conversation.send("The quick", on_text=pieces.append, cancelled=lambda: len(pieces) > 2)
+    assert output.finish_reason == "interrupted"
+    assert "".join(pieces) == output.text
+    assert conversation.messages[-1].content.strip() == output.text
+    usage = conversation.send("brown fox").usage
+    assert usage.cached_tokens == output.usage.prompt_tokens + output.usage.completion_tokens - 1
+    nothing = conversation.send("jumps", cancelled=lambda: True)
+    assert (nothing.text == "") == (len(conversation.messages) == 4)
+
+
+def test_retry_gives_another_reply(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+    conversation = start(checkpoint("llama", chat=True, max_position_embeddings=2048), max_new_tokens=20)
+    first = conversation.send("The quick")
+    with caplog.at_level("INFO", logger="llmkit"):
+        second = conversation.retry()
+    assert second.text != first.text
+    assert "sampled at temperature" in caplog.text
+    assert [message.role for message in conversation.messages] == ["user", "assistant"]
+
+
+def test_save_and_load(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = checkpoint("llama", chat=True, max_position_embeddings=2048)
+    conversation = start(folder)
+    conversation.system = "系统"
+    conversation.send("今天天气?")
+    conversation.send("fox")
+    path = tmp_path / "talk.json"
+    conversation.save(path)
+    assert json.loads(path.read_text(encoding="utf-8"))["messages"][0] == {"role": "system", "content": "系统"}
+    assert "今天" in path.read_text(encoding="utf-8")
+    other = start(folder)
+    other.load(path)
+    assert (other.system, other.messages) == (conversation.system, conversation.messages)
+    for text, message in (
+        ("{", "is not JSON"),
+        ('{"messages": []}', "not turns of user and assistant"),
+        ('{"messages": [{"role": "user", "content": "x"}]}', "not turns of user and assistant"),
+        ('{"messages": [{"role": "user"}]}', "message 1 is not a role and a content"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=message):
+            other.load(path)
+        assert other.messages == conversation.messages
+
+
+def test_what_is_refused(checkpoint: Checkpoint) -> None:
+    conversation = start(checkpoint("llama", chat=True))
+    for call in (conversation.undo, conversation.retry):
+        with pytest.raises(InputError, match="say something first"):
+            call()
+    with pytest.raises(InputError, match="the message is empty"):
+        conversation.send(" ")
+    with pytest.raises(UsageError, match="a conversation is dialogue"):
+        llmkit.Conversation(llmkit.load("generate", str(checkpoint("gpt2"))))
+
+
+# What a model thinks aloud.
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "reasoning", "answer"),
+    [
+        ("", "<think>\nhm, 42\n</think>\n\nForty two.", "\nhm, 42\n", "Forty two."),
+        ("<|assistant|><think>\n", "hm</think>Yes", "hm", "Yes"),
+        ("", "No <think>tags</think> here", "", "No <think>tags</think> here"),
+        ("", "<thi", "", "<thi"),
+        ("", "<think>never closed", "never closed", ""),
+        ("", "  [THINK]a[/THINK] b", "a", "b"),
+        ("", "<think></think>x < y", "", "x < y"),
+    ],
+)
+def test_reasoning_is_kept_apart_however_the_text_arrives(prompt: str, text: str, reasoning: str, answer: str) -> None:
+    for size in (1, 2, 3, 7, 100):
+        splitter = ReasoningSplitter(prompt)
+        parts = [splitter.push(text[at : at + size]) for at in range(0, len(text), size)]
+        assert ("".join(parts) + splitter.flush()).lstrip() == answer
+        assert splitter.reasoning == reasoning

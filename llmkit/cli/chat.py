@@ -269,7 +269,7 @@ class Session:
         if output.finish_reason == "interrupted":
             _tell("(stopped; the reply so far is kept)" if output.text else "(stopped; there was no reply yet)")
         elif not output.text:
-            _tell("(there is no reply, and the message is not kept)")
+            _tell("(the model said nothing)")
         usage = output.usage
         log.info(
             "%d tokens in %.1f s (%.1f tokens/s); %d of %d prompt tokens reused",

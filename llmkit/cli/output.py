@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,11 +29,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Examples = Annotated[Path | None, typer.Option(help="Few-shot rows in the task's columns (.jsonl, .json, .csv, .tsv).")]
 
 
-def show(pipeline: Pipeline, row: str | Row, *, as_json: bool) -> Output:
+def show(
+    pipeline: Pipeline, row: str | Row, *, as_json: bool, on_reasoning: Callable[[str], None] | None = None
+) -> Output:
     """Answer one row and print it: while it is generated, or whole as JSON or where there are several."""
     started = time.perf_counter()
     whole = as_json or pipeline.settings.num_return_sequences > 1
-    output = pipeline(row, on_text=None if whole else write)
+    output = pipeline(row, on_text=None if whole else write, on_reasoning=None if whole else on_reasoning)
     if as_json:
         typer.echo(json.dumps(output.to_dict(), ensure_ascii=False))
     elif whole:

@@ -73,6 +73,8 @@ def _shared(left: Sequence[int], right: Sequence[int]) -> int:
 
 def _crop(cache: Any, count: int) -> bool:
     """Remove the last ``count`` tokens; False where that cannot be done (a sliding window has moved on)."""
+    if not count:  # a sliding window that has moved on can be continued all the same
+        return True
     try:
         cache.crop(-count)
     except (RuntimeError, ValueError, NotImplementedError, AttributeError):

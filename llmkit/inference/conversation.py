@@ -58,7 +58,7 @@ class Conversation:
         self.messages: list[Message] = []
         """All turns, without the system message."""
         self.last: Output | None = None
-        """The last reply."""
+        """The last reply; None at the beginning and after `undo`."""
         self._forgotten = 0
         self._cache = PromptCache()
         self._seen = _Seen()
@@ -103,7 +103,7 @@ class Conversation:
             raise InputError("there is nothing to undo", "say something first")
         message = self.messages[-2]
         del self.messages[-2:]
-        self._forgotten = min(self._forgotten, len(self.messages))
+        self._forgotten, self.last = min(self._forgotten, len(self.messages)), None
         return message
 
     def reset(self) -> None:
@@ -117,13 +117,21 @@ class Conversation:
         """Write the conversation as JSON: ``{"messages": [{"role": …, "content": …}, …]}``, system message first."""
         system = [Message("system", self.system)] if self.system else []
         rows = [{"role": message.role, "content": message.content} for message in (*system, *self.messages)]
+        text = json.dumps({"messages": rows}, ensure_ascii=False, indent=2) + "\n"
+        path = Path(path)
+        part = path.with_name(f"{path.name}.part")
         try:
-            Path(path).write_text(json.dumps({"messages": rows}, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            part.write_text(text, encoding="utf-8", errors="replace")
+            part.replace(path)  # an earlier save is not lost when the disk is full
         except OSError as error:
+            part.unlink(missing_ok=True)
             raise InputError(f"{path} cannot be written ({error.strerror})", "choose another file") from error
 
     def load(self, path: str | Path) -> None:
-        """Go on with a conversation from a file that `save` wrote. A bad file changes nothing."""
+        """Go on with a conversation from a file that `save` wrote. A bad file changes nothing.
+
+        The system message is the file's, if it has one.
+        """
         text = read_text_file(Path(path))
         try:
             content = json.loads(text)
@@ -139,7 +147,7 @@ class Conversation:
                 f"the messages in {path} are not turns of user and assistant", "end it with the assistant's reply"
             )
         self.reset()
-        self.system = messages[0].content if messages[0].role == "system" else ""
+        self.system = messages[0].content if messages[0].role == "system" else self.system
         self.messages = turns
 
     def _reply(

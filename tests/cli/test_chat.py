@@ -265,7 +265,7 @@ def test_a_closed_pipe_ends_the_session(type_lines: TypeLines) -> None:
 def test_no_reply_is_said(type_lines: TypeLines) -> None:
     out, err, _ = type_lines("hi", talk=Fake())
     assert out == ""
-    assert "(there is no reply, and the message is not kept)" in err
+    assert "(the model said nothing)" in err
 
 
 # Thinking aloud.
@@ -297,7 +297,7 @@ def test_reasoning_is_dim_on_a_terminal(type_lines: TypeLines, monkeypatch: pyte
 def test_thinking_that_was_cut_is_said(type_lines: TypeLines) -> None:
     out, err, _ = type_lines("hi", talk=Fake(reasoning=("Hmm.",), reason="length"))
     assert out == ""
-    assert "(there is no reply, and the message is not kept)" in err
+    assert "(the model said nothing)" in err
     assert "the model was still thinking when it was stopped; start with more --max-new-tokens" in err
 
 

@@ -51,7 +51,7 @@ def test_what_is_known_changes_nothing(
     lines = ["The quick brown fox", "今天天气?", "jumps over", "the lazy dog", "emoji 😀"]
 
     def play() -> list[str]:
-        conversation = start(folder)
+        conversation = start(folder, temperature=1.5, seed=1)
         replies = [conversation.send(line).text for line in lines]
         conversation.undo()
         conversation.undo()

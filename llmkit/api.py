@@ -54,6 +54,8 @@ def build_pipeline(
     """A pipeline from settings that are already checked. ``text`` lets a fallback model state its limits."""
     languages: tuple[str | None, str | None] = (None, None)
     if isinstance(task, Translation):
+        if load_settings.model is None:
+            task.require_target()
         # The default model depends on the pair; a model that was named may know its source language itself.
         languages = task.two_letter_codes(text if load_settings.model is None else "")
     loaded = _load_model(load_settings, task.name, text, languages)

@@ -112,7 +112,7 @@ def answer(
 
 def _list_others(output: Output) -> None:
     """The further answers of a span model, one a line."""
-    for other in output.alternatives if output.head == "span" else ():
+    for other in output.alternatives if output.head == "span" and output.answered else ():
         typer.echo(other.text)
 
 

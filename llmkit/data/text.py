@@ -79,6 +79,8 @@ def read_text(argument: str | None, literal: str | None, encoding: str | None = 
     if _is_file(argument):
         return read_text_file(Path(argument), encoding or "utf-8")
     if _looks_like_a_file(argument):
+        if Path(argument).is_dir():
+            raise InputError(f"{argument} is a folder", "give a text file")
         raise InputError(f"there is no file {argument}", "check the path, or pass --text for the words themselves")
     return _unencoded(argument, encoding)
 

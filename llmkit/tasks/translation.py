@@ -84,10 +84,15 @@ class Translation(Task):
                 raise UsageError(
                     "this model would translate the examples too", "leave --examples out, or use a chat model"
                 )
-        elif self.target is None:
-            raise UsageError("the language to translate into is missing", "name it with --to, such as --to fr")
+        else:
+            self.require_target()
         if traits.languages is not None and (self.source is not None or self.target is not None):
             self._check_pair(traits)
+
+    def require_target(self) -> None:
+        """Raise `UsageError` where the model does not have just one target and none was named."""
+        if self.target is None:
+            raise UsageError("the language to translate into is missing", "name it with --to, such as --to fr")
 
     def _check_pair(self, traits: Traits) -> None:
         """Refuse a pair that the model does not know before any text is read."""

@@ -1,0 +1,118 @@
+"""summarize, answer and translate as a user meets them: results on stdout, what was done on stderr, exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_cli import one_line, run  # noqa: F401 - a fixture
+from tests.conftest import Checkpoint
+
+Run = Callable[..., tuple[int, str, str]]
+SHORT = ("--max-new-tokens", "6", "--dtype", "float32")
+TEXT = "The quick brown fox jumps over the lazy dog. 今天天气很好，我们去公园散步。"
+
+
+@pytest.fixture
+def llama(checkpoint: Checkpoint) -> Path:
+    return checkpoint("llama", chat=True, max_position_embeddings=1024)
+
+
+def test_summarize_says_what_it_covered(run: Run, llama: Path, tmp_path: Path) -> None:  # noqa: F811
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT * 150, encoding="utf-8")
+    code, out, err = run("summarize", path, "--model", llama, *SHORT)
+    assert code == 0
+    assert out.strip()
+    assert f"covered: all {len(TEXT) * 150} characters in " in err
+    assert " chunks (" in err
+    _, whole, _ = run("summarize", path, "--model", llama, *SHORT, "--json")
+    result = json.loads(whole)
+    assert result["text"] + "\n" == out
+    assert result["chunks"][0]["start"] == 0
+    assert result["chunks"][-1]["end"] == len(TEXT) * 150
+    assert "in 1 chunk (" in run("summarize", "--model", llama, *SHORT, stdin=TEXT.encode())[2]
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_answer_takes_the_text_in_every_way(
+    family: str,
+    run: Run,  # noqa: F811
+    checkpoint: Checkpoint,
+    llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(TEXT, encoding="utf-8")
+    base = ("answer", "Who jumps?", "--model", checkpoint("bert") if family == "bert" else llama)
+    code, expected, _ = run(*base, TEXT)
+    assert code == 0
+    for way in (("text.txt",), ("--context", "text.txt"), ("--context", TEXT), ("--text", TEXT)):
+        assert run(*base, *way)[1] == expected
+    for way in ((), ("-",)):
+        assert run(*base, *way, stdin=TEXT.encode())[1] == expected
+    assert "the text was given twice" in one_line(run(*base, TEXT, "--context", TEXT)[2])
+    assert "there is no text to answer from" in one_line(run(*base)[2])
+
+
+def test_marked_answers(run: Run, checkpoint: Checkpoint) -> None:  # noqa: F811
+    base = ("answer", "天气？", TEXT, "--model", checkpoint("bert"), "--top", "3")
+    _, out, err = run(*base)
+    assert len(out.splitlines()) == 3
+    result = json.loads(run(*base, "--json")[1])
+    assert result["answered"] is True
+    for answer in (result, *result["alternatives"]):
+        assert TEXT[answer["start"] : answer["end"]] == answer["text"]
+    assert f"characters {result['start']} to {result['end']}, score {result['score']:.3f}" in err
+    code, out, err = run(*base[:-2], "--no-answer-threshold", "-1e9")
+    assert (code, out) == (0, "\n")
+    assert "the text does not hold the answer" in err
+
+
+def test_translate(run: Run, checkpoint: Checkpoint) -> None:  # noqa: F811
+    base = ("translate", "--model", checkpoint("nllb"), *SHORT, "--to", "French")
+    code, out, err = run(*base, "Where is the library of the town?\n\n- `code`\n")
+    assert code == 0
+    assert out.endswith("\n\n- `code`\n")
+    assert "the text is in English" in err
+    result = json.loads(run(*base, "今天天气很好，我们去公园散步。", "--json")[1])
+    assert (result["source_language"], result["target_language"]) == ("zh", "fr")
+    for wrong, message in (
+        (("--to", "frensh"), "did you mean 'French'"),
+        (("--from", "fr"), "source and target are both French"),
+        (("--to", "tlh"), "does not translate into"),
+        (("--top", "3"), "No such option: --top"),
+    ):
+        code, out, err = run(*base, "Hello", *wrong)
+        assert (code, out) == (2, "")
+        assert message in one_line(err)
+
+
+@pytest.mark.parametrize("verb", ["summarize", "translate", "chat"])
+def test_bad_input_is_one_line(verb: str, run: Run, tmp_path: Path) -> None:  # noqa: F811
+    extra = ("--to", "fr") if verb == "translate" else ()
+    binary = tmp_path / "x.txt"
+    binary.write_bytes(b"\0\1")
+    for argument, message in (
+        ("", "is empty"),
+        (tmp_path, "is a folder"),
+        (binary, "is a binary file"),
+        (tmp_path / "no.txt", "there is no file"),
+    ):
+        code, out, err = run(verb, argument, "--model", "starter", *extra)
+        assert (code, out) == (2, "")
+        assert message in one_line(err)
+
+
+def test_length(run: Run, checkpoint: Checkpoint) -> None:  # noqa: F811
+    base = ("summarize", TEXT, "--model", checkpoint("bart"), "--dtype", "float32", "--json")
+    tokens = {
+        length: json.loads(run(*base, "--length", length)[1])["usage"]["completion_tokens"] for length in ("8", "30")
+    }
+    assert 4 <= tokens["8"] <= 8
+    assert 15 <= tokens["30"] <= 30
+    assert "length='tiny' is not a choice" in one_line(run(*base, "--length", "tiny")[2])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import io
 import json
 import os
 import re
@@ -21,7 +20,6 @@ from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 import llmkit
-from llmkit.cli import main
 from llmkit.cli.chat import Session
 from llmkit.cli.line_editor import line_editor
 from llmkit.cli.options import flags
@@ -29,27 +27,13 @@ from llmkit.config.settings import GenerationSettings
 from llmkit.inference.conversation import Conversation
 from llmkit.inference.output import Output, Usage
 from llmkit.log import log
+from tests.cli.conftest import Run
 from tests.conftest import Checkpoint
 
-Run = Callable[..., tuple[int, str, str]]
 SHORT = ("--max-new-tokens", "5", "--dtype", "float32")
 HELLO = "The quick brown fox"
 READY, LEFT = "\x1b[?2004h", "\x1b[?2004l"
 """What the line editor tells the terminal (to mark what is pasted) when it begins to read, and when it has read."""
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """``run("chat", "hi")`` → exit code, stdout, stderr. ``stdin`` is bytes, or None for a terminal."""
-
-    def call(*arguments: object, stdin: bytes | None = None) -> tuple[int, str, str]:
-        stream = io.TextIOWrapper(io.BytesIO(stdin or b""))
-        stream.isatty = lambda: stdin is None  # type: ignore[method-assign]
-        monkeypatch.setattr(sys, "stdin", stream)
-        code = main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

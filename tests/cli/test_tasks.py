@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import one_line, run  # noqa: F401 - a fixture
+from tests.cli.conftest import Run, one_line
 from tests.conftest import Checkpoint
 
-Run = Callable[..., tuple[int, str, str]]
 SHORT = ("--max-new-tokens", "6", "--dtype", "float32")
 TEXT = "The quick brown fox jumps over the lazy dog. 今天天气很好，我们去公园散步。"
 
@@ -21,7 +19,7 @@ def llama(checkpoint: Checkpoint) -> Path:
     return checkpoint("llama", chat=True, max_position_embeddings=1024)
 
 
-def test_summarize_says_what_it_covered(run: Run, llama: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_summarize_says_what_it_covered(run: Run, llama: Path, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text(TEXT * 150, encoding="utf-8")
     code, out, err = run("summarize", path, "--model", llama, *SHORT)
@@ -40,7 +38,7 @@ def test_summarize_says_what_it_covered(run: Run, llama: Path, tmp_path: Path) -
 @pytest.mark.parametrize("family", ["llama", "bert"])
 def test_answer_takes_the_text_in_every_way(
     family: str,
-    run: Run,  # noqa: F811
+    run: Run,
     checkpoint: Checkpoint,
     llama: Path,
     tmp_path: Path,
@@ -51,7 +49,8 @@ def test_answer_takes_the_text_in_every_way(
     base = ("answer", "Who jumps?", "--model", checkpoint("bert") if family == "bert" else llama)
     code, expected, _ = run(*base, TEXT)
     assert code == 0
-    for way in (("text.txt",), ("--context", "text.txt"), ("--context", TEXT), ("--text", TEXT)):
+    ways: list[tuple[str, ...]] = [("text.txt",), ("--context", "text.txt"), ("--context", TEXT), ("--text", TEXT)]
+    for way in ways:
         assert run(*base, *way)[1] == expected
     for way in ((), ("-",)):
         assert run(*base, *way, stdin=TEXT.encode())[1] == expected
@@ -59,7 +58,7 @@ def test_answer_takes_the_text_in_every_way(
     assert "there is no text to answer from" in one_line(run(*base)[2])
 
 
-def test_marked_answers(run: Run, checkpoint: Checkpoint) -> None:  # noqa: F811
+def test_marked_answers(run: Run, checkpoint: Checkpoint) -> None:
     base = ("answer", "天气？", TEXT, "--model", checkpoint("bert"), "--top", "3")
     _, out, err = run(*base)
     assert len(out.splitlines()) == 3
@@ -73,7 +72,7 @@ def test_marked_answers(run: Run, checkpoint: Checkpoint) -> None:  # noqa: F811
     assert "the text does not hold the answer" in err
 
 
-def test_translate(run: Run, checkpoint: Checkpoint) -> None:  # noqa: F811
+def test_translate(run: Run, checkpoint: Checkpoint) -> None:
     base = ("translate", "--model", checkpoint("nllb"), *SHORT, "--to", "French")
     code, out, err = run(*base, "Where is the library of the town?\n\n- `code`\n")
     assert code == 0
@@ -93,7 +92,7 @@ def test_translate(run: Run, checkpoint: Checkpoint) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize("verb", ["summarize", "translate", "chat"])
-def test_bad_input_is_one_line(verb: str, run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_bad_input_is_one_line(verb: str, run: Run, tmp_path: Path) -> None:
     extra = ("--to", "fr") if verb == "translate" else ()
     binary = tmp_path / "x.txt"
     binary.write_bytes(b"\0\1")
@@ -108,7 +107,7 @@ def test_bad_input_is_one_line(verb: str, run: Run, tmp_path: Path) -> None:  # 
         assert message in one_line(err)
 
 
-def test_length(run: Run, checkpoint: Checkpoint) -> None:  # noqa: F811
+def test_length(run: Run, checkpoint: Checkpoint) -> None:
     base = ("summarize", TEXT, "--model", checkpoint("bart"), "--dtype", "float32", "--json")
     tokens = {
         length: json.loads(run(*base, "--length", length)[1])["usage"]["completion_tokens"] for length in ("8", "30")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from llmkit.inference.output import Usage as Usage
     from llmkit.inference.pipeline import Pipeline as Pipeline
     from llmkit.tasks.base import Chunk as Chunk
+    from llmkit.tasks.base import Message as Message
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ _HOME = {
     "summarize": "llmkit.api",
     "translate": "llmkit.api",
     "Chunk": "llmkit.tasks.base",
+    "Message": "llmkit.tasks.base",
     "Conversation": "llmkit.inference.conversation",
     "NextToken": "llmkit.inference.next_tokens",
     "Output": "llmkit.inference.output",
@@ -69,6 +71,7 @@ __all__ = [
     "HubUnreachableError",
     "InputError",
     "LlmkitError",
+    "Message",
     "MissingDependencyError",
     "ModelNotFoundError",
     "NextToken",

@@ -113,7 +113,7 @@ def make_wording(system: str, prefill: str, examples: Examples, *, raw: bool) ->
         from llmkit.data.rows import read_rows
 
         examples = read_rows(Path(examples))
-    return Wording(system=system, prefill=prefill, examples=tuple(examples), raw=raw)
+    return Wording(system=system or "", prefill=prefill or "", examples=tuple(examples or ()), raw=raw)
 
 
 def generate(

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any, Literal, TypedDict, get_args, get_type_hints
+from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
 from llmkit.errors import UsageError
 
@@ -67,6 +67,8 @@ def _check(item: Field[Any], hint: Any, value: Any) -> None:
     choices = [choice for part in (hint, *get_args(hint)) for choice in get_args(part) if isinstance(choice, str)]
     if choices and value not in choices:
         raise UsageError(f"{item.name}={value!r} is not a choice", f"choose from {', '.join(choices)}")
+    if str in (hint, *get_args(hint)) and get_origin(hint) is not tuple and not isinstance(value, str):
+        raise UsageError(f"{item.name}={value!r} is not text", "give a string")
     numeric = next((kind for kind in (int, float) if kind in (hint, *get_args(hint))), None)
     if numeric is None:
         return
@@ -130,8 +132,10 @@ class GenerationSettings(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, list | tuple) or not all(isinstance(text, str) for text in stop):
+            raise UsageError(f"stop={self.stop!r} is not text", "give a string, or several")
+        object.__setattr__(self, "stop", tuple(stop))
         if any(not text for text in self.stop):
             raise UsageError("stop='' would stop at once", "give the text to stop at")
         if (self.min_new_tokens or 0) > (self.max_new_tokens or math.inf):
@@ -154,6 +158,7 @@ class TaskSettings(_Checked):
 
 
 LENGTHS = ("short", "medium", "long")
+_LONGEST = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,10 +168,13 @@ class SummarizationSettings(TaskSettings):
     length: str = _setting("medium", "How long the summary is: short, medium, long, or a number of tokens.")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         object.__setattr__(self, "length", str(self.length))
-        if self.length not in LENGTHS and not (self.length.isdecimal() and int(self.length) > 0):
-            raise UsageError(f"length={self.length!r} is not a choice", f"choose {', '.join(LENGTHS)} or a number")
+        super().__post_init__()
+        if self.length not in LENGTHS and not (self.length.isdecimal() and 0 < int(self.length) <= _LONGEST):
+            raise UsageError(
+                f"length={self.length!r} is not a choice",
+                f"choose {', '.join(LENGTHS)} or a number of tokens up to {_LONGEST}",
+            )
 
     @property
     def tokens(self) -> int | None:

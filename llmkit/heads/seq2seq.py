@@ -31,7 +31,8 @@ class Seq2SeqOps:
             case Text(text=text, prefill=prefill):
                 route = prompt.route
                 code = route.source_code if route else None
-                with apply_source(loaded.tokenizer, code) if code else nullcontext():
+                # The language is a state of the tokenizer, which other threads use too.
+                with loaded.lock, apply_source(loaded.tokenizer, code) if code else nullcontext():
                     ids = encode_text(loaded.tokenizer, text)
             case _:
                 raise UsageError("a seq2seq model reads text or messages", "render the row for its head")

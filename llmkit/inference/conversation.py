@@ -60,6 +60,7 @@ class Conversation:
         self.last: Output | None = None
         """The last reply; None at the beginning and after `undo`."""
         self._forgotten = 0
+        self._interrupted = False
         self._cache = PromptCache()
         self._seen = _Seen()
 
@@ -104,12 +105,13 @@ class Conversation:
         message = self.messages[-2]
         del self.messages[-2:]
         self._forgotten, self.last = min(self._forgotten, len(self.messages)), None
+        self._interrupted = False
         return message
 
     def reset(self) -> None:
         """Forget all turns. The system message stays."""
         self.messages.clear()
-        self._forgotten, self.last = 0, None
+        self._forgotten, self.last, self._interrupted = 0, None, False
         self._cache.forget()
         self._seen = _Seen()
 
@@ -171,9 +173,11 @@ class Conversation:
                 forgotten,
             )
         settings = pipeline.settings
-        if again and self._is_greedy():
-            log.info("a greedy reply would be the same, so this one is sampled at temperature %g", _RETRY_TEMPERATURE)
-            settings = replace(settings, temperature=_RETRY_TEMPERATURE, seed=None)
+        if again and not self._interrupted:
+            settings = replace(settings, seed=None)
+            if not generation_config(pipeline.loaded, settings, 1).do_sample:
+                log.info("a greedy reply would be the same, so this is sampled at temperature %g", _RETRY_TEMPERATURE)
+                settings = replace(settings, temperature=_RETRY_TEMPERATURE)
         cache = self._cache if pipeline.loaded.head is Head.CAUSAL else None
         fitted, rendered = self._splice(fitted)
         if self.pipeline.settings.stop:
@@ -194,7 +198,8 @@ class Conversation:
         self.last = pipeline.output(result, raw.finish_reason, usage)
         if raw.text.strip() or raw.finish_reason != "interrupted":  # a turn that was stopped at once is none
             # As it was written, white space and all, so that the ids that the model knows are those of the text.
-            self.messages = [*messages, Message("assistant", raw.text)]
+            self.messages = [*messages, Message("assistant", f"{reader.wording.prefill}{raw.text}")]
+            self._interrupted = raw.finish_reason == "interrupted"
             self._forgotten = forgotten
             end = {*(pipeline.loaded.tokenizer.all_special_ids or ())}
             ids = cache.sequence if cache else ()
@@ -206,18 +211,15 @@ class Conversation:
     def _cut(self, messages: Sequence[Message], reader: ModelReader) -> int:
         """How many of the oldest messages are left out. What was left out once stays so."""
         kept = messages[self._forgotten :]
-        if not reader.cuts or self._fits(kept, reader, 1.0):
+        while not (fits := not reader.cuts or self._fits(kept, reader, 1.0)) and reader.give_way():
+            pass
+        if fits:
             return self._forgotten
         return len(messages) - len(shortened(kept, lambda some: self._fits(some, reader, _SHARE_AFTER_CUT)))
 
     def _fits(self, messages: Sequence[Message], reader: ModelReader, share: float) -> bool:
         fitted, _ = self._splice(reader.encode({"messages": messages}))
         return reader.holds(len(fitted.encoded.input_ids), share)
-
-    def _is_greedy(self) -> bool:
-        if self.last is None or self.last.finish_reason == "interrupted":
-            return False
-        return not generation_config(self.pipeline.loaded, self.pipeline.settings, 1).do_sample
 
     def _splice(self, fitted: Fitted) -> tuple[Fitted, str | None]:
         """Keep the ids of what the model has read and written, and tokenize only what is new.

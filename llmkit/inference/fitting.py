@@ -81,8 +81,20 @@ class ModelReader:
         return len(encode_text(self.loaded.tokenizer, text, special=False))
 
     def fits(self, row: Row) -> bool:
-        """Whether the row's prompt leaves the output its room; True where nothing may be cut."""
-        return self.holds(self._length(row)) if self.cuts else True
+        """Whether the row's prompt leaves the output its room; True where nothing may be cut. Examples give way."""
+        if not self.cuts:
+            return True
+        while not (fits := self.holds(self._length(row))) and self.give_way():
+            pass
+        return fits
+
+    def give_way(self) -> bool:
+        """Leave the first of the examples out; False if there is none."""
+        if not self.wording.examples:
+            return False
+        self.wording = replace(self.wording, examples=self.wording.examples[1:])
+        log.info("an example is left out: it does not fit the context")
+        return True
 
     @property
     def cuts(self) -> bool:

@@ -149,7 +149,7 @@ class Pipeline:
 
         def emit(text: str) -> None:
             job.shown += text
-            if on_text is not None:
+            if on_text is not None and text:
                 on_text(text)
 
         reader = self.reader(emit)
@@ -208,7 +208,7 @@ class Pipeline:
                 job.prompt_tokens += len(fitted.encoded.input_ids)
                 job.truncated += fitted.truncated
                 wanted.append((job, index, fitted))
-            if not job.step.final and self.settings.num_return_sequences > 1:
+            if not (job.step.final or job.step.several) and self.settings.num_return_sequences > 1:
                 raise UsageError("num_return_sequences is for texts that are read in one piece", "leave it out")
         for batch in _batches(wanted, batch_size):
             if cancelled():

@@ -25,16 +25,19 @@ class ReasoningSplitter:
         self._mark = next((mark for mark in MARKS if prompt.rstrip().endswith(mark[0])), None)
         self._scanner = StopScanner(self._mark[1:] if self._mark else ())
         self._held = ""
-        self._answering = False
+        self._answering = self._begun = False
         self.reasoning = ""
 
     def push(self, text: str) -> str:
         """Add text; returns what of it is the answer. The rest is added to `reasoning`."""
-        if self._answering:
-            return text
-        if self._mark is None:
-            text = self._open(text)
-        return self._read(text) if self._mark else text
+        if not self._answering:
+            if self._mark is None:
+                text = self._open(text)
+            text = self._read(text) if self._mark else text
+        if self._mark and not self._begun:  # the empty lines after a block are part of its form
+            text = text.lstrip()
+            self._begun = bool(text)
+        return text
 
     def _open(self, text: str) -> str:
         """Wait until the beginning is a mark, or cannot become one."""
@@ -58,7 +61,7 @@ class ReasoningSplitter:
         if not self._scanner.found:
             return ""
         self._answering = True
-        return whole[len(inside) + len(self._mark[1]) :].lstrip()
+        return whole[len(inside) + len(self._mark[1]) :]
 
     def flush(self) -> str:
         """What was held back, when the text has ended; a block that was never closed is reasoning to its end."""

@@ -196,6 +196,8 @@ class Step:
     """The output of the one row is the answer, and may be shown while it is generated."""
     scored: bool = False
     """`Raw.score` is wanted."""
+    several: bool = False
+    """Further sequences (``num_return_sequences``) of the one row are made use of; those of a final one always are."""
     max_new_tokens: int | None = None
     """Of this step, if less than usual."""
     each: Callable[[int, Raw], None] | None = None
@@ -284,6 +286,10 @@ class Task:
 
     def to_row(self, given: str | Row) -> Row:
         """A row from what a caller may give in its place."""
+        if not isinstance(given, str | Mapping):
+            raise InputError(
+                f"a row is a {type(given).__name__}", f"give a text, or columns such as {self.input_column!r}"
+            )
         return {self.input_column: given} if isinstance(given, str) else given
 
     def validate(self, row: Row) -> None:
@@ -299,12 +305,16 @@ class Task:
 
     def validate_example(self, row: Row, number: int) -> None:
         """Raise `InputError` for an example that lacks one of the task's columns."""
-        for column in (self.input_column, self.target_column):
-            if not str(row.get(column, "")).strip():
-                raise InputError(
-                    f"example {number} has no {column!r} (its columns: {', '.join(map(str, row)) or 'none'})",
-                    f"{self.name} examples need the columns {self.input_column!r} and {self.target_column!r}",
-                )
+        self._require_columns(row, number, self.input_column, self.target_column)
+
+    def _require_columns(self, row: Row, number: int, *columns: str) -> None:
+        need = f"{self.name} examples need the columns {', '.join(map(repr, columns))}"
+        if not isinstance(row, Mapping):
+            raise InputError(f"example {number} is a {type(row).__name__}", need)
+        for column in columns:
+            if row.get(column) is None or not str(row[column]).strip():
+                names = ", ".join(map(str, row)) or "none"
+                raise InputError(f"example {number} has no {column!r} (its columns: {names})", need)
 
     def check(self, traits: Traits, wording: Wording) -> None:
         """Raise `UsageError` for settings that would have no effect, or a bad one, on this kind of model."""

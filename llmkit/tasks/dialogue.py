@@ -26,8 +26,7 @@ def to_messages(value: object) -> tuple[Message, ...]:
     messages = []
     for number, item in enumerate(value, start=1):
         if isinstance(item, Message):
-            messages.append(item)
-            continue
+            item = {"role": item.role, "content": item.content}
         role = item.get("role") if isinstance(item, Mapping) else None
         content = item.get("content") if isinstance(item, Mapping) else None
         if role not in _ROLES or not isinstance(content, str):
@@ -106,6 +105,7 @@ class Dialogue(Task):
 
     def work(self, row: Row, reader: Reader) -> Work:
         messages = to_messages(row["messages"])
+        reader.fits(row)  # examples give way before messages do
         kept = shortened(messages, lambda some: reader.fits({**row, "messages": some}))
         if len(kept) < len(messages):
             log.warning(

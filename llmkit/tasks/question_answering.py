@@ -89,13 +89,7 @@ class QuestionAnswering(Task):
         self._require_text(row, "context")
 
     def validate_example(self, row: Row, number: int) -> None:
-        missing = [column for column in ("question", "context") if not str(row.get(column, "")).strip()]
-        if missing or not {"answer", "answers"} & set(row):
-            columns = ", ".join(map(str, row)) or "none"
-            raise InputError(
-                f"example {number} has no {(missing or ['answer'])[0]!r} (its columns: {columns})",
-                "question-answering examples need the columns 'question', 'context' and 'answer'",
-            )
+        self._require_columns(row, number, "question", "context", "answers" if "answers" in row else "answer")
 
     def check(self, traits: Traits, wording: Wording) -> None:
         if traits.head is not Head.SPAN:
@@ -127,7 +121,8 @@ class QuestionAnswering(Task):
             return self._marked(raw.reading)
         context, room = str(row["context"]), reader.room(row)
         windows = [_Window(0, context)] if room is None else _windows(context, room, reader.count)
-        raws = yield Step([{**row, "context": window.text} for window in windows], scored=len(windows) > 1)
+        one = len(windows) == 1
+        raws = yield Step([{**row, "context": window.text} for window in windows], scored=not one, several=one)
         return self._written(windows, raws)
 
     def _marked(self, reading: Reading) -> Result:
@@ -161,8 +156,12 @@ class QuestionAnswering(Task):
             default=None,
         )
         chunks = chunks if len(chunks) > 1 else ()
+        others = tuple(
+            Result(text=text, answered=bool(text))
+            for text in (_unquoted(self.parse(other.text)) for other in raws[best or 0].alternatives)
+        )
         if best is None:
-            return Result(text="", answered=False, chunks=chunks, reasoning=raws[0].reasoning)
+            return Result(text="", answered=False, chunks=chunks, reasoning=raws[0].reasoning, alternatives=others)
         place, offset = places[best], windows[best].start
         return Result(
             text=answers[best],
@@ -171,7 +170,7 @@ class QuestionAnswering(Task):
             score=raws[best].score,
             reasoning=raws[best].reasoning,
             chunks=chunks,
-            alternatives=self.finish(raws[best]).alternatives,
+            alternatives=others,
         )
 
     def parse(self, raw: str) -> str:
@@ -206,6 +205,8 @@ def _windows(context: str, room: int, count: Callable[[str], int]) -> list[_Wind
         while last < len(pieces) and (last == first or size + sizes[last] <= room):
             size += sizes[last]
             last += 1
+        while last - first > 1 and count("".join(pieces[first:last])) > room:  # the whole can be more than its parts
+            last -= 1
         windows.append(_Window(offset, "".join(pieces[first:last])))
         if last == len(pieces):
             return windows

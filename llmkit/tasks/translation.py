@@ -102,18 +102,27 @@ class Translation(Task):
 
     def work(self, row: Row, reader: Reader) -> Work:
         text = str(row[self.input_column])
+        if not any(character.isalpha() for character in text):
+            return _in_languages(Result(text=text), Route(self.source, self.target))
         route = self._find_route(text, reader.traits)
         row = {**row, _ROUTE: route}
         room = reader.room(row)
         if room is not None:
             # The translation of a part must not be cut: some languages take twice the tokens of others.
             room = max(1, min(room, reader.max_new_tokens // 2))
+        # Who follows prompts is shown the lines of a poem; to others a line break is only where an editor was narrow.
+        line = str if reader.traits.chat else _unwrap
         document = _Document(text, list(self._segments(text, route, reader, room)), reader.emit)
         if len(document.segments) == 1 and document.segments[0].text == text.strip() and survives(text, ""):
-            (raw,) = yield Step([{**row, self.input_column: document.segments[0].text}], final=True)
-            return _in_languages(self.finish(raw), route)
+            segment = document.segments[0]
+            before, after = text[: segment.start], text[segment.start + len(segment.text) :]
+            reader.emit(before)
+            (raw,) = yield Step([{**row, self.input_column: line(segment.text)}], final=True)
+            result = self.finish(raw)
+            others = tuple(replace(other, text=f"{before}{other.text}{after}") for other in result.alternatives)
+            return _in_languages(replace(result, text=f"{before}{result.text}{after}", alternatives=others), route)
         document.advance()
-        rows = [{**row, self.input_column: segment.line} for segment in document.segments]
+        rows = [{**row, self.input_column: line(segment.text)} for segment in document.segments]
         yield Step(rows, each=lambda index, raw: document.put(index, self.parse(raw.text)))
         yield from self._mend(document, row)
         empty = sum(not segment.translation for segment in document.segments)
@@ -205,11 +214,6 @@ class _Segment:
     start: int
     translation: str | None = None
     settled: bool = False
-
-    @property
-    def line(self) -> str:
-        """The text on one line: a line break inside a sentence is only where its editor was narrow."""
-        return _unwrap(self.text)
 
 
 @dataclass

@@ -146,6 +146,21 @@ def test_retry_gives_another_reply(checkpoint: Checkpoint, caplog: pytest.LogCap
     assert [message.role for message in conversation.messages] == ["user", "assistant"]
 
 
+def test_retry_of_a_seeded_reply_draws_again(checkpoint: Checkpoint) -> None:
+    folder = checkpoint("llama", chat=True, max_position_embeddings=2048)
+    conversation = start(folder, max_new_tokens=20, temperature=1.0, seed=1)
+    assert conversation.send("The quick").text != conversation.retry().text
+
+
+def test_a_prefill_is_part_of_the_history(checkpoint: Checkpoint) -> None:
+    folder = checkpoint("llama", chat=True, max_position_embeddings=2048)
+    conversation = start(folder, prefill="The quick")
+    first = conversation.send("fox")
+    assert conversation.messages[-1].content.startswith("The quick")
+    known = first.usage.prompt_tokens + first.usage.completion_tokens - 1
+    assert conversation.send("jumps").usage.cached_tokens == known
+
+
 def test_save_and_load(checkpoint: Checkpoint, tmp_path: Path) -> None:
     folder = checkpoint("llama", chat=True, max_position_embeddings=2048)
     conversation = start(folder)
@@ -178,6 +193,9 @@ def test_what_is_refused(checkpoint: Checkpoint) -> None:
             call()
     with pytest.raises(InputError, match="the message is empty"):
         conversation.send(" ")
+    for bad in ([Message("user", "a"), Message("system", "b"), Message("user", "c")], [Message("user", None)]):  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="message"):
+            llmkit.chat(bad, str(checkpoint("llama", chat=True)))
     with pytest.raises(UsageError, match="a conversation is dialogue"):
         llmkit.Conversation(llmkit.load("generate", str(checkpoint("gpt2"))))
 
@@ -201,5 +219,5 @@ def test_reasoning_is_kept_apart_however_the_text_arrives(prompt: str, text: str
     for size in (1, 2, 3, 7, 100):
         splitter = ReasoningSplitter(prompt)
         parts = [splitter.push(text[at : at + size]) for at in range(0, len(text), size)]
-        assert ("".join(parts) + splitter.flush()).lstrip() == answer
+        assert "".join(parts) + splitter.flush() == answer
         assert splitter.reasoning == reasoning

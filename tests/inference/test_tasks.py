@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,11 @@ import llmkit
 from llmkit.errors import ContextOverflowError, InputError, UsageError
 from llmkit.heads import decoding
 from llmkit.heads.base import encode_text
+from llmkit.heads.seq2seq import Seq2SeqOps
 from llmkit.inference import engine
+from llmkit.models.languages import language_map
 from llmkit.tasks import Chat, Text
+from llmkit.tasks.languages import Route, find_language
 from tests import tiny
 from tests.conftest import Checkpoint
 
@@ -25,6 +29,8 @@ DOCUMENT = "".join(
     for n in range(2000)
 )[:100_000]
 SHORTER = DOCUMENT[:900]
+ANY: Any = llmkit
+"""The package for calls that a type checker refuses."""
 ROWS: dict[str, list[Any]] = {
     "summarization": ["The quick brown fox jumps over the lazy dog.", "今天天气很好，我们去公园散步。", SHORTER],
     "question-answering": [
@@ -247,6 +253,68 @@ def test_the_model_is_told_the_languages(
     assert (start == [told]) if family == "mbart" else (forced == told)
     assert code not in text
     assert model.generation_config.forced_bos_token_id is None, "a shared model was changed"
+
+
+def test_two_threads_keep_their_languages(checkpoint: Checkpoint) -> None:
+    loaded = load("translation", checkpoint("nllb")).loaded
+    ops = Seq2SeqOps()
+    wrong: list[int] = []
+
+    def encode(source: str, code: str) -> None:
+        route = find_route(loaded, source)
+        expected = loaded.tokenizer.convert_tokens_to_ids(code)
+        wrong.extend(1 for _ in range(100) if expected not in ops.encode(loaded, Text("fox", route=route)).input_ids)
+
+    threads = [threading.Thread(target=encode, args=pair) for pair in (("en", "eng_Latn"), ("de", "deu_Latn"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def find_route(loaded: Any, source: str) -> Route:
+    languages = language_map("m2m_100", "nllb", {}, loaded.tokenizer)
+    assert languages is not None
+    return languages.route(find_language(source), find_language("fr"))
+
+
+@pytest.mark.parametrize("text", ["  The fox.\n\n", "\n12345 !!\n", "😀"])
+def test_white_space_and_what_has_no_letters_stay(text: str, checkpoint: Checkpoint) -> None:
+    pipeline = llmkit.load("translate", str(checkpoint("nllb")), target="fr", **GREEDY)
+    output, streamed = pipeline(text), pipeline.stream(text)
+    bare = text.strip()
+    assert output.text.startswith(text[: text.index(bare)])
+    assert output.text.endswith(text[text.index(bare) + len(bare) :])
+    assert (bare in output.text) == (bare != "The fox.")
+    assert "".join(streamed) == output.text
+
+
+def test_several_answers(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(checkpoint("llama", chat=True, **WIDE["llama"]))
+    options: dict[str, Any] = {"num_return_sequences": 3, "temperature": 2.0, "seed": 1, **GREEDY}
+    output = llmkit.answer("Who?", "The quick brown fox.", folder, **options)
+    assert len(output.alternatives) == 2
+    with pytest.raises(UsageError, match="read in one piece"):
+        llmkit.summarize(DOCUMENT[:6000], folder, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: ANY.summarize(None, model), "a row is a NoneType"),
+        (lambda model: ANY.generate(5, model), "a row is a int"),
+        (lambda model: ANY.generate("x", model, examples=[("a", "b")]), "example 1 is a tuple"),
+        (lambda model: ANY.load("summarize", model, examples=[{"document": None, "summary": "x"}]), "no 'document'"),
+        (lambda model: ANY.generate("x", model, stop=5), "stop=5 is not text"),
+        (lambda model: ANY.translate("hello", 5, model), "target=5 is not text"),
+        (lambda model: ANY.generate("x", 5), "model=5 is not text"),
+        (lambda model: ANY.summarize("x", model, length=10**9), "is not a choice"),
+    ],
+)
+def test_wrong_types_are_one_line(call: Any, message: str, checkpoint: Checkpoint) -> None:
+    with pytest.raises(UsageError, match=message):
+        call(str(checkpoint("llama", chat=True)))
 
 
 def test_languages_of_rows_in_one_batch_are_their_own(checkpoint: Checkpoint) -> None:

@@ -318,10 +318,15 @@ class Task:
 
     def check(self, traits: Traits, wording: Wording) -> None:
         """Raise `UsageError` for settings that would have no effect, or a bad one, on this kind of model."""
-        if self.name == "text-generation" or (traits.chat and not wording.raw):
+        if traits.chat and not wording.raw:
             return
         if wording.system:
             raise UsageError("this model has no chat template to put a system message in", "leave it out")
+        if wording.examples and traits.head is Head.SEQ2SEQ and not traits.prefix:
+            raise UsageError(
+                "this model was tuned to read one text and would take the examples for a part of it",
+                "leave them out, or use a chat model",
+            )
 
     def render(self, row: Row, traits: Traits, wording: Wording) -> Prompt:
         """The prompt for one row."""

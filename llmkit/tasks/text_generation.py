@@ -6,7 +6,7 @@ as the user's message, others continue it.
 
 from __future__ import annotations
 
-from llmkit.tasks.base import Task
+from llmkit.tasks.base import Task, Traits, Wording
 
 __all__ = ["TextGeneration"]
 
@@ -19,3 +19,6 @@ class TextGeneration(Task):
     max_new_tokens = 256
     thinks = True
     strips = False
+
+    def check(self, traits: Traits, wording: Wording) -> None:
+        """Nothing is refused: a system message is text in front where there is no template."""

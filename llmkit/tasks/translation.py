@@ -79,12 +79,7 @@ class Translation(Task):
 
     def check(self, traits: Traits, wording: Wording) -> None:
         super().check(traits, wording)
-        if traits.head is Head.SEQ2SEQ and not traits.chat:
-            if wording.examples:
-                raise UsageError(
-                    "this model would translate the examples too", "leave --examples out, or use a chat model"
-                )
-        else:
+        if traits.head is Head.CAUSAL or traits.chat:
             self.require_target()
         if traits.languages is not None and (self.source is not None or self.target is not None):
             self._check_pair(traits)

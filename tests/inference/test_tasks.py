@@ -332,7 +332,7 @@ def test_languages_of_rows_in_one_batch_are_their_own(checkpoint: Checkpoint) ->
         ("nllb", {"target": "en"}, "source and target are both English"),
         ("m2m_100", {"target": "Nynorsk"}, "nearest"),
         ("llama", {"target": None}, "name it with --to"),
-        ("nllb", {"examples": [{"source": "a", "target": "b"}]}, "would translate the examples too"),
+        ("nllb", {"examples": [{"source": "a", "target": "b"}]}, "would take the examples for a part of it"),
     ],
 )
 def test_a_bad_pair_is_refused_before_anything_is_read(

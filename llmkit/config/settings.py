@@ -23,6 +23,7 @@ __all__ = [
     "LoadSettings",
     "Options",
     "Overflow",
+    "RowSettings",
     "SummarizationOptions",
     "SummarizationSettings",
     "TaskOptions",
@@ -205,6 +206,49 @@ class TranslationSettings(TaskSettings):
 
     source: str | None = _setting(None, "Language of the text; detected if not given.", option="--from")
     target: str | None = _setting(None, "Language to translate into.", option="--to")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSettings(_Checked):
+    """A file of rows to work through, and how. The others have an effect with ``input`` only."""
+
+    input: str | None = _setting(None, "Rows to answer: .jsonl, .csv, .tsv, .parquet, .txt, .json, .gz of these, or -.")
+    output: str | None = _setting(None, "JSON Lines file for the answers, in the order of the rows; default stdout.")
+    column: tuple[str, ...] = _setting((), "NAME=COLUMN: the task's NAME is called COLUMN in the rows (repeatable).")
+    window: int = _setting(256, "Rows that are held in memory, sorted by length and written together.", minimum=1)
+    max_batch_tokens: int | None = _setting(
+        None, "Tokens in one batch, read and written, padding included; found from free memory.", minimum=1
+    )
+    resume: bool = _setting(False, "Go on where a run into the same output was stopped.")
+    overwrite: bool = _setting(False, "Replace the output file.")
+    fail_fast: bool = _setting(False, "Stop at the first bad row instead of writing an error record.")
+    num_processes: int | None = _setting(None, "Share the rows among this many processes.", minimum=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.input is None and (without_effect := given(self)):
+            raise UsageError(
+                f"{', '.join(without_effect)} has an effect on a file of rows only", "name the file with input"
+            )
+        if self.resume and self.overwrite:
+            raise UsageError("resume keeps what is written and overwrite does not", "give one of them")
+        if self.output is None and (need := given(self, "resume", "overwrite", "num_processes")):
+            raise UsageError(f"{', '.join(need)} needs a file to write to", "name it with output")
+        if self.resume and self.input == "-":
+            raise UsageError("what came through a pipe cannot be read again to resume", "give a file as input")
+        self.columns()
+
+    def columns(self) -> dict[str, str]:
+        """From the task's name of a column to its name in the rows."""
+        names: dict[str, str] = {}
+        for item in self.column:
+            name, equals, column = item.partition("=")
+            if not (name and equals and column):
+                raise UsageError(f"column={item!r} is no pair", "write NAME=COLUMN, such as context=body")
+            if name in names:
+                raise UsageError(f"the column {name!r} was given twice", "give each once")
+            names[name] = column
+        return names
 
 
 class LoadOptions(TypedDict, total=False):

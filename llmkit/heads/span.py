@@ -11,10 +11,12 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from llmkit.errors import ContextOverflowError, LlmkitError, UsageError
+from llmkit.errors import ContextOverflowError, LlmkitError, NotEnoughMemoryError, UsageError
 from llmkit.heads.base import pad
+from llmkit.heads.batching import Budget
 from llmkit.tasks import QuestionContext, Reading, Span
 
 if TYPE_CHECKING:
@@ -60,15 +62,13 @@ class Document:
 
 def answer_all(
     loaded: Loaded,
-    prompts: Sequence[QuestionContext],
+    documents: Sequence[Document],
     *,
     top: int,
-    max_seq_len: int,
-    doc_stride: int,
     max_answer_len: int,
-    batch_size: int,
-) -> list[Reading]:
-    """Mark the answers to questions in their texts; one `Reading` a prompt, in order.
+    budget: Budget,
+) -> list[Reading | NotEnoughMemoryError]:
+    """Mark the answers to questions in their texts; one `Reading` a document, in order.
 
     A span's logit is start + end, as in run_squad.py of BERT and run_qa.py of Transformers; there is one softmax over
     the spans of all windows and "no answer", whose logit is its minimum over the windows (it must be absent
@@ -79,29 +79,28 @@ def answer_all(
     An answer neither begins nor ends in white space or inside a character, and each place in the text is listed once.
 
     Args:
+        documents: what `split` makes of a question and a text.
         top: how many spans to return at most.
-        max_seq_len: tokens in a window, question and special tokens included; never more than the model takes.
-        doc_stride: tokens that two windows share, at most half of a window's text. No answer of up to that many
-            tokens is lost between windows.
         max_answer_len: in tokens.
-        batch_size: windows that the model reads at once; results do not depend on it.
+        budget: how many windows, of any document, the model reads at once; results do not depend on it.
 
     Raises:
-        ContextOverflowError: a question leaves no room for the text.
-        UsageError: the tokenizer gives no offsets, or the model has another kind of head.
+        UsageError: the model has another kind of head.
     """
-    for name, value in (("top", top), ("max_answer_len", max_answer_len), ("batch_size", batch_size)):
+    for name, value in (("top", top), ("max_answer_len", max_answer_len)):
         if value < 1:
             raise UsageError(f"{name} is {value}", f"set {name} to 1 or more")
-    documents = [split(loaded, prompt, max_seq_len=max_seq_len, doc_stride=doc_stride) for prompt in prompts]
-    logits = iter(_logits(loaded, [window for document in documents for window in document.windows], batch_size))
-    readings = []
+    logits = iter(_logits(loaded, [window for document in documents for window in document.windows], budget))
+    readings: list[Reading | NotEnoughMemoryError] = []
     for document in documents:
+        read = list(islice(logits, len(document.windows)))
+        failed = next((error for error in read if isinstance(error, NotEnoughMemoryError)), None)
         found = [
-            _spans(document, number, *next(logits), max_answer_len=max_answer_len, top=top)
-            for number in range(len(document.windows))
+            _spans(document, number, *pair, max_answer_len=max_answer_len, top=top)
+            for number, pair in enumerate(read)
+            if not isinstance(pair, NotEnoughMemoryError)
         ]
-        readings.append(_reading(document, found, top))
+        readings.append(failed or _reading(document, found, top))
     return readings
 
 
@@ -109,10 +108,19 @@ def answer_all(
 
 
 def split(loaded: Loaded, prompt: QuestionContext, *, max_seq_len: int, doc_stride: int) -> Document:
-    """Cut the text, and never the question, into windows of at most ``max_seq_len`` tokens. See `answer_all`.
+    """Cut the text, and never the question, into windows of at most ``max_seq_len`` tokens.
 
     A text without tokens gives no windows. The question comes first, or second where the tokenizer pads on the left,
     since such models (XLNet) were trained so: run_qa.py.
+
+    Args:
+        max_seq_len: tokens in a window, question and special tokens included; never more than the model takes.
+        doc_stride: tokens that two windows share, at most half of a window's text. No answer of up to that many
+            tokens is lost between windows.
+
+    Raises:
+        ContextOverflowError: the question leaves no room for the text.
+        UsageError: the tokenizer gives no offsets.
     """
     tokenizer: Any = loaded.tokenizer
     types = _takes_token_types(loaded)
@@ -279,36 +287,50 @@ _READS_PADDING = frozenset({"big_bird", "bigbird_pegasus", "convbert", "fnet", "
 """These mix positions by means that no mask reaches, so that a row's answers would depend on its batch."""
 
 
-def _logits(loaded: Loaded, windows: Sequence[Window], batch_size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _logits(
+    loaded: Loaded, windows: Sequence[Window], budget: Budget
+) -> list[tuple[torch.Tensor, torch.Tensor] | NotEnoughMemoryError]:
     """Start and end logits of each window, ``[length]`` float64 on the CPU."""
-    import torch
-
-    results: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    results: dict[int, tuple[torch.Tensor, torch.Tensor] | NotEnoughMemoryError] = {}
     if getattr(loaded.model.config, "model_type", "") in _READS_PADDING:
-        batch_size = 1
+        budget = Budget(budget.tokens, rows=1)
     # Alike lengths waste no padding; the longest first, so that memory runs out at once or never.
     order = sorted(range(len(windows)), key=lambda number: -len(windows[number].input_ids))
-    with loaded.lock, torch.inference_mode():
-        for at in range(0, len(order), batch_size):
-            numbers = order[at : at + batch_size]
-            outputs: Any = loaded.model(**_collate(loaded, [windows[number] for number in numbers]))
-            if getattr(outputs, "start_logits", None) is None or getattr(outputs, "end_logits", None) is None:
-                raise UsageError(
-                    f"{type(loaded.model).__name__} gives beams of answers and no start and end logits",
-                    "use a model whose class has start and end logits, such as XLNetForQuestionAnsweringSimple",
-                )
-            starts, ends = outputs.start_logits.cpu().double(), outputs.end_logits.cpu().double()
-            # A tuned prompt stands before the input and has logits too.
-            extra = starts.shape[1] - max(len(windows[number].input_ids) for number in numbers)
-            for row, number in enumerate(numbers):
-                real = slice(extra, extra + len(windows[number].input_ids))
-                results[number] = (starts[row, real], ends[row, real])
-                if not all(torch.isfinite(values).all() for values in results[number]):
-                    raise LlmkitError(
-                        f"{loaded.source.name} gives numbers that are infinite or none in {loaded.model.dtype}",
-                        "use --dtype float32",
-                    )
+    batches = budget.run(
+        order,
+        lambda number: len(windows[number].input_ids),
+        lambda numbers: _read(loaded, [windows[number] for number in numbers]),
+    )
+    for numbers, read in batches:
+        pairs = [read] * len(numbers) if isinstance(read, NotEnoughMemoryError) else read
+        results.update(zip(numbers, pairs, strict=True))
     return [results[number] for number in range(len(windows))]
+
+
+def _read(loaded: Loaded, windows: Sequence[Window]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The logits of one batch."""
+    import torch
+
+    with loaded.lock, torch.inference_mode():
+        outputs: Any = loaded.model(**_collate(loaded, windows))
+    if getattr(outputs, "start_logits", None) is None or getattr(outputs, "end_logits", None) is None:
+        raise UsageError(
+            f"{type(loaded.model).__name__} gives beams of answers and no start and end logits",
+            "use a model whose class has start and end logits, such as XLNetForQuestionAnsweringSimple",
+        )
+    starts, ends = outputs.start_logits.cpu().double(), outputs.end_logits.cpu().double()
+    # A tuned prompt stands before the input and has logits too.
+    extra = starts.shape[1] - max(len(window.input_ids) for window in windows)
+    pairs = []
+    for row, window in enumerate(windows):
+        real = slice(extra, extra + len(window.input_ids))
+        pairs.append((starts[row, real], ends[row, real]))
+        if not all(torch.isfinite(values).all() for values in pairs[-1]):
+            raise LlmkitError(
+                f"{loaded.source.name} gives numbers that are infinite or none in {loaded.model.dtype}",
+                "use --dtype float32",
+            )
+    return pairs
 
 
 def _collate(loaded: Loaded, windows: Sequence[Window]) -> dict[str, torch.Tensor]:

@@ -242,6 +242,8 @@ class Task:
     heads: ClassVar[tuple[Head, ...]] = (Head.CAUSAL, Head.SEQ2SEQ)
     input_column: ClassVar[str]
     """The column that carries the text which may be too long; `render` reads it."""
+    columns: ClassVar[tuple[str, ...]]
+    """All columns of a row that are read."""
     target_column: ClassVar[str]
     """The column with the expected output, in examples and in training data."""
     max_new_tokens: ClassVar[int]

@@ -59,6 +59,7 @@ class Dialogue(Task):
     verb = "chat"
     sample = ""
     input_column = "messages"
+    columns = ("messages",)
     target_column = "reply"
     max_new_tokens = 1024
     overflow = "truncate"
@@ -67,7 +68,10 @@ class Dialogue(Task):
     def to_row(self, given: str | Row) -> Row:
         if isinstance(given, str):
             return {"messages": [{"role": "user", "content": given}]}
-        return given if isinstance(given, Mapping) else {"messages": given}
+        if not isinstance(given, Mapping):
+            return {"messages": given}
+        text = given.get("messages")
+        return {**given, **self.to_row(text)} if isinstance(text, str) else given
 
     def validate(self, row: Row) -> None:
         messages = to_messages(row.get("messages"))

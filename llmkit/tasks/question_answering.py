@@ -53,6 +53,7 @@ class QuestionAnswering(Task):
     sample = '"QUESTION" --context FILE'
     heads = (Head.SPAN, Head.CAUSAL, Head.SEQ2SEQ)
     input_column = "context"
+    columns = ("question", "context")
     target_column = "answer"
     max_new_tokens = 64
     overflow = "chunk"

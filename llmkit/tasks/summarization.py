@@ -34,6 +34,7 @@ class Summarization(Task):
     verb = "summarize"
     sample = "FILE"
     input_column = "document"
+    columns = ("document",)
     target_column = "summary"
     max_new_tokens = 256
     overflow = "chunk"

@@ -15,6 +15,7 @@ class TextGeneration(Task):
     name = "text-generation"
     verb = "generate"
     input_column = "prompt"
+    columns = ("prompt",)
     target_column = "completion"
     max_new_tokens = 256
     thinks = True

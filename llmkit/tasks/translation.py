@@ -30,6 +30,7 @@ class Translation(Task):
     verb = "translate"
     sample = '"TEXT" --from en --to fr'
     input_column = "source"
+    columns = ("source",)
     target_column = "target"
     max_new_tokens = 512
     overflow = "chunk"

@@ -14,6 +14,7 @@ import transformers
 
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import ContextOverflowError, LlmkitError, UsageError
+from llmkit.heads.batching import Budget
 from llmkit.heads.span import answer_all, split
 from llmkit.models.context import ContextLength
 from llmkit.models.load import Loaded, load_model
@@ -24,7 +25,7 @@ from tests.conftest import Checkpoint
 QUESTION = "What is the meaning of life?"
 LONG = " ".join(tiny.SENTENCES * 2) + "\r\n  The dog 今天 😀 is fermé.  "
 FAMILIES = [*tiny.SPAN, "gpt2"]
-MEASURES = {"top": 3, "max_seq_len": 64, "doc_stride": 16, "max_answer_len": 8, "batch_size": 4}
+MEASURES = {"top": 3, "max_seq_len": 64, "doc_stride": 16, "max_answer_len": 8}
 ALL = 10**6
 
 Load = Callable[..., Loaded]
@@ -40,8 +41,12 @@ def load(checkpoint: Checkpoint) -> Load:
     return get
 
 
-def read(loaded: Loaded, *prompts: QuestionContext, **measures: int) -> list[Reading]:
-    return answer_all(loaded, prompts, **{**MEASURES, **measures})
+def read(loaded: Loaded, *prompts: QuestionContext, batch_size: int = 4, **given: int) -> list[Reading]:
+    measures = {**MEASURES, **given}
+    sizes = {name: measures.pop(name) for name in ("max_seq_len", "doc_stride")}
+    documents = [split(loaded, prompt, **sizes) for prompt in prompts]
+    readings = answer_all(loaded, documents, budget=Budget(10**6, rows=batch_size), **measures)
+    return [reading for reading in readings if isinstance(reading, Reading)]
 
 
 def places(reading: Reading) -> list[tuple[int, int]]:
@@ -363,7 +368,7 @@ def test_a_fast_tokenizer_may_give_no_offsets_either(load: Load, monkeypatch: py
         read(loaded, QuestionContext(QUESTION, LONG))
 
 
-@pytest.mark.parametrize("name", ["top", "max_answer_len", "batch_size"])
+@pytest.mark.parametrize("name", ["top", "max_answer_len"])
 def test_measures_are_checked(load: Load, name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} is 0; set {name} to 1 or more"):
         read(load("bert"), QuestionContext(QUESTION, LONG), **{name: 0})

@@ -1,0 +1,121 @@
+"""Which inputs run together: as many as their padded tokens fit a budget, fewer when memory runs out.
+
+Knows lengths and bytes. Does not know what the inputs are or what is done with them.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from llmkit.errors import NotEnoughMemoryError
+from llmkit.log import log
+from llmkit.models.load import Loaded
+from llmkit.models.memory import available_memory
+from llmkit.tasks import Head
+
+__all__ = ["Budget", "budget_from_memory"]
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+_SHARE = 0.4
+"""Of the free memory; the rest is for what the estimate does not see (attention scores, the allocator's gaps)."""
+_MOST_TOKENS = {"cpu": 16_384, "mps": 65_536, "cuda": 1_048_576}
+"""Where a larger batch is no faster any more."""
+_MOST_ROWS = {"cpu": 32, "mps": 64, "cuda": 256}
+_LEAST_TOKENS = 512
+
+
+@dataclass
+class Budget:
+    """How large a batch may be. It shrinks when memory runs out, and stays so."""
+
+    tokens: int
+    """Rows times the longest, padding and new tokens included."""
+    rows: int = 1_000_000
+
+    def run(
+        self, items: Sequence[Item], length: Callable[[Item], int], answer: Callable[[Sequence[Item]], Answer]
+    ) -> Iterator[tuple[Sequence[Item], Answer | NotEnoughMemoryError]]:
+        """Answer the items in batches, in the order they come; an item over the budget goes alone.
+
+        A batch that memory is too small for is divided in two and tried again; for one that cannot be divided comes
+        the error.
+        """
+        at = 0
+        while at < len(items):
+            batch = self._next(items, at, length)
+            answered = _within_memory(batch, answer)
+            if answered is None and len(batch) > 1:
+                self.tokens = max(1, len(batch) // 2 * max(map(length, batch)))
+                self.rows = len(batch) // 2
+                log.warning("memory ran out, batches have at most %d tokens from here on", self.tokens)
+                continue
+            yield batch, NotEnoughMemoryError(
+                f"{max(map(length, batch))} tokens are more than there is memory for",
+                "shorten the input, or choose a smaller model, --dtype or --max-new-tokens",
+            ) if answered is None else answered[0]
+            at += len(batch)
+
+    def _next(self, items: Sequence[Item], at: int, length: Callable[[Item], int]) -> Sequence[Item]:
+        end, longest = at + 1, length(items[at])
+        while end < len(items) and end - at < self.rows:
+            longest = max(longest, length(items[end]))
+            if longest * (end + 1 - at) > self.tokens:
+                break
+            end += 1
+        return items[at:end]
+
+
+def _within_memory(
+    batch: Sequence[Item], answer: Callable[[Sequence[Item]], Answer]
+) -> tuple[Answer] | None:
+    """The answer, in a tuple; None where memory ran out."""
+    try:
+        return (answer(batch),)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+    # Out here the error is gone, and with it the frames that held the tensors.
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def budget_from_memory(loaded: Loaded) -> Budget:
+    """A budget that should fit in the memory that is free now.
+
+    A token takes its keys and values in every layer, and its activations in one; these are taken from the sizes in
+    the config, or guessed from the number of weights where it has none.
+    """
+    config: Any = loaded.model.config.get_text_config()
+    kind = loaded.device.type
+    width = getattr(config, "hidden_size", None) or 1024
+    inner = _size(config, "intermediate_size", "ffn_dim", "encoder_ffn_dim", "d_ff", "n_inner") or 4 * width
+    numbers = 8 * width + 3 * inner
+    if loaded.head is not Head.SPAN:
+        heads = _size(config, "num_attention_heads", "encoder_attention_heads") or 1
+        kept = _size(config, "num_key_value_heads") or heads
+        size = _size(config, "head_dim", "d_kv") or width // heads
+        # An encoder-decoder keeps those of the input and of the output.
+        numbers += 2 * (_size(config, "num_hidden_layers", "decoder_layers") or 1) * kept * size
+    each = numbers * max(2, loaded.model.dtype.itemsize)
+    tokens = int(available_memory(str(loaded.device)) * _SHARE / each)
+    return Budget(max(_LEAST_TOKENS, min(tokens, _MOST_TOKENS.get(kind, 65_536))), _MOST_ROWS.get(kind, 64))
+
+
+def _size(config: Any, *names: str) -> int | None:
+    """The first of the settings that the config has; model families name them differently."""
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)

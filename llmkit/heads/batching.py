@@ -54,10 +54,15 @@ class Budget:
                 self.rows = len(batch) // 2
                 log.warning("memory ran out, batches have at most %d tokens from here on", self.tokens)
                 continue
-            yield batch, NotEnoughMemoryError(
-                f"{max(map(length, batch))} tokens are more than there is memory for",
-                "shorten the input, or choose a smaller model, --dtype or --max-new-tokens",
-            ) if answered is None else answered[0]
+            yield (
+                batch,
+                NotEnoughMemoryError(
+                    f"{max(map(length, batch))} tokens are more than there is memory for",
+                    "shorten the input, or choose a smaller model, --dtype or --max-new-tokens",
+                )
+                if answered is None
+                else answered[0],
+            )
             at += len(batch)
 
     def _next(self, items: Sequence[Item], at: int, length: Callable[[Item], int]) -> Sequence[Item]:
@@ -70,9 +75,7 @@ class Budget:
         return items[at:end]
 
 
-def _within_memory(
-    batch: Sequence[Item], answer: Callable[[Sequence[Item]], Answer]
-) -> tuple[Answer] | None:
+def _within_memory(batch: Sequence[Item], answer: Callable[[Sequence[Item]], Answer]) -> tuple[Answer] | None:
     """The answer, in a tuple; None where memory ran out."""
     try:
         return (answer(batch),)

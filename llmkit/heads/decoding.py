@@ -2,7 +2,8 @@
 
 `generate` hands pieces over as they become certain; whoever wants the whole text joins them. Everything is
 done in a stopping criterion, which sees each step's tokens of the whole batch: decoding, stop strings and
-per-row limits, so that a batch gives what single rows give. The model runs in the thread that calls.
+per-row limits, so that a batch gives what single rows give. Rows that have ended leave the batch, so that the others
+need not wait for them. The model runs in the thread that calls.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.config.settings import GenerationSettings
 from llmkit.errors import UsageError
+from llmkit.heads.prompt_cache import has_ordinary_cache, new_cache
 from llmkit.heads.text_stream import StopScanner, TextStream
 from llmkit.log import log
+from llmkit.tasks import Head
 
 if TYPE_CHECKING:
     import torch
@@ -167,6 +170,20 @@ def _refuse_without_effect(config: GenerationConfig, settings: GenerationSetting
         raise UsageError("length_penalty has an effect in beam search only", "set num_beams above 1")
 
 
+_COUNTS_FROM_THE_CALL = (
+    "assistant_model",
+    "begin_suppress_tokens",
+    "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "guidance_scale",
+    "penalty_alpha",
+    "prompt_lookup_num_tokens",
+    "watermarking_config",
+)
+
+
 @dataclass(frozen=True)
 class _Group:
     """Prompts that can be generated together, by their place in the batch."""
@@ -238,9 +255,14 @@ def generate(
             run.generate(inputs, config, settings.seed, cache)
 
 
+_STAYS = 0.75
+"""A batch goes on without the rows that have ended when no more than this share is left. Each time costs about as much
+as one step."""
+
+
 @dataclass
 class _Run:
-    """One call of ``model.generate``."""
+    """One batch."""
 
     loaded: Loaded
     ops: HeadOps
@@ -248,36 +270,88 @@ class _Run:
     emit: Callable[[Piece], None]
     cancelled: Callable[[], bool]
     scored: bool = False
+    _batch: list[_Row] = field(init=False)
+    """The rows that the model is writing now."""
+    _narrows: bool = False
+    _least: int | None = None
+    """min_new_tokens of the whole output."""
+
+    def __post_init__(self) -> None:
+        self._batch = list(self.rows)
 
     def generate(
         self, inputs: dict[str, torch.Tensor], config: GenerationConfig, seed: int | None, cache: PromptCache | None
     ) -> None:
+        """Write all rows to their ends."""
         import torch
-        from transformers import StoppingCriteriaList
 
-        beams = (config.num_beams or 1) > 1
-        if self.scored and not beams:
-            config.output_scores = config.return_dict_in_generate = True
+        beams, self._least = (config.num_beams or 1) > 1, config.min_new_tokens
+        config.return_dict_in_generate = True
+        config.output_scores = self.scored and not beams
         extra: dict[str, Any] = {}
         if cache is not None and not beams:
             extra["past_key_values"] = cache.take(self.loaded, inputs["input_ids"][0].tolist())
             config.cache_implementation = None  # it is the one given
+        elif self._can_narrow(config):
+            extra["past_key_values"], self._narrows = new_cache(self.loaded), True
         devices = [self.loaded.device] if self.loaded.device.type == "cuda" else []
-        step = self._wait if beams else self._step
         with torch.random.fork_rng(devices=devices, enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            output = self.loaded.model.generate(  # type: ignore[operator]
-                **inputs, **extra, generation_config=config, stopping_criteria=StoppingCriteriaList([step])
-            )
+            output = self._write(inputs, config, extra)
+            while self._narrows and any(not row.done for row in self._batch) and not self.cancelled():
+                output = self._write(*self._narrow(output, inputs, config))
         if beams and not self.cancelled():
-            for row, sequence in zip(self.rows, output[:, self.ops.output_start(inputs) :].tolist(), strict=True):
+            sequences = output.sequences[:, self.ops.output_start(inputs) :].tolist()
+            for row, sequence in zip(self.rows, sequences, strict=True):
                 self.emit(row.push_all(sequence))
         for row in self.rows:
             if not row.done:
                 self.emit(row.interrupt())
         if cache is not None and not beams:
-            cache.put(getattr(output, "sequences", output)[0].tolist())
+            cache.put(output.sequences[0].tolist())
+
+    def _write(self, inputs: dict[str, torch.Tensor], config: GenerationConfig, extra: dict[str, Any]) -> Any:
+        from transformers import StoppingCriteriaList
+
+        step = self._wait if (config.num_beams or 1) > 1 else self._step
+        return self.loaded.model.generate(  # type: ignore[operator]
+            **inputs, **extra, generation_config=config, stopping_criteria=StoppingCriteriaList([step])
+        )
+
+    def _can_narrow(self, config: GenerationConfig) -> bool:
+        """Whether rows can be taken out of the batch without a change to the others."""
+        if len(self.rows) < 2 or (config.num_beams or 1) > 1 or self.loaded.head is not Head.CAUSAL:
+            return False
+        if config.use_cache is False or config.cache_implementation or not has_ordinary_cache(self.loaded):
+            return False
+        # These count from the beginning of a call.
+        if any(getattr(config, name, None) for name in _COUNTS_FROM_THE_CALL):
+            return False
+        from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+        return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in new_cache(self.loaded).layers)
+
+    def _narrow(
+        self, output: Any, inputs: dict[str, torch.Tensor], config: GenerationConfig
+    ) -> tuple[dict[str, torch.Tensor], GenerationConfig, dict[str, Any]]:
+        """The arguments with which the rows go on that have not ended."""
+        import torch
+
+        places = [place for place, row in enumerate(self._batch) if not row.done]
+        self._batch = [self._batch[place] for place in places]
+        written = self._batch[0].count
+        chosen = torch.tensor(places, device=self.loaded.device)
+        ids = output.sequences[chosen]
+        mask = inputs["attention_mask"][chosen]
+        longer = torch.ones(len(mask), ids.shape[1] - mask.shape[1], dtype=mask.dtype, device=mask.device)
+        inputs.update(input_ids=ids, attention_mask=torch.cat([mask, longer], dim=1))
+        output.past_key_values.batch_select_indices(chosen)
+        config = copy.deepcopy(config)
+        config.max_new_tokens = self._batch[0].limit - written
+        if self._least is not None:
+            config.min_new_tokens = max(0, self._least - written)
+        return inputs, config, {"past_key_values": output.past_key_values}
 
     def _wait(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         """Beams are rearranged at every step, so none of their text is certain before the end."""
@@ -292,9 +366,10 @@ class _Run:
         logs: list[float | None] = [None] * len(tokens)
         if self.scored:
             logs = scores[-1].float().log_softmax(-1).gather(1, input_ids[:, -1:])[:, 0].tolist()
-        for row, token, log_probability in zip(self.rows, tokens, logs, strict=True):
+        for row, token, log_probability in zip(self._batch, tokens, logs, strict=True):
             if not row.done and (piece := row.push(token, log_probability)):
                 self.emit(piece)
-        if self.cancelled():
+        done = [row.done for row in self._batch]
+        if self.cancelled() or (self._narrows and done.count(False) <= _STAYS * len(done)):
             return torch.ones(len(tokens), dtype=torch.bool, device=input_ids.device)
-        return torch.tensor([row.done for row in self.rows], device=input_ids.device)
+        return torch.tensor(done, device=input_ids.device)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmkit.models.load import Loaded
 
-__all__ = ["PromptCache"]
+__all__ = ["PromptCache", "has_ordinary_cache", "new_cache"]
 
 
 class PromptCache:
@@ -32,14 +32,12 @@ class PromptCache:
         """
         known, self._ids, self.sequence = self._ids, [], ()
         cache, self._cache, self.reused = self._cache, None, 0
-        if not _has_ordinary_cache(loaded):
+        if not has_ordinary_cache(loaded):
             return None
         # The last token is always read, since its logits are what the answer begins with.
         shared = _shared(known, ids[:-1])
         if cache is None or not shared or not _crop(cache, len(known) - shared):
-            from transformers import DynamicCache
-
-            cache, shared = DynamicCache(config=loaded.model.config.get_text_config(decoder=True)), 0
+            cache, shared = new_cache(loaded), 0
         self._cache, self.reused = cache, shared
         return cache
 
@@ -53,7 +51,14 @@ class PromptCache:
         self._cache, self._ids, self.sequence = None, [], ()
 
 
-def _has_ordinary_cache(loaded: Loaded) -> bool:
+def new_cache(loaded: Loaded) -> Any:
+    """An empty cache, of the kind that `generate` would make."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=loaded.model.config.get_text_config(decoder=True))
+
+
+def has_ordinary_cache(loaded: Loaded) -> bool:
     """Whether keys and values are kept in a `DynamicCache`, one entry a token; states (Mamba) cannot be cut back."""
     model: Any = loaded.model
     # Prompt tuning puts virtual tokens in front, so that entries and tokens no longer match.

@@ -11,11 +11,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, zip_longest
+from typing import Literal, overload
 
-from llmkit.config.settings import AnswerSettings, GenerationSettings, given
-from llmkit.errors import UsageError
+from llmkit.config.settings import AnswerSettings, GenerationSettings, RowSettings, given
+from llmkit.errors import InputError, LlmkitError, NotEnoughMemoryError, UsageError
 from llmkit.heads import head_ops
-from llmkit.heads.span import answer_all
+from llmkit.heads.batching import Budget, budget_from_memory
+from llmkit.heads.span import Document, answer_all, split
 from llmkit.inference.engine import OnText, Shown, write
 from llmkit.inference.fitting import Fitted, ModelReader
 from llmkit.inference.output import Output, Usage
@@ -26,7 +28,10 @@ from llmkit.tasks import Head, QuestionContext, Raw, Result, Row, Step, Task, Wo
 
 __all__ = ["Pipeline", "StreamedOutput"]
 
-BATCH_SIZE = 8
+_ROWS_SHOWN = 8
+"""Parts of one text that are written together while somebody waits to see the first."""
+
+Progress = Callable[[int, int], None]
 
 
 class _Cancelled(Exception):  # noqa: N818 - nothing has gone wrong
@@ -40,9 +45,13 @@ class _Job:
     reader: ModelReader
     work: Work
     streams: bool
+    number: int = 0
+    """Of the row, in the whole run."""
     step: Step = field(default_factory=lambda: Step(()))
     raws: list[Raw | None] = field(default_factory=list)
     result: Result | None = None
+    error: LlmkitError | None = None
+    """Why there is no result, and never will be."""
     shown: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -61,6 +70,18 @@ class _Job:
             self.raws = [None] * len(self.step.rows)
         except StopIteration as stop:
             self.result = stop.value
+        except InputError as error:
+            self.error = error
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.result is not None or self.error is not None
+
+    @property
+    def answered(self) -> bool:
+        """Whether all prompts of the step have their answers."""
+        return not self.ended and None not in self.raws
 
     def put(self, index: int, raw: Raw) -> None:
         """One prompt's answer."""
@@ -118,20 +139,94 @@ class Pipeline:
         thinks before it. ``cancelled`` is asked after every token; the answer then ends as ``interrupted``.
         """
         try:
-            return self._run([row], BATCH_SIZE, on_text, on_reasoning, cancelled)[0]
+            (answer,) = self._drive([self._start(row, on_text)], self.budget(), on_reasoning, cancelled)
         except _Cancelled:
             raise KeyboardInterrupt from None
+        if isinstance(answer, LlmkitError):
+            raise answer
+        return answer
 
-    def map(self, rows: Iterable[str | Row], /, *, batch_size: int = BATCH_SIZE) -> Iterator[Output]:
-        """Answer rows lazily and in order, ``batch_size`` at a time; parts of long rows share the batches.
+    @overload
+    def map(
+        self, rows: Iterable[str | Row], /, *, window: int = ..., max_batch_tokens: int | None = ...
+    ) -> Iterator[Output]: ...
 
-        Greedy answers are those of single calls; in half precision, batches can differ in rounding.
+    @overload
+    def map(
+        self,
+        rows: Iterable[str | Row],
+        /,
+        *,
+        window: int = ...,
+        max_batch_tokens: int | None = ...,
+        errors: Literal["raise", "yield"],
+    ) -> Iterator[Output | LlmkitError]: ...
+
+    def map(
+        self,
+        rows: Iterable[str | Row],
+        /,
+        *,
+        window: int = 256,
+        max_batch_tokens: int | None = None,
+        errors: Literal["raise", "yield"] = "raise",
+    ) -> Iterator[Output | LlmkitError]:
+        """Answer rows lazily and in order.
+
+        ``window`` rows at a time are taken, sorted by length and written in batches; parts of long rows share the
+        batches of other rows. Greedy answers are those of single calls; in half precision, batches can differ in
+        rounding.
+
+        Args:
+            rows: texts, or mappings with the task's columns; any iterable, also an endless one.
+            window: rows that are held in memory. More make better batches and later first answers.
+            max_batch_tokens: rows of a batch times the longest, new tokens included; None finds it from free memory.
+                A batch that memory is too small for is halved.
+            errors: what becomes of a row that cannot be answered: ``raise``, after the rows before it were given, or
+                ``yield`` the exception in the answer's place.
         """
-        if batch_size < 1:
-            raise UsageError(f"batch_size={batch_size} is out of range", "give a number of 1 or more")
-        iterator = iter(rows)
-        while batch := list(islice(iterator, batch_size)):
-            yield from self._run(batch, batch_size)
+        RowSettings(input="-", window=window, max_batch_tokens=max_batch_tokens)  # checks both
+        if errors not in ("raise", "yield"):
+            raise UsageError(f"errors={errors!r} is not a choice", "choose raise or yield")
+        return self._map(rows, window, self.budget(max_batch_tokens), errors)
+
+    def _map(
+        self, rows: Iterable[str | Row], window: int, budget: Budget, errors: str
+    ) -> Iterator[Output | LlmkitError]:
+        iterator, number = iter(rows), 0
+        while taken := list(islice(iterator, window)):
+            for answer in self.answer_all(taken, budget, number=number):
+                if errors == "raise" and isinstance(answer, LlmkitError):
+                    raise answer
+                yield answer
+            number += len(taken)
+
+    def answer_all(
+        self,
+        rows: Sequence[str | Row],
+        budget: Budget,
+        *,
+        number: int = 0,
+        progress: Progress = lambda _rows, _tokens: None,
+    ) -> list[Output | LlmkitError]:
+        """Answer rows that are held in memory; the exception takes the place of a row that cannot be answered.
+
+        Args:
+            budget: how large a batch may be; see `budget`.
+            number: of the first row in the whole run. It goes into the seed, so that no two batches draw alike.
+            progress: called after each batch with the rows and the tokens that were written since the last time.
+        """
+        jobs: list[_Job | InputError] = []
+        for place, row in enumerate(rows, start=number):
+            try:
+                jobs.append(self._start(row, number=place))
+            except InputError as error:
+                jobs.append(error)
+        return self._drive(jobs, budget, progress=progress)
+
+    def budget(self, max_batch_tokens: int | None = None) -> Budget:
+        """How large a batch may be: so many tokens, or as many as the memory that is free now seems to hold."""
+        return budget_from_memory(self.loaded) if max_batch_tokens is None else Budget(max_batch_tokens)
 
     def stream(self, row: str | Row, /) -> StreamedOutput:
         """Answer one row piece by piece: iterate for the text; ``.output`` is set when the text has ended.
@@ -143,7 +238,7 @@ class Pipeline:
         self._start(row)  # a bad row is refused here and not in the loop
         return StreamedOutput(self, row)
 
-    def _start(self, row: str | Row, on_text: OnText | None = None) -> _Job:
+    def _start(self, row: str | Row, on_text: OnText | None = None, number: int = 0) -> _Job:
         row = self.task.to_row(row)
         self.task.validate(row)
 
@@ -153,84 +248,141 @@ class Pipeline:
                 on_text(text)
 
         reader = self.reader(emit)
-        job = _Job(reader, self.task.work(row, reader), streams=on_text is not None)
+        job = _Job(reader, self.task.work(row, reader), streams=on_text is not None, number=number)
         return job
 
     def reader(self, emit: OnText) -> ModelReader:
         """The model as the work on one row sees it; ``emit`` gets the pieces of the answer."""
         return ModelReader(self.task, self.traits, self.wording, self.loaded, self._ops, self.settings, emit)
 
-    def _run(
+    def _drive(
         self,
-        rows: Sequence[str | Row],
-        batch_size: int,
-        on_text: OnText | None = None,
+        jobs: Sequence[_Job | InputError],
+        budget: Budget,
         on_reasoning: OnText | None = None,
         cancelled: Callable[[], bool] = lambda: False,
-    ) -> list[Output]:
-        jobs = [self._start(row, on_text) for row in rows]
-        for job in jobs:
-            job.advance(first=True)
-        while active := [job for job in jobs if job.result is None]:
+        progress: Progress = lambda _rows, _tokens: None,
+    ) -> list[Output | LlmkitError]:
+        good = [job for job in jobs if isinstance(job, _Job)]
+        progress(len(jobs) - len(good), 0)
+        self._advance(good, progress, first=True)
+        while active := [job for job in good if not job.ended]:
             if self._ops is None:
-                self._mark(active, batch_size)
+                self._mark(active, budget, progress)
             else:
-                self._write(active, batch_size, on_reasoning, cancelled)
-            for job in active:
-                job.advance()
-        return [self._output(job) for job in jobs]
+                self._write(active, budget, on_reasoning, cancelled, progress)
+        return [self._output(job) if isinstance(job, _Job) else job for job in jobs]
 
-    def _mark(self, jobs: Sequence[_Job], batch_size: int) -> None:
-        """The span head: one question and context a job; it makes batches of their windows."""
-        assert isinstance(self.task.settings, AnswerSettings)
-        prompts = [self.task.render(row, self.traits, self.wording) for job in jobs for row in job.step.rows]
+    def _advance(self, jobs: Iterable[_Job], progress: Progress, tokens: int = 0, *, first: bool = False) -> None:
+        """Take the next step of the jobs whose last one is answered."""
+        ended = 0
+        for job in jobs:
+            if first or job.answered:
+                job.advance(first=first)
+                ended += job.ended
+        progress(ended, tokens)
+
+    def _mark(self, jobs: Sequence[_Job], budget: Budget, progress: Progress) -> None:
+        """The span head: one question and context a job; their windows are read together."""
+        settings = self.task.settings
+        assert isinstance(settings, AnswerSettings)
+        documents: list[tuple[_Job, Document]] = []
+        for job in jobs:
+            prompt = self.task.render(job.step.rows[0], self.traits, self.wording)
+            assert isinstance(prompt, QuestionContext)
+            sizes = {"max_seq_len": settings.max_seq_len, "doc_stride": settings.doc_stride}
+            try:
+                documents.append((job, split(self.loaded, prompt, **sizes)))
+            except InputError as error:
+                job.error = error
         readings = answer_all(
             self.loaded,
-            [prompt for prompt in prompts if isinstance(prompt, QuestionContext)],
-            top=self.task.settings.top,
-            max_seq_len=self.task.settings.max_seq_len,
-            doc_stride=self.task.settings.doc_stride,
-            max_answer_len=self.task.settings.max_answer_len,
-            batch_size=batch_size,
+            [document for _, document in documents],
+            top=settings.top,
+            max_answer_len=settings.max_answer_len,
+            budget=budget,
         )
-        for job, reading in zip(jobs, readings, strict=True):
-            job.prompt_tokens += reading.tokens
-            job.put(0, Raw("", reading=reading))
+        for (job, _), reading in zip(documents, readings, strict=True):
+            if isinstance(reading, NotEnoughMemoryError):
+                job.error = reading
+            else:
+                job.prompt_tokens += reading.tokens
+                job.put(0, Raw("", reading=reading))
+        progress(sum(job.error is not None for job in jobs), 0)
+        self._advance(jobs, progress)
 
     def _write(
-        self, jobs: Sequence[_Job], batch_size: int, on_reasoning: OnText | None, cancelled: Callable[[], bool]
+        self,
+        jobs: Sequence[_Job],
+        budget: Budget,
+        on_reasoning: OnText | None,
+        cancelled: Callable[[], bool],
+        progress: Progress,
     ) -> None:
         """One step of each job, in batches of prompts of about the same length."""
-        wanted: list[tuple[_Job, int, Fitted]] = []
+        wanted = []
         for job in jobs:
-            for index, row in enumerate(job.step.rows):
-                fitted = job.reader.fit(row)
-                job.prompt_tokens += len(fitted.encoded.input_ids)
-                job.truncated += fitted.truncated
-                wanted.append((job, index, fitted))
-            if not (job.step.final or job.step.several) and self.settings.num_return_sequences > 1:
-                raise UsageError("num_return_sequences is for texts that are read in one piece", "leave it out")
-        for batch in _batches(wanted, batch_size):
+            try:
+                wanted += self._fit(job)
+            except InputError as error:
+                job.error = error
+                progress(1, 0)
+
+        def answer(batch: Sequence[_Prompt]) -> list[Raw]:
             if cancelled():
                 raise _Cancelled
-            job = batch[0][0]
+            job = batch[0].job
             shown = Shown(job.reader.emit, strip=self.task.strips) if job.step.final and job.streams else None
-            raws = write(
+            return write(
                 self.loaded,
-                [fitted for _, _, fitted in batch],
-                self.settings,
+                [prompt.fitted for prompt in batch],
+                self._seeded(job),
                 max_new_tokens=job.step.max_new_tokens,
                 scored=job.step.scored,
                 on_text=shown.push if shown else None,
                 on_reasoning=on_reasoning,
                 cancelled=cancelled,
             )
-            for (job, index, _), raw in zip(batch, raws, strict=True):
-                if raw.finish_reason == "interrupted" and not job.step.final:
-                    raise _Cancelled
-                job.put(index, raw)
 
-    def _output(self, job: _Job) -> Output:
+        for kind in _kinds(wanted):
+            job = kind[0].job
+            room = Budget(budget.tokens, min(budget.rows, _ROWS_SHOWN)) if job.streams else budget
+            copies = max(self.settings.num_beams or 1, self.settings.num_return_sequences)
+            new = min(job.step.max_new_tokens or self.max_new_tokens, self.max_new_tokens)
+            for batch, raws in room.run(kind, lambda prompt: copies * (prompt.length + new), answer):  # noqa: B023
+                self._take(batch, raws, progress)
+
+    def _fit(self, job: _Job) -> list[_Prompt]:
+        """The prompts of a job's step."""
+        if not (job.step.final or job.step.several) and self.settings.num_return_sequences > 1:
+            raise UsageError("num_return_sequences is for texts that are read in one piece", "leave it out")
+        prompts = [_Prompt(job, index, job.reader.fit(row)) for index, row in enumerate(job.step.rows)]
+        job.prompt_tokens += sum(prompt.length for prompt in prompts)
+        job.truncated += sum(prompt.fitted.truncated for prompt in prompts)
+        return prompts
+
+    def _seeded(self, job: _Job) -> GenerationSettings:
+        if self.settings.seed is None or not job.number:
+            return self.settings
+        return replace(self.settings, seed=(self.settings.seed + job.number) % 2**63)
+
+    def _take(self, batch: Sequence[_Prompt], raws: Sequence[Raw] | NotEnoughMemoryError, progress: Progress) -> None:
+        """Give a batch's answers to the jobs they are for."""
+        if isinstance(raws, NotEnoughMemoryError):
+            progress(not batch[0].job.ended, 0)
+            batch[0].job.error = raws
+            return
+        for prompt, raw in zip(batch, raws, strict=True):
+            if raw.finish_reason == "interrupted" and not prompt.job.step.final:
+                raise _Cancelled
+            if not prompt.job.ended:
+                prompt.job.put(prompt.index, raw)
+        touched = {id(prompt.job): prompt.job for prompt in batch}
+        self._advance(touched.values(), progress, sum(raw.tokens for raw in raws))
+
+    def _output(self, job: _Job) -> Output | LlmkitError:
+        if job.error is not None:
+            return job.error
         result = job.result
         assert result is not None
         if len(job.shown) < len(result.text):
@@ -279,21 +431,28 @@ class Pipeline:
         )
 
 
-def _batches(
-    wanted: Sequence[tuple[_Job, int, Fitted]], batch_size: int
-) -> Iterator[Sequence[tuple[_Job, int, Fitted]]]:
-    """Prompts that can be run together, those of one length near each other.
+@dataclass(frozen=True)
+class _Prompt:
+    """One of the prompts of a job's step."""
 
-    A text that is shown while it is generated goes first and alone.
-    """
-    kinds: dict[tuple[int | None, bool], list[tuple[_Job, int, Fitted]]] = {}
-    for item in wanted:
-        kinds.setdefault((item[0].step.max_new_tokens, item[0].step.scored), []).append(item)
-    for items in kinds.values():
-        if not any(job.step.each for job, _, _ in items):  # else their order is the order in which they are shown
-            items.sort(key=lambda item: len(item[2].encoded.input_ids), reverse=True)
-        for first in range(0, len(items), batch_size):
-            yield items[first : first + batch_size]
+    job: _Job
+    index: int
+    fitted: Fitted
+
+    @property
+    def length(self) -> int:
+        return len(self.fitted.encoded.input_ids)
+
+
+def _kinds(wanted: Iterable[_Prompt]) -> Iterable[Sequence[_Prompt]]:
+    """Prompts that can be run together, the longest first: memory runs out at once or never."""
+    kinds: dict[tuple[int | None, bool], list[_Prompt]] = {}
+    for prompt in wanted:
+        kinds.setdefault((prompt.job.step.max_new_tokens, prompt.job.step.scored), []).append(prompt)
+    for prompts in kinds.values():
+        if not any(prompt.job.step.each for prompt in prompts):  # else their order is that in which they are shown
+            prompts.sort(key=lambda prompt: prompt.length, reverse=True)
+    return kinds.values()
 
 
 class StreamedOutput:

@@ -25,8 +25,8 @@ def load(folder: Any, **options: Any) -> llmkit.Pipeline:
 def test_batched_is_single_is_streamed(family: str, checkpoint: Checkpoint) -> None:
     pipeline = load(checkpoint(family))
     single = [pipeline(prompt) for prompt in PROMPTS]
-    assert list(pipeline.map(PROMPTS, batch_size=5)) == single
-    assert list(pipeline.map(iter(PROMPTS), batch_size=2)) == single
+    assert list(pipeline.map(PROMPTS, window=5)) == single
+    assert list(pipeline.map(iter(PROMPTS), window=2)) == single
     for prompt, output in zip(PROMPTS, single, strict=True):
         streamed = pipeline.stream(prompt)
         assert "".join(streamed) == output.text

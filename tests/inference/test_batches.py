@@ -1,0 +1,168 @@
+"""Many rows at once: what is run together, what leaves a batch, and what becomes of a row that fails."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+import llmkit
+from llmkit.errors import ContextOverflowError, InputError, LlmkitError, NotEnoughMemoryError, UsageError
+from llmkit.heads.batching import Budget
+from tests import tiny
+from tests.conftest import Checkpoint
+
+GREEDY: dict[str, Any] = {"dtype": "float32", "device": "cpu", "temperature": 0}
+PROMPTS = [" ".join(tiny.SENTENCES[:1] * count) + word for count in (1, 3, 2) for word in ("", " A", " fox", " 今天")]
+
+
+def load(folder: Any, task: str = "generate", **options: Any) -> llmkit.Pipeline:
+    return llmkit.load(task, str(folder), **{**GREEDY, **options})
+
+
+@pytest.mark.parametrize("settings", [{"no_repeat_ngram_size": 1}, {"repetition_penalty": 1.5, "min_new_tokens": 6}])
+@pytest.mark.parametrize("family", [*tiny.CAUSAL, "t5"])
+def test_rows_that_end_early_leave_the_others_as_they_are(
+    family: str, settings: dict[str, Any], checkpoint: Checkpoint
+) -> None:
+    free = load(checkpoint(family), max_new_tokens=24, **settings)
+    letters = Counter("".join(free(prompt).text[2:] for prompt in PROMPTS)).most_common()
+    stop = tuple(letter for letter, _ in letters[2::3])
+    pipeline = load(checkpoint(family), max_new_tokens=24, stop=stop, **settings)
+    single = [pipeline(prompt) for prompt in PROMPTS]
+    assert len({output.usage.completion_tokens for output in single}) > 1, "the rows end together"
+    sizes: list[int] = []
+    pipeline.loaded.model.register_forward_hook(lambda _model, _inputs, output: sizes.append(len(output.logits)))
+    assert list(pipeline.map(PROMPTS, max_batch_tokens=10**6)) == single
+    assert sizes[0] == len(PROMPTS)
+    assert (min(sizes) < len(PROMPTS)) == (family in tiny.CAUSAL)
+
+
+def test_windows_are_taken_when_they_are_needed(checkpoint: Checkpoint) -> None:
+    pipeline = load(checkpoint("gpt2"), max_new_tokens=2)
+    taken = []
+
+    def endless() -> Iterator[str]:
+        while True:
+            taken.append(1)
+            yield "The quick"
+
+    outputs = pipeline.map(endless(), window=3)
+    assert not taken
+    next(outputs)
+    assert len(taken) == 3
+    for _ in range(3):
+        next(outputs)
+    assert len(taken) == 6
+
+
+def test_a_bad_row_takes_its_own_place_only(checkpoint: Checkpoint) -> None:
+    pipeline = load(checkpoint("gpt2"), max_new_tokens=2)
+    rows: list[Any] = ["The quick", "", {"prompt": 5}, "a " * 3000, "The lazy"]
+    answers = list(pipeline.map(rows, errors="yield"))
+    assert [type(answer) for answer in answers] == [
+        llmkit.Output,
+        InputError,
+        InputError,
+        ContextOverflowError,
+        llmkit.Output,
+    ]
+    assert [answers[0], answers[4]] == [pipeline(rows[0]), pipeline(rows[4])]
+    outputs = pipeline.map(rows)
+    assert next(outputs) == answers[0]
+    with pytest.raises(InputError, match="the prompt is empty"):
+        next(outputs)
+
+
+def test_a_question_that_is_too_long_takes_its_own_place_only(checkpoint: Checkpoint) -> None:
+    pipeline = llmkit.load("answer", str(checkpoint("bert")), dtype="float32", device="cpu")
+    good = {"question": "What is it?", "context": "The quick brown fox."}
+    answers = list(pipeline.map([good, {**good, "question": "what " * 600}, good], errors="yield"))
+    single = pipeline(good)
+    for answer in (answers[0], answers[2]):
+        assert isinstance(answer, llmkit.Output)
+        assert replace(answer, score=single.score) == single
+    assert isinstance(answers[1], ContextOverflowError)
+
+
+@pytest.mark.parametrize("option", [{"window": 0}, {"max_batch_tokens": 0}, {"errors": "drop"}])
+def test_bad_options_are_refused_at_the_call(option: dict[str, Any], checkpoint: Checkpoint) -> None:
+    with pytest.raises(UsageError, match=next(iter(option))):
+        load(checkpoint("gpt2")).map(["a"], **option)
+
+
+def test_a_budget_counts_padding() -> None:
+    batches = [list(batch) for batch, _ in Budget(12).run([6, 6, 5, 4, 4, 4, 1, 20, 1], int, list)]
+    assert batches == [[6, 6], [5, 4], [4, 4, 1], [20], [1]]
+    assert [len(batch) for batch, _ in Budget(12, rows=2).run([1] * 5, int, list)] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("can't allocate memory")]
+)
+def test_a_batch_is_halved_when_memory_runs_out(error: Exception) -> None:
+    tried = []
+
+    def answer(batch: Any) -> list[int]:
+        tried.append(len(batch))
+        if sum(batch) > 10:
+            raise error
+        return list(batch)
+
+    budget = Budget(1000)
+    done = list(budget.run([12, 4, 4, 4, 4, 1, 1], int, answer))
+    assert [item for batch, _ in done for item in batch] == [12, 4, 4, 4, 4, 1, 1]
+    assert [isinstance(answers, NotEnoughMemoryError) for _, answers in done][0]
+    assert all(answers == list(batch) for batch, answers in done[1:])
+    assert tried[:3] == [7, 3, 1]
+    assert budget.rows < 7, "what was learned is kept"
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    def answer(batch: Any) -> None:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(Budget(1000).run([1, 2], int, answer))
+
+
+def test_a_row_that_memory_is_too_small_for_becomes_an_error(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = load(checkpoint("gpt2"), max_new_tokens=2)
+    expected = list(pipeline.map(PROMPTS))
+    longest = max(output.usage.prompt_tokens for output in expected)
+    real: Any = pipeline.loaded.model.generate
+
+    def generate(**options: Any) -> Any:
+        if options["input_ids"].numel() >= longest:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(**options)
+
+    monkeypatch.setattr(pipeline.loaded.model, "generate", generate)
+    answers = list(pipeline.map(PROMPTS, errors="yield"))
+    assert any(isinstance(answer, NotEnoughMemoryError) for answer in answers)
+    for answer, output in zip(answers, expected, strict=True):
+        assert answer == output or isinstance(answer, NotEnoughMemoryError)
+
+
+def test_rows_draw_differently_and_repeatably(checkpoint: Checkpoint) -> None:
+    pipeline = load(checkpoint("gpt2"), max_new_tokens=12, temperature=1.0, seed=3)
+    texts = [output.text for output in pipeline.map(["The quick"] * 6, window=1)]
+    assert len(set(texts)) > 1, "each batch begins with the same seed"
+    assert texts[0] == pipeline("The quick").text
+    assert texts == [output.text for output in pipeline.map(["The quick"] * 6, window=1)]
+
+
+def test_progress_counts_every_row_once(checkpoint: Checkpoint) -> None:
+    pipeline = load(checkpoint("gpt2"), "summarize", max_new_tokens=4)
+    rows = ["The quick brown fox. " * count for count in (1, 200, 2)] + [""]
+    told: list[tuple[int, int]] = []
+    answers = pipeline.answer_all(rows, Budget(10**6), progress=lambda *counts: told.append(counts))
+    outputs = [answer for answer in answers if not isinstance(answer, LlmkitError)]
+    assert sum(rows for rows, _ in told) == 4
+    assert sum(tokens for _, tokens in told) == sum(output.usage.completion_tokens for output in outputs)

@@ -74,7 +74,7 @@ def speed(rows: int, model: str, dtype: str, runs: int) -> None:
         new = sorted(output.usage.completion_tokens for output in mine)
         same = sum(output.text == other for output, other in zip(mine, others, strict=True))
         print(
-            f"{rows} prompts of {lengths[0]}-{lengths[-1]} tokens, {new[0]}-{new[-1]} new (median {new[len(new) // 2]}),"
+            f"{rows} prompts of {lengths[0]}-{lengths[-1]} tokens, {new[0]}-{new[-1]} new (median {new[rows // 2]}),"
             f" {dtype}: llmkit {middle - start:.1f} s ({rows / (middle - start):.2f} rows/s), transformers"
             f" {end - middle:.1f} s; ratio {(end - middle) / (middle - start):.2f}; {same} texts are the same",
             flush=True,

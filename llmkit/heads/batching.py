@@ -16,7 +16,7 @@ from llmkit.models.load import Loaded
 from llmkit.models.memory import available_memory
 from llmkit.tasks import Head
 
-__all__ = ["Budget", "budget_from_memory"]
+__all__ = ["Budget", "budget_from_memory", "fitting"]
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -47,7 +47,7 @@ class Budget:
         """
         at = 0
         while at < len(items):
-            batch = self._next(items, at, length)
+            batch = fitting(items, at, length, self.tokens, self.rows)
             answered = _within_memory(batch, answer)
             if answered is None and len(batch) > 1:
                 self.tokens = max(1, len(batch) // 2 * max(map(length, batch)))
@@ -65,14 +65,18 @@ class Budget:
             )
             at += len(batch)
 
-    def _next(self, items: Sequence[Item], at: int, length: Callable[[Item], int]) -> Sequence[Item]:
-        end, longest = at + 1, length(items[at])
-        while end < len(items) and end - at < self.rows:
-            longest = max(longest, length(items[end]))
-            if longest * (end + 1 - at) > self.tokens:
-                break
-            end += 1
-        return items[at:end]
+
+def fitting(
+    items: Sequence[Item], at: int, length: Callable[[Item], int], tokens: int, rows: int = 1_000_000
+) -> Sequence[Item]:
+    """As many items from ``at`` on as fit, padded to the longest; one at least."""
+    end, longest = at + 1, length(items[at])
+    while end < len(items) and end - at < rows:
+        longest = max(longest, length(items[end]))
+        if longest * (end + 1 - at) > tokens:
+            break
+        end += 1
+    return items[at:end]
 
 
 def _within_memory(batch: Sequence[Item], answer: Callable[[Sequence[Item]], Answer]) -> tuple[Answer] | None:

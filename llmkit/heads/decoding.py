@@ -11,12 +11,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.config.settings import GenerationSettings
 from llmkit.errors import UsageError
-from llmkit.heads.prompt_cache import has_ordinary_cache, new_cache
+from llmkit.heads.batching import fitting
+from llmkit.heads.joined_cache import can_join, join, pad_left
+from llmkit.heads.prompt_cache import new_cache
 from llmkit.heads.text_stream import StopScanner, TextStream
 from llmkit.log import log
 from llmkit.tasks import Head
@@ -182,6 +184,7 @@ _COUNTS_FROM_THE_CALL = (
     "prompt_lookup_num_tokens",
     "watermarking_config",
 )
+"""Settings whose effect would change when a row is written in several calls."""
 
 
 @dataclass(frozen=True)
@@ -249,15 +252,40 @@ def generate(
             for index in group.indices
             for sequence in range(settings.num_return_sequences)
         ]
-        inputs = ops.collate(loaded, [batch[index] for index in group.indices])
         with loaded.lock:
-            run = _Run(loaded, ops, rows, emit, cancelled, scored=scored)
-            run.generate(inputs, config, settings.seed, cache)
+            run = _Run(loaded, ops, config, emit, cancelled, scored=scored)
+            run.generate([batch[index] for index in group.indices], rows, settings.seed, cache)
 
 
 _STAYS = 0.75
 """A batch goes on without the rows that have ended when no more than this share is left. Each time costs about as much
 as one step."""
+_READ_TOGETHER = {"cpu": 512, "mps": 2048}
+"""Prompts of so many tokens in all, padding included, fill the device. Longer ones are read alone, where attention
+needs no mask, which on a CPU is twice as fast."""
+_READ_TOGETHER_ELSEWHERE = 8192
+
+
+@dataclass
+class _Part:
+    """Rows that the model writes together."""
+
+    rows: list[_Row]
+    inputs: dict[str, torch.Tensor]
+    cache: Any = None
+    """What the model has read of them, all but the last token; None: nothing, and it may choose the kind itself."""
+
+    def going(self) -> _Part:
+        """Those rows that have not ended."""
+        import torch
+
+        places = [place for place, row in enumerate(self.rows) if not row.done]
+        if len(places) == len(self.rows) or not places:
+            return replace(self, rows=[self.rows[place] for place in places])
+        chosen = torch.tensor(places, device=self.inputs["input_ids"].device)
+        self.cache.batch_select_indices(chosen)
+        inputs = {name: values[chosen] for name, values in self.inputs.items()}
+        return _Part([self.rows[place] for place in places], inputs, self.cache)
 
 
 @dataclass
@@ -266,92 +294,120 @@ class _Run:
 
     loaded: Loaded
     ops: HeadOps
-    rows: Sequence[_Row]
+    config: GenerationConfig
     emit: Callable[[Piece], None]
     cancelled: Callable[[], bool]
     scored: bool = False
-    _batch: list[_Row] = field(init=False)
-    """The rows that the model is writing now."""
-    _narrows: bool = False
-    _least: int | None = None
-    """min_new_tokens of the whole output."""
+    _rows: list[_Row] = field(default_factory=list)
+    """Those that the model is writing now."""
+    _stays: float = 0.0
+    """The share of them that must go on, or the model is stopped."""
 
     def __post_init__(self) -> None:
-        self._batch = list(self.rows)
+        self.config.return_dict_in_generate = True
+        self.config.output_scores = self.scored and not self._beams
+
+    @property
+    def _beams(self) -> bool:
+        return (self.config.num_beams or 1) > 1
 
     def generate(
-        self, inputs: dict[str, torch.Tensor], config: GenerationConfig, seed: int | None, cache: PromptCache | None
+        self, batch: Sequence[Encoded], rows: Sequence[_Row], seed: int | None, cache: PromptCache | None
     ) -> None:
         """Write all rows to their ends."""
         import torch
 
-        beams, self._least = (config.num_beams or 1) > 1, config.min_new_tokens
-        config.return_dict_in_generate = True
-        config.output_scores = self.scored and not beams
-        extra: dict[str, Any] = {}
-        if cache is not None and not beams:
-            extra["past_key_values"] = cache.take(self.loaded, inputs["input_ids"][0].tolist())
-            config.cache_implementation = None  # it is the one given
-        elif self._can_narrow(config):
-            extra["past_key_values"], self._narrows = new_cache(self.loaded), True
         devices = [self.loaded.device] if self.loaded.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices, enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            output = self._write(inputs, config, extra)
-            while self._narrows and any(not row.done for row in self._batch) and not self.cancelled():
-                output = self._write(*self._narrow(output, inputs, config))
-        if beams and not self.cancelled():
-            sequences = output.sequences[:, self.ops.output_start(inputs) :].tolist()
-            for row, sequence in zip(self.rows, sequences, strict=True):
-                self.emit(row.push_all(sequence))
-        for row in self.rows:
+            if cache is None and len(rows) > 1 and self._can_join():
+                self._write_apart(batch, rows)
+            else:
+                self._write_at_once(batch, rows, cache)
+        for row in rows:
             if not row.done:
                 self.emit(row.interrupt())
-        if cache is not None and not beams:
+
+    def _write_at_once(self, batch: Sequence[Encoded], rows: Sequence[_Row], cache: PromptCache | None) -> None:
+        """One call of ``model.generate``."""
+        part = _Part(list(rows), self.ops.collate(self.loaded, batch))
+        if cache is not None and not self._beams:
+            part.cache = cache.take(self.loaded, part.inputs["input_ids"][0].tolist())
+            self.config.cache_implementation = None  # it is the one given
+        output = self._call(part, self.config)
+        if self._beams and not self.cancelled():
+            sequences = output.sequences[:, self.ops.output_start(part.inputs) :].tolist()
+            for row, sequence in zip(rows, sequences, strict=True):
+                self.emit(row.push_all(sequence))
+        if cache is not None and not self._beams:
             cache.put(output.sequences[0].tolist())
 
-    def _write(self, inputs: dict[str, torch.Tensor], config: GenerationConfig, extra: dict[str, Any]) -> Any:
-        from transformers import StoppingCriteriaList
-
-        step = self._wait if (config.num_beams or 1) > 1 else self._step
-        return self.loaded.model.generate(  # type: ignore[operator]
-            **inputs, **extra, generation_config=config, stopping_criteria=StoppingCriteriaList([step])
-        )
-
-    def _can_narrow(self, config: GenerationConfig) -> bool:
-        """Whether rows can be taken out of the batch without a change to the others."""
-        if len(self.rows) < 2 or (config.num_beams or 1) > 1 or self.loaded.head is not Head.CAUSAL:
+    def _can_join(self) -> bool:
+        """Whether rows can join and leave a batch without a change to the others."""
+        if self._beams or self.loaded.head is not Head.CAUSAL:
             return False
-        if config.use_cache is False or config.cache_implementation or not has_ordinary_cache(self.loaded):
+        if self.config.use_cache is False or self.config.cache_implementation:
             return False
-        # These count from the beginning of a call.
-        if any(getattr(config, name, None) for name in _COUNTS_FROM_THE_CALL):
+        if any(getattr(self.config, name, None) for name in _COUNTS_FROM_THE_CALL):
             return False
-        from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+        return can_join(self.loaded)
 
-        return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in new_cache(self.loaded).layers)
+    def _write_apart(self, batch: Sequence[Encoded], rows: Sequence[_Row]) -> None:
+        """Read prompts of like length together, write all rows together, and go on without those that have ended."""
+        each = len(rows) // len(batch)
+        together = _READ_TOGETHER.get(self.loaded.device.type, _READ_TOGETHER_ELSEWHERE)
+        parts, at = [], 0
+        while at < len(batch) and not self.cancelled():
+            some = fitting(batch, at, lambda encoded: len(encoded.input_ids), together)
+            inputs = self.ops.collate(self.loaded, some)
+            part = _Part(list(rows[at * each : (at + len(some)) * each]), inputs, new_cache(self.loaded))
+            parts.append(self._write(part, self.config, stays=math.inf).going())
+            at += len(some)
+        parts = [part for part in parts if part.rows]
+        while parts and not self.cancelled():
+            part = self._join(parts)
+            part = self._write(part, self._rest(part.rows[0]), stays=_STAYS).going()
+            parts = [part] if part.rows else []
 
-    def _narrow(
-        self, output: Any, inputs: dict[str, torch.Tensor], config: GenerationConfig
-    ) -> tuple[dict[str, torch.Tensor], GenerationConfig, dict[str, Any]]:
-        """The arguments with which the rows go on that have not ended."""
+    def _join(self, parts: Sequence[_Part]) -> _Part:
+        inputs = {
+            "input_ids": pad_left([part.inputs["input_ids"] for part in parts], pad_id(self.loaded)),
+            "attention_mask": pad_left([part.inputs["attention_mask"] for part in parts], 0),
+        }
+        rows = [row for part in parts for row in part.rows]
+        return _Part(rows, inputs, join(self.loaded, [part.cache for part in parts]))
+
+    def _rest(self, row: _Row) -> GenerationConfig:
+        """The settings for what is left to write, which is the same for all rows."""
+        config = copy.deepcopy(self.config)
+        config.num_return_sequences = 1  # the rows are there already
+        config.max_new_tokens = row.limit - row.count
+        if config.min_new_tokens is not None:
+            config.min_new_tokens = max(0, config.min_new_tokens - row.count)
+        return config
+
+    def _write(self, part: _Part, config: GenerationConfig, *, stays: float) -> _Part:
+        """Write until no more than a share of the rows ``stays``."""
         import torch
 
-        places = [place for place, row in enumerate(self._batch) if not row.done]
-        self._batch = [self._batch[place] for place in places]
-        written = self._batch[0].count
-        chosen = torch.tensor(places, device=self.loaded.device)
-        ids = output.sequences[chosen]
-        mask = inputs["attention_mask"][chosen]
-        longer = torch.ones(len(mask), ids.shape[1] - mask.shape[1], dtype=mask.dtype, device=mask.device)
-        inputs.update(input_ids=ids, attention_mask=torch.cat([mask, longer], dim=1))
-        output.past_key_values.batch_select_indices(chosen)
-        config = copy.deepcopy(config)
-        config.max_new_tokens = self._batch[0].limit - written
-        if self._least is not None:
-            config.min_new_tokens = max(0, self._least - written)
-        return inputs, config, {"past_key_values": output.past_key_values}
+        output = self._call(part, config, stays)
+        ids, mask = output.sequences, part.inputs["attention_mask"]
+        mask = mask.repeat_interleave(len(ids) // len(mask), dim=0)
+        new = torch.ones(len(mask), ids.shape[1] - mask.shape[1], dtype=mask.dtype, device=mask.device)
+        inputs = {"input_ids": ids, "attention_mask": torch.cat([mask, new], dim=1)}
+        return _Part(part.rows, inputs, output.past_key_values)
+
+    def _call(self, part: _Part, config: GenerationConfig, stays: float = 0.0) -> Any:
+        from transformers import StoppingCriteriaList
+
+        self._rows, self._stays = part.rows, stays
+        return self.loaded.model.generate(  # type: ignore[operator]
+            **part.inputs,
+            **({} if part.cache is None else {"past_key_values": part.cache}),
+            generation_config=config,
+            stopping_criteria=StoppingCriteriaList([self._wait if self._beams else self._step]),
+        )
 
     def _wait(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         """Beams are rearranged at every step, so none of their text is certain before the end."""
@@ -366,10 +422,10 @@ class _Run:
         logs: list[float | None] = [None] * len(tokens)
         if self.scored:
             logs = scores[-1].float().log_softmax(-1).gather(1, input_ids[:, -1:])[:, 0].tolist()
-        for row, token, log_probability in zip(self._batch, tokens, logs, strict=True):
+        for row, token, log_probability in zip(self._rows, tokens, logs, strict=True):
             if not row.done and (piece := row.push(token, log_probability)):
                 self.emit(piece)
-        done = [row.done for row in self._batch]
-        if self.cancelled() or (self._narrows and done.count(False) <= _STAYS * len(done)):
+        done = [row.done for row in self._rows]
+        if self.cancelled() or done.count(False) <= self._stays * len(done):
             return torch.ones(len(tokens), dtype=torch.bool, device=input_ids.device)
         return torch.tensor(done, device=input_ids.device)

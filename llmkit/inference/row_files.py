@@ -1,0 +1,554 @@
+"""A task run over a file of rows: JSON Lines in the order of the rows, which a killed run goes on with when resumed.
+
+Knows what is written for a row, how a run that stopped at any byte is continued so that the file becomes that of an
+uninterrupted run, and how processes share the rows. Does not know how rows are read (`llmkit.data.rows`) or answered
+(`llmkit.inference.pipeline`), what a run is compared by (`llmkit.inference.run_manifest`), how processes are started,
+or what is shown of the progress.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from datetime import time as time_of_day
+from decimal import Decimal
+from functools import partial
+from glob import escape
+from itertools import count, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+from llmkit.config.settings import LoadSettings, RowSettings
+from llmkit.data import rows as data_rows
+from llmkit.errors import InputError, LlmkitError, UsageError
+from llmkit.inference.output import SCHEMA_VERSION, Output, Usage
+from llmkit.inference.run_manifest import describe_run, read_manifest, refuse_changes, write_manifest
+from llmkit.tasks import Chunk, Task
+
+if TYPE_CHECKING:
+    from llmkit.inference.pipeline import Pipeline
+
+__all__ = ["Report", "answer_file", "check_output"]
+
+_SUFFIXES = (".jsonl", ".ndjson")
+_LOOKED_AT = 20
+"""Rows at the beginning of which one must have the columns."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What this process did in this run, but for ``total`` and ``errors``, which count the lines of the file.
+
+    With several processes the first one's file is the output, and another's are the lines it has added to it.
+    """
+
+    rows: int
+    """Written in this run."""
+    resumed: int
+    """Found written."""
+    total: int
+    errors: int
+    """Error records among ``total``, also of earlier runs."""
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+
+def check_output(settings: RowSettings) -> None:
+    """Refuse an output that cannot be written, or that would be lost. Needs no model, so ask before one is loaded.
+
+    Raises:
+        UsageError: says what to change.
+    """
+    if settings.input == "-" and (settings.num_processes or 1) > 1:
+        raise UsageError("a pipe cannot be shared among processes", "give a file as input")
+    if settings.output is None:
+        return
+    output = Path(settings.output)
+    _check_place(output)
+    if settings.input not in (None, "-") and output.exists() and Path(str(settings.input)).exists():
+        if output.samefile(str(settings.input)):
+            raise UsageError(f"{output} is the input", "name another --output")
+    if settings.overwrite:
+        return
+    begun = next((path for path in (output, *_shards(output)) if path.exists() and path.stat().st_size), None)
+    if begun is None:
+        return
+    if not settings.resume:
+        raise UsageError(f"{begun} exists", "--resume to go on, --overwrite to replace it")
+    if not _manifest(output).exists():
+        raise UsageError(
+            f"{begun} exists and no {_manifest(output).name} beside it tells how it was made",
+            "name another --output, or replace it with --overwrite",
+        )
+
+
+def _check_place(output: Path) -> None:
+    if output.suffix.lower() not in _SUFFIXES:
+        raise UsageError(f"{output}: JSON Lines are written, uncompressed", f"name a file in {' or '.join(_SUFFIXES)}")
+    if not output.parent.is_dir():
+        raise UsageError(f"there is no folder {output.parent}", "create it, or name another --output")
+    if output.exists() and not output.is_file():
+        raise UsageError(f"{output} is {'a folder' if output.is_dir() else 'no plain file'}", "name another --output")
+    if not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise UsageError(f"{output} may not be written", "check the permissions, or name another --output")
+
+
+def answer_file(
+    pipeline: Pipeline,
+    settings: RowSettings,
+    *,
+    load: LoadSettings,
+    encoding: str | None = None,
+    progress: Progress = lambda _rows, _tokens: None,
+    rank: int = 0,
+    world: int = 1,
+    barrier: Callable[[], None] = lambda: None,
+) -> Report:
+    """Answer the rows of ``settings.input``, a window at a time, into ``settings.output`` or to stdout.
+
+    A row that cannot be answered becomes an error record in its place.
+
+    Args:
+        pipeline: the task on its model.
+        settings: the rows, and how they are worked through.
+        load: what the model was loaded with; a resumed run must be the same.
+        encoding: of text input; None is UTF-8.
+        progress: called with rows and tokens that are done since the last time; rows found done are told too.
+        rank: number of this process among those that share the rows. If one raises, the others have to be stopped.
+        world: how many there are. Each answers every ``world``-th window; the first joins what they wrote.
+        barrier: returns when all processes have called it.
+
+    Raises:
+        InputError: the file has not the task's columns, or, with ``fail_fast``, the first bad row.
+        UsageError: the output exists, is being written by another run, or is of another run than the one to resume.
+        LlmkitError: the disk is full or cannot be written.
+    """
+    begun = time.monotonic()
+    task = pipeline.task
+    layout = _Layout(task, settings.columns())
+    name = str(settings.input)
+    if name == "-" and world > 1:
+        raise UsageError("a pipe cannot be shared among processes", "give a file as input")
+    text_column = layout.columns.get(task.input_column, task.input_column)
+    records = data_rows.open_records(name, encoding=encoding, text_column=text_column)
+    records = _with_columns(records, layout, settings)
+    if settings.output is None:
+        budget = settings.max_batch_tokens or pipeline.batch_tokens()
+        run = _Run(pipeline, layout, settings, _Lines(None), budget, progress)
+        run.work_through(records)
+        return run.report(begun)
+
+    output = Path(settings.output)
+    shard = _shard(output, rank, world) if world > 1 else output
+    with _written(output), _locked(output if rank == 0 else shard):
+        if rank == 0:
+            describe = partial(describe_run, pipeline, settings, load, encoding=encoding, num_processes=world)
+            _prepare(output, settings, describe, pipeline.batch_tokens)
+        barrier()
+        if world > 1 and output.exists() and output.stat().st_size:
+            return _joined_before(output, shard, rank, begun)
+        budget = read_manifest(_manifest(output))["max_batch_tokens"]
+        run = _Run(pipeline, layout, settings, _Lines(shard), budget, progress, rank, world)
+        run.work_through(records)
+        barrier()
+        if world > 1 and rank == 0:
+            _join(output, world, settings.window)
+            run.lines = _Lines(output)
+        return run.report(begun)
+
+
+# What is written for a row.
+
+
+def _json(name: str, value: Any) -> str:
+    """A value as JSON; `InputError` names the column of one that JSON has no way to write."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"the column {name!r} cannot be written as JSON ({error})", "change or drop it in the file"
+        ) from error
+    # Half of a surrogate pair, which JSON can escape and UTF-8 cannot hold.
+    return text if text.isascii() or _is_unicode(text) else json.dumps(value, allow_nan=False, default=_plain)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime | date | time_of_day):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} values")
+
+
+def _line(parts: Mapping[str, str]) -> str:
+    return "{" + ", ".join(f"{_json(name, name)}: {text}" for name, text in parts.items()) + "}\n"
+
+
+@dataclass
+class _Divided:
+    """A row: what the task reads of it, and what is written beside the answer, as JSON."""
+
+    given: dict[str, Any] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
+    error: LlmkitError | None = None
+
+
+class _Layout:
+    """Under which names the columns of the rows are read and written."""
+
+    def __init__(self, task: Task, columns: Mapping[str, str]) -> None:
+        self.columns = columns
+        self.reads = task.columns
+        self.taken = _output_names(task.name)
+        self._names: dict[str, list[str]] = {}
+        for name, column in columns.items():
+            self._names.setdefault(column, []).append(name)
+
+    def divide(self, record: data_rows.Record) -> _Divided:
+        """A record's row in its parts; where it has an error, ``others`` are those that can be written."""
+        if record.row is None:
+            return _Divided(error=record.error or InputError(f"{record.where} cannot be read", "mend it"))
+        divided = _Divided(error=record.error or self.misfit(record.row))
+        for column, value in record.row.items():
+            for name in self._names.get(column, (column,)):
+                if name in self.reads:
+                    divided.given[name] = value
+                elif name not in self.taken and name not in divided.others:
+                    try:
+                        divided.others[name] = _json(name, value)
+                    except InputError as error:
+                        divided.error = divided.error or error
+        return divided
+
+    def misfit(self, row: Mapping[str, Any]) -> InputError | None:
+        """Why the names of a row's columns cannot be used, if so."""
+        names = dict.fromkeys((*self.reads, *self.columns))
+        if missing := [name for name in names if self.columns.get(name, name) not in row]:
+            lacking = ", ".join(repr(self.columns.get(name, name)) for name in missing)
+            here = ", ".join(map(repr, row)) or "none"
+            fix = f"say what it is called: --column {missing[0]}=COLUMN"
+            return InputError(f"there is no column {lacking} (the columns: {here})", fix)
+        for name, column in self.columns.items():
+            if name != column and name in row and name not in self._names:
+                return InputError(
+                    f"the column {column!r} is to be {name!r} and there is another {name!r}",
+                    f"rename that one too: --column other_{name}={name}",
+                )
+        for column in row:
+            for name in self._names.get(column, (column,)):
+                if name in self.taken and name not in self.reads:
+                    return InputError(
+                        f"the column {name!r} is called like a part of the answer",
+                        f"rename it: --column input_{name}={column}",
+                    )
+        return None
+
+
+def _output_names(task: str) -> frozenset[str]:
+    """The keys that an output record of the task can have."""
+    filled = Output(
+        text="",
+        task=task,
+        model="",
+        commit=None,
+        head="",
+        finish_reason="",
+        usage=Usage(0, 0),
+        reasoning="…",
+        chunks=(Chunk(0, 0, ""),),
+        base_commit="…",
+    )
+    return frozenset({*filled.to_dict(), "alternatives", "error"})
+
+
+def _error_record(divided: _Divided, where: str, error: LlmkitError) -> str:
+    about = {"type": type(error).__name__, "message": str(error), "where": where}
+    return _line({**divided.others, "schema_version": str(SCHEMA_VERSION), "error": _json("error", about)})
+
+
+def _with_columns(
+    records: Iterator[data_rows.Record], layout: _Layout, settings: RowSettings
+) -> Iterator[data_rows.Record]:
+    """The records, once one of the first has shown that its columns can be used; else one error for the file.
+
+    Of a pipe no more is looked at than a window, since somebody may wait for the first answer.
+    """
+    ahead = deque(islice(records, min(_LOOKED_AT, settings.window) if settings.input == "-" else _LOOKED_AT))
+    misfits = [layout.misfit(record.row) for record in ahead if record.row is not None]
+    if misfits and (first := misfits[0]) is not None and None not in misfits:
+        raise InputError(f"{settings.input}: {first.problem}", first.fix)
+    return _chained(ahead, records)
+
+
+def _chained(ahead: deque[data_rows.Record], records: Iterator[data_rows.Record]) -> Iterator[data_rows.Record]:
+    while ahead:
+        yield ahead.popleft()
+    yield from records
+
+
+# The run.
+
+
+class _Lines:
+    """A file of answers that only grows by whole lines, or stdout. What a killed run left of a line is cut off."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.total = self.errors = 0
+        if path is not None and path.exists():
+            with path.open("r+b") as file:
+                self.total, self.errors, whole = _count(file)
+                file.truncate(whole)
+
+    def write(self, lines: list[str], errors: int) -> None:
+        """Add lines, in one call, so that a run which is killed tears one of them at most."""
+        text = "".join(lines)
+        if self.path is None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        else:
+            with self.path.open("ab") as file:
+                file.write(text.encode())
+        self.total += len(lines)
+        self.errors += errors
+
+
+def _count(file: BinaryIO) -> tuple[int, int, int]:
+    """Whole lines, error records among them, and the bytes they take."""
+    total = errors = size = 0
+    for line in file:
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            break
+        total, errors, size = total + 1, errors + ("error" in record), size + len(line)
+    return total, errors, size
+
+
+class _Run:
+    """One process's way through the rows, window by window.
+
+    Windows are cut by the rows' numbers and answered whole, so that batches, and with them sampling and rounding, do
+    not depend on where an earlier run ended.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        layout: _Layout,
+        settings: RowSettings,
+        lines: _Lines,
+        budget: int,
+        progress: Progress,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.pipeline, self.layout, self.settings = pipeline, layout, settings
+        self.lines, self.budget, self.progress = lines, budget, progress
+        self.rank, self.world = rank, world
+        self.resumed = self.left = lines.total
+        self.rows = self.prompt_tokens = self.completion_tokens = 0
+
+    def work_through(self, records: Iterator[data_rows.Record]) -> None:
+        """Answer what is not written yet."""
+        window = self.settings.window
+        for number in count():
+            taken = (
+                self._window(records, number * window) if number % self.world == self.rank else _skip(records, window)
+            )
+            if taken < window:
+                break
+        if self.left:
+            raise UsageError(f"{self.lines.path} has more lines than the input has rows", "start over with --overwrite")
+
+    def report(self, begun: float) -> Report:
+        return Report(
+            rows=self.rows,
+            resumed=self.resumed,
+            total=self.lines.total,
+            errors=self.lines.errors,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            seconds=time.monotonic() - begun,
+        )
+
+    def _window(self, records: Iterator[data_rows.Record], number: int) -> int:
+        """Answer one window; how many rows it had."""
+        size = self.settings.window
+        done = min(self.left, size)
+        window = [] if done == size else list(islice(records, size))
+        taken = len(window) or _skip(records, size)
+        done = min(done, taken)
+        self.left -= done
+        if done < taken:
+            self._answer(window, number, done)
+        elif done:
+            self.progress(done, 0)
+        return taken
+
+    def _answer(self, window: list[data_rows.Record], number: int, done: int) -> None:
+        """Answer all of a window's rows, and write all but the first ``done``."""
+        divided = [self.layout.divide(record) for record in window]
+        good = [row.given for row in divided if row.error is None]
+        if bad := len(window) - len(good):
+            self.progress(bad, 0)
+        answers: Iterator[Output | LlmkitError] = iter(
+            self.pipeline.answer_all(good, number=number, max_batch_tokens=self.budget, progress=self.progress)
+            if good
+            else ()
+        )
+        lines: list[str] = []
+        errors = 0
+        failure: LlmkitError | None = None
+        for place, (record, row) in enumerate(zip(window, divided, strict=True)):
+            answer = row.error or next(answers)
+            if isinstance(answer, Output):
+                self.prompt_tokens += answer.usage.prompt_tokens
+                self.completion_tokens += answer.usage.completion_tokens
+            if place < done:
+                continue
+            if isinstance(answer, Output):
+                lines.append(_line(row.others | {name: _json(name, part) for name, part in answer.to_dict().items()}))
+            elif self.settings.fail_fast:
+                failure = _located(answer, record.where)
+                break
+            else:
+                lines.append(_error_record(row, record.where, answer))
+                errors += 1
+        self.lines.write(lines, errors)
+        self.rows += len(lines)
+        if failure is not None:
+            raise failure
+
+
+def _skip(records: Iterator[data_rows.Record], number: int) -> int:
+    return sum(1 for _ in islice(records, number))
+
+
+def _located(error: LlmkitError, where: str) -> LlmkitError:
+    return error if where in error.problem else type(error)(f"{where}: {error.problem}", error.fix)
+
+
+# The files beside the output.
+
+
+def _manifest(output: Path) -> Path:
+    return output.with_name(f"{output.name}.run.json")
+
+
+def _joining(output: Path) -> Path:
+    return output.with_name(f"{output.name}.joining")
+
+
+def _shard(output: Path, rank: int, world: int) -> Path:
+    return output.with_name(f"{output.name}.shard-{rank}-of-{world}")
+
+
+def _shards(output: Path) -> list[Path]:
+    found = output.parent.glob(f"{escape(output.name)}.shard-*-of-*")
+    return sorted(path for path in found if not path.name.endswith(".lock"))
+
+
+def _prepare(
+    output: Path, settings: RowSettings, describe: Callable[..., dict[str, Any]], batch_tokens: Callable[[], int]
+) -> None:
+    """See that the run may go on, or make place for a new one and say what it is."""
+    check_output(settings)  # again: what was free before the model was loaded need not be now
+    manifest = _manifest(output)
+    _joining(output).unlink(missing_ok=True)
+    if settings.resume and manifest.exists():
+        before = read_manifest(manifest)
+        refuse_changes(before, describe(max_batch_tokens=settings.max_batch_tokens or before["max_batch_tokens"]))
+        return
+    # The manifest goes last: what is left without its own must not be taken for a part of this run.
+    for path in (*_shards(output), output, manifest):
+        path.unlink(missing_ok=True)
+    write_manifest(manifest, describe(max_batch_tokens=settings.max_batch_tokens or batch_tokens()))
+
+
+def _join(output: Path, world: int, window: int) -> None:
+    """Put the windows of all processes in the order of the rows, in one step; then their shards can go."""
+    shards = [_shard(output, rank, world) for rank in range(world)]
+    with _joining(output).open("wb") as joined:
+        files = [path.open("rb") for path in shards if path.exists()]
+        try:
+            for number in count():
+                taken = 0
+                for line in islice(files[number % world], window) if number % world < len(files) else ():
+                    joined.write(line)
+                    taken += 1
+                if taken < window:
+                    break
+            if any(file.read(1) for file in files):
+                raise UsageError(f"the parts of {output} do not fit together", "start over with --overwrite")
+        finally:
+            for file in files:
+                file.close()
+        joined.flush()
+        os.fsync(joined.fileno())
+    _joining(output).replace(output)
+    for path in shards:
+        path.unlink(missing_ok=True)
+
+
+def _joined_before(output: Path, shard: Path, rank: int, begun: float) -> Report:
+    """Nothing is left to do but what a run that was killed after joining had not removed."""
+    shard.unlink(missing_ok=True)
+    lines = _Lines(output) if rank == 0 else _Lines(None)
+    return Report(
+        rows=0,
+        resumed=lines.total,
+        total=lines.total,
+        errors=lines.errors,
+        prompt_tokens=0,
+        completion_tokens=0,
+        seconds=time.monotonic() - begun,
+    )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Nobody else writes the file. The lock ends with the process, however that ends."""
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UsageError(f"another run is writing {path}", "wait for it, or name another --output") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no file that is open; filelock sees one that was removed elsewhere
+            Path(f"{path}.lock").unlink()
+        lock.release()
+
+
+@contextmanager
+def _written(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LlmkitError(
+            f"{output} cannot be written ({error.strerror})", "free some space or mend the disk, then --resume"
+        ) from error

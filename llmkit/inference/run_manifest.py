@@ -1,0 +1,211 @@
+"""What a run over a file of rows was made from, kept beside its output so that a resumed run makes the same.
+
+Knows what changes a run's answers (input, model, settings, how the rows are cut) and compares it. Does not know rows,
+the output's lines, or when a run may go on (`llmkit.inference.row_files`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
+
+from llmkit.config.settings import LoadSettings, RowSettings
+from llmkit.errors import InputError, UsageError
+from llmkit.models.source import Source
+
+if TYPE_CHECKING:
+    from llmkit.inference.pipeline import Pipeline
+
+__all__ = ["describe_run", "read_manifest", "refuse_changes", "write_manifest"]
+
+SCHEMA_VERSION = 1
+
+_LOADING = ("revision", "head", "dtype", "quantize", "attn_implementation")
+"""The settings of loading that change answers."""
+
+_MODEL_FILES = frozenset({".bin", ".codes", ".jinja", ".json", ".model", ".py", ".safetensors", ".spm", ".txt"})
+_NO_MODEL_FILES = frozenset({"trainer_state.json", "training_args.bin"})
+_SHOWN = 3
+_WIDTH = 60
+
+
+def describe_run(
+    pipeline: Pipeline,
+    settings: RowSettings,
+    load: LoadSettings,
+    *,
+    encoding: str | None,
+    max_batch_tokens: int,
+    num_processes: int,
+) -> dict[str, Any]:
+    """The manifest of a run, as JSON reads it back. Reads the whole input and the files of a local model for hashes.
+
+    Raises:
+        InputError: the input cannot be read.
+    """
+    loaded, wording = pipeline.loaded, pipeline.wording
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "made_with": {  # told to who asks, not compared
+            **{name: _version(name) for name in ("llmkit", "torch", "transformers")},
+            "device": str(loaded.device),
+        },
+        "input": _input(str(settings.input)),
+        "model": {
+            **_model(loaded.source),
+            "head": str(loaded.head),
+            "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        },
+        "settings": {
+            "task": pipeline.task.name,
+            "task_settings": asdict(pipeline.task.settings),
+            "generation": asdict(pipeline.settings),
+            "wording": {
+                "system": wording.system,
+                "prefill": wording.prefill,
+                "raw": wording.raw,
+                "examples": [dict(example) for example in wording.examples],
+            },
+            "loading": {name: getattr(load, name) for name in _LOADING},
+            "columns": settings.columns(),
+            "encoding": encoding,
+            "window": settings.window,
+        },
+        "max_batch_tokens": max_batch_tokens,
+        "num_processes": num_processes,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(manifest, default=str))
+    return plain
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _input(name: str) -> dict[str, Any]:
+    if name == "-":
+        return {"file": "standard input", "bytes": None, "sha256": None}
+    path = Path(name)
+    try:
+        return {"file": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})", "check the path and its permissions") from error
+
+
+def _model(source: Source) -> dict[str, Any]:
+    """Which model it is: a commit where there is one, else what its files hold."""
+    if source.commit is not None:
+        files = []
+    elif source.gguf_file is not None:
+        files = [source.folder / source.gguf_file]
+    else:
+        files = _model_files(source.folder)
+    adapter = _model_files(source.adapter) if source.adapter is not None and source.adapter_commit is None else []
+    return {
+        "name": source.name,
+        "commit": source.commit,
+        "adapter_commit": source.adapter_commit,
+        "files": {path.name: _sha256(path) for path in files},
+        "adapter_files": {path.name: _sha256(path) for path in adapter},
+    }
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """Configuration, tokenizer, code and weights; pickled weights only where nothing else would be loaded."""
+    files = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix in _MODEL_FILES and path.name not in _NO_MODEL_FILES and path.is_file()
+    ]
+    safe = any(path.suffix == ".safetensors" for path in files)
+    return [path for path in files if not (safe and path.suffix == ".bin")]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Put the manifest in its place in one step, so that no half of one is ever found there."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest that a run left; `UsageError` if it is none that can be compared."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        known = manifest["schema_version"] == SCHEMA_VERSION and manifest["max_batch_tokens"] > 0
+    except (OSError, ValueError, LookupError, TypeError):
+        known = False
+    if not known:
+        raise UsageError(f"{path} does not tell how the output was made", "start again with --overwrite")
+    return dict(manifest)
+
+
+def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise one `UsageError` that names what would make other answers than those that are written."""
+    parts = ("input", "model", "settings", "max_batch_tokens", "num_processes")
+    changes = [_phrase(*change) for part in parts for change in _changes((part,), before.get(part), now.get(part))]
+    if not changes:
+        return
+    more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+    raise UsageError(
+        f"the run to resume was another one: {', '.join(changes[:_SHOWN])}{more}",
+        "run without --resume into another --output, or with --overwrite",
+    )
+
+
+_Keys = tuple[str, ...]
+
+
+def _changes(keys: _Keys, before: Any, now: Any) -> Iterator[tuple[_Keys, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in dict.fromkeys((*before, *now)):
+            if (*keys, key) != ("input", "bytes"):  # the hash says it
+                yield from _changes((*keys, key), before.get(key), now.get(key))
+    elif before != now:
+        yield keys, before, now
+
+
+def _phrase(keys: _Keys, before: Any, now: Any) -> str:
+    match keys:
+        case ("input", "sha256"):
+            return "the input has changed"
+        case ("settings", "wording", "examples"):
+            return "the examples have changed"
+        case ("model", "files" | "adapter_files", name):
+            return f"{name} of the model has changed"
+        case ("input", "file"):
+            name = "the input"
+        case ("model", "name"):
+            name = "the model"
+        case ("model", key):
+            name = f"the model's {key}"
+        case ("settings", "columns", key):
+            name = f"the column of {key}"
+        case _:
+            name = keys[-1]
+    return f"{name} was {_shown(before)} and is {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not set"
+    return shorten(value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False), _WIDTH)

@@ -36,7 +36,12 @@ _last: dict[tuple[LoadSettings, str, tuple[str | None, str | None]], Loaded] = {
 
 
 def _load_model(
-    settings: LoadSettings, task: str, text: str, languages: tuple[str | None, str | None] = (None, None)
+    settings: LoadSettings,
+    task: str,
+    text: str,
+    languages: tuple[str | None, str | None] = (None, None),
+    *,
+    fallback: bool = True,
 ) -> Loaded:
     """The model of the last call if it is the same one; else it makes room before the next is loaded."""
     from llmkit.models.load import load_model
@@ -44,21 +49,30 @@ def _load_model(
     key = (settings, task, languages if settings.model is None else (None, None))
     if key not in _last:
         _last.clear()
-        _last[key] = load_model(settings, task, text=text, languages=languages)
+        _last[key] = load_model(settings, task, text=text, languages=languages, fallback=fallback)
     return _last[key]
 
 
 def build_pipeline(
-    task: Task, load_settings: LoadSettings, settings: GenerationSettings, wording: Wording, *, text: str = ""
+    task: Task,
+    load_settings: LoadSettings,
+    settings: GenerationSettings,
+    wording: Wording,
+    *,
+    text: str = "",
+    fallback: bool = True,
 ) -> Pipeline:
-    """A pipeline from settings that are already checked. ``text`` lets a fallback model state its limits."""
+    """A pipeline from settings that are already checked.
+
+    ``text`` lets a fallback model state its limits; without ``fallback`` there is an error in its place.
+    """
     languages: tuple[str | None, str | None] = (None, None)
     if isinstance(task, Translation):
         if load_settings.model is None:
             task.require_target()
         # The default model depends on the pair; a model that was named may know its source language itself.
         languages = task.two_letter_codes(text if load_settings.model is None else "")
-    loaded = _load_model(load_settings, task.name, text, languages)
+    loaded = _load_model(load_settings, task.name, text, languages, fallback=fallback)
     from llmkit.inference.pipeline import Pipeline
 
     return Pipeline(task, loaded, settings, wording)

@@ -1,6 +1,7 @@
 """The Typer application and the one place where an exception becomes a line and an exit code.
 
-Exit codes: 0 done (also when the reader of a pipe went away), 1 runtime, 2 usage, 130 Ctrl+C, 143 SIGTERM.
+Exit codes: 0 done (also when the reader of a pipe went away), 1 runtime, 2 usage, 3 some rows could not be answered,
+130 Ctrl+C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
+    flags.arguments = list(arguments)
     try:
         code = app(args=arguments or ["--help"], prog_name="llmkit", standalone_mode=False)
         sys.stdout.flush()

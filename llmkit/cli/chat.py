@@ -21,7 +21,8 @@ import typer
 
 from llmkit.cli.options import flags
 from llmkit.cli.output import AsJson, Encoding, Examples, LiteralText, TextArgument, report, show, write
-from llmkit.config.settings import GenerationSettings, LoadSettings, given
+from llmkit.cli.rows import answer_rows
+from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, given
 from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.log import log
 
@@ -42,6 +43,7 @@ def chat(
     as_json: AsJson = False,
     encoding: Encoding = None,
     *,
+    rows: RowSettings,
     generation: GenerationSettings,
     load: LoadSettings,
 ) -> None:
@@ -52,6 +54,12 @@ def chat(
     from llmkit.api import make_wording
 
     wording = make_wording(system, "", examples or (), raw=False)
+    if rows.input is not None:
+        from llmkit.tasks import Dialogue
+
+        instead = {"TEXT": argument, "--text": text, "--json": as_json}
+        answer_rows(Dialogue(), rows, load, generation, wording, encoding=encoding, instead=instead)
+        return
     if argument is None and text is None and sys.stdin.isatty():
         if as_json or encoding is not None:
             option = "--json" if as_json else "--encoding"

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from llmkit.cli.output import AsJson, Encoding, Examples, LiteralText, TextArgument, show
-from llmkit.config.settings import GenerationSettings, LoadSettings
+from llmkit.cli.rows import answer_rows
+from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
 
 __all__ = ["generate", "next_"]
 
@@ -23,10 +24,11 @@ def generate(
     as_json: AsJson = False,
     encoding: Encoding = None,
     *,
+    rows: RowSettings,
     generation: GenerationSettings,
     load: LoadSettings,
 ) -> None:
-    """Answer a prompt, or continue a text with --raw.
+    """Answer a prompt, or continue a text with --raw; with --input, a file of prompts.
 
     Settings that are not given come from the model's own generation_config.json; without one,
     decoding is greedy and 256 tokens long at most.
@@ -35,9 +37,13 @@ def generate(
     from llmkit.data.text import read_text
     from llmkit.tasks import TextGeneration
 
-    task, prompt = TextGeneration(), read_text(argument, text, encoding)
+    task, wording = TextGeneration(), make_wording(system, prefill, examples or (), raw=raw)
+    if rows.input is not None:
+        instead = {"TEXT": argument, "--text": text, "--json": as_json}
+        answer_rows(task, rows, load, generation, wording, encoding=encoding, instead=instead)
+        return
+    prompt = read_text(argument, text, encoding)
     task.validate({"prompt": prompt})
-    wording = make_wording(system, prefill, examples or (), raw=raw)
     show(build_pipeline(task, load, generation, wording, text=prompt), prompt, as_json=as_json)
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from llmkit.config.settings import GenerationSettings, LoadSettings, TaskSettings, setting_fields
+from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, TaskSettings, setting_fields
 from llmkit.log import log
 
 __all__ = ["Stopped", "command", "flags"]
@@ -26,6 +26,8 @@ class _Flags:
 
     debug: bool = False
     quiet: bool = False
+    arguments: list[str] = field(default_factory=list)
+    """Of the command line, to start it once more."""
 
 
 flags = _Flags()
@@ -43,7 +45,7 @@ class Stopped(BaseException):
 
 
 def _is_settings(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, LoadSettings | GenerationSettings | TaskSettings)
+    return isinstance(hint, type) and issubclass(hint, LoadSettings | GenerationSettings | RowSettings | TaskSettings)
 
 
 def _option(name: str) -> str:

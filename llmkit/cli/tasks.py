@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmkit.cli.output import AsJson, Encoding, Examples, LiteralText, TextArgument, show
+from llmkit.cli.rows import answer_rows
 from llmkit.config.settings import (
     AnswerSettings,
     GenerationSettings,
     LoadSettings,
+    RowSettings,
     SummarizationSettings,
     TranslationSettings,
 )
@@ -32,6 +34,7 @@ def summarize(
     encoding: Encoding = None,
     *,
     summarization: SummarizationSettings,
+    rows: RowSettings,
     generation: GenerationSettings,
     load: LoadSettings,
 ) -> None:
@@ -44,9 +47,13 @@ def summarize(
     from llmkit.data.text import read_text
     from llmkit.tasks import Summarization
 
-    task, document = Summarization(summarization), read_text(argument, text, encoding)
+    task, wording = Summarization(summarization), make_wording("", "", examples or (), raw=False)
+    if rows.input is not None:
+        instead = {"TEXT": argument, "--text": text, "--json": as_json}
+        answer_rows(task, rows, load, generation, wording, encoding=encoding, instead=instead)
+        return
+    document = read_text(argument, text, encoding)
     task.validate({"document": document})
-    wording = make_wording("", "", examples or (), raw=False)
     output = show(build_pipeline(task, load, generation, wording, text=document), document, as_json=as_json)
     _cover(output, len(document))
 
@@ -64,7 +71,7 @@ def _cover(output: Output, characters: int) -> None:
 
 
 def answer(
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What is asked.")],
+    question: Annotated[str | None, typer.Argument(metavar="QUESTION", help="What is asked.")] = None,
     argument: Annotated[
         str | None, typer.Argument(metavar="CONTEXT|FILE|-", help="The text that holds the answer, or its file.")
     ] = None,
@@ -75,6 +82,7 @@ def answer(
     encoding: Encoding = None,
     *,
     answering: AnswerSettings,
+    rows: RowSettings,
     generation: GenerationSettings,
     load: LoadSettings,
 ) -> None:
@@ -87,6 +95,13 @@ def answer(
     from llmkit.data.text import read_text
     from llmkit.tasks import QuestionAnswering
 
+    task, wording = QuestionAnswering(answering), make_wording("", "", examples or (), raw=False)
+    if rows.input is not None:
+        instead = {"QUESTION": question, "--context": context, "--text": text, "--json": as_json}
+        answer_rows(task, rows, load, generation, wording, encoding=encoding, instead=instead)
+        return
+    if question is None:
+        raise UsageError("there is no question", "give it first, then the text, or rows of both with --input")
     if argument is not None and context is not None:
         raise UsageError("the text was given twice", "leave out --context or the second argument")
     argument = context if argument is None else argument
@@ -94,9 +109,8 @@ def answer(
         raise InputError(
             "there is no text to answer from", "give it after the question, with --context FILE, or pipe it in"
         )
-    task, row = QuestionAnswering(answering), {"question": question, "context": read_text(argument, text, encoding)}
+    row = {"question": question, "context": read_text(argument, text, encoding)}
     task.validate(row)
-    wording = make_wording("", "", examples or (), raw=False)
     pipeline = build_pipeline(task, load, generation, wording, text=f"{question} {row['context']}")
     output = show(pipeline, row, as_json=as_json)
     if not as_json:
@@ -124,6 +138,7 @@ def translate(
     encoding: Encoding = None,
     *,
     translation: TranslationSettings,
+    rows: RowSettings,
     generation: GenerationSettings,
     load: LoadSettings,
 ) -> None:
@@ -135,9 +150,13 @@ def translate(
     from llmkit.data.text import read_text
     from llmkit.tasks import Translation
 
-    task, source = Translation(translation), read_text(argument, text, encoding)
+    task, wording = Translation(translation), make_wording("", "", examples or (), raw=False)
+    if rows.input is not None:
+        instead = {"TEXT": argument, "--text": text, "--json": as_json}
+        answer_rows(task, rows, load, generation, wording, encoding=encoding, instead=instead)
+        return
+    source = read_text(argument, text, encoding)
     task.validate({"source": source})
-    wording = make_wording("", "", examples or (), raw=False)
     output = show(build_pipeline(task, load, generation, wording, text=source), source, as_json=as_json)
     if output.chunks:
         log.info("translated: %d parts, %d tokens in", len(output.chunks), output.usage.prompt_tokens)

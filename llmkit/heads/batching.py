@@ -25,7 +25,7 @@ _SHARE = 0.4
 """Of the free memory; the rest is for what the estimate does not see (attention scores, the allocator's gaps)."""
 _MOST_TOKENS = {"cpu": 16_384, "mps": 65_536, "cuda": 1_048_576}
 """Where a larger batch is no faster any more."""
-_MOST_ROWS = {"cpu": 32, "mps": 64, "cuda": 256}
+_MOST_ROWS = {"cpu": 64, "mps": 64, "cuda": 256}
 _LEAST_TOKENS = 512
 
 

@@ -226,7 +226,8 @@ class Pipeline:
 
     def budget(self, max_batch_tokens: int | None = None) -> Budget:
         """How large a batch may be: so many tokens, or as many as the memory that is free now seems to hold."""
-        return budget_from_memory(self.loaded) if max_batch_tokens is None else Budget(max_batch_tokens)
+        budget = budget_from_memory(self.loaded)
+        return budget if max_batch_tokens is None else replace(budget, tokens=max_batch_tokens)
 
     def stream(self, row: str | Row, /) -> StreamedOutput:
         """Answer one row piece by piece: iterate for the text; ``.output`` is set when the text has ended.

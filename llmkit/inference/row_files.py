@@ -77,9 +77,9 @@ def check_output(settings: RowSettings) -> None:
         return
     output = Path(settings.output)
     _check_place(output)
-    if settings.input not in (None, "-") and output.exists() and Path(str(settings.input)).exists():
-        if output.samefile(str(settings.input)):
-            raise UsageError(f"{output} is the input", "name another --output")
+    source = Path(str(settings.input))
+    if settings.input != "-" and output.exists() and source.exists() and output.samefile(source):
+        raise UsageError(f"{output} is the input", "name another --output")
     if settings.overwrite:
         return
     begun = next((path for path in (output, *_shards(output)) if path.exists() and path.stat().st_size), None)
@@ -151,20 +151,26 @@ def answer_file(
         return run.report(begun)
 
     output = Path(settings.output)
+    _check_place(output)  # else the lock would make the folder
     shard = _shard(output, rank, world) if world > 1 else output
-    with _written(output), _locked(output if rank == 0 else shard):
+    with _locked(output if rank == 0 else shard):
         if rank == 0:
             describe = partial(describe_run, pipeline, settings, load, encoding=encoding, num_processes=world)
-            _prepare(output, settings, describe, pipeline.batch_tokens)
+            with _writing(output):
+                _prepare(output, settings, describe, pipeline.batch_tokens)
         barrier()
         if world > 1 and output.exists() and output.stat().st_size:
-            return _joined_before(output, shard, rank, begun)
+            shard.unlink(missing_ok=True)  # left by a run that was killed after joining
+            run = _Run(pipeline, layout, settings, _Lines(output if rank == 0 else None), 0, progress, rank, world)
+            progress(run.resumed, 0)
+            return run.report(begun)
         budget = read_manifest(_manifest(output))["max_batch_tokens"]
         run = _Run(pipeline, layout, settings, _Lines(shard), budget, progress, rank, world)
         run.work_through(records)
         barrier()
         if world > 1 and rank == 0:
-            _join(output, world, settings.window)
+            with _writing(output):
+                _join(output, world, settings.window)
             run.lines = _Lines(output)
         return run.report(begun)
 
@@ -315,8 +321,9 @@ class _Lines:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.total = self.errors = 0
-        if path is not None and path.exists():
-            with path.open("r+b") as file:
+        if path is not None:
+            with _writing(path), path.open("a+b") as file:
+                file.seek(0)
                 self.total, self.errors, whole = _count(file)
                 file.truncate(whole)
 
@@ -327,7 +334,7 @@ class _Lines:
             sys.stdout.write(text)
             sys.stdout.flush()
         else:
-            with self.path.open("ab") as file:
+            with _writing(self.path), self.path.open("ab") as file:
                 file.write(text.encode())
         self.total += len(lines)
         self.errors += errors
@@ -397,10 +404,12 @@ class _Run:
     def _window(self, records: Iterator[data_rows.Record], number: int) -> int:
         """Answer one window; how many rows it had."""
         size = self.settings.window
-        done = min(self.left, size)
-        window = [] if done == size else list(islice(records, size))
-        taken = len(window) or _skip(records, size)
-        done = min(done, taken)
+        if self.left >= size:
+            window, taken = [], _skip(records, size)
+        else:
+            window = list(islice(records, size))
+            taken = len(window)
+        done = min(self.left, taken)
         self.left -= done
         if done < taken:
             self._answer(window, number, done)
@@ -423,24 +432,32 @@ class _Run:
         errors = 0
         failure: LlmkitError | None = None
         for place, (record, row) in enumerate(zip(window, divided, strict=True)):
-            answer = row.error or next(answers)
-            if isinstance(answer, Output):
-                self.prompt_tokens += answer.usage.prompt_tokens
-                self.completion_tokens += answer.usage.completion_tokens
+            made = self._record(row, row.error or next(answers))
             if place < done:
                 continue
-            if isinstance(answer, Output):
-                lines.append(_line(row.others | {name: _json(name, part) for name, part in answer.to_dict().items()}))
+            if isinstance(made, str):
+                lines.append(made)
             elif self.settings.fail_fast:
-                failure = _located(answer, record.where)
+                failure = _located(made, record.where)
                 break
             else:
-                lines.append(_error_record(row, record.where, answer))
+                lines.append(_error_record(row, record.where, made))
                 errors += 1
         self.lines.write(lines, errors)
         self.rows += len(lines)
         if failure is not None:
             raise failure
+
+    def _record(self, row: _Divided, answer: Output | LlmkitError) -> str | LlmkitError:
+        """The line of an answer, or why there is none."""
+        if isinstance(answer, LlmkitError):
+            return answer
+        self.prompt_tokens += answer.usage.prompt_tokens
+        self.completion_tokens += answer.usage.completion_tokens
+        try:
+            return _line(row.others | {name: _json(name, part) for name, part in answer.to_dict().items()})
+        except InputError as error:  # a score that is no number
+            return error
 
 
 def _skip(records: Iterator[data_rows.Record], number: int) -> int:
@@ -492,11 +509,11 @@ def _join(output: Path, world: int, window: int) -> None:
     """Put the windows of all processes in the order of the rows, in one step; then their shards can go."""
     shards = [_shard(output, rank, world) for rank in range(world)]
     with _joining(output).open("wb") as joined:
-        files = [path.open("rb") for path in shards if path.exists()]
+        files = [path.open("rb") for path in shards]
         try:
             for number in count():
                 taken = 0
-                for line in islice(files[number % world], window) if number % world < len(files) else ():
+                for line in islice(files[number % world], window):
                     joined.write(line)
                     taken += 1
                 if taken < window:
@@ -511,21 +528,6 @@ def _join(output: Path, world: int, window: int) -> None:
     _joining(output).replace(output)
     for path in shards:
         path.unlink(missing_ok=True)
-
-
-def _joined_before(output: Path, shard: Path, rank: int, begun: float) -> Report:
-    """Nothing is left to do but what a run that was killed after joining had not removed."""
-    shard.unlink(missing_ok=True)
-    lines = _Lines(output) if rank == 0 else _Lines(None)
-    return Report(
-        rows=0,
-        resumed=lines.total,
-        total=lines.total,
-        errors=lines.errors,
-        prompt_tokens=0,
-        completion_tokens=0,
-        seconds=time.monotonic() - begun,
-    )
 
 
 @contextmanager
@@ -545,7 +547,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _written(output: Path) -> Iterator[None]:
+def _writing(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -1,0 +1,159 @@
+"""``--input``: the commands of the tasks over a file of rows. Progress on standard error, and the exit code."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from llmkit.cli import processes
+from llmkit.cli.options import Stopped, flags
+from llmkit.errors import UsageError
+from llmkit.log import log
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
+    from llmkit.inference.row_files import Report
+    from llmkit.tasks import Task, Wording
+
+__all__ = ["answer_rows"]
+
+SOME_FAILED = 3
+
+
+def answer_rows(
+    task: Task,
+    rows: RowSettings,
+    load: LoadSettings,
+    generation: GenerationSettings,
+    wording: Wording,
+    *,
+    encoding: str | None,
+    instead: dict[str, Any],
+) -> None:
+    """Answer every row of a file. Ends the program with exit code 3 if some could not be answered.
+
+    ``instead`` are the values of the options and arguments that a file of rows leaves no use for.
+    """
+    from llmkit.inference.row_files import check_output
+
+    if useless := [name for name, value in instead.items() if value not in (None, False)]:
+        raise UsageError(f"{', '.join(useless)} has no effect on a file of rows", "leave it out, or leave --input out")
+    check_output(rows)
+    if (rows.num_processes or 1) > 1 and not processes.is_member():
+        raise typer.Exit(processes.start(rows.num_processes or 1, flags.arguments))
+    member = processes.join(rows.num_processes, load.device) if processes.is_member() else processes.Member()
+    with _each_once():
+        report = _run(task, rows, load, generation, wording, encoding, member)
+    if member.rank:
+        return
+    _tell(report, rows, member.world)
+    if report.errors:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _run(
+    task: Task,
+    rows: RowSettings,
+    load: LoadSettings,
+    generation: GenerationSettings,
+    wording: Wording,
+    encoding: str | None,
+    member: processes.Member,
+) -> Report:
+    from llmkit.api import build_pipeline
+    from llmkit.inference.row_files import answer_file
+
+    pipeline = build_pipeline(task, load, generation, wording, fallback=False)
+    written = 0
+    try:
+        with _bar(rows, encoding, member) as bar:
+
+            def progress(done: int, tokens: int) -> None:
+                nonlocal written
+                written += tokens
+                bar.set_postfix_str(f"{written / max(1e-3, bar.format_dict['elapsed']):.0f} tokens/s", refresh=False)
+                bar.update(done)
+
+            return answer_file(
+                pipeline,
+                rows,
+                load=load,
+                encoding=encoding,
+                progress=progress,
+                rank=member.rank,
+                world=member.world,
+                barrier=member.barrier,
+            )
+    except (KeyboardInterrupt, Stopped):
+        if rows.output is not None and rows.input != "-" and not member.rank:
+            log.warning("stopped; the same command with --resume goes on")
+        raise
+
+
+@contextmanager
+def _bar(rows: RowSettings, encoding: str | None, member: processes.Member) -> Iterator[tqdm[Any]]:
+    """Rows, rows/s, tokens/s and the time that is left; on a terminal only."""
+    from tqdm import tqdm
+
+    shown = sys.stderr.isatty() and not flags.quiet and not member.rank
+    total = _count(str(rows.input), encoding) if shown and rows.input != "-" else None
+    with tqdm(
+        total=None if total is None else -(-total // member.world),
+        unit="rows",
+        file=sys.stderr,
+        disable=not shown,
+        dynamic_ncols=True,
+    ) as bar:
+        yield bar
+
+
+def _count(name: str, encoding: str | None) -> int:
+    from llmkit.data.rows import open_records
+
+    return sum(1 for _ in open_records(name, encoding=encoding))
+
+
+@contextmanager
+def _each_once() -> Iterator[None]:
+    """What is said of single rows is said of the first; for the others there is a count at the end."""
+    said: Counter[str] = Counter()
+
+    def first(record: logging.LogRecord) -> bool:
+        said[str(record.msg)] += 1
+        return said[str(record.msg)] == 1
+
+    log.addFilter(first)
+    try:
+        yield
+    finally:
+        log.removeFilter(first)
+        for message, count in said.items():
+            if count > 1:
+                log.warning("%d times in all: %s", count, message.replace("%d", "…").replace("%s", "…"))
+
+
+def _tell(report: Report, rows: RowSettings, world: int) -> None:
+    seconds = max(report.seconds, 1e-3)
+    before = f", {report.resumed} were there already" if report.resumed else ""
+    if world > 1:
+        log.info("%d rows in %.1f s by %d processes", report.total, seconds, world)
+    else:
+        log.info(
+            "%d rows in %.1f s (%.1f rows/s, %.0f tokens/s)%s",
+            report.rows,
+            seconds,
+            report.rows / seconds,
+            report.completion_tokens / seconds,
+            before,
+        )
+    if report.errors:
+        where = rows.output or "the output"
+        log.warning("%d of %d rows could not be answered; see 'error' in %s", report.errors, report.total, where)

@@ -1,81 +1,506 @@
-"""Rows from a small file (few-shot examples): JSON Lines, JSON, CSV or TSV, chosen by suffix.
+"""Rows of a file or of standard input, one at a time: JSON Lines, JSON, CSV, TSV, plain text and Parquet.
 
-Names file and line in every error. Reads the whole file; large inputs are not its job.
+Knows the formats and their encodings, and says of everything that cannot be read where it stands and why: a row that
+is bad becomes a `Record` with an error and reading goes on, a file that is bad raises. Holds one row at a time (of
+Parquet a small batch), except of ``.json``, which is read whole: give large inputs as JSON Lines. Does not know what
+the columns mean, which are needed, or what is done with a bad row.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
+import gzip
 import io
 import json
+import math
+import re
+import sys
+import zlib
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn, cast
 
-from llmkit.data.text import read_text_file
+from llmkit.data.text import decode_text, find_codec, refuse_wide
 from llmkit.errors import InputError
 
-__all__ = ["read_rows"]
+__all__ = ["MAX_ROW_BYTES", "Record", "open_records", "read_rows"]
+
+MAX_ROW_BYTES = 16 * 2**20
+"""The longest row of a text format, which is also the most that is held of one. UTF-16 and UTF-32 count as UTF-8."""
+
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+_CHUNK_BYTES = 2**16
+_HEAD_BYTES = 2**13
+_PARQUET_ROWS = 64
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_FOREIGN = (
+    (_GZIP_MAGIC, "gzip", "unpack it, or give a file that ends in .gz"),
+    (b"PAR1\x15", "Parquet", "give a file that ends in .parquet"),  # "PAR1" alone may begin a text
+    (b"PK\x03\x04", "a zip archive or a spreadsheet", "unpack it, or save the spreadsheet as .csv"),
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of a file, and where it stands there."""
+
+    where: str
+    """``rows.jsonl:12`` (the first line of a row with several), ``rows.json, item 3``, ``rows.parquet, row 7``."""
+    row: dict[str, Any] | None
+    """None if the row cannot be read."""
+    error: InputError | None = None
+    """Why it cannot; the text names ``where``."""
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a file, as mappings from column to value."""
-    text = read_text_file(path)
-    match path.suffix.lower():
-        case ".jsonl" | ".ndjson":
-            rows = _json_lines(path, text)
-        case ".json":
-            rows = _json(path, text)
-        case ".csv":
-            rows = _table(path, text, ",")
-        case ".tsv":
-            rows = _table(path, text, "\t")
-        case suffix:
-            raise InputError(f"{path} has the suffix {suffix or '(none)'}", "give .jsonl, .json, .csv or .tsv")
-    if not rows:
-        raise InputError(f"{path} holds no rows", "add at least one")
-    return rows
+    """All rows of a small file, such as few-shot examples.
 
-
-def _json_lines(path: Path, text: str) -> list[dict[str, Any]]:
+    Raises:
+        InputError: the first bad row, or why the file cannot be read.
+    """
     rows = []
-    # Not splitlines(): U+2028 and its like are legal inside a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{number} is not JSON ({error.msg})", "mend the line") from error
-            rows.append(_mapping(row, f"{path}:{number}"))
+    for record in open_records(path):
+        if record.row is None:
+            raise record.error or InputError(f"{record.where} cannot be read", "mend the row")
+        rows.append(record.row)
     return rows
 
 
-def _json(path: Path, text: str) -> list[dict[str, Any]]:
+def open_records(source: str | Path, *, encoding: str | None = None, text_column: str = "text") -> Iterator[Record]:
+    """The rows of a source, lazily and in order.
+
+    A file's suffix says its format: ``.jsonl``, ``.ndjson``, ``.json`` (a list of objects), ``.csv``, ``.tsv``
+    (the first row names the columns), ``.txt`` (one row a line), each also with ``.gz``, or ``.parquet``. Only LF and
+    CRLF end a line. Blank lines are no rows but count in the numbers. In CSV and TSV a row may have several lines;
+    after one that cannot be parsed, reading goes on with the line after its first.
+
+    Args:
+        source: a file, or ``"-"`` for standard input: JSON Lines if its first character that is not blank is ``{``,
+            and otherwise plain text.
+        encoding: of a text format; None is UTF-8. A byte order mark is removed.
+        text_column: the column in which the lines of plain text are put.
+
+    Raises:
+        InputError: the source cannot be read as rows, or holds none; partly when the iterator is asked for a row.
+    """
+    codec = find_codec(encoding or "utf-8").removesuffix("-sig")
+    if source == "-":
+        records = _text_records(None, "standard input", "", False, codec, text_column)
+        return _some(records, "standard input")
+    path, name = Path(source), str(source)
+    _check_file(path, name)
+    suffix, packed = _format(path, name)
+    if suffix != ".parquet":
+        records = _text_records(path, name, suffix, packed, codec, text_column)
+    elif encoding is None:
+        records = _parquet_records(path, name)
+    else:
+        raise InputError(f"{name} is Parquet, on which --encoding has no effect", "leave it out")
+    return _some(records, name)
+
+
+def _check_file(path: Path, name: str) -> None:
     try:
-        content = json.loads(text)
+        path.stat()
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {name}", "check the path") from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, error) from error
+    if path.is_dir():
+        raise InputError(f"{name} is a folder", f"give a file that ends in {_listed()}")
+
+
+def _unreadable(name: str, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or error
+    return InputError(f"{name} cannot be read ({reason})", "check the path and its permissions")
+
+
+def _listed() -> str:
+    return f"{', '.join(_SUFFIXES[:-1])} (each also with .gz) or {_SUFFIXES[-1]}"
+
+
+def _format(path: Path, name: str) -> tuple[str, bool]:
+    """The suffix that says the format, and whether gzip is around it."""
+    packed = path.suffix.lower() == ".gz"
+    suffix = Path(path.stem).suffix.lower() if packed else path.suffix.lower()
+    if packed and suffix == ".parquet":
+        raise InputError(f"{name} is Parquet inside gzip", "unpack it: Parquet is compressed by itself")
+    if suffix not in _SUFFIXES:
+        raise InputError(f"{name} has the suffix {path.suffix or '(none)'}", f"give {_listed()}")
+    return suffix, packed
+
+
+def _some(records: Iterator[Record], name: str) -> Iterator[Record]:
+    record = None
+    for record in records:
+        yield record
+    if record is None:
+        raise InputError(f"{name} holds no rows", "add at least one")
+
+
+# From bytes to lines.
+
+
+@contextmanager
+def _opened(path: Path | None, name: str, packed: bool) -> Iterator[io.BufferedIOBase]:
+    if path is None:
+        yield cast(io.BufferedIOBase, sys.stdin.buffer)
+        return
+    try:
+        raw = path.open("rb")
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    with raw:
+        if not packed:
+            yield raw
+            return
+        if not _GZIP_MAGIC.startswith(raw.peek(2)[:2]):
+            raise InputError(f"{name} is not gzip, which its name says", "rename it without .gz, or copy it again")
+        with gzip.GzipFile(fileobj=raw) as unpacked:
+            yield unpacked
+
+
+def _chunks(file: io.BufferedIOBase, name: str) -> Iterator[bytes]:
+    """What there is, in pieces. Does not wait for a full one: somebody may be typing."""
+    while True:
+        try:
+            chunk = file.read1(_CHUNK_BYTES)
+        except EOFError as error:
+            raise InputError(f"{name} ends in the middle of the gzip data", "copy it again") from error
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(f"{name} is damaged ({error})", "copy it again") from error
+        except OSError as error:
+            raise _unreadable(name, error) from error
+        if not chunk:
+            return
+        yield chunk
+
+
+def _checked(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[bytes]:
+    """The chunks, if the first does not show that they are something else than text of the encoding."""
+    head = b""
+    while len(head) < 4 and not head.endswith(b"\n") and (chunk := next(chunks, b"")):
+        head += chunk
+    _refuse_foreign(head, name)
+    if codec == "utf-8":
+        refuse_wide(head, name)
+    if _has_byte_lines(codec) and b"\0" in head[:_HEAD_BYTES]:
+        raise InputError(
+            f"{name} is a binary file (NUL at byte {head.index(0)})",
+            "give a text file; of UTF-16 name the encoding, such as --encoding utf-16-le",
+        )
+    yield head
+    yield from chunks
+
+
+def _refuse_foreign(head: bytes, name: str) -> None:
+    for magic, what, fix in _FOREIGN:
+        if head.startswith(magic):
+            raise InputError(f"the content of {name} is {what}", fix)
+
+
+def _has_byte_lines(codec: str) -> bool:
+    """Whether the byte 0x0A ends a line, and nothing else has it: in UTF-16, UTF-32 and EBCDIC it does not."""
+    return "\n".encode(codec) == b"\n"
+
+
+def _as_utf8(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[bytes]:
+    decoder = codecs.getincrementaldecoder(codec)()
+    try:
+        for chunk in chunks:
+            yield decoder.decode(chunk).encode()
+        yield decoder.decode(b"", final=True).encode()
+    except UnicodeError as error:
+        reason = error.reason if isinstance(error, UnicodeDecodeError) else error
+        raise InputError(
+            f"{name} is not {codec} text ({reason})", "name its encoding, such as --encoding utf-16-le or gb18030"
+        ) from error
+
+
+class _Line(NamedTuple):
+    """A line with its end. With an error the text is what could be read of it."""
+
+    number: int
+    text: str
+    size: int
+    """In bytes."""
+    error: InputError | None = None
+
+
+def _lines(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[_Line]:
+    for number, (content, size) in enumerate(_divided(chunks), start=1):
+        where = f"{name}:{number}"
+        error = None
+        if size > MAX_ROW_BYTES:
+            megabytes = math.ceil(size / 2**20 * 10) / 10
+            error = InputError(
+                f"{where} has {megabytes:g} MB, more than the {MAX_ROW_BYTES / 2**20:g} MB of a row", "divide it"
+            )
+        try:
+            text = content.decode(codec)
+        except UnicodeDecodeError as failure:
+            text = content.decode(codec, "replace")
+            error = InputError(
+                f"{where} is not {codec} text (byte 0x{content[failure.start]:02x} at position {failure.start})",
+                "mend the line, or name the encoding of the file, such as --encoding gb18030 or latin-1",
+            )
+        if "\0" in text:
+            error = error or InputError(f"{where} has a NUL at position {text.index(chr(0))}", "remove it")
+        yield _Line(number, text.removeprefix("\ufeff") if number == 1 else text, size, error)
+
+
+def _divided(chunks: Iterator[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Lines with their ends, and their sizes; one above the limit comes empty."""
+    held, size = bytearray(), 0
+    for chunk in chunks:
+        for part in io.BytesIO(chunk):  # which only LF divides
+            size += len(part)
+            if size <= MAX_ROW_BYTES:
+                held += part
+            else:
+                held = bytearray()
+            if part.endswith(b"\n"):
+                yield bytes(held), size
+                held, size = bytearray(), 0
+    if size:
+        yield bytes(held), size
+
+
+# From lines to rows.
+
+
+def _text_records(
+    path: Path | None, name: str, suffix: str, packed: bool, codec: str, text_column: str
+) -> Iterator[Record]:
+    with _opened(path, name, packed) as file:
+        chunks = _checked(_chunks(file, name), name, codec)
+        if not _has_byte_lines(codec):
+            chunks, codec = _as_utf8(chunks, name, codec), "utf-8"
+        if suffix == ".json":
+            yield from _json_records(decode_text(b"".join(chunks), name, codec), name)
+            return
+        lines = _lines(chunks, name, codec)
+        if suffix in _DELIMITERS:
+            yield from _table_records(lines, name, suffix)
+        else:
+            yield from _line_records(lines, name, suffix, text_column)
+
+
+def _line_records(lines: Iterator[_Line], name: str, suffix: str, text_column: str) -> Iterator[Record]:
+    is_json = suffix != ".txt" if suffix else None
+    for line in lines:
+        where = f"{name}:{line.number}"
+        if line.error is not None:
+            yield Record(where, None, line.error)
+            continue
+        if not line.text.strip():
+            continue
+        if is_json is None:
+            is_json = line.text.lstrip().startswith("{")
+        if is_json:
+            yield _json_record(line.text, where)
+        else:
+            yield Record(where, {text_column: line.text.removesuffix("\n").removesuffix("\r")})
+
+
+def _bad(where: str, problem: str, fix: str) -> Record:
+    return Record(where, None, InputError(f"{where} {problem}", fix))
+
+
+def _no_json(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is Python's")
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_json)
+_HALF_OF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _json_record(text: str, where: str) -> Record:
+    try:
+        row = _JSON.decode(text)
+    except RecursionError:
+        return _bad(where, "is nested too deeply", "flatten it")
+    except ValueError as error:
+        return _bad(where, f"is not JSON ({_reason(error)})", "mend the line")
+    return _object_record(row, where, escapes=bool(_HALF_OF_A_PAIR.search(text)))
+
+
+def _json_records(text: str, name: str) -> Iterator[Record]:
+    text = text.removeprefix("\ufeff")
+    if not text.strip():
+        return
+    try:
+        content = _JSON.decode(text)
+    except RecursionError as error:
+        raise InputError(f"{name} is nested too deeply", "flatten it") from error
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno} is not JSON ({error.msg})", "mend the line") from error
+        raise InputError(f"{name}:{error.lineno} is not JSON ({error.msg})", "mend the line") from error
+    except ValueError as error:
+        raise InputError(f"{name} is not JSON ({_reason(error)})", "mend the file") from error
     if not isinstance(content, list):
-        raise InputError(f"{path} does not hold a list", "give a JSON list of objects, or JSON Lines as .jsonl")
-    return [_mapping(row, f"{path}, item {number}") for number, row in enumerate(content, start=1)]
+        raise InputError(f"{name} does not hold a list", "give a JSON list of objects, or JSON Lines as .jsonl")
+    escapes = bool(_HALF_OF_A_PAIR.search(text))
+    for number, row in enumerate(content, start=1):
+        yield _object_record(row, f"{name}, item {number}", escapes=escapes)
 
 
-def _mapping(row: object, where: str) -> dict[str, Any]:
+def _reason(error: ValueError) -> str:
+    """Without the advice that Python gives its programmers on a number of thousands of digits."""
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]
+
+
+def _object_record(row: object, where: str, *, escapes: bool) -> Record:
+    """``escapes``: half of a surrogate pair, which JSON can escape and UTF-8 cannot hold, is possible."""
     if not isinstance(row, dict):
-        raise InputError(f"{where} is not an object", 'write rows as {"column": "value"}')
-    return row
+        return _bad(where, "is not an object", 'write rows as {"column": "value"}')
+    if escapes:
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return _bad(where, "has half of a surrogate pair", "write the character as itself")
+        except RecursionError:
+            return _bad(where, "is nested too deeply", "flatten it")
+    return Record(where, row)
 
 
-def _table(path: Path, text: str, delimiter: str) -> list[dict[str, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows: list[dict[str, Any]] = []
+class _TableLines:
+    """The lines that `csv.reader` asks for, which can be gone back over after a row that was none."""
+
+    def __init__(self, lines: Iterator[_Line]) -> None:
+        self._lines = lines
+        self._again: deque[_Line] = deque()
+        self._size = 0
+        self.row: list[_Line] = []
+        """Those of the present row."""
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._lines, None)
+        if line is None:
+            if self.row:
+                raise csv.Error("it opens a quote that is never closed")
+            raise StopIteration
+        self.row.append(line)
+        self._size += line.size
+        if self._size > MAX_ROW_BYTES:
+            raise csv.Error(f"it opens a quote that is not closed within {MAX_ROW_BYTES / 2**20:g} MB")
+        return line.text
+
+    def begin_row(self) -> None:
+        self.row, self._size = [], 0
+
+    def go_back(self) -> None:
+        """To the second line of the row: a stray quote must not cost the rows that it runs over."""
+        self._again.extendleft(reversed(self.row[1:]))
+
+
+def _table_records(lines: Iterator[_Line], name: str, suffix: str) -> Iterator[Record]:
+    rows = _table_rows(lines, name, _DELIMITERS[suffix])
+    _, header = next(rows, ("", None))
+    if header is None:
+        return
+    if isinstance(header, InputError):
+        raise header
+    _check_separator(header, name, suffix)
+    _check_columns(header, name)
+    for where, cells in rows:
+        if isinstance(cells, InputError):
+            yield Record(where, None, cells)
+        elif len(cells) != len(header):
+            problem = f"does not have the {len(header)} columns of the header (it has {len(cells)})"
+            yield _bad(where, problem, "quote fields that contain the separator")
+        else:
+            yield Record(where, dict(zip(header, cells, strict=True)))
+
+
+def _table_rows(lines: Iterator[_Line], name: str, delimiter: str) -> Iterator[tuple[str, list[str] | InputError]]:
+    """Where each row begins, and its cells or why it has none."""
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))  # of the process; 128 KiB unless raised
+    asked = _TableLines(lines)
+    reader = csv.reader(asked, delimiter=delimiter, strict=True)
+    while True:
+        asked.begin_row()
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            asked.go_back()
+            where = f"{name}:{asked.row[0].number}"
+            yield where, asked.row[0].error or _table_error(error, where)
+            continue
+        bad = next((line.error for line in asked.row if line.error is not None), None)
+        if bad or asked.row[0].text.strip(" \r\n"):
+            yield f"{name}:{asked.row[0].number}", bad or cells
+
+
+def _table_error(error: csv.Error, where: str) -> InputError:
+    if str(error).startswith("new-line character"):
+        return InputError(f"{where} has a carriage return in a field without quotes", "quote the field")
+    return InputError(f"{where} cannot be read ({error})", 'mend the row; a quote in a quoted field is written ""')
+
+
+def _check_separator(header: list[str], name: str, suffix: str) -> None:
+    if len(header) == 1 and ";" in header[0]:
+        raise InputError(f"{name} seems to be separated by semicolons", "save it with commas, or with tabs as .tsv")
+    if len(header) == 1 and suffix == ".csv" and "\t" in header[0]:
+        raise InputError(f"{name} seems to be separated by tabs", "rename it to .tsv")
+
+
+def _check_columns(names: list[str], name: str) -> None:
+    if unnamed := [str(number) for number, column in enumerate(names, start=1) if not column.strip()]:
+        raise InputError(f"{name} has no name for column {', '.join(unnamed)}", "name each column in the header")
+    if twice := [repr(column) for column, number in Counter(names).items() if number > 1]:
+        raise InputError(f"{name} has more than one column {', '.join(twice)}", "give each column a name of its own")
+
+
+# Parquet.
+
+
+def _parquet_records(path: Path, name: str) -> Iterator[Record]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    with _opened(path, name, packed=False) as file:
+        head = next(_chunks(file, name), b"")
+    if not head:
+        return
+    if not head.startswith(b"PAR1"):
+        _refuse_foreign(head, name)
+        raise InputError(f"{name} is not Parquet, which its name says", "rename it, or copy it again")
+    number = 0
     try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise InputError(
-                    f"{path}:{reader.line_num} does not have the {len(reader.fieldnames or ())} columns of the header",
-                    "quote fields that contain the separator",
-                )
-            rows.append(row)
-    except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num} cannot be read ({error})", "mend the line") from error
-    return rows
+        # A buffer, and none ahead: otherwise a whole row group is held.
+        with ParquetFile(path, buffer_size=2**20, pre_buffer=False) as table:
+            _check_columns(table.schema_arrow.names, name)
+            for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
+                for row in _batch_rows(batch):
+                    number += 1
+                    where = f"{name}, row {number}"
+                    if isinstance(row, Exception):
+                        yield _bad(where, f"cannot be read ({row})", "mend the row")
+                    else:
+                        yield Record(where, row)
+    except (ArrowException, OSError) as error:
+        raise InputError(f"{name} is damaged ({error})", "copy it again, or write it anew") from error
+
+
+def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | Exception]:
+    """The rows of a batch; in place of one that Python cannot hold, such as text that is not UTF-8, the reason."""
+    try:
+        yield from batch.to_pylist()
+    except (ValueError, OverflowError):
+        for number in range(batch.num_rows):
+            try:
+                yield from batch.slice(number, 1).to_pylist()
+            except (ValueError, OverflowError) as error:
+                yield error

@@ -8,21 +8,37 @@ from pathlib import Path
 
 from llmkit.errors import InputError
 
-__all__ = ["decode_text", "read_text", "read_text_file"]
+__all__ = ["decode_text", "find_codec", "read_text", "read_text_file", "refuse_wide"]
 
-_WIDE_BOMS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+_WIDE_BOMS = {  # UTF-32 first: its little-endian mark begins with that of UTF-16
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+def find_codec(encoding: str) -> str:
+    """Python's name of a text encoding. `InputError` if there is none of that name."""
+    try:
+        "\n".encode(encoding)  # lookup() also finds what is no text encoding, such as base64
+        return codecs.lookup(encoding).name
+    except (LookupError, ValueError) as error:
+        raise InputError(f"unknown encoding {encoding!r}", "use a name such as utf-8, gb18030 or latin-1") from error
+
+
+def refuse_wide(content: bytes, name: str) -> None:
+    """`InputError` if the byte order mark says UTF-16 or UTF-32, for content that was to be UTF-8."""
+    wide = next((label for bom, label in _WIDE_BOMS.items() if content.startswith(bom)), None)
+    if wide:
+        raise InputError(f"{name} is {wide} text, not UTF-8", f"pass --encoding {wide.lower()}")
 
 
 def decode_text(content: bytes, name: str, encoding: str = "utf-8") -> str:
     """Bytes to text; a byte order mark is not part of it. `InputError` says what is wrong and where."""
-    try:
-        codec = codecs.lookup(encoding).name
-    except LookupError as error:
-        raise InputError(f"unknown encoding {encoding!r}", "use a name such as utf-8, gb18030 or latin-1") from error
+    codec = find_codec(encoding)
     if codec == "utf-8":
-        wide = next((label for bom, label in _WIDE_BOMS.items() if content.startswith(bom)), None)
-        if wide:
-            raise InputError(f"{name} is {wide} text, not UTF-8", f"pass --encoding {wide.lower()}")
+        refuse_wide(content, name)
         codec = "utf-8-sig"
     if codec.startswith("utf-8") and b"\0" in content:
         raise InputError(f"{name} is a binary file (NUL at byte {content.index(0)})", "give a text file")

@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 from llmkit.config.settings import LoadSettings, RowSettings
 from llmkit.data import rows as data_rows
 from llmkit.errors import InputError, LlmkitError, UsageError
+from llmkit.heads.batching import Budget
 from llmkit.inference.output import SCHEMA_VERSION, Output, Usage
 from llmkit.inference.run_manifest import describe_run, read_manifest, refuse_changes, write_manifest
 from llmkit.tasks import Chunk, Task
@@ -145,7 +146,7 @@ def answer_file(
     records = data_rows.open_records(name, encoding=encoding, text_column=text_column)
     records = _with_columns(records, layout, settings)
     if settings.output is None:
-        budget = settings.max_batch_tokens or pipeline.batch_tokens()
+        budget = pipeline.budget(settings.max_batch_tokens)
         run = _Run(pipeline, layout, settings, _Lines(None), budget, progress)
         run.work_through(records)
         return run.report(begun)
@@ -157,14 +158,14 @@ def answer_file(
         if rank == 0:
             describe = partial(describe_run, pipeline, settings, load, encoding=encoding, num_processes=world)
             with _writing(output):
-                _prepare(output, settings, describe, pipeline.batch_tokens)
+                _prepare(output, settings, describe, lambda: pipeline.budget().tokens)
         barrier()
         if world > 1 and output.exists() and output.stat().st_size:
             shard.unlink(missing_ok=True)  # left by a run that was killed after joining
             run = _Run(pipeline, layout, settings, _Lines(output if rank == 0 else None), 0, progress, rank, world)
             progress(run.resumed, 0)
             return run.report(begun)
-        budget = read_manifest(_manifest(output))["max_batch_tokens"]
+        budget = pipeline.budget(read_manifest(_manifest(output))["max_batch_tokens"])
         run = _Run(pipeline, layout, settings, _Lines(shard), budget, progress, rank, world)
         run.work_through(records)
         barrier()
@@ -302,7 +303,8 @@ def _with_columns(
     ahead = deque(islice(records, min(_LOOKED_AT, settings.window) if settings.input == "-" else _LOOKED_AT))
     misfits = [layout.misfit(record.row) for record in ahead if record.row is not None]
     if misfits and (first := misfits[0]) is not None and None not in misfits:
-        raise InputError(f"{settings.input}: {first.problem}", first.fix)
+        name = "standard input" if settings.input == "-" else settings.input
+        raise InputError(f"{name}: {first.problem}", first.fix)
     return _chained(ahead, records)
 
 
@@ -367,7 +369,7 @@ class _Run:
         layout: _Layout,
         settings: RowSettings,
         lines: _Lines,
-        budget: int,
+        budget: Budget,
         progress: Progress,
         rank: int = 0,
         world: int = 1,
@@ -403,19 +405,14 @@ class _Run:
 
     def _window(self, records: Iterator[data_rows.Record], number: int) -> int:
         """Answer one window; how many rows it had."""
-        size = self.settings.window
-        if self.left >= size:
-            window, taken = [], _skip(records, size)
-        else:
-            window = list(islice(records, size))
-            taken = len(window)
-        done = min(self.left, taken)
+        window = list(islice(records, self.settings.window))
+        done = min(self.left, len(window))
         self.left -= done
-        if done < taken:
+        if done < len(window):
             self._answer(window, number, done)
         elif done:
             self.progress(done, 0)
-        return taken
+        return len(window)
 
     def _answer(self, window: list[data_rows.Record], number: int, done: int) -> None:
         """Answer all of a window's rows, and write all but the first ``done``."""
@@ -424,7 +421,7 @@ class _Run:
         if bad := len(window) - len(good):
             self.progress(bad, 0)
         answers: Iterator[Output | LlmkitError] = iter(
-            self.pipeline.answer_all(good, number=number, max_batch_tokens=self.budget, progress=self.progress)
+            self.pipeline.answer_all(good, self.budget, number=number, progress=self.progress)
             if good
             else ()
         )
@@ -497,7 +494,9 @@ def _prepare(
     _joining(output).unlink(missing_ok=True)
     if settings.resume and manifest.exists():
         before = read_manifest(manifest)
-        refuse_changes(before, describe(max_batch_tokens=settings.max_batch_tokens or before["max_batch_tokens"]))
+        now = describe(max_batch_tokens=settings.max_batch_tokens or before["max_batch_tokens"])
+        refuse_changes(before, now)
+        write_manifest(manifest, now)
         return
     # The manifest goes last: what is left without its own must not be taken for a part of this run.
     for path in (*_shards(output), output, manifest):

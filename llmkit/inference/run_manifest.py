@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import LoadSettings, RowSettings
@@ -33,7 +32,7 @@ _LOADING = ("revision", "head", "dtype", "quantize", "attn_implementation")
 _MODEL_FILES = frozenset({".bin", ".codes", ".jinja", ".json", ".model", ".py", ".safetensors", ".spm", ".txt"})
 _NO_MODEL_FILES = frozenset({"trainer_state.json", "training_args.bin"})
 _SHOWN = 3
-_WIDTH = 60
+_WIDTH = 80
 
 
 def describe_run(
@@ -97,7 +96,8 @@ def _input(name: str) -> dict[str, Any]:
         return {"file": "standard input", "bytes": None, "sha256": None}
     path = Path(name)
     try:
-        return {"file": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+        # As it was given: error records say it.
+        return {"file": name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", "check the path and its permissions") from error
 
@@ -161,7 +161,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise one `UsageError` that names what would make other answers than those that are written."""
-    parts = ("input", "model", "settings", "max_batch_tokens", "num_processes")
+    # Not max_batch_tokens: where memory ran out, it has to be lowered.
+    parts = ("input", "model", "settings", "num_processes")
     changes = [_phrase(*change) for part in parts for change in _changes((part,), before.get(part), now.get(part))]
     if not changes:
         return
@@ -208,4 +209,5 @@ def _phrase(keys: _Keys, before: Any, now: Any) -> str:
 def _shown(value: Any) -> str:
     if value is None:
         return "not set"
-    return shorten(value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False), _WIDTH)
+    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH // 2]}…{text[-_WIDTH // 2 :]}"

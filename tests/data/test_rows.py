@@ -1,0 +1,501 @@
+"""Rows of files and of standard input: what is read, what becomes a bad row and what ends the reading."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import sys
+import tracemalloc
+from collections.abc import Iterator
+from datetime import date
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from llmkit.data import rows as rows_module
+from llmkit.data.rows import Record, open_records, read_rows
+from llmkit.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(name: str, content: str | bytes) -> str:
+    content = content.encode() if isinstance(content, str) else content
+    Path(name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return name
+
+
+def read(name: str, content: str | bytes, encoding: str | None = None) -> list[Record]:
+    return list(open_records(write(name, content), encoding=encoding))
+
+
+def good(records: list[Record]) -> list[dict[str, object] | None]:
+    assert [record.error for record in records] == [None] * len(records)
+    return [record.row for record in records]
+
+
+def told(records: list[Record]) -> list[str]:
+    """For each record its row, or its error."""
+    return [str(record.error or record.row) for record in records]
+
+
+def pipe(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+CONTENTS = {
+    "a.jsonl": '{"a": "é", "b": "1"}\n{"a": "中", "b": "2"}\n',
+    "a.ndjson": '{"a": "é", "b": "1"}\r\n\r\n{"a": "中", "b": "2"}',
+    "a.json": '[{"a": "é", "b": "1"},\r\n {"a": "中", "b": "2"}]',
+    "a.csv": 'a,b\r\né,1\r\n\r\n  \r\n"中",2',
+    "a.TSV": "a\tb\né\t1\n中\t2\n",
+}
+ROWS = [{"a": "é", "b": "1"}, {"a": "中", "b": "2"}]
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be", "gb18030"]
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_the_formats(name: str, ending: str) -> None:
+    assert good(read(name + ending, CONTENTS[name])) == ROWS
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_the_encodings(name: str, encoding: str) -> None:
+    assert good(read(name, CONTENTS[name].encode(encoding), encoding)) == ROWS
+    assert good(read(f"{name}.gz", ("\ufeff" + CONTENTS[name]).encode(encoding.removesuffix("-sig")), encoding)) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [("shift_jis", "表\n日本"), ("latin-1", "é\n\x85ü"), ("cp500", "a\nb"), ("iso2022_jp", "日\n本")],
+)
+def test_other_encodings_of_plain_text(encoding: str, text: str) -> None:
+    assert good(read("a.txt", text.encode(encoding), encoding)) == [{"text": line} for line in text.split("\n")]
+
+
+def test_the_lines_of_plain_text() -> None:
+    lines = ["one\r", "", " \t", " two\u2028\x85\x0b\f\rtwo ", "three"]
+    records = read("a.txt", "\ufeff" + "\n".join(lines))
+    assert good(records) == [{"text": "one"}, {"text": " two\u2028\x85\x0b\f\rtwo "}, {"text": "three"}]
+    assert [record.where for record in records] == ["a.txt:1", "a.txt:4", "a.txt:5"]
+    assert next(iter(open_records(Path("a.txt"), text_column="document"))).row == {"document": "one"}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv"])
+def test_only_line_feeds_divide_lines(name: str) -> None:
+    text = "one\u2028\u2029\x85two"
+    content = {".csv": f"a\n{text}", ".tsv": f"a\n{text}", ".json": json.dumps([{"a": text}], ensure_ascii=False)}
+    row = json.dumps({"a": text}, ensure_ascii=False)
+    assert good(read(name, content.get(Path(name).suffix, row))) == [{"a": text}]
+
+
+def test_rows_need_not_be_alike() -> None:
+    lines = ['{"a": 1}', '{"a": [null, {"b": "c"}]}', "{}", '{"b": true, "a": 1.5, "a": 2}']
+    assert good(read("a.jsonl", "\n".join(lines))) == [
+        {"a": 1},
+        {"a": [None, {"b": "c"}]},
+        {},
+        {"b": True, "a": 2},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{", "a.jsonl:2 is not JSON (Expecting property name"),
+        ("[1]", "a.jsonl:2 is not an object; write"),
+        ("null", "a.jsonl:2 is not an object"),
+        ('{"a": NaN}', "a.jsonl:2 is not JSON (NaN"),
+        ('{"a": -Infinity}', "a.jsonl:2 is not JSON (-Infinity"),
+        ('{"a": ' + "1" * 5000 + "}", "a.jsonl:2 is not JSON (Exceeds the limit"),
+        ('{"a": ' + "[" * 200_000 + "]" * 200_000 + "}", "a.jsonl:2 is nested too deeply"),
+        ('{"a": ["\\uD800"]}', "a.jsonl:2 has half of a surrogate pair"),
+        ('{"\\udfff": 1}', "a.jsonl:2 has half of a surrogate pair"),
+    ],
+)
+def test_a_line_that_is_no_row(line: str, problem: str) -> None:
+    before, bad, after = told(read("a.jsonl", f'{{"a": 1}}\n{line}\n{{"a": 2}}\n'))
+    assert (before, after) == ("{'a': 1}", "{'a': 2}")
+    assert bad.startswith(problem)
+    assert "; " in bad
+
+
+def test_pairs_of_surrogates_are_characters() -> None:
+    assert good(read("a.jsonl", '{"a": "\\ud83d\\ude00", "b": "\\\\ud800"}')) == [{"a": "😀", "b": "\\ud800"}]
+
+
+def test_bad_items_of_a_list() -> None:
+    records = read("a.json", '[{"a": 1}, 2, {"a": "\\ud800"}, {"a": 4}]')
+    assert [record.where for record in records] == [f"a.json, item {number}" for number in range(1, 5)]
+    assert [record.row for record in records] == [{"a": 1}, None, None, {"a": 4}]
+    assert "a.json, item 2 is not an object" in str(records[1].error)
+    assert "a.json, item 3 has half" in str(records[2].error)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv"])
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [(b"caf\xe9!", " is not utf-8 text (byte 0xe9 at position 3)"), (b"a\0b", " has a NUL at position 1")],
+)
+def test_a_line_that_is_no_text(name: str, line: bytes, problem: str) -> None:
+    before = b"text\n" + b"good\n" * 3000  # past what is looked at to know a binary file
+    records = read(name, before + line + b"\ngood")
+    assert [record.where for record in records if record.error] == [f"{name}:3002"]
+    assert f"{name}:3002{problem}" in str(records[-2].error)
+    assert records[-2].row is None
+    assert records[-1].row == {"text": "good"}
+
+
+def test_gb18030_with_a_bad_line() -> None:
+    content = "中\n".encode("gb18030") + b"\xff\xff\n" + "文".encode("gb18030")
+    assert [record.row for record in read("a.txt", content, "gb18030")] == [{"text": "中"}, None, {"text": "文"}]
+
+
+def test_utf_16_that_ends_in_the_middle_of_a_character() -> None:
+    with pytest.raises(InputError, match=r"^a.txt is not utf-16 text \(truncated data\); name its encoding"):
+        read("a.txt", "one\ntwo".encode("utf-16")[:-1], "utf-16")
+
+
+# Tables.
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('a,b\n"x\r\n""y"",\nz",1\n"",2\n', ["{'a': 'x\\r\\n\"y\",\\nz', 'b': '1'}", "{'a': '', 'b': '2'}"]),
+        ("a,b\n1\n1,2,3\n4,5\n", ["a.csv:2 does not have the 2 columns", "a.csv:3 does not", "{'a': '4', 'b': '5'}"]),
+        ('a,b\n"x\ny"z,1\n\n4,5', ["a.csv:2 cannot be read (',' expected", "{'a': 'y\"z', 'b': '1'}", "{'a': '4'"]),
+        ('a,b\n"x,1\n"y",2\nz,3', ["a.csv:2 cannot be read", "{'a': 'y', 'b': '2'}", "{'a': 'z', 'b': '3'}"]),
+        ('a,b\n1,2\n"x,1\ny,2\n', ["{'a': '1'", "a.csv:3 cannot be read (it opens a quote that is never", "{'a': 'y'"]),
+        ("a,b\nx\ry,1\n4,5", ["a.csv:2 has a carriage return", "{'a': '4'"]),
+        ('a,b\n"x\n\n', ["a.csv:2 cannot be read (it opens a quote"]),
+    ],
+)
+def test_tables(content: str, expected: list[str]) -> None:
+    found = told(read("a.csv", content))
+    assert len(found) == len(expected)
+    assert all(text.startswith(start) for text, start in zip(found, expected, strict=True)), found
+
+
+def test_the_place_of_a_row_with_several_lines() -> None:
+    records = read("a.tsv", 'a\tb\n"1\n2"\t3\n\t\n4\t5')
+    assert [(record.where, record.row) for record in records] == [
+        ("a.tsv:2", {"a": "1\n2", "b": "3"}),
+        ("a.tsv:4", {"a": "", "b": ""}),
+        ("a.tsv:5", {"a": "4", "b": "5"}),
+    ]
+
+
+def test_a_bad_line_within_a_row() -> None:
+    bad, after = read("a.csv", b'a,b\n"x\n\xff\ny",1\n2,3')
+    assert (bad.where, bad.row, after.row) == ("a.csv:2", None, {"a": "2", "b": "3"})
+    assert str(bad.error).startswith("a.csv:3 is not utf-8 text")
+
+
+def test_a_long_field() -> None:
+    assert good(read("a.csv", "a\n" + "x" * 1_000_000)) == [{"a": "x" * 1_000_000}]
+
+
+def test_an_open_quote_is_not_followed_without_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module, "MAX_ROW_BYTES", 2**16)
+    write("a.csv", 'a,b\n"x,1\n' + "y,2\n" * 40_000)
+    records = iter(open_records("a.csv"))
+    assert str(next(records).error).startswith(
+        "a.csv:2 cannot be read (it opens a quote that is not closed within 0.0625 M"
+    )
+    assert sum(record.row == {"a": "y", "b": "2"} for record in records) == 40_000
+
+
+# Sizes.
+
+
+def test_a_line_of_100_mb_is_passed_over_without_holding_it() -> None:
+    before, after = b'{"a": 1}\n', b'{"a": 2}\n'
+    with Path("a.jsonl").open("wb") as file:
+        file.write(before + b" " * 2**14)
+        file.seek(100 * 2**20, io.SEEK_CUR)  # a hole
+        file.write(b"\n" + after)
+    tracemalloc.start()
+    records = list(open_records("a.jsonl"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [record.row for record in records] == [{"a": 1}, None, {"a": 2}]
+    assert str(records[1].error) == "a.jsonl:2 has 100.1 MB, more than the 16 MB of a row; divide it"
+    assert peak < 64 * 2**20
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv"])
+def test_the_longest_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module, "MAX_ROW_BYTES", 2000)
+    widths = (2000, 2001, 100_000, 2000)
+    lines = [('{"text": "' + "x" * (width - 13) + '"}' if name == "a.jsonl" else "x" * (width - 1)) for width in widths]
+    records = read(name, "\n".join((["text"] if name == "a.csv" else []) + lines) + "\n")
+    assert [record.error is None for record in records] == [True, False, False, True]
+    assert "has 0.1 MB" in str(records[2].error)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt", "a.jsonl.gz", "a.parquet"])
+def test_rows_are_not_held(name: str) -> None:
+    number, width = 4000, 10_000
+    if name == "a.parquet":
+        table = pa.table({"text": ["x" * width] * number})
+        parquet.write_table(table, name, row_group_size=number, compression="none", use_dictionary=False)
+        del table
+    else:
+        line = json.dumps({"text": "x" * width}) if "jsonl" in name else "x" * width
+        write(name, "text\n" + f"{line}\n" * number if name == "a.csv" else f"{line}\n" * number)
+    pool = pa.default_memory_pool()
+    held = pool.bytes_allocated()
+    tracemalloc.start()
+    most = count = 0
+    for record in open_records(name):
+        assert record.error is None
+        count += 1
+        most = max(most, pool.bytes_allocated() - held)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count >= number
+    assert peak + most < 16 * 2**20
+
+
+def test_rows_come_before_the_file_is_read() -> None:
+    write("a.txt", "x\n" * 2_000_000)
+    records = open_records("a.txt")
+    assert [record.where for record in islice(records, 2)] == ["a.txt:1", "a.txt:2"]
+
+
+# Files that cannot be used.
+
+
+EMPTY = [(name, "") for name in ("a.jsonl", "a.json", "a.csv", "a.txt", "a.parquet", "a.txt.gz")] + [
+    ("a.txt", "\n \r\n\n"),
+    ("a.jsonl", "\ufeff\n\n"),
+    ("a.csv", "\n  \r\n"),
+    ("a.csv", "a,b\r\n"),
+    ("a.tsv", "a\tb\n\n\n"),
+    ("a.json", "[]"),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), EMPTY)
+def test_no_rows(name: str, content: str) -> None:
+    with pytest.raises(InputError, match=rf"^{name} holds no rows; add"):
+        read(name, content)
+
+
+def test_gzip_of_nothing_but_a_name() -> None:
+    Path("a.jsonl.gz").touch()
+    with pytest.raises(InputError, match=r"^a.jsonl.gz holds no rows"):
+        list(open_records("a.jsonl.gz"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.xlsx", b"", "a.xlsx has the suffix .xlsx; give .jsonl, .ndjson, .json, .csv, .tsv, .txt (each also with"),
+        ("a", b"", "a has the suffix (none); give"),
+        ("a.gz", b"", "a.gz has the suffix .gz; give"),
+        ("a.parquet.gz", b"", "a.parquet.gz is Parquet inside gzip; unpack it"),
+        ("a.txt", b"ab\0c", "a.txt is a binary file (NUL at byte 2); give a text file"),
+        ("a.txt", "ab".encode("utf-16-le"), "a.txt is a binary file (NUL at byte 1); give a text file; of UTF-16"),
+        ("a.json", "[]".encode("utf-16"), "a.json is UTF-16 text, not UTF-8; pass --encoding utf-16"),
+        ("a.csv", "a".encode("utf-32"), "a.csv is UTF-32 text, not UTF-8; pass --encoding utf-32"),
+        ("a.json", b'["\xff"]', "a.json is not utf-8 text (byte 0xff at position 2); name its encoding"),
+        ("a.json", b'[\n{"a": }]', "a.json:2 is not JSON (Expecting value); mend"),
+        ("a.json", b'[{"a": NaN}]', "a.json is not JSON (NaN"),
+        ("a.json", b"[" * 200_000, "a.json is nested too deeply"),
+        ("a.json", b'{"data": []}', "a.json does not hold a list; give a JSON list of objects, or JSON Lines"),
+        ("a.jsonl", gzip.compress(b"{}"), "the content of a.jsonl is gzip; unpack it, or give a file that ends in .gz"),
+        ("a.jsonl.gz", gzip.compress(b"{}"), "the content of a.jsonl.gz is gzip; unpack it"),
+        ("a.csv", b"PAR1\x15\x04", "the content of a.csv is Parquet; give a file that ends in .parquet"),
+        ("a.csv", b"PK\x03\x04\x14\0", "the content of a.csv is a zip archive or a spreadsheet; unpack it, or save"),
+        ("a.parquet", b"PK\x03\x04\x14\0", "the content of a.parquet is a zip archive"),
+        ("a.parquet", b"text", "a.parquet is not Parquet, which its name says; rename"),
+        ("a.parquet", b"PAR1\x15\x04 and so on", "a.parquet is damaged"),
+        ("a.csv", b"a;b\n1;2", "a.csv seems to be separated by semicolons; save it with commas, or with tabs as .tsv"),
+        ("a.csv", b"a\tb\n1\t2", "a.csv seems to be separated by tabs; rename it to .tsv"),
+        ("a.csv", b"a,b,a,b,c\n1,2,3,4,5", "a.csv has more than one column 'a', 'b'; give"),
+        ("a.csv", b",a, \n1,2,3", "a.csv has no name for column 1, 3; name"),
+        ("a.csv", b'"a,b\n1,2\n', "a.csv:1 cannot be read (it opens a quote that is never closed); mend"),
+        ("a.csv", b"a,caf\xe9\n1,2\n", "a.csv:1 is not utf-8 text"),
+    ],
+)
+def test_files_that_cannot_be_used(name: str, content: bytes, problem: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read(name, content)
+    assert str(caught.value).startswith(problem)
+    assert caught.value.fix
+
+
+def test_paths_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("folder.csv").mkdir()
+    with pytest.raises(InputError, match=r"^folder.csv is a folder; give"):
+        open_records("folder.csv")
+    with pytest.raises(InputError, match=r"^there is no file ./none.csv; check"):
+        open_records("./none.csv")
+    with pytest.raises(InputError, match=r"^a\0b.csv cannot be read"):
+        open_records("a\0b.csv")
+    write("a.csv", "a\n1")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"^a.csv cannot be read \(Permission denied\); check"):
+        next(open_records("a.csv"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-9", "base64", "a\0"])
+def test_unknown_encodings(encoding: str) -> None:
+    with pytest.raises(InputError, match=r"^unknown encoding"):
+        read("a.txt", "a", encoding)
+
+
+def test_utf_16_without_its_mark() -> None:
+    with pytest.raises(InputError, match=r"^a.txt is not utf-16 text .*--encoding utf-16-le"):
+        read("a.txt", "a\nb".encode("utf-16-le"), "utf-16")
+
+
+def test_a_name_that_says_gzip() -> None:
+    Path("a.jsonl.gz").write_text("{}")
+    with pytest.raises(InputError, match=r"^a.jsonl.gz is not gzip, which its name says; rename it without .gz"):
+        list(open_records("a.jsonl.gz"))
+
+
+def _until_the_error(records: Iterator[Record]) -> tuple[int, str]:
+    count = 0
+    try:
+        for record in records:
+            assert record.row == {"n": count}
+            count += 1
+    except InputError as error:
+        return count, str(error)
+    pytest.fail("no error")
+
+
+def test_damaged_gzip() -> None:
+    content = "".join(f'{{"n": {number}}}\n' for number in range(30_000)).encode()
+    packed = gzip.compress(content)
+    Path("a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    count, error = _until_the_error(open_records("a.jsonl.gz"))
+    assert 12_000 < count < 18_000
+    assert error == "a.jsonl.gz ends in the middle of the gzip data; copy it again"
+
+    Path("a.jsonl.gz").write_bytes(packed[:-8] + b"\0" * 8)  # the checksum
+    count, error = _until_the_error(open_records("a.jsonl.gz"))
+    assert count == 30_000
+    assert error.startswith("a.jsonl.gz is damaged (CRC check failed")
+
+    middle = len(packed) // 2
+    Path("a.jsonl.gz").write_bytes(packed[:middle] + b"\xff" * 100 + packed[middle + 100 :])
+    with pytest.raises(InputError, match=r"^a.jsonl.gz is damaged .*; copy it again"):
+        list(open_records("a.jsonl.gz"))
+
+
+# Parquet.
+
+
+def test_parquet() -> None:
+    rows = [{"text": "中文", "n": [{"a": 1}, None], "d": date(2026, 1, 2), "b": b"\0"}] * 100
+    rows += [{"text": None, "n": [], "d": None, "b": None}]
+    parquet.write_table(pa.Table.from_pylist(rows), "a.parquet", row_group_size=30)
+    records = list(open_records("a.parquet"))
+    assert good(records) == rows
+    assert [records[0].where, records[100].where] == ["a.parquet, row 1", "a.parquet, row 101"]
+    with pytest.raises(InputError, match=r"^a.parquet is Parquet, on which --encoding has no effect; leave it out"):
+        open_records("a.parquet", encoding="utf-8")
+
+
+def test_a_bad_row_of_parquet() -> None:
+    texts = pa.array([b"one", b"\xff", b"three"]).view(pa.utf8())
+    parquet.write_table(pa.table({"text": texts}), "a.parquet")
+    records = list(open_records("a.parquet"))
+    assert [record.row for record in records] == [{"text": "one"}, None, {"text": "three"}]
+    assert str(records[1].error).startswith("a.parquet, row 2 cannot be read ('utf-8' codec can't decode byte 0xff")
+
+
+def test_parquet_that_cannot_be_used() -> None:
+    parquet.write_table(pa.table({"a": pa.array([], pa.int64())}), "a.parquet")
+    with pytest.raises(InputError, match=r"^a.parquet holds no rows"):
+        list(open_records("a.parquet"))
+    parquet.write_table(pa.table([pa.array([1]), pa.array([2])], names=["a", "a"]), "a.parquet")
+    with pytest.raises(InputError, match=r"^a.parquet has more than one column 'a'"):
+        list(open_records("a.parquet"))
+    parquet.write_table(pa.table({"a": [str(number) for number in range(10_000)]}), "a.parquet")
+    content = bytearray(Path("a.parquet").read_bytes())
+    content[4 : len(content) // 2] = b"\xff" * (len(content) // 2 - 4)
+    Path("a.parquet").write_bytes(content)
+    with pytest.raises(InputError, match=r"^a.parquet is damaged \(.*; copy it again"):
+        list(open_records("a.parquet"))
+
+
+# Standard input.
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        (b'\xef\xbb\xbf\n \n {"a": 1}\n{"a": 2}', [{"a": 1}, {"a": 2}]),
+        ("\n中\n{}\n".encode(), [{"text": "中"}, {"text": "{}"}]),
+        (b"a", [{"text": "a"}]),
+    ],
+)
+def test_standard_input(content: bytes, rows: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe(monkeypatch, content)
+    assert good(list(open_records("-"))) == rows
+    assert not sys.stdin.closed
+
+
+def test_standard_input_tells_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe(monkeypatch, '{"a": 1}\n\noops\n'.encode("utf-16"))
+    records = list(open_records("-", encoding="utf-16"))
+    assert [record.where for record in records] == ["standard input:1", "standard input:3"]
+    assert str(records[1].error).startswith("standard input:3 is not JSON")
+    pipe(monkeypatch, b"\n")
+    with pytest.raises(InputError, match=r"^standard input holds no rows"):
+        list(open_records("-"))
+    pipe(monkeypatch, gzip.compress(b"{}"))
+    with pytest.raises(InputError, match=r"^the content of standard input is gzip; unpack it"):
+        list(open_records("-"))
+
+
+def test_a_pipe_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Typed(io.RawIOBase):
+        """Gives one line each time it is asked."""
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+            asked.append(1)
+            buffer[:2] = b"a\n"
+            return 2
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Typed())))
+    assert [record.row for record in islice(open_records("-"), 3)] == [{"text": "a"}] * 3
+    assert len(asked) == 3
+
+
+# All rows at once.
+
+
+def test_read_rows() -> None:
+    for name, content in CONTENTS.items():
+        assert read_rows(Path(write(name, content))) == ROWS
+    with pytest.raises(InputError, match=r"^a.jsonl:2 is not JSON \(.*; mend the line$"):
+        read_rows(Path(write("a.jsonl", "{}\n}\n}}")))
+    with pytest.raises(InputError, match=r"^a.csv:3 does not have the 2 columns of the header"):
+        read_rows(Path(write("a.csv", "a,b\n1,2\n3\n")))
+    with pytest.raises(InputError, match=r"^there is no file -; check"):
+        read_rows(Path("-"))

@@ -75,7 +75,9 @@ def join(wanted: int | None, device: str) -> Member:
 
 def _end_with_parent() -> None:
     """A parent that was killed closes the pipe; its children would go on for hours, and hold the output."""
-    sys.stdin.buffer.read()
+    # Not sys.stdin.read(), whose lock would be held when the interpreter ends.
+    while os.read(sys.stdin.fileno(), 1):
+        pass
     os._exit(1)
 
 

@@ -162,7 +162,9 @@ def answer_file(
         barrier()
         if world > 1 and output.exists() and output.stat().st_size:
             shard.unlink(missing_ok=True)  # left by a run that was killed after joining
-            run = _Run(pipeline, layout, settings, _Lines(output if rank == 0 else None), 0, progress, rank, world)
+            run = _Run(
+                pipeline, layout, settings, _Lines(output if rank == 0 else None), Budget(1), progress, rank, world
+            )
             progress(run.resumed, 0)
             return run.report(begun)
         budget = pipeline.budget(read_manifest(_manifest(output))["max_batch_tokens"])
@@ -421,9 +423,7 @@ class _Run:
         if bad := len(window) - len(good):
             self.progress(bad, 0)
         answers: Iterator[Output | LlmkitError] = iter(
-            self.pipeline.answer_all(good, self.budget, number=number, progress=self.progress)
-            if good
-            else ()
+            self.pipeline.answer_all(good, self.budget, number=number, progress=self.progress) if good else ()
         )
         lines: list[str] = []
         errors = 0

@@ -166,7 +166,7 @@ def test_an_output_is_not_lost(run: Run, checkpoint: Checkpoint, source: Path, t
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "llmkit", *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def test_processes_write_what_one_writes_and_leave_nothing(run: Run, checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -395,10 +395,10 @@ def test_damaged_gzip() -> None:
     assert count == 30_000
     assert error.startswith("a.jsonl.gz is damaged (CRC check failed")
 
-    middle = len(packed) // 2
-    Path("a.jsonl.gz").write_bytes(packed[:middle] + b"\xff" * 100 + packed[middle + 100 :])
-    with pytest.raises(InputError, match=r"^a.jsonl.gz is damaged .*; copy it again"):
-        list(open_records("a.jsonl.gz"))
+    Path("a.jsonl.gz").write_bytes(packed + packed[:10] + b"\xff" * 100)
+    count, error = _until_the_error(open_records("a.jsonl.gz"))
+    assert count == 30_000
+    assert error.startswith("a.jsonl.gz is damaged (Error -3")
 
 
 # Parquet.

@@ -304,9 +304,9 @@ def test_a_row_gets_only_what_its_task_reads(tmp_path: Path, monkeypatch: pytest
     given: list[Any] = []
     answer = pipeline.answer_all
 
-    def listen(rows: Sequence[Any], *_: Any, **options: Any) -> Any:
+    def listen(rows: Sequence[Any], *budget: Any, **options: Any) -> Any:
         given.extend(rows)
-        return answer(rows, **options)
+        return answer(rows, *budget, **options)
 
     monkeypatch.setattr(pipeline, "answer_all", listen)
     run(write_rows(tmp_path / "rows.jsonl", [{"document": "a", "part": True}]), tmp_path / "out.jsonl", pipeline)

@@ -50,8 +50,7 @@ def answer_rows(
     if (rows.num_processes or 1) > 1 and not processes.is_member():
         raise typer.Exit(processes.start(rows.num_processes or 1, flags.arguments))
     member = processes.join(rows.num_processes, load.device) if processes.is_member() else processes.Member()
-    with _each_once():
-        report = _run(task, rows, load, generation, wording, encoding, member)
+    report = _run(task, rows, load, generation, wording, encoding, member)
     if member.rank:
         return
     _tell(report, rows, member.world)
@@ -74,7 +73,7 @@ def _run(
     pipeline = build_pipeline(task, load, generation, wording, fallback=False)
     written = 0
     try:
-        with _bar(rows, encoding, member) as bar:
+        with _bar(rows, encoding, member) as bar, _each_once(bar):
 
             def progress(done: int, tokens: int) -> None:
                 nonlocal written
@@ -122,13 +121,19 @@ def _count(name: str, encoding: str | None) -> int:
 
 
 @contextmanager
-def _each_once() -> Iterator[None]:
-    """What is said of single rows is said of the first; for the others there is a count at the end."""
+def _each_once(bar: tqdm[Any]) -> Iterator[None]:
+    """What is said of single rows is said of the first; of warnings there is a count at the end."""
     said: Counter[str] = Counter()
+    warnings: set[str] = set()
 
     def first(record: logging.LogRecord) -> bool:
-        said[str(record.msg)] += 1
-        return said[str(record.msg)] == 1
+        message = str(record.msg)
+        said[message] += 1
+        if record.levelno >= logging.WARNING:
+            warnings.add(message)
+        if said[message] == 1:
+            bar.clear()  # the line would go on where the bar ends
+        return said[message] == 1
 
     log.addFilter(first)
     try:
@@ -136,7 +141,7 @@ def _each_once() -> Iterator[None]:
     finally:
         log.removeFilter(first)
         for message, count in said.items():
-            if count > 1:
+            if count > 1 and message in warnings:
                 log.warning("%d times in all: %s", count, message.replace("%d", "…").replace("%s", "…"))
 
 

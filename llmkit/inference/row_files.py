@@ -1,9 +1,9 @@
 """A task run over a file of rows: JSON Lines in the order of the rows, which a killed run goes on with when resumed.
 
-Knows what is written for a row, how a run that stopped at any byte is continued so that the file becomes that of an
-uninterrupted run, and how processes share the rows. Does not know how rows are read (`llmkit.data.rows`) or answered
-(`llmkit.inference.pipeline`), what a run is compared by (`llmkit.inference.run_manifest`), how processes are started,
-or what is shown of the progress.
+Knows how a run that stopped at any byte is continued so that the file becomes that of an uninterrupted run, and how
+processes share the rows. Does not know how rows are read (`llmkit.data.rows`), answered (`llmkit.inference.pipeline`)
+and written (`llmkit.inference.row_layout`), what a run is compared by (`llmkit.inference.run_manifest`), how processes
+are started, or what is shown of the progress.
 """
 
 from __future__ import annotations
@@ -12,13 +12,9 @@ import json
 import os
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import date, datetime
-from datetime import time as time_of_day
-from decimal import Decimal
+from dataclasses import dataclass
 from functools import partial
 from glob import escape
 from itertools import count, islice
@@ -31,9 +27,9 @@ from llmkit.config.settings import LoadSettings, RowSettings
 from llmkit.data import rows as data_rows
 from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.heads.batching import Budget
-from llmkit.inference.output import SCHEMA_VERSION, Output, Usage
+from llmkit.inference.output import Output
+from llmkit.inference.row_layout import Divided, Layout, answer_record, error_record, with_columns
 from llmkit.inference.run_manifest import describe_run, read_manifest, refuse_changes, write_manifest
-from llmkit.tasks import Chunk, Task
 
 if TYPE_CHECKING:
     from llmkit.inference.pipeline import Pipeline
@@ -41,9 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["Report", "answer_file", "check_output"]
 
 _SUFFIXES = (".jsonl", ".ndjson")
-_LOOKED_AT = 20
-"""Rows at the beginning of which one must have the columns."""
-
 Progress = Callable[[int, int], None]
 
 
@@ -138,13 +131,13 @@ def answer_file(
     """
     begun = time.monotonic()
     task = pipeline.task
-    layout = _Layout(task, settings.columns())
+    layout = Layout(task, settings.columns())
     name = str(settings.input)
     if name == "-" and world > 1:
         raise UsageError("a pipe cannot be shared among processes", "give a file as input")
     text_column = layout.columns.get(task.input_column, task.input_column)
     records = data_rows.open_records(name, encoding=encoding, text_column=text_column)
-    records = _with_columns(records, layout, settings)
+    records = with_columns(records, layout, settings)
     if settings.output is None:
         budget = pipeline.budget(settings.max_batch_tokens)
         run = _Run(pipeline, layout, settings, _Lines(None), budget, progress)
@@ -176,144 +169,6 @@ def answer_file(
                 _join(output, world, settings.window)
             run.lines = _Lines(output)
         return run.report(begun)
-
-
-# What is written for a row.
-
-
-def _json(name: str, value: Any) -> str:
-    """A value as JSON; `InputError` names the column of one that JSON has no way to write."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"the column {name!r} cannot be written as JSON ({error})", "change or drop it in the file"
-        ) from error
-    # Half of a surrogate pair, which JSON can escape and UTF-8 cannot hold.
-    return text if text.isascii() or _is_unicode(text) else json.dumps(value, allow_nan=False, default=_plain)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, datetime | date | time_of_day):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} values")
-
-
-def _line(parts: Mapping[str, str]) -> str:
-    return "{" + ", ".join(f"{_json(name, name)}: {text}" for name, text in parts.items()) + "}\n"
-
-
-@dataclass
-class _Divided:
-    """A row: what the task reads of it, and what is written beside the answer, as JSON."""
-
-    given: dict[str, Any] = field(default_factory=dict)
-    others: dict[str, str] = field(default_factory=dict)
-    error: LlmkitError | None = None
-
-
-class _Layout:
-    """Under which names the columns of the rows are read and written."""
-
-    def __init__(self, task: Task, columns: Mapping[str, str]) -> None:
-        self.columns = columns
-        self.reads = task.columns
-        self.taken = _output_names(task.name)
-        self._names: dict[str, list[str]] = {}
-        for name, column in columns.items():
-            self._names.setdefault(column, []).append(name)
-
-    def divide(self, record: data_rows.Record) -> _Divided:
-        """A record's row in its parts; where it has an error, ``others`` are those that can be written."""
-        if record.row is None:
-            return _Divided(error=record.error or InputError(f"{record.where} cannot be read", "mend it"))
-        divided = _Divided(error=record.error or self.misfit(record.row))
-        for column, value in record.row.items():
-            for name in self._names.get(column, (column,)):
-                if name in self.reads:
-                    divided.given[name] = value
-                elif name not in self.taken and name not in divided.others:
-                    try:
-                        divided.others[name] = _json(name, value)
-                    except InputError as error:
-                        divided.error = divided.error or error
-        return divided
-
-    def misfit(self, row: Mapping[str, Any]) -> InputError | None:
-        """Why the names of a row's columns cannot be used, if so."""
-        names = dict.fromkeys((*self.reads, *self.columns))
-        if missing := [name for name in names if self.columns.get(name, name) not in row]:
-            lacking = ", ".join(repr(self.columns.get(name, name)) for name in missing)
-            here = ", ".join(map(repr, row)) or "none"
-            fix = f"say what it is called: --column {missing[0]}=COLUMN"
-            return InputError(f"there is no column {lacking} (the columns: {here})", fix)
-        for name, column in self.columns.items():
-            if name != column and name in row and name not in self._names:
-                return InputError(
-                    f"the column {column!r} is to be {name!r} and there is another {name!r}",
-                    f"rename that one too: --column other_{name}={name}",
-                )
-        for column in row:
-            for name in self._names.get(column, (column,)):
-                if name in self.taken and name not in self.reads:
-                    return InputError(
-                        f"the column {name!r} is called like a part of the answer",
-                        f"rename it: --column input_{name}={column}",
-                    )
-        return None
-
-
-def _output_names(task: str) -> frozenset[str]:
-    """The keys that an output record of the task can have."""
-    filled = Output(
-        text="",
-        task=task,
-        model="",
-        commit=None,
-        head="",
-        finish_reason="",
-        usage=Usage(0, 0),
-        reasoning="…",
-        chunks=(Chunk(0, 0, ""),),
-        base_commit="…",
-    )
-    return frozenset({*filled.to_dict(), "alternatives", "error"})
-
-
-def _error_record(divided: _Divided, where: str, error: LlmkitError) -> str:
-    about = {"type": type(error).__name__, "message": str(error), "where": where}
-    return _line({**divided.others, "schema_version": str(SCHEMA_VERSION), "error": _json("error", about)})
-
-
-def _with_columns(
-    records: Iterator[data_rows.Record], layout: _Layout, settings: RowSettings
-) -> Iterator[data_rows.Record]:
-    """The records, once one of the first has shown that its columns can be used; else one error for the file.
-
-    Of a pipe no more is looked at than a window, since somebody may wait for the first answer.
-    """
-    ahead = deque(islice(records, min(_LOOKED_AT, settings.window) if settings.input == "-" else _LOOKED_AT))
-    misfits = [layout.misfit(record.row) for record in ahead if record.row is not None]
-    if misfits and (first := misfits[0]) is not None and None not in misfits:
-        name = "standard input" if settings.input == "-" else settings.input
-        raise InputError(f"{name}: {first.problem}", first.fix)
-    return _chained(ahead, records)
-
-
-def _chained(ahead: deque[data_rows.Record], records: Iterator[data_rows.Record]) -> Iterator[data_rows.Record]:
-    while ahead:
-        yield ahead.popleft()
-    yield from records
 
 
 # The run.
@@ -368,7 +223,7 @@ class _Run:
     def __init__(
         self,
         pipeline: Pipeline,
-        layout: _Layout,
+        layout: Layout,
         settings: RowSettings,
         lines: _Lines,
         budget: Budget,
@@ -438,21 +293,21 @@ class _Run:
                 failure = _located(made, record.where)
                 break
             else:
-                lines.append(_error_record(row, record.where, made))
+                lines.append(error_record(row, record.where, made))
                 errors += 1
         self.lines.write(lines, errors)
         self.rows += len(lines)
         if failure is not None:
             raise failure
 
-    def _record(self, row: _Divided, answer: Output | LlmkitError) -> str | LlmkitError:
+    def _record(self, row: Divided, answer: Output | LlmkitError) -> str | LlmkitError:
         """The line of an answer, or why there is none."""
         if isinstance(answer, LlmkitError):
             return answer
         self.prompt_tokens += answer.usage.prompt_tokens
         self.completion_tokens += answer.usage.completion_tokens
         try:
-            return _line(row.others | {name: _json(name, part) for name, part in answer.to_dict().items()})
+            return answer_record(row, answer)
         except InputError as error:  # a score that is no number
             return error
 

@@ -95,7 +95,7 @@ class Dialogue(Task):
     def render(self, row: Row, traits: Traits, wording: Wording) -> Prompt:
         messages = to_messages(row["messages"])
         if wording.system and messages[0].role == "system":
-            raise UsageError("there are two system messages", "leave --system out, or the one in the messages")
+            raise InputError("there are two system messages", "leave --system out, or the one in the messages")
         opening = [Message("system", wording.system)] if wording.system else [m for m in messages if m.role == "system"]
         for example in wording.examples:
             opening += to_messages(example["messages"])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from llmkit.config.settings import TranslationSettings
-from llmkit.errors import UsageError
+from llmkit.errors import InputError, UsageError
 from llmkit.log import log
 from llmkit.tasks.base import Chunk, Head, Raw, Reader, Result, Row, Step, Task, Traits, Wording, Work
 from llmkit.tasks.languages import Language, Route, detect_language, find_language
@@ -100,7 +100,7 @@ class Translation(Task):
         text = str(row[self.input_column])
         if not any(character.isalpha() for character in text):
             return _in_languages(Result(text=text), Route(self.source, self.target))
-        route = self._find_route(text, reader.traits)
+        route = self._route_for(text, reader.traits)
         row = {**row, _ROUTE: route}
         room = reader.room(row)
         if room is not None:
@@ -125,6 +125,15 @@ class Translation(Task):
         if empty:
             log.warning("%d of %d sentences came back empty from the model", empty, len(document.segments))
         return _in_languages(Result(text=document.translated, chunks=document.chunks()), route)
+
+    def _route_for(self, text: str, traits: Traits) -> Route:
+        try:
+            return self._find_route(text, traits)
+        except UsageError as error:
+            if self.source is not None or self.target is None:
+                raise
+            # It is this text's language that was not found or does not fit; another's may.
+            raise InputError(error.problem, error.fix) from error
 
     def _find_route(self, text: str, traits: Traits) -> Route:
         languages = traits.languages

@@ -27,7 +27,7 @@ from llmkit.data import rows as data_rows
 from llmkit.data.rows import Record
 from llmkit.errors import InputError, LlmkitError, NotEnoughMemoryError, UsageError
 from llmkit.heads.batching import Budget
-from llmkit.inference import row_files
+from llmkit.inference import row_files, row_layout
 from llmkit.inference.output import Output, Usage
 from llmkit.inference.row_files import Report, answer_file, check_output
 from llmkit.models.source import Source
@@ -505,7 +505,7 @@ def test_no_more_than_a_window_is_held(tmp_path: Path, monkeypatch: pytest.Monke
             del row
 
     monkeypatch.setattr(data_rows, "open_records", records)
-    monkeypatch.setattr(row_files, "_json", lambda name, value: '"error"')
+    monkeypatch.setattr(row_layout, "_to_json", lambda name, value: '"error"')
     monkeypatch.setattr(FakePipeline, "_answer", lambda *_: InputError("x"))
     source = write_rows(tmp_path / "rows.jsonl", [])
     assert run(source, tmp_path / "out.jsonl", window=1000).total == 200_000

@@ -1,0 +1,168 @@
+"""What is written for a row: its other columns, then the answer, or why there is none.
+
+Knows columns, their names, and JSON. Does not know files, windows or models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from datetime import time as time_of_day
+from decimal import Decimal
+from itertools import islice
+from typing import Any
+
+from llmkit.config.settings import RowSettings
+from llmkit.data import rows as data_rows
+from llmkit.errors import InputError, LlmkitError
+from llmkit.inference.output import SCHEMA_VERSION, Output, Usage
+from llmkit.tasks import Chunk, Task
+
+__all__ = ["Divided", "Layout", "answer_record", "error_record", "with_columns"]
+
+_LOOKED_AT = 20
+"""Rows at the beginning of which one must have the columns."""
+
+
+def _to_json(name: str, value: Any) -> str:
+    """A value as JSON; `InputError` names the column of one that JSON has no way to write."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"the column {name!r} cannot be written as JSON ({error})", "change or drop it in the file"
+        ) from error
+    # Half of a surrogate pair, which JSON can escape and UTF-8 cannot hold.
+    return text if text.isascii() or _is_unicode(text) else json.dumps(value, allow_nan=False, default=_plain)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime | date | time_of_day):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} values")
+
+
+def _line(parts: Mapping[str, str]) -> str:
+    return "{" + ", ".join(f"{_to_json(name, name)}: {text}" for name, text in parts.items()) + "}\n"
+
+
+@dataclass
+class Divided:
+    """A row: what the task reads of it, and what is written beside the answer, as JSON."""
+
+    given: dict[str, Any] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
+    error: LlmkitError | None = None
+
+
+class Layout:
+    """Under which names the columns of the rows are read and written."""
+
+    def __init__(self, task: Task, columns: Mapping[str, str]) -> None:
+        self.columns = columns
+        self.reads = task.columns
+        self.taken = _output_names(task.name)
+        self._names: dict[str, list[str]] = {}
+        for name, column in columns.items():
+            self._names.setdefault(column, []).append(name)
+
+    def divide(self, record: data_rows.Record) -> Divided:
+        """A record's row in its parts; where it has an error, ``others`` are those that can be written."""
+        if record.row is None:
+            return Divided(error=record.error or InputError(f"{record.where} cannot be read", "mend it"))
+        divided = Divided(error=record.error or self.misfit(record.row))
+        for column, value in record.row.items():
+            for name in self._names.get(column, (column,)):
+                if name in self.reads:
+                    divided.given[name] = value
+                elif name not in self.taken and name not in divided.others:
+                    try:
+                        divided.others[name] = _to_json(name, value)
+                    except InputError as error:
+                        divided.error = divided.error or error
+        return divided
+
+    def misfit(self, row: Mapping[str, Any]) -> InputError | None:
+        """Why the names of a row's columns cannot be used, if so."""
+        names = dict.fromkeys((*self.reads, *self.columns))
+        if missing := [name for name in names if self.columns.get(name, name) not in row]:
+            lacking = ", ".join(repr(self.columns.get(name, name)) for name in missing)
+            here = ", ".join(map(repr, row)) or "none"
+            fix = f"say what it is called: --column {missing[0]}=COLUMN"
+            return InputError(f"there is no column {lacking} (the columns: {here})", fix)
+        for name, column in self.columns.items():
+            if name != column and name in row and name not in self._names:
+                return InputError(
+                    f"the column {column!r} is to be {name!r} and there is another {name!r}",
+                    f"rename that one too: --column other_{name}={name}",
+                )
+        for column in row:
+            for name in self._names.get(column, (column,)):
+                if name in self.taken and name not in self.reads:
+                    return InputError(
+                        f"the column {name!r} is called like a part of the answer",
+                        f"rename it: --column input_{name}={column}",
+                    )
+        return None
+
+
+def _output_names(task: str) -> frozenset[str]:
+    """The keys that an output record of the task can have."""
+    filled = Output(
+        text="",
+        task=task,
+        model="",
+        commit=None,
+        head="",
+        finish_reason="",
+        usage=Usage(0, 0),
+        reasoning="…",
+        chunks=(Chunk(0, 0, ""),),
+        base_commit="…",
+    )
+    return frozenset({*filled.to_dict(), "alternatives", "error"})
+
+
+def answer_record(divided: Divided, answer: Output) -> str:
+    """The line of a row that was answered; `InputError` if it cannot be written as JSON."""
+    return _line(divided.others | {name: _to_json(name, part) for name, part in answer.to_dict().items()})
+
+
+def error_record(divided: Divided, where: str, error: LlmkitError) -> str:
+    """The line of a row that was not answered."""
+    about = {"type": type(error).__name__, "message": str(error), "where": where}
+    return _line({**divided.others, "schema_version": str(SCHEMA_VERSION), "error": _to_json("error", about)})
+
+
+def with_columns(
+    records: Iterator[data_rows.Record], layout: Layout, settings: RowSettings
+) -> Iterator[data_rows.Record]:
+    """The records, once one of the first has shown that its columns can be used; else one error for the file.
+
+    Of a pipe no more is looked at than a window, since somebody may wait for the first answer.
+    """
+    ahead = deque(islice(records, min(_LOOKED_AT, settings.window) if settings.input == "-" else _LOOKED_AT))
+    misfits = [layout.misfit(record.row) for record in ahead if record.row is not None]
+    if misfits and (first := misfits[0]) is not None and None not in misfits:
+        name = "standard input" if settings.input == "-" else settings.input
+        raise InputError(f"{name}: {first.problem}", first.fix)
+    return _chained(ahead, records)
+
+
+def _chained(ahead: deque[data_rows.Record], records: Iterator[data_rows.Record]) -> Iterator[data_rows.Record]:
+    while ahead:
+        yield ahead.popleft()
+    yield from records

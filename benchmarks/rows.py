@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -81,6 +81,45 @@ def speed(rows: int, model: str, dtype: str, runs: int) -> None:
         )
 
 
+def tiny_model(folder: Path) -> None:
+    """A causal model of a few thousand parameters that reads bytes."""
+    import torch
+    from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=384, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    ByT5Tokenizer().save_pretrained(folder)
+
+
+def memory(rows: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tiny_model(folder / "model")
+        peaks = []
+        for count in (1000, rows):
+            with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+                for number in range(count):
+                    file.write(json.dumps({"prompt": f"row {number}"}) + "\n")
+            output = folder / f"{count}.jsonl"
+            start = time.perf_counter()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "llmkit", "generate", "--model", str(folder / "model"), "--device", "cpu"]
+                + ["--input", str(folder / "rows.jsonl"), "--output", str(output), "--max-new-tokens", "1"]
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+            if status:
+                raise SystemExit(f"llmkit ended with {status}")
+            with output.open("rb") as file:
+                written = sum(1 for _ in file)
+            peaks.append(usage.ru_maxrss / 1024)
+            seconds = time.perf_counter() - start
+            print(f"{written:,} rows of {count:,}: {peaks[-1]:.0f} MiB at most, {seconds:.0f} s", flush=True)
+        print(f"{rows:,} rows take {peaks[1] - peaks[0]:+.0f} MiB more than a thousand")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("what", choices=["speed", "memory"])
@@ -91,6 +130,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what == "speed":
         speed(arguments.rows or 200, arguments.model, arguments.dtype, arguments.runs)
+    else:
+        memory(arguments.rows or 1_000_000)
 
 
 if __name__ == "__main__":

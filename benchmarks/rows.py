@@ -84,14 +84,19 @@ def speed(rows: int, model: str, dtype: str, runs: int) -> None:
 def tiny_model(folder: Path) -> None:
     """A causal model of a few thousand parameters that reads bytes."""
     import torch
-    from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={"</s>": 0} | {byte: i for i, byte in enumerate(alphabet, 1)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=384, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1
+        vocab_size=257, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    ByT5Tokenizer().save_pretrained(folder)
 
 
 def memory(rows: int) -> None:
@@ -105,10 +110,15 @@ def memory(rows: int) -> None:
                     file.write(json.dumps({"prompt": f"row {number}"}) + "\n")
             output = folder / f"{count}.jsonl"
             start = time.perf_counter()
-            process = subprocess.Popen(
-                [sys.executable, "-m", "llmkit", "generate", "--model", str(folder / "model"), "--device", "cpu"]
-                + ["--input", str(folder / "rows.jsonl"), "--output", str(output), "--max-new-tokens", "1"]
-            )
+            options = {
+                "--model": folder / "model",
+                "--device": "cpu",
+                "--input": folder / "rows.jsonl",
+                "--output": output,
+                "--max-new-tokens": 1,
+            }
+            words = [str(word) for option in options.items() for word in option]
+            process = subprocess.Popen([sys.executable, "-m", "llmkit", "generate", *words])
             _, status, usage = os.wait4(process.pid, 0)
             if status:
                 raise SystemExit(f"llmkit ended with {status}")

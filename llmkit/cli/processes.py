@@ -41,7 +41,7 @@ class Member:
 
 def is_member() -> bool:
     """Whether this process was started as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def join(wanted: int | None, device: str) -> Member:

@@ -176,6 +176,7 @@ _COUNTS_FROM_THE_CALL = (
     "assistant_model",
     "begin_suppress_tokens",
     "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty",
     "exponential_decay_length_penalty",
     "forced_bos_token_id",
     "forced_eos_token_id",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice, zip_longest
 from typing import Literal, overload
 
@@ -19,12 +19,13 @@ from llmkit.heads import head_ops
 from llmkit.heads.batching import Budget, budget_from_memory
 from llmkit.heads.span import Document, answer_all, split
 from llmkit.inference.engine import OnText, Shown, write
-from llmkit.inference.fitting import Fitted, ModelReader
+from llmkit.inference.fitting import ModelReader
+from llmkit.inference.jobs import Job, Prompt, kinds
 from llmkit.inference.output import Output, Usage
 from llmkit.inference.traits import traits_of, usual_max_new_tokens
 from llmkit.log import log
 from llmkit.models.load import Loaded
-from llmkit.tasks import Head, QuestionContext, Raw, Result, Row, Step, Task, Wording, Work
+from llmkit.tasks import Head, QuestionContext, Raw, Result, Row, Task, Wording
 
 __all__ = ["Pipeline", "StreamedOutput"]
 
@@ -36,62 +37,6 @@ Progress = Callable[[int, int], None]
 
 class _Cancelled(Exception):  # noqa: N818 - nothing has gone wrong
     """Who listened has left, in the middle of work that has no partial answer."""
-
-
-@dataclass
-class _Job:
-    """The work on one row: where it stands, and what it has used."""
-
-    reader: ModelReader
-    work: Work
-    streams: bool
-    number: int = 0
-    """Of the row, in the whole run."""
-    step: Step = field(default_factory=lambda: Step(()))
-    raws: list[Raw | None] = field(default_factory=list)
-    result: Result | None = None
-    error: LlmkitError | None = None
-    """Why there is no result, and never will be."""
-    shown: str = ""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    truncated: int = 0
-    cut: int = 0
-    """Prompts whose output ended at max_new_tokens or in a full context."""
-    finish_reason: str = "stop"
-
-    def advance(self, *, first: bool = False) -> None:
-        """Send the answers to the last step; take the next steps that need a model."""
-        try:
-            raws = [raw for raw in self.raws if raw is not None]
-            self.step = next(self.work) if first else self.work.send(raws)
-            while not self.step.rows:
-                self.step = self.work.send(())
-            self.raws = [None] * len(self.step.rows)
-        except StopIteration as stop:
-            self.result = stop.value
-        except InputError as error:
-            self.error = error
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.result is not None or self.error is not None
-
-    @property
-    def answered(self) -> bool:
-        """Whether all prompts of the step have their answers."""
-        return not self.ended and None not in self.raws
-
-    def put(self, index: int, raw: Raw) -> None:
-        """One prompt's answer."""
-        self.raws[index] = raw
-        self.completion_tokens += raw.tokens
-        self.cut += raw.finish_reason == "length"
-        if raw.finish_reason != "stop":
-            self.finish_reason = raw.finish_reason
-        if self.step.each is not None:
-            self.step.each(index, raw)
 
 
 class Pipeline:
@@ -216,7 +161,7 @@ class Pipeline:
             number: of the first row in the whole run. It goes into the seed, so that no two batches draw alike.
             progress: called after each batch with the rows and the tokens that were written since the last time.
         """
-        jobs: list[_Job | InputError] = []
+        jobs: list[Job | InputError] = []
         for place, row in enumerate(rows, start=number):
             try:
                 jobs.append(self._start(row, number=place))
@@ -239,7 +184,7 @@ class Pipeline:
         self._start(row)  # a bad row is refused here and not in the loop
         return StreamedOutput(self, row)
 
-    def _start(self, row: str | Row, on_text: OnText | None = None, number: int = 0) -> _Job:
+    def _start(self, row: str | Row, on_text: OnText | None = None, number: int = 0) -> Job:
         row = self.task.to_row(row)
         self.task.validate(row)
 
@@ -249,7 +194,7 @@ class Pipeline:
                 on_text(text)
 
         reader = self.reader(emit)
-        job = _Job(reader, self.task.work(row, reader), streams=on_text is not None, number=number)
+        job = Job(reader, self.task.work(row, reader), streams=on_text is not None, number=number)
         return job
 
     def reader(self, emit: OnText) -> ModelReader:
@@ -258,13 +203,13 @@ class Pipeline:
 
     def _drive(
         self,
-        jobs: Sequence[_Job | InputError],
+        jobs: Sequence[Job | InputError],
         budget: Budget,
         on_reasoning: OnText | None = None,
         cancelled: Callable[[], bool] = lambda: False,
         progress: Progress = lambda _rows, _tokens: None,
     ) -> list[Output | LlmkitError]:
-        good = [job for job in jobs if isinstance(job, _Job)]
+        good = [job for job in jobs if isinstance(job, Job)]
         progress(len(jobs) - len(good), 0)
         self._advance(good, progress, first=True)
         while active := [job for job in good if not job.ended]:
@@ -272,9 +217,9 @@ class Pipeline:
                 self._mark(active, budget, progress)
             else:
                 self._write(active, budget, on_reasoning, cancelled, progress)
-        return [self._output(job) if isinstance(job, _Job) else job for job in jobs]
+        return [self._output(job) if isinstance(job, Job) else job for job in jobs]
 
-    def _advance(self, jobs: Iterable[_Job], progress: Progress, tokens: int = 0, *, first: bool = False) -> None:
+    def _advance(self, jobs: Iterable[Job], progress: Progress, tokens: int = 0, *, first: bool = False) -> None:
         """Take the next step of the jobs whose last one is answered."""
         ended = 0
         for job in jobs:
@@ -283,11 +228,11 @@ class Pipeline:
                 ended += job.ended
         progress(ended, tokens)
 
-    def _mark(self, jobs: Sequence[_Job], budget: Budget, progress: Progress) -> None:
+    def _mark(self, jobs: Sequence[Job], budget: Budget, progress: Progress) -> None:
         """The span head: one question and context a job; their windows are read together."""
         settings = self.task.settings
         assert isinstance(settings, AnswerSettings)
-        documents: list[tuple[_Job, Document]] = []
+        documents: list[tuple[Job, Document]] = []
         for job in jobs:
             prompt = self.task.render(job.step.rows[0], self.traits, self.wording)
             assert isinstance(prompt, QuestionContext)
@@ -314,7 +259,7 @@ class Pipeline:
 
     def _write(
         self,
-        jobs: Sequence[_Job],
+        jobs: Sequence[Job],
         budget: Budget,
         on_reasoning: OnText | None,
         cancelled: Callable[[], bool],
@@ -329,7 +274,7 @@ class Pipeline:
                 job.error = error
                 progress(1, 0)
 
-        def answer(batch: Sequence[_Prompt]) -> list[Raw]:
+        def answer(batch: Sequence[Prompt]) -> list[Raw]:
             if cancelled():
                 raise _Cancelled
             job = batch[0].job
@@ -345,7 +290,7 @@ class Pipeline:
                 cancelled=cancelled,
             )
 
-        for kind in _kinds(wanted):
+        for kind in kinds(wanted):
             job = kind[0].job
             room = Budget(budget.tokens, min(budget.rows, _ROWS_SHOWN)) if job.streams else budget
             copies = max(self.settings.num_beams or 1, self.settings.num_return_sequences)
@@ -353,21 +298,21 @@ class Pipeline:
             for batch, raws in room.run(kind, lambda prompt: copies * (prompt.length + new), answer):  # noqa: B023
                 self._take(batch, raws, progress)
 
-    def _fit(self, job: _Job) -> list[_Prompt]:
+    def _fit(self, job: Job) -> list[Prompt]:
         """The prompts of a job's step."""
         if not (job.step.final or job.step.several) and self.settings.num_return_sequences > 1:
             raise UsageError("num_return_sequences is for texts that are read in one piece", "leave it out")
-        prompts = [_Prompt(job, index, job.reader.fit(row)) for index, row in enumerate(job.step.rows)]
+        prompts = [Prompt(job, index, job.reader.fit(row)) for index, row in enumerate(job.step.rows)]
         job.prompt_tokens += sum(prompt.length for prompt in prompts)
         job.truncated += sum(prompt.fitted.truncated for prompt in prompts)
         return prompts
 
-    def _seeded(self, job: _Job) -> GenerationSettings:
+    def _seeded(self, job: Job) -> GenerationSettings:
         if self.settings.seed is None or not job.number:
             return self.settings
         return replace(self.settings, seed=(self.settings.seed + job.number) % 2**63)
 
-    def _take(self, batch: Sequence[_Prompt], raws: Sequence[Raw] | NotEnoughMemoryError, progress: Progress) -> None:
+    def _take(self, batch: Sequence[Prompt], raws: Sequence[Raw] | NotEnoughMemoryError, progress: Progress) -> None:
         """Give a batch's answers to the jobs they are for."""
         if isinstance(raws, NotEnoughMemoryError):
             progress(not batch[0].job.ended, 0)
@@ -381,7 +326,7 @@ class Pipeline:
         touched = {id(prompt.job): prompt.job for prompt in batch}
         self._advance(touched.values(), progress, sum(raw.tokens for raw in raws))
 
-    def _output(self, job: _Job) -> Output | LlmkitError:
+    def _output(self, job: Job) -> Output | LlmkitError:
         if job.error is not None:
             return job.error
         result = job.result
@@ -430,30 +375,6 @@ class Pipeline:
             chunks=result.chunks,
             alternatives=alternatives,
         )
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """One of the prompts of a job's step."""
-
-    job: _Job
-    index: int
-    fitted: Fitted
-
-    @property
-    def length(self) -> int:
-        return len(self.fitted.encoded.input_ids)
-
-
-def _kinds(wanted: Iterable[_Prompt]) -> Iterable[Sequence[_Prompt]]:
-    """Prompts that can be run together, the longest first: memory runs out at once or never."""
-    kinds: dict[tuple[int | None, bool], list[_Prompt]] = {}
-    for prompt in wanted:
-        kinds.setdefault((prompt.job.step.max_new_tokens, prompt.job.step.scored), []).append(prompt)
-    for prompts in kinds.values():
-        if not any(prompt.job.step.each for prompt in prompts):  # else their order is that in which they are shown
-            prompts.sort(key=lambda prompt: prompt.length, reverse=True)
-    return kinds.values()
 
 
 class StreamedOutput:

@@ -195,7 +195,9 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch: pytest.M
 
         def __init__(self, **_: Any) -> None: ...
 
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    assert processes.is_member()
     monkeypatch.setattr("accelerate.PartialState", Alone)
     with pytest.raises(LlmkitError, match="2 processes were asked for and 1 found each other"):
         processes.join(2, "cpu")

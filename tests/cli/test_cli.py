@@ -163,7 +163,7 @@ def test_bad_files(name: str, message: str, run: Run, tmp_path: Path) -> None:
         (["generate", "hi", "--num-beams", "99999"], "num_beams=99999 is out of range"),
         (["generate", "hi", "--device", "tpu"], "'tpu' is not one of"),
         (["generate", "hi", "--no-such-option"], "No such option: --no-such-option"),
-        (["generate", "hi", "--examples", "none.jsonl"], "none.jsonl cannot be read (No such file or directory)"),
+        (["generate", "hi", "--examples", "none.jsonl"], "there is no file none.jsonl"),
         (["next", "hi", "--top", "0"], "top=0 is out of range"),
         (["generat", "hi"], "No such command 'generat'"),
         (["models", "poetry"], "unknown task 'poetry'"),

@@ -168,27 +168,31 @@ def run_processes(
     source: Path, output: Path, world: int = 2, dies: dict[int, int] | None = None, **settings: Any
 ) -> list[Any]:
     """Each process as a thread; ``dies`` says at which of its windows a rank does. What they report, or raise."""
-    meeting = threading.Barrier(world)
+    meetings = [threading.Barrier(world) for _ in range(2)]  # aborting one that was met could still break those in it
     results: list[Any] = [None] * world
 
     def work(rank: int) -> None:
         pipeline: Any = FakePipeline()
+        ahead = list(meetings)
 
         def die() -> None:
             if (dies or {}).get(rank) == len(pipeline.calls):
                 raise Killed
+
+        def meet() -> None:
+            ahead[0].wait(10)
+            del ahead[0]
 
         pipeline.before = die
         rows = RowSettings(
             input=str(source), output=str(output), num_processes=world, **({"window": WINDOW} | settings)
         )
         try:
-            results[rank] = answer_file(
-                pipeline, rows, load=LoadSettings(), rank=rank, world=world, barrier=lambda: void(meeting.wait(10))
-            )
+            results[rank] = answer_file(pipeline, rows, load=LoadSettings(), rank=rank, world=world, barrier=meet)
         except BaseException as error:  # noqa: BLE001
             results[rank] = error
-            meeting.abort()
+            for meeting in ahead:
+                meeting.abort()
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
     for thread in threads:
@@ -196,10 +200,6 @@ def run_processes(
     for thread in threads:
         thread.join()
     return results
-
-
-def void(_: object) -> None:
-    return None
 
 
 def records_of(output: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,474 @@
+"""The recipe: what is trained, on what, and how. Every key is declared here, with its type, default and bounds.
+
+Names are those of Transformers v5 (`TrainingArguments`), PEFT, Datasets and Accelerate where they have one. What the
+dataclasses of `llmkit.config.settings` declare is taken from there. Knows the shape of a recipe and which keys go
+together; does not know files (`llmkit.config.recipe_file`), models or data.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, create_model, model_validator
+
+from llmkit.config.settings import (
+    AnswerSettings,
+    LoadSettings,
+    SummarizationSettings,
+    TaskSettings,
+    TranslationSettings,
+    setting_fields,
+)
+
+__all__ = [
+    "VERSION",
+    "AccelerateSection",
+    "Adapter",
+    "DataSection",
+    "Recipe",
+    "SourceSection",
+    "TokenizerSection",
+    "TrainSection",
+    "TrainedTokenizer",
+    "recipe_adapter",
+]
+
+VERSION = 1
+"""Of the recipe's form. It rises when a recipe that was right would mean something else or be refused."""
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe. Unknown keys are refused, and so are values of another type than is declared."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+def _from_settings(name: str, settings: type[Any], *, without: tuple[str, ...] = (), base: type[Section]) -> Any:
+    """A section with the fields of a settings class: names, types, defaults, bounds and help."""
+    hints = get_type_hints(settings)
+    members: dict[str, Any] = {}
+    for item in setting_fields(settings):
+        if item.name in without:
+            continue
+        low, high = item.metadata["minimum"], item.metadata["maximum"]
+        bounds = {
+            key: value for key, value in (("ge", low), ("le", high)) if value not in (float("-inf"), float("inf"))
+        }
+        hint = hints[item.name]
+        members[item.name] = (hint, Field(item.default, description=item.metadata["help"], **bounds))
+    return create_model(name, __base__=base, **members)
+
+
+# The model.
+
+
+class TrainedTokenizer(Section):
+    """A tokenizer that is trained on the training data: byte-level BPE, which knows every character."""
+
+    vocab_size: Annotated[int, Field(ge=300)] = 8192
+    """Tokens, the special ones included."""
+    min_frequency: Positive = 2
+    """How often a pair of tokens must occur to become one."""
+
+
+class TokenizerSection(Section):
+    """The tokenizer, where it is not the checkpoint's own, and what is added to it."""
+
+    name_or_path: str | None = None
+    """Take the tokenizer of this checkpoint. Only with ``model.config``."""
+    train: TrainedTokenizer | None = None
+    """Train one. Only with ``model.config``."""
+    add_tokens: list[str] = []
+    """Tokens that are added; the embeddings grow with them and are trained and saved."""
+    chat_template: str | None = None
+    """A Jinja chat template in place of the checkpoint's."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TokenizerSection:
+        if self.name_or_path is not None and self.train is not None:
+            raise ValueError("name_or_path and train are two tokenizers; give one of them")
+        return self
+
+
+class _ModelBase(Section):
+    name_or_path: str | None = None
+    """Hub id, folder, PEFT adapter folder, or 'starter'."""
+    config: dict[str, Any] | None = None
+    """Start from random weights: the settings of a Transformers config, ``model_type`` among them."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> _ModelBase:
+        if (self.name_or_path is None) == (self.config is None):
+            raise ValueError("give either name_or_path (a checkpoint) or config (random weights)")
+        if self.config is not None and not isinstance(self.config.get("model_type"), str):
+            raise ValueError("config needs a model_type, such as llama, t5 or marian")
+        if self.config is not None and getattr(self, "revision", None) is not None:
+            raise ValueError("revision is of a checkpoint, and config names none; leave it out")
+        return self
+
+
+ModelSection = _from_settings("ModelSection", LoadSettings, without=("model",), base=_ModelBase)
+
+
+class PromptSection(Section):
+    """What is added to the task's wording, in training as later in use."""
+
+    system: str = ""
+    """System message."""
+    raw: bool = False
+    """Leave the chat template of the model unused."""
+
+
+# Adapters, by PEFT's names.
+
+_Targets = str | list[str] | None
+
+
+class _Lora(Section):
+    peft_type: Literal["LORA"]
+    r: Positive = 8
+    """Rank."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 16
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: _Targets = "all-linear"
+    """Module names, a regular expression, or all-linear."""
+    exclude_modules: _Targets = None
+    modules_to_save: list[str] | None = None
+    """Modules trained in full beside the adapter."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    use_rslora: bool = False
+    """Scale by the square root of the rank (Kalajdzievski 2023)."""
+    use_dora: bool = False
+    """Train magnitude and direction apart (Liu et al. 2024)."""
+    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
+
+
+class _IA3(Section):
+    peft_type: Literal["IA3"]
+    target_modules: _Targets = None
+    feedforward_modules: _Targets = None
+    exclude_modules: _Targets = None
+    modules_to_save: list[str] | None = None
+
+
+class _PromptTuning(Section):
+    peft_type: Literal["PROMPT_TUNING"]
+    num_virtual_tokens: Positive = 20
+    prompt_tuning_init: Literal["RANDOM", "SAMPLE_VOCAB", "TEXT"] = "RANDOM"
+    prompt_tuning_init_text: str | None = None
+
+    @model_validator(mode="after")
+    def _text(self) -> _PromptTuning:
+        if (self.prompt_tuning_init == "TEXT") != (self.prompt_tuning_init_text is not None):
+            raise ValueError("prompt_tuning_init_text goes with prompt_tuning_init: TEXT; give both or neither")
+        return self
+
+
+class _PrefixTuning(Section):
+    peft_type: Literal["PREFIX_TUNING"]
+    num_virtual_tokens: Positive = 20
+    prefix_projection: bool = False
+    encoder_hidden_size: Positive | None = None
+
+
+class _PTuning(Section):
+    peft_type: Literal["P_TUNING"]
+    num_virtual_tokens: Positive = 20
+    encoder_reparameterization_type: Literal["MLP", "LSTM"] = "MLP"
+    encoder_hidden_size: Positive | None = None
+    encoder_num_layers: Positive = 2
+    encoder_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+Adapter = Annotated[_Lora | _IA3 | _PromptTuning | _PrefixTuning | _PTuning, Field(discriminator="peft_type")]
+
+
+# Data.
+
+
+class SourceSection(Section):
+    """Where rows come from. Either ``path``, or ``aligned`` for files whose lines belong together."""
+
+    path: str | list[str] | None = None
+    """A file, a folder, a pattern such as ``data/*.jsonl``, several of these, or a Hub id."""
+    aligned: dict[str, str] | None = None
+    """From column to a file with one value a line; line n of all files is row n."""
+    format: Literal["jsonl", "json", "csv", "tsv", "txt", "parquet", "arrow"] | None = None
+    """What the files are, where their suffix does not say."""
+    encoding: str | None = None
+    """Of text formats; UTF-8 by default."""
+    column_names: list[str] | None = None
+    """Names of the columns of a CSV or TSV file that has no header."""
+    quotes: bool = True
+    """CSV and TSV: whether a quotation mark encloses a field. False takes it as a character."""
+    sample_by: Literal["line", "paragraph", "document"] | None = None
+    """Plain text: what one row is. A line by default; paragraphs have an empty line between them."""
+    name: str | None = None
+    """Hub: the configuration."""
+    split: str | None = None
+    """Hub, or a folder with a file a split: which split."""
+    revision: str | None = None
+    """Hub: branch, tag or commit hash."""
+    shape: (
+        Literal["columns", "squad", "sharegpt", "alpaca", "messages", "turns", "translation"] | None
+    ) = None
+    """How rows are laid out; found from the first rows if not said (``llmkit data check`` tells)."""
+    columns: dict[str, str] = {}
+    """From the task's column to the column of the rows; ``a.b`` looks into an object."""
+    join: str | None = None
+    """What stands between the strings of a list where one text is needed."""
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """Share in a mixture, in proportion to the others. No row of any source is left out: those with too few repeat."""
+    max_rows: Positive | None = None
+    """Take the first so many rows only."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SourceSection:
+        if (self.path is None) == (self.aligned is None):
+            raise ValueError("give either path or aligned")
+        if self.aligned is not None and len(self.aligned) < 2:
+            raise ValueError("aligned needs two files or more, such as {source: train.en, target: train.de}")
+        if self.path == []:
+            raise ValueError("path is an empty list; name a file")
+        return self
+
+
+def _as_list(given: object) -> object:
+    """A path alone, or one source alone, may stand for the list."""
+    several = given if isinstance(given, list) else [given]
+    return [{"path": item} if isinstance(item, str) else item for item in several]
+
+
+Sources = Annotated[
+    list[SourceSection],
+    Field(min_length=1),
+    BeforeValidator(_as_list, json_schema_input_type=str | SourceSection | list[str | SourceSection]),
+]
+
+
+class DataSection(Section):
+    """The rows, how they become examples, and what is done with those that do not fit."""
+
+    train: Sources
+    """A path, a source, or a list of them."""
+    validation: Sources | None = None
+    """Rows that are not trained on."""
+    validation_fraction: Share | None = None
+    """Hold back this share of the training rows, drawn by ``seed``."""
+    seed: int = 42
+    """Of the split, and of a mixture."""
+    max_length: Positive | None = None
+    """Longest example in tokens: prompt and answer (causal), or what the encoder reads (seq2seq). The model's context
+    if not said. Windows of extractive models have ``settings.max_seq_len``."""
+    max_target_length: Positive | None = None
+    """Seq2seq: longest answer in tokens."""
+    on_overflow: Literal["error", "truncate", "chunk", "drop"] | None = None
+    """What is done with a longer one: error, except for plain text, which is cut into blocks (chunk)."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What is done with a row that cannot be read or lacks a column."""
+    on_no_label: Literal["error", "drop"] = "error"
+    """What is done with a row that has nothing to learn."""
+    loss_on: Literal["target", "all"] = "target"
+    """Which tokens carry loss: the answer's, or the prompt's too."""
+    num_proc: Positive | None = None
+    """Processes that tokenize; one a core by default."""
+
+    @model_validator(mode="after")
+    def _one_validation(self) -> DataSection:
+        if self.validation is not None and self.validation_fraction is not None:
+            raise ValueError("validation and validation_fraction are two validation sets; give one of them")
+        return self
+
+
+# Training.
+
+Strategy = Literal["no", "steps", "epoch"]
+
+
+class TrainSection(Section):
+    """How it is trained; `transformers.TrainingArguments` has the same names."""
+
+    output_dir: str
+    """Folder for the result. A folder with a run in it is refused."""
+    num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
+    max_steps: Annotated[int, Field(ge=-1)] = -1
+    """Optimizer steps; wins over epochs if positive."""
+    per_device_train_batch_size: Positive = 8
+    per_device_eval_batch_size: Positive = 8
+    gradient_accumulation_steps: Positive = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+        "inverse_sqrt", "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr",
+        "warmup_stable_decay", "greedy",
+    ] = "linear"  # fmt: skip
+    lr_scheduler_kwargs: dict[str, Any] = {}
+    warmup_steps: Annotated[float, Field(ge=0)] = 0
+    """Steps of rising learning rate; below 1 a share of all steps."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Clip gradients to this norm; 0 does not."""
+    label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = (
+        "adamw_torch_fused"
+    )
+    bf16: bool | Literal["auto"] = "auto"
+    """Compute in bfloat16; auto where the hardware is good at it."""
+    fp16: bool = False
+    gradient_checkpointing: bool = False
+    torch_compile: bool = False
+    packing: bool | Literal["auto"] = "auto"
+    """Put several examples in one sequence; auto where the model is shown to keep them apart (causal only)."""
+    train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = "group_by_length"
+    freeze: list[str] = []
+    """Regular expressions; parameters whose name one matches are not trained."""
+    seed: int = 42
+    logging_steps: Positive = 10
+    eval_strategy: Strategy = "epoch"
+    eval_steps: Positive | None = None
+    save_strategy: Literal["no", "steps", "epoch", "best"] = "epoch"
+    save_steps: Positive | None = None
+    save_total_limit: Positive | None = 2
+    load_best_model_at_end: bool = False
+    metric_for_best_model: str | None = None
+    """eval_loss, or one of the task's metrics."""
+    greater_is_better: bool | None = None
+    early_stopping_patience: Positive | None = None
+    """Stop after so many evaluations without a better one."""
+    report_to: list[str] = []
+    """Trackers, as Accelerate names them."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> TrainSection:
+        for kind in ("eval", "save"):
+            steps, strategy = getattr(self, f"{kind}_steps"), getattr(self, f"{kind}_strategy")
+            if (steps is not None) != (strategy == "steps"):
+                raise ValueError(f"{kind}_steps goes with {kind}_strategy: steps; give both or neither")
+        if self.bf16 is True and self.fp16:
+            raise ValueError("bf16 and fp16 are two types; give one of them")
+        if self.early_stopping_patience is not None and self.eval_strategy == "no":
+            raise ValueError("early_stopping_patience has no evaluations to count; set eval_strategy")
+        if self.greater_is_better is not None and self.metric_for_best_model is None:
+            raise ValueError("greater_is_better is about metric_for_best_model; name it")
+        return self
+
+
+class FsdpSection(Section):
+    """Accelerate's ``fsdp_config``."""
+
+    fsdp_version: Literal[2] = 2
+    fsdp_auto_wrap_policy: Literal["TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP", "NO_WRAP"] = "TRANSFORMER_BASED_WRAP"
+    fsdp_transformer_layer_cls_to_wrap: str | None = None
+    fsdp_min_num_params: Positive | None = None
+    fsdp_reshard_after_forward: bool = True
+    fsdp_offload_params: bool = False
+    fsdp_cpu_ram_efficient_loading: bool = True
+    fsdp_activation_checkpointing: bool = False
+    fsdp_state_dict_type: Literal["FULL_STATE_DICT", "SHARDED_STATE_DICT"] = "SHARDED_STATE_DICT"
+
+
+class DeepSpeedSection(Section):
+    """Accelerate's ``deepspeed_config``."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload_optimizer_device: Literal["none", "cpu", "nvme"] = "none"
+    offload_param_device: Literal["none", "cpu", "nvme"] = "none"
+    zero3_init_flag: bool = False
+    zero3_save_16bit_model: bool = False
+    deepspeed_config_file: str | None = None
+
+
+class AccelerateSection(Section):
+    """Several devices or machines, by the names of Accelerate's own config file."""
+
+    num_processes: Positive | None = None
+    """Processes on all machines together, one a device."""
+    num_machines: Positive = 1
+    machine_rank: Annotated[int, Field(ge=0)] = 0
+    main_process_ip: str | None = None
+    main_process_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    fsdp_config: FsdpSection | None = None
+    deepspeed_config: DeepSpeedSection | None = None
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> AccelerateSection:
+        if self.fsdp_config is not None and self.deepspeed_config is not None:
+            raise ValueError("fsdp_config and deepspeed_config are two ways to shard; give one of them")
+        if self.num_machines > 1 and self.main_process_ip is None:
+            raise ValueError("num_machines needs main_process_ip, the address of the first machine")
+        if self.machine_rank >= self.num_machines:
+            raise ValueError("machine_rank counts from 0 and must be below num_machines")
+        return self
+
+
+# The whole.
+
+
+class Recipe(Section):
+    """What the recipes of all tasks have; each task adds its name and its settings."""
+
+    version: Literal[1]
+    """Of the recipe's form."""
+    task: str
+    settings: Any = None
+    """The task's own settings."""
+    prompt: PromptSection = PromptSection()
+    model: ModelSection  # type: ignore[valid-type]  # made of LoadSettings
+    tokenizer: TokenizerSection = TokenizerSection()
+    adapter: Adapter | None = None
+    """What PEFT trains in place of all weights; without it all are trained."""
+    data: DataSection
+    train: TrainSection
+    accelerate: AccelerateSection = AccelerateSection()
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Recipe:
+        model: Any = self.model
+        made = (self.tokenizer.name_or_path, self.tokenizer.train)
+        if model.config is None and any(made):
+            raise ValueError("tokenizer.name_or_path and tokenizer.train go with model.config; a checkpoint has its own")
+        if model.config is not None and not any(made):
+            raise ValueError("model.config has no tokenizer; set tokenizer.train or tokenizer.name_or_path")
+        if model.config is not None and self.adapter is not None:
+            raise ValueError("an adapter on random weights would learn nothing; leave adapter or model.config out")
+        if model.quantize is not None and self.adapter is None:
+            raise ValueError("quantized weights cannot be trained themselves; add an adapter, or leave quantize out")
+        if self.train.early_stopping_patience is not None and not (self.data.validation or self.data.validation_fraction):
+            raise ValueError("early_stopping_patience needs validation data; set data.validation_fraction")
+        return self
+
+
+def _recipe_of(name: str, settings: type[TaskSettings]) -> Any:
+    section = _from_settings(f"{settings.__name__}Section", settings, base=Section)
+    return create_model(
+        f"{''.join(part.capitalize() for part in name.split('-'))}Recipe",
+        __base__=Recipe,
+        task=(Literal[name], ...),
+        settings=(section, section()),
+    )
+
+
+SETTINGS: dict[str, type[TaskSettings]] = {
+    "text-generation": TaskSettings,
+    "summarization": SummarizationSettings,
+    "question-answering": AnswerSettings,
+    "dialogue": TaskSettings,
+    "translation": TranslationSettings,
+}
+"""The settings class of each task; a test compares it with the tasks' own."""
+
+_RECIPES = {name: _recipe_of(name, settings) for name, settings in SETTINGS.items()}
+
+
+def recipe_adapter() -> TypeAdapter[Recipe]:
+    """The validator of recipes of any task."""
+    union: Any = None
+    for recipe in _RECIPES.values():
+        union = recipe if union is None else union | recipe
+    return TypeAdapter(Annotated[union, Field(discriminator="task")])

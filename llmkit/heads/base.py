@@ -1,4 +1,4 @@
-"""What a head does for inference: prompts to tensors, and where in the output the new tokens begin.
+"""What a head does: prompts to tensors, where in the output the new tokens begin, and what is learned from examples.
 
 Knows tokenizers and tensors. Does not know tasks, files or batching order.
 """
@@ -9,15 +9,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llmkit.errors import InputError
-from llmkit.tasks import Chat, Message, Prompt
+from llmkit.errors import CheckpointError, InputError
+from llmkit.tasks import Chat, Example, Message, Prompt
 
 if TYPE_CHECKING:
     import torch
 
     from llmkit.models.load import Loaded
 
-__all__ = ["Encoded", "HeadOps", "encode_chat", "encode_text", "pad", "render_chat"]
+__all__ = [
+    "IGNORED",
+    "Encoded",
+    "Features",
+    "HeadOps",
+    "encode_chat",
+    "encode_text",
+    "end_id",
+    "pad",
+    "render_chat",
+    "stop_ids",
+]
+
+IGNORED = -100
+"""The label of a token that carries no loss, as PyTorch's ``cross_entropy`` has it."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +49,33 @@ class Encoded:
     """Texts that end the output, beside those of the caller."""
 
 
+@dataclass(frozen=True)
+class Features:
+    """One training example as ids, as the models of Transformers take them."""
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...] = ()
+    """`IGNORED` where there is no loss. Causal: one for each input id, which the model shifts itself. Seq2seq: one for
+    each of ``decoder_input_ids``, what the decoder is to write after it. Span: none."""
+    decoder_input_ids: tuple[int, ...] = ()
+    token_type_ids: tuple[int, ...] = ()
+    start_position: int = -1
+    """Span: index in ``input_ids`` of the answer's first token; that of the null answer if there is none here."""
+    end_position: int = -1
+    """Span: of its last token."""
+
+
 class HeadOps(Protocol):
     """One module a head implements this."""
 
     def encode(self, loaded: Loaded, prompt: Prompt) -> Encoded:
         """A prompt to ids, special tokens included."""
+
+    def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on_all: bool) -> list[Features]:
+        """What is learned from the examples of one row.
+
+        The ids of a prompt are those of `encode`, so that what was trained is what is asked later.
+        """
 
     def collate(self, loaded: Loaded, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """Prompts to the keyword arguments of ``model.generate``: ``[batch, length]`` tensors on the device."""
@@ -55,6 +91,26 @@ def encode_text(tokenizer: Any, text: str, *, special: bool = True) -> list[int]
     """Ids of a text, with the tokenizer's own special tokens unless ``special`` is False."""
     # Length is checked by the caller, who knows what to do about it; the tokenizer would only warn.
     return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def stop_ids(loaded: Loaded) -> set[int]:
+    """The tokens that end an output of the model."""
+    named = loaded.model.generation_config.eos_token_id
+    ids = {int(token) for token in (named if isinstance(named, list) else [named]) if token is not None}
+    own = loaded.tokenizer.eos_token_id
+    return ids or (set() if own is None else {int(own)})
+
+
+def end_id(loaded: Loaded) -> int:
+    """The token that a model learns to end its output with."""
+    stops = stop_ids(loaded)
+    if not stops:
+        raise CheckpointError(
+            f"{loaded.source.name} has no token that ends a text, so it cannot learn to stop",
+            "add eos_token to its tokenizer_config.json",
+        )
+    own = loaded.tokenizer.eos_token_id
+    return int(own) if own in stops else min(stops)  # another would not end a generation
 
 
 def render_chat(tokenizer: Any, chat: Chat) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import UsageError
-from llmkit.heads.base import Encoded, encode_chat, encode_text, pad
+from llmkit.heads.base import IGNORED, Encoded, Features, encode_chat, encode_text, end_id, pad, render_chat, stop_ids
 from llmkit.heads.decoding import pad_id
-from llmkit.tasks import Chat, Prompt, Text
+from llmkit.tasks import Chat, Example, Message, Prompt, Text
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,21 @@ class CausalOps:
             case _:
                 raise UsageError("a causal model reads text or messages", "render the row for its head")
 
+    def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on_all: bool) -> list[Features]:
+        """See `HeadOps`. Replies of one conversation are one sequence where each prompt goes on from the one before."""
+        sequences: list[tuple[list[int], list[int]]] = []
+        for example in examples:
+            prompt = [] if example.prompt is None else list(self.encode(loaded, example.prompt).input_ids)
+            target = _target(loaded, example, prompt)
+            ids, labels = sequences[-1] if sequences else ([], [])
+            if not sequences or prompt[: len(ids)] != ids:
+                ids, labels = [], []
+                sequences.append((ids, labels))
+            new = prompt[len(ids) :]
+            ids += [*new, *target]
+            labels += [*(new if loss_on_all else [IGNORED] * len(new)), *target]
+        return [Features(tuple(ids), tuple(labels)) for ids, labels in sequences]
+
     def collate(self, loaded: Loaded, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         ids, mask = pad([row.input_ids for row in batch], pad_id(loaded), loaded.device, left=True)
         return {"input_ids": ids, "attention_mask": mask}
@@ -46,3 +61,52 @@ class CausalOps:
     def room(self, loaded: Loaded, encoded: Encoded) -> int | None:
         tokens = loaded.context.tokens
         return None if tokens is None or not loaded.context.hard else tokens - len(encoded.input_ids)
+
+
+# What the model writes after a prompt.
+
+
+def _target(loaded: Loaded, example: Example, prompt: Sequence[int]) -> list[int]:
+    """Ids of the answer and of what ends it."""
+    tokenizer, text = loaded.tokenizer, example.target
+    match example.prompt:
+        case None:
+            return [*CausalOps().encode(loaded, Text(text)).input_ids, end_id(loaded)]
+        case Chat() as chat:
+            return [*_continuation(tokenizer, render_chat(tokenizer, chat), text, prompt, False), *_turn_end(loaded)]
+        case Text(text=before, prefill=prefill):
+            return [*_continuation(tokenizer, before + prefill, text, prompt, True), end_id(loaded)]
+        case _:
+            raise UsageError("a causal model reads text or messages", "render the row for its head")
+
+
+def _continuation(tokenizer: Any, before: str, text: str, prompt: Sequence[int], special: bool) -> list[int]:
+    """Ids of a text after a prompt whose ids are given.
+
+    Tokenizers may merge across the border, which a model that goes on from the prompt cannot do; then, and where
+    something closes the text, the ids are those of the text behind a line break.
+    """
+    whole, end = encode_text(tokenizer, before + text, special=special), len(prompt)
+    closing = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None} if special else set()
+    if whole[:end] == list(prompt):
+        return whole[end:-1] if len(whole) > end and whole[-1] in closing else whole[end:]
+    anchor = encode_text(tokenizer, "\n", special=False)
+    behind = encode_text(tokenizer, f"\n{text}", special=False)
+    if behind[: len(anchor)] == anchor:
+        return behind[len(anchor) :]
+    return encode_text(tokenizer, text, special=False)
+
+
+_PROBE = "Yes"
+"""A reply that stands once in any rendered conversation which does not hold it otherwise."""
+
+
+def _turn_end(loaded: Loaded) -> list[int]:
+    """What the chat template puts behind a reply, up to the token that ends the output."""
+    chat = Chat((Message("user", "?"),), prefill="")
+    tokenizer: Any = loaded.tokenizer
+    asked = [{"role": message.role, "content": message.content} for message in chat.messages]
+    text = str(tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": _PROBE}], tokenize=False))
+    ids, stops = encode_text(tokenizer, text.rpartition(_PROBE)[2], special=False), stop_ids(loaded)
+    last = next((place for place, token in enumerate(ids) if token in stops), None)
+    return [end_id(loaded)] if last is None else ids[: last + 1]

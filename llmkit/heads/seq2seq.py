@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import CheckpointError, UsageError
-from llmkit.heads.base import Encoded, encode_chat, encode_text, pad
+from llmkit.heads.base import IGNORED, Encoded, Features, encode_chat, encode_text, end_id, pad
 from llmkit.heads.decoding import pad_id
 from llmkit.models.languages import apply_source
-from llmkit.tasks import Chat, Prompt, Text
+from llmkit.tasks import Chat, Example, Prompt, Text
 from llmkit.tasks.languages import Route
 
 if TYPE_CHECKING:
@@ -64,6 +64,25 @@ class Seq2SeqOps:
         forced = config.forced_bos_token_id if route.forced_bos_token_id is None else route.forced_bos_token_id
         return [*start, *([forced] if begun and forced is not None else []), *begun]
 
+    def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on_all: bool) -> list[Features]:
+        """See `HeadOps`. The decoder gets what it begins with at inference, and the answer one token behind."""
+        if loss_on_all:
+            raise UsageError("loss_on: all has no effect, since an encoder's tokens carry no loss", "leave it out")
+        return [self._features(loaded, example) for example in examples]
+
+    def _features(self, loaded: Loaded, example: Example) -> Features:
+        if example.prompt is None or not isinstance(example.prompt, Chat | Text):
+            raise UsageError("a seq2seq model learns an answer to a text", "give rows with a prompt and a completion")
+        encoded = self.encode(loaded, example.prompt)
+        begun = list(encoded.decoder_ids)
+        answer = _answer(loaded, example)
+        forced = encoded.forced_bos_token_id
+        forced = loaded.model.generation_config.forced_bos_token_id if forced is None else forced
+        if forced is not None and forced not in begun and answer[0] != forced:
+            answer = [forced, *answer]
+        ignored = [IGNORED] * (len(begun) - 1)
+        return Features(encoded.input_ids, (*ignored, *answer), decoder_input_ids=(*begun, *answer[:-1]))
+
     def collate(self, loaded: Loaded, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         import torch
 
@@ -77,3 +96,18 @@ class Seq2SeqOps:
     def room(self, loaded: Loaded, encoded: Encoded) -> int | None:
         tokens = loaded.context.tokens
         return None if tokens is None or not loaded.context.hard else tokens - len(encoded.decoder_ids)
+
+
+def _answer(loaded: Loaded, example: Example) -> list[int]:
+    """Ids of an answer as the decoder was taught to write: in the frame of its tokenizer, closed by EOS."""
+    tokenizer: Any = loaded.tokenizer
+    route = example.prompt.route if isinstance(example.prompt, Text) else None
+    # The frame of a tokenizer with languages names that of the source.
+    plain = route is not None and (route.source_code is not None or route.forced_bos_token_id is not None)
+    if hasattr(tokenizer, "spm_target"):  # Marian: two languages, two vocabularies
+        with loaded.lock:
+            ids = list(tokenizer(text_target=example.target, add_special_tokens=False, verbose=False)["input_ids"])
+    else:
+        ids = encode_text(tokenizer, example.target, special=not plain)
+    end = end_id(loaded)
+    return ids if ids and ids[-1] == end else [*ids, end]

@@ -69,34 +69,45 @@ def load_model(
     task: str,
     *,
     training: bool = False,
+    weights: bool = True,
     fallback: bool = True,
     text: str = "",
     languages: tuple[str | None, str | None] = (None, None),
 ) -> Loaded:
-    """Locate and load the model for a task. ``training`` allows a newly initialised head; the rest is `locate`'s.
+    """Locate and load the model for a task. The rest of the arguments is `locate`'s.
+
+    Args:
+        training: allow a newly initialised head.
+        weights: False neither fetches nor reads any: the model is on the meta device, without its adapter.
 
     Raises:
         LlmkitError: one of its kinds, with one line that ends in what to do.
     """
     if settings.offline:
         go_offline()
-    source = locate(settings, task, fallback=fallback, text=text, languages=languages)
-    return load_source(source, settings, task, training=training)
+    source = locate(settings, task, weights=weights, fallback=fallback, text=text, languages=languages)
+    return load_source(source, settings, task, training=training, weights=weights)
 
 
-def load_source(source: Source, settings: LoadSettings, task: str, *, training: bool = False) -> Loaded:
+def load_source(
+    source: Source, settings: LoadSettings, task: str, *, training: bool = False, weights: bool = True
+) -> Loaded:
     """Load files that are on this machine. See `load_model`."""
     config, counts = _describe(source)
     resolution = resolve(task, config, head=settings.head, model=source.name)
     _refuse_untrusted(config, source, settings, resolution)
     if resolution.new_head and not training:
         raise _new_head(source, resolution)
-    _check_files(source, settings)
+    if weights:
+        _check_files(source, settings)
     with _quiet_transformers(), _one_line_errors(source):
-        device = _pick_device(settings.device)
-        dtype = _pick_dtype(settings.dtype, device, _stored_dtype(config, counts))
-        _check_memory(source, settings, device, dtype, counts)
-        model = _build(source, settings, resolution, device, dtype, training=training)
+        if weights:
+            device = _pick_device(settings.device)
+            dtype = _pick_dtype(settings.dtype, device, _stored_dtype(config, counts))
+            _check_memory(source, settings, device, dtype, counts)
+            model = _build(source, settings, resolution, device, dtype, training=training)
+        else:
+            model = _build_on_meta(source, settings, resolution)
         tokenizer = _tokenizer(source, settings)
     _apply_task_params(model, resolution.task)
     tokenizer_file = (source.adapter or source.folder) / "tokenizer_config.json"
@@ -261,6 +272,22 @@ def _build(
         model = _attach_adapter(model, source, training=training)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _build_on_meta(source: Source, settings: LoadSettings, resolution: Resolution) -> PreTrainedModel:
+    """The model's structure and settings, without memory for one weight."""
+    import torch
+    import transformers
+
+    options: dict[str, Any] = {"local_files_only": True}
+    files = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    remote = {"trust_remote_code": settings.trust_remote_code}
+    config = transformers.AutoConfig.from_pretrained(source.folder, **options, **files, **remote)
+    with torch.device("meta"):
+        model: PreTrainedModel = getattr(transformers, resolution.auto_class).from_config(config, **remote)
+    if (source.folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(source.folder, **options)
+    return model
 
 
 def _from_pickle(source: Source, resolution: Resolution, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

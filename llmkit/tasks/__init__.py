@@ -9,6 +9,7 @@ from llmkit.errors import UsageError
 from llmkit.tasks.base import (
     Chat,
     Chunk,
+    Example,
     Head,
     Message,
     Prompt,
@@ -37,6 +38,7 @@ __all__ = [
     "Chat",
     "Chunk",
     "Dialogue",
+    "Example",
     "Head",
     "Message",
     "Prompt",

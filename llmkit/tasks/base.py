@@ -18,10 +18,12 @@ from typing import Any, ClassVar, Literal, Protocol
 from llmkit.config.settings import Overflow, TaskSettings
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks.languages import LanguageMap, Route
+from llmkit.tasks.scripts import is_unspaced
 
 __all__ = [
     "Chat",
     "Chunk",
+    "Example",
     "Head",
     "Message",
     "Prompt",
@@ -89,6 +91,18 @@ class QuestionContext:
 
 
 Prompt = Text | Chat | QuestionContext
+
+
+@dataclass(frozen=True)
+class Example:
+    """What is learned from a row: after this prompt, this answer."""
+
+    prompt: Prompt | None
+    """As it is at inference; None for plain text, which is learned whole."""
+    target: str
+    """What the model is to write, white space in front of it included."""
+    span: tuple[int, int] | None = None
+    """Characters ``[start, end)`` of the context where a span model marks the answer; None: there is no answer."""
 
 
 @dataclass(frozen=True)
@@ -345,10 +359,26 @@ class Task:
         stop = self.stop(traits) if traits.head is Head.CAUSAL else ()
         return Text(text, wording.prefill, self.route(row, traits), stop)
 
+    def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
+        """What a model learns from one row of training data; none if the row has no answer."""
+        target = self.reference(row)
+        if not target.strip():
+            return ()
+        prompt = self.render(row, traits, wording)
+        if isinstance(prompt, Text) and traits.head is Head.CAUSAL:
+            target = self.joint(prompt.text + prompt.prefill, target) + target
+        return (Example(prompt, target),)
+
     def shot(self, example: Row, traits: Traits) -> str:
         """One example as text, for models without a chat template."""
         text, answer = self.plain(example, traits), self.reference(example)
-        return text + answer if text[-1:].isspace() or answer[:1].isspace() else f"{text} {answer}"
+        return f"{text}{self.joint(text, answer)}{answer}"
+
+    def joint(self, text: str, answer: str) -> str:
+        """What stands between a text and its answer where both are one text: a space, if the script has them."""
+        if not text or text[-1].isspace() or answer[:1].isspace() or is_unspaced(text[-1]):
+            return ""
+        return " "
 
     def parse(self, raw: str) -> str:
         """The answer in the model's raw text."""

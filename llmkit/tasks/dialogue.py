@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from llmkit.errors import InputError, UsageError
 from llmkit.log import log
-from llmkit.tasks.base import Chat, Message, Prompt, Reader, Row, Step, Task, Text, Traits, Wording, Work
+from llmkit.tasks.base import Chat, Example, Message, Prompt, Reader, Row, Step, Task, Text, Traits, Wording, Work
 
 __all__ = ["Dialogue", "shortened", "to_messages"]
 
@@ -106,6 +106,22 @@ class Dialogue(Task):
             return Text(traits.separator.join(turn.content for turn in turns), wording.prefill)
         lines = [f"{_NAMES[turn.role]}: {turn.content}" if turn.role in _NAMES else turn.content for turn in turns]
         return Text("\n".join((*lines, "Assistant:")), wording.prefill, stop=("\nUser:",))
+
+    def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
+        """One for each reply of the assistant that follows a message of the user."""
+        messages = to_messages(row["messages"])
+        found = []
+        for number, message in enumerate(messages):
+            if (
+                message.role == "assistant"
+                and number
+                and messages[number - 1].role == "user"
+                and message.content.strip()
+            ):
+                prompt = self.render({**row, "messages": messages[:number]}, traits, wording)
+                joint = self.joint(prompt.text, message.content) if isinstance(prompt, Text) else ""
+                found.append(Example(prompt, joint + message.content))
+        return tuple(found)
 
     def work(self, row: Row, reader: Reader) -> Work:
         messages = to_messages(row["messages"])

@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
 
 from llmkit.config.settings import AnswerSettings, given
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks.base import (
     Chunk,
+    Example,
     Head,
     Prompt,
     QuestionContext,
@@ -30,6 +33,7 @@ from llmkit.tasks.base import (
     Wording,
     Work,
 )
+from llmkit.tasks.scripts import is_unspaced
 from llmkit.tasks.sentences import pack, script_language, sentences
 
 __all__ = ["NO_ANSWER", "QuestionAnswering", "find_in"]
@@ -40,11 +44,6 @@ NO_ANSWER = "No answer"
 _NO_ANSWERS = frozenset({"no answer", "unanswerable", "not answerable", "无答案", "無答案", "没有答案", "回答なし"})
 _OVERLAP = 8
 """Windows share an eighth of their tokens, so that what stands across two of them is seen whole in one."""
-
-# Scripts that write no space between words, where a word's edge cannot be seen.
-_UNSPACED = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
 
 
 class QuestionAnswering(Task):
@@ -77,12 +76,8 @@ class QuestionAnswering(Task):
 
     def reference(self, row: Row) -> str:
         """The first of the row's answers, which may be text, a list of texts, or SQuAD's ``{"text": [...]}``."""
-        answers = row[self.target_column] if self.target_column in row else row.get("answers")
-        if isinstance(answers, dict):
-            answers = answers.get("text")
-        if isinstance(answers, list | tuple):
-            answers = answers[0] if answers else ""
-        return str(answers or "") or NO_ANSWER
+        texts, _ = _answers(row, self.target_column)
+        return texts[0] if texts else NO_ANSWER
 
     def validate(self, row: Row) -> None:
         if not isinstance(row.get("question", ""), str) or not str(row.get("question", "")).strip():
@@ -109,6 +104,22 @@ class QuestionAnswering(Task):
         if traits.head is Head.SPAN:
             return QuestionContext(str(row["question"]), str(row["context"]))
         return super().render(row, traits, wording)
+
+    def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
+        """The first answer that stands in the text; none given means that there is no answer."""
+        if traits.head is not Head.SPAN:
+            return super().examples(row, traits, wording)
+        prompt, context = self.render(row, traits, wording), str(row["context"])
+        texts, starts = _answers(row, self.target_column)
+        if not texts:
+            return (Example(prompt, ""),)
+        for text, start in zip_longest(texts, starts[: len(texts)]):
+            if start is not None and context[start : start + len(text)] == text:
+                return (Example(prompt, text, (start, start + len(text))),)
+        for text in texts:
+            if place := find_in(text, context):
+                return (Example(prompt, context[slice(*place)], place),)
+        raise InputError(f"the answer {texts[0]!r} does not stand in the text", "mend the row, or skip such rows")
 
     def to_row(self, given: str | Row) -> Row:
         if isinstance(given, str):
@@ -181,6 +192,21 @@ class QuestionAnswering(Task):
         return "" if said in _NO_ANSWERS or said.startswith("no answer.") else text
 
 
+def _answers(row: Row, column: str) -> tuple[list[str], list[int]]:
+    """The texts of a row's answers that are not empty, and where they start as far as the row says."""
+    answers: Any = row[column] if column in row else row.get("answers")
+    starts: list[int] = []
+    if isinstance(answers, Mapping):
+        answers, starts = answers.get("text"), list(answers.get("answer_start") or ())
+    if not isinstance(answers, list | tuple):
+        answers = [answers]
+    texts = [str(text) for text in answers if text is not None]
+    if len(starts) != len(texts):
+        starts = []
+    kept = [number for number, text in enumerate(texts) if text.strip()]
+    return [texts[number] for number in kept], [starts[number] for number in kept if starts]
+
+
 @dataclass(frozen=True)
 class _Window:
     """A part of the context, ``start`` characters into it."""
@@ -247,6 +273,6 @@ def find_in(answer: str, context: str) -> tuple[int, int] | None:
 
 def _edge(character: str, behind: str) -> str:
     """A pattern that keeps a word from being found inside a longer one."""
-    if not character.isalnum() or _UNSPACED.match(character):
+    if not character.isalnum() or is_unspaced(character):  # where a word's edge cannot be seen
         return ""
     return r"(?<!\w)" if behind else r"(?!\w)"

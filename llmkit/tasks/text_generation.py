@@ -6,7 +6,7 @@ as the user's message, others continue it.
 
 from __future__ import annotations
 
-from llmkit.tasks.base import Task, Traits, Wording
+from llmkit.tasks.base import Example, Row, Task, Traits, Wording
 
 __all__ = ["TextGeneration"]
 
@@ -20,6 +20,16 @@ class TextGeneration(Task):
     max_new_tokens = 256
     thinks = True
     strips = False
+
+    def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
+        """A row with a ``text`` is learned whole, as in pretraining; others have a prompt and its completion."""
+        if "text" in row:
+            return (Example(None, str(row["text"])),) if str(row["text"]).strip() else ()
+        return super().examples(row, traits, wording)
+
+    def joint(self, text: str, answer: str) -> str:
+        """Nothing: a completion goes on in the middle of a word if it is to."""
+        return ""
 
     def check(self, traits: Traits, wording: Wording) -> None:
         """Nothing is refused: a system message is text in front where there is no template."""

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from llmkit.config.settings import TranslationSettings
 from llmkit.errors import InputError, UsageError
 from llmkit.log import log
-from llmkit.tasks.base import Chunk, Head, Raw, Reader, Result, Row, Step, Task, Traits, Wording, Work
+from llmkit.tasks.base import Chunk, Example, Head, Raw, Reader, Result, Row, Step, Task, Traits, Wording, Work
 from llmkit.tasks.languages import Language, Route, detect_language, find_language
 from llmkit.tasks.markup import around, blocks, protected, survives
+from llmkit.tasks.scripts import is_unspaced
 from llmkit.tasks.sentences import pack, sentences
 
 __all__ = ["Translation"]
@@ -95,6 +96,15 @@ class Translation(Task):
         assert traits.languages is not None
         if self.source is not None or (traits.languages.sources is not None and len(traits.languages.sources) == 1):
             traits.languages.route(self.source, self.target)
+
+    def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
+        text = str(row[self.input_column]).strip()
+        if not any(character.isalpha() for character in text):  # is not given to the model at inference
+            return ()
+        text = text if traits.chat else _unwrap(text)
+        return super().examples(
+            {**row, self.input_column: text, _ROUTE: self._route_for(text, traits)}, traits, wording
+        )
 
     def work(self, row: Row, reader: Reader) -> Work:
         text = str(row[self.input_column])
@@ -272,6 +282,5 @@ def _unwrap(text: str) -> str:
     lines = [line.strip() for line in text.splitlines()]
     joined = lines[0] if lines else ""
     for line in filter(None, lines[1:]):
-        wide = joined[-1:] >= "\u2e80" and line[:1] >= "\u2e80"
-        joined += line if wide else f" {line}"
+        joined += line if is_unspaced(joined[-1:]) and is_unspaced(line[0]) else f" {line}"
     return joined

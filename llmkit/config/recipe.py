@@ -189,10 +189,17 @@ Adapter = Annotated[_Lora | _IA3 | _PromptTuning | _PrefixTuning | _PTuning, Fie
 # Data.
 
 
+Paths = Annotated[
+    list[str],
+    Field(min_length=1),
+    BeforeValidator(lambda given: [given] if isinstance(given, str) else given, json_schema_input_type=str | list[str]),
+]
+
+
 class SourceSection(Section):
     """Where rows come from. Either ``path``, or ``aligned`` for files whose lines belong together."""
 
-    path: str | list[str] | None = None
+    path: Paths | None = None
     """A file, a folder, a pattern such as ``data/*.jsonl``, several of these, or a Hub id."""
     aligned: dict[str, str] | None = None
     """From column to a file with one value a line; line n of all files is row n."""
@@ -212,9 +219,7 @@ class SourceSection(Section):
     """Hub, or a folder with a file a split: which split."""
     revision: str | None = None
     """Hub: branch, tag or commit hash."""
-    shape: (
-        Literal["columns", "squad", "sharegpt", "alpaca", "messages", "turns", "translation"] | None
-    ) = None
+    shape: Literal["columns", "squad", "sharegpt", "alpaca", "messages", "turns", "translation"] | None = None
     """How rows are laid out; found from the first rows if not said (``llmkit data check`` tells)."""
     columns: dict[str, str] = {}
     """From the task's column to the column of the rows; ``a.b`` looks into an object."""
@@ -231,8 +236,6 @@ class SourceSection(Section):
             raise ValueError("give either path or aligned")
         if self.aligned is not None and len(self.aligned) < 2:
             raise ValueError("aligned needs two files or more, such as {source: train.en, target: train.de}")
-        if self.path == []:
-            raise ValueError("path is an empty list; name a file")
         return self
 
 
@@ -432,26 +435,26 @@ class Recipe(Section):
         model: Any = self.model
         made = (self.tokenizer.name_or_path, self.tokenizer.train)
         if model.config is None and any(made):
-            raise ValueError("tokenizer.name_or_path and tokenizer.train go with model.config; a checkpoint has its own")
+            raise ValueError(
+                "tokenizer.name_or_path and tokenizer.train go with model.config; a checkpoint has its own"
+            )
         if model.config is not None and not any(made):
             raise ValueError("model.config has no tokenizer; set tokenizer.train or tokenizer.name_or_path")
         if model.config is not None and self.adapter is not None:
             raise ValueError("an adapter on random weights would learn nothing; leave adapter or model.config out")
         if model.quantize is not None and self.adapter is None:
             raise ValueError("quantized weights cannot be trained themselves; add an adapter, or leave quantize out")
-        if self.train.early_stopping_patience is not None and not (self.data.validation or self.data.validation_fraction):
+        if self.train.early_stopping_patience is not None and not (
+            self.data.validation or self.data.validation_fraction
+        ):
             raise ValueError("early_stopping_patience needs validation data; set data.validation_fraction")
         return self
 
 
 def _recipe_of(name: str, settings: type[TaskSettings]) -> Any:
     section = _from_settings(f"{settings.__name__}Section", settings, base=Section)
-    return create_model(
-        f"{''.join(part.capitalize() for part in name.split('-'))}Recipe",
-        __base__=Recipe,
-        task=(Literal[name], ...),
-        settings=(section, section()),
-    )
+    members: dict[str, Any] = {"task": (Literal[name], ...), "settings": (section, section())}
+    return create_model(f"{''.join(map(str.capitalize, name.split('-')))}Recipe", __base__=Recipe, **members)
 
 
 SETTINGS: dict[str, type[TaskSettings]] = {

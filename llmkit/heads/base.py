@@ -25,6 +25,7 @@ __all__ = [
     "encode_chat",
     "encode_text",
     "end_id",
+    "last_tokens",
     "pad",
     "render_chat",
     "stop_ids",
@@ -147,6 +148,17 @@ def _apply_template(tokenizer: Any, messages: Sequence[Message], chat: Chat) -> 
         **({} if chat.thinking else {"enable_thinking": False}),
     )
     return str(text)
+
+
+def last_tokens(tokenizer: Any, text: str, count: int) -> str:
+    """The end of a text, ``count`` tokens long, on a character boundary."""
+    if getattr(tokenizer, "is_fast", False):
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+            "offset_mapping"
+        ]
+        return text[offsets[-count][0] :]
+    ids = encode_text(tokenizer, text, special=False)
+    return str(tokenizer.decode(ids[-count:], skip_special_tokens=True)).lstrip("\ufffd")
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, device: Any, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from llmkit.config.settings import GenerationSettings, Overflow
 from llmkit.errors import ContextOverflowError, UsageError
-from llmkit.heads.base import Encoded, HeadOps, encode_text
+from llmkit.heads.base import Encoded, HeadOps, encode_text, last_tokens
 from llmkit.log import log
 from llmkit.models.load import Loaded
 from llmkit.tasks import Head, Prompt, Row, Task, Traits, Wording
@@ -184,19 +183,8 @@ class ModelReader:
             if kept <= excess:
                 raise self._no_room(limits)
             kept -= excess
-            rest = _last_tokens(self.loaded.tokenizer, text, kept)
+            rest = last_tokens(self.loaded.tokenizer, text, kept)
             fitted = self.encode({**row, self.task.input_column: rest})
         cut = whole - self.count(rest)
         log.warning("the input was cut: its first %d of %d tokens are not read", cut, whole)
         return replace(fitted, truncated=cut)
-
-
-def _last_tokens(tokenizer: Any, text: str, count: int) -> str:
-    """The end of a text, ``count`` tokens long, on a character boundary."""
-    if getattr(tokenizer, "is_fast", False):
-        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
-            "offset_mapping"
-        ]
-        return text[offsets[-count][0] :]
-    ids = encode_text(tokenizer, text, special=False)
-    return str(tokenizer.decode(ids[-count:], skip_special_tokens=True)).lstrip("\ufffd")

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Loaded", "load_model", "load_source"]
+__all__ = ["Loaded", "has_bfloat16", "load_model", "load_source", "pick_device"]
 
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 1.0, "4bit": 0.5}
 
@@ -54,6 +54,13 @@ class Loaded:
     context: ContextLength
     lock: AbstractContextManager[bool] = field(default_factory=threading.RLock, repr=False, compare=False)
     """Held while the model generates: other threads wait, and the one that holds it may ask again."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In another process, which has a lock of its own."""
+        vars(self).update(state, lock=threading.RLock())
 
     @property
     def head(self) -> Head:
@@ -102,7 +109,7 @@ def load_source(
         _check_files(source, settings)
     with _quiet_transformers(), _one_line_errors(source):
         if weights:
-            device = _pick_device(settings.device)
+            device = pick_device(settings.device)
             dtype = _pick_dtype(settings.dtype, device, _stored_dtype(config, counts))
             _check_memory(source, settings, device, dtype, counts)
             model = _build(source, settings, resolution, device, dtype, training=training)
@@ -200,7 +207,8 @@ def _check_memory(
 # The steps of loading.
 
 
-def _pick_device(device: str) -> str:
+def pick_device(device: str) -> str:
+    """The device that a setting means; `UsageError` if this machine has none."""
     import torch
 
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -223,13 +231,20 @@ def _pick_dtype(dtype: str, device: str, stored: str) -> torch.dtype:
     # Quantized blocks (GGUF) hold no more than half precision does, and are treated as bfloat16.
     stored = "float16" if stored in ("float16", "f16") else "bfloat16"
     if device == "cuda":
-        if stored == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.float16
-        return torch.bfloat16 if stored == "bfloat16" else torch.float16
+        return torch.bfloat16 if stored == "bfloat16" and has_bfloat16(device) else torch.float16
     if device == "mps":
         return torch.float16 if stored == "float16" else torch.bfloat16
     # Half precision on a processor without instructions for it is many times slower than float32.
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32  # noqa: SLF001 - the only way to ask
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether the hardware computes well in bfloat16."""
+    import torch
+
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device == "mps" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - the only way to ask
 
 
 def _build(

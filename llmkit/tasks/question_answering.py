@@ -121,6 +121,27 @@ class QuestionAnswering(Task):
                 return (Example(prompt, context[slice(*place)], place),)
         raise InputError(f"the answer {texts[0]!r} does not stand in the text", "mend the row, or skip such rows")
 
+    def parts(self, row: Row, room: int, count: Callable[[str], int]) -> list[Row]:
+        """Rows for each window of at most ``room`` tokens; those without an answer of the row have none.
+
+        As at inference, where a model is asked window by window.
+        """
+        context = str(row["context"])
+        texts, starts = _answers(row, self.target_column)
+        places = [(start, start + len(text)) for text, start in zip(texts, starts, strict=bool(starts))] or [
+            place for text in texts if (place := find_in(text, context))
+        ]
+        rows: list[Row] = []
+        found = False
+        for window in _windows(context, room, count):
+            end = window.start + len(window.text)
+            inside = [context[slice(*place)] for place in places if window.start <= place[0] and place[1] <= end]
+            found = found or bool(inside)
+            rows.append({**row, "context": window.text, "answers": {"text": inside}})
+        if texts and not found:
+            raise InputError(f"the answer {texts[0]!r} stands whole in no part of the text", "raise max_length")
+        return rows
+
     def to_row(self, given: str | Row) -> Row:
         if isinstance(given, str):
             raise InputError("a question needs a text to answer from", "give a row with 'question' and 'context'")

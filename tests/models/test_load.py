@@ -203,7 +203,7 @@ def test_dtype_auto_is_the_checkpoints_where_the_device_is_good_at_it(
 def test_a_device_that_is_not_there() -> None:
     device = "mps" if torch.cuda.is_available() else "cuda"
     with pytest.raises(UsageError, match=f"device={device}: this PyTorch sees no such device"):
-        loading._pick_device(device)
+        loading.pick_device(device)
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(

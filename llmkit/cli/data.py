@@ -1,0 +1,204 @@
+"""The commands about data: ``llmkit data check``. Prints what `llmkit.training.check` finds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmkit.config.settings import LoadSettings, given
+from llmkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmkit.config.recipe import Recipe, SourceSection
+    from llmkit.training.check import Histogram, PartReport, Piece, Report
+
+__all__ = ["data", "data_check"]
+
+data = typer.Typer(help="Look at data before a model does.", rich_markup_mode=None)
+
+_BAR = 40
+
+
+def data_check(
+    given_paths: Annotated[
+        list[str], typer.Argument(metavar="RECIPE|PATH…", help="A recipe, or files, a folder, a pattern or a Hub id.")
+    ],
+    *,
+    task: Annotated[str | None, typer.Option(help="What the data are for; a recipe says it itself.")] = None,
+    source: Annotated[str | None, typer.Option("--from", help="Translation: language of the source.")] = None,
+    target: Annotated[str | None, typer.Option("--to", help="Translation: language of the target.")] = None,
+    validation: Annotated[str | None, typer.Option(help="Validation data, with a PATH.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Longest example in tokens, with a PATH.")] = None,
+    rows: Annotated[int, typer.Option(min=0, help="Examples to show.")] = 2,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe (repeatable).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    load: LoadSettings,
+) -> None:
+    """Show what a model would see of the data, and what is wrong with it.
+
+    Of a PATH, a mapping of its columns is proposed first, as the YAML that freezes it in a recipe.
+    """
+    from llmkit.training.check import check
+    from llmkit.training.dataset import prepare
+    from llmkit.training.encoding import make_encoder
+    from llmkit.training.start import open_model, open_task
+
+    only_path = {"--task": task, "--from": source, "--to": target, "--validation": validation}
+    if _is_recipe(given_paths):
+        from llmkit.config.recipe_file import load_recipe
+
+        if used := [name for name, value in only_path.items() if value is not None] + given(load):
+            raise UsageError(f"{', '.join(used)} has no effect on a recipe", "change the recipe with --set")
+        recipe, notes = load_recipe(given_paths[0], overrides or ()), ()
+    else:
+        if overrides:
+            raise UsageError("--set changes a recipe, and this is data", "give a recipe, or leave it out")
+        recipe, notes = _propose(given_paths, task, (source, target), validation, max_length, load)
+    opened = open_task(recipe)
+    encoder = make_encoder(recipe, opened, open_model(recipe, opened, weights=False))
+    report = check(prepare(recipe, encoder, strict=False), encoder, samples=rows)
+    proposal = _frozen(recipe)
+    if as_json:
+        found = {"task": recipe.task, "proposal": proposal, "notes": list(notes), **report.to_dict()}
+        typer.echo(json.dumps(found, ensure_ascii=False, default=str))
+        return
+    for line in _page(recipe, proposal, notes, report, encoder.max_length):
+        typer.echo(line)
+
+
+def _is_recipe(paths: list[str]) -> bool:
+    if len(paths) != 1:
+        return False
+    if paths[0].endswith((".yaml", ".yml")):
+        return True
+    from llmkit.config.recipe_file import shipped_recipes
+
+    return paths[0] in shipped_recipes()
+
+
+def _propose(
+    paths: list[str],
+    task: str | None,
+    languages: tuple[str | None, str | None],
+    validation: str | None,
+    max_length: int | None,
+    load: LoadSettings,
+) -> tuple[Recipe, tuple[str, ...]]:
+    """A recipe for some data, with everything about its form found and set."""
+    from llmkit.config.recipe import SourceSection, recipe_adapter
+    from llmkit.data.shapes import propose
+    from llmkit.data.sources import splits_of
+    from llmkit.tasks import find_task
+
+    if task is None:
+        raise UsageError("what the data are for is missing", "name the task, such as --task summarization")
+    name = find_task(task).name
+    parts = {"train": SourceSection(path=paths)}
+    if validation is not None:
+        parts["validation"] = SourceSection(path=[validation])
+    elif "train" in (found := splits_of(paths)):
+        parts = {part: SourceSection(path=paths, split=part) for part in ("train", "validation") if part in found}
+    proposals = {part: propose(section, name, languages=languages) for part, section in parts.items()}
+    model = {"name_or_path": load.model or "starter"}
+    model |= {key: getattr(load, key) for key in given(load) if key != "model"}
+    data: dict[str, Any] = {part: [_set(proposal.source)] for part, proposal in proposals.items()}
+    recipe = recipe_adapter().validate_python(
+        {
+            "version": 1,
+            "task": name,
+            "settings": proposals["train"].settings,
+            "model": model,
+            "data": data | {"max_length": max_length},
+            "train": {"output_dir": "unused"},
+        }
+    )
+    return recipe, proposals["train"].notes
+
+
+def _set(source: SourceSection) -> dict[str, Any]:
+    return source.model_dump(exclude_defaults=True)
+
+
+def _frozen(recipe: Recipe) -> dict[str, Any]:
+    """The part of the recipe that says what the data are, without what is usual."""
+    found: dict[str, Any] = {"task": recipe.task}
+    if settings := recipe.settings.model_dump(exclude_defaults=True):
+        found["settings"] = settings
+    parts = {"train": recipe.data.train, "validation": recipe.data.validation}
+    found["data"] = {
+        part: [_short(source) for source in sources] if len(sources) > 1 else _short(sources[0])
+        for part, sources in parts.items()
+        if sources
+    }
+    return found
+
+
+def _short(source: SourceSection) -> Any:
+    content = _set(source)
+    if len(content.get("path", ())) == 1:
+        content["path"] = content["path"][0]
+    return content["path"] if list(content) == ["path"] else content
+
+
+# The page.
+
+
+def _page(
+    recipe: Recipe, proposal: dict[str, Any], notes: tuple[str, ...], report: Report, limit: int | None
+) -> Iterator[str]:
+    import yaml
+
+    yield from (f"# {note}" for note in notes)
+    yield yaml.safe_dump(proposal, allow_unicode=True, sort_keys=False, width=120).rstrip()
+    for name, part in (("train", report.train), ("validation", report.validation)):
+        if part is not None:
+            yield ""
+            yield from _part(name, part, limit, recipe)
+    if report.validation is not None:
+        yield ""
+        yield f"overlap: {report.overlap:,} validation rows have an input that is trained on"
+
+
+def _part(name: str, part: PartReport, limit: int | None, recipe: Recipe) -> Iterator[str]:
+    from llmkit.training.ledger import Ledger, describe
+
+    yield from describe(Ledger(**part.ledger), name)
+    if not part.ledger["examples"]:
+        yield f"{name}: no example is left"
+    share = part.ledger["target_tokens"] / max(1, part.ledger["tokens"])
+    if part.ledger["target_tokens"] and recipe.task != "question-answering":
+        yield f"{name}: {part.ledger['target_tokens']:,} tokens carry loss ({share:.1%})"
+    yield f"{name}: {part.duplicate_rows:,} rows stood there before"
+    yield f"{name}: {part.conflicting_rows:,} rows have an input that stood there with another answer"
+    for status, what in (("bad", "bad"), ("no_label", "nothing to learn"), ("too_long", "too long")):
+        yield from (f"  {what}: {line}" for line in part.problems.get(status, ()))
+    yield from _histogram(part.lengths, limit)
+    for sample in part.samples:
+        yield ""
+        yield f"{sample.where} ({sample.tokens} tokens)"
+        yield _coloured(sample.pieces)
+
+
+def _histogram(lengths: Histogram, limit: int | None) -> Iterator[str]:
+    if not lengths.counts:
+        return
+    reads = "" if limit is None else f", of at most {limit:,}"
+    shares = f"median {lengths.median:,}, 95 % up to {lengths.p95:,}, longest {lengths.longest:,}"
+    yield f"tokens in an example: {shares}{reads}"
+    most, width = max(lengths.counts), len(f"{lengths.edges[-1]:,}")
+    for start, end, count in zip(lengths.edges, lengths.edges[1:], lengths.counts, strict=False):
+        bar = f" {'█' * -(-count * _BAR // most)} {count:,}" if count else ""
+        yield f"  {start:>{width},}–{end - 1:<{width},}{bar}"
+
+
+def _coloured(pieces: tuple[Piece, ...]) -> str:
+    """What is learned in green; between ⟦ and ⟧ where there is no colour."""
+    if sys.stdout.isatty():
+        return "".join(typer.style(each.text, fg="green") if each.learned else each.text for each in pieces)
+    return "".join(f"⟦{each.text}⟧" if each.learned else each.text for each in pieces)

@@ -1,0 +1,173 @@
+"""What a model would see of some data, and what is wrong with it: ``llmkit data check``.
+
+Looks at every row and changes nothing. Knows the examples of a recipe; does not know how a report is printed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any
+
+from llmkit.heads.base import IGNORED
+from llmkit.tasks import Task
+from llmkit.training.dataset import Part, Prepared
+from llmkit.training.encoding import Encoder
+from llmkit.training.store import digest
+
+__all__ = ["PartReport", "Piece", "Report", "Sample", "check"]
+
+_PROBLEMS = 5
+"""Rows of each kind of problem that are named."""
+_BINS = 12
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of an example; ``learned`` says whether its tokens carry loss (span: whether it is the answer)."""
+
+    text: str
+    learned: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example as the model sees it."""
+
+    where: str
+    tokens: int
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Examples by their length in tokens: ``counts[i]`` have from ``edges[i]`` to below ``edges[i + 1]``."""
+
+    edges: tuple[int, ...]
+    counts: tuple[int, ...]
+    median: int
+    p95: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """What was found in the rows of training or of validation."""
+
+    ledger: dict[str, Any]
+    lengths: Histogram
+    duplicate_rows: int
+    """Rows that stood there before, answer included."""
+    conflicting_rows: int
+    """Rows whose input stood there before with another answer."""
+    problems: dict[str, list[str]]
+    """From bad, no_label or too_long to the first such rows."""
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    train: PartReport
+    validation: PartReport | None
+    overlap: int
+    """Validation rows whose input is also trained on."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+def check(prepared: Prepared, encoder: Encoder, *, samples: int) -> Report:
+    """Look at the examples of a recipe; ``samples`` of each part are shown."""
+    train = _report(prepared.train, encoder, samples)
+    if prepared.validation is None:
+        return Report(train, None, 0)
+    seen = {key for key, _ in _keys(prepared.train, encoder.task)}
+    overlap = sum(key in seen for key, _ in _keys(prepared.validation, encoder.task))
+    return Report(train, _report(prepared.validation, encoder, samples), overlap)
+
+
+def _report(part: Part, encoder: Encoder, samples: int) -> PartReport:
+    keys = list(_keys(part, encoder.task))
+    rows, inputs = Counter(keys), Counter(key for key, _ in keys)
+    answers = Counter(key for key, _ in rows)
+    return PartReport(
+        ledger=part.ledger.to_dict(),
+        lengths=_histogram(part.examples["length"][:]),
+        duplicate_rows=len(keys) - len(rows),
+        conflicting_rows=sum(count - 1 for key, count in answers.items() if inputs[key] > 1),
+        problems=_problems(part),
+        samples=tuple(_samples(part, encoder, samples)),
+    )
+
+
+def _keys(part: Part, task: Task) -> Iterator[tuple[str, str]]:
+    """For each row that can be read, once, a hash of its input and one of all of it."""
+    texts = part.rows.table["row"][:]
+    for index in sorted(set(part.order)):
+        if texts[index]:
+            row = json.loads(texts[index])
+            yield digest([row.get(name) for name in task.columns] if "text" not in row else row), digest(row)
+
+
+def _histogram(lengths: Sequence[int]) -> Histogram:
+    import numpy as np
+
+    if not lengths:
+        return Histogram((), (), 0, 0, 0)
+    width = max(1, -(-max(lengths) // _BINS))
+    edges = tuple(range(0, max(lengths) + width + 1, width))
+    counts = np.histogram(lengths, bins=edges)[0]
+    median, p95 = (int(value) for value in np.percentile(lengths, [50, 95], method="inverted_cdf"))
+    return Histogram(edges, tuple(map(int, counts)), median, p95, max(lengths))
+
+
+def _problems(part: Part) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    statuses = part.outcomes["status"][:]
+    for place, status in enumerate(statuses):
+        if status in ("bad", "no_label", "too_long") and len(found.setdefault(status, [])) < _PROBLEMS:
+            line = part.outcomes[place]
+            where = part.rows.where(line["row"])
+            said = line["message"] or {"no_label": "its answer is empty"}.get(status, f"{line['tokens']} tokens")
+            found[status].append(said if where in said else f"{where}: {said}")
+    return found
+
+
+def _samples(part: Part, encoder: Encoder, count: int) -> Iterator[Sample]:
+    """The first examples of rows that are spread over the data."""
+    examples = part.examples
+    step = max(1, len(examples) // count) if count else 0
+    for place in range(0, min(len(examples), step * count), step or 1):
+        line = examples[place]
+        yield Sample(part.rows.where(line["row"]), line["length"], tuple(_pieces(line, encoder)))
+
+
+def _pieces(line: dict[str, Any], encoder: Encoder) -> Iterator[Piece]:
+    """An example as text, divided where loss begins and ends."""
+    tokenizer: Any = encoder.loaded.tokenizer
+    ids, labels = line["input_ids"], line["labels"]
+    if line["start_position"] >= 0:
+        start, end = line["start_position"], line["end_position"] + 1
+        yield from (
+            Piece(str(tokenizer.decode(part)), learned)
+            for part, learned in ((ids[:start], False), (ids[start:end], True), (ids[end:], False))
+            if part
+        )
+        return
+    if line["decoder_input_ids"]:
+        yield Piece(str(tokenizer.decode(ids)), False)
+        yield Piece("\n", False)
+        ids = labels
+    for learned, run in groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORED):
+        part = [token for token, _ in run if token != IGNORED]
+        yield Piece(_decode(tokenizer, part, target=bool(line["decoder_input_ids"])), learned)
+
+
+def _decode(tokenizer: Any, ids: list[int], *, target: bool) -> str:
+    if target and hasattr(tokenizer, "spm_target"):  # Marian writes with another vocabulary than it reads
+        return " ".join(tokenizer.convert_ids_to_tokens(ids)).replace(" ", "").replace("\u2581", " ")
+    return str(tokenizer.decode(ids))

@@ -1,0 +1,279 @@
+"""The examples of a recipe: split, mixed, tokenized in parallel, and kept by the hash of their content.
+
+Rows and examples lie in Arrow files that are mapped into memory, so that data may be larger than it. The files are
+found again by a hash of the data's bytes, the recipe's sections that matter, the tokenizer and llmkit's own code.
+Does not know how a row becomes ids (`llmkit.training.encoding`), nor how files are read (`llmkit.data`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit.config.recipe import Recipe
+from llmkit.errors import InputError, UsageError
+from llmkit.log import log
+from llmkit.training.encoding import Encoder, Outcome
+from llmkit.training.ledger import Ledger, describe
+from llmkit.training.row_table import Rows, read_rows
+from llmkit.training.store import code_version, digest, kept_table
+
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["Part", "Prepared", "divide", "prepare", "tell"]
+
+_ROWS_A_PROCESS = 2000
+"""Fewer are tokenized faster than a process starts."""
+
+_USED = ("ok", "truncated", "chunked")
+"""What becomes of rows that are trained on."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The examples of training or of validation."""
+
+    examples: datasets.Dataset
+    """Columns of `llmkit.heads.base.Features`, ``row`` (index in the rows) and ``length``."""
+    outcomes: datasets.Dataset
+    """The same, with a line for each row that gave no example: ``status``, ``tokens``, ``cut``, ``message``."""
+    rows: Rows
+    order: Sequence[int]
+    """Indices of the rows that belong here; those of a mixture may repeat."""
+    ledger: Ledger
+
+
+@dataclass(frozen=True)
+class Prepared:
+    train: Part
+    validation: Part | None
+
+
+# Examples.
+
+_LISTS = ("input_ids", "labels", "decoder_input_ids", "token_type_ids")
+_NUMBERS = ("start_position", "end_position")
+
+
+def _encode_batch(batch: Mapping[str, list[Any]], indices: list[int], encoder: Encoder) -> dict[str, list[Any]]:
+    """Lines of the outcome table for some rows: one an example, or one for a row without any."""
+    lines: dict[str, list[Any]] = {name: [] for name in (*_LISTS, *_NUMBERS, *_FACTS)}
+    for index, row, error in zip(indices, batch["row"], batch["error"], strict=True):
+        outcome = Outcome("bad", message=error) if error else encoder.encode(json.loads(row))
+        facts: dict[str, Any] = {"tokens": outcome.tokens, "cut": outcome.cut, "message": outcome.message}
+        for number, each in enumerate(outcome.features or (None,)):
+            for name in _LISTS:
+                lines[name].append(list(getattr(each, name)) if each else [])
+            for name in _NUMBERS:
+                lines[name].append(getattr(each, name) if each else -1)
+            lines["row"].append(index)
+            lines["status"].append(outcome.status)
+            lines["length"].append(max(len(each.input_ids), len(each.decoder_input_ids)) if each else 0)
+            lines["targets"].append(_targets(each) if each else 0)
+            for name, value in facts.items():  # of the row, so on its first line only
+                lines[name].append(value if not number else type(value)())
+    return lines
+
+
+_FACTS = ("row", "status", "length", "targets", "tokens", "cut", "message")
+
+
+def _targets(features: Any) -> int:
+    if features.start_position >= 0:
+        return int(features.end_position > 0)
+    return sum(label != -100 for label in features.labels)
+
+
+def _fingerprint(encoder: Encoder) -> str:
+    """A hash of what, beside the rows, decides about the ids."""
+    tokenizer: Any = encoder.loaded.tokenizer
+    words = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
+    generation = encoder.loaded.model.generation_config.to_dict() if encoder.loaded.model.can_generate() else {}
+    return digest(
+        type(tokenizer).__name__,
+        words,
+        {name: value for name, value in tokenizer.init_kwargs.items() if "file" not in name and "path" not in name},
+        tokenizer.chat_template,
+        generation,
+        encoder.loaded.resolution.model_type,
+        asdict(encoder.task.settings),
+        encoder.traits,
+        encoder.wording,
+        (encoder.max_length, encoder.max_target_length, encoder.policy, encoder.loss_on_all),
+    )
+
+
+def _outcomes(rows: Rows, encoder: Encoder, num_proc: int | None) -> datasets.Dataset:
+    import datasets
+
+    columns: dict[str, Any] = {name: datasets.List(datasets.Value("int32")) for name in _LISTS}
+    columns |= {name: datasets.Value("int32") for name in (*_NUMBERS, "length", "targets", "cut")}
+    columns |= {"row": datasets.Value("int64"), "tokens": datasets.Value("int64")}
+    columns |= {"status": datasets.Value("string"), "message": datasets.Value("string")}
+    key = digest("examples", rows.key, _fingerprint(encoder), code_version())
+    processes = num_proc or min(os.cpu_count() or 1, math.ceil(len(rows.table) / _ROWS_A_PROCESS))
+
+    def build(scratch: Path) -> datasets.Dataset:
+        return rows.table.map(
+            _encode_batch,
+            batched=True,
+            batch_size=256,
+            with_indices=True,
+            fn_kwargs={"encoder": encoder},
+            remove_columns=rows.table.column_names,
+            features=datasets.Features(columns),
+            num_proc=processes if processes > 1 else None,
+            cache_file_name=str(scratch / "examples.arrow"),
+            new_fingerprint=key,
+        )
+
+    return kept_table(key, build)
+
+
+# Parts.
+
+
+def prepare(recipe: Recipe, encoder: Encoder, *, strict: bool = True) -> Prepared:
+    """The examples of a recipe.
+
+    Args:
+        strict: stop where the recipe says so (``on_bad_row``, ``on_no_label``, ``on_overflow``); False only counts.
+
+    Raises:
+        InputError: the first row that the recipe does not allow, and how many more there are.
+    """
+    data = recipe.data
+    languages = (getattr(encoder.task.settings, "source", None), getattr(encoder.task.settings, "target", None))
+    rows = read_rows(data.train, recipe.task, languages)
+    outcomes = _outcomes(rows, encoder, data.num_proc)
+    if strict:
+        _refuse(recipe, rows, outcomes)
+    held: Part | None = None
+    trained, kept = divide(recipe, rows, encoder.task.input_column)
+    if kept:
+        held = _part(rows, outcomes, kept)
+    elif data.validation is not None:
+        own = read_rows(data.validation, recipe.task, languages)
+        own_outcomes = _outcomes(own, encoder, data.num_proc)
+        if strict:
+            _refuse(recipe, own, own_outcomes)
+        held = _part(own, own_outcomes, list(range(len(own.table))))
+    order = _mix(rows, trained, [source.weight for source in data.train], data.seed)
+    return Prepared(_part(rows, outcomes, order), held)
+
+
+def _refuse(recipe: Recipe, rows: Rows, outcomes: datasets.Dataset) -> None:
+    statuses = outcomes["status"][:]
+    counts = Counter(statuses)
+    data = recipe.data
+    for status, allowed, what, fix in (
+        ("bad", data.on_bad_row == "skip", "", "mend it, or pass over such rows with data.on_bad_row: skip"),
+        ("no_label", data.on_no_label == "drop", "has nothing to learn (its answer is empty)",
+         "mend it, or leave such rows out with data.on_no_label: drop"),
+        ("too_long", data.on_overflow not in (None, "error"), "", "raise data.max_length, or set data.on_overflow to"
+         " truncate or drop"),
+    ):  # fmt: skip
+        if allowed or not counts[status]:
+            continue
+        line = outcomes[statuses.index(status)]
+        where = rows.where(line["row"])
+        message = line["message"] if status == "bad" else what or f"has {line['tokens']} tokens, too many"
+        message = message if where in message else f"{where}: {message}" if status == "bad" else f"{where} {message}"
+        more = counts[status] - 1
+        raise InputError(f"{message}{f' (and {more} more rows are like this)' if more else ''}", fix)
+
+
+def divide(recipe: Recipe, rows: Rows, column: str) -> tuple[list[int], list[int]]:
+    """The training rows, and those of them that ``validation_fraction`` holds back.
+
+    Rows with the same input (in ``column``) stay together, so that none is held back that was trained on.
+    """
+    import numpy as np
+
+    fraction = recipe.data.validation_fraction
+    if fraction is None:
+        return list(range(len(rows.table))), []
+    groups: dict[str, list[int]] = {}
+    for index, text in enumerate(rows.table["row"]):
+        row = json.loads(text) if text else {}
+        groups.setdefault(digest(row.get(column, row.get("text"))), []).append(index)
+    keys = list(groups)
+    wanted, held = max(1, round(fraction * len(rows.table))), set[int]()
+    for place in np.random.default_rng(recipe.data.seed).permutation(len(keys)):
+        members = groups[keys[place]]
+        if len(held) + len(members) <= wanted or not held:
+            held.update(members)
+        if len(held) >= wanted:
+            break
+    trained = [index for index in range(len(rows.table)) if index not in held]
+    if not trained:
+        raise InputError("all rows have the same input, so none can be held back", "give data.validation, or none")
+    return trained, sorted(held)
+
+
+def _mix(rows: Rows, trained: Sequence[int], weights: Sequence[float | None], seed: int) -> list[int]:
+    """The rows of an epoch. With weights, each source has its share, and the rows of scarce ones repeat."""
+    import numpy as np
+
+    if all(weight is None for weight in weights):
+        return list(trained)
+    if any(weight is None for weight in weights):
+        raise UsageError("some sources of data.train have a weight and others do not", "give it to all, or to none")
+    source = rows.table["source"][:]
+    members = [[index for index in trained if source[index] == number] for number in range(len(weights))]
+    shares = [float(weight or 0) / sum(float(weight or 0) for weight in weights) for weight in weights]
+    total = max(len(indices) / share for indices, share in zip(members, shares, strict=True))
+    random, order = np.random.default_rng(seed), []
+    for indices, share in zip(members, shares, strict=True):
+        if indices:
+            whole, rest = divmod(round(total * share), len(indices))
+            drawn = sorted(random.choice(len(indices), size=rest, replace=False))
+            order += indices * whole + [indices[place] for place in drawn]
+    return order
+
+
+def _part(rows: Rows, outcomes: datasets.Dataset, order: Sequence[int]) -> Part:
+    import numpy as np
+
+    row, status = np.asarray(outcomes["row"][:]), np.asarray(outcomes["status"][:])
+    first, count = np.searchsorted(row, order), np.bincount(row, minlength=len(rows.table))
+    lines = np.concatenate([np.arange(start, start + count[index]) for start, index in zip(first, order, strict=True)])
+    mine = outcomes.select(lines)
+    used = np.isin(status[lines], _USED)
+    examples = mine.select(np.flatnonzero(used))
+    return Part(examples, mine, rows, order, _ledger(rows, mine, order, Counter(status[first])))
+
+
+def _ledger(rows: Rows, lines: datasets.Dataset, order: Sequence[int], per_row: Counter[str]) -> Ledger:
+    import numpy as np
+
+    drawn = Counter(np.asarray(rows.table["source"][:])[list(order)])
+    read = Counter(np.asarray(rows.table["source"][:])[sorted(set(order))])
+    return Ledger(
+        rows=len(order),
+        bad=per_row["bad"],
+        no_label=per_row["no_label"],
+        too_long=per_row["too_long"],
+        truncated=per_row["truncated"],
+        tokens_cut=sum(lines["cut"][:]),
+        chunked=per_row["chunked"],
+        examples=sum(status in _USED for status in lines["status"][:]),
+        tokens=sum(lines["length"][:]),
+        target_tokens=sum(lines["targets"][:]),
+        sources=tuple((name, int(read[number]), int(drawn[number])) for number, name in enumerate(rows.names)),
+    )
+
+
+def tell(prepared: Prepared) -> None:
+    """Log what became of the rows."""
+    for name, part in (("train", prepared.train), ("validation", prepared.validation)):
+        if part is not None:
+            for line in describe(part.ledger, name):
+                log.info("%s", line)

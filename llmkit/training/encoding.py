@@ -1,0 +1,231 @@
+"""From a row of training data to what the model sees of it, and what is done with a row that is too long.
+
+The prompt and its ids are those of inference, since the same task and the same head make them. Knows one row at a
+time; does not know files, splits and processes (`llmkit.training.dataset`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from llmkit.config.recipe import DataSection, Recipe
+from llmkit.errors import InputError, UsageError
+from llmkit.heads import head_ops
+from llmkit.heads.base import IGNORED, Features, encode_text, last_tokens
+from llmkit.heads.span_features import span_features
+from llmkit.inference.traits import traits_of
+from llmkit.models.load import Loaded
+from llmkit.tasks import Head, QuestionAnswering, Row, Task, Traits, Wording
+from llmkit.tasks.dialogue import shortened, to_messages
+
+__all__ = ["Encoder", "Outcome", "make_encoder"]
+
+Status = Literal["ok", "truncated", "chunked", "too_long", "no_label", "bad"]
+Policy = Literal["error", "truncate", "chunk", "drop"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a row."""
+
+    status: Status
+    features: tuple[Features, ...] = ()
+    """Empty unless the status is ok, truncated or chunked."""
+    tokens: int = 0
+    """Of the row as it was, too long or not; that of the longest example."""
+    cut: int = 0
+    """Tokens that were cut from it."""
+    message: str = ""
+    """Why it is bad."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns rows into features. It can be sent to another process."""
+
+    loaded: Loaded
+    """Its weights are not used, so they need not be there."""
+    task: Task
+    traits: Traits
+    wording: Wording
+    max_length: int | None
+    """Tokens of an example (causal) or of what the encoder reads (seq2seq)."""
+    max_target_length: int | None
+    """Seq2seq: tokens of the answer."""
+    policy: Policy | None
+    loss_on_all: bool
+
+    def encode(self, row: Row) -> Outcome:
+        """The features of a row, or why it has none."""
+        try:
+            features = self._features(row)
+            if not any(self._has_label(each) for each in features):
+                return Outcome("no_label", tokens=max(map(_length, features), default=0))
+            longest = max(map(_length, features))
+            if all(map(self._fits, features)):
+                return Outcome("ok", tuple(features), longest)
+            return self._shorten(row, features, longest)
+        except InputError as error:
+            return Outcome("bad", message=str(error))
+
+    def _features(self, row: Row) -> list[Features]:
+        examples = self.task.examples(row, self.traits, self.wording)
+        if self.traits.head is not Head.SPAN:
+            return head_ops(self.traits.head).features(self.loaded, examples, loss_on_all=self.loss_on_all)
+        lengths = {"max_seq_len": self.task.settings.max_seq_len, "doc_stride": self.task.settings.doc_stride}
+        return [window for example in examples for window in span_features(self.loaded, example, **lengths)]
+
+    def _has_label(self, features: Features) -> bool:
+        return features.start_position >= 0 or any(label != IGNORED for label in features.labels)
+
+    def _fits(self, features: Features) -> bool:
+        if self.max_length is not None and len(features.input_ids) > self.max_length:
+            return False
+        return self.max_target_length is None or len(features.decoder_input_ids) <= self.max_target_length
+
+    def _shorten(self, row: Row, features: list[Features], longest: int) -> Outcome:
+        policy = self.policy or ("chunk" if "text" in row else "error")
+        if policy == "chunk" and "text" in row:
+            blocks = tuple(self._blocks(features))
+            return Outcome("chunked", blocks, longest)
+        if policy == "chunk":
+            return self._windows(row, longest)
+        if policy == "truncate":
+            return self._truncate(row, features, longest)
+        return Outcome("too_long", tokens=longest)
+
+    def _blocks(self, features: list[Features]) -> Iterator[Features]:
+        assert self.max_length is not None
+        for each in features:
+            for start in range(0, len(each.input_ids), self.max_length):
+                end = start + self.max_length
+                yield Features(each.input_ids[start:end], each.labels[start:end])
+
+    def _windows(self, row: Row, longest: int) -> Outcome:
+        """A question is asked of each window of its text, as at inference."""
+        assert isinstance(self.task, QuestionAnswering)
+        bare = self._features({**row, self.task.input_column: ""})
+        room = (self.max_length or 0) - max(map(_length, bare)) - _SLACK
+        if room < 1:
+            return Outcome("too_long", tokens=longest)
+        count = self._count
+        features = [each for part in self.task.parts(row, room, count) for each in self._features(part)]
+        if not all(map(self._fits, features)):
+            return Outcome("too_long", tokens=longest)
+        return Outcome("chunked", tuple(features), longest)
+
+    def _count(self, text: str) -> int:
+        return len(encode_text(self.loaded.tokenizer, text, special=False))
+
+    def _truncate(self, row: Row, features: list[Features], longest: int) -> Outcome:
+        if "text" in row:
+            assert self.max_length is not None
+            kept = next(self._blocks(features))
+            return Outcome("truncated", (kept,), longest, longest - self.max_length)
+        if "messages" in row:
+            row, features = self._shorten_dialogue(row)
+        else:
+            row, features = self._shorten_text(row, features)
+        before = longest
+        features = [self._cut_answer(each) for each in features if self._has_label(each)]
+        if not features or not all(map(self._fits, features)):
+            return Outcome("too_long", tokens=longest)
+        return Outcome("truncated", tuple(features), longest, before - max(map(_length, features)))
+
+    def _shorten_text(self, row: Row, features: list[Features]) -> tuple[Row, list[Features]]:
+        """Cut the beginning of the input, as at inference."""
+        column, whole = self.task.input_column, str(row[self.task.input_column])
+        left, rest = self._count(whole), whole
+        while self.max_length is not None and rest:
+            excess = max(len(each.input_ids) for each in features) - self.max_length
+            if excess <= 0:
+                break
+            left -= excess
+            rest = last_tokens(self.loaded.tokenizer, whole, left) if left > 0 else ""
+            row = {**row, column: rest}
+            features = self._features(row)
+        return row, features
+
+    def _shorten_dialogue(self, row: Row) -> tuple[Row, list[Features]]:
+        """Leave out the oldest messages, as at inference."""
+        kept = shortened(
+            to_messages(row["messages"]), lambda some: all(map(self._fits, self._features({**row, "messages": some})))
+        )
+        row = {**row, "messages": kept}
+        return row, self._features(row)
+
+    def _cut_answer(self, features: Features) -> Features:
+        limit = self.max_target_length
+        if limit is None or len(features.decoder_input_ids) <= limit:
+            return features
+        return replace(features, labels=features.labels[:limit], decoder_input_ids=features.decoder_input_ids[:limit])
+
+
+_SLACK = 4
+"""Tokens kept free in a window: a text has a few more or less tokens inside a prompt than alone."""
+
+
+def _length(features: Features) -> int:
+    """Tokens of an example; what the decoder writes counts too."""
+    return len(features.input_ids) + len(features.decoder_input_ids)
+
+
+def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
+    """The encoder of a recipe.
+
+    Raises:
+        UsageError: a setting that has no effect on this kind of model, or cannot be.
+    """
+    data, head = recipe.data, loaded.head
+    traits = traits_of(loaded, task)
+    if recipe.prompt.raw:
+        if not traits.chat:
+            raise UsageError("prompt.raw has no effect: this model has no chat template", "leave it out")
+        traits = replace(traits, chat=False)
+    wording = Wording(system=recipe.prompt.system)
+    task.check(traits, wording)
+    _check_lengths(data, task, loaded)
+    return Encoder(
+        loaded=loaded,
+        task=task,
+        traits=traits,
+        wording=wording,
+        max_length=None if head is Head.SPAN else _max_length(data, loaded),
+        max_target_length=data.max_target_length,
+        policy=data.on_overflow,
+        loss_on_all=data.loss_on == "all",
+    )
+
+
+def _max_length(data: DataSection, loaded: Loaded) -> int | None:
+    limit = loaded.context.tokens
+    if data.max_length is None:
+        return limit
+    if limit is not None and loaded.context.hard and data.max_length > limit:
+        raise UsageError(
+            f"data.max_length={data.max_length} is more than the {limit} tokens {loaded.source.name} reads", "lower it"
+        )
+    return data.max_length
+
+
+def _check_lengths(data: DataSection, task: Task, loaded: Loaded) -> None:
+    head: Any = loaded.head
+    if head is not Head.SEQ2SEQ and data.max_target_length is not None:
+        raise UsageError(
+            f"data.max_target_length has no effect on a {head} model, whose examples are one sequence",
+            "use max_length" if head is Head.CAUSAL else "leave it out",
+        )
+    if head is Head.SPAN:
+        for name, default in (("max_length", None), ("on_overflow", None), ("loss_on", "target")):
+            if getattr(data, name) != default:
+                raise UsageError(
+                    f"data.{name} has no effect on a model that marks answers: it reads long texts in windows",
+                    "leave it out; settings.max_seq_len and doc_stride say how long they are",
+                )
+    if data.on_overflow == "chunk" and not isinstance(task, QuestionAnswering) and task.name != "text-generation":
+        raise UsageError(
+            f"a part of the input of {task.name} has no answer of its own to learn, so on_overflow cannot be chunk",
+            "use truncate, drop or error",
+        )

@@ -1,0 +1,119 @@
+"""What a training run will take, before it begins: parameters, memory, updates.
+
+The memory is an estimate. Weights, gradients and the optimizer's state are counted; activations follow Korthikanti et
+al. (2022, equation 2 without the attention scores, which fused kernels do not keep), logits are those of label tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from llmkit.config.recipe import Recipe
+from llmkit.errors import UsageError
+from llmkit.models.adapters import attach
+from llmkit.models.load import Loaded
+from llmkit.models.memory import available_memory
+from llmkit.training.dataset import Part
+
+__all__ = ["Plan", "make_plan"]
+
+_FP32 = 4
+_BYTES_A_TOKEN_AND_WIDTH = 34
+"""Of one layer, in half precision."""
+_CHECKPOINTED = 2
+"""The same where only the inputs of layers are kept."""
+_STATES = {"adamw_bnb_8bit": 2.0, "paged_adamw_8bit": 2.0, "adafactor": 0.1, "sgd": 0.0}
+"""Bytes of optimizer state a trained parameter; AdamW keeps two float32 values."""
+_QUANTIZED = {"8bit": 1.0, "4bit": 0.55}
+"""Bytes a parameter, scales included."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes are bytes, on each device."""
+
+    parameters: int
+    trainable: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    available: int
+    updates: int
+    """Optimizer steps."""
+
+    @property
+    def memory(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+def make_plan(recipe: Recipe, loaded: Loaded, part: Part, *, half: bool, device: str) -> Plan:
+    """Count what the recipe trains.
+
+    Args:
+        loaded: without weights.
+        part: the training examples; the longest stands for all.
+        half: whether the run computes in half precision.
+
+    Raises:
+        UsageError: nothing is trained, or a pattern of ``train.freeze`` matches nothing.
+    """
+    model: Any = loaded.model
+    config, vocabulary = model.config.get_text_config(), len(loaded.tokenizer)
+    if recipe.tokenizer.add_tokens and vocabulary > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    if recipe.adapter is not None:
+        model = attach(model, recipe.adapter, loaded.head, tokenizer_name=str(loaded.source.folder))
+    _freeze(model, recipe.train.freeze)
+    parameters = {id(each): each for each in model.parameters()}.values()
+    total = sum(each.numel() for each in parameters)
+    trainable = sum(each.numel() for each in parameters if each.requires_grad)
+    if not trainable:
+        raise UsageError("nothing is left to train", "let train.freeze match less")
+    quantize = getattr(recipe.model, "quantize", None)
+    frozen_bytes = _QUANTIZED.get(str(quantize), 2.0 if half else float(_FP32))
+    batch, lengths = recipe.train.per_device_train_batch_size, part.examples["length"][:]
+    longest = max(lengths, default=0)
+    tokens = batch * longest
+    targets = max(part.examples["targets"][:], default=0) * batch
+    per_token = _CHECKPOINTED if recipe.train.gradient_checkpointing else _BYTES_A_TOKEN_AND_WIDTH
+    layers = int(getattr(config, "num_hidden_layers", 0)) + int(getattr(config, "decoder_layers", 0) or 0)
+    width = int(getattr(config, "hidden_size", 0))
+    return Plan(
+        parameters=total,
+        trainable=trainable,
+        weights=int((total - trainable) * frozen_bytes + trainable * _FP32),
+        gradients=trainable * _FP32,
+        optimizer=int(trainable * _STATES.get(recipe.train.optim, 8.0)),
+        activations=tokens * width * layers * per_token * (1 if half else 2),
+        logits=targets * vocabulary * _FP32 * 2 if part.examples["labels"][0] else 0,
+        available=available_memory(device),
+        updates=_updates(recipe, len(lengths)),
+    )
+
+
+def _freeze(model: Any, patterns: list[str]) -> None:
+    for pattern in patterns:
+        try:
+            wanted = re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"train.freeze: {pattern!r} is no regular expression ({error})", "mend it") from error
+        names = [parameter for name, parameter in model.named_parameters() if wanted.search(name)]
+        if not names:
+            raise UsageError(f"train.freeze: {pattern!r} matches no parameter", "see their names in the checkpoint")
+        for parameter in names:
+            parameter.requires_grad_(False)
+
+
+def _updates(recipe: Recipe, examples: int) -> int:
+    train = recipe.train
+    if train.max_steps > 0:
+        return train.max_steps
+    processes = recipe.accelerate.num_processes or 1
+    batch = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes
+    return math.ceil(math.ceil(examples / batch) * train.num_train_epochs)

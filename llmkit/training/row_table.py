@@ -1,0 +1,89 @@
+"""The rows of a recipe's sources, read once and kept in a table on the disk, bad ones with the reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit.config.recipe import SourceSection
+from llmkit.data.shapes import task_rows
+from llmkit.data.sources import files_of
+from llmkit.errors import InputError
+from llmkit.training.store import code_version, digest, kept_table
+
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["Rows", "read_rows"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of some sources in the task's own columns, in a table on the disk."""
+
+    table: datasets.Dataset
+    """``where``, ``row`` (JSON), ``error`` (empty unless it is bad), ``source`` (its number)."""
+    key: str
+    names: tuple[str, ...]
+    """Of the sources."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row: dict[str, Any] = json.loads(self.table[index]["row"])
+        return row
+
+    def where(self, index: int) -> str:
+        """Where it stands in its file."""
+        return str(self.table[index]["where"])
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def source_name(source: SourceSection) -> str:
+    """What a source is called in reports."""
+    paths = source.path or list((source.aligned or {}).values())
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
+def read_rows(sources: Sequence[SourceSection], task: str, languages: tuple[str | None, str | None]) -> Rows:
+    """Read all rows of the sources, or find them as they were read before. Bad rows are kept, with their error."""
+    files = [[(str(path), _file_hash(path)) for path in files_of(source)] for source in sources]
+    # What a Hub id names may change, so only a commit's rows are found again.
+    fixed = all(found or _is_commit(source.revision) for found, source in zip(files, sources, strict=True))
+    salt = "" if fixed else os.urandom(8).hex()
+    key = digest("rows", [source.model_dump() for source in sources], files, task, languages, code_version(), salt)
+
+    def write() -> Iterator[dict[str, Any]]:
+        for number, source in enumerate(sources):
+            for record in task_rows(source, task, languages=languages):
+                row = "" if record.row is None else json.dumps(record.row, ensure_ascii=False, default=str)
+                yield {"where": record.where, "row": row, "error": str(record.error or ""), "source": number}
+
+    def build(scratch: Path) -> datasets.Dataset:
+        import datasets
+
+        names: dict[str, Any] = {name: datasets.Value("string") for name in ("where", "row", "error")}
+        columns = datasets.Features({**names, "source": datasets.Value("int32")})
+        # Not from_generator, which pickles the generator for a key of its own and hides its errors.
+        writer = datasets.arrow_writer.ArrowWriter(features=columns, path=str(scratch / "rows.arrow"))
+        count = 0
+        for line in write():
+            writer.write(line)
+            count += 1
+        if not count:
+            raise InputError("there are no rows", "check data.train")
+        writer.finalize()
+        return datasets.Dataset.from_file(str(scratch / "rows.arrow"))
+
+    return Rows(kept_table(key, build), key, tuple(map(source_name, sources)))
+
+
+def _is_commit(revision: str | None) -> bool:
+    return revision is not None and len(revision) == 40 and all(char in "0123456789abcdef" for char in revision)

@@ -1,0 +1,116 @@
+"""Where a recipe starts from: its task, and the model and tokenizer it names or describes.
+
+Knows which parts of a recipe are about the model. Weights are read only where they are asked for; the tokenizer and the
+structure are enough to see what the model will see, and what training it will cost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llmkit.config.recipe import Recipe
+from llmkit.config.settings import LoadSettings, setting_fields
+from llmkit.log import log
+from llmkit.models.fresh import train_tokenizer, write_fresh
+from llmkit.models.load import Loaded, load_model, load_source
+from llmkit.models.locate import locate
+from llmkit.models.reach import go_offline
+from llmkit.models.resolve import resolve
+from llmkit.models.source import Source
+from llmkit.tasks import Task, find_task
+from llmkit.training.dataset import divide
+from llmkit.training.row_table import read_rows
+from llmkit.training.store import code_version, digest, kept_folder
+
+__all__ = ["languages_of", "open_model", "open_task"]
+
+
+def open_task(recipe: Recipe) -> Task:
+    """The task of a recipe, with its settings."""
+    task = find_task(recipe.task)
+    return task(task.settings_class(**recipe.settings.model_dump()))
+
+
+def languages_of(task: Task) -> tuple[str | None, str | None]:
+    """Source and target language of a translation, as the recipe names them."""
+    return getattr(task.settings, "source", None), getattr(task.settings, "target", None)
+
+
+def load_settings(recipe: Recipe) -> LoadSettings:
+    """The model section, as what loads models takes it."""
+    section: Any = recipe.model
+    names = {item.name for item in setting_fields(LoadSettings)} - {"model"}
+    given = {name: getattr(section, name) for name in names}
+    return LoadSettings(model=section.name_or_path, **given)
+
+
+def open_model(recipe: Recipe, task: Task, *, weights: bool) -> Loaded:
+    """The model of a recipe with its tokenizer; without weights it is on the meta device.
+
+    A model that is described by a config has no weights to read.
+    """
+    settings, section = load_settings(recipe), recipe.tokenizer
+    config = getattr(recipe.model, "config", None)
+    if config is None:
+        loaded = load_model(settings, task.name, training=True, weights=weights, fallback=False)
+    else:
+        loaded = load_source(_fresh(recipe, task, settings), settings, task.name, training=True, weights=False)
+    tokenizer: Any = loaded.tokenizer
+    if section.chat_template is not None:
+        tokenizer.chat_template = section.chat_template
+    if section.add_tokens and not tokenizer.add_tokens(section.add_tokens):
+        log.warning("tokenizer.add_tokens has no effect: the tokenizer has all of them")
+    return loaded
+
+
+def _fresh(recipe: Recipe, task: Task, settings: LoadSettings) -> Source:
+    """A new model's config and tokenizer, as a folder without weights."""
+    config: dict[str, Any] = recipe.model.config  # type: ignore[attr-defined]
+    section = recipe.tokenizer
+    if section.name_or_path is not None:
+        if settings.offline:
+            go_offline()
+        named = LoadSettings(model=section.name_or_path, trust_remote_code=settings.trust_remote_code)
+        origin = locate(named, task.name, weights=False, fallback=False)
+        key = digest("model", config, str(origin.folder), origin.commit, code_version())
+    else:
+        rows = read_rows(recipe.data.train, recipe.task, languages_of(task))
+        trained, _ = divide(recipe, rows, task.input_column)
+        key = digest("model", config, section.model_dump(), rows.key, trained, code_version())
+
+    def build(folder: Path) -> None:
+        if section.train is None:
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(origin.folder, local_files_only=True)
+        else:
+            resolution = resolve(task.name, {"model_type": config["model_type"]}, head=settings.head, model="the model")
+            wanted = section.train
+            tokenizer = train_tokenizer(
+                _texts(rows.table[index]["row"] for index in trained),
+                vocab_size=wanted.vocab_size,
+                min_frequency=wanted.min_frequency,
+                head=resolution.head,
+            )
+            if len(tokenizer) < wanted.vocab_size:
+                log.info("the tokenizer has %d tokens: the text holds no more that are worth one", len(tokenizer))
+        write_fresh(config, tokenizer, folder, task=task.name, head=settings.head)
+
+    return Source(f"a new {config['model_type']} model", kept_folder(key, build))
+
+
+def _texts(rows: Iterator[str]) -> Iterator[str]:
+    """All texts of rows given as JSON."""
+    for row in rows:
+        pending: list[Any] = [json.loads(row)] if row else []
+        while pending:
+            value = pending.pop()
+            if isinstance(value, str):
+                yield value
+            elif isinstance(value, dict):
+                pending.extend(value.values())
+            elif isinstance(value, list):
+                pending.extend(value)

@@ -1,0 +1,229 @@
+"""What is learned from a row: the prompt of inference, then the answer, and nothing else carries loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmkit
+from llmkit.config.settings import LoadSettings, TaskSettings, TranslationSettings
+from llmkit.errors import InputError, UsageError
+from llmkit.heads import decoding, head_ops
+from llmkit.heads.base import IGNORED, Features, stop_ids
+from llmkit.heads.span import split
+from llmkit.heads.span_features import span_features
+from llmkit.inference import engine
+from llmkit.inference.traits import traits_of
+from llmkit.models.load import Loaded, load_model
+from llmkit.tasks import Example, Head, QuestionContext, Wording, get_task
+from tests import tiny
+from tests.conftest import Checkpoint
+
+ROWS: dict[str, dict[str, Any]] = {
+    "text-generation": {"prompt": "The quick brown fox", "completion": " jumps over the dog."},
+    "summarization": {"document": "The quick brown fox jumps. 今天天气很好，我们去公园散步。", "summary": "A fox."},
+    "question-answering": {
+        "question": "Who jumps?",
+        "context": "The quick brown fox jumps over the lazy dog.",
+        "answers": {"text": ["The quick brown fox"], "answer_start": [0]},
+    },
+    "dialogue": {
+        "messages": [
+            {"role": "user", "content": "Hello"},
+            {"role": "assistant", "content": "今天天气很好。"},
+            {"role": "user", "content": "Why?"},
+            {"role": "assistant", "content": "The lazy dog."},
+        ]
+    },
+    "translation": {"source": "The quick brown fox.", "target": "Le renard brun."},
+}
+WIDE: dict[str, dict[str, int]] = {family: {"max_position_embeddings": 1024} for family in tiny.CAUSAL}
+WIDE |= {"gpt2": {"n_positions": 1024}, "t5": {"n_positions": 512}, "mt5": {"n_positions": 512}}
+
+
+def settings(task: str) -> TaskSettings | None:
+    return TranslationSettings(source="en", target="fr") if task == "translation" else None
+
+
+def learn(folder: Path, name: str, row: dict[str, Any], *, loss_on_all: bool = False) -> tuple[Loaded, list[Features]]:
+    loaded = load_model(LoadSettings(model=str(folder), offline=True), name, training=True, weights=False)
+    task = get_task(name, settings(name))
+    examples = task.examples(row, traits_of(loaded, task), Wording())
+    return loaded, head_ops(loaded.head).features(loaded, examples, loss_on_all=loss_on_all)
+
+
+def asked(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, row: dict[str, Any]) -> Any:
+    """The ids that the model is given at inference for the row."""
+    seen: list[Any] = []
+
+    def generate(loaded: Any, ops: Any, batch: Sequence[Any], settings: Any, emit: Any, *_: Any, **__: Any) -> None:
+        for number, encoded in enumerate(batch):
+            seen.append(encoded)
+            emit(decoding.Piece(number, "fox", "stop", 1, 0.5))
+
+    monkeypatch.setattr(engine, "generate", generate)
+    options = {"source": "en", "target": "fr"} if name == "translation" else {}
+    given = {**row, "messages": row["messages"][:-1]} if "messages" in row else row
+    llmkit.load(name, str(folder), device="cpu", max_new_tokens=96, **options)(given)
+    (encoded,) = seen
+    return encoded
+
+
+def learned(features: Features) -> list[int]:
+    return [label for label in features.labels if label != IGNORED]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("family", tiny.CAUSAL + tiny.SEQ2SEQ)
+@pytest.mark.parametrize("name", ROWS)
+def test_what_is_learned_follows_what_is_asked(
+    name: str, family: str, chat: bool, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if chat and family not in ("llama", "gemma3", "t5"):
+        pytest.skip("the template is the same for all families")
+    folder, row = checkpoint(family, chat=chat, **WIDE.get(family, {})), ROWS[name]
+    encoded = asked(monkeypatch, folder, name, row)
+    loaded, features = learn(folder, name, row)
+    last = features[-1]
+    if loaded.head is Head.SEQ2SEQ:
+        assert last.input_ids == encoded.input_ids
+        begun = last.decoder_input_ids[: len(encoded.decoder_ids)]
+        assert begun == encoded.decoder_ids
+        if encoded.forced_bos_token_id is not None:
+            assert learned(last)[0] == encoded.forced_bos_token_id
+        assert last.decoder_input_ids[len(begun) :] == tuple(learned(last)[:-1])
+    else:
+        assert last.input_ids[: len(encoded.input_ids)] == encoded.input_ids
+        assert set(last.labels[: len(encoded.input_ids)][-1:]) == {IGNORED}
+        answer = last.input_ids[len(encoded.input_ids) :]
+        assert answer == last.labels[len(encoded.input_ids) :]
+    assert learned(last)[-1] in stop_ids(loaded)
+
+
+@pytest.mark.parametrize("family", ["t5", "bart", "marian", "mt5", "pegasus", "mbart50", "m2m_100", "nllb"])
+def test_answers_are_those_of_the_tokenizer_and_shifted_as_the_model_does(family: str, checkpoint: Checkpoint) -> None:
+    import torch
+    from transformers.models.m2m_100.modeling_m2m_100 import shift_tokens_right
+
+    folder, row = checkpoint(family), ROWS["translation"]
+    loaded, (features,) = learn(folder, "translation", row)
+    tokenizer: Any = loaded.tokenizer
+    if codes := {"mbart50": "fr_XX", "m2m_100": "fr", "nllb": "fra_Latn"}.get(family):
+        tokenizer.tgt_lang = codes
+    wanted = tokenizer(text_target=row["target"])["input_ids"]
+    assert list(features.labels) == wanted
+    model: Any = loaded.model
+    if family in ("m2m_100", "nllb"):
+        config = model.config
+        shifted = shift_tokens_right(torch.tensor([wanted]), config.pad_token_id, config.decoder_start_token_id)
+    else:
+        shifted = model.prepare_decoder_input_ids_from_labels(torch.tensor([wanted]))
+    assert list(features.decoder_input_ids) == shifted[0].tolist()
+
+
+def test_a_conversation_is_one_sequence_and_only_replies_carry_loss(checkpoint: Checkpoint) -> None:
+    loaded, (features,) = learn(checkpoint("llama", chat=True, **WIDE["llama"]), "dialogue", ROWS["dialogue"])
+    text = str(loaded.tokenizer.decode(learned(features)))
+    assert "今天天气很好。" in text
+    assert "The lazy dog." in text
+    assert "Hello" not in text
+    assert "Why" not in text
+
+
+def test_without_a_template_each_reply_is_an_example(checkpoint: Checkpoint) -> None:
+    _, features = learn(checkpoint("gpt2", n_positions=1024), "dialogue", ROWS["dialogue"])
+    assert len(features) == 2
+
+
+def test_a_prompt_that_ends_inside_a_token_keeps_its_ids(checkpoint: Checkpoint) -> None:
+    folder = checkpoint("gpt2", n_positions=1024)
+    tokenizer: Any = load_model(LoadSettings(model=str(folder), offline=True), "generate", weights=False).tokenizer
+    word = next(token for token in sorted(tokenizer.get_vocab()) if token.isascii() and token.isalpha() and token[1:])
+    assert len(tokenizer(word)["input_ids"]) == 1
+    _, (features,) = learn(folder, "text-generation", {"prompt": word[0], "completion": word[1:]})
+    prompt = tokenizer(word[0])["input_ids"]
+    assert list(features.input_ids[: len(prompt)]) == prompt
+    assert tokenizer.decode(learned(features)[:-1]) == word[1:]
+
+
+@pytest.mark.parametrize("family", tiny.CAUSAL)
+def test_plain_text_is_learned_whole_and_ends(family: str, checkpoint: Checkpoint) -> None:
+    loaded, (features,) = learn(checkpoint(family), "text-generation", {"text": "The quick brown fox."})
+    assert features.labels == features.input_ids
+    assert features.labels[-1] in stop_ids(loaded)
+    assert features.labels.count(features.labels[-1]) == 1
+
+
+def test_loss_on_the_prompt_too(checkpoint: Checkpoint) -> None:
+    _, (features,) = learn(checkpoint("llama"), "text-generation", ROWS["text-generation"], loss_on_all=True)
+    assert features.labels == features.input_ids
+    with pytest.raises(UsageError, match="no effect"):
+        learn(checkpoint("t5"), "text-generation", ROWS["text-generation"], loss_on_all=True)
+
+
+def test_chinese_joins_without_a_space(checkpoint: Checkpoint) -> None:
+    row = {"document": "今天天气很好。", "summary": "天气很好。"}
+    loaded, (features,) = learn(checkpoint("gpt2"), "summarization", row)
+    assert str(loaded.tokenizer.decode(learned(features))).startswith(" 天气")  # after the English "TL;DR:"
+    task = get_task("dialogue")
+    assert task.joint("助手：", "好") == ""
+    assert task.joint("Antwort:", "gut") == " "
+
+
+@pytest.mark.parametrize("family", tiny.SPAN)
+@pytest.mark.parametrize(
+    ("context", "answer"),
+    [("The quick brown fox jumps over the lazy dog.", "brown fox"), ("今天天气很好，我们去公园散步。", "公园")],
+)
+def test_the_labelled_tokens_are_the_answer(family: str, context: str, answer: str, checkpoint: Checkpoint) -> None:
+    loaded = load_model(LoadSettings(model=str(checkpoint(family)), offline=True), "answer", weights=False)
+    long = f"{context} " * 8
+    start = long.rindex(answer)
+    prompt = QuestionContext("Who?", long)
+    windows = span_features(loaded, Example(prompt, answer, (start, start + len(answer))), max_seq_len=48, doc_stride=8)
+    document = split(loaded, prompt, max_seq_len=48, doc_stride=8)
+    assert [each.input_ids for each in windows] == [window.input_ids for window in document.windows]
+    found = 0
+    for each, window in zip(windows, document.windows, strict=True):
+        if each.end_position == window.null_at:
+            continue
+        first, last = (place - window.text_at + window.begin for place in (each.start_position, each.end_position))
+        begin, end = document.chars[first][0], document.chars[last][1]
+        assert begin <= start < start + len(answer) <= end
+        found += 1
+    assert found
+
+
+def test_no_answer_is_the_null_position_in_every_window(checkpoint: Checkpoint) -> None:
+    loaded = load_model(LoadSettings(model=str(checkpoint("bert")), offline=True), "answer", weights=False)
+    task = get_task("question-answering")
+    row = {"question": "Who?", "context": "The quick brown fox. " * 20, "answers": {"text": [], "answer_start": []}}
+    (example,) = task.examples(row, traits_of(loaded, task), Wording())
+    windows = span_features(loaded, example, max_seq_len=48, doc_stride=8)
+    assert len(windows) > 1
+    assert {(each.start_position, each.end_position) for each in windows} == {(0, 0)}
+
+
+def test_an_answer_is_found_where_its_place_is_wrong_and_refused_where_it_is_nowhere(checkpoint: Checkpoint) -> None:
+    loaded = load_model(LoadSettings(model=str(checkpoint("bert")), offline=True), "answer", weights=False)
+    task = get_task("question-answering")
+    traits = traits_of(loaded, task)
+    row = {"question": "Who?", "context": "The quick brown fox.", "answers": {"text": ["fox"], "answer_start": [3]}}
+    (example,) = task.examples(row, traits, Wording())
+    assert example.span == (16, 19)
+    with pytest.raises(InputError, match="does not stand in the text"):
+        task.examples({**row, "answers": {"text": ["cat"], "answer_start": [3]}}, traits, Wording())
+
+
+def test_windows_of_a_question_have_the_answer_or_none(checkpoint: Checkpoint) -> None:
+    task: Any = get_task("question-answering")
+    context = "The quick brown fox jumps. " * 30 + "The lazy dog sleeps. " + "The quick brown fox jumps. " * 30
+    row = {"question": "Who sleeps?", "context": context, "answers": {"text": ["The lazy dog"]}}
+    parts = task.parts(row, 60, lambda text: len(text.split()))
+    assert len(parts) > 2
+    for part in parts:
+        assert part["answers"]["text"] == (["The lazy dog"] if "The lazy dog sleeps" in part["context"] else [])
+    assert sum(bool(part["answers"]["text"]) for part in parts) >= 1

@@ -1,0 +1,210 @@
+"""The examples of a recipe: what is counted, split, mixed and found again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmkit.config.recipe import Recipe
+from llmkit.errors import InputError, UsageError
+from llmkit.heads.base import IGNORED
+from llmkit.training import dataset
+from llmkit.training.dataset import Prepared, prepare
+from llmkit.training.encoding import Encoder, make_encoder
+from llmkit.training.start import open_model, open_task
+from tests.conftest import Checkpoint
+from tests.training.recipes import make_recipe, write_rows
+
+
+@pytest.fixture
+def llama(checkpoint: Checkpoint) -> Path:
+    return checkpoint("llama", max_position_embeddings=512)
+
+
+def encoder_of(recipe: Recipe) -> Encoder:
+    task = open_task(recipe)
+    return make_encoder(recipe, task, open_model(recipe, task, weights=False))
+
+
+def run(recipe: Recipe) -> Prepared:
+    return prepare(recipe, encoder_of(recipe))
+
+
+def pair(number: int, words: int = 3) -> dict[str, Any]:
+    return {"prompt": f"The quick {number} " + "fox " * words, "completion": f"jumps {number}."}
+
+
+def drawn(prepared: Prepared) -> list[dict[str, Any]]:
+    return [prepared.train.rows[index] for index in prepared.train.order]
+
+
+def test_every_row_is_accounted_for(llama: Path, tmp_path: Path) -> None:
+    rows: list[Any] = [pair(0), "not json", pair(1), {"prompt": "a", "completion": " "}, pair(2, 400), {"prompt": "no answer"}]
+    data = {"on_bad_row": "skip", "on_no_label": "drop", "on_overflow": "drop", "max_length": 100}
+    recipe = make_recipe("text-generation", llama, write_rows(tmp_path / "rows.jsonl", rows), data=data)
+    ledger = run(recipe).train.ledger
+    assert (ledger.rows, ledger.bad, ledger.no_label, ledger.too_long, ledger.examples) == (6, 2, 1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("bad", "data", "said"),
+    [
+        ("not json", {}, r"rows.jsonl:2 is not JSON.*mend it"),
+        ({"prompt": "x", "completion": ""}, {}, r"rows.jsonl:2 has nothing to learn.*on_no_label"),
+        (pair(1, 400), {"max_length": 100}, r"rows.jsonl:2 has \d+ tokens, too many.*max_length"),
+    ],
+)
+def test_a_row_that_is_not_allowed_stops_the_run_and_is_named(
+    bad: Any, data: dict[str, Any], said: str, llama: Path, tmp_path: Path
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [pair(0), bad, pair(2), bad])
+    with pytest.raises(InputError, match=said) as caught:
+        run(make_recipe("text-generation", llama, path, data=data))
+    assert "1 more" in str(caught.value)
+
+
+def test_several_processes_and_the_second_time_give_the_same(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [pair(number) for number in range(600)])
+    one = run(make_recipe("text-generation", llama, path, data={"num_proc": 1})).train.examples[:]
+    monkeypatch.setenv("LLMKIT_CACHE", str(tmp_path / "other"))
+    recipe = make_recipe("text-generation", llama, path, data={"num_proc": 2})
+    assert run(recipe).train.examples[:] == one
+
+    def again(*_: Any) -> None:
+        raise AssertionError("tokenized again")
+
+    monkeypatch.setattr(dataset, "_encode_batch", again)
+    assert run(recipe).train.examples[:] == one
+
+
+@pytest.mark.parametrize("changed", ["data", "max_length", "system", "tokenizer"])
+def test_what_changes_the_examples_makes_them_anew(
+    changed: str, llama: Path, tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [pair(number) for number in range(3)])
+    before = run(make_recipe("text-generation", llama, path)).train.examples[:]
+    sections: dict[str, Any] = {}
+    if changed == "data":
+        write_rows(path, [pair(number) for number in range(3, 6)])
+    elif changed == "max_length":
+        sections["data"] = {"max_length": 10, "on_overflow": "truncate"}
+    elif changed == "system":
+        sections["prompt"] = {"system": "The lazy dog."}
+    else:
+        sections["tokenizer"] = {"add_tokens": ["quick"]}
+    assert run(make_recipe("text-generation", llama, path, **sections)).train.examples[:] != before
+
+
+def test_held_back_rows_share_no_input_with_the_others(llama: Path, tmp_path: Path) -> None:
+    rows = [{**pair(number % 20), "completion": f"answer {number}"} for number in range(100)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    recipe = make_recipe("text-generation", llama, path, data={"validation_fraction": 0.2})
+    prepared = run(recipe)
+    assert prepared.validation is not None
+    held = {prepared.validation.rows[index]["prompt"] for index in prepared.validation.order}
+    assert not held & {row["prompt"] for row in drawn(prepared)}
+    assert len(prepared.validation.order) == 20
+    assert len(prepared.train.order) == 80
+    assert run(recipe).validation.order == prepared.validation.order  # type: ignore[union-attr]
+    other = run(make_recipe("text-generation", llama, path, data={"validation_fraction": 0.2, "seed": 1}))
+    assert other.validation is not None
+    assert other.validation.order != prepared.validation.order
+
+
+def test_a_mixture_has_its_shares_and_leaves_no_row_out(llama: Path, tmp_path: Path) -> None:
+    many = write_rows(tmp_path / "many.jsonl", [pair(number) for number in range(60)])
+    few = write_rows(tmp_path / "few.jsonl", [pair(number) for number in range(100, 110)])
+    train = [{"path": str(many), "weight": 3.0}, {"path": str(few), "weight": 1.0}]
+    prepared = run(make_recipe("text-generation", llama, train))
+    counts = Counter(row["prompt"] for row in drawn(prepared))
+    assert len(counts) == 70
+    assert prepared.train.ledger.sources == ((str(many), 60, 60), (str(few), 10, 20))
+    assert set(counts.values()) == {1, 2}
+    with pytest.raises(UsageError, match="weight"):
+        run(make_recipe("text-generation", llama, [{"path": str(many), "weight": 3.0}, str(few)]))
+
+
+def test_long_text_is_cut_into_blocks_that_hold_all_of_it(llama: Path, tmp_path: Path) -> None:
+    text = "The quick brown fox jumps over the lazy dog. 今天天气很好。" * 20
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": text}])
+    recipe = make_recipe("text-generation", llama, path, data={"max_length": 64})
+    prepared, encoder = run(recipe), encoder_of(recipe)
+    ids = [token for line in prepared.train.examples["input_ids"] for token in line]
+    tokenizer: Any = encoder.loaded.tokenizer
+    assert ids == [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    assert prepared.train.ledger.chunked == 1
+    assert max(map(len, prepared.train.examples["input_ids"])) == 64
+
+
+def test_truncation_keeps_the_answer_and_counts_what_it_cuts(llama: Path, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [pair(7, 400)])
+    data = {"max_length": 60, "on_overflow": "truncate"}
+    recipe = make_recipe("text-generation", llama, path, data=data)
+    prepared, encoder = run(recipe), encoder_of(recipe)
+    (ids,), (labels,) = prepared.train.examples["input_ids"], prepared.train.examples["labels"]
+    assert len(ids) <= 60
+    kept = [label for label in labels if label != IGNORED]
+    assert "jumps" in str(encoder.loaded.tokenizer.decode(kept))
+    assert prepared.train.ledger.truncated == 1
+    assert prepared.train.ledger.tokens_cut > 300
+
+
+def test_a_long_conversation_loses_its_oldest_turns(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    turns = [
+        {"role": role, "content": f"{role} number {number}"} for number in range(30) for role in ("user", "assistant")
+    ]
+    path = write_rows(tmp_path / "rows.jsonl", [{"messages": turns}])
+    model = checkpoint("llama", chat=True, max_position_embeddings=2048)
+    data = {"max_length": 200, "on_overflow": "truncate"}
+    recipe = make_recipe("dialogue", model, path, data=data)
+    (labels,) = run(recipe).train.examples["labels"]
+    text = str(encoder_of(recipe).loaded.tokenizer.decode([label for label in labels if label != IGNORED]))
+    assert 1 < text.count("assistant") < 30
+    with pytest.raises(UsageError, match="no answer of its own"):
+        run(make_recipe("dialogue", model, path, data={"on_overflow": "chunk"}))
+
+
+def test_settings_without_effect_are_refused(llama: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [pair(0)])
+    answers = {"question": "Who?", "context": "The fox.", "answers": {"text": ["fox"], "answer_start": [4]}}
+    questions = write_rows(tmp_path / "questions.jsonl", [answers])
+    bert = checkpoint("bert")
+    for recipe in (
+        make_recipe("text-generation", llama, path, data={"max_target_length": 5}),
+        make_recipe("text-generation", llama, path, prompt={"raw": True}),
+        make_recipe("question-answering", bert, questions, data={"max_length": 5}),
+        make_recipe("question-answering", bert, questions, data={"loss_on": "all"}),
+    ):
+        with pytest.raises(UsageError, match="no effect"):
+            run(recipe)
+
+
+def test_a_new_model_learns_its_tokenizer_from_the_training_rows_alone(tmp_path: Path) -> None:
+    rows = [{"text": f"训练文本 number {number % 10}: " + "quick brown fox " * 3} for number in range(20)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    config = {
+        "model_type": "llama",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    recipe = make_recipe(
+        "text-generation", {"config": config}, path, tokenizer={"train": {"vocab_size": 300}}, data={"max_length": 32}
+    )
+    task = open_task(recipe)
+    loaded = open_model(recipe, task, weights=False)
+    tokenizer: Any = loaded.tokenizer
+    assert loaded.model.config.vocab_size == len(tokenizer) <= 300
+    assert tokenizer.decode(tokenizer("训练 fox 😀", add_special_tokens=False)["input_ids"]) == "训练 fox 😀"
+    assert run(recipe).train.ledger.examples >= 20
+    wrong = make_recipe(
+        "text-generation", {"config": {**config, "hiden_size": 3}}, path, tokenizer={"train": {"vocab_size": 300}}
+    )
+    with pytest.raises(UsageError, match="did you mean 'hidden_size'"):
+        open_model(wrong, task, weights=False)

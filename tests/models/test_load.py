@@ -241,7 +241,7 @@ class TestDefault:
     @pytest.fixture(autouse=True)
     def _starter(self, monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint) -> None:
         starter = Source(name="starter", folder=checkpoint("qwen3", chat=True))
-        monkeypatch.setattr(locating, "starter_source", lambda *, offline: starter)
+        monkeypatch.setattr(locating, "wheel_source", lambda _, *, offline: starter)
         monkeypatch.setattr(locating, "is_cached", lambda name: False)
         monkeypatch.setattr(locating, "is_offline", lambda: False)
         monkeypatch.setattr(locating, "hub_reachable", lambda: False)
@@ -301,7 +301,7 @@ def test_python_too_hears_of_the_limits_for_its_text(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     starter = Source(name="starter", folder=checkpoint("qwen3", chat=True))
-    monkeypatch.setattr(locating, "starter_source", lambda *, offline: starter)
+    monkeypatch.setattr(locating, "wheel_source", lambda _, *, offline: starter)
     monkeypatch.setattr(locating, "is_cached", lambda name: False)
     monkeypatch.setattr("llmkit.api._last", {})
     with caplog.at_level("WARNING", logger="llmkit"):

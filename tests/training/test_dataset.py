@@ -42,7 +42,14 @@ def drawn(prepared: Prepared) -> list[dict[str, Any]]:
 
 
 def test_every_row_is_accounted_for(llama: Path, tmp_path: Path) -> None:
-    rows: list[Any] = [pair(0), "not json", pair(1), {"prompt": "a", "completion": " "}, pair(2, 400), {"prompt": "no answer"}]
+    rows: list[Any] = [
+        pair(0),
+        "not json",
+        pair(1),
+        {"prompt": "a", "completion": " "},
+        pair(2, 400),
+        {"prompt": "no answer"},
+    ]
     data = {"on_bad_row": "skip", "on_no_label": "drop", "on_overflow": "drop", "max_length": 100}
     recipe = make_recipe("text-generation", llama, write_rows(tmp_path / "rows.jsonl", rows), data=data)
     ledger = run(recipe).train.ledger

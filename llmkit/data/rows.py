@@ -1,9 +1,9 @@
-"""Rows of a file or of standard input, one at a time: JSON Lines, JSON, CSV, TSV, plain text and Parquet.
+"""Rows of a file or of standard input, one at a time: JSON Lines, JSON, CSV, TSV, plain text, Parquet and Arrow.
 
 Knows the formats and their encodings, and says of everything that cannot be read where it stands and why: a row that
 is bad becomes a `Record` with an error and reading goes on, a file that is bad raises. Holds one row at a time (of
-Parquet a small batch), except of ``.json``, which is read whole: give large inputs as JSON Lines. Does not know what
-the columns mean, which are needed, or what is done with a bad row.
+Parquet and Arrow a small batch), except of ``.json`` and of text by document, which are read whole: give large inputs
+as JSON Lines. Does not know what the columns mean, which are needed, or what is done with a bad row.
 """
 
 from __future__ import annotations
@@ -21,23 +21,25 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, Literal, NamedTuple, NoReturn, cast
 
 from llmkit.data.text import decode_text, find_codec, refuse_wide
 from llmkit.errors import InputError
 
-__all__ = ["MAX_ROW_BYTES", "Record", "open_records", "read_rows"]
+__all__ = ["MAX_ROW_BYTES", "SUFFIXES", "Layout", "Record", "is_rows", "open_records", "read_rows"]
 
 MAX_ROW_BYTES = 16 * 2**20
 """The longest row of a text format, which is also the most that is held of one. UTF-16 and UTF-32 count as UTF-8."""
 
-_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
+_BINARY = (".parquet", ".arrow")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 _CHUNK_BYTES = 2**16
 _HEAD_BYTES = 2**13
-_PARQUET_ROWS = 64
+_BATCH_ROWS = 64
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _FOREIGN = (
@@ -59,6 +61,31 @@ class Record:
     """Why it cannot; the text names ``where``."""
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What a file's name does not say of it."""
+
+    format: str | None = None
+    """The suffix it should have had, without the dot."""
+    column_names: tuple[str, ...] = ()
+    """CSV and TSV without a header."""
+    quotes: bool = True
+    """CSV and TSV: whether a quotation mark encloses a field; False takes it as a character."""
+    sample_by: Literal["line", "paragraph", "document"] = "line"
+    """Plain text: what one row is. Paragraphs have an empty line between them."""
+    blank_lines: bool = False
+    """Plain text by line: whether a blank line is a row."""
+
+
+_USUAL = Layout()
+
+
+def is_rows(path: Path) -> bool:
+    """Whether a file's name says that it holds rows."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    return bool(suffixes) and (suffixes[-1] in SUFFIXES or (suffixes[-1] == ".gz" and suffixes[0] in SUFFIXES))
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """All rows of a small file, such as few-shot examples.
 
@@ -73,36 +100,40 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def open_records(source: str | Path, *, encoding: str | None = None, text_column: str = "text") -> Iterator[Record]:
+def open_records(
+    source: str | Path, *, encoding: str | None = None, text_column: str = "text", layout: Layout = _USUAL
+) -> Iterator[Record]:
     """The rows of a source, lazily and in order.
 
-    A file's suffix says its format: ``.jsonl``, ``.ndjson``, ``.json`` (a list of objects), ``.csv``, ``.tsv``
-    (the first row names the columns), ``.txt`` (one row a line), each also with ``.gz``, or ``.parquet``. Only LF and
-    CRLF end a line. Blank lines are no rows but count in the numbers. In CSV and TSV a row may have several lines;
-    after one that cannot be parsed, reading goes on with the line after its first.
+    A file's suffix says its format: ``.jsonl``, ``.ndjson``, ``.json`` (a list of objects, or an object with one),
+    ``.csv``, ``.tsv`` (the first row names the columns), ``.txt`` (one row a line), each also with ``.gz``, or
+    ``.parquet`` or ``.arrow``. Only LF and CRLF end a line. Blank lines are no rows but count in the numbers. In CSV
+    and TSV a row may have several lines; after one that cannot be parsed, reading goes on with its second line.
 
     Args:
         source: a file, or ``"-"`` for standard input: JSON Lines if its first character that is not blank is ``{``,
             and otherwise plain text.
         encoding: of a text format; None is UTF-8. A byte order mark is removed.
         text_column: the column in which the lines of plain text are put.
+        layout: what the suffix does not say, or says wrongly.
 
     Raises:
         InputError: the source cannot be read as rows, or holds none; partly when the iterator is asked for a row.
     """
     codec = find_codec(encoding or "utf-8").removesuffix("-sig")
     if source == "-":
-        records = _text_records(None, "standard input", "", False, codec, text_column)
+        records = _text_records(None, "standard input", "", False, codec, text_column, layout)
         return _some(records, "standard input")
     path, name = Path(source), str(source)
     _check_file(path, name)
-    suffix, packed = _format(path, name)
-    if suffix != ".parquet":
-        records = _text_records(path, name, suffix, packed, codec, text_column)
+    suffix, packed = _format(path, name, layout.format)
+    if suffix not in _BINARY:
+        records = _text_records(path, name, suffix, packed, codec, text_column, layout)
     elif encoding is None:
-        records = _parquet_records(path, name)
+        records = _binary_records(path, name, suffix)
     else:
-        raise InputError(f"{name} is Parquet, on which --encoding has no effect", "leave it out")
+        kind = suffix.removeprefix(".").capitalize()
+        raise InputError(f"{name} is {kind}, on which --encoding has no effect", "leave it out")
     return _some(records, name)
 
 
@@ -123,16 +154,17 @@ def _unreadable(name: str, error: Exception) -> InputError:
 
 
 def _listed() -> str:
-    return f"{', '.join(_SUFFIXES[:-1])} (each also with .gz) or {_SUFFIXES[-1]}"
+    texts = [suffix for suffix in SUFFIXES if suffix not in _BINARY]
+    return f"{', '.join(texts)} (each also with .gz), {' or '.join(_BINARY)}"
 
 
-def _format(path: Path, name: str) -> tuple[str, bool]:
+def _format(path: Path, name: str, said: str | None) -> tuple[str, bool]:
     """The suffix that says the format, and whether gzip is around it."""
     packed = path.suffix.lower() == ".gz"
-    suffix = Path(path.stem).suffix.lower() if packed else path.suffix.lower()
-    if packed and suffix == ".parquet":
-        raise InputError(f"{name} is Parquet inside gzip", "unpack it: Parquet is compressed by itself")
-    if suffix not in _SUFFIXES:
+    suffix = f".{said}" if said else Path(path.stem).suffix.lower() if packed else path.suffix.lower()
+    if packed and suffix in _BINARY:
+        raise InputError(f"{name} is {suffix.removeprefix('.').capitalize()} inside gzip", "unpack it")
+    if suffix not in SUFFIXES:
         raise InputError(f"{name} has the suffix {path.suffix or '(none)'}", f"give {_listed()}")
     return suffix, packed
 
@@ -277,7 +309,7 @@ def _divided(chunks: Iterator[bytes]) -> Iterator[tuple[bytes, int]]:
 
 
 def _text_records(
-    path: Path | None, name: str, suffix: str, packed: bool, codec: str, text_column: str
+    path: Path | None, name: str, suffix: str, packed: bool, codec: str, text_column: str, layout: Layout
 ) -> Iterator[Record]:
     with _opened(path, name, packed) as file:
         chunks = _checked(_chunks(file, name), name, codec)
@@ -286,21 +318,30 @@ def _text_records(
         if suffix == ".json":
             yield from _json_records(decode_text(b"".join(chunks), name, codec), name)
             return
+        if suffix == ".txt" and layout.sample_by == "document":
+            text = decode_text(b"".join(chunks), name, codec).removeprefix("\ufeff")
+            if text.strip():
+                yield Record(name, {text_column: text})
+            return
         lines = _lines(chunks, name, codec)
         if suffix in _DELIMITERS:
-            yield from _table_records(lines, name, suffix)
+            yield from _table_records(lines, name, suffix, layout)
+        elif suffix == ".txt" and layout.sample_by == "paragraph":
+            yield from _paragraph_records(lines, name, text_column)
         else:
-            yield from _line_records(lines, name, suffix, text_column)
+            yield from _line_records(lines, name, suffix, text_column, layout.blank_lines)
 
 
-def _line_records(lines: Iterator[_Line], name: str, suffix: str, text_column: str) -> Iterator[Record]:
+def _line_records(
+    lines: Iterator[_Line], name: str, suffix: str, text_column: str, blank_lines: bool
+) -> Iterator[Record]:
     is_json = suffix != ".txt" if suffix else None
     for line in lines:
         where = f"{name}:{line.number}"
         if line.error is not None:
             yield Record(where, None, line.error)
             continue
-        if not line.text.strip():
+        if not line.text.strip() and not blank_lines:
             continue
         if is_json is None:
             is_json = line.text.lstrip().startswith("{")
@@ -308,6 +349,17 @@ def _line_records(lines: Iterator[_Line], name: str, suffix: str, text_column: s
             yield _json_record(line.text, where)
         else:
             yield Record(where, {text_column: line.text.removesuffix("\n").removesuffix("\r")})
+
+
+def _paragraph_records(lines: Iterator[_Line], name: str, text_column: str) -> Iterator[Record]:
+    for blank, run in groupby(lines, key=lambda line: not line.text.strip() and line.error is None):
+        if blank:
+            continue
+        paragraph = list(run)
+        where = f"{name}:{paragraph[0].number}"
+        error = next((line.error for line in paragraph if line.error is not None), None)
+        text = "".join(line.text.replace("\r\n", "\n") for line in paragraph).removesuffix("\n")
+        yield Record(where, None if error else {text_column: text}, error)
 
 
 def _bad(where: str, problem: str, fix: str) -> Record:
@@ -344,11 +396,27 @@ def _json_records(text: str, name: str) -> Iterator[Record]:
         raise InputError(f"{name}:{error.lineno} is not JSON ({error.msg})", "mend the line") from error
     except ValueError as error:
         raise InputError(f"{name} is not JSON ({_reason(error)})", "mend the file") from error
+    if isinstance(content, dict):
+        content = _only_list(content, name)
     if not isinstance(content, list):
         raise InputError(f"{name} does not hold a list", "give a JSON list of objects, or JSON Lines as .jsonl")
     escapes = bool(_HALF_OF_A_PAIR.search(text))
     for number, row in enumerate(content, start=1):
         yield _object_record(row, f"{name}, item {number}", escapes=escapes)
+
+
+def _only_list(content: dict[str, Any], name: str) -> list[Any]:
+    """The rows of a file that has something around them, such as SQuAD's ``{"version": …, "data": […]}``."""
+    lists = {
+        key: value for key, value in content.items() if isinstance(value, list) and value and isinstance(value[0], dict)
+    }
+    if len(lists) == 1:
+        return next(iter(lists.values()))
+    keys = ", ".join(list(lists or content)[:8])
+    raise InputError(
+        f"{name} holds an object with {'several lists' if lists else 'no list'} of objects ({keys})",
+        "give a JSON list of objects, or JSON Lines as .jsonl",
+    )
 
 
 def _reason(error: ValueError) -> str:
@@ -403,30 +471,40 @@ class _TableLines:
         self._again.extendleft(reversed(self.row[1:]))
 
 
-def _table_records(lines: Iterator[_Line], name: str, suffix: str) -> Iterator[Record]:
-    rows = _table_rows(lines, name, _DELIMITERS[suffix])
-    _, header = next(rows, ("", None))
+def _table_records(lines: Iterator[_Line], name: str, suffix: str, layout: Layout) -> Iterator[Record]:
+    rows = _table_rows(lines, name, _DELIMITERS[suffix], layout.quotes)
+    header: list[str] | InputError | None = list(layout.column_names)
+    if not header:
+        _, header = next(rows, ("", None))
     if header is None:
         return
     if isinstance(header, InputError):
         raise header
-    _check_separator(header, name, suffix)
+    if not layout.column_names:
+        _check_separator(header, name, suffix)
     _check_columns(header, name)
     for where, cells in rows:
         if isinstance(cells, InputError):
             yield Record(where, None, cells)
         elif len(cells) != len(header):
-            problem = f"does not have the {len(header)} columns of the header (it has {len(cells)})"
+            problem = f"does not have the {len(header)} columns of the {_header_is(layout)} (it has {len(cells)})"
             yield _bad(where, problem, "quote fields that contain the separator")
         else:
             yield Record(where, dict(zip(header, cells, strict=True)))
 
 
-def _table_rows(lines: Iterator[_Line], name: str, delimiter: str) -> Iterator[tuple[str, list[str] | InputError]]:
+def _header_is(layout: Layout) -> str:
+    return "column_names" if layout.column_names else "header"
+
+
+def _table_rows(
+    lines: Iterator[_Line], name: str, delimiter: str, quotes: bool
+) -> Iterator[tuple[str, list[str] | InputError]]:
     """Where each row begins, and its cells or why it has none."""
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))  # of the process; 128 KiB unless raised
     asked = _TableLines(lines)
-    reader = csv.reader(asked, delimiter=delimiter, strict=True)
+    quoting: Any = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    reader = csv.reader(asked, delimiter=delimiter, strict=True, quoting=quoting)
     while True:
         asked.begin_row()
         try:
@@ -463,35 +541,57 @@ def _check_columns(names: list[str], name: str) -> None:
         raise InputError(f"{name} has more than one column {', '.join(twice)}", "give each column a name of its own")
 
 
-# Parquet.
+# Parquet and Arrow.
 
 
-def _parquet_records(path: Path, name: str) -> Iterator[Record]:
+def _binary_records(path: Path, name: str, suffix: str) -> Iterator[Record]:
     from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
 
     with _opened(path, name, packed=False) as file:
         head = next(_chunks(file, name), b"")
     if not head:
         return
-    if not head.startswith(b"PAR1"):
+    if suffix == ".parquet" and not head.startswith(b"PAR1"):
         _refuse_foreign(head, name)
         raise InputError(f"{name} is not Parquet, which its name says", "rename it, or copy it again")
     number = 0
     try:
-        # A buffer, and none ahead: otherwise a whole row group is held.
-        with ParquetFile(path, buffer_size=2**20, pre_buffer=False) as table:
-            _check_columns(table.schema_arrow.names, name)
-            for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
-                for row in _batch_rows(batch):
-                    number += 1
-                    where = f"{name}, row {number}"
-                    if isinstance(row, Exception):
-                        yield _bad(where, f"cannot be read ({row})", "mend the row")
-                    else:
-                        yield Record(where, row)
+        for batch in _parquet_batches(path, name) if suffix == ".parquet" else _arrow_batches(path, name, head):
+            for row in _batch_rows(batch):
+                number += 1
+                where = f"{name}, row {number}"
+                if isinstance(row, Exception):
+                    yield _bad(where, f"cannot be read ({row})", "mend the row")
+                else:
+                    yield Record(where, row)
     except (ArrowException, OSError) as error:
         raise InputError(f"{name} is damaged ({error})", "copy it again, or write it anew") from error
+
+
+def _parquet_batches(path: Path, name: str) -> Iterator[Any]:
+    from pyarrow.parquet import ParquetFile
+
+    # A buffer, and none ahead: otherwise a whole row group is held.
+    with ParquetFile(path, buffer_size=2**20, pre_buffer=False) as table:
+        _check_columns(table.schema_arrow.names, name)
+        yield from table.iter_batches(batch_size=_BATCH_ROWS)
+
+
+def _arrow_batches(path: Path, name: str, head: bytes) -> Iterator[Any]:
+    """Of an IPC stream, as Datasets writes it, or an IPC file."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as file:
+        if head.startswith(b"ARROW1"):
+            table = pa.ipc.open_file(file)
+            batches = (table.get_batch(number) for number in range(table.num_record_batches))
+        else:
+            table = pa.ipc.open_stream(file)
+            batches = iter(table)
+        _check_columns(table.schema.names, name)
+        for batch in batches:
+            for start in range(0, batch.num_rows, _BATCH_ROWS):
+                yield batch.slice(start, _BATCH_ROWS)
 
 
 def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | Exception]:

@@ -1,0 +1,229 @@
+"""The raw rows of one source of a recipe: files, folders, patterns, aligned line files, or a data set of the Hub.
+
+Knows which files a source means, in a stable order. Does not know what the columns mean (`llmkit.data.shapes`).
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import Any
+
+from llmkit.config.recipe import SourceSection
+from llmkit.data.rows import SUFFIXES, Layout, Record, is_rows, open_records
+from llmkit.errors import HubUnreachableError, InputError, UsageError
+from llmkit.log import log
+
+__all__ = ["aligned_files", "files_of", "layout_of", "open_source", "splits_of"]
+
+_SPLITS = {"train": "train", "training": "train", "valid": "validation", "validation": "validation", "val": "validation",
+           "dev": "validation", "test": "test", "testing": "test", "eval": "test"}  # fmt: skip
+"""As `datasets` reads them from the names of files and folders."""
+
+_NOTES = frozenset({"readme", "license", "licence", "copying", "attribution", "notice", "changelog", "dataset_infos"})
+"""Files that come with data and are none."""
+
+
+def open_source(source: SourceSection) -> Iterator[Record]:
+    """The rows of a source as they stand there, lazily.
+
+    Raises:
+        InputError: a file is missing or cannot be read; partly when the iterator is asked for a row.
+    """
+    rows = _aligned(source) if source.aligned is not None else _plain(source)
+    return islice(rows, source.max_rows)
+
+
+def layout_of(source: SourceSection) -> Layout:
+    """What the source says of the form of its files."""
+    return Layout(
+        format=source.format,
+        column_names=tuple(source.column_names or ()),
+        quotes=source.quotes,
+        sample_by=source.sample_by or "line",
+    )
+
+
+def files_of(source: SourceSection) -> list[Path]:
+    """The files of a source; none of a Hub id."""
+    if source.aligned is not None:
+        return [_existing(name) for name in source.aligned.values()]
+    return [] if _hub_id(source) else _split_files(source)
+
+
+def splits_of(paths: Sequence[str]) -> list[str]:
+    """The splits that the names of files in a folder tell, such as train and validation; none of anything else."""
+    if len(paths) != 1 or not Path(paths[0]).is_dir():
+        return []
+    return sorted({split for path in _in_folder(Path(paths[0])) if (split := _split(path, Path(paths[0])))})
+
+
+# Files.
+
+
+def _plain(source: SourceSection) -> Iterator[Record]:
+    if name := _hub_id(source):
+        yield from _from_hub(name, source)
+        return
+    files = _split_files(source)
+    for path in files:
+        yield from open_records(path, encoding=source.encoding, layout=layout_of(source))
+
+
+def _hub_id(source: SourceSection) -> str | None:
+    """The Hub's data set that a path means: owner/name, where no file has that name."""
+    (first, *more) = source.path or [""]
+    local = first.startswith((".", "/", "~")) or Path(first).exists() or any(sign in first for sign in "*?[")
+    if more or local or first.count("/") != 1 or is_rows(Path(first)):
+        if named := [name for name in ("name", "revision") if getattr(source, name) is not None]:
+            raise UsageError(f"{first} is not on the Hub, so {' and '.join(named)} has no effect", "leave it out")
+        return None
+    return first
+
+
+def _split_files(source: SourceSection) -> list[Path]:
+    files: list[Path] = []
+    for name in source.path or ():
+        found = _files(name, any_name=source.format is not None)
+        root = Path(name).expanduser()
+        splits = {path: _split(path, root) for path in found} if root.is_dir() else {}
+        known = sorted({split for split in splits.values() if split})
+        if source.split is not None:
+            wanted = _SPLITS.get(source.split, source.split)
+            if wanted not in known:
+                raise InputError(
+                    f"{name} has no files of the split {source.split}", f"it has: {', '.join(known) or 'none'}"
+                )
+            found = [path for path in found if splits[path] == wanted]
+        elif len(known) > 1:
+            raise InputError(f"{name} holds several splits ({', '.join(known)})", "say which one with split")
+        files += found
+    return files
+
+
+def _files(name: str, *, any_name: bool) -> list[Path]:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        found = _saved(path) or _in_folder(path)
+        if not found:
+            raise InputError(f"the folder {name} holds no rows", f"put files there that end in {', '.join(SUFFIXES)}")
+        return found
+    if any(sign in name for sign in "*?[") and not path.exists():
+        found = sorted(Path(each) for each in glob.glob(str(path), recursive=True))
+        found = [each for each in found if each.is_file() and (any_name or is_rows(each))]
+        if not found:
+            raise InputError(f"no file of rows matches {name}", "check the pattern")
+        return found
+    return [_existing(name)]
+
+
+def _existing(name: str) -> Path:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        near = "a Hub id has the form owner/name" if "/" not in name else "check the path"
+        raise InputError(f"there is no file {name}", near)
+    return path
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """All files of rows below a folder; what only comes with them is passed over."""
+    found, passed = [], []
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_dir() or hidden:
+            continue
+        note = path.name.split(".")[0].lower() in _NOTES
+        (found if is_rows(path) and not note else passed).append(path)
+    if passed and found:
+        log.info("not read in %s: %s", folder, ", ".join(path.name for path in passed[:8]))
+    return found
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The files of a folder that `datasets.Dataset.save_to_disk` wrote."""
+    state = folder / "state.json"
+    if not state.is_file():
+        return []
+    try:
+        return [folder / item["filename"] for item in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{state} is damaged ({error})", "save the data set again") from error
+
+
+def _split(path: Path, root: Path) -> str | None:
+    """The split that a file's name, or that of its folder, begins with."""
+    for part in reversed(path.relative_to(root).parts):
+        word = "".join(char if char.isalpha() else " " for char in part.lower()).split()
+        if word and word[0] in _SPLITS:
+            return _SPLITS[word[0]]
+    return None
+
+
+# Lines that belong together.
+
+
+def aligned_files(paths: Sequence[str]) -> list[str]:
+    """The two files of lines that some paths mean, if they do: given as such, or matched by a pattern."""
+    names = [name for path in paths for name in (sorted(glob.glob(path)) if "*" in path else [path])]
+    files = [Path(name).expanduser() for name in names]
+    if len(files) != 2 or not all(path.is_file() for path in files) or any(map(is_rows, files)):
+        plain = len(files) == 2 and all(path.is_file() and path.suffix == ".txt" for path in files)
+        if not plain:
+            return []
+    return names
+
+
+def _aligned(source: SourceSection) -> Iterator[Record]:
+    assert source.aligned is not None
+    names = list(source.aligned.values())
+    texts = [_lines(_existing(name), source.encoding) for name in names]
+    for number, row in enumerate(zip_longest(*texts), start=1):
+        if any(line is None for line in row):
+            longer = names[next(place for place, line in enumerate(row) if line is not None)]
+            shorter = names[next(place for place, line in enumerate(row) if line is None)]
+            raise InputError(
+                f"{shorter} has {number - 1} lines and {longer} has more, so they do not belong together",
+                "give files with the same number of lines",
+            )
+        where = f"{names[0]}:{number}"
+        bad = next((line.error for line in row if isinstance(line, Record)), None)
+        if bad is not None:
+            yield Record(where, None, bad)
+        elif any(line.strip() for line in row):
+            yield Record(where, dict(zip(source.aligned, row, strict=True)))
+
+
+def _lines(path: Path, encoding: str | None) -> Iterator[Any]:
+    """Every line of a file, blank ones too; in place of one that cannot be read its record."""
+    expected = 1
+    for record in open_records(path, encoding=encoding, layout=Layout(format="txt")):
+        number = int(record.where.rpartition(":")[2])
+        yield from [""] * (number - expected)  # blank lines are no rows, but must not shift the others
+        expected = number + 1
+        yield record if record.row is None else record.row["text"]
+
+
+# The Hub.
+
+
+def _from_hub(name: str, source: SourceSection) -> Iterator[Record]:
+    import datasets
+
+    try:
+        table = datasets.load_dataset(name, source.name, split=source.split, revision=source.revision, streaming=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        offline = isinstance(error, ConnectionError | datasets.exceptions.DatasetNotFoundError) or "offline" in reason
+        if offline:
+            raise HubUnreachableError(
+                f"the data set {name} cannot be read from the Hub ({reason})",
+                "check the name and the network; there is no file of that name either",
+            ) from error
+        raise InputError(f"the data set {name} cannot be read ({reason})", "check name, split and revision") from error
+    if isinstance(table, dict):
+        raise InputError(f"{name} has the splits {', '.join(table)}", "say which one with split")
+    for number, row in enumerate(table, start=1):
+        yield Record(f"{name}, row {number}", dict(row))

@@ -19,8 +19,11 @@ from llmkit.log import log
 
 __all__ = ["aligned_files", "files_of", "layout_of", "open_source", "splits_of"]
 
-_SPLITS = {"train": "train", "training": "train", "valid": "validation", "validation": "validation", "val": "validation",
-           "dev": "validation", "test": "test", "testing": "test", "eval": "test"}  # fmt: skip
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval"), "test"),
+}
 """As `datasets` reads them from the names of files and folders."""
 
 _NOTES = frozenset({"readme", "license", "licence", "copying", "attribution", "notice", "changelog", "dataset_infos"})
@@ -112,12 +115,17 @@ def _files(name: str, *, any_name: bool) -> list[Path]:
             raise InputError(f"the folder {name} holds no rows", f"put files there that end in {', '.join(SUFFIXES)}")
         return found
     if any(sign in name for sign in "*?[") and not path.exists():
-        found = sorted(Path(each) for each in glob.glob(str(path), recursive=True))
+        found = _matching(name)
         found = [each for each in found if each.is_file() and (any_name or is_rows(each))]
         if not found:
             raise InputError(f"no file of rows matches {name}", "check the pattern")
         return found
     return [_existing(name)]
+
+
+def _matching(pattern: str) -> list[Path]:
+    pattern = str(Path(pattern).expanduser())
+    return sorted(Path(each) for each in glob.glob(pattern, recursive=True))  # noqa: PTH207 - absolute too
 
 
 def _existing(name: str) -> Path:
@@ -130,7 +138,8 @@ def _existing(name: str) -> Path:
 
 def _in_folder(folder: Path) -> list[Path]:
     """All files of rows below a folder; what only comes with them is passed over."""
-    found, passed = [], []
+    found: list[Path] = []
+    passed: list[Path] = []
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if path.is_dir() or hidden:
@@ -167,7 +176,7 @@ def _split(path: Path, root: Path) -> str | None:
 
 def aligned_files(paths: Sequence[str]) -> list[str]:
     """The two files of lines that some paths mean, if they do: given as such, or matched by a pattern."""
-    names = [name for path in paths for name in (sorted(glob.glob(path)) if "*" in path else [path])]
+    names = [name for path in paths for name in (map(str, _matching(path)) if "*" in path else [path])]
     files = [Path(name).expanduser() for name in names]
     if len(files) != 2 or not all(path.is_file() for path in files) or any(map(is_rows, files)):
         plain = len(files) == 2 and all(path.is_file() and path.suffix == ".txt" for path in files)
@@ -198,11 +207,7 @@ def _aligned(source: SourceSection) -> Iterator[Record]:
 
 def _lines(path: Path, encoding: str | None) -> Iterator[Any]:
     """Every line of a file, blank ones too; in place of one that cannot be read its record."""
-    expected = 1
-    for record in open_records(path, encoding=encoding, layout=Layout(format="txt")):
-        number = int(record.where.rpartition(":")[2])
-        yield from [""] * (number - expected)  # blank lines are no rows, but must not shift the others
-        expected = number + 1
+    for record in open_records(path, encoding=encoding, layout=Layout(format="txt", blank_lines=True)):
         yield record if record.row is None else record.row["text"]
 
 

@@ -21,6 +21,8 @@ from typer.exceptions import TyperException
 
 from llmkit import __version__
 from llmkit.cli.chat import chat
+from llmkit.cli.data import data, data_check
+from llmkit.cli.finetune import finetune
 from llmkit.cli.generate import generate, next_
 from llmkit.cli.models import download, inspect, models
 from llmkit.cli.options import Stopped, command, flags
@@ -44,6 +46,9 @@ command(app, "answer", answer)
 command(app, "chat", chat)
 command(app, "translate", translate)
 command(app, "next", next_)
+command(app, "finetune", finetune)
+command(data, "check", data_check)
+app.add_typer(data, name="data")
 command(app, "inspect", inspect)
 command(app, "models", models)
 command(app, "download", download)

@@ -93,7 +93,7 @@ def _propose(
 ) -> tuple[Recipe, tuple[str, ...]]:
     """A recipe for some data, with everything about its form found and set."""
     from llmkit.config.recipe import SourceSection, recipe_adapter
-    from llmkit.data.shapes import propose
+    from llmkit.data.proposals import propose
     from llmkit.data.sources import splits_of
     from llmkit.tasks import find_task
 

@@ -219,7 +219,7 @@ class SourceSection(Section):
     """Hub, or a folder with a file a split: which split."""
     revision: str | None = None
     """Hub: branch, tag or commit hash."""
-    shape: Literal["columns", "squad", "sharegpt", "alpaca", "messages", "turns", "translation"] | None = None
+    shape: Literal["columns", "squad", "messages", "alpaca"] | None = None
     """How rows are laid out; found from the first rows if not said (``llmkit data check`` tells)."""
     columns: dict[str, str] = {}
     """From the task's column to the column of the rows; ``a.b`` looks into an object."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import SourceSection
-from llmkit.data.shapes import task_rows
+from llmkit.data.proposals import task_rows
 from llmkit.data.sources import files_of
 from llmkit.errors import InputError
 from llmkit.training.store import code_version, digest, kept_table

@@ -1,0 +1,418 @@
+"""What some data are, found from their first rows: the form of the file, the shape, and which column is which.
+
+A proposal is a source with everything set that was found, so that it can be frozen in a recipe. Knows names that
+columns have in the wild, and falls back on their content. Does not read more rows than it needs.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import Any
+
+from llmkit.config.recipe import SourceSection
+from llmkit.data.rows import Layout, Record, is_rows, open_records
+from llmkit.data.shapes import INPUTS, TARGETS, find_messages, look_up, mapped_rows
+from llmkit.data.sources import aligned_files, files_of, open_source
+from llmkit.errors import InputError, UsageError
+from llmkit.log import log
+from llmkit.tasks.languages import Language, detect_language, find_language, language_from_code
+from llmkit.tasks.scripts import is_unspaced
+
+__all__ = ["Proposal", "propose", "task_rows"]
+
+_SAMPLE = 200
+"""Rows that are looked at."""
+_SCAN = 100_000
+"""Rows of a table that are read to see whether its quotation marks enclose anything."""
+_LONG = 40
+"""Characters; no column has a longer name."""
+_BEGINNING = 8
+"""Characters; texts that all begin with as many alike are notes on the others, such as where they are from."""
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    "text": ("text", "content", "body", "paragraphs", "poem", "story", "code", "内容", "正文", "文本", "诗"),
+    "prompt": ("prompt", "instruction", "input", "query", "question", "提示", "指令", "问题"),
+    "completion": ("completion", "response", "output", "answer", "chosen", "target", "回答", "答案", "输出"),
+    "document": ("document", "article", "dialogue", "text", "passage", "report", "source", "content", "body",
+                 "abstract", "input", "正文", "内容", "文章", "原文"),
+    "summary": ("summary", "highlights", "tldr", "abstract", "title", "headline", "target", "summaries", "output",
+                "摘要", "标题", "总结"),
+    "question": ("question", "query", "prompt", "问题"),
+    "context": ("context", "passage", "paragraph", "document", "text", "article", "story", "content", "文章", "上下文",
+                "原文", "内容"),
+    "answers": ("answers", "answer", "answer_text", "output", "label", "答案", "回答"),
+    "source": ("source", "src", "input", "sentence1", "original", "原文"),
+    "target": ("target", "tgt", "output", "sentence2", "translation", "译文"),
+}  # fmt: skip
+"""What the columns of tasks are called, the most telling name first."""
+
+Languages = tuple[str | None, str | None]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """How some data can be read for a task."""
+
+    source: SourceSection
+    """With its form, shape and columns set."""
+    settings: dict[str, str]
+    """Of the task: the languages of a translation."""
+    notes: tuple[str, ...]
+    """What was found, and what is left out, in sentences."""
+
+
+def task_rows(source: SourceSection, task: str, *, languages: Languages = (None, None)) -> Iterator[Record]:
+    """The rows of a source in the columns of a task; what the source does not say of its shape is found first."""
+    if source.shape is None:
+        proposal = propose(source, task, languages=languages)
+        for note in proposal.notes:
+            log.info("%s", note)
+        source = proposal.source
+    return mapped_rows(source, task)
+
+
+def propose(source: SourceSection, task: str, *, languages: Languages = (None, None)) -> Proposal:
+    """Find out how a source can be read for a task.
+
+    Args:
+        languages: source and target of a translation, as far as they are known.
+
+    Raises:
+        InputError: nothing fits; the message lists the columns and says how to name them.
+    """
+    notes: list[str] = []
+    settings: dict[str, str] = {}
+    if task == "translation" and source.aligned is None and (names := aligned_files(source.path or ())):
+        source, settings = _align(source, names, languages)
+        notes.append("two files whose lines belong together")
+    elif source.aligned is None:
+        source = _form(source, notes)
+    rows = _sample(source)
+    found: dict[str, Any]
+    if source.aligned is not None:
+        found = {"shape": "columns"}
+        if task == "translation" and not settings:
+            settings = _languages_of(rows, {name: name for name in ("source", "target")}, languages)
+    elif task == "translation":
+        columns, settings = _translation(source, rows, languages)
+        found = {"shape": "columns", "columns": columns}
+    else:
+        found = _shape(source, rows, task)
+    columns = found.get("columns") or {}
+    found |= _join(rows, task, columns, source)
+    if "sample_by" not in found and task == "text-generation" and _is_prose(source, found):
+        found |= {"sample_by": "document"}
+        notes.append("plain text is taken as one document a file, and cut into blocks of max_length")
+    notes += _left_out(rows, found, columns, task)
+    return Proposal(source.model_copy(update=found), settings, tuple(notes))
+
+
+def _sample(source: SourceSection) -> list[dict[str, Any]]:
+    records = list(islice(open_source(source), _SAMPLE))
+    rows = [record.row for record in records if record.row is not None]
+    if not rows:
+        raise records[0].error or InputError(f"{records[0].where} cannot be read", "mend the row")
+    return rows
+
+
+# The form of a file.
+
+
+def _form(source: SourceSection, notes: list[str]) -> SourceSection:
+    """What the file is, where its name does not say or says wrongly."""
+    files = files_of(source)
+    if not files or source.format not in (None, "csv", "tsv"):
+        return source
+    path, found = files[0], {}
+    suffix = path.suffix.lower() if path.suffix.lower() != ".gz" else Path(path.stem).suffix.lower()
+    kind = source.format or suffix.removeprefix(".")
+    if source.format is None and (suffix == ".txt" or not is_rows(path)):
+        if _is_tabular(path, source):
+            kind = "tsv"
+            notes.append("every line has the same number of tabs, so it is read as TSV")
+        elif not is_rows(path):
+            kind = "txt"
+        if kind != suffix.removeprefix("."):
+            found["format"] = kind
+    if kind in ("csv", "tsv") and source.column_names is None:
+        found |= _header(path, source, kind, notes)
+    source = source.model_copy(update=found)
+    if kind in ("csv", "tsv") and source.quotes and _quotes_enclose_nothing(source):
+        notes.append("quotation marks are characters of the text, and enclose no field")
+        source = source.model_copy(update={"quotes": False})
+    return source
+
+
+def _first_lines(path: Path, source: SourceSection) -> list[str]:
+    records = open_records(path, encoding=source.encoding, layout=Layout(format="txt"))
+    return [record.row["text"] for record in islice(records, _SAMPLE) if record.row is not None]
+
+
+def _is_tabular(path: Path, source: SourceSection) -> bool:
+    counts = Counter(line.count("\t") for line in _first_lines(path, source))
+    tabs, times = counts.most_common(1)[0] if counts else (0, 0)
+    return tabs > 0 and times >= 0.9 * counts.total()
+
+
+def _header(path: Path, source: SourceSection, kind: str, notes: list[str]) -> dict[str, Any]:
+    """Names for the columns of a table whose first row is none of names."""
+    lines = _first_lines(path, source)
+    rows = [row for row in csv.reader(lines, delimiter="\t" if kind == "tsv" else ",") if row]
+    if not rows or _names_columns(rows[0]):
+        return {}
+    names = [f"column{number}" for number in range(1, len(rows[0]) + 1)]
+    notes.append(f"the first row is data and not a header, so the columns are called {', '.join(names)}")
+    return {"column_names": names}
+
+
+def _names_columns(cells: Sequence[str]) -> bool:
+    known = {name for names in _NAMES.values() for name in names} | {"id", "label", "category"}
+    if any(cell.strip().lower() in known for cell in cells):
+        return True
+    if len(set(cells)) < len(cells) or any(not cell.strip() or len(cell) > _LONG for cell in cells):
+        return False
+    words = [cell for cell in cells if any(mark in cell for mark in ".!?,;。！？，；\"'") or " " in cell.strip()]
+    numbers = [cell for cell in cells if cell.strip().replace(".", "").isdigit()]
+    return not words and not numbers and not any(is_unspaced(cell[0]) for cell in cells)
+
+
+def _quotes_enclose_nothing(source: SourceSection) -> bool:
+    """Whether there are rows that cannot be read because of their quotation marks, and could be without."""
+    if not any(record.row is None for record in islice(open_source(source), _SCAN)):
+        return False
+    plain = source.model_copy(update={"quotes": False})
+    bad = sum(record.row is None for record in islice(open_source(source), _SCAN))
+    return sum(record.row is None for record in islice(open_source(plain), _SCAN)) < bad
+
+
+def _is_prose(source: SourceSection, found: Mapping[str, Any]) -> bool:
+    """Whether files of plain text were given whose lines are no rows of their own."""
+    named = source.sample_by is None and list((found.get("columns") or {"text": "text"}).items()) == [("text", "text")]
+    files = files_of(source) if named else []
+    return bool(files) and all((source.format or path.suffix.removeprefix(".")) == "txt" for path in files)
+
+
+# Shapes and columns.
+
+
+def _shape(source: SourceSection, rows: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
+    row = rows[0]
+    if task == "question-answering" and ("paragraphs" in row or "qas" in row):
+        return {"shape": "squad"}
+    named = source.columns.get("messages")
+    messages = named or find_messages(row)
+    if task == "dialogue" and messages is not None:
+        return {"shape": "messages", "columns": {} if messages == "messages" else {"messages": messages}}
+    if task in ("dialogue", "text-generation") and {"instruction", "output"} <= row.keys():
+        return {"shape": "alpaca"}
+    if task == "dialogue":
+        raise _nothing_fits(rows, task)
+    return {"shape": "columns", "columns": _columns(source, rows, task)}
+
+
+def _nothing_fits(rows: Sequence[Mapping[str, Any]], task: str) -> InputError:
+    needed = (*INPUTS[task][-2:], *([TARGETS[task]] if task in TARGETS else []))
+    return InputError(
+        f"no column looks like {' or '.join(needed)} of {task} (columns: {', '.join(map(str, rows[0]))})",
+        f"name them in the recipe, such as data.train.columns: {{{needed[0]}: {next(iter(rows[0]), '…')}}}",
+    )
+
+
+def _columns(source: SourceSection, rows: Sequence[Mapping[str, Any]], task: str) -> dict[str, str]:
+    """From the task's columns to those of the rows, only where the names differ; those that are given stay."""
+    row, given = rows[0], dict(source.columns)
+    if task == "text-generation":
+        pair = _by_name(row, ("prompt", "completion"), given)
+        if len(pair) == 2 and "text" not in given:
+            return _renamed(pair, given)
+        plain = _by_name(row, ("text",), given).get("text") or _longest(rows)
+        if plain is None:
+            raise _nothing_fits(rows, task)
+        return _renamed({"text": plain}, given)
+    wanted = (*INPUTS[task], TARGETS[task])
+    found = _by_name(row, wanted, given)
+    if task == "summarization" and len(found) < 2:
+        found = _by_length(rows) or found
+    if len(found) < len(wanted):
+        raise _nothing_fits(rows, task)
+    return _renamed(found, given)
+
+
+def _renamed(found: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    return {name: column for name, column in found.items() if (column != name or name in given)}
+
+
+def _by_name(row: Mapping[str, Any], wanted: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
+    """Columns by their names, each for one purpose."""
+    found = {name: given[name] for name in wanted if name in given}
+    plain = {str(column).strip().lower(): str(column) for column in row}
+    for name in wanted:
+        free = (plain[each] for each in _NAMES[name] if each in plain and plain[each] not in found.values())
+        if name not in found and (column := next(free, None)) is not None:
+            found[name] = column
+    return found
+
+
+def _texts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The columns of text that tell something: not the same in every row, nor the same beginning."""
+    found = {}
+    for column in rows[0]:
+        values = [value for row in rows if isinstance(value := row.get(column), str) and value.strip()]
+        if len(values) < len(rows) / 2 or (len(rows) > 1 and len(set(values)) == 1):
+            continue
+        # One odd row must not hide a beginning that all others share.
+        if len(values) > 4 and _shared_beginning(sorted(values)[1:-1]) >= _BEGINNING:
+            continue
+        found[str(column)] = values
+    return found
+
+
+def _shared_beginning(values: Sequence[str]) -> int:
+    """Characters that all of the sorted values begin with."""
+    pairs = zip(values[0], values[-1], strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _lengths(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, str]]:
+    texts = _texts(rows)
+    return sorted(((sum(map(len, values)) / len(values), column) for column, values in texts.items()), reverse=True)
+
+
+def _longest(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    lengths = _lengths(rows)
+    return lengths[0][1] if lengths else None
+
+
+def _by_length(rows: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:
+    """The longest texts are the documents, those next to them the summaries, if they are clearly shorter."""
+    lengths = _lengths(rows)
+    if len(lengths) < 2 or lengths[0][0] < 2 * lengths[1][0]:
+        return None
+    return {"document": lengths[0][1], "summary": lengths[1][1]}
+
+
+# Languages.
+
+
+def _translation(
+    source: SourceSection, rows: Sequence[Mapping[str, Any]], languages: Languages
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The two columns of a translation, and the languages."""
+    row = rows[0]
+    if {"source", "target"} <= source.columns.keys():
+        columns = dict(source.columns)
+        return columns, _languages_of(rows, columns, languages)
+    prefix, inner = ("translation.", row["translation"]) if isinstance(row.get("translation"), Mapping) else ("", row)
+    spoken = {f"{prefix}{name}": language for name in inner if (language := _language_named(str(name)))}
+    if len(spoken) >= 2:
+        return _pick(spoken, languages)
+    found = _by_name(row, ("source", "target"), source.columns)
+    if len(found) == 2:
+        return _renamed(found, source.columns), _languages_of(rows, found, languages)
+    guessed = {column: language for column, values in _texts(rows).items() if (language := _detect(values))}
+    if len(guessed) < 2:
+        raise _nothing_fits(rows, "translation")
+    return _pick(guessed, languages)
+
+
+def _language_named(name: str) -> Language | None:
+    """The language that a column is called by: a code, or an English or native name."""
+    if found := language_from_code(name):
+        return found
+    if len(name) <= 3:
+        return None
+    try:
+        return find_language(name)
+    except UsageError:
+        return None
+
+
+def _pick(spoken: Mapping[str, Language], languages: Languages) -> tuple[dict[str, str], dict[str, str]]:
+    wanted = [find_language(name) if name else None for name in languages]
+    order = list(spoken)
+    columns: dict[str, str] = {}
+    for name, language in zip(("source", "target"), wanted, strict=True):
+        if language is None:
+            continue
+        column = next((each for each in order if spoken[each].alpha2 == language.alpha2), None)
+        if column is None:
+            names = ", ".join(f"{each} ({spoken[each].name})" for each in order)
+            raise InputError(f"no column is in {language.name}", f"the columns are {names}")
+        columns[name] = column
+    for name in ("source", "target"):
+        if name not in columns:
+            columns[name] = next(each for each in order if each not in columns.values())
+    columns = {name: columns[name] for name in ("source", "target")}
+    return columns, {name: spoken[column].tag for name, column in columns.items()}
+
+
+def _detect(values: Sequence[str]) -> Language | None:
+    try:
+        return detect_language("\n".join(values[:_SAMPLE])).language
+    except UsageError:
+        return None
+
+
+def _languages_of(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], languages: Languages
+) -> dict[str, str]:
+    """The languages of two columns: as given, else as their texts show."""
+    settings = {}
+    for name, given in zip(("source", "target"), languages, strict=True):
+        values = [value for row in rows if isinstance(value := look_up(row, columns.get(name, name)), str)]
+        language = find_language(given) if given else _detect(values)
+        if language is not None:
+            settings[name] = language.tag
+    return settings
+
+
+def _align(source: SourceSection, names: Sequence[str], languages: Languages) -> tuple[SourceSection, dict[str, str]]:
+    """Two files of lines as source and target, in the order of the languages; English first if none are given."""
+    spoken: dict[str, Language] = {}
+    for name in names:
+        language = _language_named(Path(name).suffix.removeprefix(".")) or _detect(_first_lines(Path(name), source))
+        if language is not None:
+            spoken[name] = language
+    if len(spoken) == 2 and len({language.tag for language in spoken.values()}) == 2:
+        order = sorted(spoken, key=lambda name: spoken[name].alpha2 != "en")
+        columns, settings = _pick({name: spoken[name] for name in order}, languages)
+    else:
+        columns, settings = dict(zip(("source", "target"), names, strict=True)), {}
+    return source.model_copy(update={"path": None, "aligned": columns}), settings
+
+
+# What else there is to say.
+
+
+def _join(
+    rows: Sequence[Mapping[str, Any]], task: str, columns: Mapping[str, str], source: SourceSection
+) -> dict[str, str]:
+    """What stands between the texts of a list: lines stay lines, sentences get the space that their script has."""
+    if source.join is not None:
+        return {}
+    for name in INPUTS[task]:
+        for row in rows:
+            value = look_up(row, columns.get(name, name))
+            if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+                if task == "text-generation":
+                    return {"join": "\n"}
+                return {"join": "" if is_unspaced(value[0].strip()[-1:] or " ") else " "}
+    return {}
+
+
+def _left_out(
+    rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any], columns: Mapping[str, str], task: str
+) -> Iterator[str]:
+    if found.get("shape") == "columns":
+        names: list[str] = [columns.get(name, name) for name in (*INPUTS[task], TARGETS[task])]
+        used = {name.partition(".")[0] for name in names} | {"id", "answer_start"}
+        if unused := [str(name) for name in rows[0] if name not in used]:
+            yield f"not used: {', '.join(unused)}"
+        target = columns.get(TARGETS[task], TARGETS[task])
+        if any(isinstance(value := look_up(row, target), list) and len(value) > 1 for row in rows):
+            yield f"{target} has several texts: the first is learned, all are references"

@@ -26,6 +26,14 @@ from llmkit.cli.finetune import finetune
 from llmkit.cli.generate import generate, next_
 from llmkit.cli.models import download, inspect, models
 from llmkit.cli.options import Stopped, command, flags
+from llmkit.cli.recipes import (
+    recipes,
+    recipes_copy,
+    recipes_list,
+    recipes_schema,
+    recipes_show,
+    recipes_validate,
+)
 from llmkit.cli.tasks import answer, summarize, translate
 from llmkit.errors import LlmkitError
 from llmkit.log import log
@@ -49,6 +57,15 @@ command(app, "next", next_)
 command(app, "finetune", finetune)
 command(data, "check", data_check)
 app.add_typer(data, name="data")
+for _name, _function in (
+    ("list", recipes_list),
+    ("show", recipes_show),
+    ("copy", recipes_copy),
+    ("validate", recipes_validate),
+    ("schema", recipes_schema),
+):
+    command(recipes, _name, _function)
+app.add_typer(recipes, name="recipes")
 command(app, "inspect", inspect)
 command(app, "models", models)
 command(app, "download", download)

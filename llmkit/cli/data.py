@@ -175,8 +175,7 @@ def _part(name: str, part: PartReport, limit: int | None, recipe: Recipe) -> Ite
     share = part.ledger["target_tokens"] / max(1, part.ledger["tokens"])
     if part.ledger["target_tokens"] and recipe.task != "question-answering":
         yield f"{name}: {part.ledger['target_tokens']:,} tokens carry loss ({share:.1%})"
-    yield f"{name}: {part.duplicate_rows:,} rows stood there before"
-    yield f"{name}: {part.conflicting_rows:,} rows have an input that stood there with another answer"
+    yield f"{name}: {part.duplicate_rows:,} duplicates, {part.conflicting_rows:,} inputs again with another answer"
     for status, what in (("bad", "bad"), ("no_label", "nothing to learn"), ("too_long", "too long")):
         yield from (f"  {what}: {line}" for line in part.problems.get(status, ()))
     yield from _histogram(part.lengths, limit)
@@ -195,7 +194,7 @@ def _histogram(lengths: Histogram, limit: int | None) -> Iterator[str]:
     most, width = max(lengths.counts), len(f"{lengths.edges[-1]:,}")
     for start, end, count in zip(lengths.edges, lengths.edges[1:], lengths.counts, strict=False):
         bar = f" {'█' * -(-count * _BAR // most)} {count:,}" if count else ""
-        yield f"  {start:>{width},}–{end - 1:<{width},}{bar}"
+        yield f"  {start:>{width},}–{end - 1:<{width},}{bar}".rstrip()
 
 
 def _coloured(pieces: tuple[Piece, ...]) -> str:

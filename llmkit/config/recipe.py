@@ -324,7 +324,8 @@ class TrainSection(Section):
     bf16: bool | Literal["auto"] = "auto"
     """Compute in bfloat16; auto where the hardware is good at it."""
     fp16: bool = False
-    gradient_checkpointing: bool = False
+    activation_checkpointing: bool = False
+    """Compute activations again instead of keeping them: less memory, more time."""
     torch_compile: bool = False
     packing: bool | Literal["auto"] = "auto"
     """Put several examples in one sequence; auto where the model is shown to keep them apart (causal only)."""

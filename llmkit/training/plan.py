@@ -81,7 +81,7 @@ def make_plan(recipe: Recipe, loaded: Loaded, part: Part, *, half: bool, device:
     longest = max(lengths, default=0)
     tokens = batch * longest
     targets = max(part.examples["targets"][:], default=0) * batch
-    per_token = _CHECKPOINTED if recipe.train.gradient_checkpointing else _BYTES_A_TOKEN_AND_WIDTH
+    per_token = _CHECKPOINTED if recipe.train.activation_checkpointing else _BYTES_A_TOKEN_AND_WIDTH
     layers = int(getattr(config, "num_hidden_layers", 0)) + int(getattr(config, "decoder_layers", 0) or 0)
     width = int(getattr(config, "hidden_size", 0))
     return Plan(

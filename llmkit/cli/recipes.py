@@ -1,0 +1,112 @@
+"""The commands about recipes: list, show, copy, validate, schema."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llmkit.errors import LlmkitError, UsageError
+from llmkit.log import log
+
+__all__ = ["recipes", "recipes_copy", "recipes_list", "recipes_schema", "recipes_show", "recipes_validate"]
+
+recipes = typer.Typer(help="Recipes that come with llmkit, and your own.", rich_markup_mode=None)
+
+
+def recipes_list(*, as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
+    """List the recipes that come with llmkit."""
+    from llmkit.config.recipe_file import shipped_recipes
+
+    found = [{"name": name, "task": path.parent.name, **_opening(path)} for name, path in shipped_recipes().items()]
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+        return
+    width = max(len(each["name"]) for each in found)
+    for each in found:
+        typer.echo(f"{each['name']:<{width}}  {each['about']}")
+
+
+def _opening(path: Path) -> dict[str, str]:
+    """The command and the sentence that a shipped recipe begins with."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comments = [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
+    return {"command": comments[0], "about": comments[1]}
+
+
+def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME", help="See: llmkit recipes list.")]) -> None:
+    """Print a recipe as it is."""
+    typer.echo(_shipped(name).read_text(encoding="utf-8"), nl=False)
+
+
+def _shipped(name: str) -> Path:
+    from llmkit.config.recipe_file import find_recipe, shipped_recipes
+
+    path = find_recipe(name)
+    if path not in shipped_recipes().values():
+        raise UsageError(f"{name} is a file of your own", "name one that comes with llmkit: llmkit recipes list")
+    return path
+
+
+def recipes_copy(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="See: llmkit recipes list.")],
+    destination: Annotated[Path | None, typer.Argument(help="Folder; the present one by default.")] = None,
+) -> None:
+    """Copy a recipe, and the sample data it names, to change them."""
+    path = _shipped(name)
+    root, folder = path.parent.parent, destination or Path()
+    for original in (path, *_data_of(path)):
+        copy = folder / original.relative_to(root)
+        if copy.exists() and (original == path or copy.read_bytes() != original.read_bytes()):
+            raise UsageError(f"{copy} is there already", "remove it, or name another folder")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(original, copy)
+        typer.echo(str(copy))
+
+
+def _data_of(path: Path) -> Iterator[Path]:
+    from llmkit.config.recipe_file import load_recipe
+
+    data = load_recipe(str(path)).data
+    for source in (*data.train, *(data.validation or ())):
+        for name in (*(source.path or ()), *(source.aligned or {}).values()):
+            if Path(name).is_file():
+                yield Path(name)
+
+
+def recipes_validate(
+    names: Annotated[list[str] | None, typer.Argument(metavar="RECIPE...", help="Files, or names.")] = None,
+    *,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key (repeatable).")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Validate all that come with llmkit.")] = False,
+) -> None:
+    """Check recipes against the schema, without reading data or a model."""
+    from llmkit.config.recipe_file import load_recipe, shipped_recipes
+
+    if bool(names) == every:
+        raise UsageError("name recipes, or give --all", "see: llmkit recipes list")
+    bad = 0
+    for name in shipped_recipes() if every else names or ():
+        try:
+            load_recipe(name, overrides or ())
+        except LlmkitError as error:
+            bad += 1
+            log.error("%s", error)
+        else:
+            typer.echo(f"{name}: ok")
+    if bad:
+        raise typer.Exit(UsageError.exit_code)
+
+
+def recipes_schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from llmkit.config.recipe_file import json_schema
+
+    schema: dict[str, Any] = json_schema()
+    typer.echo(json.dumps(schema, ensure_ascii=False, indent=2))

@@ -1,0 +1,391 @@
+"""Recipes as files: YAML with the lines of its keys, changes from the command line, and errors that say where.
+
+Knows YAML, the names that other tools and older versions use, and where shipped recipes are. What a recipe may say is
+declared in `llmkit.config.recipe`.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from llmkit.config.recipe import VERSION, Recipe, recipe_adapter
+from llmkit.errors import UsageError
+
+__all__ = ["RENAMED", "find_recipe", "json_schema", "load_recipe", "resolved_yaml", "shipped_recipes"]
+
+RENAMED: dict[str, str] = {
+    # Removed by Transformers 5.
+    "adafactor": "train.optim: adafactor",
+    "evaluation_strategy": "train.eval_strategy",
+    "fp16_backend": "train.fp16",
+    "half_precision_backend": "train.bf16 or train.fp16",
+    "fsdp_min_num_params": "accelerate.fsdp_config.fsdp_min_num_params",
+    "fsdp_transformer_layer_cls_to_wrap": "accelerate.fsdp_config.fsdp_transformer_layer_cls_to_wrap",
+    "group_by_length": "train.train_sampling_strategy: group_by_length",
+    "no_cuda": "model.device: cpu",
+    "use_cpu": "model.device: cpu",
+    "use_mps_device": "model.device: mps",
+    "per_gpu_eval_batch_size": "train.per_device_eval_batch_size",
+    "per_gpu_train_batch_size": "train.per_device_train_batch_size",
+    "torch_dtype": "model.dtype",
+    "torchdynamo": "train.torch_compile",
+    "warmup_ratio": "train.warmup_steps, which below 1 is a share",
+    "gradient_checkpointing": "train.activation_checkpointing",
+    "load_in_4bit": "model.quantize: 4bit",
+    "load_in_8bit": "model.quantize: 8bit",
+    # The example scripts, TRL, and others.
+    "model_name_or_path": "model.name_or_path",
+    "tokenizer_name": "tokenizer.name_or_path",
+    "model_revision": "model.revision",
+    "train_file": "data.train",
+    "validation_file": "data.validation",
+    "dataset_name": "data.train",
+    "dataset_config_name": "data.train.name",
+    "validation_split_percentage": "data.validation_fraction",
+    "max_train_samples": "data.train.max_rows",
+    "max_seq_length": "data.max_length",
+    "block_size": "data.max_length",
+    "max_source_length": "data.max_length",
+    "preprocessing_num_workers": "data.num_proc",
+    "completion_only_loss": "data.loss_on: target",
+    "assistant_only_loss": "data.loss_on: target",
+    "source_lang": "settings.source",
+    "target_lang": "settings.target",
+    "lora_r": "adapter.r",
+    "lora_target_modules": "adapter.target_modules",
+    "use_peft": "an adapter section",
+    "resume_from_checkpoint": "llmkit finetune --resume",
+}
+"""Names that are not keys, and what to write in their place."""
+
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""From a version of the form to the function that makes the next one of it."""
+
+
+# YAML.
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's core schema: ``no`` is Norwegian, ``1e-4`` is a number, a date is text."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", "~nN"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf)|\.(nan|NaN)", "-+.0123456789"),
+):  # fmt: skip
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^$"), [""])
+# SafeLoader reads 010 as eight and 1:30 as ninety.
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(str(node.value)))
+
+Place = tuple[str | int, ...]
+
+
+def _parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:
+    """The content, and the line of each key and item."""
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            lines: dict[Place, int] = {}
+            if node is not None:
+                _walk(node, (), lines, name)
+            return None if node is None else loader.construct_document(node), lines
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise UsageError(f"{where}: {error.problem or 'cannot be read as YAML'}", "mend the YAML") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{name} cannot be read as YAML ({error})", "mend it") from error
+
+
+def _walk(node: yaml.Node, place: Place, lines: dict[Place, int], name: str) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = (*place, str(key.value))
+            line = key.start_mark.line + 1
+            if inner in lines:
+                raise UsageError(f"{name}:{line}: {'.'.join(map(str, inner))} stands there twice", "remove one of them")
+            lines[inner] = line
+            _walk(value, inner, lines, name)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            lines[(*place, number)] = value.start_mark.line + 1
+            _walk(value, (*place, number), lines, name)
+
+
+# Files.
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with llmkit, by name: ``summarization/starter-lora``."""
+    folder = Path(str(files("llmkit"))) / "recipes"
+    if not folder.is_dir():  # an editable installation
+        folder = folder.parent.parent / "recipes"
+    return {f"{path.parent.name}/{path.stem}": path for path in sorted(folder.glob("*/*.yaml"))}
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a file, or a shipped one by its name, with changes of the form ``train.learning_rate=1e-4``.
+
+    Paths in it are looked for beside its file first; those in ``overrides`` are relative to the working directory.
+
+    Raises:
+        UsageError: what is wrong first, with file and line, and how many more problems there are.
+    """
+    path = find_recipe(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
+    except OSError as error:
+        raise UsageError(f"{name} cannot be read ({error.strerror})", "check the path and its permissions") from error
+    content, lines = _parse(text, name)
+    if not isinstance(content, dict):
+        raise UsageError(f"{name} holds no recipe", "write keys and values, or begin with: llmkit recipes copy NAME")
+    content = _migrate(content, name, lines)
+    _beside(content, path.parent)
+    changed = [_override(content, override) for override in overrides]
+    try:
+        return recipe_adapter().validate_python(content)
+    except ValidationError as error:
+        raise _first_problem(error, content, name, lines, changed) from error
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe, by its path or, for a shipped one, its name."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    known = name.removesuffix(".yaml").removeprefix("recipes/")
+    if known in shipped:
+        return shipped[known]
+    near = get_close_matches(known, shipped, n=1)
+    fix = f"did you mean {near[0]}?" if near else "see: llmkit recipes list"
+    raise UsageError(f"there is no file and no shipped recipe {name}", fix)
+
+
+def _migrate(content: dict[str, Any], name: str, lines: Mapping[Place, int]) -> dict[str, Any]:
+    """The content in the present form."""
+    where = f"{name}:{lines.get(('version',), 1)}"
+    if "version" not in content:
+        raise UsageError(f"{where}: the version of the recipe's form is missing", f"add: version: {VERSION}")
+    version = content["version"]
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise UsageError(f"{where}: version is {version!r}", f"write version: {VERSION}")
+    if version > VERSION:
+        raise UsageError(f"{where}: this llmkit reads recipes up to version {VERSION}", "upgrade llmkit")
+    while version < VERSION:
+        if version not in _MIGRATIONS:
+            raise UsageError(f"{where}: version {version} is no longer read", "begin anew: llmkit recipes copy NAME")
+        content = _MIGRATIONS[version](content)
+        version += 1
+    return {**content, "version": VERSION}
+
+
+def _beside(content: dict[str, Any], folder: Path) -> None:
+    """Make paths that are found beside the recipe's file absolute, in place."""
+
+    def resolve(value: Any) -> Any:
+        if not isinstance(value, str) or Path(value).expanduser().is_absolute():
+            return value
+        near = folder / value
+        matched = any(sign in value for sign in "*?[") and glob.glob(str(near), recursive=True)  # noqa: PTH207
+        return str(near.resolve()) if near.exists() else str(folder.resolve() / value) if matched else value
+
+    for section, key in (("model", "name_or_path"), ("tokenizer", "name_or_path")):
+        if isinstance(inner := content.get(section), dict) and key in inner:
+            inner[key] = resolve(inner[key])
+    data = content.get("data")
+    for part in ("train", "validation"):
+        if not isinstance(data, dict) or part not in data:
+            continue
+        several = data[part] if isinstance(data[part], list) else [data[part]]
+        for number, source in enumerate(several):
+            several[number] = resolve(source)
+            if isinstance(source, dict):
+                given = source.get("path")
+                if given is not None:
+                    source["path"] = [resolve(each) for each in given] if isinstance(given, list) else resolve(given)
+                if isinstance(source.get("aligned"), dict):
+                    source["aligned"] = {column: resolve(each) for column, each in source["aligned"].items()}
+        data[part] = several if isinstance(data[part], list) else several[0]
+
+
+def _override(content: dict[str, Any], override: str) -> Place:
+    """Set one key, in place; returns where it is."""
+    path, equals, text = override.partition("=")
+    if not equals or not path.strip():
+        raise UsageError(f"--set {override} is no pair", "write --set KEY=VALUE, such as train.learning_rate=1e-4")
+    value, _ = _parse(text, f"--set {path}")
+    *parents, last = place = tuple(int(part) if part.isdigit() else part for part in path.strip().split("."))
+    inner: Any = content
+    for depth, part in enumerate(parents):
+        if isinstance(inner, dict):
+            inner = inner.setdefault(str(part), {})
+        elif isinstance(inner, list) and isinstance(part, int) and part < len(inner):
+            inner = inner[part]
+        else:
+            inner = None
+        if not isinstance(inner, dict | list):
+            raise UsageError(
+                f"--set {path}: {'.'.join(map(str, place[: depth + 1]))} has no keys",
+                "set it as a whole",
+            )
+    if isinstance(inner, list):
+        if not isinstance(last, int) or last >= len(inner):
+            raise UsageError(f"--set {path}: there is no item {last}", f"items are 0 to {len(inner) - 1}")
+        inner[last] = value
+    else:
+        inner[str(last)] = value
+    return place
+
+
+# What is wrong, and where.
+
+
+def _first_problem(
+    error: ValidationError, content: Mapping[str, Any], name: str, lines: Mapping[Place, int], changed: Sequence[Place]
+) -> UsageError:
+    problems = error.errors(include_url=False)
+    # A misspelled key comes before what it leaves missing.
+    problem = min(problems, key=lambda each: each["type"] not in ("extra_forbidden", "union_tag_invalid"))
+    place = _place(problem["loc"], content, extra=problem["type"] in ("missing", "extra_forbidden"))
+    tag = str(problem.get("ctx", {}).get("discriminator", "")).strip("'")
+    where = _where((*place, *([tag] if tag else [])), name, lines, changed)
+    said, fix = _sentence(problem, place)
+    more = len({_place(each["loc"], content) for each in problems}) - 1
+    return UsageError(f"{where}: {said}{f' (and {more} more problems)' if more > 0 else ''}", fix)
+
+
+def _place(loc: Sequence[Any], content: Any, *, extra: bool = False) -> Place:
+    """The part of pydantic's location that stands in the recipe: not its tags of unions, nor items of one."""
+    place: list[str | int] = []
+    inner = content
+    for number, part in enumerate(loc):
+        last = number == len(loc) - 1
+        if isinstance(inner, Mapping) and (part in inner or (extra and last)):
+            inner = inner.get(part)
+        elif isinstance(inner, list) and isinstance(part, int) and part < len(inner):
+            inner = inner[part]
+        else:
+            continue
+        place.append(part)
+    return tuple(place)
+
+
+def _where(place: Place, name: str, lines: Mapping[Place, int], changed: Sequence[Place]) -> str:
+    new = place not in lines  # the key, or a section that an override began
+    for each in changed:
+        if place[: len(each)] == each or (new and each[: len(place)] == place):
+            return f"--set {'.'.join(map(str, each))}"
+    for length in range(len(place), 0, -1):
+        if place[:length] in lines:
+            return f"{name}:{lines[place[:length]]}"
+    return name
+
+
+def _sentence(problem: Any, place: Place) -> tuple[str, str]:
+    """What is wrong, and what to do."""
+    key, kind, context = ".".join(map(str, place)), problem["type"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"{key} is no key", _instead(str(place[-1]), place[:-1])
+    if kind == "missing":
+        return f"{key} is missing", "add it"
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        name = str(context["discriminator"]).strip("'")
+        choices = [choice.strip(" '") for choice in str(context.get("expected_tags", "")).split(",") if choice]
+        choices = choices or list(_section_names("adapter", "peft_type") if "adapter" in place else _TASKS)
+        return f"{'.'.join(filter(None, (key, name)))} is {context.get('tag', 'missing')}", _choose(
+            str(context.get("tag", "")), choices
+        )
+    if kind == "literal_error":
+        choices = [choice.strip(" '") for choice in re.split(r",| or ", str(context["expected"]))]
+        return f"{key} is {problem['input']!r}", _choose(str(problem["input"]), choices)
+    if kind == "value_error":
+        said, _, fix = str(context["error"]).partition("; ")
+        return f"{key}: {said}" if key else said, fix
+    message = str(problem["msg"])
+    return f"{key} is {problem['input']!r}", f"{message[:1].lower()}{message[1:]}"
+
+
+def _choose(given: str, choices: Sequence[str]) -> str:
+    near = get_close_matches(given, choices, n=1)
+    return f"{f'did you mean {near[0]}? ' if near else ''}choose from {', '.join(choices)}"
+
+
+def _instead(name: str, parent: Place) -> str:
+    """What an unknown key was likely meant to be."""
+    if name in RENAMED:
+        return f"write {RENAMED[name]}"
+    sections = tuple(part for part in parent if isinstance(part, str))
+    here = _section_names(*sections)
+    if near := get_close_matches(name, here, n=1):
+        return f"did you mean {near[0]}?"
+    elsewhere = [".".join(path) for path, names in _all_names() if name in names and path != sections]
+    if elsewhere:
+        return f"it belongs to {elsewhere[0]}"
+    return f"keys here are {', '.join(sorted(here))}" if here else "leave it out"
+
+
+_TASKS = ("text-generation", "summarization", "question-answering", "dialogue", "translation")
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that an annotation of a field names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
+
+
+def _sections() -> list[type[BaseModel]]:
+    return list(_models(recipe_adapter()._type))  # noqa: SLF001 - the union it was made of
+
+
+def _all_names() -> Iterator[tuple[tuple[str, ...], set[str]]]:
+    """Every section's path and its keys."""
+    pending: list[tuple[tuple[str, ...], type[BaseModel]]] = [((), section) for section in _sections()]
+    seen: dict[tuple[str, ...], set[str]] = {}
+    while pending:
+        path, section = pending.pop(0)
+        seen.setdefault(path, set()).update(section.model_fields)
+        for name, field in section.model_fields.items():
+            pending += [((*path, name), inner) for inner in _models(field.annotation)]
+    yield from seen.items()
+
+
+def _section_names(*path: str) -> set[str]:
+    return dict(_all_names()).get(path, set())
+
+
+# What is printed.
+
+
+def resolved_yaml(recipe: Recipe) -> str:
+    """The whole recipe, defaults included; `load_recipe` reads the same from it."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), allow_unicode=True, sort_keys=False, width=120)
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema of recipes for editors (``# yaml-language-server: $schema=…``)."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "llmkit recipe",
+        **recipe_adapter().json_schema(),
+    }

@@ -1,0 +1,106 @@
+"""The schema of recipes: one declaration, in the names of the libraries below, and nothing unknown passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from llmkit.config.recipe import SETTINGS, Recipe, recipe_adapter
+from llmkit.config.settings import LoadSettings, setting_fields
+from llmkit.tasks import TASKS
+
+CONTENT: dict[str, Any] = {
+    "version": 1,
+    "task": "summarization",
+    "model": {"name_or_path": "starter"},
+    "adapter": {"peft_type": "LORA"},
+    "data": {"train": "rows.jsonl"},
+    "train": {"output_dir": "out"},
+}
+
+
+def validate(content: dict[str, Any]) -> Recipe:
+    return recipe_adapter().validate_python(content)
+
+
+def changed(section: str, **values: Any) -> dict[str, Any]:
+    return {**CONTENT, section: {**CONTENT.get(section, {}), **values}}
+
+
+def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    yield model
+    pending = [field.annotation for field in model.model_fields.values()]
+    while pending:
+        annotation: Any = pending.pop()
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from sections(annotation)
+        pending += get_args(annotation)
+
+
+def test_each_task_has_its_own_settings_with_their_defaults() -> None:
+    assert {name: task.settings_class for name, task in TASKS.items()} == SETTINGS
+    for name, settings in SETTINGS.items():
+        found = validate({**CONTENT, "task": name}).settings.model_dump()
+        assert found == {item.name: item.default for item in setting_fields(settings)}
+
+
+def test_the_model_section_has_the_settings_of_loading() -> None:
+    found = validate(CONTENT).model.model_dump()  # type: ignore[attr-defined]
+    for item in setting_fields(LoadSettings):
+        if item.name != "model":
+            assert found[item.name] == item.default
+
+
+def test_every_section_refuses_unknown_keys() -> None:
+    seen = {each for recipe in get_args(get_args(recipe_adapter()._type)[0]) for each in sections(recipe)}
+    assert len(seen) > 15
+    assert all(each.model_config.get("extra") == "forbid" for each in seen)
+
+
+def test_training_has_the_names_of_transformers() -> None:
+    import dataclasses
+
+    from transformers import TrainingArguments
+
+    ours = set(type(validate(CONTENT).train).model_fields)
+    theirs = {item.name for item in dataclasses.fields(TrainingArguments)}
+    assert ours - theirs == {"packing", "freeze", "early_stopping_patience"}
+
+
+def test_adapters_have_the_names_of_peft() -> None:
+    import dataclasses
+
+    import peft
+
+    from llmkit.config.recipe import Adapter
+
+    for section in get_args(get_args(Adapter)[0]):
+        kind = peft.PeftType(get_args(section.model_fields["peft_type"].annotation)[0])
+        theirs = {item.name for item in dataclasses.fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
+        assert set(section.model_fields) <= theirs
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (changed("model", config={"model_type": "llama"}), "either name_or_path"),
+        (changed("model", quantize="4bit") | {"adapter": None}, "quantized weights"),
+        (changed("tokenizer", train={"vocab_size": 500}), "go with model.config"),
+        (changed("data", validation="a.jsonl", validation_fraction=0.1), "two validation sets"),
+        (changed("data", validation_fraction=1.5), "less than 1"),
+        (changed("data", train=[]), "at least 1"),
+        (changed("data", train={"path": "a", "aligned": {"source": "b", "target": "c"}}), "either path or aligned"),
+        (changed("train", eval_steps=5), "eval_strategy: steps"),
+        (changed("train", early_stopping_patience=2), "needs validation data"),
+        (changed("train", bf16=True, fp16=True), "two types"),
+        (changed("train", num_train_epochs="3"), "valid number"),
+        (changed("accelerate", num_machines=2), "main_process_ip"),
+        (changed("accelerate", fsdp_config={}, deepspeed_config={}), "two ways to shard"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(content: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        validate(content)

@@ -1,0 +1,189 @@
+"""Recipes as files: YAML that means what it says, and errors that say where and what to write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmkit.config import recipe_file
+from llmkit.config.recipe_file import RENAMED, json_schema, load_recipe, resolved_yaml, shipped_recipes
+from llmkit.errors import UsageError
+
+TEXT = """\
+version: 1
+task: translation
+settings: {source: no, target: zh}
+model:
+  name_or_path: starter
+adapter: {peft_type: LORA, r: 8}
+data:
+  train: rows.jsonl
+train:
+  output_dir: out
+  learning_rate: 1e-4
+"""
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str, *overrides: str) -> Any:
+        Path("a.yaml").write_text(text, encoding="utf-8")
+        return load_recipe("a.yaml", overrides)
+
+    return write
+
+
+def test_yaml_means_what_it_says(load: Any) -> None:
+    recipe = load(TEXT + "  adam_epsilon: 1E-9\n  seed: 010\n")
+    assert recipe.settings.source == "no"
+    assert (recipe.train.learning_rate, recipe.train.adam_epsilon, recipe.train.seed) == (1e-4, 1e-9, 10)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("learning_rate", "learning_rat", "a.yaml:11: train.learning_rat is no key; did you mean learning_rate?"),
+        ("model:", "modle:", "a.yaml:4: modle is no key (and 1 more problems); did you mean model?"),
+        ("r: 8", "rr: 8", "a.yaml:6: adapter.rr is no key; did you mean r?"),
+        ("rows.jsonl", "{pathh: a}", "a.yaml:8: data.train.pathh is no key; did you mean path?"),
+        ("output_dir: out", "output_dir: out\n  max_length: 5", "a.yaml:11: train.max_length is no key; it belongs to"),
+        ("output_dir: out", "output_dir: out\n  warmup_ratio: 0.1", "a.yaml:11: train.warmup_ratio is no key; write"),
+        (
+            "output_dir: out",
+            "output_dir: out\n  optim: adamw",
+            "a.yaml:11: train.optim is 'adamw'; did you mean adam",
+        ),
+        ("output_dir: out", "output_dir: out\n  weight_decay: -1", "a.yaml:11: train.weight_decay is -1; input should"),
+        ("output_dir: out", "output_dir: a\n  output_dir: b", "a.yaml:11: train.output_dir stands there twice"),
+        ("  output_dir: out\n", "", "a.yaml:9: train.output_dir is missing; add it"),
+        ("LORA", "LORAA", "a.yaml:6: adapter.peft_type is LORAA; did you mean LORA?"),
+        ("translation", "translate", "a.yaml:2: task is translate; did you mean translation?"),
+        ("version: 1\n", "", "a.yaml:1: the version of the recipe's form is missing; add: version: 1"),
+        ("version: 1", "version: 99", "a.yaml:1: this llmkit reads recipes up to version 1; upgrade"),
+        ("version: 1", "version: 0", "a.yaml:1: version 0 is no longer read"),
+        ("data:", "data: [", "a.yaml:9: expected"),
+        (TEXT, "", "a.yaml holds no recipe"),
+        (TEXT, "- 1", "a.yaml holds no recipe"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(old: str, new: str, said: str, load: Any) -> None:
+    assert old in TEXT
+    with pytest.raises(UsageError) as caught:
+        load(TEXT.replace(old, new))
+    assert str(caught.value).startswith(said)
+
+
+def test_an_old_version_is_migrated(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def migrate(content: dict[str, Any]) -> dict[str, Any]:
+        return {**content, "train": {"output_dir": content["train"]["output"]}}
+
+    monkeypatch.setitem(recipe_file._MIGRATIONS, 0, migrate)
+    old = (
+        TEXT.replace("version: 1", "version: 0").replace("output_dir", "output").replace("  learning_rate: 1e-4\n", "")
+    )
+    assert load(old).train.output_dir == "out"
+
+
+def test_overrides_win_in_order_and_are_typed(load: Any) -> None:
+    recipe = load(TEXT, "train.learning_rate=1e-3", "train.learning_rate=2e-3", "adapter=null", "data.train=[a, b.txt]")
+    assert recipe.train.learning_rate == 2e-3
+    assert recipe.adapter is None
+    assert [source.path for source in recipe.data.train] == [["a"], ["b.txt"]]
+    assert load(TEXT, "data.train=[a, b]", "data.train.1=c").data.train[1].path == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.lerning_rate=1", "--set train.lerning_rate: train.lerning_rate is no key; did you mean learning_rate?"),
+        ("foo.bar=1", "--set foo.bar: foo is no key"),
+        ("train.max_steps=x", "--set train.max_steps: train.max_steps is 'x'; input should be a valid integer"),
+        ("data.train.0.path=x", "--set data.train.0.path: data.train has no keys"),
+        ("train.seed", "--set train.seed is no pair"),
+    ],
+)
+def test_a_wrong_override_is_named(override: str, said: str, load: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(TEXT, override)
+    assert str(caught.value).startswith(said)
+
+
+def test_paths_are_looked_for_beside_the_recipe_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "a.yaml").write_text(TEXT.replace("rows.jsonl", "[rows.jsonl, '*.txt', owner/name]"), encoding="utf-8")
+    (folder / "rows.jsonl").touch()
+    (folder / "one.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("recipes/a.yaml")
+    assert [source.path for source in recipe.data.train] == [
+        [str(folder / "rows.jsonl")],
+        [str(folder / "*.txt")],
+        ["owner/name"],
+    ]
+    assert recipe.train.output_dir == "out"
+    assert load_recipe("recipes/a.yaml", ["data.train=rows.jsonl"]).data.train[0].path == ["rows.jsonl"]
+
+
+def test_renamed_names_are_no_keys_and_their_replacements_are() -> None:
+    keys = dict(recipe_file._all_names())
+    train_keys = keys[("train",)] | keys[("data",)] | keys[("model",)]
+    for old, new in RENAMED.items():
+        assert old not in train_keys, old
+        path = new.partition(":")[0].partition(",")[0].partition(" ")[0]
+        if "." in path:
+            *section, name = path.split(".")
+            assert name in keys[tuple(section)], new
+
+
+def test_what_transformers_5_removed_is_named() -> None:
+    """`TrainingArguments` of 4.57.6 had these; a recipe that names one is told what to write."""
+    removed = ["group_by_length", "no_cuda", "warmup_ratio", "half_precision_backend", "fp16_backend", "use_mps_device"]
+    removed += ["per_gpu_train_batch_size", "per_gpu_eval_batch_size", "torchdynamo", "adafactor"]
+    assert set(removed) <= RENAMED.keys()
+
+
+def test_every_shipped_recipe_is_valid_and_opens_with_its_command() -> None:
+    shipped = shipped_recipes()
+    assert len(shipped) >= 19
+    for name, path in shipped.items():
+        first, second, *_ = path.read_text(encoding="utf-8").splitlines()
+        assert first == f"# llmkit finetune {name}"
+        assert second.startswith("# ")
+        recipe = load_recipe(name)
+        assert name.startswith(f"{recipe.task}/")
+        for source in recipe.data.train:
+            for file in (*(source.path or ()), *(source.aligned or {}).values()):
+                assert Path(file).is_file(), file
+
+
+def test_all_sample_data_is_used() -> None:
+    shipped = shipped_recipes()
+    used = "".join(path.read_text(encoding="utf-8") for path in shipped.values())
+    folder = next(iter(shipped.values())).parent.parent / "data"
+    files = [path.name for path in folder.iterdir() if path.name != "README.md"]
+    assert len(files) >= 7
+    assert all(f"../data/{name}" in used for name in files)
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_resolved_recipe_reads_back_the_same(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    (tmp_path / "resolved.yaml").write_text(resolved_yaml(recipe), encoding="utf-8")
+    assert load_recipe(str(tmp_path / "resolved.yaml")) == recipe
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="did you mean summarization/starter-lora"):
+        load_recipe("summarization/starter-lorra")
+
+
+def test_the_schema_knows_all_tasks() -> None:
+    schema = json.dumps(json_schema())
+    assert all(task in schema for task in ("text-generation", "summarization", "dialogue", "translation"))
+    assert "A path, a source, or a list of them" in schema

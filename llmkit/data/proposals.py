@@ -31,8 +31,6 @@ _SCAN = 100_000
 """Rows of a table that are read to see whether its quotation marks enclose anything."""
 _LONG = 40
 """Characters; no column has a longer name."""
-_BEGINNING = 8
-"""Characters; texts that all begin with as many alike are notes on the others, such as where they are from."""
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "text": ("text", "content", "body", "paragraphs", "poem", "story", "code", "内容", "正文", "文本", "诗"),
@@ -265,8 +263,10 @@ def _texts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
         values = [value for row in rows if isinstance(value := row.get(column), str) and value.strip()]
         if len(values) < len(rows) / 2 or (len(rows) > 1 and len(set(values)) == 1):
             continue
-        # One odd row must not hide a beginning that all others share.
-        if len(values) > 4 and _shared_beginning(sorted(values)[1:-1]) >= _BEGINNING:
+        # Where half of all texts is the same, they are notes on the others, such as where they are from. One odd row
+        # must not hide that.
+        beginning = _shared_beginning(sorted(values)[1:-1]) if len(values) > 4 else 0
+        if beginning > sum(map(len, values)) / len(values) / 2:
             continue
         found[str(column)] = values
     return found

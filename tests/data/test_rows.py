@@ -314,7 +314,11 @@ def test_gzip_of_nothing_but_a_name() -> None:
         ("a.json", b'[\n{"a": }]', "a.json:2 is not JSON (Expecting value); mend"),
         ("a.json", b'[{"a": NaN}]', "a.json is not JSON (NaN"),
         ("a.json", b"[" * 200_000, "a.json is nested too deeply"),
-        ("a.json", b'{"data": []}', "a.json holds an object with no list of objects (data); give a JSON list of objects"),
+        (
+            "a.json",
+            b'{"data": []}',
+            "a.json holds an object with no list of objects (data); give a JSON list of objects",
+        ),
         ("a.json", b"3", "a.json does not hold a list; give a JSON list of objects, or JSON Lines"),
         ("a.jsonl", gzip.compress(b"{}"), "the content of a.jsonl is gzip; unpack it, or give a file that ends in .gz"),
         ("a.jsonl.gz", gzip.compress(b"{}"), "the content of a.jsonl.gz is gzip; unpack it"),

@@ -49,6 +49,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """What the columns of tasks are called, the most telling name first."""
 
+_BEGINNING = 12
+"""Characters; texts that begin alike for fewer are just short."""
+
 Languages = tuple[str | None, str | None]
 
 
@@ -266,7 +269,7 @@ def _texts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
         # Where half of all texts is the same, they are notes on the others, such as where they are from. One odd row
         # must not hide that.
         beginning = _shared_beginning(sorted(values)[1:-1]) if len(values) > 4 else 0
-        if beginning > sum(map(len, values)) / len(values) / 2:
+        if beginning > max(_BEGINNING, sum(map(len, values)) / len(values) / 2):
             continue
         found[str(column)] = values
     return found

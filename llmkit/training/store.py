@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import llmkit
 from llmkit.models.cache import cache_dir
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def digest(*parts: object) -> str:
 @cache
 def code_version() -> str:
     """A hash of the code that makes rows and examples: another version of it must not find old files."""
-    root = Path(llmkit.__file__).parent
+    root = Path(__file__).parents[1]
     files = [path for layer in ("data", "tasks", "heads", "training") for path in sorted((root / layer).glob("*.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 

@@ -1,0 +1,137 @@
+"""What `llmkit data check` and the dry run say of data and recipes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmkit.cli.app import main
+from llmkit.config.recipe_file import load_recipe, shipped_recipes
+from tests.conftest import Checkpoint
+from tests.training.recipes import write_rows
+
+
+@pytest.fixture
+def model(checkpoint: Checkpoint) -> str:
+    return str(checkpoint("llama", chat=True, max_position_embeddings=2048))
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    assert main(arguments) == code
+    captured = capsys.readouterr()
+    return captured.out if code == 0 else captured.err
+
+
+def summary(number: int, words: int = 5) -> dict[str, Any]:
+    return {"article": f"The quick fox number {number} " + "jumps " * words, "highlights": f"Fox {number}."}
+
+
+def test_a_path_is_mapped_shown_and_counted(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows: list[Any] = [summary(0), summary(1), summary(1), {**summary(1), "highlights": "Other."}, "not json"]
+    rows += [{**summary(2), "highlights": ""}, summary(3, 90)]
+    write_rows(Path("train.jsonl"), rows)
+    write_rows(Path("dev.jsonl"), [summary(0), summary(9)])
+    arguments = ["data", "check", "train.jsonl", "--task", "summarize", "--model", model, "--max-length", "150"]
+    arguments += ["--validation", "dev.jsonl", "--offline"]
+    found = json.loads(run(capsys, *arguments, "--json", "--rows", "1"))
+    train = found["train"]
+    assert found["proposal"]["data"]["train"]["columns"] == {"document": "article", "summary": "highlights"}
+    assert (train["ledger"]["rows"], train["ledger"]["bad"], train["ledger"]["no_label"]) == (7, 1, 1)
+    assert train["ledger"]["too_long"] == 1
+    assert (train["duplicate_rows"], train["conflicting_rows"], found["overlap"]) == (1, 1, 1)
+    assert train["problems"]["bad"][0].startswith("train.jsonl:5 is not JSON")
+    assert train["problems"]["no_label"] == ["train.jsonl:6: its answer is empty"]
+    assert sum(train["lengths"]["counts"]) == train["ledger"]["examples"] == 4
+    (sample,) = train["samples"]
+    learned = "".join(piece["text"] for piece in sample["pieces"] if piece["learned"])
+    assert "ox" in learned
+    page = run(capsys, *arguments)
+    assert "document: article" in page
+    assert "ox" in page.partition("⟦")[2].partition("⟧")[0]
+    assert "overlap: 1 validation rows" in page
+
+
+def test_the_proposal_is_a_recipe_that_reads_the_same(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text(
+        "".join(f"This is the house number {n}.\t这是第{n}号房子。\n" for n in range(9)), encoding="utf-8"
+    )
+    page = run(capsys, "data", "check", "a.txt", "--task", "translate", "--model", model, "--offline", "--rows", "0")
+    proposal = page.partition("\n\n")[0]
+    rest = f"version: 1\nmodel: {{name_or_path: '{model}', offline: true}}\ntrain: {{output_dir: out}}\n"
+    Path("a.yaml").write_text(f"{rest}{proposal}\n", encoding="utf-8")
+    again = run(capsys, "data", "check", "a.yaml", "--rows", "0")
+    assert again.partition("\n\n")[2] == page.partition("\n\n")[2]
+    assert load_recipe("a.yaml").settings.source == "en"
+
+
+def test_a_folder_with_splits_is_checked_whole(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    write_rows(Path("data/train.jsonl"), [summary(0), summary(1)])
+    write_rows(Path("data/validation.jsonl"), [summary(2)])
+    found = json.loads(run(capsys, "data", "check", "data", "--task", "summarize", "--model", model, "--json"))
+    assert (found["train"]["ledger"]["rows"], found["validation"]["ledger"]["rows"], found["overlap"]) == (2, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a.jsonl"], "name the task"),
+        (["a.jsonl", "--task", "summarise"], "did you mean 'summarize'"),
+        (["a.jsonl", "--task", "summarize", "--set", "x=1"], "--set changes a recipe"),
+        (["no.jsonl", "--task", "summarize"], "there is no file no.jsonl"),
+        (["summarization/starter-lora", "--task", "summarize"], "--task has no effect on a recipe"),
+    ],
+)
+def test_wrong_calls(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(Path("a.jsonl"), [summary(0)])
+    assert said in run(capsys, "data", "check", *arguments, code=2)
+
+
+_FAMILIES = {"starter": "llama", "openai": "gpt2", "google-t5": "t5", "facebook": "nllb", "Qwen": "qwen3"}
+_FAMILIES |= {"minilm": "bert", "google-bert": "bert", "runs": "llama"}
+_WIDE = {"gpt2": {"n_positions": 4096}, "t5": {"n_positions": 4096}, "nllb": {"max_position_embeddings": 4096}}
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_runs_dry(
+    name: str,
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a tiny model of the same family in place of one that would have to be fetched."""
+    monkeypatch.chdir(tmp_path)
+    recipe: Any = load_recipe(name)
+    changes = ["train.output_dir=x", "data.max_length=null"]
+    if recipe.model.name_or_path is not None:
+        family = next(value for key, value in _FAMILIES.items() if recipe.model.name_or_path.startswith(key))
+        wide: dict[str, Any] = _WIDE.get(family, {"max_position_embeddings": 4096})
+        folder = checkpoint(family, chat=family in ("llama", "qwen3"), **wide)
+        changes += [f"model.name_or_path={folder}", "model.quantize=null"]
+    out = run(capsys, "finetune", name, "--dry-run", *(part for change in changes for part in ("--set", change)))
+    assert "output_dir: x" in out
+    lines = [line for line in out.splitlines() if line.startswith("# ")]
+    assert lines[0].startswith(f"# {recipe.task}: ")
+    assert any(line.startswith("# train: ") for line in lines)
+    trained = next(line for line in lines if line.startswith("# parameters: "))
+    assert ("(100.00%)" in trained) == (recipe.adapter is None and "marian" not in name)
+
+
+def test_training_is_refused_until_it_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "does not train yet" in run(capsys, "finetune", "summarization/starter-lora", code=2)

@@ -259,20 +259,24 @@ def _by_name(row: Mapping[str, Any], wanted: Sequence[str], given: Mapping[str, 
     return found
 
 
-def _texts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The columns of text that tell something: not the same in every row, nor the same beginning."""
-    found = {}
+def _texts(rows: Sequence[Mapping[str, Any]], needed: int) -> dict[str, list[str]]:
+    """The columns of text that are not the same in every row; without notes on the others, if enough are left.
+
+    Notes, such as where a sentence is from, have half of their text in common.
+    """
+    found: dict[str, list[str]] = {}
     for column in rows[0]:
         values = [value for row in rows if isinstance(value := row.get(column), str) and value.strip()]
-        if len(values) < len(rows) / 2 or (len(rows) > 1 and len(set(values)) == 1):
-            continue
-        # Where half of all texts is the same, they are notes on the others, such as where they are from. One odd row
-        # must not hide that.
-        beginning = _shared_beginning(sorted(values)[1:-1]) if len(values) > 4 else 0
-        if beginning > max(_BEGINNING, sum(map(len, values)) / len(values) / 2):
-            continue
-        found[str(column)] = values
-    return found
+        if len(values) >= len(rows) / 2 and (len(rows) == 1 or len(set(values)) > 1):
+            found[str(column)] = values
+    telling = {column: values for column, values in found.items() if not _are_notes(values)}
+    return telling if len(telling) >= needed else found
+
+
+def _are_notes(values: Sequence[str]) -> bool:
+    # One odd row at either end must not hide what the others share.
+    beginning = _shared_beginning(sorted(values)[1:-1]) if len(values) > 4 else 0
+    return beginning > max(_BEGINNING, sum(map(len, values)) / len(values) / 2)
 
 
 def _shared_beginning(values: Sequence[str]) -> int:
@@ -281,19 +285,19 @@ def _shared_beginning(values: Sequence[str]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _lengths(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, str]]:
-    texts = _texts(rows)
+def _lengths(rows: Sequence[Mapping[str, Any]], needed: int) -> list[tuple[float, str]]:
+    texts = _texts(rows, needed)
     return sorted(((sum(map(len, values)) / len(values), column) for column, values in texts.items()), reverse=True)
 
 
 def _longest(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    lengths = _lengths(rows)
+    lengths = _lengths(rows, 1)
     return lengths[0][1] if lengths else None
 
 
 def _by_length(rows: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:
     """The longest texts are the documents, those next to them the summaries, if they are clearly shorter."""
-    lengths = _lengths(rows)
+    lengths = _lengths(rows, 2)
     if len(lengths) < 2 or lengths[0][0] < 2 * lengths[1][0]:
         return None
     return {"document": lengths[0][1], "summary": lengths[1][1]}
@@ -317,7 +321,7 @@ def _translation(
     found = _by_name(row, ("source", "target"), source.columns)
     if len(found) == 2:
         return _renamed(found, source.columns), _languages_of(rows, found, languages)
-    guessed = {column: language for column, values in _texts(rows).items() if (language := _detect(values))}
+    guessed = {column: language for column, values in _texts(rows, 2).items() if (language := _detect(values))}
     if len(guessed) < 2:
         raise _nothing_fits(rows, "translation")
     return _pick(guessed, languages)

@@ -38,14 +38,18 @@ def _starter() -> None:
 
 @pytest.mark.starter
 @pytest.mark.usefixtures("_starter")
-@pytest.mark.parametrize("line", block("shell").strip().splitlines(), ids=lambda line: line.split("#")[0].strip())
+@pytest.mark.parametrize(
+    "line",
+    [*block("shell").strip().splitlines(), *block("recipes").strip().splitlines()],
+    ids=lambda line: line.split("#")[0].strip(),
+)
 def test_shell_lines(line: str, environment: dict[str, str], tmp_path: Path) -> None:
     result = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", line],
         capture_output=True, text=True, check=False, env=environment, cwd=tmp_path, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip()
+    assert result.stdout.strip() or any(tmp_path.iterdir())
     assert "Traceback" not in result.stderr
 
 
@@ -71,6 +75,19 @@ def test_rows_block(environment: dict[str, str], tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in rows] == [7, 8]
     assert all(row["text"] for row in rows)
+
+
+@pytest.mark.starter
+@pytest.mark.usefixtures("_starter")
+def test_data_block(environment: dict[str, str], tmp_path: Path) -> None:
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block("data")],
+        capture_output=True, text=True, check=False, env=environment, cwd=tmp_path, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "document: article" in result.stdout
+    assert "⟦A long, old reef.<|im_end|>⟧" in result.stdout
+    assert json.loads(result.stdout.splitlines()[-1])["overlap"] == 0
 
 
 @pytest.mark.starter

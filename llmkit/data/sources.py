@@ -17,7 +17,7 @@ from llmkit.data.rows import SUFFIXES, Layout, Record, is_rows, open_records
 from llmkit.errors import HubUnreachableError, InputError, UsageError
 from llmkit.log import log
 
-__all__ = ["aligned_files", "files_of", "layout_of", "open_source", "splits_of"]
+__all__ = ["aligned_files", "commit_of", "files_of", "layout_of", "open_source", "splits_of"]
 
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -214,6 +214,27 @@ def _lines(path: Path, encoding: str | None) -> Iterator[Any]:
 # The Hub.
 
 
+def commit_of(source: SourceSection) -> str | None:
+    """The commit that a source of the Hub has now; None for files."""
+    name = _hub_id(source) if source.aligned is None else None
+    if name is None:
+        return None
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().dataset_info(name, revision=source.revision, timeout=10).sha)
+    except Exception as error:
+        raise _unreachable(name, error) from error
+
+
+def _unreachable(name: str, error: Exception) -> HubUnreachableError:
+    reason = " ".join(str(error).split())[:300]
+    return HubUnreachableError(
+        f"the data set {name} cannot be read from the Hub ({reason})",
+        "check the name and the network; there is no file of that name either",
+    )
+
+
 def _from_hub(name: str, source: SourceSection) -> Iterator[Record]:
     import datasets
 
@@ -223,10 +244,7 @@ def _from_hub(name: str, source: SourceSection) -> Iterator[Record]:
         reason = " ".join(str(error).split())[:300]
         offline = isinstance(error, ConnectionError | datasets.exceptions.DatasetNotFoundError) or "offline" in reason
         if offline:
-            raise HubUnreachableError(
-                f"the data set {name} cannot be read from the Hub ({reason})",
-                "check the name and the network; there is no file of that name either",
-            ) from error
+            raise _unreachable(name, error) from error
         raise InputError(f"the data set {name} cannot be read ({reason})", "check name, split and revision") from error
     if isinstance(table, dict):
         raise InputError(f"{name} has the splits {', '.join(table)}", "say which one with split")

@@ -106,10 +106,10 @@ def _report(part: Part, encoder: Encoder, samples: int) -> PartReport:
 
 def _keys(part: Part, task: Task) -> Iterator[tuple[str, str]]:
     """For each row that can be read, once, a hash of its input and one of all of it."""
-    texts = part.rows.table["row"][:]
-    for index in sorted(set(part.order)):
-        if texts[index]:
-            row = json.loads(texts[index])
+    mine = sorted(set(part.order))
+    for text in part.rows.table.select(mine)["row"]:
+        if text:
+            row = json.loads(text)
             yield digest([row.get(name) for name in task.columns] if "text" not in row else row), digest(row)
 
 

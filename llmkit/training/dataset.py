@@ -12,22 +12,21 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import Recipe
 from llmkit.errors import InputError, UsageError
-from llmkit.log import log
 from llmkit.training.encoding import Encoder, Outcome
-from llmkit.training.ledger import Ledger, describe
+from llmkit.training.ledger import Ledger
 from llmkit.training.row_table import Rows, read_rows
 from llmkit.training.store import code_version, digest, kept_table
 
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["Part", "Prepared", "divide", "prepare", "tell"]
+__all__ = ["Part", "Prepared", "divide", "prepare"]
 
 _ROWS_A_PROCESS = 2000
 """Fewer are tokenized faster than a process starts."""
@@ -102,9 +101,10 @@ def _fingerprint(encoder: Encoder) -> str:
         {name: value for name, value in tokenizer.init_kwargs.items() if "file" not in name and "path" not in name},
         tokenizer.chat_template,
         generation,
-        encoder.loaded.resolution.model_type,
-        asdict(encoder.task.settings),
-        encoder.traits,
+        encoder.loaded.model.config.to_dict(),
+        encoder.loaded.source.name,
+        encoder.task.settings,
+        replace(encoder.traits, languages=None),  # which follow from config, name and tokenizer
         encoder.wording,
         (encoder.max_length, encoder.max_target_length, encoder.policy, encoder.loss_on_all),
     )
@@ -269,11 +269,3 @@ def _ledger(rows: Rows, lines: datasets.Dataset, order: Sequence[int], per_row: 
         target_tokens=sum(lines["targets"][:]),
         sources=tuple((name, int(read[number]), int(drawn[number])) for number, name in enumerate(rows.names)),
     )
-
-
-def tell(prepared: Prepared) -> None:
-    """Log what became of the rows."""
-    for name, part in (("train", prepared.train), ("validation", prepared.validation)):
-        if part is not None:
-            for line in describe(part.ledger, name):
-                log.info("%s", line)

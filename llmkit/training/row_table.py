@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import SourceSection
 from llmkit.data.proposals import task_rows
-from llmkit.data.sources import files_of
+from llmkit.data.sources import commit_of, files_of
 from llmkit.errors import InputError
 from llmkit.training.store import code_version, digest, kept_table
 
@@ -54,11 +53,9 @@ def source_name(source: SourceSection) -> str:
 
 def read_rows(sources: Sequence[SourceSection], task: str, languages: tuple[str | None, str | None]) -> Rows:
     """Read all rows of the sources, or find them as they were read before. Bad rows are kept, with their error."""
-    files = [[(str(path), _file_hash(path)) for path in files_of(source)] for source in sources]
-    # What a Hub id names may change, so only a commit's rows are found again.
-    fixed = all(found or _is_commit(source.revision) for found, source in zip(files, sources, strict=True))
-    salt = "" if fixed else os.urandom(8).hex()
-    key = digest("rows", [source.model_dump() for source in sources], files, task, languages, code_version(), salt)
+    # The bytes of files, the commit of what is on the Hub.
+    content = [commit_of(source) or [(str(path), _file_hash(path)) for path in files_of(source)] for source in sources]
+    key = digest("rows", [source.model_dump() for source in sources], content, task, languages, code_version())
 
     def write() -> Iterator[dict[str, Any]]:
         for number, source in enumerate(sources):
@@ -83,7 +80,3 @@ def read_rows(sources: Sequence[SourceSection], task: str, languages: tuple[str 
         return datasets.Dataset.from_file(str(scratch / "rows.arrow"))
 
     return Rows(kept_table(key, build), key, tuple(map(source_name, sources)))
-
-
-def _is_commit(revision: str | None) -> bool:
-    return revision is not None and len(revision) == 40 and all(char in "0123456789abcdef" for char in revision)

@@ -9,9 +9,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmkit.models.cache import cache_dir
 
@@ -23,8 +24,18 @@ __all__ = ["code_version", "digest", "kept_folder", "kept_table"]
 
 def digest(*parts: object) -> str:
     """A hash of what JSON can say of the parts."""
-    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str)
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know, as something that is the same in every process."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: getattr(value, item.name) for item in fields(value)}
+    text = str(value)
+    if " at 0x" in text:
+        raise TypeError(f"{text} has no lasting form")
+    return text
 
 
 @cache

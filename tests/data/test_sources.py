@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmkit.config.recipe import SourceSection
-from llmkit.data.sources import files_of, open_source, splits_of
+from llmkit.data.sources import commit_of, files_of, open_source, splits_of
 from llmkit.errors import HubUnreachableError, LlmkitError
 
 
@@ -155,5 +155,8 @@ def test_a_data_set_of_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_hub_that_is_away_is_one_line() -> None:
+    section = source("owner/name", split="train")
     with pytest.raises(HubUnreachableError, match="owner/name cannot be read from the Hub"):
-        list(open_source(source("owner/name", split="train")))
+        list(open_source(section))
+    with pytest.raises(HubUnreachableError, match="owner/name cannot be read from the Hub"):
+        commit_of(section)

@@ -215,3 +215,13 @@ def test_a_new_model_learns_its_tokenizer_from_the_training_rows_alone(tmp_path:
     )
     with pytest.raises(UsageError, match="did you mean 'hidden_size'"):
         open_model(wrong, task, weights=False)
+
+
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [("llama", "text-generation"), ("marian", "translation"), ("nllb", "translation"), ("bert", "question-answering")],
+)
+def test_examples_are_found_again_by_any_process(family: str, task: str, checkpoint: Checkpoint) -> None:
+    settings = {"source": "en", "target": "fr"} if task == "translation" else {}
+    recipe = make_recipe(task, checkpoint(family), "none.jsonl", settings=settings)
+    assert dataset._fingerprint(encoder_of(recipe)) == dataset._fingerprint(encoder_of(recipe))

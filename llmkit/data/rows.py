@@ -9,7 +9,6 @@ as JSON Lines. Does not know what the columns mean, which are needed, or what is
 from __future__ import annotations
 
 import codecs
-import csv
 import gzip
 import io
 import json
@@ -17,29 +16,25 @@ import math
 import re
 import sys
 import zlib
-from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, cast
+from typing import Any, NoReturn, cast
 
+from llmkit.data.binary_rows import binary_records
+from llmkit.data.records import MAX_ROW_BYTES, Layout, Line, Record, bad_row
+from llmkit.data.tables import DELIMITERS, table_records
 from llmkit.data.text import decode_text, find_codec, refuse_wide
 from llmkit.errors import InputError
 
 __all__ = ["MAX_ROW_BYTES", "SUFFIXES", "Layout", "Record", "is_rows", "open_records", "read_rows"]
 
-MAX_ROW_BYTES = 16 * 2**20
-"""The longest row of a text format, which is also the most that is held of one. UTF-16 and UTF-32 count as UTF-8."""
-
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 _BINARY = (".parquet", ".arrow")
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 _CHUNK_BYTES = 2**16
 _HEAD_BYTES = 2**13
-_BATCH_ROWS = 64
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _FOREIGN = (
@@ -47,35 +42,6 @@ _FOREIGN = (
     (b"PAR1\x15", "Parquet", "give a file that ends in .parquet"),  # "PAR1" alone may begin a text
     (b"PK\x03\x04", "a zip archive or a spreadsheet", "unpack it, or save the spreadsheet as .csv"),
 )
-
-
-@dataclass(frozen=True)
-class Record:
-    """One row of a file, and where it stands there."""
-
-    where: str
-    """``rows.jsonl:12`` (the first line of a row with several), ``rows.json, item 3``, ``rows.parquet, row 7``."""
-    row: dict[str, Any] | None
-    """None if the row cannot be read."""
-    error: InputError | None = None
-    """Why it cannot; the text names ``where``."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a file's name does not say of it."""
-
-    format: str | None = None
-    """The suffix it should have had, without the dot."""
-    column_names: tuple[str, ...] = ()
-    """CSV and TSV without a header."""
-    quotes: bool = True
-    """CSV and TSV: whether a quotation mark encloses a field; False takes it as a character."""
-    sample_by: Literal["line", "paragraph", "document"] = "line"
-    """Plain text: what one row is. Paragraphs have an empty line between them."""
-    blank_lines: bool = False
-    """Plain text by line: whether a blank line is a row."""
-
 
 _USUAL = Layout()
 
@@ -256,17 +222,7 @@ def _as_utf8(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[bytes]:
         ) from error
 
 
-class _Line(NamedTuple):
-    """A line with its end. With an error the text is what could be read of it."""
-
-    number: int
-    text: str
-    size: int
-    """In bytes."""
-    error: InputError | None = None
-
-
-def _lines(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[_Line]:
+def _lines(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[Line]:
     for number, (content, size) in enumerate(_divided(chunks), start=1):
         where = f"{name}:{number}"
         error = None
@@ -285,7 +241,7 @@ def _lines(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[_Line]:
             )
         if "\0" in text:
             error = error or InputError(f"{where} has a NUL at position {text.index(chr(0))}", "remove it")
-        yield _Line(number, text.removeprefix("\ufeff") if number == 1 else text, size, error)
+        yield Line(number, text.removeprefix("\ufeff") if number == 1 else text, size, error)
 
 
 def _divided(chunks: Iterator[bytes]) -> Iterator[tuple[bytes, int]]:
@@ -324,8 +280,8 @@ def _text_records(
                 yield Record(name, {text_column: text})
             return
         lines = _lines(chunks, name, codec)
-        if suffix in _DELIMITERS:
-            yield from _table_records(lines, name, suffix, layout)
+        if suffix in DELIMITERS:
+            yield from table_records(lines, name, suffix, layout)
         elif suffix == ".txt" and layout.sample_by == "paragraph":
             yield from _paragraph_records(lines, name, text_column)
         else:
@@ -333,7 +289,7 @@ def _text_records(
 
 
 def _line_records(
-    lines: Iterator[_Line], name: str, suffix: str, text_column: str, blank_lines: bool
+    lines: Iterator[Line], name: str, suffix: str, text_column: str, blank_lines: bool
 ) -> Iterator[Record]:
     is_json = suffix != ".txt" if suffix else None
     for line in lines:
@@ -351,7 +307,7 @@ def _line_records(
             yield Record(where, {text_column: line.text.removesuffix("\n").removesuffix("\r")})
 
 
-def _paragraph_records(lines: Iterator[_Line], name: str, text_column: str) -> Iterator[Record]:
+def _paragraph_records(lines: Iterator[Line], name: str, text_column: str) -> Iterator[Record]:
     for blank, run in groupby(lines, key=lambda line: not line.text.strip() and line.error is None):
         if blank:
             continue
@@ -360,10 +316,6 @@ def _paragraph_records(lines: Iterator[_Line], name: str, text_column: str) -> I
         error = next((line.error for line in paragraph if line.error is not None), None)
         text = "".join(line.text.replace("\r\n", "\n") for line in paragraph).removesuffix("\n")
         yield Record(where, None if error else {text_column: text}, error)
-
-
-def _bad(where: str, problem: str, fix: str) -> Record:
-    return Record(where, None, InputError(f"{where} {problem}", fix))
 
 
 def _no_json(constant: str) -> NoReturn:
@@ -378,9 +330,9 @@ def _json_record(text: str, where: str) -> Record:
     try:
         row = _JSON.decode(text)
     except RecursionError:
-        return _bad(where, "is nested too deeply", "flatten it")
+        return bad_row(where, "is nested too deeply", "flatten it")
     except ValueError as error:
-        return _bad(where, f"is not JSON ({_reason(error)})", "mend the line")
+        return bad_row(where, f"is not JSON ({_reason(error)})", "mend the line")
     return _object_record(row, where, escapes=bool(_HALF_OF_A_PAIR.search(text)))
 
 
@@ -427,180 +379,25 @@ def _reason(error: ValueError) -> str:
 def _object_record(row: object, where: str, *, escapes: bool) -> Record:
     """``escapes``: half of a surrogate pair, which JSON can escape and UTF-8 cannot hold, is possible."""
     if not isinstance(row, dict):
-        return _bad(where, "is not an object", 'write rows as {"column": "value"}')
+        return bad_row(where, "is not an object", 'write rows as {"column": "value"}')
     if escapes:
         try:
             json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            return _bad(where, "has half of a surrogate pair", "write the character as itself")
+            return bad_row(where, "has half of a surrogate pair", "write the character as itself")
         except RecursionError:
-            return _bad(where, "is nested too deeply", "flatten it")
+            return bad_row(where, "is nested too deeply", "flatten it")
     return Record(where, row)
-
-
-class _TableLines:
-    """The lines that `csv.reader` asks for, which can be gone back over after a row that was none."""
-
-    def __init__(self, lines: Iterator[_Line]) -> None:
-        self._lines = lines
-        self._again: deque[_Line] = deque()
-        self._size = 0
-        self.row: list[_Line] = []
-        """Those of the present row."""
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = self._again.popleft() if self._again else next(self._lines, None)
-        if line is None:
-            if self.row:
-                raise csv.Error("it opens a quote that is never closed")
-            raise StopIteration
-        self.row.append(line)
-        self._size += line.size
-        if self._size > MAX_ROW_BYTES:
-            raise csv.Error(f"it opens a quote that is not closed within {MAX_ROW_BYTES / 2**20:g} MB")
-        return line.text
-
-    def begin_row(self) -> None:
-        self.row, self._size = [], 0
-
-    def go_back(self) -> None:
-        """To the second line of the row: a stray quote must not cost the rows that it runs over."""
-        self._again.extendleft(reversed(self.row[1:]))
-
-
-def _table_records(lines: Iterator[_Line], name: str, suffix: str, layout: Layout) -> Iterator[Record]:
-    rows = _table_rows(lines, name, _DELIMITERS[suffix], layout.quotes)
-    header: list[str] | InputError | None = list(layout.column_names)
-    if not header:
-        _, header = next(rows, ("", None))
-    if header is None:
-        return
-    if isinstance(header, InputError):
-        raise header
-    if not layout.column_names:
-        _check_separator(header, name, suffix)
-    _check_columns(header, name)
-    for where, cells in rows:
-        if isinstance(cells, InputError):
-            yield Record(where, None, cells)
-        elif len(cells) != len(header):
-            problem = f"does not have the {len(header)} columns of the {_header_is(layout)} (it has {len(cells)})"
-            yield _bad(where, problem, "quote fields that contain the separator")
-        else:
-            yield Record(where, dict(zip(header, cells, strict=True)))
-
-
-def _header_is(layout: Layout) -> str:
-    return "column_names" if layout.column_names else "header"
-
-
-def _table_rows(
-    lines: Iterator[_Line], name: str, delimiter: str, quotes: bool
-) -> Iterator[tuple[str, list[str] | InputError]]:
-    """Where each row begins, and its cells or why it has none."""
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))  # of the process; 128 KiB unless raised
-    asked = _TableLines(lines)
-    quoting: Any = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    reader = csv.reader(asked, delimiter=delimiter, strict=True, quoting=quoting)
-    while True:
-        asked.begin_row()
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            asked.go_back()
-            where = f"{name}:{asked.row[0].number}"
-            yield where, asked.row[0].error or _table_error(error, where)
-            continue
-        bad = next((line.error for line in asked.row if line.error is not None), None)
-        if bad or asked.row[0].text.strip(" \r\n"):
-            yield f"{name}:{asked.row[0].number}", bad or cells
-
-
-def _table_error(error: csv.Error, where: str) -> InputError:
-    if str(error).startswith("new-line character"):
-        return InputError(f"{where} has a carriage return in a field without quotes", "quote the field")
-    return InputError(f"{where} cannot be read ({error})", 'mend the row; a quote in a quoted field is written ""')
-
-
-def _check_separator(header: list[str], name: str, suffix: str) -> None:
-    if len(header) == 1 and ";" in header[0]:
-        raise InputError(f"{name} seems to be separated by semicolons", "save it with commas, or with tabs as .tsv")
-    if len(header) == 1 and suffix == ".csv" and "\t" in header[0]:
-        raise InputError(f"{name} seems to be separated by tabs", "rename it to .tsv")
-
-
-def _check_columns(names: list[str], name: str) -> None:
-    if unnamed := [str(number) for number, column in enumerate(names, start=1) if not column.strip()]:
-        raise InputError(f"{name} has no name for column {', '.join(unnamed)}", "name each column in the header")
-    if twice := [repr(column) for column, number in Counter(names).items() if number > 1]:
-        raise InputError(f"{name} has more than one column {', '.join(twice)}", "give each column a name of its own")
 
 
 # Parquet and Arrow.
 
 
 def _binary_records(path: Path, name: str, suffix: str) -> Iterator[Record]:
-    from pyarrow import ArrowException
-
     with _opened(path, name, packed=False) as file:
         head = next(_chunks(file, name), b"")
-    if not head:
-        return
-    if suffix == ".parquet" and not head.startswith(b"PAR1"):
+    if suffix == ".parquet" and head and not head.startswith(b"PAR1"):
         _refuse_foreign(head, name)
         raise InputError(f"{name} is not Parquet, which its name says", "rename it, or copy it again")
-    number = 0
-    try:
-        for batch in _parquet_batches(path, name) if suffix == ".parquet" else _arrow_batches(path, name, head):
-            for row in _batch_rows(batch):
-                number += 1
-                where = f"{name}, row {number}"
-                if isinstance(row, Exception):
-                    yield _bad(where, f"cannot be read ({row})", "mend the row")
-                else:
-                    yield Record(where, row)
-    except (ArrowException, OSError) as error:
-        raise InputError(f"{name} is damaged ({error})", "copy it again, or write it anew") from error
-
-
-def _parquet_batches(path: Path, name: str) -> Iterator[Any]:
-    from pyarrow.parquet import ParquetFile
-
-    # A buffer, and none ahead: otherwise a whole row group is held.
-    with ParquetFile(path, buffer_size=2**20, pre_buffer=False) as table:
-        _check_columns(table.schema_arrow.names, name)
-        yield from table.iter_batches(batch_size=_BATCH_ROWS)
-
-
-def _arrow_batches(path: Path, name: str, head: bytes) -> Iterator[Any]:
-    """Of an IPC stream, as Datasets writes it, or an IPC file."""
-    import pyarrow as pa
-
-    with pa.memory_map(str(path)) as file:
-        if head.startswith(b"ARROW1"):
-            table = pa.ipc.open_file(file)
-            batches = (table.get_batch(number) for number in range(table.num_record_batches))
-        else:
-            table = pa.ipc.open_stream(file)
-            batches = iter(table)
-        _check_columns(table.schema.names, name)
-        for batch in batches:
-            for start in range(0, batch.num_rows, _BATCH_ROWS):
-                yield batch.slice(start, _BATCH_ROWS)
-
-
-def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | Exception]:
-    """The rows of a batch; in place of one that Python cannot hold, such as text that is not UTF-8, the reason."""
-    try:
-        yield from batch.to_pylist()
-    except (ValueError, OverflowError):
-        for number in range(batch.num_rows):
-            try:
-                yield from batch.slice(number, 1).to_pylist()
-            except (ValueError, OverflowError) as error:
-                yield error
+    if head:
+        yield from binary_records(path, name, suffix, head)

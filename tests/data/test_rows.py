@@ -207,7 +207,7 @@ def test_a_long_field() -> None:
 
 
 def test_an_open_quote_is_not_followed_without_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows_module, "MAX_ROW_BYTES", 2**16)
+    monkeypatch.setattr(tables, "MAX_ROW_BYTES", 2**16)
     write("a.csv", 'a,b\n"x,1\n' + "y,2\n" * 40_000)
     records = iter(open_records("a.csv"))
     assert str(next(records).error).startswith(

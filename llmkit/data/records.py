@@ -1,0 +1,64 @@
+"""What readers of rows have in common: a row with its place, what a file's name does not say, and limits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from llmkit.errors import InputError
+
+__all__ = ["MAX_ROW_BYTES", "Layout", "Line", "Record", "bad_row", "check_columns"]
+
+MAX_ROW_BYTES = 16 * 2**20
+"""The longest row of a text format, which is also the most that is held of one. UTF-16 and UTF-32 count as UTF-8."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of a file, and where it stands there."""
+
+    where: str
+    """``rows.jsonl:12`` (the first line of a row with several), ``rows.json, item 3``, ``rows.parquet, row 7``."""
+    row: dict[str, Any] | None
+    """None if the row cannot be read."""
+    error: InputError | None = None
+    """Why it cannot; the text names ``where``."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a file's name does not say of it."""
+
+    format: str | None = None
+    """The suffix it should have had, without the dot."""
+    column_names: tuple[str, ...] = ()
+    """CSV and TSV without a header."""
+    quotes: bool = True
+    """CSV and TSV: whether a quotation mark encloses a field; False takes it as a character."""
+    sample_by: Literal["line", "paragraph", "document"] = "line"
+    """Plain text: what one row is. Paragraphs have an empty line between them."""
+    blank_lines: bool = False
+    """Plain text by line: whether a blank line is a row."""
+
+
+class Line(NamedTuple):
+    """A line with its end. With an error the text is what could be read of it."""
+
+    number: int
+    text: str
+    size: int
+    """In bytes."""
+    error: InputError | None = None
+
+
+def bad_row(where: str, problem: str, fix: str) -> Record:
+    return Record(where, None, InputError(f"{where} {problem}", fix))
+
+
+def check_columns(names: Sequence[str], name: str) -> None:
+    if unnamed := [str(number) for number, column in enumerate(names, start=1) if not column.strip()]:
+        raise InputError(f"{name} has no name for column {', '.join(unnamed)}", "name each column in the header")
+    if twice := [repr(column) for column, number in Counter(names).items() if number > 1]:
+        raise InputError(f"{name} has more than one column {', '.join(twice)}", "give each column a name of its own")

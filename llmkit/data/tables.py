@@ -1,0 +1,111 @@
+"""Rows of CSV and TSV, from lines of text. A row that cannot be parsed costs only itself."""
+
+from __future__ import annotations
+
+import csv
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from llmkit.data.records import MAX_ROW_BYTES, Layout, Line, Record, bad_row, check_columns
+from llmkit.errors import InputError
+
+__all__ = ["DELIMITERS", "table_records"]
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+class _TableLines:
+    """The lines that `csv.reader` asks for, which can be gone back over after a row that was none."""
+
+    def __init__(self, lines: Iterator[Line]) -> None:
+        self._lines = lines
+        self._again: deque[Line] = deque()
+        self._size = 0
+        self.row: list[Line] = []
+        """Those of the present row."""
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._lines, None)
+        if line is None:
+            if self.row:
+                raise csv.Error("it opens a quote that is never closed")
+            raise StopIteration
+        self.row.append(line)
+        self._size += line.size
+        if self._size > MAX_ROW_BYTES:
+            raise csv.Error(f"it opens a quote that is not closed within {MAX_ROW_BYTES / 2**20:g} MB")
+        return line.text
+
+    def begin_row(self) -> None:
+        self.row, self._size = [], 0
+
+    def go_back(self) -> None:
+        """To the second line of the row: a stray quote must not cost the rows that it runs over."""
+        self._again.extendleft(reversed(self.row[1:]))
+
+
+def table_records(lines: Iterator[Line], name: str, suffix: str, layout: Layout) -> Iterator[Record]:
+    rows = _table_rows(lines, name, DELIMITERS[suffix], layout.quotes)
+    header: list[str] | InputError | None = list(layout.column_names)
+    if not header:
+        _, header = next(rows, ("", None))
+    if header is None:
+        return
+    if isinstance(header, InputError):
+        raise header
+    if not layout.column_names:
+        _check_separator(header, name, suffix)
+    check_columns(header, name)
+    for where, cells in rows:
+        if isinstance(cells, InputError):
+            yield Record(where, None, cells)
+        elif len(cells) != len(header):
+            problem = f"does not have the {len(header)} columns of the {_header_is(layout)} (it has {len(cells)})"
+            yield bad_row(where, problem, "quote fields that contain the separator")
+        else:
+            yield Record(where, dict(zip(header, cells, strict=True)))
+
+
+def _header_is(layout: Layout) -> str:
+    return "column_names" if layout.column_names else "header"
+
+
+def _table_rows(
+    lines: Iterator[Line], name: str, delimiter: str, quotes: bool
+) -> Iterator[tuple[str, list[str] | InputError]]:
+    """Where each row begins, and its cells or why it has none."""
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))  # of the process; 128 KiB unless raised
+    asked = _TableLines(lines)
+    quoting: Any = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    reader = csv.reader(asked, delimiter=delimiter, strict=True, quoting=quoting)
+    while True:
+        asked.begin_row()
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            asked.go_back()
+            where = f"{name}:{asked.row[0].number}"
+            yield where, asked.row[0].error or _table_error(error, where)
+            continue
+        bad = next((line.error for line in asked.row if line.error is not None), None)
+        if bad or asked.row[0].text.strip(" \r\n"):
+            yield f"{name}:{asked.row[0].number}", bad or cells
+
+
+def _table_error(error: csv.Error, where: str) -> InputError:
+    if str(error).startswith("new-line character"):
+        return InputError(f"{where} has a carriage return in a field without quotes", "quote the field")
+    return InputError(f"{where} cannot be read ({error})", 'mend the row; a quote in a quoted field is written ""')
+
+
+def _check_separator(header: list[str], name: str, suffix: str) -> None:
+    if len(header) == 1 and ";" in header[0]:
+        raise InputError(f"{name} seems to be separated by semicolons", "save it with commas, or with tabs as .tsv")
+    if len(header) == 1 and suffix == ".csv" and "\t" in header[0]:
+        raise InputError(f"{name} seems to be separated by tabs", "rename it to .tsv")

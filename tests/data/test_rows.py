@@ -17,6 +17,7 @@ import pytest
 from pyarrow import parquet
 
 from llmkit.data import rows as rows_module
+from llmkit.data import tables
 from llmkit.data.rows import Record, open_records, read_rows
 from llmkit.errors import InputError
 

@@ -25,11 +25,9 @@ class TextGeneration(Task):
         """A row with a ``text`` is learned whole, as in pretraining; others have a prompt and its completion."""
         if "text" in row:
             return (Example(None, str(row["text"])),) if str(row["text"]).strip() else ()
-        return super().examples(row, traits, wording)
-
-    def joint(self, text: str, answer: str) -> str:
-        """Nothing: a completion goes on in the middle of a word if it is to."""
-        return ""
+        completion = self.reference(row)
+        # As it is, without a space in front: a completion goes on in the middle of a word if it is to.
+        return (Example(self.render(row, traits, wording), completion),) if completion.strip() else ()
 
     def check(self, traits: Traits, wording: Wording) -> None:
         """Nothing is refused: a system message is text in front where there is no template."""

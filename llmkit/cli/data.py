@@ -21,6 +21,11 @@ __all__ = ["data", "data_check"]
 data = typer.Typer(help="Look at data before a model does.", rich_markup_mode=None)
 
 _BAR = 40
+_PROBLEMS = (
+    ("bad", "bad", "on_bad_row"),
+    ("no_label", "nothing to learn", "on_no_label"),
+    ("too_long", "too long", "on_overflow"),
+)
 
 
 def data_check(
@@ -176,8 +181,11 @@ def _part(name: str, part: PartReport, limit: int | None, recipe: Recipe) -> Ite
     if part.ledger["target_tokens"] and recipe.task != "question-answering":
         yield f"{name}: {part.ledger['target_tokens']:,} tokens carry loss ({share:.1%})"
     yield f"{name}: {part.duplicate_rows:,} duplicates, {part.conflicting_rows:,} inputs again with another answer"
-    for status, what in (("bad", "bad"), ("no_label", "nothing to learn"), ("too_long", "too long")):
-        yield from (f"  {what}: {line}" for line in part.problems.get(status, ()))
+    for status, what, key in _PROBLEMS:
+        lines = part.problems.get(status, ())
+        yield from (f"  {what}: {line}" for line in lines)
+        if lines and getattr(recipe.data, key) in (None, "error"):
+            yield f"  training would stop at the first of these; data.{key} says what else to do"
     yield from _histogram(part.lengths, limit)
     for sample in part.samples:
         yield ""

@@ -39,7 +39,7 @@ def describe(ledger: Ledger, name: str) -> Iterator[str]:
     """The ledger in sentences; what did not happen is not mentioned."""
     yield f"{name}: {ledger.rows:,} rows, {ledger.examples:,} examples, {ledger.tokens:,} tokens"
     for count, what in (
-        (ledger.bad, "bad rows are skipped"),
+        (ledger.bad, "rows are bad and left out"),
         (ledger.no_label, "rows have nothing to learn and are left out"),
         (ledger.too_long, "rows are too long and are left out"),
         (ledger.truncated, f"rows are cut ({ledger.tokens_cut:,} tokens)"),

@@ -55,6 +55,7 @@ def test_a_path_is_mapped_shown_and_counted(
     assert "document: article" in page
     assert "ox" in page.partition("⟦")[2].partition("⟧")[0]
     assert "overlap: 1 validation rows" in page
+    assert page.count("training would stop at the first of these") == 3
 
 
 def test_the_proposal_is_a_recipe_that_reads_the_same(

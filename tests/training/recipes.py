@@ -17,11 +17,11 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any] | str]) -> Path:
     return path
 
 
-def make_recipe(task: str, model: Path | dict[str, Any], train: Any, **sections: Any) -> Recipe:
+def make_recipe(task: str, model: Path | dict[str, Any], rows: Any, **sections: Any) -> Recipe:
     """A recipe with the rest of its sections given: ``data={...}`` is added to the training data."""
     content: dict[str, Any] = {"version": 1, "task": task, "train": {"output_dir": "out"}}
     content["model"] = model if isinstance(model, dict) else {"name_or_path": str(model), "offline": True}
-    content["data"] = {"train": str(train) if isinstance(train, Path) else train}
+    content["data"] = {"train": str(rows) if isinstance(rows, Path) else rows}
     for name, values in sections.items():
         content[name] = {**content.get(name, {}), **values}
     return recipe_adapter().validate_python(content)

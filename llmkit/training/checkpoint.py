@@ -1,0 +1,135 @@
+"""Checkpoints: everything that a run needs to go on as if it had not been stopped.
+
+A checkpoint appears whole or not at all. Knows tensors and generators of random numbers; does not know when one is due.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmkit.errors import CheckpointError
+from llmkit.models.source import read_json
+
+__all__ = ["Progress", "checkpoints", "load_checkpoint", "prune", "save_checkpoint"]
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    """Updates done."""
+    epoch: int = 0
+    update: int = 0
+    """Updates done in this epoch."""
+    tokens: int = 0
+    """Tokens seen, prompts included."""
+    best_metric: float | None = None
+    best_step: int | None = None
+    worse_evaluations: int = 0
+    """In a row, since the best."""
+    log: list[dict[str, Any]] = field(default_factory=list)
+    """What was measured at which step."""
+    hashes: dict[str, str] = field(default_factory=dict)
+    """Of what the run was made from, so that it does not go on with something else."""
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in an output folder, the oldest first."""
+    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def save_checkpoint(
+    folder: Path, progress: Progress, trained: Mapping[str, Any], optimizer: Any, scheduler: Any
+) -> Path:
+    """Write ``folder/checkpoint-STEP``. ``trained`` are the parameters that are, by name."""
+    import torch
+    from safetensors.torch import save_file
+
+    final = folder / f"checkpoint-{progress.step}"
+    building = folder / f".{final.name}"
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    save_file({name: each.detach().contiguous() for name, each in trained.items()}, building / "trained.safetensors")
+    state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "random": _random_state()}
+    torch.save(state, building / "state.pt")
+    (building / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+    shutil.rmtree(final, ignore_errors=True)
+    building.rename(final)
+    return final
+
+
+def load_checkpoint(folder: Path, trained: Mapping[str, Any], optimizer: Any, scheduler: Any) -> Progress:
+    """Put everything back as it was when the checkpoint was written.
+
+    Raises:
+        CheckpointError: it is damaged, or of another model.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        progress = Progress(**read_json(folder / "progress.json"))
+        saved = load_file(folder / "trained.safetensors")
+        # Numbers and tensors only, but the generator of Python is a nested tuple.
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{folder} is damaged ({error})", "remove it, and resume from the one before") from error
+    if saved.keys() != trained.keys():
+        raise CheckpointError(f"{folder} is of a run that trained other parameters", "give the recipe it was made with")
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(saved[name])
+    optimizer.load_state_dict(state["optimizer"])
+    scheduler.load_state_dict(state["scheduler"])
+    _restore_random(state["random"])
+    return progress
+
+
+def prune(folder: Path, limit: int | None, keep: int | None) -> None:
+    """Remove the oldest checkpoints above the limit, but never that of step ``keep``."""
+    found = checkpoints(folder)
+    spare = [path for path in found if path.name != f"checkpoint-{keep}"]
+    excess = 0 if limit is None else len(found) - limit
+    for path in spare[: max(0, min(excess, len(spare) - 1))]:
+        shutil.rmtree(path)
+
+
+def _random_state() -> dict[str, Any]:
+    import numpy as np
+    import torch
+
+    version, numbers, gauss = random.getstate()
+    legacy: Any = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = legacy
+    state: dict[str, Any] = {
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, torch.tensor(keys.astype("int64")), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _restore_random(state: Mapping[str, Any]) -> None:
+    import numpy as np
+    import torch
+
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype("uint32"), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

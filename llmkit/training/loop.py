@@ -1,0 +1,252 @@
+"""The training loop: one for all tasks, heads and methods.
+
+An update is a set of examples, divided into micro-batches and shared among processes; its loss is the sum of all losses
+by the number of tokens that are predicted, so that the division changes nothing. Knows when to evaluate, save and stop;
+does not know where examples come from (`llmkit.training.dataset`) or what is written in the end.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit.config.recipe import TrainSection
+from llmkit.errors import LlmkitError
+from llmkit.tasks import Head
+from llmkit.training.batches import Schedule
+from llmkit.training.checkpoint import Progress, load_checkpoint, prune, save_checkpoint
+from llmkit.training.collate import Batch, collate
+from llmkit.training.objective import Objective, predictions
+from llmkit.training.optimizer import make_optimizer, make_scheduler
+
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["Measured", "Trainer"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is told of some updates."""
+
+    step: int
+    updates: int
+    """Of the whole run."""
+    epoch: float
+    loss: float
+    """Mean over the tokens since the last time."""
+    learning_rate: float
+    grad_norm: float
+    tokens_per_second: float
+
+
+@dataclass
+class Trainer:
+    """A model, its examples, and how it is trained on them.
+
+    Args:
+        accelerator: of Accelerate; says how many processes there are and in which precision they compute.
+        model: on its device, with ``requires_grad`` set on what is trained.
+        packed: whether the examples of a micro-batch are one row, which the model must be known to keep apart.
+    """
+
+    accelerator: Any
+    model: Any
+    head: Head
+    train: TrainSection
+    examples: datasets.Dataset
+    validation: datasets.Dataset | None
+    pad_id: int
+    packed: bool = False
+    hashes: dict[str, str] = field(default_factory=dict)
+    told: Callable[[Measured], None] = lambda _: None
+    stop_asked: Callable[[], bool] = lambda: False
+    """Asked after each update; True saves a checkpoint and ends."""
+    progress: Progress = field(default_factory=Progress)
+    stopped: bool = False
+    """Whether it ended because it was asked to."""
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.train.output_dir)
+        self.progress.hashes = dict(self.hashes)
+        self.schedule = Schedule(
+            lengths=self.examples["length"][:],
+            batch_size=self.train.per_device_train_batch_size,
+            accumulation=self.train.gradient_accumulation_steps,
+            processes=self.accelerator.num_processes,
+            strategy=self.train.train_sampling_strategy,
+            seed=self.train.seed,
+        )
+        epochs, positive = self.train.num_train_epochs, self.train.max_steps > 0
+        self.updates = self.train.max_steps if positive else math.ceil(self.schedule.updates * epochs)
+        self.objective = Objective.of(self.model, self.head, self.train.label_smoothing_factor)
+        self.optimizer = make_optimizer(self.model, self.train)
+        self.scheduler = make_scheduler(self.optimizer, self.train, self.updates)
+        self.trained = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
+        self._wrapped = self.accelerator.prepare_model(self.model)
+        self._optimizer = self.accelerator.prepare_optimizer(self.optimizer)
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: it is damaged, or of another run.
+        """
+        self.progress = load_checkpoint(checkpoint, self.trained, self.optimizer, self.scheduler)
+
+    def run(self) -> None:
+        """Train to the end, or until asked to stop."""
+        self._wrapped.train()
+        losses, predicted, tokens, begun = 0.0, 0, 0, time.perf_counter()
+        for update in self._updates():
+            loss, count, norm = self._step(update)
+            losses, predicted = losses + loss, predicted + count
+            tokens += sum(self.schedule.lengths[index] for index in update)
+            progress = self.progress
+            if progress.step % self.train.logging_steps == 0 or progress.step == self.updates:
+                progress.tokens += tokens
+                seconds = time.perf_counter() - begun
+                self._tell(losses / max(1, predicted), norm, tokens / seconds)
+                losses, predicted, tokens, begun = 0.0, 0, 0, time.perf_counter()
+            self._between(update_ends_epoch=progress.update == self.schedule.updates)
+            if self.stop_asked() and progress.step < self.updates:
+                self.save()
+                self.stopped = True
+            if self.stopped or self._patience_is_over():
+                return
+
+    def _updates(self) -> Iterator[list[int]]:
+        """The updates that are left, and the progress that each is."""
+        progress = self.progress
+        while progress.step < self.updates:
+            left = self.schedule.epoch(progress.epoch)[progress.update :]
+            for update in left:
+                progress.step += 1
+                progress.update += 1
+                yield update
+                if progress.step == self.updates:
+                    return
+            progress.epoch, progress.update = progress.epoch + 1, 0
+
+    # One update.
+
+    def _step(self, update: Sequence[int]) -> tuple[float, int, float]:
+        """Train on some examples: the sum of their losses, how many tokens were predicted, the norm of the gradient."""
+        accelerator, parts = self.accelerator, list(self.schedule.share(update, self.accelerator.process_index))
+        batches = [self._batch(part) if part else self._nothing(update) for part in parts]
+        count = self._over_processes(sum(predictions(batch, self.head) for batch in batches))
+        if count == 0:
+            raise LlmkitError(
+                f"the examples of update {self.progress.step} have nothing to predict",
+                "look at them: llmkit data check",
+            )
+        total = 0.0
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            with nullcontext() if last else accelerator.no_sync(self._wrapped), accelerator.autocast():
+                loss = self.objective.loss_sum(self._wrapped, batch, accelerator.device)
+            with nullcontext() if last else accelerator.no_sync(self._wrapped):
+                # Gradients of processes are averaged, and this is a sum.
+                accelerator.backward(loss * (accelerator.num_processes / count))
+            total += float(loss.detach())
+        norm = math.nan
+        if self.train.max_grad_norm > 0:
+            norm = float(accelerator.clip_grad_norm_(self.trained.values(), self.train.max_grad_norm))
+        total = self._over_processes(total)
+        if not math.isfinite(total):
+            raise LlmkitError(
+                f"the loss is {total} at update {self.progress.step}",
+                "lower train.learning_rate, use bf16 in place of fp16, or look at the rows: llmkit data check",
+            )
+        self._optimizer.step()
+        if not self._on_plateau:
+            self.scheduler.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return total, int(count), norm
+
+    @property
+    def _on_plateau(self) -> bool:
+        return self.train.lr_scheduler_type == "reduce_lr_on_plateau"
+
+    def _batch(self, indices: Sequence[int]) -> Batch:
+        lines = [self.examples[index] for index in indices]
+        return collate(lines, self.head, pad_id=self.pad_id, packed=self.packed)
+
+    def _nothing(self, update: Sequence[int]) -> Batch:
+        """What a process without an example computes, since the others wait for its gradients."""
+        batch = self._batch(update[:1])
+        batch.labels = batch.labels * 0 - 100
+        return batch
+
+    def _over_processes(self, value: float) -> float:
+        import torch
+
+        if self.accelerator.num_processes == 1:
+            return value
+        tensor = torch.tensor(value, device=self.accelerator.device, dtype=torch.float64)
+        return float(self.accelerator.reduce(tensor, reduction="sum"))
+
+    # Between updates.
+
+    def _tell(self, loss: float, norm: float, speed: float) -> None:
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        epoch = self.progress.epoch + self.progress.update / self.schedule.updates
+        measured = Measured(self.progress.step, self.updates, epoch, loss, rate, norm, speed)
+        self.progress.log.append({"step": measured.step, "loss": loss, "learning_rate": rate, "grad_norm": norm})
+        self.told(measured)
+
+    def _between(self, *, update_ends_epoch: bool) -> None:
+        step, ended = self.progress.step, self.progress.step == self.updates
+
+        def due(strategy: str, steps: int | None) -> bool:
+            return (strategy == "epoch" and (update_ends_epoch or ended)) or (steps is not None and step % steps == 0)
+
+        if self.validation is not None and due(self.train.eval_strategy, self.train.eval_steps):
+            self._compare(self.evaluate())
+        best = self.train.save_strategy == "best" and self.progress.best_step == step
+        if best or due(self.train.save_strategy, self.train.save_steps):
+            self.save()
+
+    def _compare(self, loss: float) -> None:
+        progress = self.progress
+        progress.log.append({"step": progress.step, "eval_loss": loss})
+        if self._on_plateau:
+            self.scheduler.step(loss)
+        if progress.best_metric is None or loss < progress.best_metric:
+            progress.best_metric, progress.best_step, progress.worse_evaluations = loss, progress.step, 0
+        else:
+            progress.worse_evaluations += 1
+
+    def _patience_is_over(self) -> bool:
+        patience = self.train.early_stopping_patience
+        return patience is not None and self.progress.worse_evaluations >= patience
+
+    def evaluate(self) -> float:
+        """The loss on the validation examples, by predicted token."""
+        import torch
+
+        assert self.validation is not None
+        count, total = 0.0, 0.0
+        size, mine = self.train.per_device_eval_batch_size, self.accelerator.process_index
+        order = sorted(range(len(self.validation)), key=self.validation["length"][:].__getitem__)
+        self._wrapped.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            for start in range(mine * size, len(order), size * self.accelerator.num_processes):
+                lines = [self.validation[index] for index in order[start : start + size]]
+                batch = collate(lines, self.head, pad_id=self.pad_id, packed=False)
+                total += float(self.objective.loss_sum(self.model, batch, self.accelerator.device))
+                count += predictions(batch, self.head)
+        self._wrapped.train()
+        return self._over_processes(total) / max(1.0, self._over_processes(count))
+
+    def save(self) -> None:
+        """Write a checkpoint, and remove what is too many."""
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.folder, self.progress, self.trained, self.optimizer, self.scheduler)
+            prune(self.folder, self.train.save_total_limit, self.progress.best_step)
+        self.accelerator.wait_for_everyone()

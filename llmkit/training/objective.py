@@ -1,0 +1,76 @@
+"""The loss of a micro-batch, summed over what it predicts, so that any division of an update gives the same."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmkit.heads.base import IGNORED
+from llmkit.tasks import Head
+from llmkit.training.collate import Batch
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Objective", "predictions"]
+
+
+def predictions(batch: Batch, head: Head) -> int:
+    """What the loss of an update is divided by: tokens that are predicted; of extractive models, windows."""
+    labels = batch.labels[:, 0] if head is Head.SPAN else batch.labels
+    return int((labels != IGNORED).sum())
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How a kind of model is asked for its loss."""
+
+    head: Head
+    keeps: bool
+    """The model can give the logits of some positions only (``logits_to_keep``), which saves most of their memory."""
+    smoothing: float
+
+    @classmethod
+    def of(cls, model: Any, head: Head, smoothing: float) -> Objective:
+        """For a model, which may be wrapped by an adapter."""
+        virtual = bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        keeps = "logits_to_keep" in inspect.signature(base.forward).parameters and not virtual
+        return cls(head, keeps, smoothing)
+
+    def loss_sum(self, model: Any, batch: Batch, device: Any) -> torch.Tensor:
+        """The sum of the losses; 0 with a gradient where nothing is predicted.
+
+        Span: the mean of the start's and the end's, as ``ForQuestionAnswering`` of Transformers has it, but no
+        probability goes to padding, so that it does not depend on the batch.
+        """
+        import torch
+
+        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+        labels = batch.labels.to(device)
+        if self.head is Head.SPAN:
+            output = model(**inputs)
+            padding = inputs["attention_mask"] == 0
+            pairs = zip((output.start_logits, output.end_logits), labels.unbind(dim=1), strict=True)
+            losses = [self._cross_entropy(logits.masked_fill(padding, -1e9), wanted) for logits, wanted in pairs]
+            return torch.stack(losses).mean()
+        if self.head is Head.SEQ2SEQ:
+            logits = model(**inputs, use_cache=False).logits
+        else:
+            assert batch.keep is not None
+            keep = batch.keep.to(device)
+            some = {"logits_to_keep": keep} if self.keeps else {}
+            # The default cache leaks between packed examples, and is of no use here.
+            logits = model(**inputs, **some, use_cache=False).logits
+            if not self.keeps:
+                # Prompt tuning puts virtual tokens in front.
+                logits = logits[:, logits.shape[1] - inputs["input_ids"].shape[1] :][:, keep]
+        return self._cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        return torch.nn.functional.cross_entropy(
+            logits.float(), labels, ignore_index=IGNORED, reduction="sum", label_smoothing=self.smoothing
+        )

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmkit.cli.options import Stopped
 from llmkit.errors import UsageError
+from llmkit.log import log
+
+if TYPE_CHECKING:
+    from llmkit.training.loop import Measured
 
 __all__ = ["finetune"]
 
@@ -21,15 +30,75 @@ def finetune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved recipe and what training will take; train nothing.")
     ] = False,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in train.output_dir.")] = False,
 ) -> None:
-    """Train a model by a recipe."""
+    """Train a model by a recipe, on one device."""
     from llmkit.config.recipe_file import load_recipe, resolved_yaml
 
     loaded = load_recipe(recipe, overrides or ())
-    if not dry_run:
-        raise UsageError("this version of llmkit checks recipes and does not train yet", "add --dry-run")
-    from llmkit.training.report import dry_run as estimate
+    if dry_run:
+        if resume:
+            raise UsageError("--dry-run trains nothing, so there is nothing to resume", "give one of them")
+        from llmkit.training.report import dry_run as estimate
 
-    typer.echo(resolved_yaml(loaded), nl=False)
-    for line in estimate(loaded):
-        typer.echo(f"# {line}")
+        typer.echo(resolved_yaml(loaded), nl=False)
+        for line in estimate(loaded):
+            typer.echo(f"# {line}")
+        return
+    from llmkit.training.run import finetune as train
+
+    with _until_asked() as asked, _progress() as told:
+        trainer = train(loaded, resume=resume, told=told, stop_asked=lambda: bool(asked))
+    if trainer.stopped:
+        step = trainer.progress.step
+        log.warning("stopped after update %d, which is saved; go on with --resume", step)
+        raise Stopped(130 if asked[0] == signal.SIGINT else 143)
+    typer.echo(str(trainer.folder))
+
+
+@contextmanager
+def _until_asked() -> Iterator[list[int]]:
+    """Ctrl+C and SIGTERM end the run after the update at hand; a second one ends it at once."""
+    asked: list[int] = []
+    before: dict[int, Any] = {}
+
+    def ask(number: int, _: object) -> None:
+        if asked:
+            raise Stopped(130 if number == signal.SIGINT else 143)
+        asked.append(number)
+        log.warning("stopping after this update, which is saved; again to stop at once")
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        before[each] = signal.signal(each, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar on a terminal, a line each time elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda measured: log.info("%s", _sentence(measured))
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit="update", file=sys.stderr, dynamic_ncols=True) as bar:
+
+        def show(measured: Measured) -> None:
+            bar.total = measured.updates
+            bar.set_postfix_str(_figures(measured), refresh=False)
+            bar.update(measured.step - bar.n)
+
+        yield show
+
+
+def _sentence(measured: Measured) -> str:
+    return f"update {measured.step} of {measured.updates}, epoch {measured.epoch:.2f}: {_figures(measured)}"
+
+
+def _figures(measured: Measured) -> str:
+    rate = f"{measured.learning_rate:.2e}"
+    return f"loss {measured.loss:.4f}, learning rate {rate}, {measured.tokens_per_second:,.0f} tokens/s"

@@ -18,6 +18,7 @@ from llmkit.errors import UsageError
 __all__ = [
     "AnswerOptions",
     "AnswerSettings",
+    "DType",
     "GenerationSettings",
     "LoadOptions",
     "LoadSettings",

@@ -17,7 +17,7 @@ from typing import Any
 from llmkit.errors import CheckpointError
 from llmkit.models.source import read_json
 
-__all__ = ["Progress", "checkpoints", "load_checkpoint", "prune", "save_checkpoint"]
+__all__ = ["Progress", "checkpoints", "load_checkpoint", "load_trained", "prune", "save_checkpoint"]
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -76,24 +76,35 @@ def load_checkpoint(folder: Path, trained: Mapping[str, Any], optimizer: Any, sc
         CheckpointError: it is damaged, or of another model.
     """
     import torch
-    from safetensors.torch import load_file
 
     try:
         progress = Progress(**read_json(folder / "progress.json"))
-        saved = load_file(folder / "trained.safetensors")
         # Numbers and tensors only, but the generator of Python is a nested tuple.
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{folder} is damaged ({error})", "remove it, and resume from the one before") from error
+    load_trained(folder, trained)
+    optimizer.load_state_dict(state["optimizer"])
+    scheduler.load_state_dict(state["scheduler"])
+    _restore_random(state["random"])
+    return progress
+
+
+def load_trained(folder: Path, trained: Mapping[str, Any]) -> None:
+    """Put the parameters of a checkpoint in the place of those that are given by name."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        saved = load_file(folder / "trained.safetensors")
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is damaged ({error})", "remove it, and resume from the one before") from error
     if saved.keys() != trained.keys():
         raise CheckpointError(f"{folder} is of a run that trained other parameters", "give the recipe it was made with")
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(saved[name])
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    _restore_random(state["random"])
-    return progress
 
 
 def prune(folder: Path, limit: int | None, keep: int | None) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import TrainSection
-from llmkit.errors import LlmkitError
+from llmkit.errors import LlmkitError, UsageError
 from llmkit.tasks import Head
 from llmkit.training.batches import Schedule
 from llmkit.training.checkpoint import Progress, load_checkpoint, prune, save_checkpoint
@@ -63,6 +63,10 @@ class Trainer:
     validation: datasets.Dataset | None
     pad_id: int
     packed: bool = False
+    tokenizer: Any = None
+    """Written beside the model in the end."""
+    base: str = ""
+    """What the model that an adapter is on is called."""
     hashes: dict[str, str] = field(default_factory=dict)
     told: Callable[[Measured], None] = lambda _: None
     stop_asked: Callable[[], bool] = lambda: False
@@ -98,6 +102,12 @@ class Trainer:
             CheckpointError: it is damaged, or of another run.
         """
         self.progress = load_checkpoint(checkpoint, self.trained, self.optimizer, self.scheduler)
+        for name, found in self.progress.hashes.items():
+            if self.hashes.get(name) != found:
+                raise UsageError(
+                    f"the {name} changed since {checkpoint} was written, so the run would not go on but be another",
+                    "put it back as it was, or begin a new run in another train.output_dir",
+                )
 
     def run(self) -> None:
         """Train to the end, or until asked to stop."""

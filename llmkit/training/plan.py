@@ -7,16 +7,14 @@ al. (2022, equation 2 without the attention scores, which fused kernels do not k
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
-from typing import Any
 
 from llmkit.config.recipe import Recipe
 from llmkit.errors import UsageError
-from llmkit.models.adapters import attach
 from llmkit.models.load import Loaded
 from llmkit.models.memory import available_memory
 from llmkit.training.dataset import Part
+from llmkit.training.trainable import make_trainable
 
 __all__ = ["Plan", "make_plan"]
 
@@ -63,13 +61,8 @@ def make_plan(recipe: Recipe, loaded: Loaded, part: Part, *, half: bool, device:
     Raises:
         UsageError: nothing is trained, or a pattern of ``train.freeze`` matches nothing.
     """
-    model: Any = loaded.model
-    config, vocabulary = model.config.get_text_config(), len(loaded.tokenizer)
-    if recipe.tokenizer.add_tokens and vocabulary > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(vocabulary, mean_resizing=False)
-    if recipe.adapter is not None:
-        model = attach(model, recipe.adapter, loaded.head, tokenizer_name=str(loaded.source.folder))
-    _freeze(model, recipe.train.freeze)
+    config, vocabulary = loaded.model.config.get_text_config(), len(loaded.tokenizer)
+    model = make_trainable(recipe, loaded)
     parameters = {id(each): each for each in model.parameters()}.values()
     total = sum(each.numel() for each in parameters)
     trainable = sum(each.numel() for each in parameters if each.requires_grad)
@@ -95,19 +88,6 @@ def make_plan(recipe: Recipe, loaded: Loaded, part: Part, *, half: bool, device:
         available=available_memory(device),
         updates=_updates(recipe, len(lengths)),
     )
-
-
-def _freeze(model: Any, patterns: list[str]) -> None:
-    for pattern in patterns:
-        try:
-            wanted = re.compile(pattern)
-        except re.error as error:
-            raise UsageError(f"train.freeze: {pattern!r} is no regular expression ({error})", "mend it") from error
-        names = [parameter for name, parameter in model.named_parameters() if wanted.search(name)]
-        if not names:
-            raise UsageError(f"train.freeze: {pattern!r} matches no parameter", "see their names in the checkpoint")
-        for parameter in names:
-            parameter.requires_grad_(False)
 
 
 def _updates(recipe: Recipe, examples: int) -> int:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llmkit.config.recipe import Recipe
-from llmkit.config.settings import LoadSettings, setting_fields
+from llmkit.config.settings import DType, LoadSettings, setting_fields
 from llmkit.log import log
 from llmkit.models.fresh import train_tokenizer, write_fresh
-from llmkit.models.load import Loaded, load_model, load_source
+from llmkit.models.load import Loaded, load_model, load_source, pick_device
 from llmkit.models.locate import locate
 from llmkit.models.reach import go_offline
 from llmkit.models.resolve import resolve
@@ -47,17 +48,26 @@ def load_settings(recipe: Recipe) -> LoadSettings:
     return LoadSettings(model=section.name_or_path, **given)
 
 
-def open_model(recipe: Recipe, task: Task, *, weights: bool) -> Loaded:
-    """The model of a recipe with its tokenizer; without weights it is on the meta device.
+def open_model(recipe: Recipe, task: Task, *, weights: bool, dtype: DType = "auto") -> Loaded:
+    """The model of a recipe with its tokenizer.
 
-    A model that is described by a config has no weights to read.
+    Args:
+        weights: False leaves the model on the meta device. A model that is described by a config gets random ones, of
+            PyTorch's present seed.
+        dtype: of the weights, where the recipe does not say.
     """
     settings, section = load_settings(recipe), recipe.tokenizer
+    if settings.dtype == "auto":
+        settings = replace(settings, dtype=dtype)
     config = getattr(recipe.model, "config", None)
     if config is None:
         loaded = load_model(settings, task.name, training=True, weights=weights, fallback=False)
     else:
         loaded = load_source(_fresh(recipe, task, settings), settings, task.name, training=True, weights=False)
+        if weights:
+            model: Any = type(loaded.model)(loaded.model.config)
+            model.generation_config = loaded.model.generation_config
+            loaded = replace(loaded, model=model.to(pick_device(settings.device)).eval())
     tokenizer: Any = loaded.tokenizer
     if section.chat_template is not None:
         tokenizer.chat_template = section.chat_template

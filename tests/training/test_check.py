@@ -132,7 +132,3 @@ def test_every_shipped_recipe_runs_dry(
     assert any(line.startswith("# train: ") for line in lines)
     trained = next(line for line in lines if line.startswith("# parameters: "))
     assert ("(100.00%)" in trained) == (recipe.adapter is None and "marian" not in name)
-
-
-def test_training_is_refused_until_it_is_there(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "does not train yet" in run(capsys, "finetune", "summarization/starter-lora", code=2)

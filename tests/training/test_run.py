@@ -1,0 +1,143 @@
+"""Runs from a recipe to a folder that the tasks take with no other flag."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmkit
+from llmkit.cli.app import main
+from llmkit.config.recipe_file import load_recipe, shipped_recipes
+from llmkit.errors import UsageError
+from llmkit.training.checkpoint import checkpoints
+from llmkit.training.run import finetune
+from tests.conftest import Checkpoint
+from tests.training.recipes import make_recipe, write_rows
+
+_FAMILIES = {"starter": "llama", "minilm": "bert", "runs": "llama"}
+_MISSING = ("ddp", "fsdp2", "deepspeed", "qlora", "gpt2", "t5-", "nllb", "bert-chinese")
+OFFLINE = [name for name in shipped_recipes() if not any(part in name for part in _MISSING)]
+
+ASKED: dict[str, Any] = {
+    "text-generation": "The quick",
+    "summarization": "The quick brown fox.",
+    "question-answering": {"question": "Who?", "context": "The quick brown fox."},
+    "dialogue": "Hello",
+    "translation": "The quick brown fox.",
+}
+
+
+def tiny(name: str, checkpoint: Checkpoint, folder: Path, **more: Any) -> Any:
+    """A shipped recipe with two updates of a tiny model of the same family."""
+    recipe: Any = load_recipe(name)
+    changes = [f"train.output_dir={folder}", "train.max_steps=2", "train.per_device_train_batch_size=2"]
+    changes += ["data.max_length=null", "train.bf16=false", *(f"{key}={value}" for key, value in more.items())]
+    if recipe.model.name_or_path is not None:
+        family = next(value for key, value in _FAMILIES.items() if recipe.model.name_or_path.startswith(key))
+        model = checkpoint(family, chat=family == "llama", max_position_embeddings=4096)
+        changes += [f"model.name_or_path={model}", "model.device=cpu"]
+    return load_recipe(name, changes)
+
+
+def test_there_are_offline_recipes_of_every_task() -> None:
+    assert len(OFFLINE) >= 11
+    assert {name.partition("/")[0] for name in OFFLINE} == set(ASKED)
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_every_offline_recipe_trains_and_its_result_answers(name: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    recipe = tiny(name, checkpoint, tmp_path / "out")
+    trainer = finetune(recipe)
+    assert trainer.progress.step == 2
+    losses = [entry["loss"] for entry in trainer.progress.log if "loss" in entry]
+    assert losses
+    assert load_recipe(str(tmp_path / "out" / "resolved.yaml")) == recipe
+    languages = {"source": "en", "target": "zh"} if recipe.task == "translation" else {}
+    short = {} if name.startswith("question-answering/minilm") else {"max_new_tokens": 8}
+    options: dict[str, Any] = {"device": "cpu", "offline": True, **languages, **short}
+    pipeline = llmkit.load(recipe.task, str(tmp_path / "out"), **options)
+    assert isinstance(pipeline(ASKED[recipe.task]).text, str)
+
+
+def test_a_run_into_a_folder_in_use_is_refused_and_resume_needs_a_checkpoint(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    recipe = tiny("text-generation/llama-scratch", checkpoint, tmp_path / "out")
+    with pytest.raises(UsageError, match="no checkpoint to resume from"):
+        finetune(recipe, resume=True)
+    finetune(recipe)
+    with pytest.raises(UsageError, match="is not empty; go on with --resume"):
+        finetune(recipe)
+    longer = tiny("text-generation/llama-scratch", checkpoint, tmp_path / "out", **{"train.seed": 1})
+    with pytest.raises(UsageError, match="the recipe changed since"):
+        finetune(longer, resume=True)
+
+
+def test_data_that_changed_is_not_gone_on_with(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": f"The fox {number}."} for number in range(8)])
+    train = {"output_dir": str(tmp_path / "out"), "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    recipe = make_recipe("text-generation", checkpoint("llama"), rows, train=train)
+    finetune(recipe)
+    write_rows(rows, [{"text": "Another."}])
+    with pytest.raises(UsageError, match="the data changed since"):
+        finetune(recipe, resume=True)
+
+
+def test_a_run_that_is_stopped_is_saved_and_goes_on(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    recipe = tiny("text-generation/llama-scratch", checkpoint, tmp_path / "out", **{"train.max_steps": 4})
+    stopped = finetune(recipe, stop_asked=lambda: True)
+    assert stopped.stopped
+    assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-1"]
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    resumed = finetune(recipe, resume=True)
+    assert resumed.progress.step == 4
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"accelerate.num_processes": 2}, "accelerate.num_processes is not there yet"),
+        ({"train.report_to": "[tensorboard]"}, "train.report_to is not there yet"),
+        ({"train.packing": "true"}, ""),
+        ({"train.freeze": "[nothing]"}, "'nothing' matches no parameter"),
+        ({"train.fp16": "true"}, "train.fp16 needs a GPU"),
+    ],
+)
+def test_what_is_not_there_is_refused_by_name(
+    change: dict[str, Any], said: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    recipe = tiny("text-generation/llama-scratch", checkpoint, tmp_path / "out", **change)
+    if not said:
+        assert finetune(recipe).packed
+        return
+    with pytest.raises(UsageError, match=said):
+        finetune(recipe)
+
+
+def test_the_command(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": f"The fox {number}."} for number in range(8)])
+    text = f"""\
+version: 1
+task: text-generation
+model: {{name_or_path: '{checkpoint("llama")}', offline: true, device: cpu}}
+adapter: {{peft_type: LORA}}
+data: {{train: {rows.name}, validation_fraction: 0.25}}
+train: {{output_dir: out, max_steps: 3, logging_steps: 1, report_to: []}}
+"""
+    Path("a.yaml").write_text(text, encoding="utf-8")
+    assert main(["finetune", "a.yaml"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "out\n"
+    assert "update 3 of 3" in captured.err
+    assert "train: 6 rows, 6 examples" in captured.err
+    log = [json.loads(line) for line in Path("out/log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3]
+    assert any("eval_loss" in entry for entry in log)
+    assert main(["generate", "--model", "out", "--max-new-tokens", "4", "--offline", "The fox"]) == 0

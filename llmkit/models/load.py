@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Loaded", "has_bfloat16", "load_model", "load_source", "pick_device"]
+__all__ = ["Loaded", "has_bfloat16", "load_model", "load_source", "pick_device", "quiet_transformers"]
 
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 1.0, "4bit": 0.5}
 
@@ -107,7 +107,7 @@ def load_source(
         raise _new_head(source, resolution)
     if weights:
         _check_files(source, settings)
-    with _quiet_transformers(), _one_line_errors(source):
+    with quiet_transformers(), _one_line_errors(source):
         if weights:
             device = pick_device(settings.device)
             dtype = _pick_dtype(settings.dtype, device, _stored_dtype(config, counts))
@@ -385,7 +385,7 @@ def _warn_of_unknown_splits(source: Source) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Its progress bars print even off a terminal, and its warnings are checked for above."""
     from transformers.utils import logging as transformers_logging
 

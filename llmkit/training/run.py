@@ -16,7 +16,7 @@ from llmkit.config.settings import DType
 from llmkit.errors import UsageError
 from llmkit.heads.decoding import pad_id
 from llmkit.log import log
-from llmkit.models.load import has_bfloat16, pick_device
+from llmkit.models.load import has_bfloat16, pick_device, quiet_transformers
 from llmkit.tasks import Head
 from llmkit.training.checkpoint import checkpoints, load_trained
 from llmkit.training.dataset import prepare
@@ -167,7 +167,8 @@ def _finish(recipe: Recipe, trainer: Trainer) -> None:
     model = getattr(model, "_orig_mod", model)  # as it was before torch.compile
     for config in getattr(model, "peft_config", {}).values():
         config.base_model_name_or_path = trainer.base
-    model.eval().save_pretrained(folder)
+    with quiet_transformers():
+        model.eval().save_pretrained(folder)
     trainer.tokenizer.save_pretrained(folder)
     entries = "".join(f"{json.dumps(entry)}\n" for entry in trainer.progress.log)
     (folder / "log.jsonl").write_text(entries, encoding="utf-8")

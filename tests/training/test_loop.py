@@ -65,9 +65,7 @@ def assert_close(one: dict[str, Any], other: dict[str, Any], tolerance: float) -
 
     assert one.keys() == other.keys()
     for name in one:
-        torch.testing.assert_close(
-            one[name], other[name], rtol=0, atol=tolerance, msg=name)
-        )
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=tolerance, msg=name)
 
 
 @pytest.mark.parametrize(("family", "task"), HEADS)

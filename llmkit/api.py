@@ -73,8 +73,10 @@ def build_pipeline(
         # The default model depends on the pair; a model that was named may know its source language itself.
         languages = task.two_letter_codes(text if load_settings.model is None else "")
     loaded = _load_model(load_settings, task.name, text, languages, fallback=fallback)
+    from llmkit.inference.contract import apply_contract
     from llmkit.inference.pipeline import Pipeline
 
+    task, wording = apply_contract(loaded, task, wording)
     return Pipeline(task, loaded, settings, wording)
 
 

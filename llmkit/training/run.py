@@ -15,6 +15,7 @@ from llmkit.config.recipe_file import resolved_yaml
 from llmkit.config.settings import DType
 from llmkit.errors import UsageError
 from llmkit.heads.decoding import pad_id
+from llmkit.inference.contract import Contract, write_contract
 from llmkit.log import log
 from llmkit.models.load import has_bfloat16, pick_device, quiet_transformers
 from llmkit.tasks import Head
@@ -170,5 +171,7 @@ def _finish(recipe: Recipe, trainer: Trainer) -> None:
     with quiet_transformers():
         model.eval().save_pretrained(folder)
     trainer.tokenizer.save_pretrained(folder)
+    settings = recipe.settings.model_dump(exclude_defaults=True)
+    write_contract(folder, Contract(recipe.task, settings, recipe.prompt.system, recipe.prompt.raw))
     entries = "".join(f"{json.dumps(entry)}\n" for entry in trainer.progress.log)
     (folder / "log.jsonl").write_text(entries, encoding="utf-8")

@@ -11,9 +11,10 @@ import pytest
 import llmkit
 from llmkit.cli.app import main
 from llmkit.config.recipe_file import load_recipe, shipped_recipes
-from llmkit.errors import UsageError
+from llmkit.errors import CheckpointError, UsageError
 from llmkit.training.checkpoint import checkpoints
 from llmkit.training.run import finetune
+from llmkit.training.start import open_task
 from tests.conftest import Checkpoint
 from tests.training.recipes import make_recipe, write_rows
 
@@ -55,11 +56,11 @@ def test_every_offline_recipe_trains_and_its_result_answers(name: str, checkpoin
     losses = [entry["loss"] for entry in trainer.progress.log if "loss" in entry]
     assert losses
     assert load_recipe(str(tmp_path / "out" / "resolved.yaml")) == recipe
-    languages = {"source": "en", "target": "zh"} if recipe.task == "translation" else {}
     short = {} if name.startswith("question-answering/minilm") else {"max_new_tokens": 8}
-    options: dict[str, Any] = {"device": "cpu", "offline": True, **languages, **short}
+    options: dict[str, Any] = {"device": "cpu", "offline": True, **short}
     pipeline = llmkit.load(recipe.task, str(tmp_path / "out"), **options)
     assert isinstance(pipeline(ASKED[recipe.task]).text, str)
+    assert pipeline.task.settings == open_task(recipe).settings
 
 
 def test_a_run_into_a_folder_in_use_is_refused_and_resume_needs_a_checkpoint(
@@ -116,6 +117,27 @@ def test_what_is_not_there_is_refused_by_name(
         return
     with pytest.raises(UsageError, match=said):
         finetune(recipe)
+
+
+def test_a_tuned_model_is_asked_as_it_was_taught(
+    checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"document": "The fox.", "summary": "Fox."}])
+    model = checkpoint("llama", chat=True, max_position_embeddings=1024)
+    train = {"output_dir": str(tmp_path / "out"), "max_steps": 1}
+    prompt, settings = {"system": "The lazy dog."}, {"length": "short"}
+    finetune(make_recipe("summarization", model, rows, train=train, prompt=prompt, settings=settings))
+    out = str(tmp_path / "out")
+    pipeline = llmkit.load("summarize", out, offline=True)
+    assert (pipeline.task.settings.length, pipeline.wording.system) == ("short", "The lazy dog.")
+    with caplog.at_level("INFO"):
+        assert llmkit.load("summarize", out, offline=True, length="long").task.settings.length == "long"
+        assert "was tuned with length=short" in caplog.text
+        llmkit.load("generate", out, offline=True)
+        assert "was tuned for summarization" in caplog.text
+    (tmp_path / "out" / "llmkit.json").write_text('{"version": 2}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match="is of version 2"):
+        llmkit.load("summarize", out, offline=True)
 
 
 def test_the_command(

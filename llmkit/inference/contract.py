@@ -1,0 +1,83 @@
+"""What a tuned model was tuned for, kept beside its weights, so that it needs no flags and is asked as it was taught.
+
+``llmkit.json`` holds the task, its settings and what was added to its wording. Knows that file; who calls decides when
+it is written.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from llmkit.config.settings import given, setting_fields
+from llmkit.errors import CheckpointError
+from llmkit.log import log
+from llmkit.models.load import Loaded
+from llmkit.models.source import read_json
+from llmkit.tasks import Task, Wording
+
+__all__ = ["Contract", "apply_contract", "read_contract", "write_contract"]
+
+_FILE = "llmkit.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The task that a model was tuned for, and how it was asked."""
+
+    task: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The task's own that differ from their defaults."""
+    system: str = ""
+    raw: bool = False
+    """Without the chat template."""
+    version: int = _VERSION
+
+
+def write_contract(folder: Path, contract: Contract) -> None:
+    """Keep it in a model's folder."""
+    text = json.dumps(asdict(contract), ensure_ascii=False, indent=2)
+    (folder / _FILE).write_text(f"{text}\n", encoding="utf-8")
+
+
+def read_contract(loaded: Loaded) -> Contract | None:
+    """The contract of a loaded model (of its adapter, if it has one); None if it was not tuned by llmkit.
+
+    Raises:
+        CheckpointError: a newer llmkit wrote it, or it is damaged.
+    """
+    path = (loaded.source.adapter or loaded.source.folder) / _FILE
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    if content.get("version") != _VERSION:
+        raise CheckpointError(
+            f"{path} is of version {content.get('version')}, and this llmkit reads {_VERSION}", "upgrade"
+        )
+    known = {item.name for item in fields(Contract)}
+    if not isinstance(content.get("task"), str) or not content.keys() <= known:
+        raise CheckpointError(f"{path} is not what llmkit wrote", "train again, or remove it and give the settings")
+    return Contract(**content)
+
+
+def apply_contract(loaded: Loaded, task: Task, wording: Wording) -> tuple[Task, Wording]:
+    """The task and wording as the model was tuned, where the caller did not say otherwise."""
+    contract = read_contract(loaded)
+    if contract is None:
+        return task, wording
+    if contract.task != task.name:
+        log.info("%s was tuned for %s", loaded.source.name, contract.task)
+        return task, wording
+    said = set(given(task.settings))
+    for name in said & contract.settings.keys():
+        if getattr(task.settings, name) != contract.settings[name]:
+            log.warning("%s was tuned with %s=%s", loaded.source.name, name, contract.settings[name])
+    known = {item.name for item in setting_fields(task.settings_class)}
+    new = {name: value for name, value in contract.settings.items() if name in known - said}
+    if new:
+        task = type(task)(replace(task.settings, **new))
+    system = wording.system or contract.system
+    return task, replace(wording, system=system, raw=wording.raw or contract.raw)

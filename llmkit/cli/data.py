@@ -37,7 +37,7 @@ def data_check(
     source: Annotated[str | None, typer.Option("--from", help="Translation: language of the source.")] = None,
     target: Annotated[str | None, typer.Option("--to", help="Translation: language of the target.")] = None,
     validation: Annotated[str | None, typer.Option(help="Validation data, with a PATH.")] = None,
-    max_length: Annotated[int | None, typer.Option(min=1, help="Longest example in tokens, with a PATH.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=2, help="Longest example in tokens, with a PATH.")] = None,
     rows: Annotated[int, typer.Option(min=0, help="Examples to show.")] = 2,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe (repeatable).")

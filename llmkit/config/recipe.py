@@ -263,7 +263,7 @@ class DataSection(Section):
     """Hold back this share of the training rows, drawn by ``seed``."""
     seed: int = 42
     """Of the split, and of a mixture."""
-    max_length: Positive | None = None
+    max_length: Annotated[int, Field(ge=2)] | None = None
     """Longest example in tokens: prompt and answer (causal), or what the encoder reads (seq2seq). The model's context
     if not said. Windows of extractive models have ``settings.max_seq_len``."""
     max_target_length: Positive | None = None

@@ -97,11 +97,13 @@ class Encoder:
         return Outcome("too_long", tokens=longest)
 
     def _blocks(self, features: list[Features]) -> Iterator[Features]:
+        """Pieces of plain text. Each begins with the last token of the one before, so that every token is predicted."""
         assert self.max_length is not None
         for each in features:
-            for start in range(0, len(each.input_ids), self.max_length):
+            for start in range(0, len(each.input_ids) - 1, max(1, self.max_length - 1)):
                 end = start + self.max_length
-                yield Features(each.input_ids[start:end], each.labels[start:end])
+                context = (IGNORED,) if start else each.labels[:1]
+                yield Features(each.input_ids[start:end], (*context, *each.labels[start + 1 : end]))
 
     def _windows(self, row: Row, longest: int) -> Outcome:
         """A question is asked of each window of its text, as at inference."""

@@ -141,11 +141,14 @@ def test_long_text_is_cut_into_blocks_that_hold_all_of_it(llama: Path, tmp_path:
     path = write_rows(tmp_path / "rows.jsonl", [{"text": text}])
     recipe = make_recipe("text-generation", llama, path, data={"max_length": 64})
     prepared, encoder = run(recipe), encoder_of(recipe)
-    ids = [token for line in prepared.train.examples["input_ids"] for token in line]
+    first, *others = prepared.train.examples["input_ids"]
+    ids = [*first, *(token for line in others for token in line[1:])]
     tokenizer: Any = encoder.loaded.tokenizer
     assert ids == [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     assert prepared.train.ledger.chunked == 1
     assert max(map(len, prepared.train.examples["input_ids"])) == 64
+    predicted = [sum(label != IGNORED for label in labels[1:]) for labels in prepared.train.examples["labels"]]
+    assert sum(predicted) == len(ids) - 1
 
 
 def test_truncation_keeps_the_answer_and_counts_what_it_cuts(llama: Path, tmp_path: Path) -> None:

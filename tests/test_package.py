@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -80,3 +82,12 @@ def test_version_is_that_of_the_distribution() -> None:
     from importlib.metadata import version
 
     assert llmkit.__version__ == version("llmkit")
+
+
+def test_the_wheel_holds_every_package_and_the_recipes() -> None:
+    root = Path(__file__).parents[1]
+    setuptools = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    found = {".".join(path.parent.relative_to(root).parts) for path in (root / "llmkit").rglob("__init__.py")}
+    assert set(setuptools["packages"]) == found | {"llmkit.recipes"}
+    assert setuptools["package-dir"]["llmkit.recipes"] == "recipes"
+    assert all(len(path.relative_to(root / "recipes").parts) == 2 for path in (root / "recipes").rglob("*.*"))

@@ -42,7 +42,13 @@ class Measured:
     """Mean over the tokens since the last time."""
     learning_rate: float
     grad_norm: float
-    tokens_per_second: float
+    tokens: int
+    """Seen since the last time, prompts included."""
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
 
 
 @dataclass
@@ -120,8 +126,7 @@ class Trainer:
             progress = self.progress
             if progress.step % self.train.logging_steps == 0 or progress.step == self.updates:
                 progress.tokens += tokens
-                seconds = time.perf_counter() - begun
-                self._tell(losses / max(1, predicted), norm, tokens / seconds)
+                self._tell(losses / max(1, predicted), norm, tokens, time.perf_counter() - begun)
                 losses, predicted, tokens, begun = 0.0, 0, 0, time.perf_counter()
             self._between(update_ends_epoch=progress.update == self.schedule.updates)
             if self.stop_asked() and progress.step < self.updates:
@@ -203,10 +208,10 @@ class Trainer:
 
     # Between updates.
 
-    def _tell(self, loss: float, norm: float, speed: float) -> None:
+    def _tell(self, loss: float, norm: float, tokens: int, seconds: float) -> None:
         rate = float(self.optimizer.param_groups[0]["lr"])
         epoch = self.progress.epoch + self.progress.update / self.schedule.updates
-        measured = Measured(self.progress.step, self.updates, epoch, loss, rate, norm, speed)
+        measured = Measured(self.progress.step, self.updates, epoch, loss, rate, norm, tokens, seconds)
         self.progress.log.append({"step": measured.step, "loss": loss, "learning_rate": rate, "grad_norm": norm})
         self.told(measured)
 

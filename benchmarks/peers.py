@@ -19,16 +19,18 @@ class Watch:
         from transformers import TrainerCallback
 
         watch = self
-        self.seconds, self.losses, self._begun = 0.0, [], 0.0
+        self.seconds, self._begun = 0.0, 0.0
+        self.losses: list[float] = []
 
-        class Callback(TrainerCallback):  # type: ignore[misc]
+        class Callback(TrainerCallback):
             def on_train_begin(self, *_: Any, **__: Any) -> None:
                 watch._begun = time.perf_counter()
 
             def on_train_end(self, *_: Any, **__: Any) -> None:
                 watch.seconds = time.perf_counter() - watch._begun
 
-            def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, float], **__: Any) -> None:
+            def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:  # noqa: ARG002 - upstream names
+                logs = more["logs"]
                 if "loss" in logs:
                     watch.losses.append(logs["loss"])
 
@@ -67,8 +69,8 @@ def sft(job: dict[str, Any]) -> dict[str, Any]:
     from trl import SFTConfig, SFTTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
-    lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    model: Any = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
+    lora: Any = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     if job.get("adapter"):
         model, lora = PeftModel.from_pretrained(model, job["adapter"], is_trainable=True), None
     watch = Watch()

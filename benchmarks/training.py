@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 ALIKE = ["torch", "transformers", "peft", "accelerate", "datasets"]
 TRL = "1.16.0"
 
-T5 = {
+T5: dict[str, Any] = {
     "model_type": "t5",
     "d_model": 128,
     "d_ff": 256,
@@ -180,7 +180,7 @@ def lora(squad: Path, python: str, steps: int, folder: Path) -> tuple[dict[str, 
     model, rows = str(embedded("starter")), rows_of(squad, 4 * steps)
     torch.manual_seed(0)
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).save_pretrained(folder / "adapter")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).save_pretrained(str(folder / "adapter"))
     theirs = peer(
         python,
         folder,
@@ -221,12 +221,13 @@ def full(squad: Path, python: str, steps: int, folder: Path) -> tuple[dict[str, 
     tokenizer = AutoTokenizer.from_pretrained(embedded("starter"))
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     torch.manual_seed(0)
+    sizes: dict[str, Any] = {key: value for key, value in T5.items() if key != "model_type"}
+    sizes["decoder_start_token_id"] = tokenizer.pad_token_id
     config = T5Config(
-        **{key: value for key, value in T5.items() if key != "model_type"},
+        **sizes,
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
     )
     AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder / "t5")
     tokenizer.save_pretrained(folder / "t5")

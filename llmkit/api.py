@@ -76,7 +76,7 @@ def build_pipeline(
     from llmkit.inference.contract import apply_contract
     from llmkit.inference.pipeline import Pipeline
 
-    task, wording = apply_contract(loaded, task, wording)
+    task, wording, settings = apply_contract(loaded, task, wording, settings)
     return Pipeline(task, loaded, settings, wording)
 
 

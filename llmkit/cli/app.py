@@ -34,6 +34,7 @@ from llmkit.cli.recipes import (
     recipes_show,
     recipes_validate,
 )
+from llmkit.cli.results import merge, push
 from llmkit.cli.tasks import answer, summarize, translate
 from llmkit.errors import LlmkitError
 from llmkit.log import log
@@ -69,6 +70,8 @@ app.add_typer(recipes, name="recipes")
 command(app, "inspect", inspect)
 command(app, "models", models)
 command(app, "download", download)
+command(app, "merge", merge)
+command(app, "push", push)
 
 
 def _print_version(value: bool) -> None:

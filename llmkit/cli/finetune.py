@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmkit.cli.options import Stopped
+from llmkit.cli.options import Stopped, flags
+from llmkit.cli.processes import Machines, start
 from llmkit.errors import UsageError
 from llmkit.log import log
+from llmkit.models.processes import is_member, on_cpu
 
 if TYPE_CHECKING:
+    from llmkit.config.recipe import Recipe
     from llmkit.training.loop import Measured
 
 __all__ = ["finetune"]
@@ -27,15 +31,24 @@ def finetune(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as train.learning_rate=1e-4 (repeatable)."),
     ] = None,
+    num_processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train in so many processes, one a GPU; sets accelerate.num_processes."),
+    ] = None,
+    push_to_hub: Annotated[
+        bool, typer.Option("--push-to-hub", help="Upload the result; sets train.push_to_hub.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved recipe and what training will take; train nothing.")
     ] = False,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in train.output_dir.")] = False,
 ) -> None:
-    """Train a model by a recipe, on one device."""
+    """Train a model by a recipe, on one device or several."""
     from llmkit.config.recipe_file import load_recipe, resolved_yaml
 
-    loaded = load_recipe(recipe, overrides or ())
+    several = [] if num_processes is None else [f"accelerate.num_processes={num_processes}"]
+    hub = ["train.push_to_hub=true"] if push_to_hub else []
+    loaded = load_recipe(recipe, [*hub, *(overrides or ()), *several])
     if dry_run:
         if resume:
             raise UsageError("--dry-run trains nothing, so there is nothing to resume", "give one of them")
@@ -45,6 +58,8 @@ def finetune(
         for line in estimate(loaded):
             typer.echo(f"# {line}")
         return
+    if (loaded.accelerate.num_processes or 1) > 1 and not is_member():
+        raise typer.Exit(_start(loaded))
     from llmkit.training.run import finetune as train
 
     with _until_asked() as asked, _progress() as told:
@@ -53,7 +68,14 @@ def finetune(
         step = trainer.progress.step
         log.warning("stopped after update %d, which is saved; go on with --resume", step)
         raise Stopped(130 if asked[0] == signal.SIGINT else 143)
-    typer.echo(str(trainer.folder))
+    if trainer.accelerator.is_main_process:
+        typer.echo(str(trainer.folder))
+
+
+def _start(recipe: Recipe) -> int:
+    section, device = recipe.accelerate, str(getattr(recipe.model, "device", "auto"))
+    machines = Machines(section.num_machines, section.machine_rank, section.main_process_ip, section.main_process_port)
+    return start(section.num_processes or 1, flags.arguments, on_cpu=on_cpu(device), machines=machines)
 
 
 @contextmanager
@@ -80,17 +102,31 @@ def _until_asked() -> Iterator[list[int]]:
 @contextmanager
 def _progress() -> Iterator[Any]:
     """A bar on a terminal, a line each time elsewhere."""
+    if os.environ.get("RANK", "0") != "0":
+        yield lambda _: None
+        return
     if not sys.stderr.isatty():
         yield lambda measured: log.info("%s", _sentence(measured))
         return
-    from tqdm import tqdm
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    with tqdm(unit="update", file=sys.stderr, dynamic_ncols=True) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TextColumn("/"), TimeRemainingColumn(), TextColumn("left"))
+    console = Console(stderr=True)
+    with Progress(*columns, *times, console=console) as bar:
+        # Only known once the data is prepared.
+        line = bar.add_task("preparing", total=None)
 
         def show(measured: Measured) -> None:
-            bar.total = measured.updates
-            bar.set_postfix_str(_figures(measured), refresh=False)
-            bar.update(measured.step - bar.n)
+            bar.update(line, total=measured.updates, completed=measured.step, description=_figures(measured))
 
         yield show
 
@@ -101,4 +137,7 @@ def _sentence(measured: Measured) -> str:
 
 def _figures(measured: Measured) -> str:
     rate = f"{measured.learning_rate:.2e}"
-    return f"loss {measured.loss:.4f}, learning rate {rate}, {measured.tokens_per_second:,.0f} tokens/s"
+    return (
+        f"loss {measured.loss:.4f}, learning rate {rate}, {measured.tokens_per_second:,.0f} tokens/s, "
+        f"{measured.memory / 1e9:.1f} GB"
+    )

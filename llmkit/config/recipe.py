@@ -229,6 +229,8 @@ class SourceSection(Section):
     """Share in a mixture, in proportion to the others. No row of any source is left out: those with too few repeat."""
     max_rows: Positive | None = None
     """Take the first so many rows only."""
+    license: str | None = None
+    """What the model card says of the data, such as cc-by-sa-4.0."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceSection:
@@ -347,6 +349,11 @@ class TrainSection(Section):
     """Stop after so many evaluations without a better one."""
     report_to: list[str] = []
     """Trackers, as Accelerate names them."""
+    push_to_hub: bool = False
+    """Upload the result."""
+    hub_model_id: str | None = None
+    """Where to; the name of the output folder if not said."""
+    hub_private_repo: bool | None = None
 
     @model_validator(mode="after")
     def _goes_together(self) -> TrainSection:
@@ -358,6 +365,8 @@ class TrainSection(Section):
             raise ValueError("bf16 and fp16 are two types; give one of them")
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise ValueError("early_stopping_patience has no evaluations to count; set eval_strategy")
+        if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo is not None):
+            raise ValueError("hub_model_id and hub_private_repo go with push_to_hub: true")
         if self.greater_is_better is not None and self.metric_for_best_model is None:
             raise ValueError("greater_is_better is about metric_for_best_model; name it")
         return self
@@ -408,6 +417,10 @@ class AccelerateSection(Section):
             raise ValueError("num_machines needs main_process_ip, the address of the first machine")
         if self.machine_rank >= self.num_machines:
             raise ValueError("machine_rank counts from 0 and must be below num_machines")
+        if self.num_machines > 1 and (self.num_processes or 0) % self.num_machines:
+            raise ValueError("num_processes counts those of all machines, and each has the same number")
+        if self.num_machines > 1 and not self.num_processes:
+            raise ValueError("num_machines needs num_processes, those of all machines together")
         return self
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from llmkit.config.settings import given, setting_fields
+from llmkit.config.settings import GenerationSettings, given, setting_fields
 from llmkit.errors import CheckpointError
 from llmkit.log import log
 from llmkit.models.load import Loaded
@@ -30,10 +30,12 @@ class Contract:
 
     task: str
     settings: dict[str, Any] = field(default_factory=dict)
-    """The task's own that differ from their defaults."""
+    """The task's own, defaults included, which another version may have others of."""
     system: str = ""
     raw: bool = False
     """Without the chat template."""
+    longest_target: int = 0
+    """Tokens of the longest answer it was taught, 0 for a span in the text; no answer is cut shorter unasked."""
     version: int = _VERSION
 
 
@@ -63,14 +65,16 @@ def read_contract(loaded: Loaded) -> Contract | None:
     return Contract(**content)
 
 
-def apply_contract(loaded: Loaded, task: Task, wording: Wording) -> tuple[Task, Wording]:
-    """The task and wording as the model was tuned, where the caller did not say otherwise."""
+def apply_contract(
+    loaded: Loaded, task: Task, wording: Wording, settings: GenerationSettings
+) -> tuple[Task, Wording, GenerationSettings]:
+    """The task, wording and length as the model was tuned, where the caller did not say otherwise."""
     contract = read_contract(loaded)
     if contract is None:
-        return task, wording
+        return task, wording, settings
     if contract.task != task.name:
         log.info("%s was tuned for %s", loaded.source.name, contract.task)
-        return task, wording
+        return task, wording, settings
     said = set(given(task.settings))
     for name in said & contract.settings.keys():
         if getattr(task.settings, name) != contract.settings[name]:
@@ -80,4 +84,6 @@ def apply_contract(loaded: Loaded, task: Task, wording: Wording) -> tuple[Task, 
     if new:
         task = type(task)(replace(task.settings, **new))
     system = wording.system or contract.system
-    return task, replace(wording, system=system, raw=wording.raw or contract.raw)
+    if settings.max_new_tokens is None and contract.longest_target > task.max_new_tokens:
+        settings = replace(settings, max_new_tokens=contract.longest_target)
+    return task, replace(wording, system=system, raw=wording.raw or contract.raw), settings

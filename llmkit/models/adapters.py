@@ -14,6 +14,9 @@ __all__ = ["attach"]
 
 _TASK_TYPES = {Head.CAUSAL: "CAUSAL_LM", Head.SEQ2SEQ: "SEQ_2_SEQ_LM", Head.SPAN: "QUESTION_ANS"}
 
+_SPAN_HEAD = "qa_outputs"
+"""What all span models of Transformers call it."""
+
 
 def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str) -> Any:
     """The model with a new adapter, the only part of it that is trained (with ``modules_to_save``).
@@ -31,6 +34,8 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str) -> 
     config_class = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)]
     if kind == "PROMPT_TUNING" and settings["prompt_tuning_init"] == "TEXT":
         settings["tokenizer_name_or_path"] = tokenizer_name
+    if head is Head.SPAN and settings.get("target_modules") == "all-linear" and settings["exclude_modules"] is None:
+        settings["exclude_modules"] = [_SPAN_HEAD]  # new, so PEFT trains and saves all of it
     given = {name: value for name, value in settings.items() if value is not None}
     try:
         return peft.get_peft_model(model, config_class(task_type=_TASK_TYPES[head], **given))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmkit.errors import NotEnoughMemoryError
 
-__all__ = ["available_memory", "check_fits"]
+__all__ = ["available_memory", "check_fits", "peak_memory"]
 
 
 def _cgroup_room() -> int | None:
@@ -46,3 +46,16 @@ def check_fits(needed: int, device: str, name: str) -> None:
             f"{name} needs {needed / 1e9:.1f} GB for its weights and {device} has {available / 1e9:.1f} GB free",
             "choose a smaller model (llmkit models), a smaller --dtype, or --quantize 4bit",
         )
+
+
+def peak_memory(device: str) -> int:
+    """Bytes that this process has had at most: on a GPU its tensors there, else all it holds."""
+    import resource
+    import sys
+
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

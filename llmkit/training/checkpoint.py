@@ -9,15 +9,16 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import CheckpointError
 from llmkit.models.source import read_json
+from llmkit.training.sharding import load_optimizer_state, load_parameter
 
-__all__ = ["Progress", "checkpoints", "load_checkpoint", "load_trained", "prune", "save_checkpoint"]
+__all__ = ["Progress", "checkpoints", "load_checkpoint", "load_trained", "prune", "random_state", "save_checkpoint"]
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -33,6 +34,8 @@ class Progress:
     """Updates done in this epoch."""
     tokens: int = 0
     """Tokens seen, prompts included."""
+    seconds: float = 0.0
+    """Spent on updates."""
     best_metric: float | None = None
     best_step: int | None = None
     worse_evaluations: int = 0
@@ -50,9 +53,20 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    folder: Path, progress: Progress, trained: Mapping[str, Any], optimizer: Any, scheduler: Any
+    folder: Path,
+    progress: Progress,
+    trained: Mapping[str, Any],
+    optimizer: Mapping[str, Any],
+    scheduler: Any,
+    random_states: Sequence[Mapping[str, Any]],
 ) -> Path:
-    """Write ``folder/checkpoint-STEP``. ``trained`` are the parameters that are, by name."""
+    """Write ``folder/checkpoint-STEP``, as one process does for all.
+
+    Args:
+        trained: whole tensors by name.
+        optimizer: its state.
+        random_states: `random_state` of each process.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -61,7 +75,7 @@ def save_checkpoint(
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     save_file({name: each.detach().contiguous() for name, each in trained.items()}, building / "trained.safetensors")
-    state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "random": _random_state()}
+    state = {"optimizer": optimizer, "scheduler": scheduler.state_dict(), "random": list(random_states)}
     torch.save(state, building / "state.pt")
     (building / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
@@ -69,7 +83,9 @@ def save_checkpoint(
     return final
 
 
-def load_checkpoint(folder: Path, trained: Mapping[str, Any], optimizer: Any, scheduler: Any) -> Progress:
+def load_checkpoint(
+    folder: Path, trained: Mapping[str, Any], model: Any, optimizer: Any, scheduler: Any, rank: int
+) -> Progress:
     """Put everything back as it was when the checkpoint was written.
 
     Raises:
@@ -84,9 +100,9 @@ def load_checkpoint(folder: Path, trained: Mapping[str, Any], optimizer: Any, sc
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{folder} is damaged ({error})", "remove it, and resume from the one before") from error
     load_trained(folder, trained)
-    optimizer.load_state_dict(state["optimizer"])
+    load_optimizer_state(model, optimizer, state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
-    _restore_random(state["random"])
+    _restore_random(state["random"][rank])
     return progress
 
 
@@ -104,7 +120,7 @@ def load_trained(folder: Path, trained: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{folder} is of a run that trained other parameters", "give the recipe it was made with")
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(saved[name])
+            load_parameter(parameter, saved[name])
 
 
 def prune(folder: Path, limit: int | None, keep: int | None) -> None:
@@ -116,7 +132,8 @@ def prune(folder: Path, limit: int | None, keep: int | None) -> None:
         shutil.rmtree(path)
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
+    """The generators of this process."""
     import numpy as np
     import torch
 

@@ -31,13 +31,19 @@ class Batch:
     """Causal: positions ``[kept]`` of the sequence whose logits predict a label of any row."""
 
 
-def collate(lines: Sequence[Line], head: Head, *, pad_id: int, packed: bool) -> Batch:
-    """Examples to one micro-batch. A packed one is a single row, whose ``position_ids`` begin anew at each example."""
+def collate(lines: Sequence[Line], head: Head, *, pad_id: int, packed: bool, masked: bool = True) -> Batch:
+    """Examples to one micro-batch.
+
+    Args:
+        packed: causal; as a single row, whose ``position_ids`` begin anew at each example.
+        masked: causal; with an attention mask. Padding stands on the right, where a model that sees nothing ahead needs
+            none, and attention without one takes less memory and time.
+    """
     if head is Head.SPAN:
         return _span(lines, pad_id)
     if head is Head.SEQ2SEQ:
         return _seq2seq(lines, pad_id)
-    return _packed(lines) if packed else _causal(lines, pad_id)
+    return _packed(lines) if packed else _causal(lines, pad_id, masked=masked)
 
 
 def _rows(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
@@ -59,9 +65,10 @@ def _shifted(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return ahead[:, keep], keep
 
 
-def _causal(lines: Sequence[Line], pad_id: int) -> Batch:
+def _causal(lines: Sequence[Line], pad_id: int, *, masked: bool) -> Batch:
     labels, keep = _shifted(_rows([line["labels"] for line in lines], IGNORED))
-    return Batch(_masked(lines, pad_id), labels, keep)
+    inputs = _masked(lines, pad_id) if masked else {"input_ids": _rows([line["input_ids"] for line in lines], pad_id)}
+    return Batch(inputs, labels, keep)
 
 
 def _packed(lines: Sequence[Line]) -> Batch:

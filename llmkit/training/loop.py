@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import TrainSection
 from llmkit.errors import LlmkitError, UsageError
+from llmkit.models.memory import peak_memory
 from llmkit.tasks import Head
 from llmkit.training.batches import Schedule
-from llmkit.training.checkpoint import Progress, load_checkpoint, prune, save_checkpoint
+from llmkit.training.checkpoint import Progress, load_checkpoint, prune, random_state, save_checkpoint
 from llmkit.training.collate import Batch, collate
 from llmkit.training.objective import Objective, predictions
 from llmkit.training.optimizer import make_optimizer, make_scheduler
+from llmkit.training.sharding import optimizer_state, whole
 
 if TYPE_CHECKING:
     import datasets
@@ -45,6 +47,8 @@ class Measured:
     tokens: int
     """Seen since the last time, prompts included."""
     seconds: float
+    memory: int
+    """Bytes at most so far, on the device of this process."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -69,10 +73,8 @@ class Trainer:
     validation: datasets.Dataset | None
     pad_id: int
     packed: bool = False
-    tokenizer: Any = None
-    """Written beside the model in the end."""
-    base: str = ""
-    """What the model that an adapter is on is called."""
+    masked: bool = True
+    """Whether padding has to be hidden from the model, which else gets no attention mask."""
     hashes: dict[str, str] = field(default_factory=dict)
     told: Callable[[Measured], None] = lambda _: None
     stop_asked: Callable[[], bool] = lambda: False
@@ -83,7 +85,6 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.folder = Path(self.train.output_dir)
-        self.progress.hashes = dict(self.hashes)
         self.schedule = Schedule(
             lengths=self.examples["length"][:],
             batch_size=self.train.per_device_train_batch_size,
@@ -97,9 +98,15 @@ class Trainer:
         self.objective = Objective.of(self.model, self.head, self.train.label_smoothing_factor)
         self.optimizer = make_optimizer(self.model, self.train)
         self.scheduler = make_scheduler(self.optimizer, self.train, self.updates)
+        self._wrapped, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.trained = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
-        self._wrapped = self.accelerator.prepare_model(self.model)
-        self._optimizer = self.accelerator.prepare_optimizer(self.optimizer)
+        self.hashes = {**self.hashes, "number of processes": str(self.accelerator.num_processes)}
+        self.progress.hashes = dict(self.hashes)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether no process has the whole model."""
+        return bool(self.accelerator.is_fsdp2)
 
     def resume(self, checkpoint: Path) -> None:
         """Go on from a checkpoint.
@@ -107,9 +114,11 @@ class Trainer:
         Raises:
             CheckpointError: it is damaged, or of another run.
         """
-        self.progress = load_checkpoint(checkpoint, self.trained, self.optimizer, self.scheduler)
-        for name, found in self.progress.hashes.items():
-            if self.hashes.get(name) != found:
+        rank = self.accelerator.process_index
+        found = load_checkpoint(checkpoint, self.trained, self.model, self.optimizer, self.scheduler, rank)
+        self.progress = found
+        for name, before in found.hashes.items():
+            if self.hashes.get(name) != before:
                 raise UsageError(
                     f"the {name} changed since {checkpoint} was written, so the run would not go on but be another",
                     "put it back as it was, or begin a new run in another train.output_dir",
@@ -120,16 +129,17 @@ class Trainer:
         self._wrapped.train()
         losses, predicted, tokens, begun = 0.0, 0, 0, time.perf_counter()
         for update in self._updates():
-            loss, count, norm = self._step(update)
+            loss, count, norm, stop_asked = self._step(update)
             losses, predicted = losses + loss, predicted + count
             tokens += sum(self.schedule.lengths[index] for index in update)
             progress = self.progress
             if progress.step % self.train.logging_steps == 0 or progress.step == self.updates:
-                progress.tokens += tokens
-                self._tell(losses / max(1, predicted), norm, tokens, time.perf_counter() - begun)
+                seconds = time.perf_counter() - begun
+                progress.tokens, progress.seconds = progress.tokens + tokens, progress.seconds + seconds
+                self._tell(losses / max(1, predicted), norm, tokens, seconds)
                 losses, predicted, tokens, begun = 0.0, 0, 0, time.perf_counter()
             self._between(update_ends_epoch=progress.update == self.schedule.updates)
-            if self.stop_asked() and progress.step < self.updates:
+            if stop_asked and progress.step < self.updates:
                 self.save()
                 self.stopped = True
             if self.stopped or self._patience_is_over():
@@ -150,11 +160,16 @@ class Trainer:
 
     # One update.
 
-    def _step(self, update: Sequence[int]) -> tuple[float, int, float]:
-        """Train on some examples: the sum of their losses, how many tokens were predicted, the norm of the gradient."""
+    def _step(self, update: Sequence[int]) -> tuple[float, int, float, bool]:
+        """Train on some examples.
+
+        Returns:
+            The sum of their losses, how many tokens were predicted, the norm of the gradient, and whether any process
+            was asked to stop.
+        """
         accelerator, parts = self.accelerator, list(self.schedule.share(update, self.accelerator.process_index))
         batches = [self._batch(part) if part else self._nothing(update) for part in parts]
-        count = self._over_processes(sum(predictions(batch, self.head) for batch in batches))
+        (count,) = self._over_processes(sum(predictions(batch, self.head) for batch in batches))
         if count == 0:
             raise LlmkitError(
                 f"the examples of update {self.progress.step} have nothing to predict",
@@ -172,7 +187,7 @@ class Trainer:
         norm = math.nan
         if self.train.max_grad_norm > 0:
             norm = float(accelerator.clip_grad_norm_(self.trained.values(), self.train.max_grad_norm))
-        total = self._over_processes(total)
+        total, asked = self._over_processes(total, self.stop_asked())
         if not math.isfinite(total):
             raise LlmkitError(
                 f"the loss is {total} at update {self.progress.step}",
@@ -182,7 +197,7 @@ class Trainer:
         if not self._on_plateau:
             self.scheduler.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return total, int(count), norm
+        return total, int(count), norm, asked > 0
 
     @property
     def _on_plateau(self) -> bool:
@@ -190,7 +205,7 @@ class Trainer:
 
     def _batch(self, indices: Sequence[int]) -> Batch:
         lines = [self.examples[index] for index in indices]
-        return collate(lines, self.head, pad_id=self.pad_id, packed=self.packed)
+        return collate(lines, self.head, pad_id=self.pad_id, packed=self.packed, masked=self.masked)
 
     def _nothing(self, update: Sequence[int]) -> Batch:
         """What a process without an example computes, since the others wait for its gradients."""
@@ -198,22 +213,30 @@ class Trainer:
         batch.labels = batch.labels * 0 - 100
         return batch
 
-    def _over_processes(self, value: float) -> float:
+    def _over_processes(self, *values: float) -> list[float]:
+        """The sum of each over the processes."""
         import torch
 
         if self.accelerator.num_processes == 1:
-            return value
-        tensor = torch.tensor(value, device=self.accelerator.device, dtype=torch.float64)
-        return float(self.accelerator.reduce(tensor, reduction="sum"))
+            return list(values)
+        tensor = torch.tensor(values, device=self.accelerator.device, dtype=torch.float64)
+        summed: list[float] = self.accelerator.reduce(tensor, reduction="sum").tolist()
+        return summed
 
     # Between updates.
 
     def _tell(self, loss: float, norm: float, tokens: int, seconds: float) -> None:
+        memory = peak_memory(self.accelerator.device.type)
         rate = float(self.optimizer.param_groups[0]["lr"])
         epoch = self.progress.epoch + self.progress.update / self.schedule.updates
-        measured = Measured(self.progress.step, self.updates, epoch, loss, rate, norm, tokens, seconds)
-        self.progress.log.append({"step": measured.step, "loss": loss, "learning_rate": rate, "grad_norm": norm})
-        self.told(measured)
+        measured = Measured(self.progress.step, self.updates, epoch, loss, rate, norm, tokens, seconds, memory)
+        self._log({"loss": loss, "learning_rate": rate, "grad_norm": norm})
+        if self.accelerator.is_main_process:
+            self.told(measured)
+
+    def _log(self, values: dict[str, float]) -> None:
+        self.progress.log.append({"step": self.progress.step, **values})
+        self.accelerator.log(values, step=self.progress.step)
 
     def _between(self, *, update_ends_epoch: bool) -> None:
         step, ended = self.progress.step, self.progress.step == self.updates
@@ -229,7 +252,7 @@ class Trainer:
 
     def _compare(self, loss: float) -> None:
         progress = self.progress
-        progress.log.append({"step": progress.step, "eval_loss": loss})
+        self._log({"eval_loss": loss})
         if self._on_plateau:
             self.scheduler.step(loss)
         if progress.best_metric is None or loss < progress.best_metric:
@@ -251,17 +274,27 @@ class Trainer:
         order = sorted(range(len(self.validation)), key=self.validation["length"][:].__getitem__)
         self._wrapped.eval()
         with torch.no_grad(), self.accelerator.autocast():
-            for start in range(mine * size, len(order), size * self.accelerator.num_processes):
-                lines = [self.validation[index] for index in order[start : start + size]]
-                batch = collate(lines, self.head, pad_id=self.pad_id, packed=False)
-                total += float(self.objective.loss_sum(self.model, batch, self.accelerator.device))
-                count += predictions(batch, self.head)
+            for start in range(0, len(order), size * self.accelerator.num_processes):
+                part = order[start + mine * size : start + (mine + 1) * size]
+                # A model in shards runs in all processes or in none, so none may leave the last batch out.
+                lines = [self.validation[index] for index in part or order[:1]]
+                batch = collate(lines, self.head, pad_id=self.pad_id, packed=False, masked=self.masked)
+                loss = self.objective.loss_sum(self.model, batch, self.accelerator.device)
+                if part:
+                    total += float(loss)
+                    count += predictions(batch, self.head)
         self._wrapped.train()
-        return self._over_processes(total) / max(1.0, self._over_processes(count))
+        total, count = self._over_processes(total, count)
+        return total / max(1.0, count)
 
     def save(self) -> None:
         """Write a checkpoint, and remove what is too many."""
+        from accelerate.utils import gather_object
+
+        random_states = gather_object([random_state()])
+        trained = {name: whole(each.detach()) for name, each in self.trained.items()}
+        optimizer = optimizer_state(self.model, self.optimizer)
         if self.accelerator.is_main_process:
-            save_checkpoint(self.folder, self.progress, self.trained, self.optimizer, self.scheduler)
+            save_checkpoint(self.folder, self.progress, trained, optimizer, self.scheduler, random_states)
             prune(self.folder, self.train.save_total_limit, self.progress.best_step)
         self.accelerator.wait_for_everyone()

@@ -1,30 +1,38 @@
 """A whole training run: from a recipe to a folder that holds the tuned model.
 
-Knows what is written there, and what is not there yet. How it is trained is the loop's business.
+Knows what comes first and what is written in the end. How it is trained is the loop's business.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmkit.config.recipe import Recipe
-from llmkit.config.recipe_file import resolved_yaml
+from llmkit.config.recipe_file import load_recipe
 from llmkit.config.settings import DType
 from llmkit.errors import UsageError
 from llmkit.heads.decoding import pad_id
 from llmkit.inference.contract import Contract, write_contract
 from llmkit.log import log
-from llmkit.models.load import has_bfloat16, pick_device, quiet_transformers
+from llmkit.models.load import Loaded, has_bfloat16, pick_device, quiet_transformers
+from llmkit.models.memory import peak_memory
+from llmkit.models.processes import Member, join
 from llmkit.tasks import Head
+from llmkit.training.card import draw_losses, model_card
 from llmkit.training.checkpoint import checkpoints, load_trained
-from llmkit.training.dataset import prepare
+from llmkit.training.dataset import Part, prepare
 from llmkit.training.encoding import make_encoder
+from llmkit.training.hub import push, reserve
 from llmkit.training.ledger import describe
 from llmkit.training.loop import Measured, Trainer
-from llmkit.training.packing import keeps_examples_apart
+from llmkit.training.probes import keeps_examples_apart, sees_nothing_ahead
+from llmkit.training.provenance import Provenance, changes, commented_recipe, provenance_of
+from llmkit.training.sharding import check_trackers, make_accelerator
 from llmkit.training.start import open_model, open_task
 from llmkit.training.store import digest
 from llmkit.training.trainable import make_trainable
@@ -32,6 +40,7 @@ from llmkit.training.trainable import make_trainable
 __all__ = ["finetune"]
 
 _RECIPE = "resolved.yaml"
+_LOCK = ".lock"
 
 
 def finetune(
@@ -52,32 +61,32 @@ def finetune(
         UsageError: what the recipe asks for cannot be, or is not there yet.
     """
     _refuse_missing(recipe)
+    check_trackers(recipe.train.report_to)
+    member = join(recipe.accelerate.num_processes, pick_device(str(getattr(recipe.model, "device", "auto"))))
+    if member.rank:
+        log.setLevel("ERROR")  # the first says it
     folder = Path(recipe.train.output_dir)
-    found = checkpoints(folder) if folder.is_dir() else []
-    if folder.is_dir() and any(folder.iterdir()) and not resume:
-        raise UsageError(f"{folder} is not empty", "go on with --resume, remove it, or set train.output_dir")
-    if resume and not found:
-        raise UsageError(f"{folder} holds no checkpoint to resume from", "leave --resume out")
-    trainer = _make_trainer(recipe, told, stop_asked)
-    if resume:
-        trainer.resume(found[-1])
-        log.info("resumed from %s", found[-1])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _RECIPE).write_text(resolved_yaml(recipe), encoding="utf-8")
-    trainer.run()
-    if not trainer.stopped:
-        _finish(recipe, trainer)
-    return trainer
+    found = _look(recipe, folder, resume=resume)
+    member.barrier()
+    with _claimed(folder, member):
+        if recipe.train.push_to_hub and not member.rank:
+            reserve(recipe.train.hub_model_id or folder.name, private=recipe.train.hub_private_repo)
+        run = _prepare(recipe, told, stop_asked, member)
+        if found is not None:
+            run.trainer.resume(found)
+            log.info("resumed from %s", found)
+        if not member.rank:
+            (folder / _RECIPE).write_text(commented_recipe(recipe, run.provenance), encoding="utf-8")
+        run.trainer.run()
+        if not run.trainer.stopped:
+            _finish(run)
+    return run.trainer
 
 
 def _refuse_missing(recipe: Recipe) -> None:
     train, several = recipe.train, recipe.accelerate
     missing = {
-        "accelerate.num_processes": (several.num_processes or 1) > 1,
-        "accelerate.num_machines": several.num_machines > 1,
-        "accelerate.fsdp_config": several.fsdp_config is not None,
         "accelerate.deepspeed_config": several.deepspeed_config is not None,
-        "train.report_to": bool(train.report_to),
         "train.metric_for_best_model": train.metric_for_best_model not in (None, "eval_loss"),
         "train.greater_is_better": bool(train.greater_is_better),
     }
@@ -85,10 +94,66 @@ def _refuse_missing(recipe: Recipe) -> None:
         raise UsageError(f"{', '.join(named)} is not there yet in this version", "leave it out, or try --dry-run")
 
 
-def _make_trainer(recipe: Recipe, told: Callable[[Measured], None], stop_asked: Callable[[], bool]) -> Trainer:
+# The folder.
+
+
+def _look(recipe: Recipe, folder: Path, *, resume: bool) -> Path | None:
+    """The checkpoint to go on from, None for a new run. Nothing is written."""
+    found = checkpoints(folder) if folder.is_dir() else []
+    used = folder.is_dir() and any(path.name != _LOCK for path in folder.iterdir())
+    if used and not resume:
+        raise UsageError(f"{folder} is not empty", "go on with --resume, remove it, or set train.output_dir")
+    if not resume:
+        return None
+    if not found:
+        raise UsageError(f"{folder} holds no checkpoint to resume from", "leave --resume out")
+    if (folder / _RECIPE).is_file() and (differ := changes(load_recipe(str(folder / _RECIPE)), recipe)):
+        raise UsageError(
+            f"the recipe changed since {folder} was begun ({'; '.join(differ)}), so the run would not go on but be "
+            "another",
+            "put it back as it was, or begin a new run in another train.output_dir",
+        )
+    return found[-1]
+
+
+@contextmanager
+def _claimed(folder: Path, member: Member) -> Iterator[None]:
+    """The folder is this run's alone; if nothing comes of it, none is left."""
+    from filelock import FileLock, Timeout
+
+    if member.rank:
+        yield
+        return
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise UsageError(f"another run is writing to {folder}", "set train.output_dir") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        (folder / _LOCK).unlink(missing_ok=True)
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+# Before the first update.
+
+
+@dataclass(frozen=True)
+class _Run:
+    recipe: Recipe
+    trainer: Trainer
+    loaded: Loaded
+    provenance: Provenance
+    parts: Mapping[str, Part]
+
+
+def _prepare(recipe: Recipe, told: Callable[[Measured], None], stop_asked: Callable[[], bool], member: Member) -> _Run:
     import torch
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
     from accelerate.utils import set_seed
 
     train, task = recipe.train, open_task(recipe)
@@ -97,10 +162,14 @@ def _make_trainer(recipe: Recipe, told: Callable[[Measured], None], stop_asked: 
     half = half and not train.fp16
     if train.fp16 and device == "cpu":
         raise UsageError("train.fp16 needs a GPU", "leave it out")
-    encoder = make_encoder(recipe, task, open_model(recipe, task, weights=False))
-    prepared = prepare(recipe, encoder)
-    for name, part in (("train", prepared.train), ("validation", prepared.validation)):
-        for line in () if part is None else describe(part.ledger, name):
+    with member.one_a_machine_first():
+        encoder = make_encoder(recipe, task, open_model(recipe, task, weights=False))
+        prepared = prepare(recipe, encoder)
+    parts = {"train": prepared.train}
+    if prepared.validation is not None:
+        parts["validation"] = prepared.validation
+    for name, part in parts.items():
+        for line in describe(part.ledger, name):
             log.info("%s", line)
     set_seed(train.seed)
     # Weights that are trained are kept in float32, whatever is computed in; frozen ones as small as can be.
@@ -119,31 +188,32 @@ def _make_trainer(recipe: Recipe, told: Callable[[Measured], None], stop_asked: 
         model.enable_input_require_grads()
         loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     precision = "fp16" if train.fp16 else "bf16" if half else "no"
-    # Of the process; another run in it may compute in another precision.
-    AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 - there is no public way
-    accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
+    accelerator = make_accelerator(recipe, device, precision, member)
     packed = _packs(recipe, model, loaded.head, device)
+    masked = loaded.head is not Head.CAUSAL or not sees_nothing_ahead(model)
+    set_seed(train.seed + member.rank)  # the same weights everywhere, but not the same dropout
     if train.torch_compile:
         model = torch.compile(model)
-    validation = None if prepared.validation is None else prepared.validation.examples
-    return Trainer(
+    provenance = provenance_of(recipe, encoder.loaded)
+    trainer = Trainer(
         accelerator=accelerator,
         model=model,
         head=loaded.head,
         train=train,
         examples=prepared.train.examples,
-        validation=validation if train.eval_strategy != "no" else None,
+        validation=parts["validation"].examples if "validation" in parts and train.eval_strategy != "no" else None,
         pad_id=pad_id(loaded) if loaded.head is not Head.SPAN else int(loaded.tokenizer.pad_token_id or 0),
-        tokenizer=encoder.loaded.tokenizer,
-        base=loaded.source.name,
         packed=packed,
+        masked=masked,
         hashes={
+            **{f"data ({Path(each.name).name})": each.hash for each in provenance.data},
             "data": digest(prepared.train.rows.key, list(prepared.train.order)),
             "recipe": digest(recipe.model_dump(mode="json", exclude={"train": {"output_dir"}})),
         },
         told=told,
         stop_asked=stop_asked,
     )
+    return _Run(recipe, trainer, encoder.loaded, provenance, parts)
 
 
 def _packs(recipe: Recipe, model: Any, head: Head, device: str) -> bool:
@@ -157,21 +227,62 @@ def _packs(recipe: Recipe, model: Any, head: Head, device: str) -> bool:
             "train.packing: this model lets packed examples see each other, or takes none",
             "leave it out: examples of like length are padded together",
         )
+    if not able and head is Head.CAUSAL:
+        log.info("not packed, since the model would not keep examples apart: those of like length are padded together")
     return able
 
 
-def _finish(recipe: Recipe, trainer: Trainer) -> None:
+# After the last.
+
+
+def _finish(run: _Run) -> None:
     """Write the tuned model, its tokenizer, and what was measured."""
-    folder, model = trainer.folder, trainer.model
-    if recipe.train.load_best_model_at_end and trainer.progress.best_step is not None:
-        load_trained(folder / f"checkpoint-{trainer.progress.best_step}", trainer.trained)
-    model = getattr(model, "_orig_mod", model)  # as it was before torch.compile
+    recipe, trainer = run.recipe, run.trainer
+    folder, progress = trainer.folder, trainer.progress
+    if recipe.train.load_best_model_at_end and progress.best_step is not None:
+        load_trained(folder / f"checkpoint-{progress.best_step}", trainer.trained)
+    model = getattr(trainer.model, "_orig_mod", trainer.model)  # as it was before torch.compile
+    weights = trainer.accelerator.get_state_dict(model) if trainer.sharded else None
+    if not trainer.accelerator.is_main_process:
+        return
     for config in getattr(model, "peft_config", {}).values():
-        config.base_model_name_or_path = trainer.base
+        if run.loaded.source.adapter is None:
+            config.base_model_name_or_path = run.loaded.source.name
     with quiet_transformers():
-        model.eval().save_pretrained(folder)
-    trainer.tokenizer.save_pretrained(folder)
-    settings = recipe.settings.model_dump(exclude_defaults=True)
-    write_contract(folder, Contract(recipe.task, settings, recipe.prompt.system, recipe.prompt.raw))
-    entries = "".join(f"{json.dumps(entry)}\n" for entry in trainer.progress.log)
+        model.eval().save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
+    run.loaded.tokenizer.save_pretrained(folder)
+    settings = recipe.settings.model_dump(mode="json")
+    longest = max(run.parts["train"].examples["targets"][:], default=0)
+    contract = Contract(recipe.task, settings, recipe.prompt.system, recipe.prompt.raw, longest)
+    write_contract(folder, contract)
+    entries = "".join(f"{json.dumps(entry)}\n" for entry in progress.log)
     (folder / "log.jsonl").write_text(entries, encoding="utf-8")
+    metrics = _metrics(trainer)
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    draw_losses(progress.log, folder / "loss.png", "window" if trainer.head is Head.SPAN else "predicted token")
+    ledgers = [list(describe(part.ledger, name)) for name, part in run.parts.items()]
+    card = model_card(recipe, run.provenance, metrics, folder.name, ledgers)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    if recipe.train.push_to_hub:
+        repo = recipe.train.hub_model_id or folder.name
+        log.info("pushed: %s", push(folder, repo, private=recipe.train.hub_private_repo))
+
+
+def _metrics(trainer: Trainer) -> dict[str, Any]:
+    """Figures of the whole run, over all times that it was resumed."""
+    progress = trainer.progress
+    last = {key: value for entry in progress.log for key, value in entry.items() if key in ("loss", "eval_loss")}
+    found: dict[str, Any] = {
+        "updates": progress.step,
+        "epochs": progress.epoch + progress.update / trainer.schedule.updates,
+        "train_loss": last.get("loss"),
+        "eval_loss": last.get("eval_loss"),
+        "best_eval_loss": progress.best_metric,
+        "best_update": progress.best_step,
+        "tokens": progress.tokens,
+        "train_seconds": round(progress.seconds, 3),
+        "tokens_per_second": round(progress.tokens / progress.seconds, 1) if progress.seconds else None,
+        "peak_memory_bytes": peak_memory(trainer.accelerator.device.type),
+        "processes": trainer.accelerator.num_processes,
+    }
+    return {key: value for key, value in found.items() if value is not None}

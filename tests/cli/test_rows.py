@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import llmkit
-from llmkit.cli import processes
 from llmkit.errors import LlmkitError
+from llmkit.models import processes
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Checkpoint
 

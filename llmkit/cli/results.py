@@ -1,0 +1,41 @@
+"""What is done with a tuned model: ``llmkit merge`` and ``llmkit push``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["merge", "push"]
+
+
+def merge(
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Folder or Hub id of a PEFT adapter.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder for the model.")],
+    dtype: Annotated[
+        str, typer.Option(help="Weights' type: auto (the base's), float32, float16 or bfloat16.")
+    ] = "auto",
+    offline: Annotated[bool, typer.Option("--offline", help="Never reach for a network.")] = False,
+) -> None:
+    """Make one model of an adapter and its base.
+
+    Logits are compared before and after; a model that computes something else is not written.
+    """
+    from llmkit.config.settings import LoadSettings
+    from llmkit.training.merge import merge as make_one
+
+    # Checked with the settings, as everywhere.
+    checked = LoadSettings(dtype=dtype, offline=offline)  # type: ignore[arg-type]
+    typer.echo(str(make_one(adapter, output, dtype=checked.dtype, settings=LoadSettings(offline=offline)).folder))
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a model or an adapter.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Name on the Hub, such as me/my-model.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+) -> None:
+    """Upload a tuned model to the Hub, without its checkpoints."""
+    from llmkit.training.hub import push as upload
+
+    typer.echo(upload(folder, repo, private=private or None))

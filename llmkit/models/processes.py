@@ -1,0 +1,118 @@
+"""The processes of one run, seen from one of them: which it is, how many there are, and how they wait for each other.
+
+They are started by llmkit itself, by torchrun or by ``accelerate launch``. Knows Accelerate's state; starts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from llmkit.errors import LlmkitError, UsageError
+
+__all__ = ["PARENT", "Member", "is_member", "join", "on_cpu"]
+
+PARENT = "LLMKIT_PARENT"
+"""Environment variable: set where llmkit started the processes, and holds their standard input open."""
+_SLOWEST = timedelta(days=30)
+"""One process may have much longer rows than another, which then waits for it."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the processes."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    """On its machine."""
+    barrier: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def one_a_machine_first(self) -> Iterator[None]:
+        """What the first process of each machine leaves on its disk, the others find."""
+        if self.local_rank:
+            self.barrier()
+        yield
+        if not self.local_rank:
+            self.barrier()
+
+
+def is_member() -> bool:
+    """Whether this process was started as one of several."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def join(wanted: int | None, device: str) -> Member:
+    """Meet the others. ``wanted`` is how many there are to be, None: however many there are.
+
+    Raises:
+        UsageError: there are more processes than GPUs.
+        LlmkitError: there are other processes than were asked for.
+    """
+    world = int(os.environ["WORLD_SIZE"]) if is_member() else 1
+    asked = wanted or _asked_of_accelerate() or world
+    if world == 1:
+        _compare(asked, 1)
+        return Member()
+    import torch
+    from accelerate import PartialState
+
+    if PARENT in os.environ:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    cpu = on_cpu(device)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if not cpu and local > torch.cuda.device_count():
+        raise UsageError(
+            f"{local} processes were asked for and there are {torch.cuda.device_count()} GPUs",
+            "lower --num-processes, or use the CPU",
+        )
+    state: Any = PartialState(cpu=cpu, timeout=_SLOWEST)
+    _compare(asked, state.num_processes)
+    return Member(state.process_index, state.num_processes, state.local_process_index, state.wait_for_everyone)
+
+
+def on_cpu(device: str) -> bool:
+    """Whether processes that are to use ``device`` compute on the CPU."""
+    import torch
+
+    return device == "cpu" or not torch.cuda.is_available()
+
+
+def _compare(asked: int, found: int) -> None:
+    if found != asked:
+        raise LlmkitError(
+            f"{asked} processes were asked for and {found} found each other",
+            "start llmkit itself with --num-processes",
+        )
+
+
+def _asked_of_accelerate() -> int | None:
+    """What ``accelerate launch --num_processes`` asks for; without a GPU it runs one and does not say so (1.15)."""
+    import psutil
+
+    try:
+        parent = psutil.Process().parent()
+        words = [] if parent is None else " ".join(parent.cmdline()).replace("=", " ").split()
+    except psutil.Error:
+        return None
+    if not any(word.endswith("accelerate") or "accelerate.commands" in word for word in words[:4]):
+        return None
+    for name in ("--num_processes", "--num-processes"):
+        if name in words[:-1] and words[words.index(name) + 1].isdecimal():
+            return int(words[words.index(name) + 1])
+    return None
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed closes the pipe; its children would go on for hours, and hold the output."""
+    # Not sys.stdin.read(), whose lock would be held when the interpreter ends.
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os._exit(1)

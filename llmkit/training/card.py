@@ -1,0 +1,92 @@
+"""What a run leaves for people: the model card and the curve of its losses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmkit.config.recipe import Recipe
+from llmkit.tasks import find_task
+from llmkit.training.provenance import Provenance
+
+__all__ = ["draw_losses", "model_card"]
+
+_PIPELINE_TAGS = {"dialogue": "text-generation"}
+"""The Hub's name of a task, where it is another one."""
+
+
+def model_card(
+    recipe: Recipe, provenance: Provenance, metrics: Mapping[str, Any], name: str, ledgers: Sequence[Sequence[str]]
+) -> str:
+    """A README with the Hub's metadata: data, licences, settings that are not defaults, results, curve.
+
+    Args:
+        ledgers: what became of the rows, in sentences.
+    """
+    return "\n".join(_lines(recipe, provenance, metrics, name, ledgers)) + "\n"
+
+
+def _lines(
+    recipe: Recipe, provenance: Provenance, metrics: Mapping[str, Any], name: str, ledgers: Sequence[Sequence[str]]
+) -> Iterator[str]:
+    command, fresh = find_task(recipe.task).verb, getattr(recipe.model, "config", None) is not None
+    matter: dict[str, Any] = {
+        "library_name": "transformers" if recipe.adapter is None else "peft",
+        "pipeline_tag": _PIPELINE_TAGS.get(recipe.task, recipe.task),
+        "tags": ["llmkit", recipe.task],
+    }
+    if not fresh and not Path(provenance.base).is_absolute():
+        matter["base_model"] = provenance.base
+    if provenance.license is not None:
+        matter["license"] = provenance.license
+    yield "---"
+    yield yaml.safe_dump(matter, allow_unicode=True, sort_keys=False).rstrip()
+    yield "---"
+    yield f"\n# {name}\n"
+    how = "all weights" if recipe.adapter is None else f"a PEFT adapter ({recipe.adapter.peft_type})"
+    begun = "random weights" if fresh else f"`{provenance.base}`"
+    yield f"Trained for {recipe.task} from {begun}, {how}, with llmkit {provenance.versions['llmkit']}.\n"
+    yield f"```\nllmkit {command} --model {name}\n```\n"
+    yield "It needs no other options: `llmkit.json` holds how it was asked in training.\n"
+    yield "## Data and licences\n"
+    yield "| data | part | licence | SHA-256 or commit |\n|---|---|---|---|"
+    for each in provenance.data:
+        yield f"| {Path(each.name).name} | {each.part} | {each.license or 'not stated'} | `{each.hash[:16]}` |"
+    yield ""
+    for sentences in ledgers:
+        yield from (f"- {sentence}" for sentence in sentences)
+    if not fresh:
+        yield f"\nThe base model's licence: {provenance.license or 'not stated'}."
+    yield "\n## Settings that are not defaults\n"
+    content = recipe.model_dump(mode="json", exclude_defaults=True)
+    yield f"```yaml\n{yaml.safe_dump(content, allow_unicode=True, sort_keys=False).rstrip()}\n```\n"
+    yield "## Results\n"
+    yield "| measure | value |\n|---|---|"
+    for key, value in metrics.items():
+        yield f"| {key} | {json.dumps(value) if not isinstance(value, float) else f'{value:.6g}'} |"
+    yield "\n![Loss by update](loss.png)"
+
+
+def draw_losses(log: Sequence[Mapping[str, Any]], path: Path, unit: str) -> None:
+    """The losses of training and validation by update, as PNG. ``unit`` is what a loss is the mean over."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for key, label, mark in (("loss", "training", ""), ("eval_loss", "validation", "o")):
+        points = [(entry["step"], entry[key]) for entry in log if key in entry]
+        if points:
+            steps, losses = zip(*points, strict=True)
+            # A single point has no line.
+            axes.plot(steps, losses, label=label, marker=mark or ("." if len(points) == 1 else ""))
+    axes.set_xlabel("update")
+    axes.set_ylabel(f"loss by {unit}, nats")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines:
+        axes.legend(frameon=False)
+    figure.savefig(path)

@@ -1,0 +1,147 @@
+"""An adapter and its base as one model, shown to be the same.
+
+Logits are compared twice: in float32 before and after merging, and once more from the files that were written, as plain
+Transformers loads them. Knows adapters that can be merged; those that are virtual tokens cannot.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit.config.settings import DType, LoadSettings
+from llmkit.errors import CheckpointError, UsageError
+from llmkit.log import log
+from llmkit.models.load import load_model, quiet_transformers
+from llmkit.models.source import read_json
+from llmkit.tasks import Head
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Merged", "merge"]
+
+_MERGE_DRIFT = 1e-4
+"""Largest difference by the largest logit that merging in float32 may make."""
+_ROUNDING = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
+"""The same where the weights are rounded to this type afterwards: that of a merged weight has its last bits lost."""
+_CONTRACT = "llmkit.json"
+_PROBE = 64
+"""Tokens that the logits are compared on."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What merging did."""
+
+    folder: Path
+    dtype: str
+    drift: float
+    """Largest difference of a logit, by the largest logit: merging itself, in float32."""
+    rounding: float
+    """The same of the files that were written."""
+
+
+def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSettings | None = None) -> Merged:
+    """Write the model that an adapter and its base are together.
+
+    Args:
+        adapter: folder or Hub id of a PEFT adapter.
+        output: a new folder; it appears whole or not at all.
+        dtype: of the weights; ``auto`` is that of the base's files.
+
+    Raises:
+        UsageError: it is no adapter, one that cannot be merged, or the folder is in use.
+        CheckpointError: the merged model is another one.
+    """
+    import torch
+
+    if output.exists() and any(output.iterdir()):
+        raise UsageError(f"{output} is not empty", "give another folder")
+    given = replace(settings or LoadSettings(), model=adapter, device="cpu", quantize=None)
+    loaded = load_model(replace(given, dtype="float32"), _task_of(adapter), fallback=False)
+    if loaded.source.adapter is None:
+        raise UsageError(f"{adapter} is not a PEFT adapter", "give the folder with adapter_config.json")
+    model: Any = loaded.model
+    if model.active_peft_config.is_prompt_learning:
+        method = str(getattr(model.peft_type, "value", model.peft_type))
+        raise UsageError(f"{method} puts virtual tokens in front, which no weight can hold", "use the adapter as it is")
+    stored = dtype if dtype != "auto" else _stored_dtype(loaded.source.folder)
+    inputs = _probe(loaded.head, model)
+    before = _logits(model, inputs)
+    kind: Any = type(model.get_base_model())
+    size = model.get_input_embeddings().weight.shape
+    merged = model.merge_and_unload(safe_merge=True)
+    drift = _difference(before, _logits(merged, inputs))
+    _refuse(drift, _MERGE_DRIFT, "merging changes what the model computes")
+    if merged.get_input_embeddings().weight.shape != size:
+        raise CheckpointError("merging changed the size of the embeddings", "report this with the adapter's config")
+    building = output.parent / f".{output.name}.building"
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        with quiet_transformers():
+            merged.to(getattr(torch, stored)).save_pretrained(building)
+            loaded.tokenizer.save_pretrained(building)
+            del merged, model
+            again = kind.from_pretrained(building, dtype=torch.float32)
+        rounding = _difference(before, _logits(again.eval(), inputs))
+        _refuse(rounding, _ROUNDING.get(stored, 0.1), f"the files, in {stored}, hold another model")
+        if (loaded.source.adapter / _CONTRACT).is_file():
+            shutil.copy(loaded.source.adapter / _CONTRACT, building / _CONTRACT)
+        if output.exists():
+            output.rmdir()
+        building.rename(output)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    log.info("merged in %s: logits differ by %.1e of the largest, %.1e after rounding", stored, drift, rounding)
+    return Merged(output, stored, drift, rounding)
+
+
+def _task_of(adapter: str) -> str:
+    """A task of the adapter's head: where it was not tuned by llmkit, PEFT's own type says which."""
+    for name, key in ((_CONTRACT, "task"), ("adapter_config.json", "task_type")):
+        path = Path(adapter) / name
+        if path.is_file() and isinstance(found := read_json(path).get(key), str):
+            return found if key == "task" else "question-answering" if found == "QUESTION_ANS" else "text-generation"
+    return "text-generation"
+
+
+def _stored_dtype(folder: Path) -> str:
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    named = config.get("dtype") or config.get("torch_dtype")
+    return str(named) if named in _ROUNDING else "float32"
+
+
+def _probe(head: Head, model: Any) -> dict[str, torch.Tensor]:
+    import torch
+
+    words = int(model.get_input_embeddings().weight.shape[0])
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, words, (2, min(_PROBE, words)), generator=generator)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return inputs | ({"decoder_input_ids": ids} if head is Head.SEQ2SEQ else {})
+
+
+def _logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    import torch
+
+    with torch.no_grad():
+        output = model.eval()(**inputs)
+    if getattr(output, "logits", None) is not None:
+        logits: torch.Tensor = output.logits.float()
+        return logits
+    return torch.stack([output.start_logits, output.end_logits]).float()
+
+
+def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max() / one.abs().max().clamp(min=1e-9))
+
+
+def _refuse(found: float, allowed: float, what: str) -> None:
+    if not found <= allowed:  # neither a NaN
+        raise CheckpointError(
+            f"{what}: logits differ by {found:.1e} of the largest, {allowed:.0e} would be rounding",
+            "use the adapter as it is, or merge with --dtype float32",
+        )

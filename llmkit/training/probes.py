@@ -1,0 +1,66 @@
+"""What a model lets tokens see, found by trying it, since no signature shows it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["keeps_examples_apart", "sees_nothing_ahead"]
+
+
+def keeps_examples_apart(model: Any) -> bool:
+    """Whether the logits of one example stay the same when the one packed in front of it changes.
+
+    Many models take ``position_ids`` and make examples of them; others take them and leak, which no signature shows.
+    """
+    import inspect
+
+    import torch
+
+    base = _base(model)
+    if base is None or "position_ids" not in inspect.signature(base.forward).parameters:
+        return False
+    first, second, after = _tokens(base)
+    positions = torch.arange(6, device=first.device).repeat(2)[None]
+    one, other = (_logits(base, torch.cat([front, after]), position_ids=positions)[6:] for front in (first, second))
+    return bool(torch.equal(one, other))
+
+
+def sees_nothing_ahead(model: Any) -> bool:
+    """Whether the logits of tokens stay the same when those behind them change, so that these may be padding."""
+    import torch
+
+    base = _base(model)
+    if base is None:
+        return False
+    first, second, front = _tokens(base)
+    one, other = (_logits(base, torch.cat([front, behind]))[:6] for behind in (first, second))
+    return bool(torch.equal(one, other))
+
+
+def _base(model: Any) -> Any:
+    """The model below an adapter; None if the adapter puts virtual tokens in front."""
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return None
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _tokens(model: Any) -> list[torch.Tensor]:
+    import torch
+
+    device, words = next(model.parameters()).device, int(model.config.get_text_config().vocab_size)
+    return [torch.arange(start, start + 6, device=device) % words for start in (3, 11, 7)]
+
+
+def _logits(model: Any, ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+    """Of one row, without dropout: ``[tokens, vocabulary]``."""
+    import torch
+
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=ids[None], use_cache=False, **inputs).logits[0]
+    model.train(training)
+    return logits

@@ -1,0 +1,111 @@
+"""What a run was made from: versions, the base model's commit and licence, the data's hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmkit.config.recipe import Recipe, SourceSection
+from llmkit.config.recipe_file import resolved_yaml
+from llmkit.data.sources import commit_of, files_of
+from llmkit.models.load import Loaded
+
+__all__ = ["DataOrigin", "Provenance", "changes", "commented_recipe", "provenance_of"]
+
+_PACKAGES = ("llmkit", "torch", "transformers", "accelerate", "peft", "datasets")
+_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class DataOrigin:
+    """A file, or a dataset of the Hub."""
+
+    name: str
+    part: str
+    """train or validation."""
+    hash: str
+    """SHA-256 of the file; of a dataset its commit."""
+    license: str | None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What else has to be the same for a run to be repeated."""
+
+    versions: dict[str, str]
+    base: str
+    commit: str | None
+    license: str | None
+    """Of the base model, as its card states it."""
+    data: tuple[DataOrigin, ...]
+
+
+def provenance_of(recipe: Recipe, loaded: Loaded) -> Provenance:
+    """Read from the files of the data and of the base model."""
+    source = loaded.source
+    return Provenance(
+        versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        base=source.name,
+        commit=source.commit,
+        license=_license(source.folder / "README.md"),
+        data=tuple(_data(recipe)),
+    )
+
+
+def _data(recipe: Recipe) -> Iterator[DataOrigin]:
+    for part, sources in (("train", recipe.data.train), ("validation", recipe.data.validation or [])):
+        for source in sources:
+            yield from _of_source(source, part)
+
+
+def _of_source(source: SourceSection, part: str) -> Iterator[DataOrigin]:
+    for path in files_of(source):
+        with path.open("rb") as file:
+            yield DataOrigin(str(path), part, hashlib.file_digest(file, "sha256").hexdigest(), source.license)
+    if (commit := commit_of(source)) is not None:
+        yield DataOrigin(", ".join(source.path or ()), part, commit, source.license)
+
+
+def _license(card: Path) -> str | None:
+    if not card.is_file() or not (matter := _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace"))):
+        return None
+    try:
+        content = yaml.safe_load(matter[1])
+    except yaml.YAMLError:
+        return None
+    found = content.get("license") if isinstance(content, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def commented_recipe(recipe: Recipe, provenance: Provenance) -> str:
+    """The resolved recipe, which reads as one, with the rest as comments in front."""
+    told: dict[str, Any] = {
+        "versions": provenance.versions,
+        "base": {"name": provenance.base, "commit": provenance.commit},
+        "data": [{"name": each.name, "part": each.part, "hash": each.hash} for each in provenance.data],
+    }
+    lines = yaml.safe_dump(told, allow_unicode=True, sort_keys=False, width=10_000).splitlines()
+    return "".join(f"# {line}\n" for line in lines) + "\n" + resolved_yaml(recipe)
+
+
+def changes(before: Recipe, after: Recipe) -> list[str]:
+    """The keys that differ, each with both values; where a run writes is not one of them."""
+
+    def flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict) and value:
+            for key, each in value.items():
+                yield from flat(each, f"{place}.{key}" if place else key)
+        elif place != "train.output_dir":
+            yield place, value
+
+    old, new = (dict(flat(each.model_dump(mode="json"))) for each in (before, after))
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return [f"{name}: {old.get(name)} → {new.get(name)}" for name in names]

@@ -1,0 +1,105 @@
+"""Several processes train what one trains, and others than were asked for are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmkit.cli.app import main
+from llmkit.errors import LlmkitError
+from llmkit.training.run import finetune
+from tests.conftest import Checkpoint
+from tests.training.recipes import make_recipe, write_rows
+
+
+def write_recipe(folder: Path, model: Path, **train: Any) -> Path:
+    rows = [
+        {"prompt": "The quick " + "fox " * (number % 5), "completion": "jumps " * (number % 3 + 1)}
+        for number in range(26)
+    ]
+    content = {
+        "version": 1,
+        "task": "text-generation",
+        "model": {"name_or_path": str(model), "offline": True, "device": "cpu"},
+        "data": {"train": str(write_rows(folder / "rows.jsonl", rows)), "validation_fraction": 0.2},
+        "train": {"output_dir": str(folder / "out"), "learning_rate": 1e-2, "logging_steps": 1, "bf16": False} | train,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def start(command: list[str], **environment: str) -> subprocess.Popen[str]:
+    usual = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=usual)
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_two_processes_train_what_one_does(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Of 21 examples the last update has 5, which two processes with two micro-batches cannot share evenly."""
+    recipe = str(write_recipe(tmp_path, checkpoint("llama"), per_device_train_batch_size=8, num_train_epochs=2))
+    assert main(["finetune", recipe]) == 0
+    other = tmp_path / "two"
+    sizes = ["train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2"]
+    changes = [part for change in [*sizes, f"train.output_dir={other}"] for part in ("--set", change)]
+    done = start([sys.executable, "-m", "llmkit", "finetune", recipe, *changes, "--num-processes", "2"])
+    out, said = done.communicate()
+    assert done.returncode == 0, said
+    assert out == f"{other}\n"
+    assert said.count("update 1 of 6") == 1
+    one, two = log_of(tmp_path / "out"), log_of(other)
+    assert len(one) == len(two) == 8
+    for mine, theirs in zip(one, two, strict=True):
+        assert theirs == pytest.approx(mine, abs=1e-5, rel=1e-5)
+
+
+def test_processes_that_are_stopped_save_and_only_as_many_go_on(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    long = {"num_train_epochs": 500, "per_device_train_batch_size": 4, "save_total_limit": 1, "eval_strategy": "no"}
+    recipe = str(write_recipe(tmp_path, checkpoint("llama"), **long))
+    command = [sys.executable, "-m", "llmkit", "finetune", recipe, "--num-processes", "2"]
+    running = start(command)
+    while running.poll() is None and not any((tmp_path / "out").glob("checkpoint-*")):
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate()
+    assert running.returncode == 130, said
+    assert "go on with --resume" in said
+    (left,) = (tmp_path / "out").glob("checkpoint-*")
+    assert f"stopped after update {left.name.partition('-')[2]}, which is saved" in said
+    alone = start([sys.executable, "-m", "llmkit", "finetune", recipe, "--resume"])
+    _, said = alone.communicate()
+    assert alone.returncode == 2
+    assert "accelerate.num_processes: 2 → None" in said
+
+
+@pytest.mark.parametrize("named", [{"num_processes": 2}, {}])
+def test_a_launcher_that_starts_fewer_is_found_out(
+    named: dict[str, int], checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``accelerate launch --num_processes 2`` without a GPU runs one process."""
+
+    class Parent:
+        def parent(self) -> Parent:
+            return self
+
+        def cmdline(self) -> list[str]:
+            return ["python", "/bin/accelerate", "launch", "--num_processes=2", "-m", "llmkit"]
+
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": "The fox."}])
+    train = {"output_dir": str(tmp_path / "out")}
+    recipe = make_recipe("text-generation", checkpoint("llama"), rows, train=train, accelerate=named)
+    if not named:
+        monkeypatch.setattr("psutil.Process", Parent)
+    with pytest.raises(LlmkitError, match="2 processes were asked for and 1 found each other"):
+        finetune(recipe)

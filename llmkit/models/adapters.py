@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import UsageError
+from llmkit.models.source import read_json
 from llmkit.tasks import Head
 
 if TYPE_CHECKING:
     from llmkit.config.recipe import Adapter
 
-__all__ = ["attach"]
+__all__ = ["attach", "fit_embeddings"]
 
 _TASK_TYPES = {Head.CAUSAL: "CAUSAL_LM", Head.SEQ2SEQ: "SEQ_2_SEQ_LM", Head.SPAN: "QUESTION_ANS"}
 
@@ -18,11 +21,12 @@ _SPAN_HEAD = "qa_outputs"
 """What all span models of Transformers call it."""
 
 
-def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str) -> Any:
+def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new_tokens: Sequence[int] = ()) -> Any:
     """The model with a new adapter, the only part of it that is trained (with ``modules_to_save``).
 
     Args:
         tokenizer_name: folder of the tokenizer, which prompt tuning reads to begin from a text.
+        new_tokens: ids whose embeddings are trained in full and kept with the adapter.
 
     Raises:
         UsageError: PEFT cannot put this adapter on this model.
@@ -36,6 +40,10 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str) -> 
         settings["tokenizer_name_or_path"] = tokenizer_name
     if head is Head.SPAN and settings.get("target_modules") == "all-linear" and settings["exclude_modules"] is None:
         settings["exclude_modules"] = [_SPAN_HEAD]  # new, so PEFT trains and saves all of it
+    if new_tokens:
+        if kind != "LORA":
+            raise UsageError(f"PEFT trains no new tokens beside {kind}", "use LORA, or leave tokenizer.add_tokens out")
+        settings["trainable_token_indices"] = dict.fromkeys(_embeddings(model), sorted(new_tokens))
     given = {name: value for name, value in settings.items() if value is not None}
     try:
         return peft.get_peft_model(model, config_class(task_type=_TASK_TYPES[head], **given))
@@ -45,3 +53,20 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str) -> 
             f"PEFT cannot put {kind} on {type(model).__name__} ({reason})",
             "choose other target_modules, or another peft_type",
         ) from error
+
+
+def _embeddings(model: Any) -> Iterator[str]:
+    """The names of the modules that hold a vector for each token; of two that are tied, the first."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = outputs is not None and outputs.weight is inputs.weight
+    for name, module in model.named_modules():
+        if module is inputs or (module is outputs and not tied):
+            yield name.rpartition(".")[2]
+
+
+def fit_embeddings(model: Any, adapter: Path) -> None:
+    """Make room for the new tokens that an adapter has trained."""
+    indices = read_json(adapter / "adapter_config.json").get("trainable_token_indices") or []
+    ids = [each for part in indices.values() for each in part] if isinstance(indices, dict) else indices
+    if ids and max(ids) >= model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)

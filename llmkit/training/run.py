@@ -222,6 +222,12 @@ def _packs(recipe: Recipe, model: Any, head: Head, device: str) -> bool:
     if wanted is False or (wanted == "auto" and device == "cpu"):  # where one long row is no faster than several
         return False
     able = head is Head.CAUSAL and keeps_examples_apart(model)
+    if wanted is True and recipe.adapter is not None and model.active_peft_config.is_prompt_learning:
+        raise UsageError(
+            f"train.packing with {recipe.adapter.peft_type}: only the first of several packed examples would have its "
+            "virtual tokens",
+            "leave it out: examples of like length are padded together",
+        )
     if wanted is True and not able:
         raise UsageError(
             "train.packing: this model lets packed examples see each other, or takes none",
@@ -248,8 +254,12 @@ def _finish(run: _Run) -> None:
     for config in getattr(model, "peft_config", {}).values():
         if run.loaded.source.adapter is None:
             config.base_model_name_or_path = run.loaded.source.name
+    options: dict[str, Any] = {} if weights is None else {"state_dict": weights}
+    if hasattr(model, "peft_config"):
+        # New tokens are kept as such; to find out whether there are any, PEFT would ask the Hub about the base model.
+        options["save_embedding_layers"] = False
     with quiet_transformers():
-        model.eval().save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
+        model.eval().save_pretrained(folder, **options)
     run.loaded.tokenizer.save_pretrained(folder)
     settings = recipe.settings.model_dump(mode="json")
     longest = max(run.parts["train"].examples["targets"][:], default=0)

@@ -20,13 +20,12 @@ def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
         UsageError: a pattern of ``train.freeze`` matches nothing, or the adapter does not go with the rest.
     """
     model: Any = loaded.model
-    if recipe.tokenizer.add_tokens:
-        if recipe.adapter is not None:
-            raise UsageError("tokenizer.add_tokens with an adapter is not there yet", "train all weights, or add none")
-        if len(loaded.tokenizer) > model.get_input_embeddings().weight.shape[0]:
-            model.resize_token_embeddings(len(loaded.tokenizer), mean_resizing=False)
+    added = recipe.tokenizer.add_tokens
+    if added and len(loaded.tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(loaded.tokenizer), mean_resizing=False)
     if recipe.adapter is not None:
-        model = attach(model, recipe.adapter, loaded.head, tokenizer_name=str(loaded.source.folder))
+        ids = [int(loaded.tokenizer.convert_tokens_to_ids(token)) for token in added]
+        model = attach(model, recipe.adapter, loaded.head, tokenizer_name=str(loaded.source.folder), new_tokens=ids)
     _freeze(model, recipe.train.freeze)
     return model
 

@@ -162,3 +162,33 @@ train: {{output_dir: out, max_steps: 3, logging_steps: 1, report_to: []}}
     assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3]
     assert any("eval_loss" in entry for entry in log)
     assert main(["generate", "--model", "out", "--max-new-tokens", "4", "--offline", "The fox"]) == 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_tokens_are_trained_and_saved_with_the_adapter(tied: bool, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The rest of the embeddings stays, and the adapter brings no copy of it."""
+    import torch
+    from safetensors.torch import load_file
+
+    model = checkpoint("llama", max_position_embeddings=512, tie_word_embeddings=tied)
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "<new> The", "completion": "fox <new>"}] * 4)
+    train = {"output_dir": str(tmp_path / "out"), "max_steps": 2, "learning_rate": 0.1, "save_strategy": "no"}
+    adapter = {"peft_type": "LORA"}
+    recipe = make_recipe(
+        "text-generation", model, rows, train=train, adapter=adapter, tokenizer={"add_tokens": ["<new>"]}
+    )
+    trainer = finetune(recipe)
+    kept = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    before = load_file(Path(model) / "model.safetensors")["model.embed_tokens.weight"]
+    assert not [name for name, each in kept.items() if each.shape[0] >= before.shape[0]]
+    pipeline = llmkit.load("generate", str(tmp_path / "out"), offline=True, device="cpu", dtype="float32")
+    (new,) = pipeline.loaded.tokenizer("<new>", add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([[3, new, 4]])
+    with torch.no_grad():
+        mine, theirs = (each.eval()(input_ids=ids).logits for each in (trainer.model, pipeline.loaded.model))
+    torch.testing.assert_close(mine, theirs)
+    merged = tmp_path / "merged"
+    assert main(["merge", str(tmp_path / "out"), "-o", str(merged), "--offline"]) == 0
+    alone = llmkit.load("generate", str(merged), offline=True, device="cpu", dtype="float32")
+    with torch.no_grad():
+        torch.testing.assert_close(alone.loaded.model(input_ids=ids).logits, theirs, rtol=1e-4, atol=1e-4)

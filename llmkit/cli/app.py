@@ -22,6 +22,7 @@ from typer.exceptions import TyperException
 from llmkit import __version__
 from llmkit.cli.chat import chat
 from llmkit.cli.data import data, data_check
+from llmkit.cli.evaluate import evaluate
 from llmkit.cli.finetune import finetune
 from llmkit.cli.generate import generate, next_
 from llmkit.cli.models import download, inspect, models
@@ -70,6 +71,7 @@ app.add_typer(recipes, name="recipes")
 command(app, "inspect", inspect)
 command(app, "models", models)
 command(app, "download", download)
+command(app, "evaluate", evaluate)
 command(app, "merge", merge)
 command(app, "push", push)
 

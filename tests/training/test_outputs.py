@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -58,7 +58,7 @@ class Hub:
         return SimpleNamespace(repo_id=f"me/{name}")
 
     def upload_folder(self, **options: Any) -> Any:
-        from huggingface_hub.utils import filter_repo_objects
+        from huggingface_hub.utils._paths import filter_repo_objects
 
         folder = Path(options["folder_path"])
         names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
@@ -88,16 +88,14 @@ def test_the_hub_is_asked_before_training_and_gets_no_checkpoint(
     assert main(["push", str(tmp_path), "me/other"]) == 2
 
 
-def test_trackers_get_every_figure(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trackers_get_every_figure(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate import tracking
 
-    class Tracker(tracking.GeneralTracker):
+    class Tracker(tracking.GeneralTracker):  # type: ignore[misc]
         name = "tensorboard"
         requires_logging_directory = True
-        logged: list[tuple[int, set[str]]] = []
-        stored: dict[str, Any] = {}
+        logged: ClassVar[list[tuple[int, set[str]]]] = []
+        stored: ClassVar[dict[str, Any]] = {}
 
         def __init__(self, run_name: str, logging_dir: str, **_: Any) -> None:
             super().__init__()

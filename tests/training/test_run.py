@@ -172,7 +172,13 @@ def test_new_tokens_are_trained_and_saved_with_the_adapter(tied: bool, checkpoin
 
     model = checkpoint("llama", max_position_embeddings=512, tie_word_embeddings=tied)
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "<new> The", "completion": "fox <new>"}] * 4)
-    train = {"output_dir": str(tmp_path / "out"), "max_steps": 2, "learning_rate": 0.1, "save_strategy": "no"}
+    train = {
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 2,
+        "learning_rate": 0.1,
+        "save_strategy": "no",
+        "bf16": False,
+    }
     adapter = {"peft_type": "LORA"}
     recipe = make_recipe(
         "text-generation", model, rows, train=train, adapter=adapter, tokenizer={"add_tokens": ["<new>"]}

@@ -1,0 +1,189 @@
+"""A model judged on rows with expected answers: figures with their intervals, and a test against another model.
+
+The rows are answered as a file of rows is (`llmkit.inference.row_files`), so that the predictions are kept, a stopped
+run goes on, and processes share the work. Knows what is compared with what; the figures are `llmkit.metrics`'.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from llmkit.config.recipe import SourceSection
+from llmkit.config.settings import LoadSettings, RowSettings
+from llmkit.data.proposals import task_rows
+from llmkit.errors import InputError, UsageError
+from llmkit.inference.pipeline import Pipeline
+from llmkit.inference.row_files import answer_file, check_output
+from llmkit.log import log
+from llmkit.metrics.bootstrap import Interval, interval, p_value
+from llmkit.metrics.judge import Measure, judge, trivial_answers
+from llmkit.models.processes import Member
+from llmkit.tasks import Head, Task
+
+__all__ = ["Evaluation", "Judged", "compare", "evaluate", "write_rows"]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One figure of a model, 0 to 100."""
+
+    name: str
+    interval: Interval
+    signature: str
+    higher_is_better: bool
+    p_value: float | None = None
+    """Of the difference to the baseline."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model's answers to the rows are worth."""
+
+    task: str
+    model: str
+    rows: int
+    failed: int
+    """Rows that could not be answered; they count as answered with nothing."""
+    figures: tuple[Judged, ...]
+    trivial: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The same figures of answers that need no model."""
+    measures: tuple[Measure, ...] = field(default=(), repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "task": self.task,
+            "model": self.model,
+            "rows": self.rows,
+            "failed": self.failed,
+            "figures": {
+                each.name: {
+                    "value": each.interval.value,
+                    "low": each.interval.low,
+                    "high": each.interval.high,
+                    "signature": each.signature,
+                    "higher_is_better": each.higher_is_better,
+                    **({} if each.p_value is None else {"p_value": each.p_value}),
+                }
+                for each in self.figures
+            },
+            "trivial": self.trivial,
+        }
+
+
+def write_rows(sources: Sequence[SourceSection], task: Task, path: Path, *, max_rows: int | None = None) -> int:
+    """The rows of some sources in the task's columns, as JSON Lines. Returns how many.
+
+    Raises:
+        InputError: a row cannot be read, or there is none.
+    """
+    languages = (getattr(task.settings, "source", None), getattr(task.settings, "target", None))
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in _rows(sources, task.name, languages):
+            if count == max_rows:
+                break
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    if not count:
+        raise InputError("there are no rows to evaluate on", "check the data")
+    return count
+
+
+def _rows(
+    sources: Sequence[SourceSection], task: str, languages: tuple[str | None, str | None]
+) -> Iterator[dict[str, Any]]:
+    for source in sources:
+        for record in task_rows(source, task, languages=languages):
+            if record.row is None:
+                raise record.error or InputError(f"{record.where} cannot be read", "mend it")
+            yield _plain(record.row, task)
+
+
+def _plain(row: dict[str, Any], task: str) -> dict[str, Any]:
+    """A row whose last message, or target, is what is expected and not what is given."""
+    if task == "dialogue":
+        messages = list(row["messages"])
+        if not messages or messages[-1].get("role") != "assistant":
+            raise InputError("a conversation does not end with a reply", "leave such rows out")
+        return {"messages": messages[:-1], "reply": messages[-1]["content"]}
+    if task == "text-generation" and "prompt" not in row:
+        raise InputError("plain text has no answer to compare with", "give rows with prompt and completion")
+    return row
+
+
+def _references(row: dict[str, Any], task: Task) -> list[str]:
+    if task.name == "question-answering":
+        return list(row["answers"]["text"])
+    if task.name == "dialogue":
+        return [str(row["reply"])]
+    return list(row.get("references") or [str(row[task.target_column])])
+
+
+def evaluate(
+    pipeline: Pipeline,
+    rows: Path,
+    predictions: Path,
+    *,
+    load: LoadSettings,
+    resume: bool = False,
+    member: Member | None = None,
+    progress: Callable[[int, int], None] = lambda _rows, _tokens: None,
+) -> Evaluation | None:
+    """Answer rows that `write_rows` wrote, and judge the answers.
+
+    Args:
+        predictions: JSON Lines file for the rows with their answers.
+        resume: go on where an earlier run into that file was stopped.
+        member: which of several processes this is; only the first gets the figures, the others None.
+    """
+    task, member = pipeline.task, member or Member()
+    if pipeline.loaded.head is not Head.SPAN:
+        # The likeliest answer: a figure is not to depend on luck.
+        pipeline.settings = replace(pipeline.settings, temperature=0)
+    settings = RowSettings(input=str(rows), output=str(predictions), resume=resume)
+    check_output(settings)
+    answer_file(
+        pipeline, settings, load=load, progress=progress, rank=member.rank, world=member.world, barrier=member.barrier
+    )
+    if member.rank:
+        return None
+    lines = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    given = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    if len(lines) != len(given):
+        raise UsageError(f"{predictions} has {len(lines)} answers to {len(given)} rows", "begin anew in another folder")
+    texts = ["" if "error" in line else str(line["text"]) for line in lines]
+    failed = sum("error" in line for line in lines)
+    if failed:
+        log.warning("%d of %d rows could not be answered; see 'error' in %s", failed, len(lines), predictions)
+    references = [_references(row, task) for row in given]
+    language = getattr(task.settings, "target", None)
+    measures = judge(task.name, texts, references, language=language)
+    trivial: dict[str, dict[str, float]] = {}
+    for name in trivial_answers(task.name, ""):
+        answers = [trivial_answers(task.name, str(row[task.input_column]))[name] for row in given]
+        trivial[name] = {each.name: each.value for each in judge(task.name, answers, references, language=language)}
+    figures = tuple(
+        Judged(each.name, interval(each.statistics, each.figure), each.signature, each.higher_is_better)
+        for each in measures
+    )
+    return Evaluation(task.name, pipeline.loaded.source.name, len(given), failed, figures, trivial, tuple(measures))
+
+
+def compare(tuned: Evaluation, baseline: Evaluation) -> Evaluation:
+    """The first with the p-values of its differences to the second, by paired bootstrap on the same rows."""
+    figures = tuple(
+        Judged(
+            one.name,
+            one.interval,
+            one.signature,
+            one.higher_is_better,
+            p_value(mine.statistics, theirs.statistics, mine.figure),
+        )
+        for one, mine, theirs in zip(tuned.figures, tuned.measures, baseline.measures, strict=True)
+    )
+    return Evaluation(tuned.task, tuned.model, tuned.rows, tuned.failed, figures, tuned.trivial, tuned.measures)

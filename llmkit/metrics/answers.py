@@ -1,0 +1,116 @@
+"""Exact match and F1 of answers: SQuAD v1 and v2 (Rajpurkar et al. 2016, 2018), and CMRC 2018's Chinese variant.
+
+Answers of a script without spaces between words are judged as CMRC's evaluation script does, others as SQuAD's does.
+An empty text means that there is no answer.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmkit.metrics.words import has_unspaced
+
+__all__ = ["SIGNATURE", "Threshold", "best_threshold", "exact_match", "f1"]
+
+SIGNATURE = "squad:lower-punctuation-articles|unspaced:cmrc2018|refs:best"
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
+_PUNCTUATION = set(string.punctuation)
+_CMRC_PUNCTUATION = set("-:_*^/\\~`+=，。：？！“”；’《》……·、「」（）－～『』") | _PUNCTUATION
+
+
+def exact_match(prediction: str, references: Sequence[str]) -> float:
+    """1.0 if the answer is one of the references but for case, punctuation and articles; no reference: no answer."""
+    return max(map(float, (_same(prediction, reference) for reference in references or [""])))
+
+
+def f1(prediction: str, references: Sequence[str]) -> float:
+    """The best overlap with a reference, between 0 and 1."""
+    return max(_overlap(prediction, reference) for reference in references or [""])
+
+
+def _same(prediction: str, reference: str) -> bool:
+    if has_unspaced(reference):
+        return "".join(_cmrc(prediction)) == "".join(_cmrc(reference))
+    return _normal(prediction) == _normal(reference)
+
+
+def _overlap(prediction: str, reference: str) -> float:
+    if has_unspaced(reference):
+        said, wanted = _cmrc(prediction), _cmrc(reference)
+        return _f1(_longest_run(said, wanted), len(said), len(wanted))
+    said, wanted = _normal(prediction).split(), _normal(reference).split()
+    if not said or not wanted:
+        return float(said == wanted)
+    return _f1((Counter(said) & Counter(wanted)).total(), len(said), len(wanted))
+
+
+def _f1(shared: int, said: int, wanted: int) -> float:
+    if not shared:
+        return 0.0
+    precision, recall = shared / said, shared / wanted
+    return 2 * precision * recall / (precision + recall)
+
+
+def _normal(text: str) -> str:
+    text = "".join(character for character in text.lower() if character not in _PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def _cmrc(text: str) -> list[str]:
+    """Characters of unspaced scripts and words of the others, without punctuation."""
+    parts: list[str] = []
+    begun = ""
+    for character in text.lower().strip():
+        if character in _CMRC_PUNCTUATION:
+            continue
+        if character.isspace() or has_unspaced(character):
+            parts += [begun] if begun else []
+            parts += [] if character.isspace() else [character]
+            begun = ""
+        else:
+            begun += character
+    return [*parts, *([begun] if begun else [])]
+
+
+def _longest_run(one: Sequence[str], other: Sequence[str]) -> int:
+    """Length of the longest common substring, which CMRC's script calls LCS."""
+    longest, last = 0, [0] * (len(other) + 1)
+    for word in one:
+        row = [0]
+        for place, match in enumerate(other, start=1):
+            row.append(last[place - 1] + 1 if word == match else 0)
+        last, longest = row, max(longest, *row)
+    return longest
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Where a score for no answer means that there is none."""
+
+    value: float
+    figure: float
+    """The mean that it gives."""
+
+
+def best_threshold(scores: Sequence[float], answered: Sequence[float], empty: Sequence[float]) -> Threshold:
+    """The threshold with the best mean, as SQuAD v2's script finds it.
+
+    Args:
+        scores: for each row, how much more likely no answer is than the best answer.
+        answered: what the row counts if its answer is given.
+        empty: what it counts if none is.
+    """
+    total = sum(empty)
+    best = Threshold(float("-inf"), total)
+    for score, gain in sorted(
+        zip(scores, (one - other for one, other in zip(answered, empty, strict=True)), strict=True)
+    ):
+        total += gain
+        if total > best.figure:
+            best = Threshold(score, total)
+    return Threshold(best.value, best.figure / max(1, len(scores)))

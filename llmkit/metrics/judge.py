@@ -1,0 +1,96 @@
+"""Which figures judge the answers of a task, and what they say of some answers.
+
+Knows texts only: what a row's references are is the task's business, what was answered the model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmkit.metrics import answers, rouge
+from llmkit.metrics.bootstrap import Figure, mean_of
+from llmkit.metrics.translation import translation_metrics
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Measure", "judge", "trivial_answers"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of some answers."""
+
+    name: str
+    statistics: NDArray[np.float64]
+    """What each row adds: ``[rows, statistics]``."""
+    figure: Figure
+    """From their sums."""
+    signature: str
+    higher_is_better: bool = True
+
+    @property
+    def value(self) -> float:
+        """Of all rows."""
+        return self.figure(self.statistics.sum(axis=0))
+
+
+def judge(
+    task: str, predictions: Sequence[str], references: Sequence[Sequence[str]], *, language: str | None = None
+) -> list[Measure]:
+    """The measures of a task, on a scale of 0 to 100.
+
+    Args:
+        task: its name, such as ``summarization``.
+        predictions: an answer for each row; empty: none.
+        references: what was expected, one or several a row; of questions none means that there is no answer.
+        language: BCP 47 tag of the language translated to, if it is known.
+    """
+    if task == "translation":
+        return [
+            Measure(
+                each.name, each.statistics(predictions, references), each.figure, each.signature, each.higher_is_better
+            )
+            for each in translation_metrics(language, references)
+        ]
+    if task == "question-answering":
+        return [
+            _mean("exact_match", answers.exact_match, predictions, references, answers.SIGNATURE),
+            _mean("f1", answers.f1, predictions, references, answers.SIGNATURE),
+        ]
+    rows = [rouge.rouge(said, wanted) for said, wanted in zip(predictions, references, strict=True)]
+    return [_of_rows(name, [row[name] for row in rows], rouge.SIGNATURE) for name in rouge.ROUGE]
+
+
+def _mean(
+    name: str,
+    score: Callable[[str, Sequence[str]], float],
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    signature: str,
+) -> Measure:
+    values = [score(said, wanted) for said, wanted in zip(predictions, references, strict=True)]
+    return _of_rows(name, values, signature)
+
+
+def _of_rows(name: str, values: Sequence[float], signature: str) -> Measure:
+    import numpy as np
+
+    return Measure(name, np.stack([100 * np.asarray(values), np.ones(len(values))], axis=1), mean_of, signature)
+
+
+def trivial_answers(task: str, text: str) -> dict[str, str]:
+    """Answers that no model is needed for, which a model has to beat: by name, of one row's input text."""
+    if task == "summarization":
+        from llmkit.tasks.sentences import script_language, sentences
+
+        first = sentences(text, script_language(text))[:1]
+        return {"lead-1": "".join(first).strip()}
+    if task == "translation":
+        return {"copy of the source": text}
+    if task == "question-answering":
+        return {"always no answer": ""}
+    return {}

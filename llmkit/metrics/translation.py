@@ -1,0 +1,75 @@
+"""BLEU, chrF++ and TER of translations, by sacreBLEU (Post 2018), with its signatures.
+
+Knows how a language is divided into words for them; the counting is sacreBLEU's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from llmkit.metrics.words import has_unspaced
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["TranslationMetric", "tokenization", "translation_metrics"]
+
+
+def tokenization(language: str | None, references: Sequence[Sequence[str]]) -> str:
+    """sacreBLEU's name of how a target language is divided for BLEU.
+
+    Its own for Chinese; characters for other languages without spaces, whose dividers it would have to fetch or have
+    installed; 13a for the rest. Without a language the references tell whether there are spaces.
+    """
+    short = (language or "").split("-")[0].lower()
+    if short in ("zh", "yue", "wuu", "lzh", "cmn"):
+        return "zh"
+    if short in ("ja", "th", "lo", "km", "my"):
+        return "char"
+    if language is None and any(has_unspaced(text) for row in references for text in row):
+        return "zh" if any("\u4e00" <= character <= "\u9fff" for character in references[0][0]) else "char"
+    return "13a"
+
+
+@dataclass(frozen=True)
+class TranslationMetric:
+    """One of sacreBLEU's, as sums of statistics over rows."""
+
+    name: str
+    """bleu, chrf++ or ter."""
+    metric: Any
+    higher_is_better: bool
+
+    def statistics(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+        """Counts of each row: ``[rows, statistics]``. As sacreBLEU's own significance tests take them."""
+        import numpy as np
+
+        streams = [list(stream) for stream in zip_longest(*references)]
+        found = self.metric._extract_corpus_statistics(list(predictions), streams)  # noqa: SLF001 - as its own tests
+        return np.asarray(found, dtype=np.float64)
+
+    def figure(self, sums: NDArray[np.float64]) -> float:
+        """The score of the corpus, between 0 and 100 (TER: 0 is best, and it may be more)."""
+        return float(self.metric._compute_score_from_stats(sums.tolist()).score)  # noqa: SLF001 - as its own tests
+
+    @property
+    def signature(self) -> str:
+        """What the figure depends on; complete after `statistics`."""
+        return str(self.metric.get_signature())
+
+
+def translation_metrics(language: str | None, references: Sequence[Sequence[str]]) -> list[TranslationMetric]:
+    """BLEU, chrF++ and TER for a target language (BCP 47), or as the references look."""
+    from sacrebleu.metrics import BLEU, CHRF, TER
+
+    divided = tokenization(language, references)
+    asian = divided != "13a"
+    return [
+        TranslationMetric("bleu", BLEU(tokenize=divided), higher_is_better=True),
+        TranslationMetric("chrf++", CHRF(word_order=2), higher_is_better=True),
+        TranslationMetric("ter", TER(normalized=asian, asian_support=asian), higher_is_better=False),
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from llmkit.metrics.judge import judge
 from tests.conftest import Checkpoint
 from tests.training.recipes import write_rows
 
-ROWS = {
+ROWS: dict[str, Any] = {
     "summarize": {"document": "The quick fox jumps. It is quick.", "summary": ["A quick fox.", "The fox jumps."]},
     "translate": {"source": "The fox.", "target": "Le renard."},
     "answer": {"question": "Who?", "context": "The fox jumps.", "answers": {"text": ["fox"], "answer_start": [4]}},
@@ -27,9 +28,15 @@ def test_every_task_is_judged(
     verb: str, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [ROWS[verb]] * 3)
-    model = str(checkpoint("t5" if verb == "translate" else "llama", **({} if verb == "translate" else {"chat": True})))
+    model = str(
+        checkpoint(
+            "t5" if verb == "translate" else "llama",
+            **({} if verb == "translate" else {"chat": True, "max_position_embeddings": 1024}),
+        )
+    )
     out = tmp_path / "out"
-    command = ["evaluate", "--task", verb, "--model", model, "--data", str(rows), "-o", str(out), *SHORT]
+    more = ["--set", "settings.target=fr"] if verb == "translate" else []
+    command = ["evaluate", "--task", verb, "--model", model, "--data", str(rows), "-o", str(out), *SHORT, *more]
     assert main([*command, "--json", "--baseline", model]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content == json.loads((out / "metrics.json").read_text(encoding="utf-8"))

@@ -33,6 +33,10 @@ def evaluate(
         str | None, typer.Option(help="Rows with expected answers; of a recipe its data.validation.")
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="Another model, to be compared with on the same rows.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as settings.target=de."),
+    ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the answers and the figures.")
     ] = Path("evaluation"),
@@ -55,7 +59,7 @@ def evaluate(
         raise typer.Exit(start(num_processes or 1, flags.arguments, on_cpu=on_cpu(device)))
     member = join(num_processes, device) if is_member() else Member()
     common: dict[str, Any] = {"device": device, "dtype": dtype, "offline": offline}
-    named, options, sources, tuned = _asked(recipe, task, model, data)
+    named, options, sources, tuned = _asked(recipe, task, model, data, overrides or [])
     from llmkit.evaluation import compare, write_rows
     from llmkit.tasks import find_task
 
@@ -83,7 +87,7 @@ def evaluate(
 
 
 def _asked(
-    recipe: str | None, task: str | None, model: str | None, data: str | None
+    recipe: str | None, task: str | None, model: str | None, data: str | None, overrides: list[str]
 ) -> tuple[str, dict[str, Any], list[Any], str]:
     """Task, its settings, sources of rows, model."""
     from llmkit.config.recipe import SourceSection
@@ -92,16 +96,26 @@ def _asked(
     if recipe is None:
         if task is None or model is None or given is None:
             raise UsageError("what is to be judged?", "give a recipe, or --task, --model and --data")
-        return task, {}, given, model
+        return task, dict(_setting(each) for each in overrides), given, model
     if task is not None:
         raise UsageError("--task has no effect beside a recipe, which has one", "leave it out")
     from llmkit.config.recipe_file import load_recipe
 
-    loaded = load_recipe(recipe)
+    loaded = load_recipe(recipe, overrides)
     sources = given or loaded.data.validation
     if sources is None:
         raise UsageError("the recipe has no data.validation", "set it, or give --data")
     return loaded.task, loaded.settings.model_dump(), list(sources), model or loaded.train.output_dir
+
+
+def _setting(override: str) -> tuple[str, Any]:
+    import yaml
+
+    key, equals, value = override.partition("=")
+    section, _, name = key.partition(".")
+    if not equals or section != "settings" or not name:
+        raise UsageError(f"--set {override}: without a recipe there are the task's settings", "settings.NAME=VALUE")
+    return name, yaml.safe_load(value)
 
 
 def _run(task: Any, load: Any, rows: Path, predictions: Path, resume: bool, member: Member) -> Evaluation | None:

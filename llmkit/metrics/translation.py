@@ -64,7 +64,9 @@ class TranslationMetric:
 
 def translation_metrics(language: str | None, references: Sequence[Sequence[str]]) -> list[TranslationMetric]:
     """BLEU, chrF++ and TER for a target language (BCP 47), or as the references look."""
-    from sacrebleu.metrics import BLEU, CHRF, TER
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+    from sacrebleu.metrics.ter import TER
 
     divided = tokenization(language, references)
     asian = divided != "13a"

@@ -24,7 +24,7 @@ def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
     if added and len(loaded.tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(loaded.tokenizer), mean_resizing=False)
     if recipe.adapter is not None:
-        ids: Any = list(loaded.tokenizer.convert_tokens_to_ids(added)) if added else []
+        ids: Any = loaded.tokenizer.convert_tokens_to_ids(added) if added else []
         model = attach(model, recipe.adapter, loaded.head, tokenizer_name=str(loaded.source.folder), new_tokens=ids)
     _freeze(model, recipe.train.freeze)
     return model

@@ -39,7 +39,7 @@ def _lines(
         "pipeline_tag": _PIPELINE_TAGS.get(recipe.task, recipe.task),
         "tags": ["llmkit", recipe.task],
     }
-    if not fresh and not Path(provenance.base).is_absolute():
+    if not fresh and "/" in provenance.base and not Path(provenance.base).exists():  # an id of the Hub
         matter["base_model"] = provenance.base
     if provenance.license is not None:
         matter["license"] = provenance.license
@@ -63,6 +63,8 @@ def _lines(
         yield f"\nThe base model's licence: {provenance.license or 'not stated'}."
     yield "\n## Settings that are not defaults\n"
     content = recipe.model_dump(mode="json", exclude_defaults=True)
+    for part in ("train", "validation"):
+        content["data"].pop(part, None)  # the table above has them, without the folders of this machine
     yield f"```yaml\n{yaml.safe_dump(content, allow_unicode=True, sort_keys=False).rstrip()}\n```\n"
     yield "## Results\n"
     yield "| measure | value |\n|---|---|"
@@ -84,7 +86,8 @@ def draw_losses(log: Sequence[Mapping[str, Any]], path: Path, unit: str) -> None
             # A single point has no line.
             axes.plot(steps, losses, label=label, marker=mark or ("." if len(points) == 1 else ""))
     axes.set_xlabel("update")
-    axes.set_ylabel(f"loss by {unit}, nats")
+    axes.set_ylabel(f"loss per {unit} (nats)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:

@@ -127,17 +127,18 @@ class Trainer:
     def run(self) -> None:
         """Train to the end, or until asked to stop."""
         self._wrapped.train()
-        losses, predicted, tokens, begun = 0.0, 0, 0, time.perf_counter()
+        losses, predicted, tokens, seconds = 0.0, 0, 0, 0.0
         for update in self._updates():
+            begun = time.perf_counter()
             loss, count, norm, stop_asked = self._step(update)
+            seconds += time.perf_counter() - begun
             losses, predicted = losses + loss, predicted + count
             tokens += sum(self.schedule.lengths[index] for index in update)
             progress = self.progress
             if progress.step % self.train.logging_steps == 0 or progress.step == self.updates:
-                seconds = time.perf_counter() - begun
                 progress.tokens, progress.seconds = progress.tokens + tokens, progress.seconds + seconds
                 self._tell(losses / max(1, predicted), norm, tokens, seconds)
-                losses, predicted, tokens, begun = 0.0, 0, 0, time.perf_counter()
+                losses, predicted, tokens, seconds = 0.0, 0, 0, 0.0
             self._between(update_ends_epoch=progress.update == self.schedule.updates)
             if stop_asked and progress.step < self.updates:
                 self.save()

@@ -24,7 +24,7 @@ from llmkit.metrics.judge import Measure, judge, trivial_answers
 from llmkit.models.processes import Member
 from llmkit.tasks import Head, Task
 
-__all__ = ["Evaluation", "Judged", "compare", "evaluate", "write_rows"]
+__all__ = ["Evaluation", "Judged", "compare", "evaluate", "given_part", "greedy", "references_of", "write_rows"]
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,15 @@ def _rows(
         for record in task_rows(source, task, languages=languages):
             if record.row is None:
                 raise record.error or InputError(f"{record.where} cannot be read", "mend it")
-            yield _plain(record.row, task)
+            yield given_part(record.row, task)
 
 
-def _plain(row: dict[str, Any], task: str) -> dict[str, Any]:
-    """A row whose last message, or target, is what is expected and not what is given."""
+def given_part(row: dict[str, Any], task: str) -> dict[str, Any]:
+    """A row whose last message, or target, is what is expected and not what is given.
+
+    Raises:
+        InputError: it has nothing that is expected.
+    """
     if task == "dialogue":
         messages = list(row["messages"])
         if not messages or messages[-1].get("role") != "assistant":
@@ -116,12 +120,20 @@ def _plain(row: dict[str, Any], task: str) -> dict[str, Any]:
     return row
 
 
-def _references(row: dict[str, Any], task: Task) -> list[str]:
+def references_of(row: dict[str, Any], task: Task) -> list[str]:
+    """The expected answers of a row that `given_part` gave."""
     if task.name == "question-answering":
         return list(row["answers"]["text"])
     if task.name == "dialogue":
         return [str(row["reply"])]
     return list(row.get("references") or [str(row[task.target_column])])
+
+
+def greedy(pipeline: Pipeline) -> Pipeline:
+    """The pipeline giving its likeliest answers: a figure is not to depend on luck."""
+    if pipeline.loaded.head is not Head.SPAN:
+        pipeline.settings = replace(pipeline.settings, temperature=0)
+    return pipeline
 
 
 def evaluate(
@@ -142,13 +154,16 @@ def evaluate(
         member: which of several processes this is; only the first gets the figures, the others None.
     """
     task, member = pipeline.task, member or Member()
-    if pipeline.loaded.head is not Head.SPAN:
-        # The likeliest answer: a figure is not to depend on luck.
-        pipeline.settings = replace(pipeline.settings, temperature=0)
     settings = RowSettings(input=str(rows), output=str(predictions), resume=resume)
     check_output(settings)
     answer_file(
-        pipeline, settings, load=load, progress=progress, rank=member.rank, world=member.world, barrier=member.barrier
+        greedy(pipeline),
+        settings,
+        load=load,
+        progress=progress,
+        rank=member.rank,
+        world=member.world,
+        barrier=member.barrier,
     )
     if member.rank:
         return None
@@ -160,7 +175,7 @@ def evaluate(
     failed = sum("error" in line for line in lines)
     if failed:
         log.warning("%d of %d rows could not be answered; see 'error' in %s", failed, len(lines), predictions)
-    references = [_references(row, task) for row in given]
+    references = [references_of(row, task) for row in given]
     language = getattr(task.settings, "target", None)
     measures = judge(task.name, texts, references, language=language)
     trivial: dict[str, dict[str, float]] = {}

@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Measure", "judge", "trivial_answers"]
+__all__ = ["LOWER_IS_BETTER", "MEASURES", "Measure", "judge", "trivial_answers"]
+
+MEASURES = {
+    "summarization": rouge.ROUGE,
+    "text-generation": rouge.ROUGE,
+    "dialogue": rouge.ROUGE,
+    "question-answering": ("exact_match", "f1"),
+    "translation": ("bleu", "chrf++", "ter"),
+}
+"""The names of each task's measures."""
+LOWER_IS_BETTER = frozenset({"ter", "loss"})
+"""Measures, and the loss, of which less is more."""
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ def _lines(
 def draw_losses(log: Sequence[Mapping[str, Any]], path: Path, unit: str) -> None:
     """The losses of training and validation by update, as PNG. ``unit`` is what a loss is the mean over."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
@@ -87,7 +88,7 @@ def draw_losses(log: Sequence[Mapping[str, Any]], path: Path, unit: str) -> None
             axes.plot(steps, losses, label=label, marker=mark or ("." if len(points) == 1 else ""))
     axes.set_xlabel("update")
     axes.set_ylabel(f"loss per {unit} (nats)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:

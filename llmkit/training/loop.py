@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import TrainSection
 from llmkit.errors import LlmkitError, UsageError
+from llmkit.metrics.judge import LOWER_IS_BETTER
 from llmkit.models.memory import peak_memory
 from llmkit.tasks import Head
 from llmkit.training.batches import Schedule
@@ -79,6 +80,8 @@ class Trainer:
     told: Callable[[Measured], None] = lambda _: None
     stop_asked: Callable[[], bool] = lambda: False
     """Asked after each update; True saves a checkpoint and ends."""
+    judged: Callable[[], dict[str, float]] | None = None
+    """Gives the task's figures on the validation rows, where the best model is chosen by one of them."""
     progress: Progress = field(default_factory=Progress)
     stopped: bool = False
     """Whether it ended because it was asked to."""
@@ -253,11 +256,22 @@ class Trainer:
 
     def _compare(self, loss: float) -> None:
         progress = self.progress
-        self._log({"eval_loss": loss})
+        figures = {"loss": loss}
+        if self.judged is not None:
+            self._wrapped.eval()
+            figures |= self.judged()
+            self._wrapped.train()
+        self._log({f"eval_{name}": value for name, value in figures.items()})
         if self._on_plateau:
             self.scheduler.step(loss)
-        if progress.best_metric is None or loss < progress.best_metric:
-            progress.best_metric, progress.best_step, progress.worse_evaluations = loss, progress.step, 0
+        name = (self.train.metric_for_best_model or "loss").removeprefix("eval_")
+        greater = self.train.greater_is_better
+        if greater is None:
+            greater = name not in LOWER_IS_BETTER
+        value = figures[name]
+        best = progress.best_metric
+        if best is None or (value > best if greater else value < best):
+            progress.best_metric, progress.best_step, progress.worse_evaluations = value, progress.step, 0
         else:
             progress.worse_evaluations += 1
 

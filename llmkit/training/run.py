@@ -8,21 +8,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llmkit.config.recipe import Recipe
 from llmkit.config.recipe_file import load_recipe
-from llmkit.config.settings import DType
+from llmkit.config.settings import DType, GenerationSettings
 from llmkit.errors import UsageError
+from llmkit.evaluation import given_part, greedy, references_of
 from llmkit.heads.decoding import pad_id
 from llmkit.inference.contract import Contract, write_contract
 from llmkit.log import log
+from llmkit.metrics.judge import MEASURES, judge
 from llmkit.models.load import Loaded, has_bfloat16, pick_device, quiet_transformers
 from llmkit.models.memory import peak_memory
 from llmkit.models.processes import Member, join
-from llmkit.tasks import Head
+from llmkit.tasks import Head, Task, Wording
 from llmkit.training.card import draw_losses, model_card
 from llmkit.training.checkpoint import checkpoints, load_trained
 from llmkit.training.dataset import Part, prepare
@@ -84,14 +86,23 @@ def finetune(
 
 
 def _refuse_missing(recipe: Recipe) -> None:
-    train, several = recipe.train, recipe.accelerate
+    several = recipe.accelerate
     missing = {
         "accelerate.deepspeed_config": several.deepspeed_config is not None,
-        "train.metric_for_best_model": train.metric_for_best_model not in (None, "eval_loss"),
-        "train.greater_is_better": bool(train.greater_is_better),
     }
     if named := [name for name, asked in missing.items() if asked]:
         raise UsageError(f"{', '.join(named)} is not there yet in this version", "leave it out, or try --dry-run")
+    metric, known = recipe.train.metric_for_best_model, MEASURES[recipe.task]
+    if metric is None:
+        return
+    if metric.removeprefix("eval_") not in ("loss", *known):
+        raise UsageError(
+            f"train.metric_for_best_model: {metric} is none of {recipe.task}", f"eval_loss, {', '.join(known)}"
+        )
+    if recipe.data.validation is None and recipe.data.validation_fraction is None:
+        raise UsageError("train.metric_for_best_model needs validation data", "set data.validation_fraction")
+    if metric != "eval_loss" and several.fsdp_config is not None:
+        raise UsageError("train.metric_for_best_model with fsdp_config: shards write no text", "use eval_loss")
 
 
 # The folder.
@@ -212,8 +223,37 @@ def _prepare(recipe: Recipe, told: Callable[[Measured], None], stop_asked: Calla
         },
         told=told,
         stop_asked=stop_asked,
+        judged=_judged(recipe, task, replace(loaded, model=model), parts, accelerator),
     )
     return _Run(recipe, trainer, encoder.loaded, provenance, parts)
+
+
+def _judged(
+    recipe: Recipe, task: Task, loaded: Loaded, parts: Mapping[str, Part], accelerator: Any
+) -> Callable[[], dict[str, float]] | None:
+    """What gives the task's figures of the model as it is, on the validation rows; None if nobody asks for them."""
+    if recipe.train.metric_for_best_model in (None, "eval_loss"):
+        return None
+    from accelerate.utils import gather_object
+
+    from llmkit.inference.pipeline import Pipeline
+
+    part = parts["validation"]
+    rows = [given_part(part.rows[index], recipe.task) for index in part.order]
+    wording = Wording(system=recipe.prompt.system, raw=recipe.prompt.raw)
+    pipeline = greedy(Pipeline(task, loaded, GenerationSettings(), wording))
+    rank, world = accelerator.process_index, accelerator.num_processes
+    language = getattr(task.settings, "target", None)
+
+    def judged() -> dict[str, float]:
+        with accelerator.autocast():
+            answers = pipeline.map(rows[rank::world], errors="yield")
+            mine = [(rank + number * world, getattr(answer, "text", "")) for number, answer in enumerate(answers)]
+        texts = [text for _, text in sorted(gather_object(mine))]
+        measures = judge(recipe.task, texts, [references_of(row, task) for row in rows], language=language)
+        return {each.name: each.value for each in measures}
+
+    return judged
 
 
 def _packs(recipe: Recipe, model: Any, head: Head, device: str) -> bool:
@@ -281,13 +321,16 @@ def _finish(run: _Run) -> None:
 def _metrics(trainer: Trainer) -> dict[str, Any]:
     """Figures of the whole run, over all times that it was resumed."""
     progress = trainer.progress
-    last = {key: value for entry in progress.log for key, value in entry.items() if key in ("loss", "eval_loss")}
+    last = {
+        key: value for entry in progress.log for key, value in entry.items() if key == "loss" or key.startswith("eval_")
+    }
+    best = f"eval_{(trainer.train.metric_for_best_model or 'loss').removeprefix('eval_')}"
     found: dict[str, Any] = {
         "updates": progress.step,
         "epochs": progress.epoch + progress.update / trainer.schedule.updates,
         "train_loss": last.get("loss"),
-        "eval_loss": last.get("eval_loss"),
-        "best_eval_loss": progress.best_metric,
+        **{key: value for key, value in last.items() if key != "loss"},
+        f"best_{best}": progress.best_metric,
         "best_update": progress.best_step,
         "tokens": progress.tokens,
         "train_seconds": round(progress.seconds, 3),

@@ -43,6 +43,7 @@ def recipe_for(family: str, task: str, folder: Path, checkpoint: Checkpoint, **t
 def trainer(recipe: Recipe, *, packed: bool = False, **options: Any) -> Trainer:
     import torch
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     task = open_task(recipe)
     torch.manual_seed(recipe.train.seed)
@@ -51,6 +52,7 @@ def trainer(recipe: Recipe, *, packed: bool = False, **options: Any) -> Trainer:
     model: Any = loaded.model.float()
     if recipe.adapter is not None:
         model = attach(model, recipe.adapter, loaded.head, tokenizer_name="")
+    AcceleratorState._reset_state(reset_partial_state=True)  # another test's precision
     return Trainer(
         Accelerator(cpu=True), model, loaded.head, recipe.train, part.examples, part.examples, 0, packed, **options
     )

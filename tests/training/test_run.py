@@ -198,3 +198,45 @@ def test_new_tokens_are_trained_and_saved_with_the_adapter(tied: bool, checkpoin
     alone = llmkit.load("generate", str(merged), offline=True, device="cpu", dtype="float32")
     with torch.no_grad():
         torch.testing.assert_close(alone.loaded.model(input_ids=ids).logits, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_best_model_is_chosen_by_the_tasks_figure(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """As llmkit evaluate gives it for the checkpoint that is kept."""
+    rows = write_rows(
+        tmp_path / "rows.jsonl", [{"question": "Who?", "context": "The fox jumps.", "answers": "fox"}] * 6
+    )
+    train = {"output_dir": str(tmp_path / "out"), "max_steps": 4, "learning_rate": 0.01, "load_best_model_at_end": True}
+    train |= {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "best", "metric_for_best_model": "f1"}
+    data = {"validation": str(rows)}
+    with pytest.raises(UsageError, match="bleu is none of question-answering; eval_loss, exact_match, f1"):
+        finetune(
+            make_recipe(
+                "question-answering",
+                checkpoint("bert"),
+                rows,
+                data=data,
+                train=train | {"metric_for_best_model": "bleu"},
+            )
+        )
+    trainer = finetune(make_recipe("question-answering", checkpoint("bert"), rows, data=data, train=train))
+    found = [(entry["step"], entry["eval_f1"]) for entry in trainer.progress.log if "eval_f1" in entry]
+    assert len(found) == 4
+    best = max(value for _, value in found)
+    assert trainer.progress.best_metric == best
+    assert trainer.progress.best_step == next(step for step, value in found if value == best)
+    command = ["evaluate", "--task", "answer", "--model", str(tmp_path / "out"), "--data", str(rows), "--offline"]
+    assert main([*command, "-o", str(tmp_path / "figures"), "--device", "cpu", "--dtype", "float32"]) == 0
+    figures = json.loads((tmp_path / "figures" / "metrics.json").read_text(encoding="utf-8"))["figures"]
+    assert figures["f1"]["value"] == pytest.approx(best)
+
+
+def test_a_generating_model_is_judged_while_it_is_trained(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"document": "The fox.", "summary": "Fox."}] * 4)
+    train = {"output_dir": str(tmp_path / "out"), "max_steps": 2, "metric_for_best_model": "rougeL"}
+    model = checkpoint("llama", chat=True, max_position_embeddings=1024)
+    recipe = make_recipe(
+        "summarization", model, rows, data={"validation": str(rows)}, train=train, adapter={"peft_type": "LORA"}
+    )
+    trainer = finetune(recipe)
+    assert any("eval_rougeL" in entry for entry in trainer.progress.log)
+    assert "best_eval_rougeL" in json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))

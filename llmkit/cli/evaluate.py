@@ -17,7 +17,7 @@ from llmkit.errors import UsageError
 from llmkit.models.processes import Member, is_member, join, on_cpu
 
 if TYPE_CHECKING:
-    from llmkit.evaluation import Evaluation
+    from llmkit.evaluation.evaluate import Evaluation
 
 __all__ = ["evaluate"]
 
@@ -60,7 +60,7 @@ def evaluate(
     member = join(num_processes, device) if is_member() else Member()
     common: dict[str, Any] = {"device": device, "dtype": dtype, "offline": offline}
     named, options, sources, tuned = _asked(recipe, task, model, data, overrides or [])
-    from llmkit.evaluation import compare, write_rows
+    from llmkit.evaluation.evaluate import compare, write_rows
     from llmkit.tasks import find_task
 
     kind = find_task(named)
@@ -121,7 +121,7 @@ def _setting(override: str) -> tuple[str, Any]:
 def _run(task: Any, load: Any, rows: Path, predictions: Path, resume: bool, member: Member) -> Evaluation | None:
     from llmkit.api import build_pipeline
     from llmkit.config.settings import GenerationSettings
-    from llmkit.evaluation import evaluate as judge_model
+    from llmkit.evaluation.evaluate import evaluate as judge_model
     from llmkit.tasks import Wording
 
     pipeline = build_pipeline(task, load, GenerationSettings(), Wording(), fallback=False)

@@ -16,7 +16,7 @@ from llmkit.config.recipe import Recipe
 from llmkit.config.recipe_file import load_recipe
 from llmkit.config.settings import DType, GenerationSettings
 from llmkit.errors import UsageError
-from llmkit.evaluation import given_part, greedy, references_of
+from llmkit.evaluation.evaluate import given_part, greedy, references_of
 from llmkit.heads.decoding import pad_id
 from llmkit.inference.contract import Contract, write_contract
 from llmkit.log import log

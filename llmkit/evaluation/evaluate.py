@@ -16,6 +16,7 @@ from llmkit.config.recipe import SourceSection
 from llmkit.config.settings import LoadSettings, RowSettings
 from llmkit.data.proposals import task_rows
 from llmkit.errors import InputError, UsageError
+from llmkit.evaluation.perplexity import perplexity, row_loss
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.row_files import answer_file, check_output
 from llmkit.log import log
@@ -29,7 +30,7 @@ __all__ = ["Evaluation", "Judged", "compare", "evaluate", "given_part", "greedy"
 
 @dataclass(frozen=True)
 class Judged:
-    """One figure of a model, 0 to 100."""
+    """One figure of a model; but for perplexity, 0 to 100."""
 
     name: str
     interval: Interval
@@ -115,9 +116,14 @@ def given_part(row: dict[str, Any], task: str) -> dict[str, Any]:
         if not messages or messages[-1].get("role") != "assistant":
             raise InputError("a conversation does not end with a reply", "leave such rows out")
         return {"messages": messages[:-1], "reply": messages[-1]["content"]}
-    if task == "text-generation" and "prompt" not in row:
-        raise InputError("plain text has no answer to compare with", "give rows with prompt and completion")
     return row
+
+
+def _whole(row: dict[str, Any]) -> dict[str, Any]:
+    """What `given_part` had, with what is expected in its place."""
+    if "reply" not in row:
+        return row
+    return {"messages": [*row["messages"], {"role": "assistant", "content": row["reply"]}]}
 
 
 def references_of(row: dict[str, Any], task: Task) -> list[str]:
@@ -154,6 +160,12 @@ def evaluate(
         member: which of several processes this is; only the first gets the figures, the others None.
     """
     task, member = pipeline.task, member or Member()
+    given = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    plain = ["text" in row for row in given]
+    if any(plain):
+        if not all(plain):
+            raise InputError("some rows are plain text and others have an answer", "evaluate them apart")
+        return _evaluation(pipeline, given, [_perplexity(pipeline, given, member)], 0, {}, member)
     settings = RowSettings(input=str(rows), output=str(predictions), resume=resume)
     check_output(settings)
     answer_file(
@@ -165,10 +177,10 @@ def evaluate(
         world=member.world,
         barrier=member.barrier,
     )
+    more = [_perplexity(pipeline, given, member)] if task.name in ("text-generation", "dialogue") else []
     if member.rank:
         return None
     lines = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
-    given = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
     if len(lines) != len(given):
         raise UsageError(f"{predictions} has {len(lines)} answers to {len(given)} rows", "begin anew in another folder")
     texts = ["" if "error" in line else str(line["text"]) for line in lines]
@@ -182,11 +194,35 @@ def evaluate(
     for name in trivial_answers(task.name, ""):
         answers = [trivial_answers(task.name, str(row[task.input_column]))[name] for row in given]
         trivial[name] = {each.name: each.value for each in judge(task.name, answers, references, language=language)}
+    return _evaluation(pipeline, given, [*measures, *more], failed, trivial, member)
+
+
+def _evaluation(
+    pipeline: Pipeline,
+    given: Sequence[Any],
+    measures: Sequence[Measure],
+    failed: int,
+    trivial: dict[str, dict[str, float]],
+    member: Member,
+) -> Evaluation | None:
+    if member.rank:
+        return None
     figures = tuple(
         Judged(each.name, interval(each.statistics, each.figure), each.signature, each.higher_is_better)
         for each in measures
     )
-    return Evaluation(task.name, pipeline.loaded.source.name, len(given), failed, figures, trivial, tuple(measures))
+    name, model = pipeline.task.name, pipeline.loaded.source.name
+    return Evaluation(name, model, len(given), failed, figures, trivial, tuple(measures))
+
+
+def _perplexity(pipeline: Pipeline, given: Sequence[dict[str, Any]], member: Member) -> Measure:
+    """Each process reads its share of the rows."""
+    mine = [(place, row_loss(pipeline, _whole(given[place]))) for place in range(member.rank, len(given), member.world)]
+    if member.world > 1:
+        from accelerate.utils import gather_object
+
+        mine = sorted(gather_object(mine))
+    return perplexity(pipeline, [loss for _, loss in mine])
 
 
 def compare(tuned: Evaluation, baseline: Evaluation) -> Evaluation:

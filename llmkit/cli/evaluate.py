@@ -24,7 +24,7 @@ __all__ = ["evaluate"]
 
 def evaluate(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="Its tuned model on its validation data.")
+        str | None, typer.Argument(metavar="RECIPE", help="Its tuned model on its validation data.")
     ] = None,
     *,
     task: Annotated[str | None, typer.Option(help="Without a recipe: the task.")] = None,
@@ -37,6 +37,15 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as settings.target=de."),
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Another metric of the package evaluate: a path, or a name on the Hub (repeatable)."
+        ),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Download and run the code of metrics on the Hub.")
+    ] = False,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the answers and the figures.")
     ] = Path("evaluation"),
@@ -63,6 +72,11 @@ def evaluate(
     from llmkit.evaluation.evaluate import compare, write_rows
     from llmkit.tasks import find_task
 
+    metrics = {}
+    if metric:
+        from llmkit.metrics.wrapped import load_metric
+
+        metrics = {Path(name).stem: load_metric(name, trust_remote_code=trust_remote_code) for name in metric}
     kind = find_task(named)
     made = kind(kind.settings_class(**options))
     rows = output / "rows.jsonl"
@@ -72,11 +86,15 @@ def evaluate(
         output.mkdir(parents=True, exist_ok=True)
         write_rows(sources, made, rows, max_rows=max_rows)
     member.barrier()
-    result = _run(made, LoadSettings(model=tuned, **common), rows, output / "predictions.jsonl", resume, member)
+    result = _run(
+        made, LoadSettings(model=tuned, **common), rows, output / "predictions.jsonl", metrics, resume, member
+    )
     other = None
     if baseline is not None:
         load = LoadSettings(model=baseline, **common)
-        other = _run(kind(kind.settings_class(**options)), load, rows, output / "baseline.jsonl", resume, member)
+        other = _run(
+            kind(kind.settings_class(**options)), load, rows, output / "baseline.jsonl", metrics, resume, member
+        )
     if result is None:
         return
     if other is not None:
@@ -118,7 +136,9 @@ def _setting(override: str) -> tuple[str, Any]:
     return name, yaml.safe_load(value)
 
 
-def _run(task: Any, load: Any, rows: Path, predictions: Path, resume: bool, member: Member) -> Evaluation | None:
+def _run(
+    task: Any, load: Any, rows: Path, predictions: Path, metrics: dict[str, Any], resume: bool, member: Member
+) -> Evaluation | None:
     from llmkit.api import build_pipeline
     from llmkit.config.settings import GenerationSettings
     from llmkit.evaluation.evaluate import evaluate as judge_model
@@ -126,7 +146,9 @@ def _run(task: Any, load: Any, rows: Path, predictions: Path, resume: bool, memb
 
     pipeline = build_pipeline(task, load, GenerationSettings(), Wording(), fallback=False)
     with _bar(load.model, rows, member) as progress:
-        return judge_model(pipeline, rows, predictions, load=load, resume=resume, member=member, progress=progress)
+        return judge_model(
+            pipeline, rows, predictions, load=load, metrics=metrics, resume=resume, member=member, progress=progress
+        )
 
 
 @contextmanager
@@ -153,5 +175,7 @@ def _table(result: Evaluation, other: Evaluation | None) -> Iterator[str]:
         yield line
     for name, figures in result.trivial.items():
         yield f"  {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in figures.items())
+    for name, found in result.others.items():
+        yield f"  {name}: {json.dumps(found, ensure_ascii=False)}"
     for signature in dict.fromkeys(each.signature for each in result.figures):
         yield f"  signature: {signature}"

@@ -7,7 +7,7 @@ run goes on, and processes share the work. Knows what is compared with what; the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from llmkit.inference.row_files import answer_file, check_output
 from llmkit.log import log
 from llmkit.metrics.bootstrap import Interval, interval, p_value
 from llmkit.metrics.judge import Measure, judge, trivial_answers
+from llmkit.metrics.wrapped import figures_of
 from llmkit.models.processes import Member
 from llmkit.tasks import Head, Task
 
@@ -50,6 +51,8 @@ class Evaluation:
     failed: int
     """Rows that could not be answered; they count as answered with nothing."""
     figures: tuple[Judged, ...]
+    others: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What other metrics say, by the name they were asked for by."""
     trivial: dict[str, dict[str, float]] = field(default_factory=dict)
     """The same figures of answers that need no model."""
     measures: tuple[Measure, ...] = field(default=(), repr=False)
@@ -73,6 +76,7 @@ class Evaluation:
                 for each in self.figures
             },
             "trivial": self.trivial,
+            **({"others": self.others} if self.others else {}),
         }
 
 
@@ -148,6 +152,7 @@ def evaluate(
     predictions: Path,
     *,
     load: LoadSettings,
+    metrics: Mapping[str, Any] | None = None,
     resume: bool = False,
     member: Member | None = None,
     progress: Callable[[int, int], None] = lambda _rows, _tokens: None,
@@ -156,12 +161,15 @@ def evaluate(
 
     Args:
         predictions: JSON Lines file for the rows with their answers.
+        metrics: others of the package evaluate, loaded (`llmkit.metrics.wrapped.load_metric`), by name.
         resume: go on where an earlier run into that file was stopped.
         member: which of several processes this is; only the first gets the figures, the others None.
     """
     task, member = pipeline.task, member or Member()
     given = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
     plain = ["text" in row for row in given]
+    if any(plain) and metrics:
+        raise UsageError("plain text has no answers that a metric could judge", "leave --metric out")
     if any(plain):
         if not all(plain):
             raise InputError("some rows are plain text and others have an answer", "evaluate them apart")
@@ -194,7 +202,11 @@ def evaluate(
     for name in trivial_answers(task.name, ""):
         answers = [trivial_answers(task.name, str(row[task.input_column]))[name] for row in given]
         trivial[name] = {each.name: each.value for each in judge(task.name, answers, references, language=language)}
-    return _evaluation(pipeline, given, [*measures, *more], failed, trivial, member)
+    found = _evaluation(pipeline, given, [*measures, *more], failed, trivial, member)
+    if found is None or not metrics:
+        return found
+    others = {name: figures_of(metric, name, texts, references) for name, metric in metrics.items()}
+    return replace(found, others=others)
 
 
 def _evaluation(
@@ -212,7 +224,7 @@ def _evaluation(
         for each in measures
     )
     name, model = pipeline.task.name, pipeline.loaded.source.name
-    return Evaluation(name, model, len(given), failed, figures, trivial, tuple(measures))
+    return Evaluation(name, model, len(given), failed, figures, trivial=trivial, measures=tuple(measures))
 
 
 def _perplexity(pipeline: Pipeline, given: Sequence[dict[str, Any]], member: Member) -> Measure:
@@ -237,4 +249,4 @@ def compare(tuned: Evaluation, baseline: Evaluation) -> Evaluation:
         )
         for one, mine, theirs in zip(tuned.figures, tuned.measures, baseline.measures, strict=True)
     )
-    return Evaluation(tuned.task, tuned.model, tuned.rows, tuned.failed, figures, tuned.trivial, tuned.measures)
+    return replace(tuned, figures=figures)

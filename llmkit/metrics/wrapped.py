@@ -1,0 +1,82 @@
+"""The figures as metrics of the package evaluate, and other metrics of that package. Its import takes seconds.
+
+A metric of the Hub is a program that is downloaded and run, so one is only loaded if the caller says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmkit.errors import LlmkitError, UsageError
+from llmkit.metrics.judge import judge
+
+__all__ = ["figures_of", "load_metric", "task_metric"]
+
+
+def task_metric(task: str, *, language: str | None = None) -> Any:
+    """`judge` of a task as an ``evaluate.Metric``, which reaches for no Hub.
+
+    ``compute(predictions=[…], references=[[…], …])`` gives the task's figures, 0 to 100, by name.
+    """
+    import datasets
+    import evaluate
+
+    class TaskMetric(evaluate.Metric):  # type: ignore[misc]  # it has no types
+        def _info(self) -> Any:
+            text = datasets.Value("string")
+            return evaluate.MetricInfo(
+                description=f"llmkit's figures of {task}",
+                citation="",
+                inputs_description="predictions: texts; references: a list of texts for each",
+                features=datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
+            )
+
+        def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+            return {each.name: each.value for each in judge(task, predictions, references, language=language)}
+
+    return TaskMetric()
+
+
+def load_metric(name: str, *, trust_remote_code: bool) -> Any:
+    """Another metric of the package evaluate: a local script or folder, or a name on the Hub.
+
+    Raises:
+        UsageError: it is on the Hub, and nobody said that its code may run.
+        LlmkitError: it cannot be loaded.
+    """
+    import evaluate
+
+    if not Path(name).exists() and not trust_remote_code:
+        raise UsageError(
+            f"{name} is no file here, and a metric of the Hub is code that would be downloaded and run",
+            "give its path, or --trust-remote-code",
+        )
+    try:
+        return evaluate.load(name)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LlmkitError(
+            f"the metric {name} cannot be loaded ({reason})", "check its name and what it imports"
+        ) from error
+
+
+def figures_of(
+    metric: Any, name: str, predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, Any]:
+    """What a loaded metric says; those that take one reference get the first.
+
+    Raises:
+        LlmkitError: it fails.
+    """
+    try:
+        try:
+            found = metric.compute(predictions=list(predictions), references=[list(row) for row in references])
+        except ValueError:
+            first = [row[0] if row else "" for row in references]
+            found = metric.compute(predictions=list(predictions), references=first)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LlmkitError(f"the metric {name} failed ({reason})", "leave it out") from error
+    return dict(found or {})

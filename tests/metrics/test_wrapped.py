@@ -1,0 +1,45 @@
+"""The figures as metrics of the package evaluate, and others of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmkit.errors import UsageError
+from llmkit.metrics.judge import MEASURES, judge
+from llmkit.metrics.wrapped import figures_of, load_metric, task_metric
+
+SCRIPT = """\
+import datasets
+import evaluate
+
+
+class Longer(evaluate.Metric):
+    def _info(self):
+        text = datasets.Value("string")
+        features = datasets.Features({"predictions": text, "references": text})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references):
+        return {"longer": sum(len(one) > len(other) for one, other in zip(predictions, references))}
+"""
+
+
+@pytest.mark.parametrize("task", list(MEASURES))
+def test_a_task_is_a_metric_without_a_hub(task: str) -> None:
+    said, wanted = ["the fox", "今天"], [["the quick fox", "a fox"], ["今天天气"]]
+    found = task_metric(task).compute(predictions=said, references=wanted)
+    assert found == pytest.approx({each.name: each.value for each in judge(task, said, wanted)})
+    assert set(found) == set(MEASURES[task])
+
+
+def test_another_metric_is_loaded_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "longer.py").write_text(SCRIPT, encoding="utf-8")
+    metric = load_metric(str(tmp_path / "longer.py"), trust_remote_code=False)
+    assert figures_of(metric, "longer", ["abc", "a"], [["ab", "abcd"], ["b"]]) == {"longer": 1}
+
+
+def test_code_of_the_hub_is_not_run_unasked() -> None:
+    with pytest.raises(UsageError, match="bleurt is no file here, and a metric of the Hub is code"):
+        load_metric("bleurt", trust_remote_code=False)

@@ -38,6 +38,7 @@ def test_every_task_is_judged(
     out = tmp_path / "out"
     more = ["--set", "settings.target=fr"] if verb == "translate" else []
     command = ["evaluate", "--task", verb, "--model", model, "--data", str(rows), "-o", str(out), *SHORT, *more]
+    command += ["--max-new-tokens", "8"]
     assert main([*command, "--json", "--baseline", model]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content == json.loads((out / "metrics.json").read_text(encoding="utf-8"))

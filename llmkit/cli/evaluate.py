@@ -49,6 +49,7 @@ def evaluate(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the answers and the figures.")
     ] = Path("evaluation"),
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens.")] = None,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Take the first so many rows only.")] = None,
     num_processes: Annotated[int | None, typer.Option(min=1, help="Share the rows among so many processes.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run into the same folder stopped.")] = False,
@@ -62,12 +63,13 @@ def evaluate(
     Figures come with 95 % intervals, beside answers that need no model; with --baseline, with the p-value of a paired
     bootstrap test.
     """
-    from llmkit.config.settings import LoadSettings
+    from llmkit.config.settings import GenerationSettings, LoadSettings
 
     if (num_processes or 1) > 1 and not is_member():
         raise typer.Exit(start(num_processes or 1, flags.arguments, on_cpu=on_cpu(device)))
     member = join(num_processes, device) if is_member() else Member()
     common: dict[str, Any] = {"device": device, "dtype": dtype, "offline": offline}
+    settings = GenerationSettings(max_new_tokens=max_new_tokens)
     named, options, sources, tuned = _asked(recipe, task, model, data, overrides or [])
     from llmkit.evaluation.evaluate import compare, write_rows
     from llmkit.tasks import find_task
@@ -87,13 +89,20 @@ def evaluate(
         write_rows(sources, made, rows, max_rows=max_rows)
     member.barrier()
     result = _run(
-        made, LoadSettings(model=tuned, **common), rows, output / "predictions.jsonl", metrics, resume, member
+        made, LoadSettings(model=tuned, **common), settings, rows, output / "predictions.jsonl", metrics, resume, member
     )
     other = None
     if baseline is not None:
         load = LoadSettings(model=baseline, **common)
         other = _run(
-            kind(kind.settings_class(**options)), load, rows, output / "baseline.jsonl", metrics, resume, member
+            kind(kind.settings_class(**options)),
+            load,
+            settings,
+            rows,
+            output / "baseline.jsonl",
+            metrics,
+            resume,
+            member,
         )
     if result is None:
         return
@@ -137,14 +146,20 @@ def _setting(override: str) -> tuple[str, Any]:
 
 
 def _run(
-    task: Any, load: Any, rows: Path, predictions: Path, metrics: dict[str, Any], resume: bool, member: Member
+    task: Any,
+    load: Any,
+    settings: Any,
+    rows: Path,
+    predictions: Path,
+    metrics: dict[str, Any],
+    resume: bool,
+    member: Member,
 ) -> Evaluation | None:
     from llmkit.api import build_pipeline
-    from llmkit.config.settings import GenerationSettings
     from llmkit.evaluation.evaluate import evaluate as judge_model
     from llmkit.tasks import Wording
 
-    pipeline = build_pipeline(task, load, GenerationSettings(), Wording(), fallback=False)
+    pipeline = build_pipeline(task, load, settings, Wording(), fallback=False)
     with _bar(load.model, rows, member) as progress:
         return judge_model(
             pipeline, rows, predictions, load=load, metrics=metrics, resume=resume, member=member, progress=progress

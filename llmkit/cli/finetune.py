@@ -67,7 +67,8 @@ def finetune(
     if trainer.stopped:
         step = trainer.progress.step
         log.warning("stopped after update %d, which is saved; go on with --resume", step)
-        raise Stopped(130 if asked[0] == signal.SIGINT else 143)
+        # The signal may have reached another process only.
+        raise Stopped(143 if signal.SIGTERM in asked[:1] else 130)
     if trainer.accelerator.is_main_process:
         typer.echo(str(trainer.folder))
 

@@ -199,8 +199,9 @@ def evaluate(
     language = getattr(task.settings, "target", None)
     measures = judge(task.name, texts, references, language=language)
     trivial: dict[str, dict[str, float]] = {}
-    for name in trivial_answers(task.name, ""):
-        answers = [trivial_answers(task.name, str(row[task.input_column]))[name] for row in given]
+    unlearned = [trivial_answers(task.name, str(row[task.input_column])) for row in given]
+    for name in unlearned[0]:
+        answers = [row[name] for row in unlearned]
         trivial[name] = {each.name: each.value for each in judge(task.name, answers, references, language=language)}
     found = _evaluation(pipeline, given, [*measures, *more], failed, trivial, member)
     if found is None or not metrics:

@@ -18,9 +18,9 @@ from llmkit.models.load import Loaded
 from llmkit.models.source import read_json
 from llmkit.tasks import Task, Wording
 
-__all__ = ["Contract", "apply_contract", "read_contract", "write_contract"]
+__all__ = ["CONTRACT_FILE", "Contract", "apply_contract", "read_contract", "write_contract"]
 
-_FILE = "llmkit.json"
+CONTRACT_FILE = "llmkit.json"
 _VERSION = 1
 
 
@@ -42,7 +42,7 @@ class Contract:
 def write_contract(folder: Path, contract: Contract) -> None:
     """Keep it in a model's folder."""
     text = json.dumps(asdict(contract), ensure_ascii=False, indent=2)
-    (folder / _FILE).write_text(f"{text}\n", encoding="utf-8")
+    (folder / CONTRACT_FILE).write_text(f"{text}\n", encoding="utf-8")
 
 
 def read_contract(loaded: Loaded) -> Contract | None:
@@ -51,7 +51,7 @@ def read_contract(loaded: Loaded) -> Contract | None:
     Raises:
         CheckpointError: a newer llmkit wrote it, or it is damaged.
     """
-    path = (loaded.source.adapter or loaded.source.folder) / _FILE
+    path = (loaded.source.adapter or loaded.source.folder) / CONTRACT_FILE
     if not path.is_file():
         return None
     content = read_json(path)

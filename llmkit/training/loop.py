@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import TrainSection
 from llmkit.errors import LlmkitError, UsageError
+from llmkit.heads.base import IGNORED
 from llmkit.metrics.judge import LOWER_IS_BETTER
 from llmkit.models.memory import peak_memory
 from llmkit.tasks import Head
@@ -213,8 +214,10 @@ class Trainer:
 
     def _nothing(self, update: Sequence[int]) -> Batch:
         """What a process without an example computes, since the others wait for its gradients."""
+        import torch
+
         batch = self._batch(update[:1])
-        batch.labels = batch.labels * 0 - 100
+        batch.labels = torch.full_like(batch.labels, IGNORED)
         return batch
 
     def _over_processes(self, *values: float) -> list[float]:

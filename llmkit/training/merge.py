@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import DType, LoadSettings
 from llmkit.errors import CheckpointError, UsageError
+from llmkit.inference.contract import CONTRACT_FILE
 from llmkit.log import log
 from llmkit.models.load import load_model, quiet_transformers
 from llmkit.models.source import read_json
@@ -27,7 +28,6 @@ _MERGE_DRIFT = 1e-4
 """Largest difference by the largest logit that merging in float32 may make."""
 _ROUNDING = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
 """The same where the weights are rounded to this type afterwards: that of a merged weight has its last bits lost."""
-_CONTRACT = "llmkit.json"
 _PROBE = 64
 """Tokens that the logits are compared on."""
 
@@ -88,8 +88,8 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
             again = kind.from_pretrained(building, dtype=torch.float32)
         rounding = _difference(before, _logits(again.eval(), inputs))
         _refuse(rounding, _ROUNDING.get(stored, 0.1), f"the files, in {stored}, hold another model")
-        if (loaded.source.adapter / _CONTRACT).is_file():
-            shutil.copy(loaded.source.adapter / _CONTRACT, building / _CONTRACT)
+        if (loaded.source.adapter / CONTRACT_FILE).is_file():
+            shutil.copy(loaded.source.adapter / CONTRACT_FILE, building / CONTRACT_FILE)
         if output.exists():
             output.rmdir()
         building.rename(output)
@@ -101,7 +101,7 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
 
 def _task_of(adapter: str) -> str:
     """A task of the adapter's head: where it was not tuned by llmkit, PEFT's own type says which."""
-    for name, key in ((_CONTRACT, "task"), ("adapter_config.json", "task_type")):
+    for name, key in ((CONTRACT_FILE, "task"), ("adapter_config.json", "task_type")):
         path = Path(adapter) / name
         if path.is_file() and isinstance(found := read_json(path).get(key), str):
             return found if key == "task" else "question-answering" if found == "QUESTION_ANS" else "text-generation"

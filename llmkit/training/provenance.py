@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import re
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from llmkit.config.recipe import Recipe, SourceSection
 from llmkit.config.recipe_file import resolved_yaml
 from llmkit.data.sources import commit_of, files_of
 from llmkit.models.load import Loaded
+from llmkit.training.row_table import file_hash
 
 __all__ = ["DataOrigin", "Provenance", "changes", "commented_recipe", "provenance_of"]
 
@@ -68,8 +68,7 @@ def _data(recipe: Recipe) -> Iterator[DataOrigin]:
 
 def _of_source(source: SourceSection, part: str) -> Iterator[DataOrigin]:
     for path in files_of(source):
-        with path.open("rb") as file:
-            yield DataOrigin(str(path), part, hashlib.file_digest(file, "sha256").hexdigest(), source.license)
+        yield DataOrigin(str(path), part, file_hash(path), source.license)
     if (commit := commit_of(source)) is not None:
         yield DataOrigin(", ".join(source.path or ()), part, commit, source.license)
 

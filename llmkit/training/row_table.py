@@ -18,7 +18,7 @@ from llmkit.training.store import code_version, digest, kept_table
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["Rows", "read_rows"]
+__all__ = ["Rows", "file_hash", "read_rows"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Rows:
         return str(self.table[index]["where"])
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of its bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -54,7 +55,7 @@ def source_name(source: SourceSection) -> str:
 def read_rows(sources: Sequence[SourceSection], task: str, languages: tuple[str | None, str | None]) -> Rows:
     """Read all rows of the sources, or find them as they were read before. Bad rows are kept, with their error."""
     # The bytes of files, the commit of what is on the Hub.
-    content = [commit_of(source) or [(str(path), _file_hash(path)) for path in files_of(source)] for source in sources]
+    content = [commit_of(source) or [(str(path), file_hash(path)) for path in files_of(source)] for source in sources]
     key = digest("rows", [source.model_dump() for source in sources], content, task, languages, code_version())
 
     def write() -> Iterator[dict[str, Any]]:

@@ -87,11 +87,10 @@ def finetune(
 
 def _refuse_missing(recipe: Recipe) -> None:
     several = recipe.accelerate
-    missing = {
-        "accelerate.deepspeed_config": several.deepspeed_config is not None,
-    }
-    if named := [name for name, asked in missing.items() if asked]:
-        raise UsageError(f"{', '.join(named)} is not there yet in this version", "leave it out, or try --dry-run")
+    if several.deepspeed_config is not None:
+        raise UsageError(
+            "accelerate.deepspeed_config is not there yet in this version", "leave it out, or try --dry-run"
+        )
     metric, known = recipe.train.metric_for_best_model, MEASURES[recipe.task]
     if metric is None:
         return

@@ -98,6 +98,8 @@ class _ModelBase(Section):
     """Hub id, folder, PEFT adapter folder, or 'starter'."""
     config: dict[str, Any] | None = None
     """Start from random weights: the settings of a Transformers config, ``model_type`` among them."""
+    config_overrides: dict[str, Any] = {}
+    """Settings of the checkpoint's config that are changed and saved, such as ``attention_dropout: 0.0``."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> _ModelBase:
@@ -105,6 +107,8 @@ class _ModelBase(Section):
             raise ValueError("give either name_or_path (a checkpoint) or config (random weights)")
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
             raise ValueError("config needs a model_type, such as llama, t5 or marian")
+        if self.config is not None and self.config_overrides:
+            raise ValueError("config_overrides change the config of a checkpoint; put them in config")
         if self.config is not None and getattr(self, "revision", None) is not None:
             raise ValueError("revision is of a checkpoint, and config names none; leave it out")
         return self

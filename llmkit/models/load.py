@@ -7,10 +7,11 @@ Knows nothing of prompts and how output is produced.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ from llmkit.tasks import Head
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["Loaded", "has_bfloat16", "load_model", "load_source", "pick_device", "quiet_transformers"]
 
@@ -81,12 +82,14 @@ def load_model(
     fallback: bool = True,
     text: str = "",
     languages: tuple[str | None, str | None] = (None, None),
+    config_overrides: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """Locate and load the model for a task. The rest of the arguments is `locate`'s.
 
     Args:
         training: allow a newly initialised head.
         weights: False neither fetches nor reads any: the model is on the meta device, without its adapter.
+        config_overrides: settings of the checkpoint's config that are changed.
 
     Raises:
         LlmkitError: one of its kinds, with one line that ends in what to do.
@@ -94,11 +97,17 @@ def load_model(
     if settings.offline:
         go_offline()
     source = locate(settings, task, weights=weights, fallback=fallback, text=text, languages=languages)
-    return load_source(source, settings, task, training=training, weights=weights)
+    return load_source(source, settings, task, training=training, weights=weights, config_overrides=config_overrides)
 
 
 def load_source(
-    source: Source, settings: LoadSettings, task: str, *, training: bool = False, weights: bool = True
+    source: Source,
+    settings: LoadSettings,
+    task: str,
+    *,
+    training: bool = False,
+    weights: bool = True,
+    config_overrides: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """Load files that are on this machine. See `load_model`."""
     config, counts = _describe(source)
@@ -113,9 +122,11 @@ def load_source(
             device = pick_device(settings.device)
             dtype = _pick_dtype(settings.dtype, device, _stored_dtype(config, counts))
             _check_memory(source, settings, device, dtype, counts)
-            model = _build(source, settings, resolution, device, dtype, training=training)
+            changed = _changed_config(source, settings, config_overrides) if config_overrides else None
+            model = _build(source, settings, resolution, device, dtype, training=training, config=changed)
         else:
-            model = _build_on_meta(source, settings, resolution)
+            changed = _changed_config(source, settings, config_overrides or {})
+            model = _build_on_meta(source, settings, resolution, changed)
         tokenizer = _tokenizer(source, settings)
     _apply_task_params(model, resolution.task)
     tokenizer_file = (source.adapter or source.folder) / "tokenizer_config.json"
@@ -256,6 +267,7 @@ def _build(
     dtype: torch.dtype,
     *,
     training: bool,
+    config: PreTrainedConfig | None = None,
 ) -> PreTrainedModel:
     import transformers
 
@@ -264,6 +276,8 @@ def _build(
         "local_files_only": True,
         "trust_remote_code": settings.trust_remote_code,
     }
+    if config is not None:
+        options["config"] = config
     if settings.attn_implementation is not None:
         options["attn_implementation"] = settings.attn_implementation
     if source.gguf_file:
@@ -290,19 +304,42 @@ def _build(
     return loaded
 
 
-def _build_on_meta(source: Source, settings: LoadSettings, resolution: Resolution) -> PreTrainedModel:
+def _changed_config(source: Source, settings: LoadSettings, overrides: Mapping[str, Any]) -> PreTrainedConfig:
+    """The checkpoint's config with some settings changed.
+
+    Raises:
+        UsageError: the config has no such setting, or its class refuses the value.
+    """
+    import transformers
+
+    files = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(
+        source.folder, local_files_only=True, trust_remote_code=settings.trust_remote_code, **files
+    )
+    for name, value in overrides.items():
+        if not hasattr(config, name):
+            near = difflib.get_close_matches(name, config.to_dict(), n=1)
+            raise UsageError(
+                f"model.config_overrides: {type(config).__name__} has no {name}",
+                f"did you mean {near[0]}?" if near else "leave it out",
+            )
+        setattr(config, name, value)
+    return config
+
+
+def _build_on_meta(
+    source: Source, settings: LoadSettings, resolution: Resolution, config: PreTrainedConfig
+) -> PreTrainedModel:
     """The model's structure and settings, without memory for one weight."""
     import torch
     import transformers
 
-    options: dict[str, Any] = {"local_files_only": True}
-    files = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    remote = {"trust_remote_code": settings.trust_remote_code}
-    config = transformers.AutoConfig.from_pretrained(source.folder, **options, **files, **remote)
     with torch.device("meta"):
-        model: PreTrainedModel = getattr(transformers, resolution.auto_class).from_config(config, **remote)
+        model: PreTrainedModel = getattr(transformers, resolution.auto_class).from_config(
+            config, trust_remote_code=settings.trust_remote_code
+        )
     if (source.folder / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(source.folder, **options)
+        model.generation_config = transformers.GenerationConfig.from_pretrained(source.folder, local_files_only=True)
     return model
 
 
@@ -321,7 +358,7 @@ def _from_pickle(source: Source, resolution: Resolution, options: dict[str, Any]
             f"{source.name} has a class of its own and its weights are a full pickle", "convert it to safetensors"
         )
     options = {name: value for name, value in options.items() if name not in ("use_safetensors", "trust_remote_code")}
-    options["config"] = transformers.AutoConfig.from_pretrained(source.folder, local_files_only=True)
+    options.setdefault("config", transformers.AutoConfig.from_pretrained(source.folder, local_files_only=True))
     model, info = model_class.from_pretrained(None, state_dict=state, output_loading_info=True, **options)
     if (source.folder / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(source.folder, local_files_only=True)

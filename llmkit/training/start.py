@@ -61,7 +61,10 @@ def open_model(recipe: Recipe, task: Task, *, weights: bool, dtype: DType = "aut
         settings = replace(settings, dtype=dtype)
     config = getattr(recipe.model, "config", None)
     if config is None:
-        loaded = load_model(settings, task.name, training=True, weights=weights, fallback=False)
+        overrides: dict[str, Any] = recipe.model.config_overrides  # type: ignore[attr-defined]
+        loaded = load_model(
+            settings, task.name, training=True, weights=weights, fallback=False, config_overrides=overrides
+        )
     else:
         loaded = load_source(_fresh(recipe, task, settings), settings, task.name, training=True, weights=False)
         if weights:

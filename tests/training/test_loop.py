@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llmkit.config.recipe import Recipe
+from llmkit.errors import UsageError
 from llmkit.models.adapters import attach
 from llmkit.training.checkpoint import checkpoints
 from llmkit.training.collate import collate
@@ -178,3 +179,20 @@ def test_logits_of_label_positions_only(checkpoint: Checkpoint, tmp_path: Path) 
     whole = Objective(made.head, keeps=False, smoothing=0.0)
     some, every = (each.loss_sum(made.model, batch, "cpu").item() for each in (made.objective, whole))
     assert some == pytest.approx(every, rel=1e-6)
+
+
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_a_setting_of_the_checkpoints_config_can_be_changed(
+    tmp_path: Path, checkpoint: Checkpoint, with_weights: bool
+) -> None:
+    recipe = recipe_for("bert", "question-answering", tmp_path, checkpoint)
+    task = open_task(recipe)
+
+    def changed(**overrides: Any) -> Recipe:
+        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"config_overrides": overrides})})
+
+    model: Any = open_model(changed(attention_probs_dropout_prob=0.25), task, weights=with_weights).model
+    assert model.bert.encoder.layer[0].attention.self.dropout.p == 0.25
+    assert model.config.attention_probs_dropout_prob == 0.25
+    with pytest.raises(UsageError, match="did you mean hidden_dropout_prob"):
+        open_model(changed(hiden_dropout_prob=0.0), task, weights=with_weights)

@@ -189,7 +189,8 @@ def test_a_setting_of_the_checkpoints_config_can_be_changed(
     task = open_task(recipe)
 
     def changed(**overrides: Any) -> Recipe:
-        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"config_overrides": overrides})})
+        model: Any = recipe.model
+        return recipe.model_copy(update={"model": model.model_copy(update={"config_overrides": overrides})})
 
     model: Any = open_model(changed(attention_probs_dropout_prob=0.25), task, weights=with_weights).model
     assert model.bert.encoder.layer[0].attention.self.dropout.p == 0.25

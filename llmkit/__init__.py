@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmkit.api import answer as answer
     from llmkit.api import chat as chat
+    from llmkit.api import evaluate as evaluate
+    from llmkit.api import finetune as finetune
     from llmkit.api import generate as generate
     from llmkit.api import load as load
     from llmkit.api import next_tokens as next_tokens
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from llmkit.errors import NotEnoughMemoryError as NotEnoughMemoryError
     from llmkit.errors import TaskMismatchError as TaskMismatchError
     from llmkit.errors import UsageError as UsageError
+    from llmkit.evaluation.evaluate import Evaluation as Evaluation
     from llmkit.inference.conversation import Conversation as Conversation
     from llmkit.inference.next_tokens import NextToken as NextToken
     from llmkit.inference.output import Output as Output
@@ -39,6 +42,8 @@ __version__ = "0.1.0"
 _HOME = {
     "answer": "llmkit.api",
     "chat": "llmkit.api",
+    "evaluate": "llmkit.api",
+    "finetune": "llmkit.api",
     "generate": "llmkit.api",
     "load": "llmkit.api",
     "next_tokens": "llmkit.api",
@@ -46,6 +51,7 @@ _HOME = {
     "translate": "llmkit.api",
     "Chunk": "llmkit.tasks.base",
     "Message": "llmkit.tasks.base",
+    "Evaluation": "llmkit.evaluation.evaluate",
     "Conversation": "llmkit.inference.conversation",
     "NextToken": "llmkit.inference.next_tokens",
     "Output": "llmkit.inference.output",
@@ -68,6 +74,7 @@ __all__ = [
     "Chunk",
     "ContextOverflowError",
     "Conversation",
+    "Evaluation",
     "HubUnreachableError",
     "InputError",
     "LlmkitError",
@@ -84,6 +91,8 @@ __all__ = [
     "__version__",
     "answer",
     "chat",
+    "evaluate",
+    "finetune",
     "generate",
     "load",
     "next_tokens",

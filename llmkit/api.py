@@ -5,7 +5,7 @@ Thin: settings are declared in `llmkit.config.settings`, work is done in `llmkit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -23,12 +23,24 @@ from llmkit.errors import InputError, UsageError
 from llmkit.tasks import Message, Row, Task, Translation, Wording, find_task
 
 if TYPE_CHECKING:
+    from llmkit.evaluation.evaluate import Evaluation
     from llmkit.inference.next_tokens import NextToken
     from llmkit.inference.output import Output
     from llmkit.inference.pipeline import Pipeline
     from llmkit.models.load import Loaded
 
-__all__ = ["answer", "build_pipeline", "chat", "generate", "load", "next_tokens", "summarize", "translate"]
+__all__ = [
+    "answer",
+    "build_pipeline",
+    "chat",
+    "evaluate",
+    "finetune",
+    "generate",
+    "load",
+    "next_tokens",
+    "summarize",
+    "translate",
+]
 
 Examples = Sequence[Row] | str | Path
 
@@ -227,3 +239,69 @@ def next_tokens_with(settings: LoadSettings, text: str, *, top: int) -> tuple[Lo
     from llmkit.inference.next_tokens import next_tokens as distribution
 
     return loaded, distribution(loaded, text, top=top)
+
+
+def finetune(recipe: str | Path, *, overrides: Sequence[str] = (), resume: bool = False) -> Path:
+    """Train by a recipe, in this process.
+
+    Args:
+        recipe: its file, or the name of a shipped one.
+        overrides: changes, such as ``train.learning_rate=1e-4``.
+        resume: go on from the last checkpoint in ``train.output_dir``.
+
+    Returns:
+        The folder of the result, which any function here takes as ``model``.
+
+    Raises:
+        LlmkitError: one line that ends in what to do.
+    """
+    from llmkit.config.recipe_file import load_recipe
+    from llmkit.training.run import finetune as train
+
+    loaded = load_recipe(str(recipe), overrides)
+    if (loaded.accelerate.num_processes or 1) > 1:
+        raise UsageError("several processes are started by the command", "llmkit finetune RECIPE --num-processes")
+    return train(loaded, resume=resume).folder
+
+
+def evaluate(
+    recipe: str | Path | None = None,
+    *,
+    task: str | None = None,
+    model: str | None = None,
+    data: str | Path | None = None,
+    baseline: str | None = None,
+    overrides: Sequence[str] = (),
+    metrics: Mapping[str, Any] | None = None,
+    output: str | Path = "evaluation",
+    max_rows: int | None = None,
+    resume: bool = False,
+    **options: Unpack[Options],
+) -> Evaluation:
+    """Judge a model on rows with expected answers: of a recipe its result on its validation rows.
+
+    Args:
+        recipe: its file, or the name of a shipped one.
+        task: without a recipe, as in `load`.
+        model: with a recipe, in place of its result.
+        data: rows, in place of the recipe's.
+        baseline: another model, compared by a paired bootstrap test on the same rows.
+        overrides: changes of the recipe, such as ``settings.target=de``.
+        metrics: others of the package evaluate, loaded, by name.
+        output: folder for the answers and ``metrics.json``.
+        resume: go on where a run into the same folder was stopped.
+        **options: the fields of `LoadSettings` and `GenerationSettings`; greedy unless told to sample.
+
+    Raises:
+        LlmkitError: one line that ends in what to do.
+    """
+    from llmkit.training.trial import find_trial, judge_trial
+
+    load_settings, settings = split_options({**options, "model": model}, LoadSettings, GenerationSettings)
+    name, rows = (None if given is None else str(given) for given in (recipe, data))
+    trial = find_trial(name, task, rows, load_settings, overrides)
+    result = judge_trial(
+        trial, settings, Path(output), baseline=baseline, metrics=metrics, max_rows=max_rows, resume=resume
+    )
+    assert result is not None  # this is the only process
+    return result

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import llmkit
 from llmkit.cli.app import main
+from llmkit.config.recipe_file import load_recipe
+from llmkit.config.settings import TranslationSettings
+from llmkit.evaluation.evaluate import target_language
 from llmkit.heads import head_ops
 from llmkit.metrics.judge import judge
+from llmkit.tasks import Translation
+from llmkit.training.dataset import prepare
+from llmkit.training.encoding import make_encoder
+from llmkit.training.start import open_model, open_task
 from tests.conftest import Checkpoint
 from tests.training.recipes import write_rows
 
@@ -84,11 +94,147 @@ train: {{output_dir: out, max_steps: 2}}
     assert "always no answer: exact_match 50.00, f1 50.00" in said
 
 
+def write_recipe(folder: Path, model: Path, rows: Path, **sections: Any) -> Path:
+    content = {
+        "version": 1,
+        "task": "question-answering",
+        "model": {"name_or_path": str(model), "offline": True, "device": "cpu"},
+        "data": {"train": str(rows)},
+        "train": {"output_dir": str(folder / "tuned"), "max_steps": 3, "learning_rate": 0.01, "bf16": False},
+    }
+    for name, values in sections.items():
+        content[name] = {**content.get(name, {}), **values} if isinstance(values, dict) else values  # type: ignore[dict-item]
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def questions(count: int) -> list[dict[str, Any]]:
+    """Each with a text of its own; every third without an answer."""
+    return [
+        {"question": "Who?", "context": f"The fox {'jumps ' * n}.", "answers": ["fox"] if n % 3 else []}
+        for n in range(count)
+    ]
+
+
+def test_rows_that_training_held_back_are_those_it_is_judged_on(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", questions(12))
+    recipe = str(write_recipe(tmp_path, checkpoint("bert"), rows, data={"validation_fraction": 0.25}))
+    trained = load_recipe(recipe)
+    part = prepare(
+        trained, make_encoder(trained, open_task(trained), open_model(trained, open_task(trained), weights=False))
+    )
+    assert part.validation is not None
+    held = [part.validation.rows[index]["context"] for index in part.validation.order]
+    assert main(["finetune", recipe]) == 0
+    assert main(["evaluate", recipe, "-o", str(tmp_path / "out")]) == 0
+    lines = (tmp_path / "out" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["context"] for line in lines] == held
+    assert len(held) == 3
+
+
+def test_the_threshold_that_is_fitted_goes_with_the_model(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", questions(9))
+    recipe = write_recipe(tmp_path, checkpoint("bert"), rows, data={"validation": str(rows)})
+    folder = llmkit.finetune(recipe)
+    said = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    kept = json.loads((folder / "llmkit.json").read_text(encoding="utf-8"))["settings"]["no_answer_threshold"]
+    assert kept == said["no_answer_threshold"]
+    found = llmkit.evaluate(recipe, output=tmp_path / "out")
+    assert found.figures[1].interval.value == pytest.approx(said["f1_with_no_answer_threshold"])
+    # No answer at all is one of the thresholds that were compared.
+    assert found.figures[1].interval.value >= found.trivial["always no answer"]["f1"] > 0
+    own = llmkit.finetune(
+        recipe, overrides=["settings.no_answer_threshold=0.5", f"train.output_dir={tmp_path / 'own'}"]
+    )
+    assert json.loads((own / "llmkit.json").read_text(encoding="utf-8"))["settings"]["no_answer_threshold"] == 0.5
+
+
+def test_a_language_that_is_named_is_divided_as_its_code_is() -> None:
+    assert target_language(Translation(TranslationSettings(target="Chinese"))) == "zh"
+    assert target_language(Translation(TranslationSettings())) is None
+
+
+def test_both_models_are_asked_as_the_recipe_says(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [ROWS["generate"]] * 2)
+    model = checkpoint("llama", chat=True, max_position_embeddings=1024)
+    recipe = write_recipe(
+        tmp_path,
+        model,
+        rows,
+        task="text-generation",
+        data={"validation": str(rows)},
+        prompt={"system": "You are a fox."},
+        adapter={"peft_type": "LORA"},
+    )
+    llmkit.finetune(recipe)
+    llmkit.evaluate(recipe, baseline=str(model), output=tmp_path / "out", max_new_tokens=2)
+
+    def read(name: str) -> list[int]:
+        lines = (tmp_path / "out" / name).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["usage"]["prompt_tokens"] for line in lines]
+
+    with_system = llmkit.generate("The quick", str(model), system="You are a fox.", max_new_tokens=2, offline=True)
+    assert read("predictions.jsonl") == read("baseline.jsonl") == [with_system.usage.prompt_tokens] * 2
+
+
+def test_two_processes_find_the_figures_of_one(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    conversation = [
+        ROWS["chat"],
+        {"messages": [{"role": "user", "content": "Who jumps?"}, {"role": "assistant", "content": "The"}]},
+    ]
+    rows = write_rows(tmp_path / "rows.jsonl", conversation * 3)
+    model = str(checkpoint("llama", chat=True, max_position_embeddings=1024))
+    options = [
+        "--task",
+        "chat",
+        "--model",
+        model,
+        "--data",
+        str(rows),
+        "--max-new-tokens",
+        "4",
+        "--dtype",
+        "float32",
+        *SHORT,
+    ]
+    assert main(["evaluate", *options, "-o", str(tmp_path / "one")]) == 0
+    command = [
+        sys.executable,
+        "-m",
+        "llmkit",
+        "evaluate",
+        *options,
+        "-o",
+        str(tmp_path / "two"),
+        "--num-processes",
+        "2",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text(encoding="utf-8")) for name in ("one", "two"))
+    assert one["figures"].pop("perplexity") == pytest.approx(two["figures"].pop("perplexity"), rel=1e-5)
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--task", "chat"], "give a recipe, or --task, --model and --data"),
+        (["--task", "chat", "--model", "m", "--data", "d", "--set", "settings.length=3"], "settings.length is no key"),
+        (["--task", "chat", "--model", "m", "--data", "d", "--num-return-sequences", "2"], "only the first output"),
+        (["summarization/starter-lora", "--task", "chat"], "--task has no effect beside a recipe"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", *options]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_each_token_of_a_long_text_counts_once(checkpoint: Checkpoint) -> None:
     """As a loop that gives the model no cache, no batch and one token to judge at a time."""
     import torch
 
-    import llmkit
     from llmkit.evaluation.perplexity import row_loss, windows
 
     pipeline = llmkit.load("generate", str(checkpoint("llama")), offline=True, device="cpu", dtype="float32")

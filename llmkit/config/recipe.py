@@ -359,6 +359,17 @@ class TrainSection(Section):
     """Where to; the name of the output folder if not said."""
     hub_private_repo: bool | None = None
 
+    def compares(self) -> str | None:
+        """The first key that has no effect without evaluations."""
+        keys = {
+            "early_stopping_patience": self.early_stopping_patience is not None,
+            "load_best_model_at_end": self.load_best_model_at_end,
+            "metric_for_best_model": self.metric_for_best_model is not None,
+            "save_strategy: best": self.save_strategy == "best",
+            "lr_scheduler_type: reduce_lr_on_plateau": self.lr_scheduler_type == "reduce_lr_on_plateau",
+        }
+        return next((key for key, compares in keys.items() if compares), None)
+
     @model_validator(mode="after")
     def _goes_together(self) -> TrainSection:
         for kind in ("eval", "save"):
@@ -367,8 +378,8 @@ class TrainSection(Section):
                 raise ValueError(f"{kind}_steps goes with {kind}_strategy: steps; give both or neither")
         if self.bf16 is True and self.fp16:
             raise ValueError("bf16 and fp16 are two types; give one of them")
-        if self.early_stopping_patience is not None and self.eval_strategy == "no":
-            raise ValueError("early_stopping_patience has no evaluations to count; set eval_strategy")
+        if (need := self.compares()) and self.eval_strategy == "no":
+            raise ValueError(f"{need} compares evaluations, and there is none; set eval_strategy")
         if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo is not None):
             raise ValueError("hub_model_id and hub_private_repo go with push_to_hub: true")
         if self.greater_is_better is not None and self.metric_for_best_model is None:
@@ -462,10 +473,10 @@ class Recipe(Section):
             raise ValueError("an adapter on random weights would learn nothing; leave adapter or model.config out")
         if model.quantize is not None and self.adapter is None:
             raise ValueError("quantized weights cannot be trained themselves; add an adapter, or leave quantize out")
-        if self.train.early_stopping_patience is not None and not (
-            self.data.validation or self.data.validation_fraction
-        ):
-            raise ValueError("early_stopping_patience needs validation data; set data.validation_fraction")
+        if (need := self.train.compares()) and not (self.data.validation or self.data.validation_fraction):
+            raise ValueError(
+                f"train.{need} compares evaluations, and there are no rows for them; set data.validation_fraction"
+            )
         return self
 
 

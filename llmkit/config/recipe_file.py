@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from llmkit.config.recipe import VERSION, Recipe, recipe_adapter
 from llmkit.errors import UsageError
 
-__all__ = ["RENAMED", "find_recipe", "json_schema", "load_recipe", "resolved_yaml", "shipped_recipes"]
+__all__ = ["RENAMED", "find_recipe", "json_schema", "load_recipe", "make_recipe", "resolved_yaml", "shipped_recipes"]
 
 RENAMED: dict[str, str] = {
     # Removed by Transformers 5.
@@ -159,6 +159,26 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UsageError(f"{name} holds no recipe", "write keys and values, or begin with: llmkit recipes copy NAME")
     content = _migrate(content, name, lines)
     _beside(content, path.parent)
+    return make_recipe(content, overrides, name=name, lines=lines)
+
+
+def make_recipe(
+    content: dict[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    name: str = "the recipe",
+    lines: Mapping[Place, int] | None = None,
+) -> Recipe:
+    """A recipe of the present form from its content, which the overrides change in place.
+
+    Args:
+        name: what errors call it.
+        lines: where in its file the keys stand.
+
+    Raises:
+        UsageError: what is wrong first.
+    """
+    lines = lines or {}
     changed = [_override(content, override) for override in overrides]
     try:
         return recipe_adapter().validate_python(content)

@@ -7,14 +7,12 @@ run goes on, and processes share the work. Knows what is compared with what; the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llmkit.config.recipe import SourceSection
 from llmkit.config.settings import LoadSettings, RowSettings
-from llmkit.data.proposals import task_rows
 from llmkit.errors import InputError, UsageError
 from llmkit.evaluation.perplexity import perplexity, row_loss
 from llmkit.inference.pipeline import Pipeline
@@ -25,8 +23,9 @@ from llmkit.metrics.judge import Measure, judge, trivial_answers
 from llmkit.metrics.wrapped import figures_of
 from llmkit.models.processes import Member
 from llmkit.tasks import Head, Task
+from llmkit.tasks.languages import find_language
 
-__all__ = ["Evaluation", "Judged", "compare", "evaluate", "given_part", "greedy", "references_of", "write_rows"]
+__all__ = ["Evaluation", "Judged", "compare", "evaluate", "given_part", "greedy", "references_of", "target_language"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,8 @@ class Evaluation:
     trivial: dict[str, dict[str, float]] = field(default_factory=dict)
     """The same figures of answers that need no model."""
     measures: tuple[Measure, ...] = field(default=(), repr=False)
+    baseline: Evaluation | None = None
+    """The model it was compared with, on the same rows."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -75,38 +76,10 @@ class Evaluation:
                 }
                 for each in self.figures
             },
-            "trivial": self.trivial,
+            **({"trivial": self.trivial} if self.trivial else {}),
             **({"others": self.others} if self.others else {}),
+            **({} if self.baseline is None else {"baseline": self.baseline.to_dict()}),
         }
-
-
-def write_rows(sources: Sequence[SourceSection], task: Task, path: Path, *, max_rows: int | None = None) -> int:
-    """The rows of some sources in the task's columns, as JSON Lines. Returns how many.
-
-    Raises:
-        InputError: a row cannot be read, or there is none.
-    """
-    languages = (getattr(task.settings, "source", None), getattr(task.settings, "target", None))
-    count = 0
-    with path.open("w", encoding="utf-8") as file:
-        for row in _rows(sources, task.name, languages):
-            if count == max_rows:
-                break
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            count += 1
-    if not count:
-        raise InputError("there are no rows to evaluate on", "check the data")
-    return count
-
-
-def _rows(
-    sources: Sequence[SourceSection], task: str, languages: tuple[str | None, str | None]
-) -> Iterator[dict[str, Any]]:
-    for source in sources:
-        for record in task_rows(source, task, languages=languages):
-            if record.row is None:
-                raise record.error or InputError(f"{record.where} cannot be read", "mend it")
-            yield given_part(record.row, task)
 
 
 def given_part(row: dict[str, Any], task: str) -> dict[str, Any]:
@@ -140,8 +113,8 @@ def references_of(row: dict[str, Any], task: Task) -> list[str]:
 
 
 def greedy(pipeline: Pipeline) -> Pipeline:
-    """The pipeline giving its likeliest answers: a figure is not to depend on luck."""
-    if pipeline.loaded.head is not Head.SPAN:
+    """The pipeline giving its likeliest answers, unless it was asked to draw: a figure is not to depend on luck."""
+    if pipeline.loaded.head is not Head.SPAN and not pipeline.settings.samples:
         pipeline.settings = replace(pipeline.settings, temperature=0)
     return pipeline
 
@@ -153,15 +126,18 @@ def evaluate(
     *,
     load: LoadSettings,
     metrics: Mapping[str, Any] | None = None,
+    trivial: bool = True,
     resume: bool = False,
     member: Member | None = None,
     progress: Callable[[int, int], None] = lambda _rows, _tokens: None,
 ) -> Evaluation | None:
-    """Answer rows that `write_rows` wrote, and judge the answers.
+    """Answer rows, and judge the answers.
 
     Args:
+        rows: JSON Lines in the task's columns, as `given_part` has them.
         predictions: JSON Lines file for the rows with their answers.
         metrics: others of the package evaluate, loaded (`llmkit.metrics.wrapped.load_metric`), by name.
+        trivial: judge answers that need no model too.
         resume: go on where an earlier run into that file was stopped.
         member: which of several processes this is; only the first gets the figures, the others None.
     """
@@ -173,7 +149,7 @@ def evaluate(
     if any(plain):
         if not all(plain):
             raise InputError("some rows are plain text and others have an answer", "evaluate them apart")
-        return _evaluation(pipeline, given, [_perplexity(pipeline, given, member)], 0, {}, member)
+        return _evaluation(pipeline, given, [_perplexity(pipeline, given, member)], 0, member)
     settings = RowSettings(input=str(rows), output=str(predictions), resume=resume)
     check_output(settings)
     answer_file(
@@ -196,18 +172,11 @@ def evaluate(
     if failed:
         log.warning("%d of %d rows could not be answered; see 'error' in %s", failed, len(lines), predictions)
     references = [references_of(row, task) for row in given]
-    language = getattr(task.settings, "target", None)
-    measures = judge(task.name, texts, references, language=language)
-    trivial: dict[str, dict[str, float]] = {}
-    unlearned = [trivial_answers(task.name, str(row[task.input_column])) for row in given]
-    for name in unlearned[0]:
-        answers = [row[name] for row in unlearned]
-        trivial[name] = {each.name: each.value for each in judge(task.name, answers, references, language=language)}
-    found = _evaluation(pipeline, given, [*measures, *more], failed, trivial, member)
-    if found is None or not metrics:
-        return found
-    others = {name: figures_of(metric, name, texts, references) for name, metric in metrics.items()}
-    return replace(found, others=others)
+    measures = judge(task.name, texts, references, language=target_language(task))
+    found = _evaluation(pipeline, given, [*measures, *more], failed, member)
+    assert found is not None
+    others = {name: figures_of(metric, name, texts, references) for name, metric in (metrics or {}).items()}
+    return replace(found, others=others, trivial=_trivial(task, given, references) if trivial else {})
 
 
 def _evaluation(
@@ -215,7 +184,6 @@ def _evaluation(
     given: Sequence[Any],
     measures: Sequence[Measure],
     failed: int,
-    trivial: dict[str, dict[str, float]],
     member: Member,
 ) -> Evaluation | None:
     if member.rank:
@@ -225,7 +193,7 @@ def _evaluation(
         for each in measures
     )
     name, model = pipeline.task.name, pipeline.loaded.source.name
-    return Evaluation(name, model, len(given), failed, figures, trivial=trivial, measures=tuple(measures))
+    return Evaluation(name, model, len(given), failed, figures, measures=tuple(measures))
 
 
 def _perplexity(pipeline: Pipeline, given: Sequence[dict[str, Any]], member: Member) -> Measure:
@@ -236,6 +204,29 @@ def _perplexity(pipeline: Pipeline, given: Sequence[dict[str, Any]], member: Mem
 
         mine = sorted(gather_object(mine))
     return perplexity(pipeline, [loss for _, loss in mine])
+
+
+def _trivial(
+    task: Task, given: Sequence[Mapping[str, Any]], references: Sequence[Sequence[str]]
+) -> dict[str, dict[str, float]]:
+    """The figures of answers that need no model, by their name."""
+    answers, language = (
+        [trivial_answers(task.name, str(row[task.input_column])) for row in given],
+        target_language(task),
+    )
+    return {
+        name: {
+            each.name: each.value
+            for each in judge(task.name, [row[name] for row in answers], references, language=language)
+        }
+        for name in answers[0]
+    }
+
+
+def target_language(task: Task) -> str | None:
+    """BCP 47 tag of what a task translates into, if that is said; of other tasks None."""
+    target: str | None = getattr(task.settings, "target", None)
+    return None if target is None else find_language(target).tag
 
 
 def compare(tuned: Evaluation, baseline: Evaluation) -> Evaluation:
@@ -250,4 +241,4 @@ def compare(tuned: Evaluation, baseline: Evaluation) -> Evaluation:
         )
         for one, mine, theirs in zip(tuned.figures, tuned.measures, baseline.measures, strict=True)
     )
-    return replace(tuned, figures=figures)
+    return replace(tuned, figures=figures, baseline=baseline)

@@ -30,7 +30,7 @@ def perplexity(pipeline: Pipeline, losses: Sequence[tuple[float, int]]) -> Measu
 
     limit = pipeline.loaded.context.tokens
     signature = f"perplexity|by:token of {pipeline.loaded.source.name}|context:{limit or 'any'}|stride:half"
-    return Measure("perplexity", np.asarray(losses, dtype=np.float64), _exp_mean, signature, higher_is_better=False)
+    return Measure("perplexity", np.asarray(losses, dtype=np.float64), _exp_mean, signature)
 
 
 def _exp_mean(sums: NDArray[np.float64]) -> float:

@@ -6,6 +6,7 @@ An empty text means that there is no answer.
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
@@ -105,12 +106,13 @@ def best_threshold(scores: Sequence[float], answered: Sequence[float], empty: Se
         answered: what the row counts if its answer is given.
         empty: what it counts if none is.
     """
+    gains = [one - other for one, other in zip(answered, empty, strict=True)]
+    order = sorted(range(len(scores)), key=scores.__getitem__)
     total = sum(empty)
-    best = Threshold(float("-inf"), total)
-    for score, gain in sorted(
-        zip(scores, (one - other for one, other in zip(answered, empty, strict=True)), strict=True)
-    ):
-        total += gain
-        if total > best.figure:
-            best = Threshold(score, total)
+    best = Threshold(math.nextafter(scores[order[0]], -math.inf) if order else 0.0, total)  # below all: never answer
+    for place, row in enumerate(order):
+        total += gains[row]
+        tied = place + 1 < len(order) and scores[order[place + 1]] == scores[row]
+        if total > best.figure and not tied:
+            best = Threshold(scores[row], total)
     return Threshold(best.value, best.figure / max(1, len(scores)))

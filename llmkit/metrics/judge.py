@@ -27,7 +27,7 @@ MEASURES = {
     "translation": ("bleu", "chrf++", "ter"),
 }
 """The names of each task's measures."""
-LOWER_IS_BETTER = frozenset({"ter", "loss"})
+LOWER_IS_BETTER = frozenset({"ter", "perplexity", "loss"})
 """Measures, and the loss, of which less is more."""
 
 
@@ -41,7 +41,10 @@ class Measure:
     figure: Figure
     """From their sums."""
     signature: str
-    higher_is_better: bool = True
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.name not in LOWER_IS_BETTER
 
     @property
     def value(self) -> float:
@@ -62,9 +65,7 @@ def judge(
     """
     if task == "translation":
         return [
-            Measure(
-                each.name, each.statistics(predictions, references), each.figure, each.signature, each.higher_is_better
-            )
+            Measure(each.name, each.statistics(predictions, references), each.figure, each.signature)
             for each in translation_metrics(language, references)
         ]
     if task == "question-answering":

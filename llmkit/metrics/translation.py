@@ -31,7 +31,11 @@ def tokenization(language: str | None, references: Sequence[Sequence[str]]) -> s
     if short in ("ja", "th", "lo", "km", "my"):
         return "char"
     if language is None and any(has_unspaced(text) for row in references for text in row):
-        return "zh" if any("\u4e00" <= character <= "\u9fff" for character in references[0][0]) else "char"
+        return (
+            "zh"
+            if any("\u4e00" <= character <= "\u9fff" for row in references for text in row[:1] for character in text)
+            else "char"
+        )
     return "13a"
 
 
@@ -42,7 +46,6 @@ class TranslationMetric:
     name: str
     """bleu, chrf++ or ter."""
     metric: Any
-    higher_is_better: bool
 
     def statistics(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
         """Counts of each row: ``[rows, statistics]``. As sacreBLEU's own significance tests take them."""
@@ -71,7 +74,7 @@ def translation_metrics(language: str | None, references: Sequence[Sequence[str]
     divided = tokenization(language, references)
     asian = divided != "13a"
     return [
-        TranslationMetric("bleu", BLEU(tokenize=divided), higher_is_better=True),
-        TranslationMetric("chrf++", CHRF(word_order=2), higher_is_better=True),
-        TranslationMetric("ter", TER(normalized=asian, asian_support=asian), higher_is_better=False),
+        TranslationMetric("bleu", BLEU(tokenize=divided)),
+        TranslationMetric("chrf++", CHRF(word_order=2)),
+        TranslationMetric("ter", TER(normalized=asian, asian_support=asian)),
     ]

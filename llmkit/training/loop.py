@@ -253,7 +253,8 @@ class Trainer:
 
         if self.validation is not None and due(self.train.eval_strategy, self.train.eval_steps):
             self._compare(self.evaluate())
-        best = self.train.save_strategy == "best" and self.progress.best_step == step
+        wanted = self.train.save_strategy == "best" or self.train.load_best_model_at_end
+        best = wanted and self.progress.best_step == step
         if best or due(self.train.save_strategy, self.train.save_steps):
             self.save()
 

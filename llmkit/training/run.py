@@ -16,10 +16,13 @@ from llmkit.config.recipe import Recipe
 from llmkit.config.recipe_file import load_recipe
 from llmkit.config.settings import DType, GenerationSettings
 from llmkit.errors import UsageError
-from llmkit.evaluation.evaluate import given_part, greedy, references_of
+from llmkit.evaluation.evaluate import given_part, greedy, references_of, target_language
+from llmkit.evaluation.no_answer import fit_no_answer_threshold
 from llmkit.heads.decoding import pad_id
 from llmkit.inference.contract import Contract, write_contract
+from llmkit.inference.pipeline import Pipeline
 from llmkit.log import log
+from llmkit.metrics.answers import Threshold
 from llmkit.metrics.judge import MEASURES, judge
 from llmkit.models.load import Loaded, has_bfloat16, pick_device, quiet_transformers
 from llmkit.models.memory import peak_memory
@@ -98,8 +101,6 @@ def _refuse_missing(recipe: Recipe) -> None:
         raise UsageError(
             f"train.metric_for_best_model: {metric} is none of {recipe.task}", f"eval_loss, {', '.join(known)}"
         )
-    if recipe.data.validation is None and recipe.data.validation_fraction is None:
-        raise UsageError("train.metric_for_best_model needs validation data", "set data.validation_fraction")
     if metric != "eval_loss" and several.fsdp_config is not None:
         raise UsageError("train.metric_for_best_model with fsdp_config: shards write no text", "use eval_loss")
 
@@ -235,14 +236,11 @@ def _judged(
         return None
     from accelerate.utils import gather_object
 
-    from llmkit.inference.pipeline import Pipeline
-
-    part = parts["validation"]
-    rows = [given_part(part.rows[index], recipe.task) for index in part.order]
+    rows = _expected(parts["validation"], recipe)
     wording = Wording(system=recipe.prompt.system, raw=recipe.prompt.raw)
     pipeline = greedy(Pipeline(task, loaded, GenerationSettings(), wording))
     rank, world = accelerator.process_index, accelerator.num_processes
-    language = getattr(task.settings, "target", None)
+    language = target_language(task)
 
     def judged() -> dict[str, float]:
         with accelerator.autocast():
@@ -253,6 +251,11 @@ def _judged(
         return {each.name: each.value for each in measures}
 
     return judged
+
+
+def _expected(part: Part, recipe: Recipe) -> list[dict[str, Any]]:
+    """Rows with what is expected apart from what is given."""
+    return [given_part(row, recipe.task) for row in part.rows.readable(part.order)]
 
 
 def _packs(recipe: Recipe, model: Any, head: Head, device: str) -> bool:
@@ -300,13 +303,18 @@ def _finish(run: _Run) -> None:
     with quiet_transformers():
         model.eval().save_pretrained(folder, **options)
     run.loaded.tokenizer.save_pretrained(folder)
+    threshold = _no_answer_threshold(run)
     settings = recipe.settings.model_dump(mode="json")
+    if threshold is not None:
+        settings["no_answer_threshold"] = threshold.value
     longest = max(run.parts["train"].examples["targets"][:], default=0)
     contract = Contract(recipe.task, settings, recipe.prompt.system, recipe.prompt.raw, longest)
     write_contract(folder, contract)
     entries = "".join(f"{json.dumps(entry)}\n" for entry in progress.log)
     (folder / "log.jsonl").write_text(entries, encoding="utf-8")
     metrics = _metrics(trainer)
+    if threshold is not None:
+        metrics |= {"no_answer_threshold": threshold.value, "f1_with_no_answer_threshold": 100 * threshold.figure}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     draw_losses(progress.log, folder / "loss.png", "window" if trainer.head is Head.SPAN else "predicted token")
     ledgers = [list(describe(part.ledger, name)) for name, part in run.parts.items()]
@@ -315,6 +323,25 @@ def _finish(run: _Run) -> None:
     if recipe.train.push_to_hub:
         repo = recipe.train.hub_model_id or folder.name
         log.info("pushed: %s", push(folder, repo, private=recipe.train.hub_private_repo))
+
+
+def _no_answer_threshold(run: _Run) -> Threshold | None:
+    """The best on the validation rows, where the model marks answers, some rows have none, and the recipe is silent."""
+    recipe, trainer, task = run.recipe, run.trainer, open_task(run.recipe)
+    part = run.parts.get("validation")
+    if part is None or trainer.head is not Head.SPAN or recipe.settings.no_answer_threshold is not None:
+        return None
+    rows = _expected(part, recipe)
+    if trainer.sharded:
+        if not all(references_of(row, task) for row in rows):
+            log.warning("no no_answer_threshold is fitted, since the model is in shards; set it in the recipe")
+        return None
+    loaded = replace(run.loaded, model=trainer.model)
+    with trainer.accelerator.autocast():
+        found = fit_no_answer_threshold(Pipeline(task, loaded, GenerationSettings(), Wording()), rows)
+    if found is not None:
+        log.info("no_answer_threshold %.4f, fitted on the validation rows: F1 %.2f", found.value, 100 * found.figure)
+    return found
 
 
 def _metrics(trainer: Trainer) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import random
 import re
 import string
@@ -57,7 +58,8 @@ def test_no_answer_is_an_empty_text() -> None:
 
 def test_the_threshold_is_the_best_there_is() -> None:
     draw = random.Random(0)
-    rows = [(draw.uniform(-5, 5), draw.random(), float(draw.random() < 0.4)) for _ in range(50)]
+    # Rounded, so that some scores are the same.
+    rows = [(round(draw.uniform(-5, 5)), draw.random(), float(draw.random() < 0.4)) for _ in range(50)]
     scores, answered, empty = (list(part) for part in zip(*rows, strict=True))
 
     def mean(threshold: float) -> float:
@@ -66,3 +68,10 @@ def test_the_threshold_is_the_best_there_is() -> None:
     found = best_threshold(scores, answered, empty)
     assert found.figure == pytest.approx(max(mean(each) for each in [float("-inf"), *scores]))
     assert mean(found.value) == pytest.approx(found.figure)
+
+
+def test_where_no_answer_is_always_better_the_threshold_is_below_all_scores() -> None:
+    found = best_threshold([1.0, 2.0], [0.0, 0.0], [1.0, 1.0])
+    assert math.isfinite(found.value)
+    assert found.value < 1.0
+    assert found.figure == 1.0

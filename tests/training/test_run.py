@@ -230,6 +230,18 @@ def test_the_best_model_is_chosen_by_the_tasks_figure(checkpoint: Checkpoint, tm
     assert figures["f1"]["value"] == pytest.approx(best)
 
 
+def test_the_best_model_is_kept_though_it_is_not_saved_at_its_update(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": "The quick fox."}, {"text": "A lazy dog jumps."}] * 4)
+    train = {"output_dir": str(tmp_path / "out"), "max_steps": 4, "learning_rate": 1.0, "load_best_model_at_end": True}
+    train |= {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "no", "metric_for_best_model": "eval_loss"}
+    data = {"validation": str(rows)}
+    trainer = finetune(make_recipe("text-generation", checkpoint("llama"), rows, data=data, train=train))
+    best = trainer.progress.best_metric
+    assert best is not None
+    assert best < trainer.progress.log[-1]["eval_loss"]  # at such a learning rate
+    assert trainer.evaluate() == pytest.approx(best)
+
+
 def test_a_generating_model_is_judged_while_it_is_trained(checkpoint: Checkpoint, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [{"document": "The fox.", "summary": "Fox."}] * 4)
     train = {"output_dir": str(tmp_path / "out"), "max_steps": 2, "metric_for_best_model": "rougeL"}

@@ -1,0 +1,40 @@
+"""When a model that marks answers should give none: the threshold that is best on rows whose answers are known.
+
+Knows how a pipeline tells the score of no answer; which threshold is best is `llmkit.metrics.answers`' business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from llmkit.evaluation.evaluate import references_of
+from llmkit.inference.pipeline import Pipeline
+from llmkit.metrics.answers import Threshold, best_threshold, f1
+from llmkit.tasks import QuestionAnswering
+
+__all__ = ["fit_no_answer_threshold"]
+
+
+def fit_no_answer_threshold(pipeline: Pipeline, rows: Sequence[dict[str, Any]]) -> Threshold | None:
+    """The ``no_answer_threshold`` with the best mean F1, on rows some of which have no answer in their text.
+
+    Returns:
+        None where all rows have an answer, or none has: nothing could be learned from them.
+    """
+    task = pipeline.task
+    assert isinstance(task, QuestionAnswering)
+    references = [references_of(row, task) for row in rows]
+    if all(references) or not any(references):
+        return None
+    # Below any score: every output tells the probability of no answer, and its alternative the best answer's.
+    never = type(task)(replace(task.settings, no_answer_threshold=-math.inf, top=1))
+    asked = Pipeline(never, pipeline.loaded, pipeline.settings, pipeline.wording)
+    margins, answered = [], []
+    for output, wanted in zip(asked.map(rows), references, strict=True):
+        best = output.alternatives[0] if output.alternatives else None
+        margins.append(math.log((output.score or 0.0) / best.score) if best and best.score else math.inf)
+        answered.append(f1(best.text if best else "", wanted))
+    return best_threshold(margins, answered, [float(not wanted) for wanted in references])

@@ -1,0 +1,196 @@
+"""What is judged, on which rows, asked how: of a recipe its result on its validation rows, or any model on any data.
+
+Knows how a recipe or a task with data becomes models and rows; how they are judged is `llmkit.evaluation`'s business.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llmkit.config.recipe import VERSION, Recipe, SourceSection
+from llmkit.config.recipe_file import load_recipe, make_recipe
+from llmkit.config.settings import GenerationSettings, LoadSettings, given
+from llmkit.data.proposals import task_rows
+from llmkit.errors import InputError, UsageError
+from llmkit.evaluation.evaluate import Evaluation, compare, evaluate, given_part
+from llmkit.inference.contract import apply_contract
+from llmkit.inference.pipeline import Pipeline
+from llmkit.log import log
+from llmkit.models.load import load_model
+from llmkit.models.processes import Member
+from llmkit.tasks import Task, Wording, find_task
+from llmkit.training.dataset import divide
+from llmkit.training.row_table import read_rows
+from llmkit.training.start import languages_of, load_settings, open_task
+
+__all__ = ["Shown", "Trial", "find_trial", "judge_trial", "not_shown"]
+
+Shown = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
+"""Shows the progress of a model over so many rows: takes how many more rows and tokens are done."""
+
+
+def not_shown(_model: str, _rows: int) -> AbstractContextManager[Callable[[int, int], None]]:
+    """Nothing of it is."""
+    return nullcontext(lambda _rows, _tokens: None)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A model and what it is judged on."""
+
+    task: Task
+    load: LoadSettings
+    wording: Wording
+    rows: Iterable[dict[str, Any]]
+    """In the task's columns, with what is expected."""
+
+
+def find_trial(
+    recipe: Recipe | str | None, task: str | None, data: str | None, load: LoadSettings, overrides: Sequence[str] = ()
+) -> Trial:
+    """The result of a recipe on its validation rows, or any model on any rows.
+
+    Args:
+        recipe: itself, its file, or the name of a shipped one.
+        task: without a recipe.
+        data: rows; with a recipe, in place of its own.
+        load: what it says wins over the recipe's model section; a model of its own is judged in the result's place.
+        overrides: changes of the recipe, such as ``settings.target=de``; without one, of what a recipe would say.
+
+    Raises:
+        UsageError: it is not said what is judged on what.
+    """
+    if isinstance(recipe, Recipe) and overrides:
+        raise UsageError("overrides change a recipe's file, and this one is made already", "change it itself")
+    if recipe is None:
+        if task is None or load.model is None or data is None:
+            raise UsageError("what is to be judged?", "give a recipe, or --task, --model and --data")
+        content: dict[str, Any] = {
+            "version": VERSION,
+            "task": find_task(task).name,
+            "model": {"name_or_path": load.model},
+            "data": {"train": [{"path": data}], "validation": [{"path": data}]},
+            "train": {"output_dir": load.model},
+        }
+        return _trial_of(make_recipe(content, overrides, name="--task and --data"), load, None)
+    if task is not None:
+        raise UsageError("--task has no effect beside a recipe, which has one", "leave it out")
+    found = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    return _trial_of(found, load, None if data is None else [SourceSection(path=[data])])
+
+
+def _trial_of(recipe: Recipe, load: LoadSettings, data: Sequence[SourceSection] | None) -> Trial:
+    task = open_task(recipe)
+    said = {name: getattr(load, name) for name in given(load)}
+    base = replace(load_settings(recipe), model=recipe.train.output_dir, revision=None)
+    wording = Wording(system=recipe.prompt.system, raw=recipe.prompt.raw)
+    sources = data or recipe.data.validation
+    if sources is not None:
+        rows = _of_sources(sources, task, skip=recipe.data.on_bad_row == "skip")
+    elif recipe.data.validation_fraction is not None:
+        rows = _held_back(recipe, task)
+    else:
+        raise UsageError("the recipe has no validation data", "set data.validation or data.validation_fraction")
+    return Trial(task, replace(base, **said), wording, rows)
+
+
+def _of_sources(sources: Sequence[SourceSection], task: Task, *, skip: bool) -> Iterator[dict[str, Any]]:
+    bad = 0
+    for source in sources:
+        for record in task_rows(source, task.name, languages=languages_of(task)):
+            if record.row is not None:
+                yield record.row
+            elif not skip:
+                raise record.error or InputError(f"{record.where} cannot be read", "mend it")
+            else:
+                bad += 1
+    if bad:
+        log.warning("%d rows that cannot be read are passed over (data.on_bad_row: skip)", bad)
+
+
+def _held_back(recipe: Recipe, task: Task) -> Iterator[dict[str, Any]]:
+    """The rows that training leaves out."""
+    rows = read_rows(recipe.data.train, recipe.task, languages_of(task))
+    _, held = divide(recipe, rows, task.input_column)
+    return rows.readable(held)
+
+
+def judge_trial(
+    trial: Trial,
+    settings: GenerationSettings,
+    output: Path,
+    *,
+    baseline: str | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    max_rows: int | None = None,
+    resume: bool = False,
+    member: Member | None = None,
+    shown: Shown = not_shown,
+) -> Evaluation | None:
+    """Judge a model, and compare it with another on the same rows.
+
+    Args:
+        output: folder for ``rows.jsonl``, ``predictions.jsonl``, ``baseline.jsonl`` and ``metrics.json``.
+        baseline: the other model.
+        metrics: others of the package evaluate, loaded, by name.
+        resume: go on where a run into the same folder was stopped.
+        member: which of several processes this is; only the first gets the figures, the others None.
+
+    Raises:
+        UsageError: the folder is not empty and ``resume`` is False, or a setting has no effect.
+        InputError: a row cannot be read, or there is none.
+    """
+    if settings.num_return_sequences > 1:
+        raise UsageError("num_return_sequences: only the first output of a row is judged", "leave it out")
+    member = member or Member()
+    rows = output / "rows.jsonl"
+    if not member.rank:
+        if output.exists() and any(output.iterdir()) and not resume:
+            raise UsageError(f"{output} is not empty", "--resume to go on, or name another --output")
+        output.mkdir(parents=True, exist_ok=True)
+        _write(trial, rows, max_rows)
+    member.barrier()
+    count = sum(1 for _ in rows.open("rb"))
+
+    def judged(load: LoadSettings, name: str, *, trivial: bool) -> Evaluation | None:
+        loaded = load_model(load, trial.task.name, fallback=False)
+        task, wording, asked = apply_contract(loaded, trial.task, trial.wording, settings)
+        with shown(loaded.source.name, count) as progress:
+            return evaluate(
+                Pipeline(task, loaded, asked, wording),
+                rows,
+                output / name,
+                load=load,
+                metrics=metrics,
+                trivial=trivial,
+                resume=resume,
+                member=member,
+                progress=progress,
+            )
+
+    result = judged(trial.load, "predictions.jsonl", trivial=True)
+    if baseline is not None:
+        other = judged(replace(trial.load, model=baseline, revision=None), "baseline.jsonl", trivial=False)
+        result = None if result is None or other is None else compare(result, other)
+    if result is not None:
+        text = json.dumps(result.to_dict(), ensure_ascii=False, indent=2)
+        (output / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
+    return result
+
+
+def _write(trial: Trial, path: Path, max_rows: int | None) -> None:
+    """The rows as JSON Lines, what is expected apart from what is given."""
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in trial.rows:
+            if count == max_rows:
+                break
+            file.write(json.dumps(given_part(row, trial.task.name), ensure_ascii=False) + "\n")
+            count += 1
+    if not count:
+        raise InputError("there are no rows to evaluate on", "check the data")

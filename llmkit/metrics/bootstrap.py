@@ -6,6 +6,7 @@ and a count. So rows are drawn by their statistics, not scored again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,8 +31,8 @@ class Interval:
 
 
 def mean_of(sums: NDArray[np.float64]) -> float:
-    """Of statistics ``[value, 1]``."""
-    return float(sums[0] / sums[1])
+    """Of statistics ``[value, 1]``; rows that do not count have ``[0, 0]``, and the mean of none is NaN."""
+    return float(sums[0] / sums[1]) if sums[1] else math.nan
 
 
 def interval(
@@ -45,7 +46,7 @@ def interval(
     import numpy as np
 
     found = [figure(sums) for sums in _resampled(statistics, draws, seed)]
-    low, high = np.percentile(found, [2.5, 97.5])
+    low, high = np.nanpercentile(found, [2.5, 97.5])
     return Interval(figure(statistics.sum(axis=0)), float(low), float(high))
 
 
@@ -62,11 +63,13 @@ def p_value(
     Two-sided, from the distribution of the differences moved to zero, as sacreBLEU's paired bootstrap has it. Both
     systems are judged on the same drawn rows.
     """
+    import numpy as np
+
     pairs = zip(_resampled(statistics, draws, seed), _resampled(baseline, draws, seed), strict=True)
-    found = [figure(one) - figure(other) for one, other in pairs]
+    found = np.asarray([figure(one) - figure(other) for one, other in pairs])
+    found = found[~np.isnan(found)]  # where no row was drawn that counts
     real = abs(figure(statistics.sum(axis=0)) - figure(baseline.sum(axis=0)))
-    middle = sum(found) / draws
-    return (sum(abs(each - middle) >= real for each in found) + 1) / (draws + 1)
+    return float((np.sum(np.abs(found - found.mean()) >= real) + 1) / (len(found) + 1))
 
 
 def _resampled(statistics: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:

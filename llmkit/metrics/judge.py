@@ -5,7 +5,7 @@ Knows texts only: what a row's references are is the task's business, what was a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ MEASURES = {
     "summarization": rouge.ROUGE,
     "text-generation": rouge.ROUGE,
     "dialogue": rouge.ROUGE,
-    "question-answering": ("exact_match", "f1"),
+    "question-answering": ("exact_match", "f1"),  # and of rows with or without an answer, where there are both
     "translation": ("bleu", "chrf++", "ter"),
 }
 """The names of each task's measures."""
@@ -69,29 +69,33 @@ def judge(
             for each in translation_metrics(language, references)
         ]
     if task == "question-answering":
-        return [
-            _mean("exact_match", answers.exact_match, predictions, references, answers.SIGNATURE),
-            _mean("f1", answers.f1, predictions, references, answers.SIGNATURE),
-        ]
+        return _of_answers(predictions, references)
     rows = [rouge.rouge(said, wanted) for said, wanted in zip(predictions, references, strict=True)]
     return [_of_rows(name, [row[name] for row in rows], rouge.SIGNATURE) for name in rouge.ROUGE]
 
 
-def _mean(
-    name: str,
-    score: Callable[[str, Sequence[str]], float],
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    signature: str,
-) -> Measure:
-    values = [score(said, wanted) for said, wanted in zip(predictions, references, strict=True)]
-    return _of_rows(name, values, signature)
+def _of_answers(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[Measure]:
+    """SQuAD v1's figures; where some questions have no answer, v2's of either kind too."""
+    measures = []
+    known = [bool(wanted) for wanted in references]
+    kinds = {"": [True] * len(known)}
+    if any(known) and not all(known):
+        kinds |= {"has_answer_": known, "no_answer_": [not each for each in known]}
+    for prefix, counted in kinds.items():
+        for name, score in (("exact_match", answers.exact_match), ("f1", answers.f1)):
+            if prefix == "no_answer_" and name == "f1":  # which is the same
+                continue
+            values = [score(said, wanted) for said, wanted in zip(predictions, references, strict=True)]
+            measures.append(_of_rows(f"{prefix}{name}", values, answers.SIGNATURE, counted))
+    return measures
 
 
-def _of_rows(name: str, values: Sequence[float], signature: str) -> Measure:
+def _of_rows(name: str, values: Sequence[float], signature: str, counted: Sequence[bool] | None = None) -> Measure:
+    """The mean of values between 0 and 1, of the rows that count."""
     import numpy as np
 
-    return Measure(name, np.stack([100 * np.asarray(values), np.ones(len(values))], axis=1), mean_of, signature)
+    weights = np.ones(len(values)) if counted is None else np.asarray(counted, dtype=np.float64)
+    return Measure(name, np.stack([100 * np.asarray(values) * weights, weights], axis=1), mean_of, signature)
 
 
 def trivial_answers(task: str, text: str) -> dict[str, str]:

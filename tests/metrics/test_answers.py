@@ -11,6 +11,8 @@ import string
 import pytest
 
 from llmkit.metrics.answers import best_threshold, exact_match, f1
+from llmkit.metrics.bootstrap import interval, p_value
+from llmkit.metrics.judge import judge
 
 
 def squad_normal(text: str) -> str:
@@ -75,3 +77,23 @@ def test_where_no_answer_is_always_better_the_threshold_is_below_all_scores() ->
     assert math.isfinite(found.value)
     assert found.value < 1.0
     assert found.figure == 1.0
+
+
+def test_questions_without_an_answer_are_counted_apart_where_there_are_both_kinds() -> None:
+    """As SQuAD v2's script does (HasAns_f1, NoAns_exact)."""
+    said, wanted = ["fox", "a big dog", "", "cat"], [["fox"], ["dog"], [], []]
+    found = {each.name: each.value for each in judge("question-answering", said, wanted)}
+    assert found == pytest.approx(
+        {
+            "exact_match": 50.0,
+            "f1": 100 * (1 + 2 / 3 + 1) / 4,
+            "has_answer_exact_match": 50.0,
+            "has_answer_f1": 100 * (1 + 2 / 3) / 2,
+            "no_answer_exact_match": 50.0,
+        }
+    )
+    measure = next(each for each in judge("question-answering", said, wanted) if each.name == "no_answer_exact_match")
+    around = interval(measure.statistics, measure.figure)
+    assert (around.low, around.high) == (0.0, 100.0)
+    assert 0 < p_value(measure.statistics, measure.statistics) <= 1
+    assert [each.name for each in judge("question-answering", said[:2], wanted[:2])] == ["exact_match", "f1"]

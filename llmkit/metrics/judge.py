@@ -76,18 +76,15 @@ def judge(
 
 def _of_answers(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[Measure]:
     """SQuAD v1's figures; where some questions have no answer, v2's of either kind too."""
-    measures = []
+    pairs = list(zip(predictions, references, strict=True))
+    exact = [answers.exact_match(said, wanted) for said, wanted in pairs]
+    overlap = [answers.f1(said, wanted) for said, wanted in pairs]
+    figures: list[tuple[str, list[float], list[bool] | None]] = [("exact_match", exact, None), ("f1", overlap, None)]
     known = [bool(wanted) for wanted in references]
-    kinds = {"": [True] * len(known)}
     if any(known) and not all(known):
-        kinds |= {"has_answer_": known, "no_answer_": [not each for each in known]}
-    for prefix, counted in kinds.items():
-        for name, score in (("exact_match", answers.exact_match), ("f1", answers.f1)):
-            if prefix == "no_answer_" and name == "f1":  # which is the same
-                continue
-            values = [score(said, wanted) for said, wanted in zip(predictions, references, strict=True)]
-            measures.append(_of_rows(f"{prefix}{name}", values, answers.SIGNATURE, counted))
-    return measures
+        figures += [("has_answer_exact_match", exact, known), ("has_answer_f1", overlap, known)]
+        figures += [("no_answer_exact_match", exact, [not each for each in known])]
+    return [_of_rows(name, values, answers.SIGNATURE, counted) for name, values, counted in figures]
 
 
 def _of_rows(name: str, values: Sequence[float], signature: str, counted: Sequence[bool] | None = None) -> Measure:

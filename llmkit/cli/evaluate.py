@@ -89,7 +89,11 @@ def _bar(model: str, rows: int) -> Iterator[Callable[[int, int], None]]:
     from tqdm import tqdm
 
     with tqdm(total=rows, unit="rows", desc=model, file=sys.stderr, dynamic_ncols=True) as bar:
-        yield lambda done, _tokens: bar.update(done) and None
+
+        def update(done: int, _tokens: int) -> None:
+            bar.update(done)
+
+        yield update
 
 
 def _table(result: Evaluation) -> Iterator[str]:

@@ -155,7 +155,8 @@ def judge_trial(
         output.mkdir(parents=True, exist_ok=True)
         _write(trial, rows, max_rows)
     member.barrier()
-    count = sum(1 for _ in rows.open("rb"))
+    with rows.open("rb") as file:
+        count = sum(1 for _ in file)
 
     def judged(load: LoadSettings, name: str, *, trivial: bool) -> Evaluation | None:
         loaded = load_model(load, trial.task.name, fallback=False)

@@ -5,10 +5,11 @@
 
 Makes an environment with 4.57.6 and the same torch in FOLDER/env. It writes tiny random checkpoints there, each with a
 tokenizer trained on the sentences below, and runs version 4's own pipelines on them; llmkit then runs the same calls on
-the same files, with ``bug_compatible=True``. Both sides run this file, so that the cases are one. What is done already in
-FOLDER is kept: a run that was stopped goes on.
+the same files, with ``bug_compatible=True``. Both sides run this file, so that the cases are one. What is done already
+in FOLDER is kept: a run that was stopped goes on.
 
-Weights are drawn wide, so that choices differ by more than rounding. Texts and places must be equal, scores within 1e-5.
+Weights are drawn wide, so that choices differ by more than rounding. Texts and places must be equal, scores within
+1e-5.
 """
 
 from __future__ import annotations
@@ -57,17 +58,30 @@ _SPM: dict[str, dict[str, Any]] = {
     "t5": {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
     "fairseq": {"unk_id": 0, "bos_id": 1, "eos_id": 2},
     "albert": {
-        **{"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1},
-        **{"control_symbols": "[CLS],[SEP]", "user_defined_symbols": "[MASK]"},
+        "pad_id": 0,
+        "unk_id": 1,
+        "bos_id": -1,
+        "eos_id": -1,
+        "control_symbols": "[CLS],[SEP]",
+        "user_defined_symbols": "[MASK]",
     },
     "deberta": {
-        **{"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3},
-        **{"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"},
+        "pad_id": 0,
+        "bos_id": 1,
+        "eos_id": 2,
+        "unk_id": 3,
+        "pad_piece": "[PAD]",
+        "bos_piece": "[CLS]",
+        "eos_piece": "[SEP]",
+        "unk_piece": "[UNK]",
         "user_defined_symbols": "[MASK]",
     },
     "xlnet": {"unk_id": 0, "bos_id": 1, "eos_id": 2, "control_symbols": "<cls>,<sep>,<pad>,<mask>,<eod>,<eop>"},
     "bigbird": {
-        **{"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3},
+        "pad_id": 0,
+        "eos_id": 1,
+        "bos_id": 2,
+        "unk_id": 3,
         "user_defined_symbols": "[SEP],[MASK],[CLS]",
     },
 }
@@ -155,10 +169,19 @@ def _m2m_100(folder: Path) -> Any:
 
 def _bart_like(tokenizer: Any, start: int, **more: Any) -> dict[str, Any]:
     return {
-        **{"vocab_size": len(tokenizer), "d_model": 16, "encoder_layers": 2, "decoder_layers": 2},
-        **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32},
-        **{"max_position_embeddings": 600, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": 0},
-        **{"eos_token_id": tokenizer.eos_token_id, "decoder_start_token_id": start},
+        "vocab_size": len(tokenizer),
+        "d_model": 16,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "max_position_embeddings": 2000,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": 0,
+        "eos_token_id": tokenizer.eos_token_id,
+        "decoder_start_token_id": start,
         **more,
     }
 
@@ -172,31 +195,52 @@ def _by_pad(tokenizer: Any) -> dict[str, Any]:
 
 
 def _led(tokenizer: Any) -> dict[str, Any]:
-    positions = {"max_encoder_position_embeddings": 600, "max_decoder_position_embeddings": 600}
+    positions = {"max_encoder_position_embeddings": 2000, "max_decoder_position_embeddings": 2000}
     return {**_by_end(tokenizer), **positions, "attention_window": 16}
 
 
 def _t5(tokenizer: Any) -> dict[str, Any]:
     return {
-        **{"vocab_size": len(tokenizer), "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2},
-        **{"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
+        "vocab_size": len(tokenizer),
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
     }
 
 
 def _prophetnet(tokenizer: Any) -> dict[str, Any]:
     return {
-        **{"vocab_size": len(tokenizer), "hidden_size": 16, "num_encoder_layers": 2, "num_decoder_layers": 2},
-        **{"num_encoder_attention_heads": 2, "num_decoder_attention_heads": 2, "encoder_ffn_dim": 32},
-        **{"decoder_ffn_dim": 32, "max_position_embeddings": 600, "pad_token_id": tokenizer.pad_token_id},
-        **{"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id, "ngram": 2},
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "num_encoder_layers": 2,
+        "num_decoder_layers": 2,
+        "num_encoder_attention_heads": 2,
+        "num_decoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "max_position_embeddings": 2000,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        "ngram": 2,
         "decoder_start_token_id": tokenizer.cls_token_id,
     }
 
 
 def _encoder(tokenizer: Any, **more: Any) -> dict[str, Any]:
     return {
-        **{"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2},
-        **{"num_attention_heads": 2, "max_position_embeddings": 600, "pad_token_id": tokenizer.pad_token_id},
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 2000,
+        "pad_token_id": tokenizer.pad_token_id,
         **more,
     }
 
@@ -207,8 +251,12 @@ def _with(**more: Any) -> Callable[[Any], dict[str, Any]]:
 
 def _distilbert(tokenizer: Any) -> dict[str, Any]:
     return {
-        **{"vocab_size": len(tokenizer), "dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2},
-        "max_position_embeddings": 600,
+        "vocab_size": len(tokenizer),
+        "dim": 16,
+        "hidden_dim": 32,
+        "n_layers": 2,
+        "n_heads": 2,
+        "max_position_embeddings": 2000,
     }
 
 
@@ -218,8 +266,14 @@ def _xlnet(tokenizer: Any) -> dict[str, Any]:
 
 def _funnel(tokenizer: Any) -> dict[str, Any]:
     return {
-        **{"vocab_size": len(tokenizer), "d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 32},
-        **{"block_sizes": [1, 1], "num_decoder_layers": 1, "pad_token_id": tokenizer.pad_token_id},
+        "vocab_size": len(tokenizer),
+        "d_model": 16,
+        "n_head": 2,
+        "d_head": 8,
+        "d_inner": 32,
+        "block_sizes": [1, 1],
+        "num_decoder_layers": 1,
+        "pad_token_id": tokenizer.pad_token_id,
     }
 
 
@@ -229,7 +283,7 @@ def _mobilebert(tokenizer: Any) -> dict[str, Any]:
     )
 
 
-_ROBERTA = {"type_vocab_size": 1, "max_position_embeddings": 610}
+_ROBERTA = {"type_vocab_size": 1, "max_position_embeddings": 2010}
 _DEBERTA = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0}
 _MPNET = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]
 _FUNNEL = ["<pad>", "<unk>", "<cls>", "<sep>", "<mask>", "<s>", "</s>"]
@@ -562,8 +616,8 @@ def _write(table: list[str]) -> None:
     head = [
         "# llmkit.pipeline against the pipelines of Transformers 4.57.6",
         "",
-        f"`python benchmarks/parity_v4.py FOLDER`; llmkit's side with {packages}, the other with transformers {V4} and the",
-        "same torch. Texts, token ids, places and shapes are equal where `equal` counts a call, and scores within 1e-5.",
+        f"`python benchmarks/parity_v4.py FOLDER`; one side with {packages}, the other with transformers {V4} and the",
+        "same torch. A call counts as equal if texts, ids, places and shapes are, and scores are within 1e-5.",
         "",
     ]
     Path(__file__).with_suffix(".md").write_text("\n".join([*head, *table, ""]), encoding="utf-8")

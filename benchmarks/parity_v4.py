@@ -28,7 +28,7 @@ from typing import Any
 
 V4 = "4.57.6"
 TOLERANCE = 1e-5
-CHECKPOINTS = {"text": 8, "span": 7}
+CHECKPOINTS = {"text": 7, "span": 6}
 """Checkpoints of a family: their seeds, and with them weights and settings, differ."""
 
 SENTENCES = [
@@ -110,11 +110,11 @@ def _dump(file: Path, pieces: list[str]) -> str:
     return str(file)
 
 
-def _spm(name: str, kind: str) -> Callable[[Path], Any]:
+def _spm(name: str, kind: str, **options: Any) -> Callable[[Path], Any]:
     def build(folder: Path) -> Any:
         import transformers
 
-        _sentencepiece(folder / "spiece.model", kind)
+        _sentencepiece(folder / "spiece.model", kind, **options)
         return getattr(transformers, name)(vocab_file=str(folder / "spiece.model"))
 
     return build
@@ -194,6 +194,11 @@ def _by_pad(tokenizer: Any) -> dict[str, Any]:
     return _bart_like(tokenizer, tokenizer.pad_token_id, forced_eos_token_id=tokenizer.eos_token_id)
 
 
+def _m2m(tokenizer: Any) -> dict[str, Any]:
+    # Languages come after the vocabulary, and len() does not count them.
+    return {**_by_end(tokenizer), "vocab_size": max(tokenizer.lang_token_to_id.values()) + 9}
+
+
 def _led(tokenizer: Any) -> dict[str, Any]:
     positions = {"max_encoder_position_embeddings": 2000, "max_decoder_position_embeddings": 2000}
     return {**_by_end(tokenizer), **positions, "attention_window": 16}
@@ -225,10 +230,10 @@ def _prophetnet(tokenizer: Any) -> dict[str, Any]:
         "decoder_ffn_dim": 32,
         "max_position_embeddings": 2000,
         "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.cls_token_id,
+        "bos_token_id": tokenizer.sep_token_id,
         "eos_token_id": tokenizer.sep_token_id,
         "ngram": 2,
-        "decoder_start_token_id": tokenizer.cls_token_id,
+        "decoder_start_token_id": tokenizer.sep_token_id,
     }
 
 
@@ -303,8 +308,8 @@ TEXT: dict[str, Family] = {
     "marian": ("MarianMTModel", _marian, _by_pad),
     "mbart": ("MBartForConditionalGeneration", _spm("MBartTokenizerFast", "fairseq"), _by_end),
     "mbart50": ("MBartForConditionalGeneration", _spm("MBart50TokenizerFast", "fairseq"), _by_end),
-    "m2m_100": ("M2M100ForConditionalGeneration", _m2m_100, _by_end),
-    "nllb": ("M2M100ForConditionalGeneration", _spm("NllbTokenizerFast", "fairseq"), _by_end),
+    "m2m_100": ("M2M100ForConditionalGeneration", _m2m_100, _m2m),
+    "nllb": ("M2M100ForConditionalGeneration", _spm("NllbTokenizerFast", "fairseq", model_type="bpe"), _by_end),
     "prophetnet": ("ProphetNetForConditionalGeneration", _wordpiece("ProphetNetTokenizer"), _prophetnet),
 }
 SPAN: dict[str, Family] = {
@@ -384,7 +389,14 @@ def _generation(seed: int) -> dict[str, Any]:
     choices: list[dict[str, Any]] = [
         {},
         {"max_length": 18, "num_beams": 2},
-        {"max_length": 22, "min_length": 6, "no_repeat_ngram_size": 2, "length_penalty": 2.0, "early_stopping": True},
+        {
+            "num_beams": 4,
+            "max_length": 22,
+            "min_length": 6,
+            "no_repeat_ngram_size": 2,
+            "length_penalty": 2.0,
+            "early_stopping": True,
+        },
         {"num_beams": 5, "max_new_tokens": 9},
     ]
     return choices[seed % len(choices)]

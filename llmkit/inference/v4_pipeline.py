@@ -169,7 +169,24 @@ def _load(
         model_kwargs=_model_kwargs(loading, config),
         tokenizer=tokenizer,
     )
+    if tokenizer is None:
+        _restore((loaded.source.adapter or loaded.source.folder) / "tokenizer.json", loaded.tokenizer)
     return loaded.model, loaded.tokenizer
+
+
+def _restore(file: Path, tokenizer: Any) -> None:
+    """Cut texts as tokenizer.json says and version 4 did: for SentencePiece, version 5 takes much of it from its own code.
+
+    The file counts where the two differ, as for mBART, which has no normalizer in version 5.
+    """
+    if not file.is_file() or not tokenizer.is_fast:
+        return
+    from tokenizers import Tokenizer
+
+    written, backend = Tokenizer.from_file(str(file)), tokenizer.backend_tokenizer
+    if "Metaspace" in str(written.pre_tokenizer):
+        for part in ("normalizer", "pre_tokenizer", "decoder"):
+            setattr(backend, part, getattr(written, part))
 
 
 def _fitting_tokenizer(model: Any, removed: str, config: Any, tokenizer: Any, loading: dict[str, Any]) -> Any:
@@ -194,9 +211,11 @@ def _tokenizer(tokenizer: Any, loading: dict[str, Any]) -> Any:
 
     settings = _settings(str(name), loading)
     folder = locate(settings, "text-generation", weights=False).folder
-    return AutoTokenizer.from_pretrained(
+    loaded = AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=settings.trust_remote_code, **kwargs
     )
+    _restore(folder / "tokenizer.json", loaded)
+    return loaded
 
 
 def _config(config: Any, loading: dict[str, Any]) -> Any:

@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.pipelines.base import ChunkPipeline
+from transformers.pipelines import base
 
 from llmkit.errors import InputError, UsageError
 from llmkit.heads.span import takes, takes_token_types
 from llmkit.log import log
 
 __all__ = ["QuestionAnsweringPipeline"]
+
+_ChunkPipeline: Any = base.ChunkPipeline  # its own hints forbid the arguments that all of its subclasses add
 
 _PREPROCESS = ("padding", "doc_stride", "max_question_len", "max_seq_len")
 _POSTPROCESS = ("top_k", "max_answer_len", "handle_impossible_answer", "align_to_words")
@@ -38,7 +40,7 @@ class _Example:
     context: str
 
 
-class QuestionAnsweringPipeline(ChunkPipeline):
+class QuestionAnsweringPipeline(_ChunkPipeline):  # type: ignore[misc]
     """Questions in, answers with their place in the text out.
 
     One question gives ``{"score": float, "start": int, "end": int, "answer": str}``, or a list of such dicts where

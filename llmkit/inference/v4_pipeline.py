@@ -52,7 +52,8 @@ def build_pipeline(
         import transformers
 
         options = {"config": config, "tokenizer": tokenizer, **options}
-        built: Pipeline = transformers.pipeline(
+        build: Any = transformers.pipeline
+        built: Pipeline = build(
             task, model=model, **{name: value for name, value in options.items() if value is not None}
         )
         return built
@@ -175,7 +176,7 @@ def _load(
 
 
 def _restore(file: Path, tokenizer: Any) -> None:
-    """Cut texts as tokenizer.json says and version 4 did: for SentencePiece, version 5 takes much of it from its own code.
+    """Cut texts as tokenizer.json says, as version 4 did: for SentencePiece, version 5 has much of it in its own code.
 
     The file counts where the two differ, as for mBART, which has no normalizer in version 5.
     """

@@ -11,12 +11,14 @@ import enum
 from typing import Any, ClassVar
 
 from transformers import GenerationConfig
-from transformers.pipelines.base import Pipeline
+from transformers.pipelines import base
 
 from llmkit.errors import InputError, UsageError
 from llmkit.log import log
 
 __all__ = ["ReturnType", "SummarizationPipeline", "Text2TextGenerationPipeline", "TranslationPipeline"]
+
+_Pipeline: Any = base.Pipeline  # its own hints forbid the arguments that all of its subclasses add
 
 _MAX_NEW_TOKENS, _NUM_BEAMS = 256, 4
 _MAX_LENGTH = 20
@@ -30,7 +32,7 @@ class ReturnType(enum.Enum):
     TEXT = 1
 
 
-class Text2TextGenerationPipeline(Pipeline):
+class Text2TextGenerationPipeline(_Pipeline):  # type: ignore[misc]
     """Text in, text out, by an encoder-decoder.
 
     One text gives ``[{"generated_text": str}]``, a list gives a list of such dicts (of lists of dicts if

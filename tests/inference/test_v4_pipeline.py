@@ -160,7 +160,8 @@ def test_scores_are_shares_of_all_windows_or_of_their_own(checkpoint: Checkpoint
     ours, theirs = _answers(checkpoint), _answers(checkpoint, bug_compatible=True)
     # What each window's spans weigh, from the model itself.
     windows = list(ours.preprocess({"question": QUESTION, "context": LONG}, **WINDOWS))
-    best, own, weights = -math.inf, -math.inf, []
+    best, own = -math.inf, -math.inf
+    weights: list[float] = []
     for window in windows:
         output = ours.forward(dict(window))
         open_ = window["p_mask"][0] == 0
@@ -230,13 +231,14 @@ def test_a_model_has_to_be_named_and_to_fit(checkpoint: Checkpoint) -> None:
 
 def test_bad_questions_are_refused(checkpoint: Checkpoint) -> None:
     pipe = _answers(checkpoint)
-    for kwargs in (
+    bad: list[dict[str, Any]] = [
         {"question": "", "context": TEXT},
         {"question": QUESTION, "context": None},
         {"question": [QUESTION], "context": [TEXT, TEXT]},
         {"question": QUESTION},
         {"question": "fox " * 60, "context": LONG, "max_seq_len": 40, "doc_stride": 8},
-    ):
+    ]
+    for kwargs in bad:
         with pytest.raises(InputError):
             pipe(**kwargs)
     with pytest.raises(UsageError, match="max_answer_len"):

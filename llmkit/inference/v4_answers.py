@@ -347,7 +347,7 @@ def _spans(
         order = order[np.argsort(-flat[order])]
     firsts, lasts = np.unravel_index(order, products.shape)
     inside = open_.copy()
-    inside[0] = True  # as 4.57.6 reads its mask; its score is 0 if it is no place for an answer
+    inside[0] = open_.any()  # as 4.57.6 reads its mask; its score is 0 if it is no place for an answer
     return [
         (int(first), int(last), products[first, last].item())
         for first, last in zip(firsts, lasts, strict=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llmkit.api import generate as generate
     from llmkit.api import load as load
     from llmkit.api import next_tokens as next_tokens
+    from llmkit.api import pipeline as pipeline
     from llmkit.api import summarize as summarize
     from llmkit.api import translate as translate
     from llmkit.errors import CheckpointError as CheckpointError
@@ -47,6 +48,7 @@ _HOME = {
     "generate": "llmkit.api",
     "load": "llmkit.api",
     "next_tokens": "llmkit.api",
+    "pipeline": "llmkit.api",
     "summarize": "llmkit.api",
     "translate": "llmkit.api",
     "Chunk": "llmkit.tasks.base",
@@ -96,6 +98,7 @@ __all__ = [
     "generate",
     "load",
     "next_tokens",
+    "pipeline",
     "summarize",
     "translate",
 ]

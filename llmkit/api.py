@@ -23,6 +23,9 @@ from llmkit.errors import InputError, UsageError
 from llmkit.tasks import Message, Row, Task, Translation, Wording, find_task
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers.pipelines.base import Pipeline as TransformersPipeline
+
     from llmkit.evaluation.evaluate import Evaluation
     from llmkit.inference.next_tokens import NextToken
     from llmkit.inference.output import Output
@@ -38,6 +41,7 @@ __all__ = [
     "generate",
     "load",
     "next_tokens",
+    "pipeline",
     "summarize",
     "translate",
 ]
@@ -220,6 +224,41 @@ def translate(
     """
     wording = make_wording("", "", examples, raw=False)
     return _pipeline("translation", model, {**options, "source": source, "target": target}, wording, text)(text)
+
+
+def pipeline(
+    task: str | None = None,
+    model: str | Path | PreTrainedModel | None = None,
+    config: str | PreTrainedConfig | None = None,
+    tokenizer: Any = None,
+    *,
+    bug_compatible: bool = False,
+    **options: Any,
+) -> TransformersPipeline:
+    """What ``transformers.pipeline`` was in version 4: ``from llmkit import pipeline`` is the whole migration.
+
+    ``summarization``, ``translation``, ``translation_xx_to_yy``, ``text2text-generation`` and ``question-answering``,
+    which version 5 removed, take the calls and give the results of 4.57.6, as strings and dicts; every other task is
+    version 5's own. Texts that are too long fail as they did there; `summarize`, `answer` and `translate` read them.
+
+    Args:
+        task: its name.
+        model: Hub id, folder, PEFT adapter folder, or a loaded model (which needs ``tokenizer``). There is no default.
+        config: a config or where to find one, in place of the model's.
+        tokenizer: a tokenizer or where to find one, in place of the model's.
+        bug_compatible: for ``question-answering``. False makes scores comparable over the windows of a long text, and
+            counts the best of answers that read alike; True is exactly 4.57.6, whose scores are by window and whose
+            equal answers are added up (`llmkit.inference.v4_answers.QuestionAnsweringPipeline` has the details).
+        **options: ``device``, ``device_map``, ``dtype`` (or ``torch_dtype``), ``revision``, ``trust_remote_code``,
+            ``model_kwargs``, ``batch_size``, ``num_workers``, ``pipeline_class``, and whatever a call of the pipeline
+            takes, as the default of every call.
+
+    Raises:
+        LlmkitError: one line that ends in what to do; also for an option that would have no effect.
+    """
+    from llmkit.inference.v4_pipeline import build_pipeline as build
+
+    return build(task, model, config, tokenizer, bug_compatible=bug_compatible, **options)
 
 
 def next_tokens(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from llmkit.models.load import Loaded
 
-__all__ = ["Document", "Reading", "Span", "Window", "answer_all", "split"]
+__all__ = ["Document", "Reading", "Span", "Window", "answer_all", "split", "takes", "takes_token_types"]
 
 MIN_ROOM = 16
 """Tokens of the text that a window must hold at least: with fewer, the model sees no sentence whole."""
@@ -123,7 +123,7 @@ def split(loaded: Loaded, prompt: QuestionContext, *, max_seq_len: int, doc_stri
         UsageError: the tokenizer gives no offsets.
     """
     tokenizer: Any = loaded.tokenizer
-    types = _takes_token_types(loaded)
+    types = takes_token_types(loaded.model, loaded.tokenizer)
     question, context = prompt.question.lstrip(), prompt.context
     question_first = tokenizer.padding_side == "right"
     pair = (question, context) if question_first else (context, question)
@@ -203,18 +203,17 @@ _LOST_TOKEN_TYPES = frozenset(
 """Transformers 5 stopped giving token types here; the checkpoints were trained with those that version 4 gave."""
 
 
-def _takes_token_types(loaded: Loaded) -> bool:
-    tokenizer, model = loaded.tokenizer, loaded.model
+def takes_token_types(model: Any, tokenizer: Any) -> bool:
+    """Whether the model was trained with token types of this tokenizer."""
     given = "token_type_ids" in tokenizer.model_input_names or type(tokenizer).__name__ in _LOST_TOKEN_TYPES
     # Fewer than two types carry nothing, and some tables have a single row (RoBERTa) or none (DeBERTa).
     if not given or getattr(model.config, "type_vocab_size", 2) < 2:
         return False
-    return _takes(loaded, "token_type_ids")
+    return takes(model, "token_type_ids")
 
 
-def _takes(loaded: Loaded, name: str) -> bool:
+def takes(model: Any, name: str) -> bool:
     """Whether the model has an input of that name; an adapter's own signature says nothing of it."""
-    model: Any = loaded.model
     inner = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
     return name in inspect.signature(type(inner).forward).parameters
 
@@ -340,7 +339,7 @@ def _collate(loaded: Loaded, windows: Sequence[Window]) -> dict[str, torch.Tenso
     fill = next(candidate for candidate in candidates if candidate is not None)
     ids, mask = pad([window.input_ids for window in windows], fill, loaded.device, left=False)
     inputs = {"input_ids": ids}
-    if _takes(loaded, "attention_mask"):
+    if takes(loaded.model, "attention_mask"):
         inputs["attention_mask"] = mask
     if windows[0].token_type_ids:
         types = pad([window.token_type_ids for window in windows], tokenizer.pad_token_type_id, ids.device, left=False)

@@ -83,6 +83,8 @@ def load_model(
     text: str = "",
     languages: tuple[str | None, str | None] = (None, None),
     config_overrides: Mapping[str, Any] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Loaded:
     """Locate and load the model for a task. The rest of the arguments is `locate`'s.
 
@@ -90,6 +92,9 @@ def load_model(
         training: allow a newly initialised head.
         weights: False neither fetches nor reads any: the model is on the meta device, without its adapter.
         config_overrides: settings of the checkpoint's config that are changed.
+        model_kwargs: arguments of ``from_pretrained`` that go before what follows from the settings; with a
+            ``device_map`` among them nothing is said of memory.
+        tokenizer: in place of the checkpoint's own, which is then not read.
 
     Raises:
         LlmkitError: one of its kinds, with one line that ends in what to do.
@@ -97,7 +102,16 @@ def load_model(
     if settings.offline:
         go_offline()
     source = locate(settings, task, weights=weights, fallback=fallback, text=text, languages=languages)
-    return load_source(source, settings, task, training=training, weights=weights, config_overrides=config_overrides)
+    return load_source(
+        source,
+        settings,
+        task,
+        training=training,
+        weights=weights,
+        config_overrides=config_overrides,
+        model_kwargs=model_kwargs,
+        tokenizer=tokenizer,
+    )
 
 
 def load_source(
@@ -108,6 +122,8 @@ def load_source(
     training: bool = False,
     weights: bool = True,
     config_overrides: Mapping[str, Any] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Loaded:
     """Load files that are on this machine. See `load_model`."""
     config, counts = _describe(source)
@@ -121,13 +137,17 @@ def load_source(
         if weights:
             device = pick_device(settings.device)
             dtype = _pick_dtype(settings.dtype, device, _stored_dtype(config, counts))
-            _check_memory(source, settings, device, dtype, counts)
-            changed = _changed_config(source, settings, config_overrides) if config_overrides else None
-            model = _build(source, settings, resolution, device, dtype, training=training, config=changed)
+            if "device_map" not in (model_kwargs or {}):
+                _check_memory(source, settings, device, dtype, counts)
+            own = dict(model_kwargs or {})
+            if config_overrides:
+                own["config"] = _changed_config(source, settings, config_overrides)
+            model = _build(source, settings, resolution, device, dtype, training=training, model_kwargs=own)
         else:
             changed = _changed_config(source, settings, config_overrides or {})
             model = _build_on_meta(source, settings, resolution, changed)
-        tokenizer = _tokenizer(source, settings)
+        if tokenizer is None:
+            tokenizer = _tokenizer(source, settings)
     _apply_task_params(model, resolution.task)
     tokenizer_file = (source.adapter or source.folder) / "tokenizer_config.json"
     tokenizer_config = read_json(tokenizer_file) if tokenizer_file.is_file() else {}
@@ -267,7 +287,7 @@ def _build(
     dtype: torch.dtype,
     *,
     training: bool,
-    config: PreTrainedConfig | None = None,
+    model_kwargs: Mapping[str, Any],
 ) -> PreTrainedModel:
     import transformers
 
@@ -276,8 +296,6 @@ def _build(
         "local_files_only": True,
         "trust_remote_code": settings.trust_remote_code,
     }
-    if config is not None:
-        options["config"] = config
     if settings.attn_implementation is not None:
         options["attn_implementation"] = settings.attn_implementation
     if source.gguf_file:
@@ -290,6 +308,7 @@ def _build(
         options["quantization_config"] = quantization_config(settings.quantize, device, dtype)
     if device != "cpu" or settings.quantize:
         options["device_map"] = {"": device}
+    options.update(model_kwargs)
     if settings.allow_pickle and options.get("use_safetensors") is False:
         model, info = _from_pickle(source, resolution, options)
     else:

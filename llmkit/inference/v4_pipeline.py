@@ -1,0 +1,229 @@
+"""`pipeline` as Transformers 4 had it: arguments and loading.
+
+Knows which tasks version 5 removed and leaves the others to it. What the pipelines do is in `v4_text` and `v4_answers`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit.config.settings import LoadSettings
+from llmkit.errors import TaskMismatchError, UsageError
+from llmkit.log import log
+from llmkit.models.load import load_model
+from llmkit.models.locate import locate
+from llmkit.tasks import Head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.pipelines.base import Pipeline
+
+__all__ = ["REMOVED", "build_pipeline"]
+
+REMOVED: dict[str, str] = {
+    "summarization": "sshleifer/distilbart-cnn-12-6",
+    "translation": "google-t5/t5-base",
+    "text2text-generation": "google-t5/t5-base",
+    "question-answering": "distilbert/distilbert-base-cased-distilled-squad",
+}
+"""The tasks that version 5 removed, and the model that version 4 took where none was named."""
+
+_NO_EFFECT = ("feature_extractor", "image_processor", "processor", "modelcard", "args_parser")
+_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token", "code_revision")
+
+
+def build_pipeline(
+    task: str | None,
+    model: str | Path | PreTrainedModel | None,
+    config: str | PreTrainedConfig | None,
+    tokenizer: Any,
+    *,
+    bug_compatible: bool,
+    **options: Any,
+) -> Pipeline:
+    """See `llmkit.pipeline`."""
+    if (framework := options.pop("framework", None)) not in (None, "pt"):
+        raise UsageError(f"framework={framework!r} went with Transformers 5", "leave it out; PyTorch is what is left")
+    removed = _removed(task)
+    if bug_compatible and removed != "question-answering":
+        raise UsageError(f"bug_compatible is about scores of question-answering, not {task}", "leave it out")
+    if task is None or removed is None:
+        import transformers
+
+        options = {"config": config, "tokenizer": tokenizer, **options}
+        build: Any = transformers.pipeline
+        built: Pipeline = build(
+            task, model=model, **{name: value for name, value in options.items() if value is not None}
+        )
+        return built
+    if model is None:
+        raise UsageError(
+            f"no model was named for {task}",
+            f"Transformers 4 took {REMOVED[removed]}; name it, or another, with model=",
+        )
+    given, loading = _split(options)
+    if isinstance(model, str | Path):
+        model, tokenizer = _load(removed, str(model), config, tokenizer, loading)
+    else:
+        tokenizer = _fitting_tokenizer(model, removed, config, tokenizer, loading)
+    cls = loading.get("pipeline_class") or _pipeline_class(removed)
+    if removed == "question-answering" and bug_compatible:
+        given["bug_compatible"] = True
+    pipeline: Pipeline = cls(model=model, tokenizer=tokenizer, task=_task_of(task, model), **given)
+    return pipeline
+
+
+def _removed(task: str | None) -> str | None:
+    """The key of `REMOVED` that a task's name means."""
+    parts = (task or "").split("_")
+    if parts[0] == "translation" and len(parts) > 1:
+        if len(parts) != 4 or parts[2] != "to":
+            raise UsageError(f"{task} is no translation task", "write translation_xx_to_yy, or translation")
+        return "translation"
+    return task if task in REMOVED else None
+
+
+def _pipeline_class(removed: str) -> type[Pipeline]:
+    from llmkit.inference import v4_answers, v4_text
+
+    classes: dict[str, type[Pipeline]] = {
+        "summarization": v4_text.SummarizationPipeline,
+        "translation": v4_text.TranslationPipeline,
+        "text2text-generation": v4_text.Text2TextGenerationPipeline,
+        "question-answering": v4_answers.QuestionAnsweringPipeline,
+    }
+    return classes[removed]
+
+
+def _task_of(task: str, model: Any) -> str:
+    """``translation`` takes the settings, and languages, of the first pair that the config has some for."""
+    params = getattr(model.config, "task_specific_params", None) or {}
+    pair = next((name for name in params if name.startswith("translation")), None)
+    if task == "translation" and pair is not None:
+        log.warning("translation was asked for without languages; settings and languages are those of %s", pair)
+        return pair
+    return task
+
+
+# What says how to load, apart from what the pipeline itself takes.
+
+_LOADING = ("revision", "use_fast", "token", "trust_remote_code", "dtype", "torch_dtype", "device_map", "model_kwargs")
+
+
+def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    for name in _NO_EFFECT:
+        if options.pop(name, None) is not None:
+            raise UsageError(f"{name} has no effect on a pipeline of texts", "leave it out")
+    loading = {name: options.pop(name) for name in (*_LOADING, "pipeline_class") if name in options}
+    if loading.get("token") not in (None, True):
+        raise UsageError("token is not taken by pipeline()", "run hf auth login, or set HF_TOKEN")
+    if not loading.get("use_fast", True):
+        log.warning("use_fast=False has no effect: Transformers 5 has one tokenizer for each model")
+    if options.get("device") is not None and loading.get("device_map") is not None:
+        raise UsageError("device and device_map contradict each other", "leave one of them out")
+    return options, loading
+
+
+def _model_kwargs(loading: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Arguments of ``from_pretrained``, in the names of version 5."""
+    kwargs = dict(loading.get("model_kwargs") or {})
+    if names := [name for name in _HUB if name in kwargs]:
+        raise UsageError(
+            f"model_kwargs: {', '.join(names)} is not taken", "use revision=, HF_HOME, HF_TOKEN or HF_HUB_OFFLINE"
+        )
+    dtype = loading.get("dtype", "auto")
+    if dtype == "auto":
+        dtype = loading.get("torch_dtype") or "auto"
+    if inner := [kwargs.pop(name) for name in ("torch_dtype", "dtype") if name in kwargs]:
+        if dtype != "auto":
+            raise UsageError("dtype stands beside model_kwargs and in it", "leave one of them out")
+        dtype = inner[-1]
+    kwargs["dtype"] = "float32" if dtype is None else dtype
+    if loading.get("device_map") is not None:
+        kwargs["device_map"] = loading["device_map"]
+    if config is not None:
+        kwargs["config"] = _config(config, loading)
+    return kwargs
+
+
+def _settings(model: str, loading: dict[str, Any], **more: Any) -> LoadSettings:
+    return LoadSettings(
+        model=model,
+        revision=loading.get("revision"),
+        trust_remote_code=bool(loading.get("trust_remote_code")),
+        device="cpu",  # the pipeline moves it, as in version 4
+        **more,
+    )
+
+
+def _load(
+    removed: str, model: str, config: Any, tokenizer: Any, loading: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    span = removed == "question-answering"
+    if tokenizer is not None:
+        tokenizer = _tokenizer(tokenizer, loading)
+    loaded = load_model(
+        _settings(model, loading, head=Head.SPAN if span else Head.SEQ2SEQ),
+        # Under this name nothing of task_specific_params is applied: the pipeline does so, in its own order.
+        "question-answering" if span else "text-generation",
+        model_kwargs=_model_kwargs(loading, config),
+        tokenizer=tokenizer,
+    )
+    if tokenizer is None:
+        _restore((loaded.source.adapter or loaded.source.folder) / "tokenizer.json", loaded.tokenizer)
+    return loaded.model, loaded.tokenizer
+
+
+def _restore(file: Path, tokenizer: Any) -> None:
+    """Cut texts as tokenizer.json says, as version 4 did: for SentencePiece, version 5 has much of it in its own code.
+
+    The file counts where the two differ, as for mBART, which has no normalizer in version 5.
+    """
+    if not file.is_file() or not tokenizer.is_fast:
+        return
+    from tokenizers import Tokenizer
+
+    written, backend = Tokenizer.from_file(str(file)), tokenizer.backend_tokenizer
+    if "Metaspace" in str(written.pre_tokenizer):
+        for part in ("normalizer", "pre_tokenizer", "decoder"):
+            setattr(backend, part, getattr(written, part))
+
+
+def _fitting_tokenizer(model: Any, removed: str, config: Any, tokenizer: Any, loading: dict[str, Any]) -> Any:
+    """The tokenizer for a model that is loaded already."""
+    useless = [name for name in loading if name not in ("use_fast", "pipeline_class", "trust_remote_code")]
+    useless = [name for name in useless if loading[name] not in (None, "auto", {})]
+    if useless and not isinstance(tokenizer or config, str):
+        raise UsageError(f"{', '.join(useless)} has no effect on a model that is loaded", "leave it out")
+    if removed != "question-answering" and not (model.config.is_encoder_decoder and model.can_generate()):
+        raise TaskMismatchError(f"{type(model).__name__} is no encoder-decoder with a head", f"{removed} needs one")
+    if tokenizer is None and not isinstance(config, str):
+        raise UsageError("a model object does not say which tokenizer it has", "pass tokenizer= too")
+    return _tokenizer(config if tokenizer is None else tokenizer, loading)
+
+
+def _tokenizer(tokenizer: Any, loading: dict[str, Any]) -> Any:
+    """From a name, or a name and arguments of ``from_pretrained``; an object is taken as it is."""
+    name, kwargs = tokenizer if isinstance(tokenizer, tuple) else (tokenizer, {})
+    if not isinstance(name, str | Path):
+        return tokenizer
+    from transformers import AutoTokenizer
+
+    settings = _settings(str(name), loading)
+    folder = locate(settings, "text-generation", weights=False).folder
+    loaded = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=settings.trust_remote_code, **kwargs
+    )
+    _restore(folder / "tokenizer.json", loaded)
+    return loaded
+
+
+def _config(config: Any, loading: dict[str, Any]) -> Any:
+    if not isinstance(config, str | Path):
+        return config
+    from transformers import AutoConfig
+
+    settings = _settings(str(config), loading)
+    folder = locate(settings, "text-generation", weights=False).folder
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=settings.trust_remote_code)

@@ -15,7 +15,8 @@ WIDTH, HEADS, HEAD, INNER, POSITIONS, WINDOW, EXPERTS, STATE = 32, 4, 8, 32, 512
 # The first pattern that a whole name matches gives the size. What matches none keeps its default.
 _SIZES: tuple[tuple[str, int], ...] = (
     (r"hidden_size_per_layer_input|xpath_unit_hidden_size|d_rel", HEAD),
-    (r"n_layers_per_attn_res_block|num_adapter_layers|num_mem_blocks|num_kv_shared_layers", 1),
+    (r"num_kv_shared_layers", 0),
+    (r"n_layers_per_attn_res_block|num_adapter_layers|num_mem_blocks", 1),
     (r"(.*_)?(num_hidden_layers|n_layers?|num_layers|layers|num_blocks|depth)|num_(en|de)coder_layers", 2),
     (r"linear_num_key_heads|.*index_n_heads|swa_num_key_value_heads", 2),
     (r"n_mamba_heads|mamba_num_heads|mamba_n_heads", 8),
@@ -24,14 +25,16 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"(.*_)?(head_dim|d_kv|d_head|dim_head|kv_channels|attention_head_size|rotary_dim|headdim|lora_rank|rank)", HEAD),
     (r"(.*_)?(lowrank|state_size|d_state)", STATE),
     (r"mamba_d_ssm", 2 * WIDTH),
-    (r"(.*_)?(hidden_size|d_model|n_embd|dim|emb_dim|embed_dim|emb_size|embedding_size|embedding_dim|bottleneck_size)", WIDTH),
-    (r"dim_model_base|lru_width|prediction_head_size|word_embed_proj_dim", WIDTH),
+    (r"(.*_)?(hidden_size|d_model|n_embd|dim|emb_dim|embed_dim|embedding_dim|bottleneck_size)", WIDTH),
+    (r"(.*_)?(emb_size|embedding_size)", WIDTH),
+    (r"dim_model_base|lru_width|prediction_head_size|word_embed_proj_dim|hidden_size_global|adapter_input_size", WIDTH),
     (r"(.*_)?(intermediate_size|ffn_dim|d_ff|d_inner|dff|dim_ff|hidden_dim|feed_forward_size|mid_dim|size_mlp)", INNER),
     (r"(.*_)?(num_experts|num_local_experts|n_routed_experts)|zero_expert_num", EXPERTS),
     (r"num_experts_per_tok(en)?|moe_topk|moe_k|n_group|num_expert_group", 2),
     (r"topk_group|.*_shared_experts|first_k_dense_replace|num_dense_layers", 1),
     (r"(.*_)?index_topk", 64),
-    (r"(.*_)?(max_position_embeddings|n_positions|n_ctx|max_seq_len|context_length|max_(source|target)_positions)", POSITIONS),
+    (r"(.*_)?(max_position_embeddings|n_positions|n_ctx|max_(source|target)_positions)", POSITIONS),
+    (r"max_seq_len|context_length", POSITIONS),
     (r"max_(en|de)coder_position_embeddings|model_max_length|seq_length", POSITIONS),
     (r"sliding_window(_size)?|window_size|.*attention_window(_size|_len)?|local_attention|keep_window_size", WINDOW),
     (r"attention_chunk_size|mamba_chunk_size|chunk_size|block_size|.*_attn_chunk_length|num_landmarks", WINDOW),
@@ -57,8 +60,8 @@ def shrink(cls: Any, given: Mapping[str, Any] | None = None) -> Any:
         small = _small(name, default)
         if small is not None:
             settings[name] = small
-    settings |= _heads(cls)
-    whole = _instance(cls, given)
+    whole = cls()  # its own defaults tell the classes of its parts and its pattern of layers
+    settings |= _heads(cls, whole)
     settings |= _layers(cls, whole)
     for name in cls.sub_configs:
         part = getattr(whole, name, None)
@@ -77,11 +80,6 @@ def _defaults(cls: Any) -> dict[str, Any]:
     return found
 
 
-def _instance(cls: Any, given: Mapping[str, Any]) -> Any:
-    """The class with its own defaults, which tells the classes of its parts and its pattern of layers."""
-    return cls(**{name: value for name, value in given.items() if not isinstance(value, Mapping)})
-
-
 def _small(name: str, default: Any) -> Any:
     if name == "initializer_range" or (name.endswith("init_std") and isinstance(default, float)):
         return INITIALIZER_RANGE
@@ -93,13 +91,20 @@ def _small(name: str, default: Any) -> Any:
     return None if size is None else min(size, default)
 
 
-def _heads(cls: Any) -> dict[str, int]:
-    """Half as many heads of keys and values where the class has fewer of them than of queries."""
-    defaults, found = _defaults(cls), {}
-    for queries, keys in (("num_attention_heads", "num_key_value_heads"),):
-        many, few = defaults.get(queries), defaults.get(keys)
-        if isinstance(many, int) and isinstance(few, int):
-            found[keys] = 1 if few == 1 else HEADS if few == many else HEADS // 2
+def _heads(cls: Any, whole: Any) -> dict[str, int]:
+    """Half as many heads of keys and values where the class has fewer of them than of queries.
+
+    What the class neither states nor derives is set too, since its model needs it.
+    """
+    defaults = _defaults(cls)
+    found = {
+        name: size
+        for name, size in (("head_dim", HEAD), ("num_key_value_heads", HEADS))
+        if name in defaults and vars(whole).get(name) is None
+    }
+    many, few = defaults.get("num_attention_heads"), defaults.get("num_key_value_heads")
+    if isinstance(many, int) and isinstance(few, int):
+        found["num_key_value_heads"] = 1 if few == 1 else HEADS if few == many else HEADS // 2
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,11 @@ class Row:
     """What became of one type with one head. A column is ``yes``, ``–`` where it does not apply, or says why not."""
 
     head: Head
+    """The table of Transformers that lists the type."""
     model_type: str
     model_class: str
+    serves: Head
+    """As what llmkit has to load it: decoders that hear are listed as seq2seq."""
     tasks: list[str] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)
     details: dict[str, str] = field(default_factory=dict)
@@ -74,24 +77,29 @@ class Row:
         return len(self.columns) == len(COLUMNS) and all(value in ("yes", "–") for value in self.columns.values())
 
 
-class Differs(Exception):
+class DifferenceError(Exception):
     """Two things that should be the same are not."""
 
 
 def measure(head: Head, model_type: str, folder: Path, *, columns: Sequence[str] = COLUMNS) -> Row:
     """Build a type and run it through llmkit. ``folder`` is for its files."""
-    row = Row(head, model_type, class_names(head)[model_type])
+    row = Row(head, model_type, class_names(head)[model_type], head)
     model = folder / model_type
 
     def attempt(column: str, work: Callable[[], str | None]) -> None:
         if column in columns or column == "build":
             try:
                 row.columns[column] = work() or "yes"
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is what the row says
                 row.columns[column] = " ".join(str(error).split())[:160] or type(error).__name__
                 row.details[column] = traceback.format_exc()
 
-    attempt("build", lambda: None if build(head, model_type, model) else None)
+    def write() -> None:
+        config = build(head, model_type, model).config
+        if head is Head.SEQ2SEQ and not config.is_encoder_decoder:
+            row.serves = Head.CAUSAL
+
+    attempt("build", write)
     if row.columns.pop("build") != "yes":
         row.columns["inspect"] = f"not built: {row.details['build'].strip().splitlines()[-1][:160]}"
         return row
@@ -111,10 +119,10 @@ def _inspected(row: Row, folder: Path) -> None:
     report = inspect_source(Source(row.model_type, folder))
     ready = {name: fit for name, fit in report.tasks.items() if fit.status == "ready"}
     if not ready:
-        raise Differs(f"no task is ready: {sorted({fit.status for fit in report.tasks.values()})}")
+        raise DifferenceError(f"no task is ready: {sorted({fit.status for fit in report.tasks.values()})}")
     for fit in ready.values():
-        if (fit.head, fit.model_class) != (row.head, row.model_class):
-            raise Differs(f"inspect says {fit.head} and {fit.model_class}")
+        if (fit.head, fit.model_class) != (row.serves, row.model_class):
+            raise DifferenceError(f"inspect says {fit.head} and {fit.model_class}")
     row.tasks = list(ready)
 
 
@@ -130,31 +138,30 @@ def _pipeline(task: str, folder: Path, model_type: str = "") -> Any:
 
 def _brief(pipeline: Any, head: Head) -> Any:
     """Greedy and short."""
-    from dataclasses import replace
-
     if head is not Head.SPAN:
-        pipeline.settings = replace(pipeline.settings, temperature=0, max_new_tokens=6, min_new_tokens=None, num_beams=1)
+        short = {"temperature": 0, "max_new_tokens": 6, "min_new_tokens": None, "num_beams": 1}
+        pipeline.settings = replace(pipeline.settings, **short)
     return pipeline
 
 
 def _answers(row: Row, folder: Path, answers: dict[str, list[Any]]) -> None:
     for task in row.tasks:
-        pipeline = _brief(_pipeline(task, folder, row.model_type), row.head)
+        pipeline = _brief(_pipeline(task, folder, row.model_type), row.serves)
         if type(_base(pipeline.loaded.model)).__name__ != row.model_class:
-            raise Differs(f"{task} is done by {type(pipeline.loaded.model).__name__}")
+            raise DifferenceError(f"{task} is done by {type(pipeline.loaded.model).__name__}")
         answers[task] = [pipeline(each) for each in _ASKED[task]]
     if not any(answer.text for given in answers.values() for answer in given):
-        raise Differs("nothing is written")
+        raise DifferenceError("nothing is written")
 
 
 def _batched(row: Row, folder: Path, answers: dict[str, list[Any]]) -> None:
     for task, single in answers.items():
-        pipeline = _brief(_pipeline(task, folder, row.model_type), row.head)
+        pipeline = _brief(_pipeline(task, folder, row.model_type), row.serves)
         for one, other in zip(single, pipeline.map(_ASKED[task]), strict=True):
             if one.text != other.text or abs((one.score or 0) - (other.score or 0)) > _TOLERANCE:
-                raise Differs(f"{task}: {one.text!r} alone, {other.text!r} in a batch")
+                raise DifferenceError(f"{task}: {one.text!r} alone, {other.text!r} in a batch")
     if len(answers) < len(row.tasks):
-        raise Differs("not all tasks ran")
+        raise DifferenceError("not all tasks ran")
 
 
 # Training.
@@ -163,7 +170,7 @@ _LORA = {"peft_type": "LORA", "r": 4}
 
 
 def _train(row: Row, folder: Path, out: Path, *, packing: bool, adapter: dict[str, Any] | None = None) -> Any:
-    task, rows = _TAUGHT[row.head]
+    task, rows = _TAUGHT[row.serves]
     train = {
         "output_dir": str(out),
         "max_steps": 2,
@@ -182,22 +189,22 @@ def _train(row: Row, folder: Path, out: Path, *, packing: bool, adapter: dict[st
 
 
 def _trained(row: Row, folder: Path, out: Path, *, packing: bool, adapter: dict[str, Any] | None = None) -> None:
-    before = _logits(_pipeline(_TAUGHT[row.head][0], folder, row.model_type).loaded, row.head)
+    before = _logits(_pipeline(_TAUGHT[row.serves][0], folder, row.model_type).loaded, row.serves)
     trainer = _train(row, folder, out, packing=packing, adapter=adapter)
     if trainer.progress.step != 2:
-        raise Differs(f"{trainer.progress.step} updates")
-    again = _pipeline(_TAUGHT[row.head][0], out).loaded
+        raise DifferenceError(f"{trainer.progress.step} updates")
+    again = _pipeline(_TAUGHT[row.serves][0], out).loaded
     trainer.model.eval()
-    kept, found = _logits(again, row.head, trainer.model), _logits(again, row.head)
+    kept, found = _logits(again, row.serves, trainer.model), _logits(again, row.serves)
     if (difference := _difference(kept, found)) > _TOLERANCE:
-        raise Differs(f"the saved model's logits differ by {difference:.1e}")
+        raise DifferenceError(f"the saved model's logits differ by {difference:.1e}")
     if not _difference(before, found) > 0:
-        raise Differs("training changed nothing")
+        raise DifferenceError("training changed nothing")
 
 
 def _packed(row: Row, folder: Path, scratch: Path) -> str | None:
     """Packed, the losses are those of the padded run."""
-    if row.head is not Head.CAUSAL:
+    if row.serves is not Head.CAUSAL:
         return "–"
     loaded = _pipeline("text-generation", folder, row.model_type).loaded
     if not keeps_examples_apart(loaded.model):
@@ -206,7 +213,7 @@ def _packed(row: Row, folder: Path, scratch: Path) -> str | None:
     padded, packed = ([entry["loss"] for entry in run.progress.log if "loss" in entry] for run in runs)
     for one, other in zip(padded, packed, strict=True):
         if abs(one - other) > _TOLERANCE * max(1, abs(one)):
-            raise Differs(f"losses {padded} padded and {packed} packed")
+            raise DifferenceError(f"losses {padded} padded and {packed} packed")
     return None
 
 

@@ -1,4 +1,4 @@
-"""A tokenizer of the class that Transformers gives a model type, trained in process; byte-level BPE where it has none."""
+"""A tokenizer of the class that a model type has, trained in process; byte-level BPE where it has none."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from llmkit.models.fresh import train_tokenizer as train_byte_level
 from llmkit.tasks import Head
 from tests import tiny
 
+_NEED_A_PACKAGE = ("cpmant", "roformer")
+"""Their tokenizers cut Chinese into words with rjieba; published models in other languages have others."""
+
 _CHARACTERS = sorted({character for text in tiny.SENTENCES for character in text.lower() + text if character != " "})
 
 
@@ -21,7 +24,7 @@ def make_tokenizer(model_type: str, folder: Path) -> Any:
     """The tokenizer of a model type. ``folder`` is for files of the training."""
     name = TOKENIZER_MAPPING_NAMES.get(model_type)
     cls = getattr(transformers, name, None) if name else None
-    if cls is None or cls is transformers.PreTrainedTokenizerFast:
+    if cls is None or cls is transformers.PreTrainedTokenizerFast or model_type in _NEED_A_PACKAGE:
         return train_byte_level(tiny.SENTENCES * 4, vocab_size=400, min_frequency=2, head=Head.CAUSAL)
     if name in (*tiny.UNIGRAM, *tiny.WORDPIECE, "MarianTokenizer", "M2M100Tokenizer"):
         return tiny.train_tokenizer(name, folder)
@@ -36,8 +39,11 @@ def make_tokenizer(model_type: str, folder: Path) -> Any:
 
 
 def _special_tokens(cls: Any) -> list[str]:
-    """Those that the class names itself, each once."""
+    """Those that the class names itself, each once, padding first."""
     named: dict[str, None] = {}
+    padding = inspect.signature(cls.__init__).parameters.get("pad_token")
+    if padding is not None and isinstance(padding.default, str):
+        named[padding.default] = None
     for parameter in inspect.signature(cls.__init__).parameters.values():
         if parameter.name.endswith("_token") and isinstance(parameter.default, str):
             named[parameter.default] = None
@@ -56,6 +62,8 @@ def _from_files(cls: Any, folder: Path) -> Any:
             tiny._train_sentencepiece(path)
         elif name in ("merges.txt", "bpe.codes"):
             path.write_text("#version: 0.2\n", encoding="utf-8")
+        elif name == "emoji.json":
+            path.write_text(json.dumps({"emoji": {}, "emoji_inv": {}}), encoding="utf-8")
         elif name.startswith("word_"):
             path.write_text(json.dumps(dict.fromkeys(vocabulary, 0)), encoding="utf-8")
         elif name.endswith(".json") and name.startswith("vocab"):

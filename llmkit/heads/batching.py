@@ -124,5 +124,12 @@ def budget_from_memory(loaded: Loaded) -> Budget:
 
 
 def _size(config: Any, *names: str) -> int | None:
-    """The first of the settings that the config has; model families name them differently."""
-    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+    """The first of the settings that the config has; model families name them differently.
+
+    Where layers differ (Gemma 4), the largest: their config refuses to name one for all.
+    """
+    layers = list(config.per_layer_config) if config.is_heterogeneous else [config]
+    for name in names:
+        if sizes := [value for layer in layers if isinstance(value := getattr(layer, name, None), int)]:
+            return max(sizes)
+    return None

@@ -18,6 +18,7 @@ from llmkit.config.settings import GenerationSettings
 from llmkit.errors import UsageError
 from llmkit.heads.batching import fitting
 from llmkit.heads.joined_cache import can_join, join, pad_left
+from llmkit.heads.padding import Mates, batch_mates
 from llmkit.heads.prompt_cache import new_cache
 from llmkit.heads.text_stream import StopScanner, TextStream
 from llmkit.log import log
@@ -197,20 +198,21 @@ class _Group:
     forced_bos_token_id: int | None
 
 
-def _groups(batch: Sequence[Encoded], rooms: Sequence[int | None], max_new_tokens: int) -> list[_Group]:
+def _groups(batch: Sequence[Encoded], rooms: Sequence[int | None], max_new_tokens: int, mates: Mates) -> list[_Group]:
     """Which prompts can be generated together, and how many tokens each group may write.
 
     A prompt whose context fills up before ``max_new_tokens`` goes alone: in a batch it would be carried on with
     the others, past its last position. One forced language is one group.
     """
-    together: dict[int | None, list[int]] = {}
+    together: dict[tuple[int | None, int], list[int]] = {}
     alone = []
     for index, (encoded, room) in enumerate(zip(batch, rooms, strict=True)):
         if room is None or room >= max_new_tokens:
-            together.setdefault(encoded.forced_bos_token_id, []).append(index)
+            kind = {"any": 0, "equally long": len(encoded.input_ids), "none": index}[mates]
+            together.setdefault((encoded.forced_bos_token_id, kind), []).append(index)
         else:
             alone.append(_Group([index], room, encoded.forced_bos_token_id))
-    return [_Group(indices, max_new_tokens, forced) for forced, indices in together.items()] + alone
+    return [_Group(indices, max_new_tokens, forced) for (forced, _), indices in together.items()] + alone
 
 
 def generate(
@@ -237,7 +239,9 @@ def generate(
     """
     assert settings.max_new_tokens is not None
     rooms = [ops.room(loaded, encoded) for encoded in batch]
-    for group in _groups(batch, rooms, settings.max_new_tokens):
+    with loaded.lock:
+        mates: Mates = batch_mates(loaded, ops, batch, pad_id(loaded)) if len(batch) > 1 else "any"
+    for group in _groups(batch, rooms, settings.max_new_tokens, mates):
         if cancelled():
             return
         config = generation_config(loaded, settings, group.limit, group.forced_bos_token_id)

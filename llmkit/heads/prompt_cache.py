@@ -5,6 +5,7 @@ Knows which caches of Transformers can be kept and cut back. Knows nothing of me
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,9 @@ def has_ordinary_cache(loaded: Loaded) -> bool:
         return False
     base = model.get_base_model() if peft and hasattr(model, "get_base_model") else model
     if getattr(base, "_is_stateful", False):
+        return False
+    # GPT-1 and XLM keep none, though `generate` would make one for them.
+    if "past_key_values" not in inspect.signature(base.forward).parameters:
         return False
     return bool(base._supports_default_dynamic_cache())  # noqa: SLF001 - `generate` decides by it too
 

@@ -13,7 +13,7 @@ from llmkit.tasks import Head
 if TYPE_CHECKING:
     from llmkit.config.recipe import Adapter
 
-__all__ = ["attach", "fit_embeddings"]
+__all__ = ["attach", "fill_in", "fit_embeddings"]
 
 _TASK_TYPES = {Head.CAUSAL: "CAUSAL_LM", Head.SEQ2SEQ: "SEQ_2_SEQ_LM", Head.SPAN: "QUESTION_ANS"}
 
@@ -38,8 +38,9 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new
     config_class = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)]
     if kind == "PROMPT_TUNING" and settings["prompt_tuning_init"] == "TEXT":
         settings["tokenizer_name_or_path"] = tokenizer_name
-    if head is Head.SPAN and settings.get("target_modules") == "all-linear" and settings["exclude_modules"] is None:
-        settings["exclude_modules"] = [_SPAN_HEAD]  # new, so PEFT trains and saves all of it
+    if settings.get("target_modules") == "all-linear" and settings["exclude_modules"] is None:
+        # Of a span model the head is new, so PEFT trains and saves all of it.
+        settings["exclude_modules"] = [*([_SPAN_HEAD] if head is Head.SPAN else []), *_not_linear(model, kind)] or None
     if new_tokens:
         if kind != "LORA":
             raise UsageError(f"PEFT trains no new tokens beside {kind}", "use LORA, or leave tokenizer.add_tokens out")
@@ -53,6 +54,29 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new
             f"PEFT cannot put {kind} on {type(model).__name__} ({reason})",
             "choose other target_modules, or another peft_type",
         ) from error
+
+
+def _not_linear(model: Any, kind: str) -> Iterator[str]:
+    """Names of modules that PEFT takes for linear layers by their class, and that compute something else.
+
+    Routers of experts (Llama 4, Phi-MoE) and grouped projections (DeepSeek V4) are subclasses with a forward of their
+    own. The output of Mamba's mixers is multiplied inside a kernel, which would pass an adapter by: PEFT refuses those.
+    """
+    import torch
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba as check
+
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear):
+            continue
+        own = type(module).forward is not torch.nn.Linear.forward
+        if own and type(module).__module__.startswith("transformers.models."):
+            yield name
+        elif kind == "LORA":
+            try:
+                check(LoraConfig(), model, name.rpartition(".")[2])
+            except ValueError:
+                yield name
 
 
 def _embeddings(model: Any) -> Iterator[str]:
@@ -70,3 +94,23 @@ def fit_embeddings(model: Any, adapter: Path) -> None:
     ids = [each for part in indices.values() for each in part] if isinstance(indices, dict) else indices
     if ids and max(ids) >= model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
+
+
+def fill_in(model: Any, adapter: Path) -> None:
+    """Set the weights that PEFT left out.
+
+    It renames those of an adapter as Transformers renames those of older checkpoints, and where a new name looks like
+    an old one (Laguna, Inkling) they are lost: the layer keeps its initial ones.
+    """
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    file = adapter / "adapter_model.safetensors"
+    if not file.is_file() or model.active_peft_config.is_prompt_learning:
+        return
+    found: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    with torch.no_grad():
+        for name, saved in load_file(file).items():
+            if name in found and found[name].shape == saved.shape:
+                found[name].copy_(saved)  # the model's own memory

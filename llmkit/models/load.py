@@ -25,7 +25,7 @@ from llmkit.errors import (
     UsageError,
 )
 from llmkit.log import log
-from llmkit.models.adapters import fit_embeddings
+from llmkit.models.adapters import fill_in, fit_embeddings
 from llmkit.models.checkpoint import gguf_config, gguf_metadata, parameter_counts, weight_bytes, weight_files
 from llmkit.models.context import ContextLength, context_length
 from llmkit.models.locate import locate
@@ -34,6 +34,7 @@ from llmkit.models.quantize import quantization_config
 from llmkit.models.reach import go_offline
 from llmkit.models.resolve import Resolution, resolve
 from llmkit.models.source import Source, read_json
+from llmkit.models.tables import is_native
 from llmkit.tasks import Head
 
 if TYPE_CHECKING:
@@ -182,9 +183,7 @@ def _stored_dtype(config: dict[str, Any], counts: dict[str, int] | None) -> str:
 
 
 def _refuse_untrusted(config: dict[str, Any], source: Source, settings: LoadSettings, resolution: Resolution) -> None:
-    from llmkit.models.tables import class_names
-
-    native = resolution.model_type in class_names(resolution.head)
+    native = is_native(resolution.model_type, resolution.head)
     if config.get("auto_map") and not native and not settings.trust_remote_code:
         raise CheckpointError(
             f"{source.name} comes with Python code of its own that would run on this machine",
@@ -312,7 +311,7 @@ def _build(
     if settings.allow_pickle and options.get("use_safetensors") is False:
         model, info = _from_pickle(source, resolution, options)
     else:
-        auto_class = getattr(transformers, resolution.auto_class)
+        auto_class: Any = getattr(transformers, resolution.auto_class)
         with _no_bar_off_a_terminal() if source.gguf_file else contextlib.nullcontext():
             model, info = auto_class.from_pretrained(source.folder, output_loading_info=True, **options)
     if info["missing_keys"] and not training:
@@ -353,10 +352,12 @@ def _build_on_meta(
     import torch
     import transformers
 
+    auto_class: Any = getattr(transformers, resolution.auto_class)
     with torch.device("meta"):
-        model: PreTrainedModel = getattr(transformers, resolution.auto_class).from_config(
-            config, trust_remote_code=settings.trust_remote_code
-        )
+        if hasattr(auto_class, "from_config"):
+            model: PreTrainedModel = auto_class.from_config(config, trust_remote_code=settings.trust_remote_code)
+        else:  # a class that no Auto class lists for this type
+            model = auto_class(config)
     if (source.folder / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(source.folder, local_files_only=True)
     return model
@@ -398,7 +399,9 @@ def _attach_adapter(model: Any, source: Source, *, training: bool) -> Any:
     log.info("adapter: %s on %s", source.adapter, source.folder)
     assert source.adapter is not None
     fit_embeddings(model, source.adapter)
-    return PeftModel.from_pretrained(model, str(source.adapter), is_trainable=training, local_files_only=True)
+    adapted = PeftModel.from_pretrained(model, str(source.adapter), is_trainable=training, local_files_only=True)
+    fill_in(adapted, source.adapter)
+    return adapted
 
 
 def _apply_task_params(model: Any, task: str) -> None:

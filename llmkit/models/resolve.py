@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.errors import CheckpointError, TaskMismatchError
-from llmkit.models.tables import AUTO_CLASSES, class_names, masked_lm_types
+from llmkit.models.tables import (
+    AUTO_CLASSES,
+    auto_class,
+    class_names,
+    has_config_class,
+    masked_lm_types,
+    multimodal_class,
+)
 from llmkit.tasks import TASKS, Head, find_task
 
 __all__ = ["Resolution", "natural_head", "resolve", "tasks_for"]
@@ -52,9 +59,29 @@ def _is_encoder_only(config: Config, model_type: str) -> bool:
     """
     if config.get("is_decoder") or any(_is_causal_architecture(name) for name in _architectures(config)):
         return False
-    if model_type in class_names(Head.SEQ2SEQ):
+    if model_type in class_names(Head.SEQ2SEQ) or _reads_more_than_text(config):
         return False
     return model_type not in class_names(Head.CAUSAL) or model_type in masked_lm_types()
+
+
+_OTHER_INPUT = {
+    "audio_encoder": "codes of sound",  # MusicGen
+    "backbone_hidden_size": "hidden states of the model that it drafts for",  # Gemma 4 assistants
+    "coordinate_size": "words with their boxes on a page",  # LayoutLM 2 and 3
+    "visual_feat_dim": "features of images",  # LXMERT
+    "xpath_unit_hidden_size": "the nodes of web pages",  # MarkupLM
+}
+"""Settings of models that cannot do without another input → what that is."""
+
+
+def _other_input(config: Config) -> str | None:
+    return next((what for name, what in _OTHER_INPUT.items() if name in config), None)
+
+
+def _reads_more_than_text(config: Config) -> bool:
+    """A decoder beside encoders of images or sound. Transformers lists some as seq2seq, which they are not."""
+    text = config.get("text_config")
+    return isinstance(text, Mapping) and not (config.get("is_encoder_decoder") or text.get("is_encoder_decoder"))
 
 
 def _remote_heads(config: Config) -> dict[Head, str]:
@@ -65,9 +92,18 @@ def _remote_heads(config: Config) -> dict[Head, str]:
 
 def _heads(config: Config) -> dict[Head, str]:
     """Every head this checkpoint's type can be built with: head → class name."""
+    if _other_input(config):
+        return {}
     model_type = str(config.get("model_type", ""))
     heads = {head: names[model_type] for head in Head if model_type in (names := class_names(head))}
-    heads |= _remote_heads(config)
+    if _reads_more_than_text(config):
+        heads.pop(Head.SEQ2SEQ, None)
+        if Head.CAUSAL not in heads and (found := multimodal_class(model_type)):
+            heads[Head.CAUSAL] = found
+    if not heads and has_config_class(model_type):
+        # The part of a larger model that was saved alone: its class is known, though its type has no entry.
+        heads = {head: name for head in Head for name in _architectures(config) if name in class_names(head).values()}
+    heads = _remote_heads(config) | heads
     if config.get("is_encoder_decoder"):
         if not any(_is_causal_architecture(name) for name in _architectures(config)):
             heads.pop(Head.CAUSAL, None)
@@ -87,6 +123,11 @@ def natural_head(config: Config) -> Head | None:
     if Head.CAUSAL in heads and any(_is_causal_architecture(name) for name in architectures):
         return Head.CAUSAL
     return next((head for head in (Head.SEQ2SEQ, Head.CAUSAL, Head.SPAN) if head in heads), None)
+
+
+def _auto_class(config: Config, head: Head, model_class: str) -> str:
+    found = auto_class(str(config.get("model_type")), head, model_class)
+    return AUTO_CLASSES[head] if found == model_class and head in _remote_heads(config) else found
 
 
 def _has_trained_head(config: Config, head: Head) -> bool:
@@ -115,8 +156,10 @@ def describe(config: Config) -> str:
         Head.SPAN: "an encoder that marks answers in a text (span head)",
     }
     name = next(iter(_architectures(config)), str(config.get("model_type", "model without a model_type")))
-    head = natural_head(config)
-    return f"{name}, {kinds[head]}" if head else f"{name}, which has no text head that llmkit serves"
+    head, other = natural_head(config), _other_input(config)
+    if head is None:
+        return f"{name}, which reads {other}" if other else f"{name}, which has no text head that llmkit serves"
+    return f"{name}, {kinds[head]}"
 
 
 def resolve(task: str, config: Config, *, head: Head | str | None = None, model: str = "MODEL") -> Resolution:
@@ -146,7 +189,7 @@ def resolve(task: str, config: Config, *, head: Head | str | None = None, model:
     return Resolution(
         task=info.name,
         head=chosen,
-        auto_class=AUTO_CLASSES[chosen],
+        auto_class=_auto_class(config, chosen, heads[chosen]),
         model_class=heads[chosen],
         model_type=str(model_type),
         new_head=not _has_trained_head(config, chosen),

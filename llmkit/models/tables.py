@@ -14,7 +14,15 @@ from pathlib import Path
 from llmkit.errors import MissingDependencyError
 from llmkit.tasks import Head
 
-__all__ = ["AUTO_CLASSES", "class_names", "masked_lm_types"]
+__all__ = [
+    "AUTO_CLASSES",
+    "auto_class",
+    "class_names",
+    "has_config_class",
+    "is_native",
+    "masked_lm_types",
+    "multimodal_class",
+]
 
 AUTO_CLASSES: dict[Head, str] = {
     Head.CAUSAL: "AutoModelForCausalLM",
@@ -28,6 +36,9 @@ _TABLES: dict[Head, str] = {
     Head.SPAN: "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
 }
 _MASKED_LM = "MODEL_FOR_MASKED_LM_MAPPING_NAMES"
+_CONFIGS = "CONFIG_MAPPING_NAMES"
+_MULTIMODAL = ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES")
+"""The second holds the first, beside types of its own."""
 
 
 @cache
@@ -36,13 +47,15 @@ def _mappings() -> dict[str, dict[str, str]]:
     spec = find_spec("transformers")
     if spec is None or not spec.submodule_search_locations:
         raise MissingDependencyError("transformers is not installed", "run: pip install transformers")
-    source = Path(spec.submodule_search_locations[0], "models", "auto", "modeling_auto.py")
+    folder = Path(spec.submodule_search_locations[0], "models", "auto")
     tables: dict[str, dict[str, str]] = {}
-    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+    sources = [(folder / name).read_text(encoding="utf-8") for name in ("modeling_auto.py", "auto_mappings.py")]
+    for node in (node for source in sources for node in ast.parse(source).body):
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(args=[ast.List() as pairs])):
-                if name in (*_TABLES.values(), _MASKED_LM):
-                    entries = dict(ast.literal_eval(pairs))
+                if name in (*_TABLES.values(), _MASKED_LM, *_MULTIMODAL, _CONFIGS):
+                    own = (ast.literal_eval(pair) for pair in pairs.elts if not isinstance(pair, ast.Starred))
+                    entries = dict(own)
                     tables[name] = {k: v if isinstance(v, str) else v[0] for k, v in entries.items()}
     return tables
 
@@ -55,3 +68,29 @@ def class_names(head: Head) -> dict[str, str]:
 def masked_lm_types() -> frozenset[str]:
     """Model types that have a masked-LM class: the encoders, and a few encoder-decoders."""
     return frozenset(_mappings()[_MASKED_LM])
+
+
+def has_config_class(model_type: str) -> bool:
+    """Whether Transformers knows the type, be it only as a part of another."""
+    return model_type in _mappings()[_CONFIGS]
+
+
+def multimodal_class(model_type: str) -> str | None:
+    """The class of a decoder that also reads images or sound, where Transformers does not list it as causal."""
+    tables = [class_names(Head.SEQ2SEQ), *(_mappings()[name] for name in _MULTIMODAL)]
+    return next((table[model_type] for table in tables if model_type in table), None)
+
+
+def is_native(model_type: str, head: Head) -> bool:
+    """Whether Transformers can build the type with this head, without code that comes with a checkpoint."""
+    return model_type in class_names(head) or (head is Head.CAUSAL and multimodal_class(model_type) is not None)
+
+
+def auto_class(model_type: str, head: Head, model_class: str) -> str:
+    """What loads a model class: an Auto class that lists the type, else the class itself."""
+    if class_names(head).get(model_type) == model_class:
+        return AUTO_CLASSES[head]
+    if class_names(Head.SEQ2SEQ).get(model_type) == model_class:
+        return AUTO_CLASSES[Head.SEQ2SEQ]
+    listed = any(_mappings()[name].get(model_type) == model_class for name in _MULTIMODAL)
+    return "AutoModelForMultimodalLM" if listed else model_class

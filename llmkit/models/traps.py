@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.models.context import ContextLength
-from llmkit.models.tables import class_names
+from llmkit.models.tables import class_names, is_native
 from llmkit.models.tokenizer_files import SpecialToken, TokenizerFiles
 from llmkit.tasks import Head
 
@@ -53,7 +53,7 @@ def find_traps(facts: Facts) -> list[str]:
 
 def needs_own_code(config: Mapping[str, Any], head: Head | None) -> bool:
     """Whether only Python code that comes with the checkpoint can build it."""
-    return bool(config.get("auto_map")) and (head is None or config.get("model_type") not in class_names(head))
+    return bool(config.get("auto_map")) and (head is None or not is_native(str(config.get("model_type")), head))
 
 
 def _files(facts: Facts) -> Iterator[str]:

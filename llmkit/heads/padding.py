@@ -1,0 +1,77 @@
+"""Which rows a model can write together without a change to any, found by trying it, since no signature shows it.
+
+Decoders that count positions from the first column (BART's, Whisper's, XLNet) and attention in blocks give a row
+another answer when others make it longer: such a model gets batches of rows that are equally long. A few mix the rows
+of any batch (the state of RWKV in Transformers 5): they get one at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from llmkit.heads.base import Encoded, HeadOps
+    from llmkit.models.load import Loaded
+
+__all__ = ["Mates", "batch_mates"]
+
+_SHORT, _LONG = 7, 40
+"""Tokens of the rows that are tried."""
+_ROUNDING = {"float32": 1e-3, "float64": 1e-3}
+"""Difference of two logits, by the largest, that a batch may make; more in half precision."""
+_ROUNDING_OF_HALF = 0.05
+
+Mates = Literal["any", "equally long", "none"]
+
+_known: WeakKeyDictionary[Any, Mates] = WeakKeyDictionary()
+
+
+def batch_mates(loaded: Loaded, ops: HeadOps, batch: Sequence[Encoded], pad_token_id: int) -> Mates:
+    """Which rows may share a batch. Tried once a model, with its own prompts."""
+    model: Any = loaded.model
+    if model not in _known:
+        by_length = sorted(batch, key=lambda encoded: len(encoded.input_ids))
+        first, last = by_length[0], by_length[-1]
+        row, longer, other = _of_length(first, _SHORT), _of_length(last, _LONG), _of_length(last, _SHORT)
+        alone, padded = (_logits(loaded, ops, rows, pad_token_id) for rows in ([row], [row, longer]))
+        most = _ROUNDING.get(str(model.dtype).removeprefix("torch."), _ROUNDING_OF_HALF)
+        if not _differ(alone, padded, most):
+            _known[model] = "any"
+        else:
+            beside = _logits(loaded, ops, [row, other], pad_token_id)
+            _known[model] = "none" if _differ(alone, beside, most) else "equally long"
+    return _known[model]
+
+
+def _differ(alone: Sequence[Any], padded: Sequence[Any], most: float) -> bool:
+    for one, other in zip(alone, padded, strict=False):
+        if float((one - other).abs().max()) > most * float(one.abs().max()):
+            return True
+        if one.argmax() != other.argmax():  # a tie, after which the two went on differently
+            return False
+    return False
+
+
+def _of_length(encoded: Encoded, count: int) -> Encoded:
+    ids = encoded.input_ids or (0,)
+    return replace(encoded, input_ids=(ids * (count // len(ids) + 1))[:count])
+
+
+def _logits(loaded: Loaded, ops: HeadOps, batch: Sequence[Encoded], pad_token_id: int) -> list[Any]:
+    """Of the first row's first two tokens, the second of which is read from the cache: ``[vocabulary]`` each."""
+    import torch
+
+    model: Any = loaded.model
+    config = copy.deepcopy(model.generation_config)
+    config.update(max_length=None, max_new_tokens=2, do_sample=False, num_beams=1, num_return_sequences=1)
+    config.update(temperature=None, top_k=None, top_p=None, pad_token_id=pad_token_id)
+    config.update(output_logits=True, return_dict_in_generate=True)
+    inputs = ops.collate(loaded, [replace(each, decoder_ids=batch[0].decoder_ids) for each in batch])
+    with torch.inference_mode():
+        output = model.generate(**inputs, generation_config=config)
+    # Infinities mark tokens that a head cannot write.
+    return [step[0].float().nan_to_num(0.0, 0.0, 0.0) for step in output.logits]

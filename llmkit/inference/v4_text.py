@@ -137,7 +137,11 @@ class Text2TextGenerationPipeline(_Pipeline):  # type: ignore[misc]
                 raise UsageError("tgt_lang already decides forced_bos_token_id", "leave one of them out")
             # A batch collects the one number of each of its rows.
             config.forced_bos_token_id = forced[0] if isinstance(forced, list) else forced
+        lifted = kwargs.get("max_new_tokens", 0) is None and self.model.generation_config.max_new_tokens is not None
         kwargs = config.update(**kwargs)
+        if lifted:
+            # In version 5 None means the model's own; max_length counts the token that a decoder starts with.
+            config.max_new_tokens = max(1, (self._effective(config, "max_length") or _MAX_LENGTH + 1) - 1)
         if config.return_dict_in_generate:
             raise UsageError("return_dict_in_generate has no place in a pipeline", "call model.generate for scores")
         rows, length = inputs["input_ids"].shape

@@ -69,14 +69,25 @@ def _not_linear(model: Any, kind: str) -> Iterator[str]:
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear):
             continue
-        own = type(module).forward is not torch.nn.Linear.forward
-        if own and type(module).__module__.startswith("transformers.models."):
+        if type(module).__module__.startswith("transformers.models.") and not _maps_as_linear(module):
             yield name
         elif kind == "LORA":
             try:
                 check(LoraConfig(), model, name.rpartition(".")[2])
             except ValueError:
                 yield name
+
+
+def _maps_as_linear(module: Any) -> bool:
+    """Whether a subclass of a linear layer takes and gives what its base does (Falcon's); also without weights."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            found = module(torch.zeros(1, module.in_features, dtype=module.weight.dtype, device=module.weight.device))
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    return isinstance(found, torch.Tensor) and found.shape == (1, module.out_features)
 
 
 def _embeddings(model: Any) -> Iterator[str]:

@@ -38,6 +38,7 @@ def test_rows_that_end_early_leave_the_others_as_they_are(
     pipeline = load(checkpoint(family), max_new_tokens=24, stop=stop, **settings)
     single = [pipeline(prompt) for prompt in PROMPTS]
     assert len({output.usage.completion_tokens for output in single}) > 1, "the rows end together"
+    list(pipeline.map(PROMPTS[:2]))  # how its rows may be batched is tried once a model
     sizes: list[int] = []
     pipeline.loaded.model.register_forward_hook(lambda _model, _inputs, output: sizes.append(len(output.logits)))
     assert list(pipeline.map(PROMPTS, max_batch_tokens=10**6)) == single

@@ -8,19 +8,20 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llmkit.errors import UsageError
-from llmkit.tasks.languages import Language, LanguageMap, Route, language_from_code
+from llmkit.log import log
+from llmkit.tasks.languages import Language, LanguageMap, Route, language_from_code, own_tag
 
 __all__ = ["apply_source", "language_map"]
 
 # Codes of tokenizers that mean something else in ISO 639, or nothing: Northern Sotho in M2M100, Brazilian Portuguese
 # in Marian.
 _OWN_CODES = {"ns": "nso", "pob": "pt-BR"}
-# Helsinki's Serbo-Croatian stands for four written languages.
-_SEVERAL = frozenset(("sh", "hbs"))
+# Helsinki's Serbo-Croatian stands for four written languages, and its Berber for a group.
+_SEVERAL = frozenset(("sh", "hbs", "ber"))
 # The limit langcodes itself sets for a good match; beyond it, a speaker of one does not read the other.
 _NEAR = 25
 _RELATED = 80  # from here on langcodes knows of no relation
@@ -111,7 +112,7 @@ def _forced(
 def _marian(name: str, tokenizer: Any) -> LanguageMap:
     sides = _pair_in(name) or (getattr(tokenizer, "source_lang", None), getattr(tokenizer, "target_lang", None))
     sources, targets = map(_members, sides)
-    tokens = _read(found[1] for token in tokenizer.get_vocab() if (found := re.fullmatch(">>(.+)<<", token)))
+    tokens = _read(found[1] for token in _in_order(tokenizer) if (found := re.fullmatch(">>(.+)<<", token)))
     # One target is asked for by a token too where it has several forms (cmn_Hans, cmn_Hant). Else tokens are leftovers.
     if tokens and (targets is None or any(_choose(target, tokens, exact=True) for target in targets)):
         targets = frozenset(tokens)
@@ -152,8 +153,12 @@ def _fsmt(name: str, config: Mapping[str, Any]) -> LanguageMap:
 
 
 def _madlad(name: str, tokenizer: Any) -> LanguageMap | None:
-    """A T5 that was taught the target as a first token, ``<2de>``."""
-    found = (re.fullmatch("<2([a-z]{2,3}(?:_[A-Za-z]{2,4})*)>", token) for token in tokenizer.get_vocab())
+    """A T5 that was taught the target as a first token, ``<2de>``.
+
+    The others that begin so are no languages: scripts and regions (``<2Latn>``, ``<2NL>``), tasks (``<2translate>``),
+    and English in simple words (``<2en_xx_simple>``).
+    """
+    found = (re.fullmatch("<2([a-z]{2,3}(?:_[A-Za-z]{2,4})*)>", token) for token in _in_order(tokenizer))
     codes = _read(match[1] for match in found if match)
     if len(codes) < 2:
         return None
@@ -186,13 +191,32 @@ def _t5(name: str, config: Mapping[str, Any]) -> LanguageMap:
     return _Languages(name, sources, targets, write, asks_source=True)
 
 
+def _in_order(tokenizer: Any) -> list[str]:
+    """The tokens of the vocabulary by their ids, so that of two for the same the choice is always the same."""
+    vocabulary = tokenizer.get_vocab()
+    return sorted(vocabulary, key=vocabulary.__getitem__)
+
+
 def _read(codes: Iterable[str]) -> dict[Language, str]:
-    """Codes by their languages. Of two for one, the one that names its script is the more certain (cmn_Hans, cmn)."""
-    found: dict[Language, str] = {}
+    """Codes by their languages.
+
+    Of several for one language, the one spelled like it has it (nob, not nor), else the first; the others are languages
+    by their own tags (no, swh, zh-TW). Not used is a code without script beside one with it (cmn and zho beside
+    cmn_Hans: what they are written in is not sure), and a second spelling of the same (pt_BR after pt_br).
+    """
+    same: dict[Language, list[str]] = {}
     for code in codes:
-        language = _language(code)
-        if language is not None and (language not in found or _names_script(code) > _names_script(found[language])):
-            found[language] = code
+        if (language := _language(code)) is not None:
+            same.setdefault(language, []).append(code)
+    found: dict[Language, str] = {}
+    for language, spelled in same.items():
+        certain = [code for code in spelled if _names_script(code)] or spelled
+        first = next((code for code in certain if own_tag(code) == language.tag), certain[0])
+        found[language] = first
+        if len(certain) > 1:
+            for code in certain:
+                if code != first and own_tag(code) != own_tag(first):
+                    found.setdefault(Language(own_tag(code)), code)
     return found
 
 
@@ -217,6 +241,8 @@ class _Languages:
     write: Callable[[Language | None, Language], Route]
     asks_source: bool = False
     """The model must be told the language of the text, and not only that of the translation."""
+    told: set[Language] = field(default_factory=set, compare=False, repr=False)
+    """What was said of a choice, so that it is said once."""
 
     def route(self, source: Language | None, target: Language | None) -> Route:
         """See `LanguageMap.route`."""
@@ -247,6 +273,7 @@ class _Languages:
             return wanted
         found = _choose(wanted, known, exact=side == "to")
         if found is not None:
+            self._tell(wanted, found, _others(wanted, found, known))
             return found
         near = _nearest(wanted, known)
         what, option = ("into", "--to") if side == "to" else ("from", "--from")
@@ -255,6 +282,36 @@ class _Languages:
             f"{self.name} does not translate {what} {wanted}",
             f"{hint}; name one with {option}, or choose another model",
         )
+
+    def _tell(self, wanted: Language, found: Language, others: list[Language]) -> None:
+        """Say once which variety a name was taken for, where the model has others that go by it as well."""
+        if not others or wanted in self.told:
+            return
+        self.told.add(wanted)
+        named = [f"{other.tag} for {other.name}" for other in others[:3]]
+        more = f" ({len(others) - 3} more)" if len(others) > 3 else ""
+        taken = found.name_with_script if any(other.alpha2 == found.alpha2 for other in others) else found.name
+        log.info("%s is taken as %s (%s); name %s%s", wanted.asked_name, taken, found.tag, " or ".join(named), more)
+
+
+def _others(wanted: Language, found: Language, known: Iterable[Language]) -> list[Language]:
+    """What else of the known languages goes by the name that was asked for: other scripts, regions and varieties."""
+    from langcodes.data_dicts import MACROLANGUAGES
+
+    base, *more = wanted.asked.split("-")
+    if not base or more:  # it was not a name or a plain code
+        return []
+    others = []
+    for language in known:
+        if language.alpha2 == found.alpha2:
+            # Mandarin does not say its script; Iranian Persian does say that it is not Dari.
+            other = language.script != found.script or base == found.alpha2
+        else:
+            # By name as well: to ISO 639, Indonesian is a Malay and Latgalian a Latvian.
+            other = MACROLANGUAGES.get(language.alpha2) == base and wanted.asked_name in language.name
+        if other and language != found:
+            others.append(language)
+    return sorted(others, key=lambda language: (len(language.tag), language.tag))
 
 
 def _choose(wanted: Language, known: Iterable[Language], *, exact: bool) -> Language | None:
@@ -266,6 +323,8 @@ def _choose(wanted: Language, known: Iterable[Language], *, exact: bool) -> Lang
         exact: the answer is what will be written, so it is not enough that it is much the same to a reader.
     """
     known = sorted(known, key=lambda language: (len(language.tag), language.tag))
+    if (asked := Language(wanted.asked)) in known:  # the model's own name for just this: no beside nb
+        return asked
     if wanted in known:
         return wanted
     same = [language for language in known if language.alpha2 == wanted.alpha2]

@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkit.errors import UsageError
@@ -40,6 +40,8 @@ class Language:
     """
 
     tag: str
+    asked: str = field(default="", compare=False, repr=False)
+    """The tag as it was asked for, where `find_language` made this of it: ``no`` for ``nb``, ``zh-Hans`` for ``zh``."""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.tag})"
@@ -48,6 +50,16 @@ class Language:
     def name(self) -> str:
         """The English name, as in ``Chinese (Traditional)``; `find_language` knows it."""
         return self._parsed.display_name("en")
+
+    @property
+    def asked_name(self) -> str:
+        """The English name of what was asked for, as in ``Norwegian`` for Norwegian Bokmål."""
+        return _parse(self.asked or self.tag).display_name("en")
+
+    @property
+    def name_with_script(self) -> str:
+        """As in ``Chinese (Simplified)``, which `name` leaves out."""
+        return _parse(f"{self.alpha2}-{self.script}").display_name("en")
 
     @property
     def alpha2(self) -> str:
@@ -116,6 +128,10 @@ class LanguageMap(Protocol):
 
 # Not languages of a text: unknown, none, several, uncoded.
 _NO_LANGUAGE = frozenset(("und", "zxx", "mul", "mis"))
+# A group by ISO 639; models and corpora mean Tamazight in general by it.
+_SPOKEN_GROUPS = frozenset(("ber",))
+# Names that the tables lack, of languages and scripts.
+_NAMES = {"bahasa melayu": "ms", "berber": "ber", "汉语": "zh", "漢語": "zh", "国语": "zh", "國語": "zh"}
 # Tags that mean the same written language to every model. "Norwegian" is written in Bokmål unless Nynorsk is named;
 # Filipino is the standard form of Tagalog, and only the latter has a two-letter code.
 _SAME = {"no": "nb", "fil": "tl"}
@@ -125,16 +141,26 @@ _SAME_SCRIPT = {"Hang": "Kore", "Hani": "Hans", "Aran": "Arab"}
 def find_language(name: str) -> Language:
     """The language of an English or native name, an ISO 639 code, or a tag with script and region.
 
-    ``Norwegian`` is Norwegian Bokmål. A region is kept where it is given (``pt-BR``), and a script where it is not the
-    usual one of the language: ``zh_CN`` and ``zho_Hans`` are ``zh``, ``zh-TW`` is ``zh-Hant``.
+    A code goes before a name: ``mon`` is Mongolian. A region is kept where it is given (``pt-BR``), and a script where
+    it is not the usual one of the language: ``zh_CN`` and ``zho_Hans`` are ``zh``, ``zh-TW`` is ``zh-Hant``.
+
+    A name of several varieties means the one most written, and a model that has several says which it took:
+
+    - Chinese, Mandarin: ``zh``, simplified. Traditional is ``zh-Hant``; Cantonese, Wu and Min Nan have their own codes.
+    - Norwegian: ``nb``, Bokmål, unless the model has a code for ``no``. Nynorsk is ``nn``.
+    - Serbian: ``sr``, Cyrillic; Latin is ``sr-Latn``. Serbo-Croatian is ``sh``, and none of its members.
+    - Arabic: ``ar``, the standard one. Kurdish: ``ku``, Kurmanji; Sorani is ``ckb``. Persian: ``fa``; Dari is ``fa-AF``.
+    - Azerbaijani: ``az``, northern, Latin; South Azerbaijani is ``azb``. Uzbek: ``uz``, Latin. Mongolian: ``mn``, Cyrillic.
+    - Punjabi: ``pa``, Gurmukhi. Malay: ``ms``, Latin. Filipino is ``tl``. Portuguese: ``pt``, of no region.
 
     Raises:
         UsageError: no such language; the message names the nearest.
     """
     wanted = " ".join(name.split())
-    found = language_from_code(wanted) or _from_name(wanted)
-    if found is not None:
-        return found
+    for code in (wanted, _code_of(wanted), _code_of(re.sub("[-_]", " ", wanted))):
+        found = language_from_code(code) if code else None
+        if code and found is not None:
+            return replace(found, asked=own_tag(code))
     close = _nearest_names(wanted)
     guess = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     raise UsageError(f"unknown language {name!r}", f"{guess}give an English name or an ISO 639 code")
@@ -148,21 +174,28 @@ def language_from_code(code: str) -> Language | None:
         tag = _parse(code)
     except ValueError:
         return None
-    # A collection (Slavic languages) has a code as well, and no written form.
-    collection = re.search(r"\blanguages$|\bcreoles\b|\(family\)$", tag.display_name("en")) is not None
     base = tag.language
-    if base is None or not tag.is_valid() or base in _NO_LANGUAGE or collection or "qaa" <= base <= "qtz":
+    if base is None or not tag.is_valid() or base in _NO_LANGUAGE or "qaa" <= base <= "qtz":
         return None
+    # A collection (Slavic languages) has a code as well, and no written form.
+    if re.search(r"(?i)\blanguages$|\bcreoles\b|\(family\)$", _parse(base).display_name("en")):
+        return _canonical(tag) if base in _SPOKEN_GROUPS else None
     return _canonical(tag)
+
+
+def own_tag(code: str) -> str:
+    """A code as a BCP 47 tag, with what `language_from_code` makes one kept apart: ``cmn-Hans``, ``swh``, ``no``."""
+    return _parse(code).to_tag()
 
 
 @functools.lru_cache(4096)
 def _parse(tag: str) -> langcodes.Language:
     import langcodes
 
-    # Normalised, tl becomes fil.
-    if tag.lower().split("-")[0] in ("tl", "fil"):
-        return langcodes.Language.get(re.sub("(?i)^fil", "tl", tag), normalize=False)
+    # Normalised, tl becomes fil, and Serbo-Croatian becomes Serbian.
+    base = re.split("[-_]", tag.lower())[0]
+    if own := {"tl": "tl", "fil": "tl", "tgl": "tl", "sh": "sh", "hbs": "sh"}.get(base):
+        return langcodes.Language.get(own + tag[len(base) :], normalize=False)
     return langcodes.Language.get(tag)
 
 
@@ -210,34 +243,54 @@ def _names(kind: str, language: str) -> Any:
     return load_trie(data_filename(f"trie/{language}/name_to_{kind}.marisa"))
 
 
-def _look_up(name: str, kind: str = "language") -> str | None:
+def _look_up(name: str, kind: str = "language", tables: Collection[str] = ("en", "und")) -> str | None:
     """An exact look-up: the one in `langcodes` takes any name for the longest known beginning of it."""
     from language_data.names import get_trie_value, normalize_name
 
     key = normalize_name(name)
     # English first: Fala is a language, and another people's name for French.
-    for table in (_names(kind, "en"), _names(kind, "und")):
+    for table in (_names(kind, language) for language in tables):
         if key in table:
             return str(get_trie_value(table, key))
     return None
 
 
-def _from_name(name: str) -> Language | None:
-    code = _look_up(name)
+def _code_of(name: str) -> str | None:
+    """The code that a name stands for, with a script or region after it: ``Serbian (Latin)``, ``Chinese Simplified``."""
+    if len(name) < 3 and name.isascii():  # such names are known of no language, and are mostly meant as country codes
+        return None
+    code = _NAMES.get(name.casefold()) or _look_up(name)
     if code is not None:
-        return language_from_code(code)
-    within = re.fullmatch(r"(.+?) ?[((](.+)[))]", name)
+        return code
+    within = re.fullmatch(r"(.+?) ?[(\uff08](.+)[)\uff09]", name) or re.fullmatch("(.+?),? ([^ ]+)", name)
     base = _look_up(within[1]) if within else None
     if within is None or base is None:
         return None
-    parts = [_look_up(part, "script") or _look_up(part, "territory") for part in re.split(", ?", within[2])]
-    return language_from_code("-".join([base, *map(str, parts)])) if all(parts) else None
+    parts = [_part(part) for part in re.split("[,\uff0c] ?", within[2])]
+    return "-".join([base, *map(str, parts)]) if all(parts) else None
+
+
+def _part(name: str) -> str | None:
+    # In English first: Mongolia is what some call the Mongolian script.
+    for tables in ("en",), ("und",):
+        for kind in ("script", "territory"):
+            if found := _look_up(name, kind, tables):
+                return found
+    return None
 
 
 def _nearest_names(name: str) -> list[str]:
+    import langcodes
+
+    if re.fullmatch("[A-Za-z]{2}", name):  # a country: jp, cz
+        likely = langcodes.Language.make(territory=name.upper()).maximize()
+        spoken = language_from_code(str(likely.language)) if likely.script else None
+        if spoken is not None:
+            return [spoken.name]
     table = _names("language", "en")
     close = difflib.get_close_matches(name.casefold(), table.keys(), n=6, cutoff=0.75)
-    found = [language for language in map(_from_name, close) if language is not None]
+    codes = [code for code in map(_look_up, close) if code]
+    found = [language for language in map(language_from_code, codes) if language is not None]
     # Languages with a two-letter code are the ones that are meant more often.
     found.sort(key=lambda language: len(language.alpha2))
     if found and len(found[0].alpha2) == 2:

@@ -170,7 +170,7 @@ class QuestionAnsweringPipeline(_ChunkPipeline):  # type: ignore[misc]
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
         names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in inputs]
-        model_inputs = {name: inputs[name] for name in names if takes(self.model, name)}
+        model_inputs: dict[str, Any] = {name: inputs[name] for name in names if takes(self.model, name)}
         if takes(self.model, "use_cache"):
             model_inputs["use_cache"] = False
         output = self.model(**model_inputs)

@@ -99,7 +99,7 @@ def _pipeline_class(removed: str) -> type[Pipeline]:
 def _task_of(task: str, model: Any) -> str:
     """``translation`` takes the settings, and languages, of the first pair that the config has some for."""
     params = getattr(model.config, "task_specific_params", None) or {}
-    pair = next((name for name in params if name.startswith("translation")), None)
+    pair: str | None = next((name for name in params if name.startswith("translation")), None)
     if task == "translation" and pair is not None:
         log.warning("translation was asked for without languages; settings and languages are those of %s", pair)
         return pair

@@ -66,7 +66,7 @@ class Text2TextGenerationPipeline(_Pipeline):  # type: ignore[misc]
         if config.max_new_tokens == _MAX_NEW_TOKENS and length not in (None, _MAX_LENGTH):
             config.max_new_tokens = None
         params = (getattr(self.model.config, "task_specific_params", None) or {}).get(self.task) or {}
-        self.prefix = params.get("prefix", self.prefix)
+        self.prefix = params.get("prefix", self.prefix)  # type: ignore[has-type]  # of the base, which has no types here
         config.update(**{name: value for name, value in params.items() if name != "prefix"})
         if config.pad_token_id is None and own.pad_token_id is None:
             config.pad_token_id = self.tokenizer.pad_token_id
@@ -195,7 +195,7 @@ class TranslationPipeline(Text2TextGenerationPipeline):
 
     return_name = "translation"
 
-    def _sanitize_parameters(
+    def _sanitize_parameters(  # type: ignore[override]  # everything else is passed on
         self, src_lang: str | None = None, tgt_lang: str | None = None, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)

@@ -149,8 +149,9 @@ def find_language(name: str) -> Language:
     - Chinese, Mandarin: ``zh``, simplified. Traditional is ``zh-Hant``; Cantonese, Wu and Min Nan have their own codes.
     - Norwegian: ``nb``, Bokmål, unless the model has a code for ``no``. Nynorsk is ``nn``.
     - Serbian: ``sr``, Cyrillic; Latin is ``sr-Latn``. Serbo-Croatian is ``sh``, and none of its members.
-    - Arabic: ``ar``, the standard one. Kurdish: ``ku``, Kurmanji; Sorani is ``ckb``. Persian: ``fa``; Dari is ``fa-AF``.
-    - Azerbaijani: ``az``, northern, Latin; South Azerbaijani is ``azb``. Uzbek: ``uz``, Latin. Mongolian: ``mn``, Cyrillic.
+    - Arabic: ``ar``, the standard one. Kurdish: ``ku``, Kurmanji; Sorani is ``ckb``.
+    - Persian: ``fa``; Dari is ``fa-AF``. Azerbaijani: ``az``, northern, Latin; South Azerbaijani is ``azb``.
+    - Uzbek: ``uz``, Latin. Mongolian: ``mn``, Cyrillic.
     - Punjabi: ``pa``, Gurmukhi. Malay: ``ms``, Latin. Filipino is ``tl``. Portuguese: ``pt``, of no region.
 
     Raises:
@@ -256,7 +257,7 @@ def _look_up(name: str, kind: str = "language", tables: Collection[str] = ("en",
 
 
 def _code_of(name: str) -> str | None:
-    """The code that a name stands for, with a script or region after it: ``Serbian (Latin)``, ``Chinese Simplified``."""
+    """The code of a name, which a script or region may follow: ``Serbian (Latin)``, ``Chinese Simplified``."""
     if len(name) < 3 and name.isascii():  # such names are known of no language, and are mostly meant as country codes
         return None
     code = _NAMES.get(name.casefold()) or _look_up(name)

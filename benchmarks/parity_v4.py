@@ -590,8 +590,8 @@ def compare(folder: Path, only: list[str] | None) -> tuple[list[str], list[str]]
     table = ["| family | checkpoints | calls | equal | of them refused by both | largest difference of a score |"]
     table.append("|---|---|---|---|---|---|")
     for family, (count, calls, equal, refused, largest) in rows.items():
-        score = f"{largest:.0e}" if family in SPAN else ""
-        table.append(f"| {family} | {count:.0f} | {calls:.0f} | {equal:.0f} | {refused:.0f} | {score} |")
+        most = f"{largest:.0e}" if family in SPAN else ""
+        table.append(f"| {family} | {count:.0f} | {calls:.0f} | {equal:.0f} | {refused:.0f} | {most} |")
     sums = [sum(row[column] for row in rows.values()) for column in range(4)]
     table.append(
         "| all | " + " | ".join(f"{number:.0f}" for number in sums) + f" | {max(r[4] for r in rows.values()):.0e} |"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import UsageError
+from llmkit.log import log
 from llmkit.models.source import read_json
 from llmkit.tasks import Head
 
 if TYPE_CHECKING:
     from llmkit.config.recipe import Adapter
 
-__all__ = ["attach", "fill_in", "fit_embeddings"]
+__all__ = ["attach", "fill_in", "fit_embeddings", "quiet_peft"]
 
 _TASK_TYPES = {Head.CAUSAL: "CAUSAL_LM", Head.SEQ2SEQ: "SEQ_2_SEQ_LM", Head.SPAN: "QUESTION_ANS"}
 
@@ -47,13 +50,23 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new
         settings["trainable_token_indices"] = dict.fromkeys(_embeddings(model), sorted(new_tokens))
     given = {name: value for name, value in settings.items() if value is not None}
     try:
-        return peft.get_peft_model(model, config_class(task_type=_TASK_TYPES[head], **given))
+        with quiet_peft():
+            return peft.get_peft_model(model, config_class(task_type=_TASK_TYPES[head], **given))
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UsageError(
             f"PEFT cannot put {kind} on {type(model).__name__} ({reason})",
             "choose other target_modules, or another peft_type",
         ) from error
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without what PEFT says of its own doing: ranks of experts that it sets unasked, weights that `fill_in` sets."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match")
+        warnings.filterwarnings("ignore", "Found missing adapter keys while loading the checkpoint")
+        yield
 
 
 def _not_linear(model: Any, kind: str) -> Iterator[str]:
@@ -108,7 +121,7 @@ def fit_embeddings(model: Any, adapter: Path) -> None:
 
 
 def fill_in(model: Any, adapter: Path) -> None:
-    """Set the weights that PEFT left out.
+    """Set the weights that PEFT left out, and say which the adapter lacks.
 
     It renames those of an adapter as Transformers renames those of older checkpoints, and where a new name looks like
     an old one (Laguna, Inkling) they are lost: the layer keeps its initial ones.
@@ -121,7 +134,10 @@ def fill_in(model: Any, adapter: Path) -> None:
     if not file.is_file() or model.active_peft_config.is_prompt_learning:
         return
     found: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    weights = load_file(file)
     with torch.no_grad():
-        for name, saved in load_file(file).items():
+        for name, saved in weights.items():
             if name in found and found[name].shape == saved.shape:
                 found[name].copy_(saved)  # the model's own memory
+    if missing := sorted(found.keys() - weights.keys()):
+        log.warning("the adapter %s lacks %d weights, which do nothing: %s …", adapter, len(missing), missing[0])

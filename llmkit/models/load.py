@@ -25,7 +25,7 @@ from llmkit.errors import (
     UsageError,
 )
 from llmkit.log import log
-from llmkit.models.adapters import fill_in, fit_embeddings
+from llmkit.models.adapters import fill_in, fit_embeddings, quiet_peft
 from llmkit.models.checkpoint import gguf_config, gguf_metadata, parameter_counts, weight_bytes, weight_files
 from llmkit.models.context import ContextLength, context_length
 from llmkit.models.locate import locate
@@ -399,7 +399,8 @@ def _attach_adapter(model: Any, source: Source, *, training: bool) -> Any:
     log.info("adapter: %s on %s", source.adapter, source.folder)
     assert source.adapter is not None
     fit_embeddings(model, source.adapter)
-    adapted = PeftModel.from_pretrained(model, str(source.adapter), is_trainable=training, local_files_only=True)
+    with quiet_peft():
+        adapted = PeftModel.from_pretrained(model, str(source.adapter), is_trainable=training, local_files_only=True)
     fill_in(adapted, source.adapter)
     return adapted
 

@@ -38,7 +38,7 @@ def recipe_for(family: str, task: str, folder: Path, checkpoint: Checkpoint, **t
     rows = write_rows(folder / "rows.jsonl", ROWS[task])
     usual = {"output_dir": str(folder / "out"), "learning_rate": 1e-3, "max_steps": 6, "eval_strategy": "no"}
     usual |= {"per_device_train_batch_size": 4, "max_grad_norm": 1.0, "save_strategy": "no"}
-    return make_recipe(task, checkpoint(family, **wide), rows, train=usual | train)
+    return make_recipe(task, checkpoint(family, **wide), rows, data={"validation": str(rows)}, train=usual | train)
 
 
 def trainer(recipe: Recipe, *, packed: bool = False, **options: Any) -> Trainer:

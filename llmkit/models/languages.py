@@ -242,7 +242,7 @@ class _Languages:
     asks_source: bool = False
     """The model must be told the language of the text, and not only that of the translation."""
     told: set[Language] = field(default_factory=set, compare=False, repr=False)
-    """What was said of a choice, so that it is said once."""
+    """The languages whose choice was looked at, so that it is said once."""
 
     def route(self, source: Language | None, target: Language | None) -> Route:
         """See `LanguageMap.route`."""
@@ -273,7 +273,7 @@ class _Languages:
             return wanted
         found = _choose(wanted, known, exact=side == "to")
         if found is not None:
-            self._tell(wanted, found, _others(wanted, found, known))
+            self._tell(wanted, found, known)
             return found
         near = _nearest(wanted, known)
         what, option = ("into", "--to") if side == "to" else ("from", "--from")
@@ -283,11 +283,14 @@ class _Languages:
             f"{hint}; name one with {option}, or choose another model",
         )
 
-    def _tell(self, wanted: Language, found: Language, others: list[Language]) -> None:
+    def _tell(self, wanted: Language, found: Language, known: frozenset[Language]) -> None:
         """Say once which variety a name was taken for, where the model has others that go by it as well."""
-        if not others or wanted in self.told:
+        if wanted in self.told:
             return
         self.told.add(wanted)
+        others = _others(wanted, found, known)
+        if not others:
+            return
         named = [f"{other.tag} for {other.name}" for other in others[:3]]
         more = f" ({len(others) - 3} more)" if len(others) > 3 else ""
         taken = found.name_with_script if any(other.alpha2 == found.alpha2 for other in others) else found.name

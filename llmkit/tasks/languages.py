@@ -128,10 +128,17 @@ class LanguageMap(Protocol):
 
 # Not languages of a text: unknown, none, several, uncoded.
 _NO_LANGUAGE = frozenset(("und", "zxx", "mul", "mis"))
-# A group by ISO 639; models and corpora mean Tamazight in general by it.
-_SPOKEN_GROUPS = frozenset(("ber",))
-# Names that the tables lack, of languages and scripts.
-_NAMES = {"bahasa melayu": "ms", "berber": "ber", "汉语": "zh", "漢語": "zh", "国语": "zh", "國語": "zh"}
+# A group by ISO 639, by which models and corpora mean one language that is written as its standard form is.
+_SPOKEN_GROUPS = {"ber": "zgh"}
+# Names that the tables lack, or have for a language hardly known.
+_NAMES = {
+    "bahasa melayu": "ms",
+    "berber": "ber",
+    "malti": "mt",
+    **dict.fromkeys(("汉语", "漢語", "国语", "國語"), "zh"),
+    "正體中文": "zh-Hant",
+    "廣東話": "yue",
+}
 # Tags that mean the same written language to every model. "Norwegian" is written in Bokmål unless Nynorsk is named;
 # Filipino is the standard form of Tagalog, and only the latter has a two-letter code.
 _SAME = {"no": "nb", "fil": "tl"}
@@ -149,8 +156,9 @@ def find_language(name: str) -> Language:
     - Chinese, Mandarin: ``zh``, simplified. Traditional is ``zh-Hant``; Cantonese, Wu and Min Nan have their own codes.
     - Norwegian: ``nb``, Bokmål, unless the model has a code for ``no``. Nynorsk is ``nn``.
     - Serbian: ``sr``, Cyrillic; Latin is ``sr-Latn``. Serbo-Croatian is ``sh``, and none of its members.
-    - Arabic: ``ar``, the standard one. Kurdish: ``ku``, Kurmanji; Sorani is ``ckb``.
-    - Persian: ``fa``; Dari is ``fa-AF``. Azerbaijani: ``az``, northern, Latin; South Azerbaijani is ``azb``.
+    - Arabic: ``ar``, the standard one. Persian: ``fa``; Dari is ``fa-AF``.
+    - Kurdish: ``ku``, Kurmanji; Sorani is ``ckb``.
+    - Azerbaijani: ``az``, northern, Latin; South Azerbaijani is ``azb``.
     - Uzbek: ``uz``, Latin. Mongolian: ``mn``, Cyrillic.
     - Punjabi: ``pa``, Gurmukhi. Malay: ``ms``, Latin. Filipino is ``tl``. Portuguese: ``pt``, of no region.
 
@@ -228,7 +236,7 @@ def _usual_script(base: str) -> str:
     import langcodes
     from langcodes.data_dicts import MACROLANGUAGES
 
-    likely = langcodes.Language.make(language=base).maximize()
+    likely = langcodes.Language.make(language=_SPOKEN_GROUPS.get(base, base)).maximize()
     # The tables take what they do not know for English as written in the United States.
     if likely.territory == "US" and base in MACROLANGUAGES:
         likely = langcodes.Language.make(language=MACROLANGUAGES[base]).maximize()
@@ -257,8 +265,8 @@ def _look_up(name: str, kind: str = "language", tables: Collection[str] = ("en",
 
 
 def _code_of(name: str) -> str | None:
-    """The code of a name, which a script or region may follow: ``Serbian (Latin)``, ``Chinese Simplified``."""
-    if len(name) < 3 and name.isascii():  # such names are known of no language, and are mostly meant as country codes
+    """The code of a name, which may be followed by a script or region: ``Serbian (Latin)``, ``Chinese Simplified``."""
+    if _is_country(name):  # cz, ua: some name of some language, but not what is meant
         return None
     code = _NAMES.get(name.casefold()) or _look_up(name)
     if code is not None:
@@ -269,6 +277,12 @@ def _code_of(name: str) -> str | None:
         return None
     parts = [_part(part) for part in re.split("[,\uff0c] ?", within[2])]
     return "-".join([base, *map(str, parts)]) if all(parts) else None
+
+
+def _is_country(name: str) -> bool:
+    import langcodes
+
+    return re.fullmatch("[A-Za-z]{2}", name) is not None and langcodes.Language.make(territory=name.upper()).is_valid()
 
 
 def _part(name: str) -> str | None:
@@ -283,11 +297,9 @@ def _part(name: str) -> str | None:
 def _nearest_names(name: str) -> list[str]:
     import langcodes
 
-    if re.fullmatch("[A-Za-z]{2}", name):  # a country: jp, cz
-        likely = langcodes.Language.make(territory=name.upper()).maximize()
-        spoken = language_from_code(str(likely.language)) if likely.script else None
-        if spoken is not None:
-            return [spoken.name]
+    if _is_country(name):
+        spoken = language_from_code(str(langcodes.Language.make(territory=name.upper()).maximize().language))
+        return [spoken.name] if spoken else []
     table = _names("language", "en")
     close = difflib.get_close_matches(name.casefold(), table.keys(), n=6, cutoff=0.75)
     codes = [code for code in map(_look_up, close) if code]

@@ -24,6 +24,11 @@ from llmkit.tasks.languages import Language, detect_language, find_language, lan
         *[("Norwegian", "nb"), ("no", "nb"), ("Nynorsk", "nn"), ("Serbian", "sr"), ("pt_br", "pt-BR")],
         *[("Brazilian Portuguese", "pt-BR"), ("Portuguese (Brazil)", "pt-BR"), ("Persian", "fa"), ("pes", "fa")],
         *[("Filipino", "tl"), ("Tagalog", "tl"), ("tgl_Latn", "tl"), ("Egyptian Arabic", "arz"), ("  French ", "fr")],
+        *[("Serbian Latin", "sr-Latn"), ("Chinese Simplified", "zh"), ("chinese_traditional", "zh-Hant")],
+        *[("brazilian_portuguese", "pt-BR"), ("中文（繁體）", "zh-Hant"), ("漢語", "zh"), ("廣東話", "yue")],
+        *[("Georgian (Georgia)", "ka-GE"), ("Mongolian (Mongolia)", "mn-MN"), ("Malti", "mt"), ("Bahasa Melayu", "ms")],
+        *[("sh", "sh"), ("Serbo-Croatian", "sh"), ("hbs_Cyrl", "sh-Cyrl"), ("Berber", "ber"), ("ber-Latn", "ber-Latn")],
+        *[("немецкий", "de"), ("德语", "de"), ("de_DE", "de-DE"), ("Wu", "wuu"), ("mon", "mn"), ("العربية", "ar")],
     ],
 )  # fmt: skip
 def test_a_language_is_found_by_any_of_its_names(name: str, tag: str) -> None:
@@ -64,7 +69,17 @@ def test_an_unknown_language_names_the_nearest() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["", "xx", "und", "mul", "zxx", "qaa", "gmq", "roa", "12", "translate", "en--fr"])
+@pytest.mark.parametrize(
+    ("code", "name"), [("jp", "Japanese"), ("CZ", "Czech"), ("ua", "Ukrainian"), ("cn", "Chinese")]
+)
+def test_the_code_of_a_country_names_its_language(code: str, name: str) -> None:
+    with pytest.raises(UsageError, match=f"did you mean '{name}'"):
+        find_language(code)
+
+
+@pytest.mark.parametrize(
+    "name", ["crp", "Roa_Latn", "", "xx", "und", "mul", "zxx", "qaa", "gmq", "roa", "12", "translate", "en--fr"]
+)
 def test_what_is_no_language_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"unknown language .* ISO 639 code$"):
         find_language(name)

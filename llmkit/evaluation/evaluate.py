@@ -210,10 +210,8 @@ def _trivial(
     task: Task, given: Sequence[Mapping[str, Any]], references: Sequence[Sequence[str]]
 ) -> dict[str, dict[str, float]]:
     """The figures of answers that need no model, by their name."""
-    answers, language = (
-        [trivial_answers(task.name, str(row[task.input_column])) for row in given],
-        target_language(task),
-    )
+    answers = [trivial_answers(task.name, str(row[task.input_column])) for row in given]
+    language = target_language(task)
     return {
         name: {
             each.name: each.value

@@ -6,6 +6,7 @@ Knows how a pipeline tells the score of no answer; which threshold is best is `l
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,11 @@ def fit_no_answer_threshold(pipeline: Pipeline, rows: Sequence[dict[str, Any]]) 
     margins, answered = [], []
     for output, wanted in zip(asked.map(rows), references, strict=True):
         best = output.alternatives[0] if output.alternatives else None
-        margins.append(math.log((output.score or 0.0) / best.score) if best and best.score else math.inf)
+        margins.append(_log(output.score or 0.0) - _log(best.score or 0.0) if best else math.inf)
         answered.append(f1(best.text if best else "", wanted))
     return best_threshold(margins, answered, [float(not wanted) for wanted in references])
+
+
+def _log(probability: float) -> float:
+    """Finite also of one that was too small for a number."""
+    return math.log(max(probability, sys.float_info.min))

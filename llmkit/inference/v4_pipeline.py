@@ -13,6 +13,7 @@ from llmkit.errors import TaskMismatchError, UsageError
 from llmkit.log import log
 from llmkit.models.load import load_model
 from llmkit.models.locate import locate
+from llmkit.models.tokenizer import load_tokenizer
 from llmkit.tasks import Head
 
 if TYPE_CHECKING:
@@ -170,24 +171,7 @@ def _load(
         model_kwargs=_model_kwargs(loading, config),
         tokenizer=tokenizer,
     )
-    if tokenizer is None:
-        _restore((loaded.source.adapter or loaded.source.folder) / "tokenizer.json", loaded.tokenizer)
     return loaded.model, loaded.tokenizer
-
-
-def _restore(file: Path, tokenizer: Any) -> None:
-    """Cut texts as tokenizer.json says, as version 4 did: for SentencePiece, version 5 has much of it in its own code.
-
-    The file counts where the two differ, as for mBART, which has no normalizer in version 5.
-    """
-    if not file.is_file() or not tokenizer.is_fast:
-        return
-    from tokenizers import Tokenizer
-
-    written, backend = Tokenizer.from_file(str(file)), tokenizer.backend_tokenizer
-    if "Metaspace" in str(written.pre_tokenizer):
-        for part in ("normalizer", "pre_tokenizer", "decoder"):
-            setattr(backend, part, getattr(written, part))
 
 
 def _fitting_tokenizer(model: Any, removed: str, config: Any, tokenizer: Any, loading: dict[str, Any]) -> Any:
@@ -208,15 +192,9 @@ def _tokenizer(tokenizer: Any, loading: dict[str, Any]) -> Any:
     name, kwargs = tokenizer if isinstance(tokenizer, tuple) else (tokenizer, {})
     if not isinstance(name, str | Path):
         return tokenizer
-    from transformers import AutoTokenizer
-
     settings = _settings(str(name), loading)
     folder = locate(settings, "text-generation", weights=False).folder
-    loaded = AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=settings.trust_remote_code, **kwargs
-    )
-    _restore(folder / "tokenizer.json", loaded)
-    return loaded
+    return load_tokenizer(folder, trust_remote_code=settings.trust_remote_code, **kwargs)
 
 
 def _config(config: Any, loading: dict[str, Any]) -> Any:

@@ -35,6 +35,7 @@ from llmkit.models.reach import go_offline
 from llmkit.models.resolve import Resolution, resolve
 from llmkit.models.source import Source, read_json
 from llmkit.models.tables import is_native
+from llmkit.models.tokenizer import load_tokenizer
 from llmkit.tasks import Head
 
 if TYPE_CHECKING:
@@ -415,18 +416,13 @@ def _apply_task_params(model: Any, task: str) -> None:
 
 
 def _tokenizer(source: Source, settings: LoadSettings) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
     folder, extra = source.folder, {"gguf_file": source.gguf_file} if source.gguf_file else {}
     # A tuned adapter may have brought tokens and a chat template of its own.
     if source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file():
         folder, extra = source.adapter, {}
     elif source.gguf_file:
         _warn_of_unknown_splits(source)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=settings.trust_remote_code, **extra
-    )
-    return tokenizer
+    return load_tokenizer(folder, trust_remote_code=settings.trust_remote_code, **extra)
 
 
 def _warn_of_unknown_splits(source: Source) -> None:

@@ -21,6 +21,7 @@ from llmkit.models.locate import locate
 from llmkit.models.reach import go_offline
 from llmkit.models.resolve import resolve
 from llmkit.models.source import Source
+from llmkit.models.tokenizer import load_tokenizer
 from llmkit.tasks import Task, find_task
 from llmkit.training.dataset import divide
 from llmkit.training.row_table import read_rows
@@ -96,9 +97,7 @@ def _fresh(recipe: Recipe, task: Task, settings: LoadSettings) -> Source:
 
     def build(folder: Path) -> None:
         if section.train is None:
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(origin.folder, local_files_only=True)
+            tokenizer = load_tokenizer(origin.folder, trust_remote_code=settings.trust_remote_code)
         else:
             resolution = resolve(task.name, {"model_type": config["model_type"]}, head=settings.head, model="the model")
             wanted = section.train

@@ -243,6 +243,7 @@ class _Languages:
     """The model must be told the language of the text, and not only that of the translation."""
     told: set[Language] = field(default_factory=set, compare=False, repr=False)
     """The languages whose choice was looked at, so that it is said once."""
+    told_regions: set[Language] = field(default_factory=set, compare=False, repr=False)
 
     def route(self, source: Language | None, target: Language | None) -> Route:
         """See `LanguageMap.route`."""
@@ -274,6 +275,8 @@ class _Languages:
         found = _choose(wanted, known, exact=side == "to")
         if found is not None:
             self._tell(wanted, found, known)
+            if side == "to":
+                self._tell_region(wanted, found)
             return found
         near = _nearest(wanted, known)
         what, option = ("into", "--to") if side == "to" else ("from", "--from")
@@ -282,6 +285,11 @@ class _Languages:
             f"{self.name} does not translate {what} {wanted}",
             f"{hint}; name one with {option}, or choose another model",
         )
+
+    def _tell_region(self, wanted: Language, found: Language) -> None:
+        if wanted.region is not None and found.region is None and wanted not in self.told_regions:
+            self.told_regions.add(wanted)
+            log.info("%s is taken as %s: %s knows no regions of it", wanted, found, self.name)
 
     def _tell(self, wanted: Language, found: Language, known: frozenset[Language]) -> None:
         """Say once which variety a name was taken for, where the model has others that go by it as well."""

@@ -83,6 +83,12 @@ class Language:
         return Language("-".join(part for part in (parsed.language, parsed.script) if part))
 
     @property
+    def region(self) -> str | None:
+        """ISO 3166, where it is not that of most writers: none for ``pt-BR``."""
+        territory, usual = self._parsed.territory, _parse(self.without_region.tag).maximize().territory
+        return territory if territory != usual else None
+
+    @property
     def _parsed(self) -> langcodes.Language:
         return _parse(self.tag)
 
@@ -135,6 +141,7 @@ _NAMES = {
     "bahasa melayu": "ms",
     "berber": "ber",
     "malti": "mt",
+    "ns": "nso",  # a code of M2M100's own
     **dict.fromkeys(("汉语", "漢語", "国语", "國語"), "zh"),
     "正體中文": "zh-Hant",
     "廣東話": "yue",

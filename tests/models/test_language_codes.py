@@ -179,7 +179,7 @@ def test_no_two_codes_are_one_language(family: str) -> None:
 @pytest.mark.parametrize(("family", "code"), EVERY)
 def test_a_code_is_reached_by_each_name_of_its_language(family: str, code: str) -> None:
     language = by_code(family)[code]
-    names = [language.tag, f"{language.alpha3}{language.tag[len(language.alpha2) :]}"]
+    names = [code, language.tag, f"{language.alpha3}{language.tag[len(language.alpha2) :]}"]
     # A code goes before a name, and a few languages of ISO 639-3 share a name with a better known one.
     if language.name not in SHADOWED:
         names.append(language.name)
@@ -230,6 +230,8 @@ CHOICES = [
     ("opus-mt-en-NORTH_EU", "Norwegian", "no", "Norwegian is taken as Norwegian (no); name nb for Norwegian Bokmål"),
     ("opus-mt-en-ROMANCE", "Portuguese", "pt", "Portuguese is taken as Portuguese (pt); name pt-BR for "),
     ("opus-mt-en-mul", "Uzbek", "uzb_Latn", "Uzbek is taken as Uzbek (Latin) (uz); name uz-Cyrl for "),
+    ("nllb-200", "pt-PT", "por_Latn", "Portuguese (Portugal) (pt-PT) is taken as Portuguese (pt): "),
+    ("m2m100", "es-MX", "es", "Spanish (Mexico) (es-MX) is taken as Spanish (es): "),
 ]
 
 
@@ -253,7 +255,7 @@ def test_a_choice_among_varieties_is_said_once(
             for name in ("Simplified Chinese", "zh-CN", "zho_Hans", "zh-Hant", "Bokmål", "nob", "pes")
         ],
         *[("nllb-200", name) for name in ("Serbian", "Malay", "Latvian", "Indonesian", "Uzbek", "Kurmanji", "fr")],
-        *[("m2m100", name) for name in ("Chinese", "Norwegian", "Serbian", "Persian", "Arabic")],
+        *[("m2m100", name) for name in ("Chinese", "Norwegian", "Serbian", "Persian", "Arabic", "pt-BR", "de_DE")],
         *[("mbart-50", name) for name in ("Chinese", "Portuguese", "Azerbaijani")],
         *[("opus-mt-en-sla", name) for name in ("sr-Latn", "sr_Cyrl", "Serbian (Latin)")],
     ],

@@ -12,6 +12,7 @@ written; rows of types that are not asked for stay as they were.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import multiprocessing
@@ -30,7 +31,7 @@ import torch
 import transformers
 
 from tests.zoo.measure import COLUMNS, Row, measure
-from tests.zoo.models import REASONS, every_type
+from tests.zoo.models import KNOWN_FAILURES, REASONS, every_type
 
 SECONDS = 300
 """No type takes longer, or it has failed."""
@@ -62,6 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     types, heads = set(filter(None, options.types.split(","))), set(filter(None, options.heads.split(",")))
     quiet()
+    import_all()
     for head, model_type in every_type():
         if (types and model_type not in types) or (heads and str(head) not in heads):
             continue
@@ -76,6 +78,12 @@ def main() -> None:
         print(f"{head} {model_type} {row['seconds']} s {'green' if row['green'] else failed}", flush=True)
     if options.output:
         options.output.write_text(table(options.record), encoding="utf-8")
+
+
+def import_all() -> None:
+    """What llmkit imports only when it is needed is imported once, before the forks."""
+    for name in ("accelerate", "datasets", "matplotlib.backends.backend_agg", "matplotlib.figure", "peft"):
+        importlib.import_module(name)
 
 
 def quiet() -> None:
@@ -127,7 +135,7 @@ def table(record: Path) -> str:
         f"| head | type | class | {' | '.join(COLUMNS)} |",
         f"|---|---|---|{'---|' * len(COLUMNS)}",
     ]
-    reasons, green, text = [], Counter[str](), Counter[str]()
+    reasons, known, green, text = [], [], Counter[str](), Counter[str]()
     for head, model_type in every_type():
         name = str(head)
         if (name, model_type) in REASONS:
@@ -138,11 +146,19 @@ def table(record: Path) -> str:
             continue
         text[name] += 1
         green[name] += row["green"]
+        if not row["green"]:
+            known.append(f"| {name} | {model_type} | {KNOWN_FAILURES.get((name, model_type), 'not looked into')} |")
         lines.append(f"| {name} | {model_type} | {row['model_class']} | {' | '.join(cells(row))} |")
     summary = ", ".join(f"{name} {green[name]} of {text[name]}" for name in text)
     share = green.total() / max(1, text.total())
     whole = f"Green in every column: {green.total()} of {text.total()} ({share:.1%}): {summary}."
     lines += [
+        "",
+        "Not green, and why:",
+        "",
+        "| head | type | reason |",
+        "|---|---|---|",
+        *known,
         "",
         "Not run, and `llmkit inspect` names no task for them:",
         "",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import transformers
 
+from llmkit.models.inspect import inspect_source
 from llmkit.models.resolve import natural_head, resolve
+from llmkit.models.source import Source
+from llmkit.models.tables import class_names
 from llmkit.tasks import TASKS, Head
 from tests.zoo.measure import measure
-from tests.zoo.models import KNOWN_FAILURES, NOT_TEXT, REASONS, every_type
+from tests.zoo.models import KNOWN_FAILURES, NOT_TEXT, REASONS, every_type, write_config
 
 SEED = 5
 COUNTS = {Head.CAUSAL: 22, Head.SEQ2SEQ: 8, Head.SPAN: 12}
@@ -24,15 +27,7 @@ SAMPLE = [
 ]
 
 
-OPEN = {(Head.CAUSAL, "youtu"): "after full training the reloaded model's logits differ by 2e-3; why is not known yet"}
-
-
-def marked(key: tuple[Head, str]) -> Any:
-    marks = [pytest.mark.xfail(reason=OPEN[key])] if key in OPEN else []
-    return pytest.param(*key, id=":".join(key), marks=marks)
-
-
-@pytest.mark.parametrize(("head", "model_type"), [marked(key) for key in SAMPLE])
+@pytest.mark.parametrize(("head", "model_type"), SAMPLE, ids=map(":".join, SAMPLE))
 def test_a_tiny_model_of_the_type_does_all_that_its_head_serves(head: Head, model_type: str, tmp_path: Path) -> None:
     row = measure(head, model_type, tmp_path)
     assert row.green, row.columns
@@ -55,3 +50,25 @@ def test_models_that_also_see_or_hear_are_decoders() -> None:
         for task in TASKS:
             found = resolve(task, {"model_type": model_type, "text_config": {"hidden_size": 16}})
             assert (found.head, found.auto_class) == (Head.CAUSAL, auto_class)
+
+
+def table() -> dict[tuple[str, str], str | None]:
+    """Head and type → class by ``benchmarks/zoo.md``; None for those that serve no task."""
+    text = (Path(__file__).parents[1] / "benchmarks" / "zoo.md").read_text(encoding="utf-8")
+    served, _, others = text.partition("\nNot ")
+    row = r"^\| (causal|seq2seq|span) \| (\S+) \| (\w+) \|"
+    rows: dict[tuple[str, str], str | None] = {(head, name): cls for head, name, cls in re.findall(row, served, re.M)}
+    not_run = re.findall(r"^\| (causal|seq2seq|span) \| (\S+) \|", others.partition("\nNot run")[2], re.M)
+    return rows | dict.fromkeys(not_run)
+
+
+def test_inspect_agrees_with_the_table_for_every_type(tmp_path: Path) -> None:
+    found: dict[tuple[str, str], str | None] = {}
+    for head, model_type in every_type():
+        folder = tmp_path / head / model_type
+        write_config(head, model_type, folder)
+        tasks = inspect_source(Source(model_type, folder)).tasks.values()
+        classes = {fit.model_class for fit in tasks if fit.head is not None}
+        listed = class_names(head)[model_type]
+        found[head, model_type] = listed if listed in classes else None
+    assert found == table()

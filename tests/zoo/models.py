@@ -71,6 +71,18 @@ def build(head: Head, model_type: str, folder: Path) -> Any:
     return model
 
 
+def write_config(head: Head, model_type: str, folder: Path) -> None:
+    """Write the config of a tiny checkpoint alone."""
+    cls = transformers.CONFIG_MAPPING[model_type]
+    if model_type == "encoder-decoder":
+        config = cls.from_encoder_decoder_configs(*(shrink(transformers.BertConfig) for _ in range(2)))
+    else:
+        config = shrink(cls, FACTS.get(model_type))
+    config.architectures = [class_names(head)[model_type]]
+    folder.mkdir(parents=True)
+    config.to_json_file(folder / "config.json", use_diff=False)
+
+
 def _model_class(head: Head, config: Any) -> Any:
     """The class of the head. A multimodal type is published whole, though the class of the head is its text side."""
     mapping = getattr(transformers, AUTO_CLASSES[head])._model_mapping
@@ -162,8 +174,10 @@ NO_OFFSETS = {("span", model_type): _OFFSETS for model_type in ("canine", "flaub
 REASONS = NOT_TEXT | NO_OFFSETS
 
 KNOWN_FAILURES = {
+    ("causal", "blt"): "Transformers 5.23 makes no cache for it: its config names no number of layers",
     ("causal", "ctrl"): "has no token that ends a text, and llmkit trains no model that cannot stop",
     ("causal", "doge"): "keeps the best keys of a row, chosen among padding and other examples too",
     ("causal", "openai-gpt"): "has no token that ends a text, and llmkit trains no model that cannot stop",
+    ("causal", "youtu"): "Transformers 5.23 zeroes the embedding of its padding token on every load",
 }
 """Types that are not green, and why."""

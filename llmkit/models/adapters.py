@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +19,7 @@ from llmkit.tasks import Head
 if TYPE_CHECKING:
     from llmkit.config.recipe import Adapter
 
-__all__ = ["attach", "fill_in", "fit_embeddings", "quiet_peft"]
+__all__ = ["attach", "brings_head", "fill_in", "fit_embeddings", "quiet_peft"]
 
 _TASK_TYPES = {Head.CAUSAL: "CAUSAL_LM", Head.SEQ2SEQ: "SEQ_2_SEQ_LM", Head.SPAN: "QUESTION_ANS"}
 
@@ -69,26 +72,49 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
+def brings_head(adapter: Path | None, head: Head) -> bool:
+    """Whether an adapter has a head that its base lacks: PEFT saves a new one with it (``modules_to_save``)."""
+    if adapter is None or head is not Head.SPAN:
+        return False
+    return read_json(adapter / "adapter_config.json").get("task_type") == _TASK_TYPES[head]
+
+
 def _not_linear(model: Any, kind: str) -> Iterator[str]:
     """Names of modules that PEFT takes for linear layers by their class, and that compute something else.
 
     Routers of experts (Llama 4, Phi-MoE) and grouped projections (DeepSeek V4) are subclasses with a forward of their
-    own. The output of Mamba's mixers is multiplied inside a kernel, which would pass an adapter by: PEFT refuses those.
+    own. The weights of some, as in Mamba's mixers, are read by the layer above, which would pass an adapter by; PEFT
+    refuses a few of those.
     """
     import torch
     from peft import LoraConfig
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba as check
 
+    passed_by = {
+        f"{name}.{child}" for name, module in model.named_modules() for child in _weights_read_by(type(module))
+    }
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear):
             continue
-        if type(module).__module__.startswith("transformers.models.") and not _maps_as_linear(module):
+        if name in passed_by or (
+            type(module).__module__.startswith("transformers.models.") and not _maps_as_linear(module)
+        ):
             yield name
         elif kind == "LORA":
             try:
                 check(LoraConfig(), model, name.rpartition(".")[2])
             except ValueError:
                 yield name
+
+
+@functools.cache
+def _weights_read_by(cls: type) -> frozenset[str]:
+    """The children whose weights a class multiplies itself, if it is one for which Transformers calls their hooks."""
+    methods = [method for method in vars(cls).values() if inspect.isfunction(method)]
+    named = [inspect.getclosurevars(method).nonlocals.get("child_module_names") for method in methods]
+    if not any(named):
+        return frozenset()
+    return frozenset(re.findall(r"self\.(\w+)\.weight\b(?!\.)", inspect.getsource(cls)))
 
 
 def _maps_as_linear(module: Any) -> bool:

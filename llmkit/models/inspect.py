@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import CheckpointError, TaskMismatchError
+from llmkit.models.adapters import brings_head
 from llmkit.models.checkpoint import (
     gguf_config,
     gguf_metadata,
@@ -262,7 +263,7 @@ def _fit(task: type[Task], source: Source, config: Mapping[str, Any], tokenizer:
         return TaskFit(status=_NO)
     if found.head is Head.SPAN and not tokenizer.offsets:
         return TaskFit(status=_NO)
-    new = found.new_head and not _adapter_brings(source, found.head)
+    new = found.new_head and not brings_head(source.adapter, found.head)
     new |= found.model_type in _TRANSLATORS and task.name not in _TRANSLATOR_TASKS
     return TaskFit(
         status=_NEW_HEAD if new else _READY,
@@ -270,13 +271,6 @@ def _fit(task: type[Task], source: Source, config: Mapping[str, Any], tokenizer:
         auto_class=found.auto_class,
         model_class=found.model_class,
     )
-
-
-def _adapter_brings(source: Source, head: Head) -> bool:
-    """PEFT saves a new head with the adapter (``modules_to_save``), and the base keeps its own architecture."""
-    if source.adapter is None or head is not Head.SPAN:
-        return False
-    return _optional(source.adapter / "adapter_config.json").get("task_type") == "QUESTION_ANS"
 
 
 def _commands(source: Source, facts: Facts, tasks: Mapping[str, TaskFit]) -> tuple[str, ...]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from llmkit.errors import (
     UsageError,
 )
 from llmkit.log import log
-from llmkit.models.adapters import fill_in, fit_embeddings, quiet_peft
+from llmkit.models.adapters import brings_head, fill_in, fit_embeddings, quiet_peft
 from llmkit.models.checkpoint import gguf_config, gguf_metadata, parameter_counts, weight_bytes, weight_files
 from llmkit.models.context import ContextLength, context_length
 from llmkit.models.locate import locate
@@ -131,7 +132,7 @@ def load_source(
     config, counts = _describe(source)
     resolution = resolve(task, config, head=settings.head, model=source.name)
     _refuse_untrusted(config, source, settings, resolution)
-    if resolution.new_head and not training:
+    if resolution.new_head and not training and not brings_head(source.adapter, resolution.head):
         raise _new_head(source, resolution)
     if weights:
         _check_files(source, settings)
@@ -315,8 +316,10 @@ def _build(
         auto_class: Any = getattr(transformers, resolution.auto_class)
         with _no_bar_off_a_terminal() if source.gguf_file else contextlib.nullcontext():
             model, info = auto_class.from_pretrained(source.folder, output_loading_info=True, **options)
-    if info["missing_keys"] and not training:
-        _refuse_missing(source, resolution, sorted(info["missing_keys"]))
+            if prefix := _prefix(info):
+                options["key_mapping"] = {f"^{re.escape(prefix)}": ""}
+                model, info = auto_class.from_pretrained(source.folder, output_loading_info=True, **options)
+    _check_missing(source, resolution, model, sorted(info["missing_keys"]))
     if source.adapter is not None:
         model = _attach_adapter(model, source, training=training)
     loaded: PreTrainedModel = model
@@ -386,12 +389,31 @@ def _from_pickle(source: Source, resolution: Resolution, options: dict[str, Any]
     return model, info
 
 
-def _refuse_missing(source: Source, resolution: Resolution, missing: list[str]) -> None:
-    names = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else missing[0]
-    raise CheckpointError(
-        f"{source.name} lacks weights of {resolution.model_class} ({names}); they would be random, and so the answers",
-        "download the checkpoint again, or choose one whose config.json names this class",
-    )
+def _prefix(info: Mapping[str, Any]) -> str:
+    """What stands before the names of all weights that were not found, if they are the text side of a larger model."""
+    missing, unexpected = sorted(info["missing_keys"]), set(info["unexpected_keys"])
+    if not missing:
+        return ""
+    longer = (name.removesuffix(missing[0]) for name in sorted(unexpected) if name.endswith(f".{missing[0]}"))
+    return next((prefix for prefix in longer if all(f"{prefix}{name}" in unexpected for name in missing)), "")
+
+
+def _check_missing(source: Source, resolution: Resolution, model: Any, missing: Sequence[str]) -> None:
+    """Only a new head may begin from random weights, if it is about to be trained or an adapter has another."""
+    if resolution.new_head:
+        below = [name for name in missing if name.startswith(f"{model.base_model_prefix}.")]
+        if below:
+            log.warning("%s lacks weights below the head (%s), which begin random", source.name, _named(below))
+    elif missing:
+        raise CheckpointError(
+            f"{source.name} lacks weights of {resolution.model_class} ({_named(missing)}); they would be random, and so"
+            " the answers",
+            "download the checkpoint again, or choose one whose config.json names this class",
+        )
+
+
+def _named(weights: Sequence[str]) -> str:
+    return f"{weights[0]} and {len(weights) - 1} more" if len(weights) > 1 else weights[0]
 
 
 def _attach_adapter(model: Any, source: Source, *, training: bool) -> Any:

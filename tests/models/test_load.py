@@ -26,8 +26,10 @@ from llmkit.models import load as loading
 from llmkit.models import locate as locating
 from llmkit.models.load import load_model
 from llmkit.models.source import Source
+from llmkit.tasks import Head
 from tests import tiny
 from tests.conftest import Checkpoint
+from tests.zoo.models import build
 
 GENERATION, QA = "text-generation", "question-answering"
 
@@ -46,6 +48,21 @@ def test_a_new_head_is_refused_in_inference_and_allowed_in_training(checkpoint: 
     with pytest.raises(TaskMismatchError, match=r"has no trained span head: .* would start with random weights"):
         load_model(settings, QA)
     assert type(load_model(settings, QA, training=True).model).__name__ == "BertForQuestionAnswering"
+
+
+def test_a_layer_that_is_missing_is_refused_in_training_too(checkpoint: Checkpoint) -> None:
+    settings = LoadSettings(model=str(checkpoint("gpt2")))
+    with pytest.raises(CheckpointError, match="lacks weights of GPT2LMHeadModel"):
+        load_model(settings, GENERATION, training=True, config_overrides={"n_layer": 3})
+
+
+def test_the_text_side_within_a_larger_model_is_found(tmp_path: Path) -> None:
+    whole = build(Head.CAUSAL, "emu3", tmp_path / "emu3").eval()
+    loaded = load_model(LoadSettings(model=str(tmp_path / "emu3"), dtype="float32"), GENERATION)
+    ids = torch.tensor([[9, 10, 11]])
+    with torch.no_grad():
+        assert type(loaded.model).__name__ == "Emu3ForCausalLM"
+        torch.testing.assert_close(loaded.model(input_ids=ids).logits, whole(input_ids=ids).logits)
 
 
 def test_missing_weights_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:

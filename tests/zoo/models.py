@@ -50,7 +50,7 @@ FACTS: dict[str, dict[str, Any]] = {
     "qwen4_exp": {"text_config": _INDEXER},
     "qwen4_exp_text": _INDEXER,
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
-    "reformer": {"axial_pos_shape": [16, 32], "axial_pos_embds_dim": [8, 24]},
+    "reformer": {"axial_pos_shape": [16, 32], "axial_pos_embds_dim": [8, 24], "num_buckets": 8},
     "vibevoice_asr": {"acoustic_tokenizer_encoder_config": _SOUND, "semantic_tokenizer_encoder_config": _SOUND},
     "xlstm": {"qk_dim_factor": 2.0, "v_dim_factor": 2.0},  # a width that is a multiple of 64
     "xmod": {"default_language": "en_XX"},

@@ -1,0 +1,42 @@
+"""Which rows may share a batch, found by trying."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmkit.config.settings import LoadSettings
+from llmkit.heads import Encoded, head_ops
+from llmkit.heads.padding import batch_mates
+from llmkit.models.load import load_model
+from llmkit.tasks import Head
+from tests.zoo.models import build
+
+KINDS = [
+    (Head.CAUSAL, "llama", "any"),
+    (Head.CAUSAL, "gpt2", "any"),
+    (Head.CAUSAL, "bart", "equally long"),  # counts positions from the first column, padding included
+    (Head.CAUSAL, "xlnet", "equally long"),
+    (Head.CAUSAL, "rwkv", "none"),
+    (Head.SEQ2SEQ, "bart", "any"),
+    (Head.SEQ2SEQ, "t5", "any"),
+]
+
+
+@pytest.mark.parametrize(("head", "model_type", "mates"), KINDS)
+def test_a_model_gets_the_batches_that_change_no_row(
+    head: Head, model_type: str, mates: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(head, model_type, tmp_path / model_type)
+    settings = LoadSettings(model=str(tmp_path / model_type), offline=True, device="cpu", dtype="float32")
+    loaded = load_model(settings, "text-generation")
+    start = (loaded.model.config.decoder_start_token_id,) if head is Head.SEQ2SEQ else ()
+    batch = [Encoded(tuple(range(9, 9 + length)), start) for length in (5, 12)]
+    tried = []
+    generate: Any = loaded.model.generate
+    monkeypatch.setattr(loaded.model, "generate", lambda **inputs: tried.append(inputs) or generate(**inputs))
+    for _ in range(2):
+        assert batch_mates(loaded, head_ops(head), batch, 0) == mates
+    assert len(tried) <= 3  # once a model

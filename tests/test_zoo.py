@@ -33,7 +33,15 @@ def test_a_tiny_model_of_the_type_does_all_that_its_head_serves(head: Head, mode
     assert row.green, row.columns
 
 
-@pytest.mark.parametrize("model_type", sorted({model_type for _, model_type in NOT_TEXT} - {"gemma3n"}))
+@pytest.mark.parametrize("model_type", ["llava", "qwen2_vl", "qwen3_vl"])
+def test_so_does_a_model_with_images_that_no_table_of_text_lists(model_type: str, tmp_path: Path) -> None:
+    row = measure(Head.CAUSAL, model_type, tmp_path)
+    assert row.green, row.columns
+
+
+@pytest.mark.parametrize(
+    "model_type", sorted({model_type for _, model_type in NOT_TEXT} - {"gemma3n"} | {"blip-2", "instructblip"})
+)
 def test_a_model_that_needs_another_input_serves_no_task(model_type: str) -> None:
     cls = transformers.CONFIG_MAPPING[model_type]
     names = [name for each in cls.__mro__ for name in vars(each)] + list(cls.sub_configs)

@@ -309,6 +309,8 @@ class _Run:
     """The share of them that must go on, or the model is stopped."""
 
     def __post_init__(self) -> None:
+        # Qwen-VL and its kin keep in the model by how much images shift the positions of the rows of the last call.
+        self._with_shifts: list[Any] = [each for each in self.loaded.model.modules() if hasattr(each, "rope_deltas")]
         self.config.return_dict_in_generate = True
         self.config.output_scores = self.scored and not self._beams
 
@@ -407,6 +409,8 @@ class _Run:
         from transformers import StoppingCriteriaList
 
         self._rows, self._stays = part.rows, stays
+        for module in self._with_shifts:
+            module.rope_deltas = None
         return self.loaded.model.generate(  # type: ignore[operator]
             **part.inputs,
             **({} if part.cache is None else {"past_key_values": part.cache}),

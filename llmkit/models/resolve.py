@@ -68,6 +68,9 @@ _OTHER_INPUT = {
     "audio_encoder": "codes of sound",  # MusicGen
     "backbone_hidden_size": "hidden states of the model that it drafts for",  # Gemma 4 assistants
     "coordinate_size": "words with their boxes on a page",  # LayoutLM 2 and 3
+    "image_text_hidden_size": "images",  # BLIP, BLIP-2
+    "max_state_dim": "images and the state of a robot",  # PI0
+    "num_query_tokens": "images",  # BLIP-2, InstructBLIP
     "visual_feat_dim": "features of images",  # LXMERT
     "xpath_unit_hidden_size": "the nodes of web pages",  # MarkupLM
 }

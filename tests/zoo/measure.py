@@ -17,12 +17,11 @@ import torch
 import llmkit
 from llmkit.models.inspect import inspect_source
 from llmkit.models.source import Source
-from llmkit.models.tables import class_names
 from llmkit.tasks import Head
 from llmkit.training.probes import keeps_examples_apart
 from llmkit.training.run import finetune
 from tests.training.recipes import make_recipe, write_rows
-from tests.zoo.models import build
+from tests.zoo.models import build, class_of
 
 __all__ = ["COLUMNS", "Row", "measure"]
 
@@ -83,7 +82,7 @@ class DifferenceError(Exception):
 
 def measure(head: Head, model_type: str, folder: Path, *, columns: Sequence[str] = COLUMNS) -> Row:
     """Build a type and run it through llmkit. ``folder`` is for its files."""
-    row = Row(head, model_type, class_names(head)[model_type], head)
+    row = Row(head, model_type, class_of(head, model_type), head)
     model = folder / model_type
 
     def attempt(column: str, work: Callable[[], str | None]) -> None:

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers.models.auto import modeling_auto
 
-from llmkit.models.tables import AUTO_CLASSES, class_names, masked_lm_types
+from llmkit.models.tables import AUTO_CLASSES, class_names, masked_lm_types, multimodal_class
 from llmkit.tasks import Head
 from tests.zoo.configs import POSITIONS, shrink
 from tests.zoo.tokenizers import make_tokenizer
@@ -24,6 +24,8 @@ _INDEXER = {
     "indexer_compress_ratio": 4,
 }
 _SOUND = {"num_filters": 4, "depths": [1] * 7}
+
+_THREE_AXES = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 
 FACTS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
@@ -47,6 +49,7 @@ FACTS: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8},
+    "qwen2_vl": {"text_config": {"rope_parameters": _THREE_AXES}},
     "qwen4_exp": {"text_config": _INDEXER},
     "qwen4_exp_text": _INDEXER,
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
@@ -86,14 +89,22 @@ def write_config(head: Head, model_type: str, folder: Path) -> None:
 def _model_class(head: Head, config: Any) -> Any:
     """The class of the head. A multimodal type is published whole, though the class of the head is its text side."""
     mapping = getattr(transformers, AUTO_CLASSES[head])._model_mapping
-    cls = mapping[type(config)]
-    cls = cls[0] if isinstance(cls, tuple) else cls
-    if cls.config_class is not type(config):
-        table = modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING
-        if type(config) in table:
-            whole = table[type(config)]
-            return whole[0] if isinstance(whole, tuple) else whole
+    cls = _first(mapping[type(config)]) if type(config) in mapping else None
+    whole = modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING
+    if (cls is None or cls.config_class is not type(config)) and type(config) in whole:
+        return _first(whole[type(config)])
     return cls
+
+
+def _first(classes: Any) -> Any:
+    return classes[0] if isinstance(classes, tuple) else classes
+
+
+def class_of(head: Head, model_type: str) -> str:
+    """The class that llmkit is to load a type with."""
+    found = class_names(head).get(model_type) or multimodal_class(model_type)
+    assert found is not None
+    return found
 
 
 def _config(head: Head, model_type: str, tokenizer: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
 import warnings
@@ -90,9 +89,8 @@ def _not_linear(model: Any, kind: str) -> Iterator[str]:
     from peft import LoraConfig
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba as check
 
-    passed_by = {
-        f"{name}.{child}" for name, module in model.named_modules() for child in _weights_read_by(type(module))
-    }
+    read_by = {cls: _weights_read_by(cls) for cls in {type(module) for module in model.modules()}}
+    passed_by = {f"{name}.{child}" for name, module in model.named_modules() for child in read_by[type(module)]}
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear):
             continue
@@ -107,7 +105,6 @@ def _not_linear(model: Any, kind: str) -> Iterator[str]:
                 yield name
 
 
-@functools.cache
 def _weights_read_by(cls: type) -> frozenset[str]:
     """The children whose weights a class multiplies itself, if it is one for which Transformers calls their hooks."""
     methods = [method for method in vars(cls).values() if inspect.isfunction(method)]

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import io
 import re
-import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,8 +18,6 @@ from typing import TYPE_CHECKING, Any
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import (
     CheckpointError,
-    LlmkitError,
-    NotEnoughMemoryError,
     TaskMismatchError,
     UsageError,
 )
@@ -32,6 +28,7 @@ from llmkit.models.context import ContextLength, context_length
 from llmkit.models.locate import locate
 from llmkit.models.memory import check_fits
 from llmkit.models.quantize import quantization_config
+from llmkit.models.quiet import no_bar_off_a_terminal, one_line_errors, quiet_transformers
 from llmkit.models.reach import go_offline
 from llmkit.models.resolve import Resolution, resolve
 from llmkit.models.source import Source, read_json
@@ -43,7 +40,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Loaded", "has_bfloat16", "load_model", "load_source", "pick_device", "quiet_transformers"]
+__all__ = ["Loaded", "has_bfloat16", "load_model", "load_source", "pick_device"]
 
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 1.0, "4bit": 0.5}
 
@@ -136,7 +133,7 @@ def load_source(
         raise _new_head(source, resolution)
     if weights:
         _check_files(source, settings)
-    with quiet_transformers(), _one_line_errors(source):
+    with quiet_transformers(), one_line_errors(source):
         if weights:
             device = pick_device(settings.device)
             dtype = _pick_dtype(settings.dtype, device, _stored_dtype(config, counts))
@@ -314,7 +311,7 @@ def _build(
         model, info = _from_pickle(source, resolution, options)
     else:
         auto_class: Any = getattr(transformers, resolution.auto_class)
-        with _no_bar_off_a_terminal() if source.gguf_file else contextlib.nullcontext():
+        with no_bar_off_a_terminal() if source.gguf_file else contextlib.nullcontext():
             model, info = auto_class.from_pretrained(source.folder, output_loading_info=True, **options)
             if prefix := _prefix(info):
                 options["key_mapping"] = {f"^{re.escape(prefix)}": ""}
@@ -460,50 +457,3 @@ def _warn_of_unknown_splits(source: Source) -> None:
             source.gguf_file,
             splits,
         )
-
-
-# How Transformers is kept to one line.
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Its progress bars print even off a terminal, and its warnings are checked for above."""
-    from transformers.utils import logging as transformers_logging
-
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def _no_bar_off_a_terminal() -> AbstractContextManager[Any]:
-    """The bar of the GGUF reader has no switch; on a terminal it is welcome, since that takes a while."""
-    return contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
-
-
-@contextlib.contextmanager
-def _one_line_errors(source: Source) -> Iterator[None]:
-    """Turn what a loader raises over bad files into one line; the original stays as the cause."""
-    import torch
-
-    try:
-        yield
-    except LlmkitError:
-        raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise NotEnoughMemoryError(
-            f"memory ran out while loading {source.name}", "choose a smaller model, dtype, or --quantize 4bit"
-        ) from error
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        reason = f"{reason[:300]}…" if len(reason) > 300 else reason
-        fix = "see the whole error with --debug; if a file is damaged, download it again"
-        if "weights_only" in reason or "WeightsUnpickler" in reason:
-            reason = "its .bin file holds more than tensors, and loading it could run code"
-            fix = "choose a safetensors checkpoint, or pass --allow-pickle if you trust it"
-        raise CheckpointError(f"{source.name} cannot be loaded: {reason}", fix) from error

@@ -15,7 +15,8 @@ from llmkit.config.settings import DType, LoadSettings
 from llmkit.errors import CheckpointError, UsageError
 from llmkit.inference.contract import CONTRACT_FILE
 from llmkit.log import log
-from llmkit.models.load import load_model, quiet_transformers
+from llmkit.models.load import load_model
+from llmkit.models.quiet import quiet_transformers
 from llmkit.models.source import read_json
 from llmkit.tasks import Head
 

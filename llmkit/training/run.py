@@ -24,9 +24,10 @@ from llmkit.inference.pipeline import Pipeline
 from llmkit.log import log
 from llmkit.metrics.answers import Threshold
 from llmkit.metrics.judge import MEASURES, judge
-from llmkit.models.load import Loaded, has_bfloat16, pick_device, quiet_transformers
+from llmkit.models.load import Loaded, has_bfloat16, pick_device
 from llmkit.models.memory import peak_memory
 from llmkit.models.processes import Member, join
+from llmkit.models.quiet import quiet_transformers
 from llmkit.tasks import Head, Task, Wording
 from llmkit.training.card import draw_losses, model_card
 from llmkit.training.checkpoint import checkpoints, load_trained

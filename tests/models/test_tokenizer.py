@@ -70,7 +70,7 @@ def test_the_vocabulary_may_stand_anywhere_in_the_file(layout: dict[str, int], t
     parts = json.loads(file.read_text(encoding="utf-8"))
     shuffled = parts if layout else {"model": parts.pop("model"), **parts}
     file.write_text(json.dumps(shuffled, **layout), encoding="utf-8")  # type: ignore[arg-type]
-    assert str(load_tokenizer(folder).backend_tokenizer.normalizer).startswith("NFKC")  # type: ignore[attr-defined]
+    assert str(load_tokenizer(folder).backend_tokenizer.normalizer).startswith("NFKC")
 
 
 def test_settings_of_the_tokenizer_count_over_the_file(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def build(head: Head, model_type: str, folder: Path) -> Any:
 
 def write_config(head: Head, model_type: str, folder: Path) -> None:
     """Write the config of a tiny checkpoint alone."""
-    cls = transformers.CONFIG_MAPPING[model_type]
+    cls: Any = transformers.CONFIG_MAPPING[model_type]
     if model_type == "encoder-decoder":
         config = cls.from_encoder_decoder_configs(*(shrink(transformers.BertConfig) for _ in range(2)))
     else:

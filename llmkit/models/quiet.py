@@ -1,0 +1,59 @@
+"""How Transformers is kept to one line: its bars, its warnings, and what it raises over bad files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+from llmkit.errors import CheckpointError, LlmkitError, NotEnoughMemoryError
+from llmkit.models.source import Source
+
+__all__ = ["no_bar_off_a_terminal", "one_line_errors", "quiet_transformers"]
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Its progress bars print even off a terminal, and its warnings are checked for above."""
+    from transformers.utils import logging as transformers_logging
+
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def no_bar_off_a_terminal() -> AbstractContextManager[Any]:
+    """The bar of the GGUF reader has no switch; on a terminal it is welcome, since that takes a while."""
+    return contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
+
+
+@contextlib.contextmanager
+def one_line_errors(source: Source) -> Iterator[None]:
+    """Turn what a loader raises over bad files into one line; the original stays as the cause."""
+    import torch
+
+    try:
+        yield
+    except LlmkitError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise NotEnoughMemoryError(
+            f"memory ran out while loading {source.name}", "choose a smaller model, dtype, or --quantize 4bit"
+        ) from error
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        reason = f"{reason[:300]}…" if len(reason) > 300 else reason
+        fix = "see the whole error with --debug; if a file is damaged, download it again"
+        if "weights_only" in reason or "WeightsUnpickler" in reason:
+            reason = "its .bin file holds more than tensors, and loading it could run code"
+            fix = "choose a safetensors checkpoint, or pass --allow-pickle if you trust it"
+        raise CheckpointError(f"{source.name} cannot be loaded: {reason}", fix) from error

@@ -68,6 +68,7 @@ _OTHER_INPUT = {
     "audio_encoder": "codes of sound",  # MusicGen
     "backbone_hidden_size": "hidden states of the model that it drafts for",  # Gemma 4 assistants
     "coordinate_size": "words with their boxes on a page",  # LayoutLM 2 and 3
+    "default_num_delay_tokens": "sound",  # Voxtral Realtime
     "image_text_hidden_size": "images",  # BLIP, BLIP-2
     "max_state_dim": "images and the state of a robot",  # PI0
     "num_query_tokens": "images",  # BLIP-2, InstructBLIP

@@ -222,7 +222,11 @@ def _base(model: Any) -> Any:
 
 def _logits(loaded: Any, head: Head, model: Any = None) -> torch.Tensor:
     model = loaded.model if model is None else model
-    ids = torch.tensor([loaded.tokenizer(_TEXTS[1])["input_ids"][:24]])
+    if head is Head.SPAN:  # Longformer looks for the separators of a pair
+        found = loaded.tokenizer("What is it?", _TEXTS[2])["input_ids"]
+    else:
+        found = loaded.tokenizer(_TEXTS[1])["input_ids"][:24]
+    ids = torch.tensor([found])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if head is Head.SEQ2SEQ:
         inputs["decoder_input_ids"] = ids[:, :8]

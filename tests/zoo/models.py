@@ -48,7 +48,9 @@ FACTS: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "lilt": {"hidden_size": 48},  # six coordinates share it
     "mamba2": {"num_heads": 8},
+    "nystromformer": {"num_landmarks": 64},  # as many as its segments, as in every published model
     "qwen2_vl": {"text_config": {"rope_parameters": _THREE_AXES}},
     "qwen4_exp": {"text_config": _INDEXER},
     "qwen4_exp_text": _INDEXER,
@@ -132,6 +134,8 @@ def _set_tokens(config: Any, tokenizer: Any) -> None:
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
     named = {"vocab_size": len(tokenizer), "pad_token_id": pad, "bos_token_id": begin, "eos_token_id": end}
+    if hasattr(config, "sep_token_id"):
+        named["sep_token_id"] = tokenizer.sep_token_id
     for name, value in named.items():
         setattr(config, name, value)
     for name in _SIZES_OF_VOCABULARY:
@@ -170,6 +174,7 @@ NOT_TEXT: dict[tuple[str, str], str] = {
     ("causal", "gemma4_unified_assistant"): "drafts for another model, whose hidden states it reads",
     ("causal", "musicgen"): "reads and writes codes of sound, several a step",
     ("causal", "musicgen_melody"): "reads and writes codes of sound, several a step",
+    ("seq2seq", "voxtral_realtime"): "writes a token for each stretch of sound that it hears",
     ("span", "layoutlmv2"): "needs images (and the package detectron2)",
     ("span", "layoutlmv3"): "its tokenizer reads words with their boxes on a page",
     ("span", "lxmert"): "needs features of images, and chooses among fixed answers",
@@ -190,6 +195,8 @@ KNOWN_FAILURES = {
     ("causal", "doge"): "keeps the best keys of a row, chosen among padding and other examples too",
     ("causal", "openai-gpt"): "has no token that ends a text, and llmkit trains no model that cannot stop",
     ("causal", "reformer"): "hashes by random rotations, and trains only on lengths that are multiples of its chunks",
+    ("span", "ibert"): "its linear layers are a quantized class of its own, on which PEFT puts no adapter",
+    ("span", "reformer"): "hashes by random rotations, and trains only on lengths that are multiples of its chunks",
     ("causal", "youtu"): "Transformers 5.23 zeroes the embedding of its padding token on every load",
 }
 """Types that are not green, and why."""

@@ -350,7 +350,10 @@ SPAN: dict[str, Family] = {
 NAMED = {
     "funnel": "Version 5 zeroes the embedding of the padding token when it loads Funnel; version 4 kept that of the"
     " checkpoint, which pooling mixes with the word beside it.",
-    "led": "Version 4 drew a random number a layer in LED outside training too, so that samples of one seed differ.",
+    **dict.fromkeys(
+        ("led", "m2m_100", "nllb"),
+        "Version 4 drew a random number a layer (LayerDrop) outside training too, so that samples of one seed differ.",
+    ),
 }
 """Family → what changed between the versions, where not all of its calls are equal."""
 LANGUAGES = {

@@ -166,8 +166,15 @@ class Text2TextGenerationPipeline(_Pipeline):  # type: ignore[misc]
         if return_type is ReturnType.TENSORS:
             return [{f"{self.return_name}_token_ids": ids} for ids in model_outputs["output_ids"][0]]
         options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": clean_up_tokenization_spaces}
-        decode = self.tokenizer.decode
-        return [{f"{self.return_name}_text": decode(ids, **options)} for ids in model_outputs["output_ids"][0]]
+        written = map(self._known, model_outputs["output_ids"][0])
+        return [{f"{self.return_name}_text": self.tokenizer.decode(ids, **options)} for ids in written]
+
+    def _known(self, ids: Any) -> Any:
+        """Without ids that a tokenizer in Python has no word for (M2M100's last ones), as in version 4."""
+        if self.tokenizer.is_fast:
+            return ids
+        unknown = self.tokenizer.unk_token
+        return [each for each in ids.tolist() if self.tokenizer.convert_ids_to_tokens(each) != unknown]
 
 
 class SummarizationPipeline(Text2TextGenerationPipeline):

@@ -356,6 +356,25 @@ NAMED = {
     ),
 }
 """Family → what changed between the versions, where not all of its calls are equal."""
+
+
+def undo(family: str, model: Any, folder: Path) -> None:
+    """Take back in a model what `NAMED` says of its family, which shows that it is the cause and the only one."""
+    import torch
+    from safetensors.torch import load_file
+
+    if family == "funnel":
+        name = "embeddings.word_embeddings.weight"
+        row = model.config.pad_token_id
+        weights = load_file(folder / "model.safetensors")
+        with torch.no_grad():
+            model.funnel.get_parameter(name)[row] = weights[f"funnel.{name}"][row]
+        return
+    layers = [*model.get_encoder().layers, *(model.get_decoder().layers if family != "led" else ())]
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda *_: torch.rand([]) and None)
+
+
 LANGUAGES = {
     "mbart": ("en_XX", "de_DE", "zh_CN"),
     "mbart50": ("en_XX", "fr_XX", "zh_CN"),
@@ -481,7 +500,9 @@ def _span_cases(seed: int) -> Iterator[Case]:
         yield task, {}, [], {**many, **windows, "padding": "max_length", "top_k": 2}
 
 
-def run(pipeline: Callable[..., Any], family: str, seed: int, folder: Path, extra: dict[str, Any]) -> list[Any]:
+def run(
+    pipeline: Callable[..., Any], family: str, seed: int, folder: Path, extra: dict[str, Any], *, undone: bool
+) -> list[Any]:
     """The results of one side; an error is its type, since the wording differs by design."""
     import torch
 
@@ -492,6 +513,8 @@ def run(pipeline: Callable[..., Any], family: str, seed: int, folder: Path, extr
         try:
             if key not in pipelines:
                 pipelines[key] = pipeline(task, model=str(folder), device=-1, **options, **extra)
+                if undone:
+                    undo(family, pipelines[key].model, folder)
             torch.manual_seed(seed)
             results.append(_plain(pipelines[key](*args, **kwargs)))
         except Exception as error:  # noqa: BLE001 - to be compared
@@ -538,14 +561,14 @@ def side(folder: Path, only: list[str] | None, which: str) -> None:
         logging.getLogger("llmkit").setLevel(logging.CRITICAL)
         pipeline = llmkit.pipeline
     (folder / which).mkdir(exist_ok=True)
-    for family, seed, name in names(only):
+    for family, seed, name in names(list(NAMED) if which == "undone" else only):
         file, checkpoint = folder / which / f"{name}.json", folder / "checkpoints" / name
         if file.exists():
             continue
         if which == "v4" and not (checkpoint / "model.safetensors").exists():
             build(family, seed, checkpoint)
-        extra = {"bug_compatible": True} if which == "llmkit" and family in SPAN else {}
-        results = run(pipeline, family, seed, checkpoint, extra)
+        extra = {"bug_compatible": True} if which != "v4" and family in SPAN else {}
+        results = run(pipeline, family, seed, checkpoint, extra, undone=which == "undone")
         file.write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
         print(which, name, len(results), flush=True)
 
@@ -579,22 +602,22 @@ def differences(ours: Any, theirs: Any) -> tuple[bool, float]:
     return type(ours) is type(theirs) and ours == theirs, 0.0
 
 
-def compare(folder: Path, only: list[str] | None) -> tuple[list[str], list[str]]:
+def compare(folder: Path, only: list[str] | None, ours: str = "llmkit") -> tuple[list[str], list[str]]:
     """Rows of the table, and a line for each case that differs."""
     rows: dict[str, list[float]] = {}
     lines = []
     for family, seed, name in names(only):
-        both = [json.loads((folder / which / f"{name}.json").read_text(encoding="utf-8")) for which in ("llmkit", "v4")]
+        both = [json.loads((folder / which / f"{name}.json").read_text(encoding="utf-8")) for which in (ours, "v4")]
         row = rows.setdefault(family, [0, 0, 0, 0, 0.0])
         row[0] += 1
-        for case, ours, theirs in zip(cases(family, seed), *both, strict=True):
-            same, score = differences(ours, theirs)
+        for case, mine, theirs in zip(cases(family, seed), *both, strict=True):
+            same, score = differences(mine, theirs)
             row[1] += 1
             row[2] += same and score <= TOLERANCE
             row[3] += isinstance(theirs, dict) and "error" in theirs
             row[4] = max(row[4], score)
             if not same or score > TOLERANCE:
-                shown = json.dumps({"case": case, "llmkit": ours, "v4": theirs}, ensure_ascii=False)
+                shown = json.dumps({"case": case, "llmkit": mine, "v4": theirs}, ensure_ascii=False)
                 lines.append(f"{name}: score {score:.1e} {shown}")
     table = ["| family | checkpoints | calls | equal | of them refused by both | largest difference of a score |"]
     table.append("|---|---|---|---|---|---|")
@@ -628,14 +651,17 @@ def main() -> None:
     (folder / "differences.jsonl").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(table))
     print(f"{len(lines)} calls differ: {folder / 'differences.jsonl'}")
-    differing = {name.rpartition("-")[0] for name in (line.partition(":")[0] for line in lines)}
+    differing = {line.partition(":")[0].rpartition("-")[0] for line in lines}
     if not arguments.only:
-        _write(table, sorted(differing))
+        side(folder, None, "undone")
+        left = compare(folder, list(NAMED), "undone")[1]
+        print(f"{len(left)} calls differ with the named changes undone", *left, sep="\n")
+        _write(table, sorted(differing), len(left))
     if unnamed := differing - NAMED.keys():
         raise SystemExit(f"not explained: {', '.join(sorted(unnamed))}")
 
 
-def _write(table: list[str], differing: list[str]) -> None:
+def _write(table: list[str], differing: list[str], left: int) -> None:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers", "numpy"))
     head = [
         "# llmkit.pipeline against the pipelines of Transformers 4.57.6",
@@ -644,7 +670,8 @@ def _write(table: list[str], differing: list[str]) -> None:
         "same torch. A call counts as equal if texts, ids, places and shapes are, and scores are within 1e-5.",
         "",
     ]
-    causes = ["", *(f"- **{family}**: {NAMED.get(family, 'not looked into')}" for family in differing)]
+    causes = ["", f"What changed between the versions; with it undone in this side's models, {left} calls differ:", ""]
+    causes += [f"- **{family}**: {NAMED.get(family, 'not looked into')}" for family in differing]
     Path(__file__).with_suffix(".md").write_text("\n".join([*head, *table, *causes, ""]), encoding="utf-8")
 
 

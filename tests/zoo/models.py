@@ -137,7 +137,7 @@ def _set_tokens(config: Any, tokenizer: Any) -> None:
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
     named = {"vocab_size": len(tokenizer), "pad_token_id": pad, "bos_token_id": begin, "eos_token_id": end}
-    if hasattr(config, "sep_token_id"):
+    if hasattr(config, "sep_token_id") and tokenizer.sep_token_id is not None:
         named["sep_token_id"] = tokenizer.sep_token_id
     for name, value in named.items():
         setattr(config, name, value)

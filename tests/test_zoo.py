@@ -39,9 +39,7 @@ def test_so_does_a_model_with_images_that_no_table_of_text_lists(model_type: str
     assert row.green, row.columns
 
 
-@pytest.mark.parametrize(
-    "model_type", sorted({model_type for _, model_type in NOT_TEXT} | {"blip-2", "instructblip"})
-)
+@pytest.mark.parametrize("model_type", sorted({model_type for _, model_type in NOT_TEXT} | {"blip-2", "instructblip"}))
 def test_a_model_that_needs_another_input_serves_no_task(model_type: str) -> None:
     cls = transformers.CONFIG_MAPPING[model_type]
     names = [name for each in cls.__mro__ for name in vars(each)] + list(cls.sub_configs)

@@ -60,7 +60,8 @@ def _without_vocabulary(file: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     text = file.read_text(encoding="utf-8")
-    head, found, _ = text.rpartition(_MODEL)
-    parts = json.loads(f"{head.rstrip().removesuffix(',')}}}" if found else text)
+    head, found, vocabulary = text.rpartition(_MODEL)
+    last = found and '\n  "' not in vocabulary
+    parts = json.loads(f"{head.rstrip().removesuffix(',')}}}" if last else text)
     parts |= {"added_tokens": [], "model": {"type": "WordLevel", "vocab": {}, "unk_token": ""}}
     return Tokenizer.from_str(json.dumps(parts))

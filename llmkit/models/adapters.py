@@ -18,7 +18,7 @@ from llmkit.tasks import Head
 if TYPE_CHECKING:
     from llmkit.config.recipe import Adapter
 
-__all__ = ["attach", "brings_head", "fill_in", "fit_embeddings", "quiet_peft"]
+__all__ = ["attach", "brings_head", "fill_in", "fit_embeddings", "pass_all", "quiet_peft"]
 
 _TASK_TYPES = {Head.CAUSAL: "CAUSAL_LM", Head.SEQ2SEQ: "SEQ_2_SEQ_LM", Head.SPAN: "QUESTION_ANS"}
 
@@ -53,7 +53,7 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new
     given = {name: value for name, value in settings.items() if value is not None}
     try:
         with quiet_peft():
-            return peft.get_peft_model(model, config_class(task_type=_TASK_TYPES[head], **given))
+            return pass_all(peft.get_peft_model(model, config_class(task_type=_TASK_TYPES[head], **given)))
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UsageError(
@@ -69,6 +69,15 @@ def quiet_peft() -> Iterator[None]:
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match")
         warnings.filterwarnings("ignore", "Found missing adapter keys while loading the checkpoint")
         yield
+
+
+def pass_all(model: Any) -> Any:
+    """The same model, which gives all inputs to the one below: PEFT 0.21's for questions drops token types by name."""
+    from peft import PeftModel, PeftModelForQuestionAnswering
+
+    if isinstance(model, PeftModelForQuestionAnswering) and not model.active_peft_config.is_prompt_learning:
+        model.__class__ = type("PeftModelForQuestionAnswering", (type(model),), {"forward": PeftModel.forward})
+    return model
 
 
 def brings_head(adapter: Path | None, head: Head) -> bool:

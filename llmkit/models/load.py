@@ -22,7 +22,7 @@ from llmkit.errors import (
     UsageError,
 )
 from llmkit.log import log
-from llmkit.models.adapters import brings_head, fill_in, fit_embeddings, quiet_peft
+from llmkit.models.adapters import brings_head, fill_in, fit_embeddings, pass_all, quiet_peft
 from llmkit.models.checkpoint import gguf_config, gguf_metadata, parameter_counts, weight_bytes, weight_files
 from llmkit.models.context import ContextLength, context_length
 from llmkit.models.locate import locate
@@ -422,7 +422,7 @@ def _attach_adapter(model: Any, source: Source, *, training: bool) -> Any:
     with quiet_peft():
         adapted = PeftModel.from_pretrained(model, str(source.adapter), is_trainable=training, local_files_only=True)
     fill_in(adapted, source.adapter)
-    return adapted
+    return pass_all(adapted)
 
 
 def _apply_task_params(model: Any, task: str) -> None:

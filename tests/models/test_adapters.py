@@ -91,3 +91,17 @@ def test_an_encoder_gets_its_head_from_the_adapter(tmp_path: Path) -> None:
     again = load(tmp_path / "adapter", "question-answering")
     with torch.no_grad():
         torch.testing.assert_close(again(input_ids=IDS).start_logits, model(input_ids=IDS).start_logits)
+
+
+def test_token_types_reach_a_model_below_an_adapter(tmp_path: Path) -> None:
+    build(Head.SPAN, "bert", tmp_path / "bert")
+    inputs = {"input_ids": IDS, "token_type_ids": torch.tensor([[0, 0, 1, 1]])}
+    base = load(tmp_path / "bert", "question-answering")
+    section = TypeAdapter(Adapter).validate_python({"peft_type": "LORA", "r": 4})
+    with torch.no_grad():
+        expected = base(**inputs).start_logits
+        model = attach(base, section, Head.SPAN, tokenizer_name="").eval()  # a new adapter changes nothing
+        torch.testing.assert_close(model(**inputs).start_logits, expected)
+        model.save_pretrained(tmp_path / "adapter")
+        again = load(tmp_path / "adapter", "question-answering")
+        torch.testing.assert_close(again(**inputs).start_logits, expected)

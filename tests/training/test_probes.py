@@ -17,7 +17,7 @@ from tests.zoo.models import build
 
 def load(model_type: str, folder: Path) -> Any:
     build(Head.CAUSAL, model_type, folder)
-    settings = LoadSettings(model=str(folder), head=Head.CAUSAL, offline=True, device="cpu", dtype="float32")
+    settings = LoadSettings(model=str(folder), head="causal", offline=True, device="cpu", dtype="float32")
     return load_model(settings, "text-generation").model
 
 

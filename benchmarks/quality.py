@@ -124,6 +124,7 @@ def seq2seq_trainer(name: str, out: Path) -> None:
         lr_scheduler_type=settings.lr_scheduler_type,
         warmup_steps=settings.warmup_steps,
         label_smoothing_factor=settings.label_smoothing_factor,
+        train_sampling_strategy=settings.train_sampling_strategy,
         optim=settings.optim,
         seed=settings.seed,
         save_strategy="no",

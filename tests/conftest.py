@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before anything imports huggingface_hub, which reads its settings once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+# What a script starts in the background ignores Ctrl+C, and so would the processes of the tests that send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Callable
 from pathlib import Path

@@ -17,6 +17,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import tempfile
 import time
 import warnings
@@ -171,7 +172,7 @@ def table(record: Path) -> str:
 def cells(row: dict[str, Any]) -> list[str]:
     shown = []
     for name in COLUMNS:
-        value = row["columns"].get(name, "")
+        value = re.sub(r"/\S*/", "", row["columns"].get(name, ""))  # folders of one run
         shown.append(str(len(row["tasks"])) if name == "tasks" and value == "yes" else value.replace("|", "/"))
     return shown
 

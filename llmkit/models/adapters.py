@@ -18,7 +18,7 @@ from llmkit.tasks import Head
 if TYPE_CHECKING:
     from llmkit.config.recipe import Adapter
 
-__all__ = ["attach", "brings_head", "fill_in", "fit_embeddings", "pass_all", "quiet_peft"]
+__all__ = ["attach", "brings_head", "load_adapter"]
 
 _TASK_TYPES = {Head.CAUSAL: "CAUSAL_LM", Head.SEQ2SEQ: "SEQ_2_SEQ_LM", Head.SPAN: "QUESTION_ANS"}
 
@@ -52,8 +52,8 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new
         settings["trainable_token_indices"] = dict.fromkeys(_embeddings(model), sorted(new_tokens))
     given = {name: value for name, value in settings.items() if value is not None}
     try:
-        with quiet_peft():
-            return pass_all(peft.get_peft_model(model, config_class(task_type=_TASK_TYPES[head], **given)))
+        with _quiet_peft():
+            return _pass_all(peft.get_peft_model(model, config_class(task_type=_TASK_TYPES[head], **given)))
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UsageError(
@@ -62,16 +62,27 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new
         ) from error
 
 
+def load_adapter(model: Any, adapter: Path, *, training: bool = False) -> Any:
+    """The model with an adapter that was trained before, from its folder."""
+    from peft import PeftModel
+
+    _fit_embeddings(model, adapter)
+    with _quiet_peft():
+        adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=training, local_files_only=True)
+    _fill_in(adapted, adapter)
+    return _pass_all(adapted)
+
+
 @contextmanager
-def quiet_peft() -> Iterator[None]:
-    """Without what PEFT says of its own doing: ranks of experts that it sets unasked, weights that `fill_in` sets."""
+def _quiet_peft() -> Iterator[None]:
+    """Without what PEFT says of its own doing: ranks of experts that it sets unasked, weights that `_fill_in` sets."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match")
         warnings.filterwarnings("ignore", "Found missing adapter keys while loading the checkpoint")
         yield
 
 
-def pass_all(model: Any) -> Any:
+def _pass_all(model: Any) -> Any:
     """The same model, which gives all inputs to the one below: PEFT 0.21's for questions drops token types by name."""
     from peft import PeftModel, PeftModelForQuestionAnswering
 
@@ -144,7 +155,7 @@ def _embeddings(model: Any) -> Iterator[str]:
             yield name.rpartition(".")[2]
 
 
-def fit_embeddings(model: Any, adapter: Path) -> None:
+def _fit_embeddings(model: Any, adapter: Path) -> None:
     """Make room for the new tokens that an adapter has trained."""
     indices = read_json(adapter / "adapter_config.json").get("trainable_token_indices") or []
     ids = [each for part in indices.values() for each in part] if isinstance(indices, dict) else indices
@@ -152,7 +163,7 @@ def fit_embeddings(model: Any, adapter: Path) -> None:
         model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
 
 
-def fill_in(model: Any, adapter: Path) -> None:
+def _fill_in(model: Any, adapter: Path) -> None:
     """Set the weights that PEFT left out, and say which the adapter lacks.
 
     It renames those of an adapter as Transformers renames those of older checkpoints, and where a new name looks like

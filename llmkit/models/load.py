@@ -22,7 +22,7 @@ from llmkit.errors import (
     UsageError,
 )
 from llmkit.log import log
-from llmkit.models.adapters import brings_head, fill_in, fit_embeddings, pass_all, quiet_peft
+from llmkit.models.adapters import brings_head, load_adapter
 from llmkit.models.checkpoint import gguf_config, gguf_metadata, parameter_counts, weight_bytes, weight_files
 from llmkit.models.context import ContextLength, context_length
 from llmkit.models.locate import locate
@@ -318,7 +318,8 @@ def _build(
                 model, info = auto_class.from_pretrained(source.folder, output_loading_info=True, **options)
     _check_missing(source, resolution, model, sorted(info["missing_keys"]))
     if source.adapter is not None:
-        model = _attach_adapter(model, source, training=training)
+        log.info("adapter: %s on %s", source.adapter, source.folder)
+        model = load_adapter(model, source.adapter, training=training)
     loaded: PreTrainedModel = model
     return loaded
 
@@ -411,18 +412,6 @@ def _check_missing(source: Source, resolution: Resolution, model: Any, missing: 
 
 def _named(weights: Sequence[str]) -> str:
     return f"{weights[0]} and {len(weights) - 1} more" if len(weights) > 1 else weights[0]
-
-
-def _attach_adapter(model: Any, source: Source, *, training: bool) -> Any:
-    from peft import PeftModel
-
-    log.info("adapter: %s on %s", source.adapter, source.folder)
-    assert source.adapter is not None
-    fit_embeddings(model, source.adapter)
-    with quiet_peft():
-        adapted = PeftModel.from_pretrained(model, str(source.adapter), is_trainable=training, local_files_only=True)
-    fill_in(adapted, source.adapter)
-    return pass_all(adapted)
 
 
 def _apply_task_params(model: Any, task: str) -> None:

@@ -53,8 +53,7 @@ class Objective:
             output = model(**inputs)
             padding = inputs["attention_mask"] == 0
             pairs = zip((output.start_logits, output.end_logits), labels.unbind(dim=1), strict=True)
-            losses = [self._cross_entropy(logits.masked_fill(padding, -1e9), wanted) for logits, wanted in pairs]
-            return torch.stack(losses).mean()
+            return torch.stack([self._place_loss(logits, wanted, padding) for logits, wanted in pairs]).mean()
         if self.head is Head.SEQ2SEQ:
             logits = model(**inputs, use_cache=False).logits
         else:
@@ -66,11 +65,22 @@ class Objective:
             if not self.keeps:
                 # Prompt tuning puts virtual tokens in front.
                 logits = logits[:, logits.shape[1] - inputs["input_ids"].shape[1] :][:, keep]
-        return self._cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return _cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), self.smoothing)
 
-    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        import torch
+    def _place_loss(self, logits: torch.Tensor, labels: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+        """The cross entropy over the places of each row that are no padding: ``[batch, places]`` and ``[batch]``."""
+        logits = logits.float().masked_fill(padding, -1e9)
+        loss = _cross_entropy(logits, labels)
+        if not self.smoothing:
+            return loss
+        # What is smoothed goes to all places alike, but torch would give padding its share, at a loss of 1e9.
+        even = -logits.log_softmax(dim=1).masked_fill(padding, 0).sum(dim=1) / (~padding).sum(dim=1)
+        return (1 - self.smoothing) * loss + self.smoothing * even[labels != IGNORED].sum()
 
-        return torch.nn.functional.cross_entropy(
-            logits.float(), labels, ignore_index=IGNORED, reduction="sum", label_smoothing=self.smoothing
-        )
+
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    import torch
+
+    return torch.nn.functional.cross_entropy(
+        logits, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
+    )

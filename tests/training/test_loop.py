@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ import pytest
 from llmkit.config.recipe import Recipe
 from llmkit.errors import UsageError
 from llmkit.models.adapters import attach
+from llmkit.tasks import Head
 from llmkit.training.checkpoint import checkpoints
-from llmkit.training.collate import collate
+from llmkit.training.collate import Batch, collate
 from llmkit.training.dataset import prepare
 from llmkit.training.encoding import make_encoder
 from llmkit.training.loop import Trainer
@@ -179,6 +181,30 @@ def test_logits_of_label_positions_only(checkpoint: Checkpoint, tmp_path: Path) 
     whole = Objective(made.head, keeps=False, smoothing=0.0)
     some, every = (each.loss_sum(made.model, batch, "cpu").item() for each in (made.objective, whole))
     assert some == pytest.approx(every, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_padding_takes_no_part_in_the_loss_of_places(smoothing: float, dtype: str) -> None:
+    import torch
+
+    lengths, labels = (3, 5, 9), torch.tensor([[0, 2], [4, 4], [1, 7]])
+    logits = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(1)).to(getattr(torch, dtype))
+    mask = torch.tensor([[1] * length + [0] * (9 - length) for length in lengths])
+    objective = Objective(Head.SPAN, keeps=False, smoothing=smoothing)
+
+    def model(**_: Any) -> SimpleNamespace:
+        return SimpleNamespace(start_logits=logits[0], end_logits=logits[1])
+
+    found = objective.loss_sum(model, Batch({"attention_mask": mask}, labels), "cpu")
+    alone = [
+        torch.nn.functional.cross_entropy(
+            logits[end, row, :length].float(), labels[row, end], label_smoothing=smoothing
+        ).item()
+        for end in (0, 1)
+        for row, length in enumerate(lengths)
+    ]
+    assert found.item() == pytest.approx(sum(alone) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("with_weights", [True, False])

@@ -60,10 +60,10 @@ class Features:
     each of ``decoder_input_ids``, what the decoder is to write after it. Span: none."""
     decoder_input_ids: tuple[int, ...] = ()
     token_type_ids: tuple[int, ...] = ()
-    start_position: int = -1
-    """Span: index in ``input_ids`` of the answer's first token; that of the null answer if there is none here."""
-    end_position: int = -1
-    """Span: of its last token."""
+    start_positions: tuple[int, ...] = ()
+    """Span: index in ``input_ids`` of each answer's first token; that of the null answer if there is none here."""
+    end_positions: tuple[int, ...] = ()
+    """Span: of their last tokens."""
 
 
 class HeadOps(Protocol):

@@ -1,12 +1,13 @@
 """What an extractive model learns from a question, a text and the answer in it: one window after the other.
 
 The windows are those of inference (`llmkit.heads.span.split`). Labels follow run_qa.py of Transformers: a window that
-does not hold the whole answer is labelled with the null answer.
+does not hold a whole answer is labelled with the null answer. Of several answers that learns the first, and this all.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llmkit.errors import UsageError
@@ -25,8 +26,8 @@ def span_features(loaded: Loaded, example: Example, *, max_seq_len: int, doc_str
     if not isinstance(example.prompt, QuestionContext):
         raise UsageError("an extractive model learns to mark answers in a text", "give question, context and answers")
     document = split(loaded, example.prompt, max_seq_len=max_seq_len, doc_stride=doc_stride)
-    tokens = None if example.span is None else _tokens(document, *example.span)
-    return [_labelled(window, tokens) for window in document.windows]
+    answers = [tokens for span in example.spans if (tokens := _tokens(document, *span))]
+    return [_labelled(window, answers) for window in document.windows]
 
 
 def _tokens(document: Document, start: int, end: int) -> tuple[int, int] | None:
@@ -38,8 +39,8 @@ def _tokens(document: Document, start: int, end: int) -> tuple[int, int] | None:
     return (first, last) if first <= last else None
 
 
-def _labelled(window: Window, tokens: tuple[int, int] | None) -> Features:
-    start = end = window.null_at
-    if tokens is not None and window.begin <= tokens[0] and tokens[1] < window.end:
-        start, end = (window.text_at + token - window.begin for token in tokens)
-    return Features(window.input_ids, token_type_ids=window.token_type_ids, start_position=start, end_position=end)
+def _labelled(window: Window, answers: Sequence[tuple[int, int]]) -> Features:
+    shift = window.text_at - window.begin
+    inside = [(first + shift, last + shift) for first, last in answers if window.begin <= first and last < window.end]
+    starts, ends = zip(*inside or [(window.null_at, window.null_at)], strict=True)
+    return Features(window.input_ids, token_type_ids=window.token_type_ids, start_positions=starts, end_positions=ends)

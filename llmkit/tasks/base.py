@@ -101,8 +101,8 @@ class Example:
     """As it is at inference; None for plain text, which is learned whole."""
     target: str
     """What the model is to write, white space in front of it included."""
-    span: tuple[int, int] | None = None
-    """Characters ``[start, end)`` of the context where a span model marks the answer; None: there is no answer."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """Characters ``[start, end)`` of the context, each a right answer to a span model; none: there is no answer."""
 
 
 @dataclass(frozen=True)

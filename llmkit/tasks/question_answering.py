@@ -11,7 +11,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 from llmkit.config.settings import AnswerSettings, given
@@ -106,20 +105,19 @@ class QuestionAnswering(Task):
         return super().render(row, traits, wording)
 
     def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
-        """The first answer that stands in the text; none given means that there is no answer."""
+        """For a span model all answers that stand in the text are right; none given means that there is no answer."""
         if traits.head is not Head.SPAN:
             return super().examples(row, traits, wording)
         prompt, context = self.render(row, traits, wording), str(row["context"])
         texts, starts = _answers(row, self.target_column)
         if not texts:
             return (Example(prompt, ""),)
-        for text, start in zip_longest(texts, starts[: len(texts)]):
-            if start is not None and context[start : start + len(text)] == text:
-                return (Example(prompt, text, (start, start + len(text))),)
-        for text in texts:
-            if place := find_in(text, context):
-                return (Example(prompt, context[slice(*place)], place),)
-        raise InputError(f"the answer {texts[0]!r} does not stand in the text", "mend the row, or skip such rows")
+        given = [(start, start + len(text)) for text, start in zip(texts, starts, strict=False)]
+        places = [(start, end) for text, (start, end) in zip(texts, given, strict=False) if context[start:end] == text]
+        places = places or [place for text in texts if (place := find_in(text, context))]
+        if not places:
+            raise InputError(f"the answer {texts[0]!r} does not stand in the text", "mend the row, or skip such rows")
+        return (Example(prompt, context[slice(*places[0])], tuple(dict.fromkeys(places))),)
 
     def parts(self, row: Row, room: int, count: Callable[[str], int]) -> list[Row]:
         """Rows for each window of at most ``room`` tokens; those without an answer of the row have none.

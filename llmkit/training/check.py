@@ -150,14 +150,10 @@ def _pieces(line: dict[str, Any], encoder: Encoder) -> Iterator[Piece]:
     """An example as text, divided where loss begins and ends."""
     tokenizer: Any = encoder.loaded.tokenizer
     ids, labels = line["input_ids"], line["labels"]
-    if line["start_position"] >= 0:
-        start, end = line["start_position"], line["end_position"] + 1
-        yield from (
-            Piece(str(tokenizer.decode(part)), learned)
-            for part, learned in ((ids[:start], False), (ids[start:end], True), (ids[end:], False))
-            if part
-        )
-        return
+    if line["start_positions"]:
+        places = zip(line["start_positions"], line["end_positions"], strict=True)
+        answers = {place for first, last in places for place in range(first, last + 1)}
+        labels = [token if place in answers else IGNORED for place, token in enumerate(ids)]
     if line["decoder_input_ids"]:
         yield Piece(str(tokenizer.decode(ids)), False)
         yield Piece("\n", False)

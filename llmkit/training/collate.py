@@ -26,7 +26,8 @@ class Batch:
     inputs: dict[str, torch.Tensor]
     """Arguments of the model."""
     labels: torch.Tensor
-    """What the logits are compared with: ``[batch, kept]``, or span: ``[batch, 2]``, start and end."""
+    """What the logits are compared with: ``[batch, kept]``, or span: ``[batch, 2, answers]``, starts and ends, each
+    but once and `IGNORED` behind them."""
     keep: torch.Tensor | None = None
     """Causal: positions ``[kept]`` of the sequence whose logits predict a label of any row."""
 
@@ -91,9 +92,9 @@ def _seq2seq(lines: Sequence[Line], pad_id: int) -> Batch:
 
 
 def _span(lines: Sequence[Line], pad_id: int) -> Batch:
-    import torch
-
     inputs = _masked(lines, pad_id)
     if lines[0]["token_type_ids"]:
         inputs["token_type_ids"] = _rows([line["token_type_ids"] for line in lines], 0)
-    return Batch(inputs, torch.tensor([[line["start_position"], line["end_position"]] for line in lines]))
+    ends = ("start_positions", "end_positions")
+    labels = _rows([sorted(set(line[end])) for line in lines for end in ends], IGNORED)
+    return Batch(inputs, labels.unflatten(0, (len(lines), len(ends))))

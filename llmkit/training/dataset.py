@@ -57,21 +57,18 @@ class Prepared:
 
 # Examples.
 
-_LISTS = ("input_ids", "labels", "decoder_input_ids", "token_type_ids")
-_NUMBERS = ("start_position", "end_position")
+_LISTS = ("input_ids", "labels", "decoder_input_ids", "token_type_ids", "start_positions", "end_positions")
 
 
 def _encode_batch(batch: Mapping[str, list[Any]], indices: list[int], encoder: Encoder) -> dict[str, list[Any]]:
     """Lines of the outcome table for some rows: one an example, or one for a row without any."""
-    lines: dict[str, list[Any]] = {name: [] for name in (*_LISTS, *_NUMBERS, *_FACTS)}
+    lines: dict[str, list[Any]] = {name: [] for name in (*_LISTS, *_FACTS)}
     for index, row, error in zip(indices, batch["row"], batch["error"], strict=True):
         outcome = Outcome("bad", message=error) if error else encoder.encode(json.loads(row))
         facts: dict[str, Any] = {"tokens": outcome.tokens, "cut": outcome.cut, "message": outcome.message}
         for number, each in enumerate(outcome.features or (None,)):
             for name in _LISTS:
                 lines[name].append(list(getattr(each, name)) if each else [])
-            for name in _NUMBERS:
-                lines[name].append(getattr(each, name) if each else -1)
             lines["row"].append(index)
             lines["status"].append(outcome.status)
             lines["length"].append(max(len(each.input_ids), len(each.decoder_input_ids)) if each else 0)
@@ -85,8 +82,8 @@ _FACTS = ("row", "status", "length", "targets", "tokens", "cut", "message")
 
 
 def _targets(features: Any) -> int:
-    if features.start_position >= 0:
-        return int(features.end_position > 0)
+    if features.start_positions:
+        return int(any(features.end_positions))
     return sum(label != -100 for label in features.labels)
 
 
@@ -114,7 +111,7 @@ def _outcomes(rows: Rows, encoder: Encoder, num_proc: int | None) -> datasets.Da
     import datasets
 
     columns: dict[str, Any] = {name: datasets.List(datasets.Value("int32")) for name in _LISTS}
-    columns |= {name: datasets.Value("int32") for name in (*_NUMBERS, "length", "targets", "cut")}
+    columns |= {name: datasets.Value("int32") for name in ("length", "targets", "cut")}
     columns |= {"row": datasets.Value("int64"), "tokens": datasets.Value("int64")}
     columns |= {"status": datasets.Value("string"), "message": datasets.Value("string")}
     key = digest("examples", rows.key, _fingerprint(encoder), code_version())

@@ -78,7 +78,7 @@ class Encoder:
         return [window for example in examples for window in span_features(self.loaded, example, **lengths)]
 
     def _has_label(self, features: Features) -> bool:
-        return features.start_position >= 0 or any(label != IGNORED for label in features.labels)
+        return bool(features.start_positions) or any(label != IGNORED for label in features.labels)
 
     def _fits(self, features: Features) -> bool:
         if self.max_length is not None and len(features.input_ids) > self.max_length:

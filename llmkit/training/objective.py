@@ -18,7 +18,7 @@ __all__ = ["Objective", "predictions"]
 
 def predictions(batch: Batch, head: Head) -> int:
     """What the loss of an update is divided by: tokens that are predicted; of extractive models, windows."""
-    labels = batch.labels[:, 0] if head is Head.SPAN else batch.labels
+    labels = batch.labels[:, 0, 0] if head is Head.SPAN else batch.labels
     return int((labels != IGNORED).sum())
 
 
@@ -43,7 +43,7 @@ class Objective:
         """The sum of the losses; 0 with a gradient where nothing is predicted.
 
         Span: the mean of the start's and the end's, as ``ForQuestionAnswering`` of Transformers has it, but no
-        probability goes to padding, so that it does not depend on the batch.
+        probability goes to padding, so that it does not depend on the batch, and of several answers each is right.
         """
         import torch
 
@@ -65,22 +65,29 @@ class Objective:
             if not self.keeps:
                 # Prompt tuning puts virtual tokens in front.
                 logits = logits[:, logits.shape[1] - inputs["input_ids"].shape[1] :][:, keep]
-        return _cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), self.smoothing)
+        return torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(),
+            labels.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=self.smoothing,
+        )
 
-    def _place_loss(self, logits: torch.Tensor, labels: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
-        """The cross entropy over the places of each row that are no padding: ``[batch, places]`` and ``[batch]``."""
-        logits = logits.float().masked_fill(padding, -1e9)
-        loss = _cross_entropy(logits, labels)
+    def _place_loss(self, logits: torch.Tensor, places: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+        """Of each row, the cross entropy of any of its right places against all that are no padding.
+
+        The summed objective of Clark and Gardner (2018, arXiv:1710.10723); with one right place the plain one.
+
+        Args:
+            logits: ``[batch, length]``, as ``padding``.
+            places: ``[batch, answers]``, distinct, `IGNORED` behind them or all over.
+        """
+        rows = places[:, 0] != IGNORED
+        places, padding = places[rows], padding[rows]
+        log_p = logits[rows].float().masked_fill(padding, -1e9).log_softmax(dim=1)
+        right = log_p.gather(1, places.clamp(min=0)).masked_fill(places == IGNORED, -1e9).logsumexp(dim=1)
         if not self.smoothing:
-            return loss
-        # What is smoothed goes to all places alike, but torch would give padding its share, at a loss of 1e9.
-        even = -logits.log_softmax(dim=1).masked_fill(padding, 0).sum(dim=1) / (~padding).sum(dim=1)
-        return (1 - self.smoothing) * loss + self.smoothing * even[labels != IGNORED].sum()
-
-
-def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
-    import torch
-
-    return torch.nn.functional.cross_entropy(
-        logits, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
-    )
+            return -right.sum()
+        # What is smoothed goes to all places alike, but padding is none.
+        even = log_p.masked_fill(padding, 0).sum(dim=1) / (~padding).sum(dim=1)
+        return -((1 - self.smoothing) * right + self.smoothing * even).sum()

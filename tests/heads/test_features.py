@@ -183,18 +183,37 @@ def test_the_labelled_tokens_are_the_answer(family: str, context: str, answer: s
     long = f"{context} " * 8
     start = long.rindex(answer)
     prompt = QuestionContext("Who?", long)
-    windows = span_features(loaded, Example(prompt, answer, (start, start + len(answer))), max_seq_len=48, doc_stride=8)
+    windows = span_features(
+        loaded, Example(prompt, answer, ((start, start + len(answer)),)), max_seq_len=48, doc_stride=8
+    )
     document = split(loaded, prompt, max_seq_len=48, doc_stride=8)
     assert [each.input_ids for each in windows] == [window.input_ids for window in document.windows]
     found = 0
     for each, window in zip(windows, document.windows, strict=True):
-        if each.end_position == window.null_at:
+        (first,), (last,) = each.start_positions, each.end_positions
+        if last == window.null_at:
             continue
-        first, last = (place - window.text_at + window.begin for place in (each.start_position, each.end_position))
+        first, last = (place - window.text_at + window.begin for place in (first, last))
         begin, end = document.chars[first][0], document.chars[last][1]
         assert begin <= start < start + len(answer) <= end
         found += 1
     assert found
+
+
+def test_all_answers_of_a_window_are_learned(checkpoint: Checkpoint) -> None:
+    loaded = load_model(LoadSettings(model=str(checkpoint("bert")), offline=True), "answer", weights=False)
+    task = get_task("question-answering")
+    context = "In 1997, that is late, the fox slept. " + "The quick brown fox jumps. " * 30 + "It was 1997."
+    texts, starts = ["1997", "In 1997", "1997", "late", "1997"], [3, 0, 3, 0, len(context) - 5]
+    row = {"question": "When?", "context": context, "answers": {"text": texts, "answer_start": starts}}
+    (example,) = task.examples(row, traits_of(loaded, task), Wording())
+    # Each place once; a place where the answer does not stand is left out as long as there are others.
+    assert example.spans == ((3, 7), (0, 7), (len(context) - 5, len(context) - 1))
+    first, *between, last = span_features(loaded, example, max_seq_len=64, doc_stride=8)
+    assert len(first.start_positions) == 2
+    assert len(set(first.end_positions)) == 1
+    assert len(last.start_positions) == 1
+    assert all(each.start_positions == each.end_positions == (0,) for each in between)
 
 
 def test_no_answer_is_the_null_position_in_every_window(checkpoint: Checkpoint) -> None:
@@ -204,7 +223,7 @@ def test_no_answer_is_the_null_position_in_every_window(checkpoint: Checkpoint) 
     (example,) = task.examples(row, traits_of(loaded, task), Wording())
     windows = span_features(loaded, example, max_seq_len=48, doc_stride=8)
     assert len(windows) > 1
-    assert {(each.start_position, each.end_position) for each in windows} == {(0, 0)}
+    assert {(each.start_positions, each.end_positions) for each in windows} == {((0,), (0,))}
 
 
 def test_an_answer_is_found_where_its_place_is_wrong_and_refused_where_it_is_nowhere(checkpoint: Checkpoint) -> None:
@@ -213,7 +232,7 @@ def test_an_answer_is_found_where_its_place_is_wrong_and_refused_where_it_is_now
     traits = traits_of(loaded, task)
     row = {"question": "Who?", "context": "The quick brown fox.", "answers": {"text": ["fox"], "answer_start": [3]}}
     (example,) = task.examples(row, traits, Wording())
-    assert example.span == (16, 19)
+    assert example.spans == ((16, 19),)
     with pytest.raises(InputError, match="does not stand in the text"):
         task.examples({**row, "answers": {"text": ["cat"], "answer_start": [3]}}, traits, Wording())
 

@@ -83,7 +83,7 @@ def test_an_answer_and_a_span() -> None:
     batch = collate(lines, Head.SEQ2SEQ, pad_id=0, packed=False)
     assert batch.labels.tolist() == [[7, 2], [2, IGNORED]]
     assert batch.inputs["decoder_input_ids"].tolist() == [[0, 7], [0, 0]]
-    spans = [line([5, 6], [], token_type_ids=[0, 1], start_position=1, end_position=1)]
+    spans = [line([5, 6], [], token_type_ids=[0, 1], start_positions=[1, 0, 1], end_positions=[1, 1, 1])]
     batch = collate(spans, Head.SPAN, pad_id=0, packed=False)
-    assert batch.labels.tolist() == [[1, 1]]
+    assert batch.labels.tolist() == [[[0, 1], [1, IGNORED]]]
     assert batch.inputs["token_type_ids"].tolist() == [[0, 1]]

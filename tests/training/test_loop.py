@@ -11,6 +11,7 @@ import pytest
 
 from llmkit.config.recipe import Recipe
 from llmkit.errors import UsageError
+from llmkit.heads.base import IGNORED
 from llmkit.models.adapters import attach
 from llmkit.tasks import Head
 from llmkit.training.checkpoint import checkpoints
@@ -127,7 +128,7 @@ def test_the_loss_is_that_of_transformers(family: str, task: str, checkpoint: Ch
     loss = made.objective.loss_sum(made.model, batch, "cpu") / predictions(batch, made.head)
     inputs = dict(batch.inputs)
     if task == "question-answering":
-        inputs |= {"start_positions": batch.labels[:, 0], "end_positions": batch.labels[:, 1]}
+        inputs |= {"start_positions": batch.labels[:, 0, 0], "end_positions": batch.labels[:, 1, 0]}
     else:
         longest = max(len(line["labels"]) for line in lines)
         inputs["labels"] = torch.tensor([line["labels"] + [-100] * (longest - len(line["labels"])) for line in lines])
@@ -185,10 +186,12 @@ def test_logits_of_label_positions_only(checkpoint: Checkpoint, tmp_path: Path) 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_padding_takes_no_part_in_the_loss_of_places(smoothing: float, dtype: str) -> None:
+def test_each_answer_is_right_and_padding_takes_no_part(smoothing: float, dtype: str) -> None:
     import torch
 
-    lengths, labels = (3, 5, 9), torch.tensor([[0, 2], [4, 4], [1, 7]])
+    lengths = (3, 5, 9)
+    answers = [[[0], [2]], [[1, 3, 4], [4]], [[1, 6], [2, 7]]]  # starts and ends of each row
+    labels = torch.tensor([[[*each, *[IGNORED] * (3 - len(each))] for each in row] for row in answers])
     logits = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(1)).to(getattr(torch, dtype))
     mask = torch.tensor([[1] * length + [0] * (9 - length) for length in lengths])
     objective = Objective(Head.SPAN, keeps=False, smoothing=smoothing)
@@ -196,15 +199,16 @@ def test_padding_takes_no_part_in_the_loss_of_places(smoothing: float, dtype: st
     def model(**_: Any) -> SimpleNamespace:
         return SimpleNamespace(start_logits=logits[0], end_logits=logits[1])
 
-    found = objective.loss_sum(model, Batch({"attention_mask": mask}, labels), "cpu")
-    alone = [
-        torch.nn.functional.cross_entropy(
-            logits[end, row, :length].float(), labels[row, end], label_smoothing=smoothing
-        ).item()
-        for end in (0, 1)
-        for row, length in enumerate(lengths)
-    ]
-    assert found.item() == pytest.approx(sum(alone) / 2, rel=1e-5)
+    found = objective.loss_sum(model, Batch({"attention_mask": mask}, labels), "cpu").item()
+    expected = 0.0
+    for row, length in enumerate(lengths):
+        for end in (0, 1):
+            p = logits[end, row, :length].float().softmax(dim=0)
+            right, even = p[answers[row][end]].sum().log(), p.log().mean()
+            expected -= ((1 - smoothing) * right + smoothing * even).item() / 2
+    assert found == pytest.approx(expected, rel=1e-5)
+    nothing = objective.loss_sum(model, Batch({"attention_mask": mask}, torch.full_like(labels, IGNORED)), "cpu")
+    assert nothing.item() == 0
 
 
 @pytest.mark.parametrize("with_weights", [True, False])

@@ -82,12 +82,10 @@ class Objective:
             logits: ``[batch, length]``, as ``padding``.
             places: ``[batch, answers]``, distinct, `IGNORED` behind them or all over.
         """
-        rows = places[:, 0] != IGNORED
-        places, padding = places[rows], padding[rows]
-        log_p = logits[rows].float().masked_fill(padding, -1e9).log_softmax(dim=1)
+        log_p = logits.float().masked_fill(padding, -1e9).log_softmax(dim=1)
         right = log_p.gather(1, places.clamp(min=0)).masked_fill(places == IGNORED, -1e9).logsumexp(dim=1)
-        if not self.smoothing:
-            return -right.sum()
-        # What is smoothed goes to all places alike, but padding is none.
-        even = log_p.masked_fill(padding, 0).sum(dim=1) / (~padding).sum(dim=1)
-        return -((1 - self.smoothing) * right + self.smoothing * even).sum()
+        if self.smoothing:
+            # What is smoothed goes to all places alike, but padding is none.
+            even = log_p.masked_fill(padding, 0).sum(dim=1) / (~padding).sum(dim=1)
+            right = (1 - self.smoothing) * right + self.smoothing * even
+        return -right.masked_fill(places[:, 0] == IGNORED, 0).sum()

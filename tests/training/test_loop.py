@@ -20,6 +20,7 @@ from llmkit.training.dataset import prepare
 from llmkit.training.encoding import make_encoder
 from llmkit.training.loop import Trainer
 from llmkit.training.objective import Objective, predictions
+from llmkit.training.saved import saved_bytes
 from llmkit.training.start import open_model, open_task
 from tests.conftest import Checkpoint
 from tests.training.recipes import make_recipe, write_rows
@@ -182,6 +183,31 @@ def test_logits_of_label_positions_only(checkpoint: Checkpoint, tmp_path: Path) 
     whole = Objective(made.head, keeps=False, smoothing=0.0)
     some, every = (each.loss_sum(made.model, batch, "cpu").item() for each in (made.objective, whole))
     assert some == pytest.approx(every, rel=1e-6)
+
+
+@pytest.mark.parametrize(("family", "task"), HEADS)
+def test_what_autograd_saves_is_counted_without_weights(
+    family: str, task: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    recipe = recipe_for(family, task, tmp_path, checkpoint)
+    made = trainer(recipe)
+    made.model.train()
+    batch = collate([made.examples[index] for index in range(4)], made.head, pad_id=0, packed=False)
+    saved: dict[int, Any] = {}
+
+    def keep(tensor: Any) -> Any:
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    import torch
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        made.objective.loss_sum(made.model, batch, "cpu")
+    weights = {each.untyped_storage().data_ptr() for each in made.model.parameters()}
+    expected = sum(each.untyped_storage().nbytes() for place, each in saved.items() if place not in weights)
+    empty = open_model(recipe, open_task(recipe), weights=False).model
+    assert saved_bytes(empty, made.objective, batch, half=False) == expected
+    assert saved_bytes(empty, made.objective, batch, half=True) != expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

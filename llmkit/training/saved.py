@@ -1,0 +1,72 @@
+"""How much a forward pass keeps for the backward pass, counted without computing anything.
+
+The model runs on PyTorch's fake tensors, which have shapes and no values, and what autograd saves is added up: exact
+for any architecture and adapter, but for kernels of a GPU that save something else than those of a CPU. Does not know
+what backward passes and optimizers take on top.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llmkit.log import log
+from llmkit.training.collate import Batch
+from llmkit.training.objective import Objective
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["saved_bytes"]
+
+
+def saved_bytes(model: Any, objective: Objective, batch: Batch, *, half: bool) -> int | None:
+    """Bytes that are saved for the gradient of a micro-batch's loss, weights not counted.
+
+    Args:
+        model: on the meta device, with ``requires_grad`` set on what is trained.
+        half: in bfloat16, frozen weights too.
+
+    Returns:
+        None for a model whose forward pass depends on values, as that of some mixtures of experts.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.multiprocessing.reductions import StorageWeakRef
+
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def place(tensor: torch.Tensor) -> int:
+        return int(StorageWeakRef(tensor.untyped_storage()).cdata)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[place(tensor)] = tensor.untyped_storage()  # kept, so that no other gets its place
+        return tensor
+
+    model.train()
+    with FakeTensorMode(allow_non_fake_inputs=True):  # which the batch is
+        state = {name: _empty(each, half) for name, each in model.named_parameters()}
+        weights = set(map(place, state.values()))
+        state |= {name: _empty(each, half=False) for name, each in model.named_buffers()}
+
+        def forward(**given: Any) -> Any:
+            return torch.func.functional_call(model, state, (), given)
+
+        try:
+            with (
+                torch.autocast("cpu", torch.bfloat16, enabled=half),
+                torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            ):
+                objective.loss_sum(forward, batch, "cpu")
+        except Exception as error:  # noqa: BLE001 - whatever an architecture raises where it asks for a value
+            log.debug("the activations of %s cannot be counted: %r", type(model).__name__, error)
+            return None
+    return sum(each.nbytes() for key, each in saved.items() if key not in weights)
+
+
+def _empty(tensor: torch.Tensor, half: bool) -> torch.Tensor:
+    import torch
+
+    dtype = tensor.dtype
+    if dtype.is_floating_point:
+        dtype = torch.bfloat16 if half and not tensor.requires_grad else torch.float32
+    return torch.empty(tensor.shape, dtype=dtype, device="cpu", requires_grad=tensor.requires_grad)

@@ -76,7 +76,8 @@ def figures(found: dict[str, Any]) -> str:
         if name in other:
             text += f" from {other[name]['value']:.2f}, p = {one['p_value']:.4f}"
         cells.append(text)
-    cells += [f"{name}: {key} {value:.2f}" for name, each in found["trivial"].items() for key, value in each.items()]
+    trivial = found.get("trivial", {})
+    cells += [f"{name}: {key} {value:.2f}" for name, each in trivial.items() for key, value in each.items()]
     return "; ".join(cells)
 
 

@@ -32,7 +32,7 @@ JUDGED: dict[str, list[str]] = {
     "scitldr-lora": ["--baseline", "starter"],
     "squad-lora": ["--baseline", "starter", "--max-rows", "300"],
     "sgd-lora": ["--baseline", "starter", "--max-rows", "200", "--max-new-tokens", "48"],
-    "csl-lora": ["--baseline", "starter", "--max-rows", "120"],
+    "csl-lora": ["--baseline", "starter", "--max-rows", "100"],
     "tatoeba-marian": [],
 }
 """How the result of a recipe is judged."""

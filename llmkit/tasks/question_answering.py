@@ -112,9 +112,11 @@ class QuestionAnswering(Task):
         texts, starts = _answers(row, self.target_column)
         if not texts:
             return (Example(prompt, ""),)
-        given = [(start, start + len(text)) for text, start in zip(texts, starts, strict=False)]
-        places = [(start, end) for text, (start, end) in zip(texts, given, strict=False) if context[start:end] == text]
-        places = places or [place for text in texts if (place := find_in(text, context))]
+        places = [
+            (start, start + len(text))
+            for text, start in zip(texts, starts, strict=bool(starts))
+            if start is not None and context[start : start + len(text)] == text
+        ] or [place for text in texts if (place := find_in(text, context))]
         if not places:
             raise InputError(f"the answer {texts[0]!r} does not stand in the text", "mend the row, or skip such rows")
         return (Example(prompt, context[slice(*places[0])], tuple(dict.fromkeys(places))),)

@@ -7,6 +7,7 @@ fused kernels do not keep). Logits and their gradient are those of label tokens.
 
 from __future__ import annotations
 
+import heapq
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +32,8 @@ _CHECKPOINTED = 2
 _STATES = {"adamw_bnb_8bit": 2.0, "paged_adamw_8bit": 2.0, "adafactor": 0.1, "sgd": 0.0}
 """Bytes of optimizer state a trained parameter; AdamW keeps two float32 values."""
 _HOLES = 1.5
-"""On a CPU, what is taken for activations by what they need: glibc leaves holes between aligned blocks. Adapters of a
-Llama took 1.45 to 1.9 times as much; with ``MALLOC_MMAP_THRESHOLD_=1048576`` it was 1.0, in a quarter more time."""
+"""On a CPU, what is taken for activations by what they need: glibc leaves holes between aligned blocks. With it, the
+estimates of the adapters in ``benchmarks/quality`` are 2 to 6 % below what they took."""
 _QUANTIZED = {"8bit": 1.0, "4bit": 0.55}
 """Bytes a parameter, scales included."""
 
@@ -78,7 +79,6 @@ def make_plan(recipe: Recipe, loaded: Loaded, part: Part, *, half: bool, device:
         raise UsageError("nothing is left to train", "let train.freeze match less")
     quantize = getattr(recipe.model, "quantize", None)
     frozen_bytes = _QUANTIZED.get(str(quantize), 2.0 if half else float(_FP32))
-    lengths = part.examples["length"][:]
     targets = max(part.examples["targets"][:], default=0) * recipe.train.per_device_train_batch_size
     return Plan(
         parameters=total,
@@ -89,14 +89,14 @@ def make_plan(recipe: Recipe, loaded: Loaded, part: Part, *, half: bool, device:
         activations=int(_activations(recipe, model, loaded, part, half=half) * (_HOLES if device == "cpu" else 1)),
         logits=targets * vocabulary * _FP32 * 2 if part.examples["labels"][0] else 0,
         available=available_memory(device),
-        updates=_updates(recipe, len(lengths)),
+        updates=_updates(recipe, len(part.examples)),
     )
 
 
 def _activations(recipe: Recipe, model: Any, loaded: Loaded, part: Part, *, half: bool) -> int:
     """Of the longest examples in one micro-batch."""
     train, lengths = recipe.train, part.examples["length"][:]
-    longest = sorted(range(len(lengths)), key=lambda index: -lengths[index])[: train.per_device_train_batch_size]
+    longest = heapq.nlargest(train.per_device_train_batch_size, range(len(lengths)), key=lengths.__getitem__)
     per_token = _CHECKPOINTED
     if not train.activation_checkpointing:
         lines = [part.examples[index] for index in longest]

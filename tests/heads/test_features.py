@@ -230,9 +230,11 @@ def test_an_answer_is_found_where_its_place_is_wrong_and_refused_where_it_is_now
     loaded = load_model(LoadSettings(model=str(checkpoint("bert")), offline=True), "answer", weights=False)
     task = get_task("question-answering")
     traits = traits_of(loaded, task)
-    row = {"question": "Who?", "context": "The quick brown fox.", "answers": {"text": ["fox"], "answer_start": [3]}}
-    (example,) = task.examples(row, traits, Wording())
-    assert example.spans == ((16, 19),)
+    row = {"question": "Who?", "context": "The quick brown fox."}
+    for place in (3, -1, None):
+        answers = {"text": ["fox"], "answer_start": [place]}
+        (example,) = task.examples({**row, "answers": answers}, traits, Wording())
+        assert example.spans == ((16, 19),)
     with pytest.raises(InputError, match="does not stand in the text"):
         task.examples({**row, "answers": {"text": ["cat"], "answer_start": [3]}}, traits, Wording())
 

@@ -20,7 +20,8 @@ from llmkit.data.shapes import INPUTS, TARGETS, find_messages, look_up, mapped_r
 from llmkit.data.sources import aligned_files, files_of, open_source
 from llmkit.errors import InputError, UsageError
 from llmkit.log import log
-from llmkit.tasks.languages import Language, detect_language, find_language, language_from_code
+from llmkit.tasks.detection import detect_language
+from llmkit.tasks.languages import Language, find_language, language_from_code
 from llmkit.tasks.scripts import is_unspaced
 
 __all__ = ["Proposal", "propose", "task_rows"]

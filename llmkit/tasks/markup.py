@@ -1,25 +1,18 @@
-"""What of a document is translated, and what must stay as it is.
+"""A document's blocks: which are translated, and which stay as they are.
 
-Knows Markdown, HTML tags, web addresses, TeX and the placeholders of format strings, by their looks: plain text passes
-through as paragraphs, and in doubt a text is translated. Knows no language and no model. Nothing is ever lost: blocks
-join to the text again.
+Knows Markdown and HTML by the looks of their lines: plain text passes through as paragraphs, and in doubt a text is
+translated. What stays as it is within a block is told by `llmkit.tasks.protected`. Knows no language and no model.
+Nothing is ever lost: blocks join to the text again.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-__all__ = ["Block", "around", "blocks", "protected", "survives"]
+from llmkit.tasks.protected import Block, around, code_spans
 
-
-@dataclass(frozen=True)
-class Block:
-    text: str
-    translate: bool
+__all__ = ["blocks"]
 
 
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
@@ -309,7 +302,7 @@ def _unquoted(line: str) -> tuple[bool, str]:
 
 def _pipes(line: str) -> list[int]:
     """The pipes that divide cells: neither escaped nor in code."""
-    spans = _code(line) if "`" in line else []
+    spans = code_spans(line) if "`" in line else []
     return [
         found.start()
         for found in re.finditer(r"(?<!\\)\|", line)
@@ -317,148 +310,6 @@ def _pipes(line: str) -> list[int]:
     ]
 
 
-# --- inside one block ------------------------------------------------------------------------------------------------
-
-_CJK = r"\u2e80-\u303f\u3040-\u30ff\u3100-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
-# An address in Chinese text ends where Chinese begins, unless that is a part of its path: /wiki/北京.
-_ADDRESS = rf"""(?:[^\s<>"`\\^|{_CJK}“”‘’«»…]|(?<=[/=_#%-])[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]+)++"""
-_CONVERSION = r"(?:\d+\$)?[-+#0]*+(?:\d++|\*)?(?:\.(?:\d++|\*))?(?:hh|h|ll|l|L|z|j|t)?[diouxXeEfFgGcrsaA@]"
-_SPANS = re.compile(
-    "|".join(
-        [
-            r"(?P<comment><!--(?:(?!<!--|-->).)*+-->)",
-            r"(?P<special><[|｜][^|｜<>\n]{1,64}[|｜]>)",
-            r"(?P<autolink><(?:[A-Za-z][A-Za-z0-9+.-]+:|[\w.+-]+@)[^<>\s]*>)",
-            r"""(?P<tag></?[A-Za-z][\w:.-]*+(?:\s++[\w:@.-]++(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s"'<>=`]++))?+)*+\s*+/?>)""",
-            r"""(?P<target>\]\(\s*+(?:<[^<>\n]*>|(?:[^\s()\\]|\\.|\([^\s()]*\))*+)"""
-            r"""(?:\s+(?:"[^"\n]*"|'[^'\n]*'|\([^()\n]*\)))?\s*\))""",
-            r"(?P<reference>\]\[[^\[\]\n]{1,100}\])",
-            r"(?P<footnote>\[\^[^\[\]\s]{1,100}\])",
-            rf"(?P<url>(?<![A-Za-z0-9])(?i:(?:https?|ftp)://|mailto:|www\.){_ADDRESS})",
-            r"(?P<mail>(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]++@(?:[A-Za-z0-9-]++\.)+[A-Za-z]{2,})",
-            r"(?P<braces>\{\{[^{}\n]{0,200}\}\}|\{%[^%\n]{0,200}%\}|\$\{[^{}\n]{0,200}\})",
-            r"(?P<field>\{[\w.\[\]-]*+(?:![rsa])?(?::[^{}\s]{0,30})?\})",
-            rf"(?P<named>%\(\w{{1,100}}\){_CONVERSION})",
-            # "50% sure", "50 %de": a number before the sign makes it a percentage. "%sure" is none either.
-            rf"(?P<percent>(?<![\d%])(?<!\d\s)%{_CONVERSION}(?![A-Za-z]{{3}}))",
-            r"(?P<entity>&(?:\#\d{1,7}|\#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});)",
-            r"(?P<display>\$\$(?:(?!\$\$).)+\$\$)",
-            r"(?P<tex>\\\((?:(?!\\[()]).)+\\\)|\\\[(?:(?!\\[\[\]]).)+\\\])",
-            r"(?P<math>(?<![\\$A-Za-z0-9])\$(?![\s$])[^$\n]{1,300}(?<![\s\\])\$(?![A-Za-z0-9]))",
-            r"(?P<variable>(?<![\\A-Za-z0-9_$])\$[A-Za-z_][A-Za-z0-9_]*)",
-        ]
-    ),
-    re.DOTALL,
-)
-_PAIRS = {")": "(", "]": "[", "}": "{"}
-_TICKS = re.compile(r"`+")
-_OPERATOR = re.compile(r"[\\^_=<>]")
-_WORD = re.compile(r"[^\W\d_]{2}")
-
-
-def protected(text: str) -> list[tuple[int, int]]:
-    """Where in a block something has to survive as it is: code, addresses, tags, formulas, placeholders."""
-    code = _code(text)
-    starts = [start for start, _ in code]
-    spans = list(code)
-    at = 0
-    while found := _SPANS.search(text, at):
-        start, end = found.start(), _extent(found)
-        before = bisect_right(starts, start)
-        if before and start < code[before - 1][1]:
-            at = code[before - 1][1]
-        elif end <= start or (before < len(code) and starts[before] < end):  # code within it goes first
-            at = start + 1
-        else:
-            spans.append((start, end))
-            at = end
-    return sorted(spans)
-
-
-def _extent(found: re.Match[str]) -> int:
-    """Where a match ends for good; its start where it is none after all."""
-    start, end, kind = found.start(), found.end(), found.lastgroup
-    if kind == "url":
-        return _url_end(found[0]) + start
-    if kind == "math":
-        inner = found[0][1:-1]
-        # "$5, or 6$ at the door": words without an operator are no formula, but one word may be.
-        formula = _OPERATOR.search(inner) or not _WORD.search(inner) or len(inner.split()) == 1
-        return end if formula else start
-    return end
-
-
-def _url_end(url: str) -> int:
-    """Where an address ends when what follows it in a sentence is taken off."""
-    end = len(url)
-    count = Counter(url)
-    while end:
-        char = url[end - 1]
-        opening = _PAIRS.get(char)
-        if not (char in ".,;:!?'*" or (opening and count[opening] < count[char])):
-            break
-        count[char] -= 1
-        end -= 1
-    scheme = re.match(r"(?:https?|ftp)://|mailto:|www\.", url, re.IGNORECASE)
-    return end if scheme and end > scheme.end() else 0
-
-
-def _code(text: str) -> list[tuple[int, int]]:
-    """The spans of inline code: from some backticks to the next that are as many."""
-    runs = [(tick.start(), tick.end()) for tick in _TICKS.finditer(text)]
-    later: dict[int, list[int]] = {}
-    for number in range(len(runs) - 1, -1, -1):
-        later.setdefault(runs[number][1] - runs[number][0], []).append(number)
-    spans, number = [], 0
-    while number < len(runs):
-        same = later[runs[number][1] - runs[number][0]]
-        while same and same[-1] <= number:
-            same.pop()
-        if same and (runs[number][0] == 0 or text[runs[number][0] - 1] != "\\"):
-            spans.append((runs[number][0], runs[same[-1]][1]))
-            number = same[-1]
-        number += 1
-    return spans
-
-
 def _words(text: str) -> bool:
     """Whether a text has letters outside of its protected spans."""
     return any(block.translate for block in around(text))
-
-
-def around(text: str) -> list[Block]:
-    """Divide a block at its protected spans; what has letters between them is translated, without outer whitespace."""
-    divided: list[Block] = []
-    place = 0
-    for start, end in [*protected(text), (len(text), len(text))]:
-        between = text[place:start]
-        if any(char.isalpha() for char in between):
-            left = len(between) - len(between.lstrip())
-            right = len(between.rstrip())
-            divided.append(Block(between[:left], translate=False))
-            divided.append(Block(between[left:right], translate=True))
-            divided.append(Block(between[right:], translate=False))
-        else:
-            divided.append(Block(between, translate=False))
-        divided.append(Block(text[start:end], translate=False))
-        place = end
-    return [block for block in divided if block.text]
-
-
-def survives(source: str, translation: str) -> bool:
-    """Whether every protected string of the source is in its translation as often, and none that was not there."""
-    wanted = Counter(source[start:end] for start, end in protected(source))
-    spans = protected(translation)
-    found = Counter(translation[start:end] for start, end in spans)
-    if found.keys() - wanted.keys():
-        return False
-    # What is not recognized there may still be there, such as "%s" after a number: it is looked for between the spans,
-    # the longest first, since "{a}" within "{{a}}" is no occurrence of its own.
-    edges = [0, *(edge for span in spans for edge in span), len(translation)]
-    rest = "\0".join(translation[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
-    for span in sorted(wanted - found, key=len, reverse=True):
-        parts = rest.split(span)
-        if len(parts) - 1 + found[span] < wanted[span]:
-            return False
-        rest = "\0".join(parts)
-    return True

@@ -13,8 +13,10 @@ from llmkit.config.settings import TranslationSettings
 from llmkit.errors import InputError, UsageError
 from llmkit.log import log
 from llmkit.tasks.base import Chunk, Example, Head, Raw, Reader, Result, Row, Step, Task, Traits, Wording, Work
-from llmkit.tasks.languages import Language, Route, detect_language, find_language
-from llmkit.tasks.markup import around, blocks, protected, survives
+from llmkit.tasks.detection import detect_language
+from llmkit.tasks.languages import Language, Route, find_language
+from llmkit.tasks.markup import blocks
+from llmkit.tasks.protected import around, protected, survives
 from llmkit.tasks.scripts import is_unspaced
 from llmkit.tasks.sentences import pack, sentences
 

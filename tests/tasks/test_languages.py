@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from llmkit.errors import UsageError
-from llmkit.tasks.languages import Language, detect_language, find_language, language_from_code
+from llmkit.tasks.detection import detect_language
+from llmkit.tasks.languages import Language, find_language, language_from_code
 
 
 @pytest.mark.parametrize(

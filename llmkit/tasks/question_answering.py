@@ -112,11 +112,7 @@ class QuestionAnswering(Task):
         texts, starts = _answers(row, self.target_column)
         if not texts:
             return (Example(prompt, ""),)
-        places = [
-            (start, start + len(text))
-            for text, start in zip(texts, starts, strict=bool(starts))
-            if start is not None and context[start : start + len(text)] == text
-        ] or [place for text in texts if (place := find_in(text, context))]
+        places = _places(texts, starts, context)
         if not places:
             raise InputError(f"the answer {texts[0]!r} does not stand in the text", "mend the row, or skip such rows")
         return (Example(prompt, context[slice(*places[0])], tuple(dict.fromkeys(places))),)
@@ -128,9 +124,7 @@ class QuestionAnswering(Task):
         """
         context = str(row["context"])
         texts, starts = _answers(row, self.target_column)
-        places = [(start, start + len(text)) for text, start in zip(texts, starts, strict=bool(starts))] or [
-            place for text in texts if (place := find_in(text, context))
-        ]
+        places = _places(texts, starts, context)
         rows: list[Row] = []
         found = False
         for window in _windows(context, room, count):
@@ -213,10 +207,10 @@ class QuestionAnswering(Task):
         return "" if said in _NO_ANSWERS or said.startswith("no answer.") else text
 
 
-def _answers(row: Row, column: str) -> tuple[list[str], list[int]]:
+def _answers(row: Row, column: str) -> tuple[list[str], list[int | None]]:
     """The texts of a row's answers that are not empty, and where they start as far as the row says."""
     answers: Any = row[column] if column in row else row.get("answers")
-    starts: list[int] = []
+    starts: list[int | None] = []
     if isinstance(answers, Mapping):
         answers, starts = answers.get("text"), list(answers.get("answer_start") or ())
     if not isinstance(answers, list | tuple):
@@ -226,6 +220,15 @@ def _answers(row: Row, column: str) -> tuple[list[str], list[int]]:
         starts = []
     kept = [number for number, text in enumerate(texts) if text.strip()]
     return [texts[number] for number in kept], [starts[number] for number in kept if starts]
+
+
+def _places(texts: Sequence[str], starts: Sequence[int | None], context: str) -> list[tuple[int, int]]:
+    """Where the answers stand in the text: those that are where the row says, or if none is, those that are found."""
+    return [
+        (start, start + len(text))
+        for text, start in zip(texts, starts, strict=bool(starts))
+        if start is not None and start >= 0 and context[start : start + len(text)] == text
+    ] or [place for text in texts if (place := find_in(text, context))]
 
 
 @dataclass(frozen=True)

@@ -231,7 +231,7 @@ def test_an_answer_is_found_where_its_place_is_wrong_and_refused_where_it_is_now
     task = get_task("question-answering")
     traits = traits_of(loaded, task)
     row = {"question": "Who?", "context": "The quick brown fox."}
-    for place in (3, -1, None):
+    for place in (3, -1, -4, None):
         answers = {"text": ["fox"], "answer_start": [place]}
         (example,) = task.examples({**row, "answers": answers}, traits, Wording())
         assert example.spans == ((16, 19),)
@@ -242,9 +242,12 @@ def test_an_answer_is_found_where_its_place_is_wrong_and_refused_where_it_is_now
 def test_windows_of_a_question_have_the_answer_or_none(checkpoint: Checkpoint) -> None:
     task: Any = get_task("question-answering")
     context = "The quick brown fox jumps. " * 30 + "The lazy dog sleeps. " + "The quick brown fox jumps. " * 30
-    row = {"question": "Who sleeps?", "context": context, "answers": {"text": ["The lazy dog"]}}
-    parts = task.parts(row, 60, lambda text: len(text.split()))
-    assert len(parts) > 2
-    for part in parts:
-        assert part["answers"]["text"] == (["The lazy dog"] if "The lazy dog sleeps" in part["context"] else [])
-    assert sum(bool(part["answers"]["text"]) for part in parts) >= 1
+    place = context.index("The lazy")
+    for starts in ([], [place], [3], [None], [place - len(context)]):
+        answers = {"text": ["The lazy dog"], "answer_start": starts}
+        row = {"question": "Who sleeps?", "context": context, "answers": answers}
+        parts = task.parts(row, 60, lambda text: len(text.split()))
+        assert len(parts) > 2
+        for part in parts:
+            assert part["answers"]["text"] == (["The lazy dog"] if "The lazy dog sleeps" in part["context"] else [])
+        assert sum(bool(part["answers"]["text"]) for part in parts) >= 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import LlmkitError, UsageError
+from llmkit.log import log
 from llmkit.metrics.judge import judge
 
 __all__ = ["figures_of", "load_metric", "task_metric"]
@@ -65,7 +66,7 @@ def load_metric(name: str, *, trust_remote_code: bool) -> Any:
 def figures_of(
     metric: Any, name: str, predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
-    """What a loaded metric says; those that take one reference get the first.
+    """What a loaded metric says; those that take one reference get the first, and others are said to be left out.
 
     Raises:
         LlmkitError: it fails.
@@ -75,6 +76,8 @@ def figures_of(
             found = metric.compute(predictions=list(predictions), references=[list(row) for row in references])
         except ValueError:
             first = [row[0] if row else "" for row in references]
+            if others := sum(map(len, references)) - sum(map(bool, references)):
+                log.warning("%s takes one reference a row: the first of each counts (%d left out)", name, others)
             found = metric.compute(predictions=list(predictions), references=first)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -34,10 +34,11 @@ def test_a_task_is_a_metric_without_a_hub(task: str) -> None:
     assert set(found) == set(MEASURES[task])
 
 
-def test_another_metric_is_loaded_by_its_path(tmp_path: Path) -> None:
+def test_another_metric_is_loaded_by_its_path(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "longer.py").write_text(SCRIPT, encoding="utf-8")
     metric = load_metric(str(tmp_path / "longer.py"), trust_remote_code=False)
     assert figures_of(metric, "longer", ["abc", "a"], [["ab", "abcd"], ["b"]]) == {"longer": 1}
+    assert "longer takes one reference a row: the first of each counts (1 left out)" in caplog.text
 
 
 def test_code_of_the_hub_is_not_run_unasked() -> None:

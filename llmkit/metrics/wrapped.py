@@ -76,9 +76,9 @@ def figures_of(
             found = metric.compute(predictions=list(predictions), references=[list(row) for row in references])
         except ValueError:
             first = [row[0] if row else "" for row in references]
+            found = metric.compute(predictions=list(predictions), references=first)
             if others := sum(map(len, references)) - sum(map(bool, references)):
                 log.warning("%s takes one reference a row: the first of each counts (%d left out)", name, others)
-            found = metric.compute(predictions=list(predictions), references=first)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LlmkitError(f"the metric {name} failed ({reason})", "leave it out") from error

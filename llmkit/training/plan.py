@@ -33,7 +33,7 @@ _STATES = {"adamw_bnb_8bit": 2.0, "paged_adamw_8bit": 2.0, "adafactor": 0.1, "sg
 """Bytes of optimizer state a trained parameter; AdamW keeps two float32 values."""
 _HOLES = 1.5
 """On a CPU, what is taken for activations by what they need: glibc leaves holes between aligned blocks. With it, the
-estimates of the adapters in ``benchmarks/quality`` are 2 to 6 % below what they took."""
+estimates of the adapters in ``benchmarks/quality`` are 1 to 6 % below what they took."""
 _QUANTIZED = {"8bit": 1.0, "4bit": 0.55}
 """Bytes a parameter, scales included."""
 
@@ -107,7 +107,7 @@ def _activations(recipe: Recipe, model: Any, loaded: Loaded, part: Part, *, half
         per_token = _BYTES_A_TOKEN_AND_WIDTH
     config = loaded.model.config.get_text_config()
     layers = int(getattr(config, "num_hidden_layers", 0)) + int(getattr(config, "decoder_layers", 0) or 0)
-    tokens = sum(lengths[index] for index in longest)
+    tokens = len(longest) * max(lengths)  # padding included
     size: int = tokens * int(getattr(config, "hidden_size", 0)) * layers * per_token
     return size if half else 2 * size
 

@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _program():
             return _run(arguments)
     except Stopped as stopped:
-        _leave(stopped.exit_code)
+        _leave(stopped.code)
     except KeyboardInterrupt:
         _leave(130)
     except BrokenPipeError:

@@ -33,15 +33,14 @@ class _Flags:
 flags = _Flags()
 
 
-class Stopped(BaseException):
+class Stopped(SystemExit):
     """The run was ended from outside: Ctrl+C, SIGTERM, or a reader that closed the pipe.
 
-    A class of its own, since Typer gives the first and the last a meaning and an exit code of theirs.
+    A class of its own, since Typer gives the first and the last a meaning and an exit code of theirs. A SystemExit,
+    since asyncio, which reads the terminal, keeps what else is raised in a callback to itself.
     """
 
-    def __init__(self, exit_code: int) -> None:
-        super().__init__(exit_code)
-        self.exit_code = exit_code
+    code: int
 
 
 def _is_settings(hint: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import json
 import os
@@ -20,9 +21,10 @@ from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 import llmkit
+from llmkit.cli.app import _on_sigterm
 from llmkit.cli.chat import Session
 from llmkit.cli.line_editor import line_editor
-from llmkit.cli.options import flags
+from llmkit.cli.options import Stopped, flags
 from llmkit.config.settings import GenerationSettings
 from llmkit.inference.conversation import Conversation
 from llmkit.inference.output import Output, Usage
@@ -585,6 +587,16 @@ def test_bytes_that_are_not_utf8(keyboard: PipeInput, tmp_path: Path) -> None:
     keyboard.send_bytes(b"caf\xe9\r")
     assert editor(keyboard, tmp_path / "history")("") == "caf?"
     assert "caf?" in (tmp_path / "history").read_text(encoding="utf-8")
+
+
+def test_sigterm_in_a_callback_of_the_line_editor_ends_the_program() -> None:
+    async def edit() -> None:
+        asyncio.get_running_loop().call_soon(_on_sigterm)
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    with pytest.raises(Stopped):
+        asyncio.run(edit())
 
 
 # A real terminal.

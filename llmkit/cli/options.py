@@ -64,6 +64,11 @@ def _parameters(settings: type[Any]) -> list[inspect.Parameter]:
     return parameters
 
 
+def _is_given(invocation: typer.Context, name: str) -> bool:
+    source = invocation.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
@@ -88,12 +93,14 @@ def command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
         else:
             parameters.append(parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
     parameters += _program_options()
+    parameters.append(_parameter("invocation", typer.Context, inspect.Parameter.empty))
 
-    def run(**values: Any) -> None:
+    def run(invocation: typer.Context, **values: Any) -> None:
         flags.debug, flags.quiet = values.pop("debug"), values.pop("quiet")
         log.setLevel(logging.ERROR if flags.quiet else logging.INFO)
         for bundle, settings in bundles.items():
             fields = {item.name: values.pop(item.name) for item in setting_fields(settings)}
+            fields = {name: value for name, value in fields.items() if _is_given(invocation, name)}
             fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
             values[bundle] = settings(**fields)
         try:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, TypedDict, get_args, get_origin, get_type_hints
 
 from llmkit.errors import UsageError
 
@@ -31,6 +31,7 @@ __all__ = [
     "TaskSettings",
     "TranslationOptions",
     "TranslationSettings",
+    "changed",
     "given",
     "setting_fields",
     "split_options",
@@ -55,7 +56,17 @@ def _setting(
 
 
 class _Checked:
-    """Checks each value against its declaration, so that a bad one is refused before torch is imported."""
+    """Checks each value against its declaration, so that a bad one is refused before torch is imported.
+
+    Remembers what it was made with, for `given`.
+    """
+
+    named: frozenset[str]
+
+    def __new__(cls, **given: Any) -> Self:
+        made = super().__new__(cls)
+        object.__setattr__(made, "named", frozenset(name for name, value in given.items() if value is not None))
+        return made
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -227,13 +238,13 @@ class RowSettings(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.input is None and (without_effect := given(self)):
+        if self.input is None and (without_effect := changed(self)):
             raise UsageError(
                 f"{', '.join(without_effect)} has an effect on a file of rows only", "name the file with input"
             )
         if self.resume and self.overwrite:
             raise UsageError("resume keeps what is written and overwrite does not", "give one of them")
-        if self.output is None and (need := given(self, "resume", "overwrite", "num_processes")):
+        if self.output is None and (need := changed(self, "resume", "overwrite", "num_processes")):
             raise UsageError(f"{', '.join(need)} needs a file to write to", "name it with output")
         if self.resume and self.input == "-":
             raise UsageError("what came through a pipe cannot be read again to resume", "give a file as input")
@@ -321,7 +332,15 @@ def setting_fields(settings: type[Any]) -> tuple[Field[Any], ...]:
     return fields(settings)
 
 
-def given(settings: Any, *names: str) -> list[str]:
+def given(settings: Any) -> list[str]:
+    """The settings that whoever made it named, be it with the default's value; None stands for not named.
+
+    What `dataclasses.replace` makes counts as given in full.
+    """
+    return [item.name for item in setting_fields(type(settings)) if item.name in settings.named]
+
+
+def changed(settings: Any, *names: str) -> list[str]:
     """The settings that differ from their defaults, of those named or of all."""
     return [
         item.name

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import islice, zip_longest
 from typing import Literal, overload
 
-from llmkit.config.settings import AnswerSettings, GenerationSettings, RowSettings, given
+from llmkit.config.settings import AnswerSettings, GenerationSettings, RowSettings, changed
 from llmkit.errors import InputError, LlmkitError, NotEnoughMemoryError, UsageError
 from llmkit.heads import head_ops
 from llmkit.heads.batching import Budget, budget_from_memory
@@ -50,7 +50,7 @@ class Pipeline:
         task.check(self.traits, wording)
         for number, example in enumerate(wording.examples, start=1):
             task.validate_example(example, number)
-        if loaded.head is Head.SPAN and (options := given(settings)):
+        if loaded.head is Head.SPAN and (options := changed(settings)):
             raise UsageError(f"{', '.join(options)}: a model that marks answers generates no text", "leave it out")
         self.settings = self._complete(settings)
         self._ops = None if loaded.head is Head.SPAN else head_ops(loaded.head)

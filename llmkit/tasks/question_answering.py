@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.config.settings import AnswerSettings, given
+from llmkit.config.settings import AnswerSettings, changed
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks.base import (
     Chunk,
@@ -89,7 +89,7 @@ class QuestionAnswering(Task):
     def check(self, traits: Traits, wording: Wording) -> None:
         if traits.head is not Head.SPAN:
             super().check(traits, wording)
-            if options := given(self.settings):
+            if options := changed(self.settings):
                 raise UsageError(
                     f"{', '.join(options)}: only a model that marks answers in the text has a use for it",
                     "leave it out, or name such a model: llmkit models answer",

@@ -31,9 +31,9 @@ __all__ = ["languages_of", "open_model", "open_task"]
 
 
 def open_task(recipe: Recipe) -> Task:
-    """The task of a recipe, with its settings."""
+    """The task of a recipe, with the settings that it says."""
     task = find_task(recipe.task)
-    return task(task.settings_class(**recipe.settings.model_dump()))
+    return task(task.settings_class(**recipe.settings.model_dump(exclude_unset=True)))
 
 
 def languages_of(task: Task) -> tuple[str | None, str | None]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from llmkit.inference.contract import Contract, write_contract
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Checkpoint
 
@@ -115,3 +117,13 @@ def test_length(run: Run, checkpoint: Checkpoint) -> None:
     assert 4 <= tokens["8"] <= 8
     assert 15 <= tokens["30"] <= 30
     assert "length='tiny' is not a choice" in one_line(run(*base, "--length", "tiny")[2])
+
+
+def test_an_option_wins_over_what_the_model_was_tuned_with_though_it_is_the_default(
+    run: Run, llama: Path, tmp_path: Path
+) -> None:
+    tuned = shutil.copytree(llama, tmp_path / "tuned")
+    write_contract(tuned, Contract("summarization", {"length": "short"}))
+    base = ("summarize", TEXT, "--model", tuned, *SHORT)
+    assert "was tuned with length=short" in run(*base, "--length", "medium")[2]
+    assert "was tuned with" not in run(*base)[2]

@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
 
-from llmkit.config.settings import GenerationSettings, LoadSettings, split_options
+from llmkit.config.settings import (
+    AnswerSettings,
+    GenerationSettings,
+    LoadSettings,
+    changed,
+    given,
+    split_options,
+)
 from llmkit.errors import UsageError
 
 
@@ -54,3 +62,9 @@ def test_good_settings_pass_through() -> None:
 )
 def test_asking_for_a_sampling_setting_is_asking_for_sampling(options: dict[str, Any], samples: bool) -> None:
     assert GenerationSettings(**options).samples is samples
+
+
+def test_a_setting_counts_as_given_though_it_equals_its_default() -> None:
+    (settings,) = split_options({"max_answer_len": 30, "top": 2, "no_answer_threshold": None}, AnswerSettings)
+    assert given(settings) == given(pickle.loads(pickle.dumps(settings))) == ["top", "max_answer_len"]
+    assert changed(settings) == ["top"]

@@ -12,6 +12,7 @@ import pytest
 import llmkit
 from llmkit.cli.app import main
 from llmkit.config.recipe_file import load_recipe, shipped_recipes
+from llmkit.config.settings import given
 from llmkit.errors import CheckpointError, UsageError
 from llmkit.tasks import Head
 from llmkit.training.checkpoint import checkpoints
@@ -121,6 +122,12 @@ def test_what_is_not_there_is_refused_by_name(
         finetune(recipe)
 
 
+def test_a_recipe_gives_the_settings_that_it_says() -> None:
+    for settings in ({}, {"length": "medium"}):
+        recipe = make_recipe("summarization", Path("model"), Path("rows.jsonl"), settings=settings)
+        assert given(open_task(recipe).settings) == list(settings)
+
+
 def test_a_tuned_model_is_asked_as_it_was_taught(
     checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -135,6 +142,7 @@ def test_a_tuned_model_is_asked_as_it_was_taught(
     with caplog.at_level("INFO"):
         assert llmkit.load("summarize", out, offline=True, length="long").task.settings.length == "long"
         assert "was tuned with length=short" in caplog.text
+        assert llmkit.load("summarize", out, offline=True, length="medium").task.settings.length == "medium"
         llmkit.load("generate", out, offline=True)
         assert "was tuned for summarization" in caplog.text
     (tmp_path / "out" / "llmkit.json").write_text('{"version": 2}', encoding="utf-8")

@@ -423,9 +423,14 @@ class AccelerateSection(Section):
     main_process_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     fsdp_config: FsdpSection | None = None
     deepspeed_config: DeepSpeedSection | None = None
+    local_sgd_steps: Positive | None = None
+    """Updates that each process makes alone before the weights are averaged, as Accelerate's LocalSGD does: where
+    exchanging gradients takes long."""
 
     @model_validator(mode="after")
     def _goes_together(self) -> AccelerateSection:
+        if self.local_sgd_steps is not None and (self.fsdp_config or self.deepspeed_config):
+            raise ValueError("local_sgd_steps averages whole models, and these are in shards; leave one of them out")
         if self.fsdp_config is not None and self.deepspeed_config is not None:
             raise ValueError("fsdp_config and deepspeed_config are two ways to shard; give one of them")
         if self.num_machines > 1 and self.main_process_ip is None:
@@ -476,6 +481,11 @@ class Recipe(Section):
         if (need := self.train.compares()) and not (self.data.validation or self.data.validation_fraction):
             raise ValueError(
                 f"train.{need} compares evaluations, and there are no rows for them; set data.validation_fraction"
+            )
+        if self.accelerate.local_sgd_steps is not None and (self.train.fp16 or self.train.optim.endswith("8bit")):
+            raise ValueError(
+                "accelerate.local_sgd_steps averages the states of optimizers, which fp16's scaling and 8 bits do not "
+                "bear; use bf16 and adamw_torch"
             )
         return self
 

@@ -65,6 +65,8 @@ class Trainer:
         accelerator: of Accelerate; says how many processes there are and in which precision they compute.
         model: on its device, with ``requires_grad`` set on what is trained.
         packed: whether the examples of a micro-batch are one row, which the model must be known to keep apart.
+        local_sgd_steps: updates that each process makes of its own examples alone, before weights and optimizer states
+            become the mean of all (local SGD, Stich 2019); None has every gradient be that of all processes.
     """
 
     accelerator: Any
@@ -77,6 +79,7 @@ class Trainer:
     packed: bool = False
     masked: bool = True
     """Whether padding has to be hidden from the model, which else gets no attention mask."""
+    local_sgd_steps: int | None = None
     hashes: dict[str, str] = field(default_factory=dict)
     told: Callable[[Measured], None] = lambda _: None
     stop_asked: Callable[[], bool] = lambda: False
@@ -103,6 +106,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, self.train)
         self.scheduler = make_scheduler(self.optimizer, self.train, self.updates)
         self._wrapped, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self._averaged = 0  # the last update that left processes with the same weights
         self.trained = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
         self.hashes = {**self.hashes, "number of processes": str(self.accelerator.num_processes)}
         self.progress.hashes = dict(self.hashes)
@@ -131,18 +135,22 @@ class Trainer:
     def run(self) -> None:
         """Train to the end, or until asked to stop."""
         self._wrapped.train()
-        losses, predicted, tokens, seconds = 0.0, 0, 0, 0.0
+        losses, predicted, tokens, seconds = 0.0, 0.0, 0, 0.0
         for update in self._updates():
             begun = time.perf_counter()
             loss, count, norm, stop_asked = self._step(update)
+            if self._apart:
+                stop_asked = self._meet(stop_asked)
             seconds += time.perf_counter() - begun
             losses, predicted = losses + loss, predicted + count
             tokens += sum(self.schedule.lengths[index] for index in update)
             progress = self.progress
             if progress.step % self.train.logging_steps == 0 or progress.step == self.updates:
                 progress.tokens, progress.seconds = progress.tokens + tokens, progress.seconds + seconds
+                if self._apart:
+                    losses, predicted = self._over_processes(losses, predicted)
                 self._tell(losses / max(1, predicted), norm, tokens, seconds)
-                losses, predicted, tokens, seconds = 0.0, 0, 0, 0.0
+                losses, predicted, tokens, seconds = 0.0, 0.0, 0, 0.0
             self._between(update_ends_epoch=progress.update == self.schedule.updates)
             if stop_asked and progress.step < self.updates:
                 self.save()
@@ -165,34 +173,35 @@ class Trainer:
 
     # One update.
 
-    def _step(self, update: Sequence[int]) -> tuple[float, int, float, bool]:
+    def _step(self, update: Sequence[int]) -> tuple[float, float, float, bool]:
         """Train on some examples.
 
         Returns:
             The sum of their losses, how many tokens were predicted, the norm of the gradient, and whether any process
-            was asked to stop.
+            was asked to stop; where processes train apart, all of this one alone.
         """
         accelerator, parts = self.accelerator, list(self.schedule.share(update, self.accelerator.process_index))
         batches = [self._batch(part) if part else self._nothing(update) for part in parts]
-        (count,) = self._over_processes(sum(predictions(batch, self.head) for batch in batches))
-        if count == 0:
+        (count,) = self._over_partners(sum(predictions(batch, self.head) for batch in batches))
+        if count == 0 and any(parts):
             raise LlmkitError(
                 f"the examples of update {self.progress.step} have nothing to predict",
                 "look at them: llmkit data check",
             )
         total = 0.0
         for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            with nullcontext() if last else accelerator.no_sync(self._wrapped), accelerator.autocast():
+            exchanges = number == len(batches) - 1 and not self._apart
+            with nullcontext() if exchanges else accelerator.no_sync(self._wrapped), accelerator.autocast():
                 loss = self.objective.loss_sum(self._wrapped, batch, accelerator.device)
-            with nullcontext() if last else accelerator.no_sync(self._wrapped):
+            with nullcontext() if exchanges else accelerator.no_sync(self._wrapped):
                 # Gradients of processes are averaged, and this is a sum.
-                accelerator.backward(loss * (accelerator.num_processes / count))
+                sharing = 1 if self._apart else accelerator.num_processes
+                accelerator.backward(loss * (sharing / max(1.0, count)))
             total += float(loss.detach())
         norm = math.nan
         if self.train.max_grad_norm > 0:
             norm = float(accelerator.clip_grad_norm_(self.trained.values(), self.train.max_grad_norm))
-        total, asked = self._over_processes(total, self.stop_asked())
+        total, asked = self._over_partners(total, self.stop_asked())
         if not math.isfinite(total):
             raise LlmkitError(
                 f"the loss is {total} at update {self.progress.step}",
@@ -202,7 +211,33 @@ class Trainer:
         if not self._on_plateau:
             self.scheduler.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return total, int(count), norm, asked > 0
+        return total, count, norm, asked > 0
+
+    @property
+    def _apart(self) -> bool:
+        """Whether processes train apart."""
+        return self.local_sgd_steps is not None
+
+    def _meet(self, stop_asked: bool) -> bool:
+        """Average where that is due.
+
+        Returns:
+            Whether any process was asked to stop, which waits until they meet.
+        """
+        assert self.local_sgd_steps is not None
+        if self.progress.step % self.local_sgd_steps and self.progress.step != self.updates:
+            return False
+        self._average()
+        return self._over_processes(stop_asked)[0] > 0
+
+    def _average(self) -> None:
+        """Give processes that trained apart the mean of their weights and optimizer states."""
+        if not self._apart or self._averaged == self.progress.step:
+            return
+        states = (each for state in self.optimizer.state.values() for each in state.values())
+        for tensor in (*self.trained.values(), *(each for each in states if getattr(each, "ndim", 0))):
+            tensor.data.copy_(self.accelerator.reduce(tensor.data, reduction="mean"))
+        self._averaged = self.progress.step
 
     @property
     def _on_plateau(self) -> bool:
@@ -219,6 +254,10 @@ class Trainer:
         batch = self._batch(update[:1])
         batch.labels = torch.full_like(batch.labels, IGNORED)
         return batch
+
+    def _over_partners(self, *values: float) -> list[float]:
+        """The sum of each over the processes that an update is made with."""
+        return list(values) if self._apart else self._over_processes(*values)
 
     def _over_processes(self, *values: float) -> list[float]:
         """The sum of each over the processes."""
@@ -252,6 +291,7 @@ class Trainer:
             return (strategy == "epoch" and (update_ends_epoch or ended)) or (steps is not None and step % steps == 0)
 
         if self.validation is not None and due(self.train.eval_strategy, self.train.eval_steps):
+            self._average()
             self._compare(self.evaluate())
         wanted = self.train.save_strategy == "best" or self.train.load_best_model_at_end
         best = wanted and self.progress.best_step == step
@@ -310,6 +350,7 @@ class Trainer:
         """Write a checkpoint, and remove what is too many."""
         from accelerate.utils import gather_object
 
+        self._average()
         random_states = gather_object([random_state()])
         trained = {name: whole(each.detach()) for name, each in self.trained.items()}
         optimizer = optimizer_state(self.model, self.optimizer)

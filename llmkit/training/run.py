@@ -201,6 +201,8 @@ def _prepare(recipe: Recipe, told: Callable[[Measured], None], stop_asked: Calla
         loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     precision = "fp16" if train.fp16 else "bf16" if half else "no"
     accelerator = make_accelerator(recipe, device, precision, member)
+    if recipe.accelerate.local_sgd_steps is not None and accelerator.num_processes == 1:
+        raise UsageError("accelerate.local_sgd_steps is about several processes, and this is one", "leave it out")
     packed = _packs(recipe, model, loaded.head, device)
     masked = loaded.head is not Head.CAUSAL or not sees_nothing_ahead(model)
     set_seed(train.seed + member.rank)  # the same weights everywhere, but not the same dropout
@@ -217,6 +219,7 @@ def _prepare(recipe: Recipe, told: Callable[[Measured], None], stop_asked: Calla
         pad_id=pad_id(loaded) if loaded.head is not Head.SPAN else int(loaded.tokenizer.pad_token_id or 0),
         packed=packed,
         masked=masked,
+        local_sgd_steps=recipe.accelerate.local_sgd_steps,
         hashes={
             **{f"data ({Path(each.name).name})": each.hash for each in provenance.data},
             "data": digest(prepared.train.rows.key, list(prepared.train.order)),

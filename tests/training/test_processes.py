@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +21,9 @@ from tests.conftest import Checkpoint
 from tests.training.recipes import make_recipe, write_rows
 
 
-def write_recipe(folder: Path, model: Path, **train: Any) -> Path:
-    rows = [
+def write_recipe(folder: Path, model: Path, *, rows: list[dict[str, Any]] | None = None, **train: Any) -> Path:
+    held = 0.0 if rows else 0.2
+    rows = rows or [
         {"prompt": "The quick " + "fox " * (number % 5), "completion": "jumps " * (number % 3 + 1)}
         for number in range(26)
     ]
@@ -29,7 +31,7 @@ def write_recipe(folder: Path, model: Path, **train: Any) -> Path:
         "version": 1,
         "task": "text-generation",
         "model": {"name_or_path": str(model), "offline": True, "device": "cpu"},
-        "data": {"train": str(write_rows(folder / "rows.jsonl", rows)), "validation_fraction": 0.2},
+        "data": {"train": str(write_rows(folder / "rows.jsonl", rows)), "validation_fraction": held or None},
         "train": {"output_dir": str(folder / "out"), "learning_rate": 1e-2, "logging_steps": 1, "bf16": False} | train,
     }
     path = folder / "recipe.yaml"
@@ -62,6 +64,70 @@ def test_two_processes_train_what_one_does(checkpoint: Checkpoint, tmp_path: Pat
     assert len(one) == len(two) == 8
     for mine, theirs in zip(one, two, strict=True):
         assert theirs == pytest.approx(mine, abs=1e-5, rel=1e-5)
+
+
+APART = ("--num-processes", "2", "--set", "accelerate.local_sgd_steps=4")
+
+
+def weights_of(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_processes_that_train_apart_end_with_the_mean_of_what_each_would_learn_alone(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Of each four rows the first process has two, and the second the others."""
+    import torch
+
+    model, train = checkpoint("llama"), {"train_sampling_strategy": "sequential", "save_strategy": "no"}
+    rows = [{"text": "The quick " + "fox " * (number % 5)} for number in range(16)]
+    whole = write_recipe(tmp_path, model, rows=rows, per_device_train_batch_size=2, num_train_epochs=1, **train)
+    done = start([sys.executable, "-m", "llmkit", "finetune", str(whole), *APART])
+    _, said = done.communicate()
+    assert done.returncode == 0, said
+    alone = []
+    for process in range(2):
+        (folder := tmp_path / f"alone{process}").mkdir()
+        share = [row for number, row in enumerate(rows) if number // 2 % 2 == process]
+        recipe = write_recipe(folder, model, rows=share, per_device_train_batch_size=2, num_train_epochs=1, **train)
+        assert main(["finetune", str(recipe)]) == 0
+        alone.append(folder / "out")
+    together, one, two = map(weights_of, (tmp_path / "out", *alone))
+    for name, found in together.items():
+        torch.testing.assert_close(found, (one[name] + two[name]) / 2, msg=name)
+        assert not torch.equal(one[name], two[name])
+
+
+def test_processes_that_train_apart_go_on_exactly(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """A checkpoint is written between two times that they meet."""
+    import torch
+
+    train = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9, "max_steps": 8, "eval_strategy": "no"}
+    recipe = str(write_recipe(tmp_path, checkpoint("llama"), per_device_train_batch_size=2, **train))
+    command = [sys.executable, "-m", "llmkit", "finetune", recipe, *APART]
+    _, said = (first := start(command)).communicate()
+    assert first.returncode == 0, said
+    expected = weights_of(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "checkpoint-6")
+    (tmp_path / "out" / "model.safetensors").unlink()
+    _, said = (again := start([*command, "--resume"])).communicate()
+    assert again.returncode == 0, said
+    for name, found in weights_of(tmp_path / "out").items():
+        assert torch.equal(found, expected[name]), name
+
+
+def test_training_apart_needs_several_processes_and_whole_models(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(write_recipe(tmp_path, checkpoint("llama")))
+    one = ["finetune", recipe, "--set", "accelerate.local_sgd_steps=4"]
+    assert main(one) == 2
+    assert "is about several processes, and this is one; leave it out" in capsys.readouterr().err
+    for other in ("accelerate.deepspeed_config={}", "train.optim=paged_adamw_8bit", "train.fp16=true"):
+        assert main([*one, "--set", other]) == 2
+        assert "local_sgd_steps averages" in capsys.readouterr().err
 
 
 def test_processes_that_are_stopped_save_and_only_as_many_go_on(checkpoint: Checkpoint, tmp_path: Path) -> None:

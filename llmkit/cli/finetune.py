@@ -62,7 +62,7 @@ def finetune(
         raise typer.Exit(_start(loaded))
     from llmkit.training.run import finetune as train
 
-    with _until_asked() as asked, _progress() as told:
+    with _until_asked(loaded.accelerate.local_sgd_steps) as asked, _progress() as told:
         trainer = train(loaded, resume=resume, told=told, stop_asked=lambda: bool(asked))
     if trainer.stopped:
         step = trainer.progress.step
@@ -80,8 +80,9 @@ def _start(recipe: Recipe) -> int:
 
 
 @contextmanager
-def _until_asked() -> Iterator[list[int]]:
-    """Ctrl+C and SIGTERM end the run after the update at hand; a second one ends it at once."""
+def _until_asked(local_sgd_steps: int | None) -> Iterator[list[int]]:
+    """Ctrl+C and SIGTERM end the run after an update at which processes meet; a second one ends it at once."""
+    last = "this update" if local_sgd_steps is None else f"the next multiple of {local_sgd_steps} updates"
     asked: list[int] = []
     before: dict[int, Any] = {}
 
@@ -89,7 +90,7 @@ def _until_asked() -> Iterator[list[int]]:
         if asked:
             raise Stopped(130 if number == signal.SIGINT else 143)
         asked.append(number)
-        log.warning("stopping after this update, which is saved; again to stop at once")
+        log.warning("stopping after %s, which is saved; again to stop at once", last)
 
     for each in (signal.SIGINT, signal.SIGTERM):
         before[each] = signal.signal(each, ask)

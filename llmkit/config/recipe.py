@@ -424,8 +424,8 @@ class AccelerateSection(Section):
     fsdp_config: FsdpSection | None = None
     deepspeed_config: DeepSpeedSection | None = None
     local_sgd_steps: Positive | None = None
-    """Updates that each process makes alone before the weights are averaged, as Accelerate's LocalSGD does: where
-    exchanging gradients takes long."""
+    """Updates that each process makes alone before weights and optimizer states are averaged, as they are before each
+    evaluation and checkpoint too: where exchanging gradients takes long."""
 
     @model_validator(mode="after")
     def _goes_together(self) -> AccelerateSection:

@@ -231,7 +231,10 @@ class Trainer:
         return self._over_processes(stop_asked)[0] > 0
 
     def _average(self) -> None:
-        """Give processes that trained apart the mean of their weights and optimizer states."""
+        """Give processes that trained apart the mean of their weights and optimizer states.
+
+        Accelerate's LocalSGD leaves the states apart, and a checkpoint holds one of them.
+        """
         if not self._apart or self._averaged == self.progress.step:
             return
         states = (each for state in self.optimizer.state.values() for each in state.values())

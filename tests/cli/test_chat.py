@@ -589,7 +589,7 @@ def test_bytes_that_are_not_utf8(keyboard: PipeInput, tmp_path: Path) -> None:
     assert "caf?" in (tmp_path / "history").read_text(encoding="utf-8")
 
 
-def test_sigterm_in_a_callback_of_the_line_editor_ends_the_program() -> None:
+def test_sigterm_in_a_callback_of_asyncio_ends_the_program() -> None:
     async def edit() -> None:
         asyncio.get_running_loop().call_soon(_on_sigterm)
         for _ in range(3):

@@ -22,7 +22,7 @@ from tests.training.recipes import make_recipe, write_rows
 
 
 def write_recipe(folder: Path, model: Path, *, rows: list[dict[str, Any]] | None = None, **train: Any) -> Path:
-    held = 0.0 if rows else 0.2
+    held = None if rows else 0.2
     rows = rows or [
         {"prompt": "The quick " + "fox " * (number % 5), "completion": "jumps " * (number % 3 + 1)}
         for number in range(26)
@@ -31,7 +31,7 @@ def write_recipe(folder: Path, model: Path, *, rows: list[dict[str, Any]] | None
         "version": 1,
         "task": "text-generation",
         "model": {"name_or_path": str(model), "offline": True, "device": "cpu"},
-        "data": {"train": str(write_rows(folder / "rows.jsonl", rows)), "validation_fraction": held or None},
+        "data": {"train": str(write_rows(folder / "rows.jsonl", rows)), "validation_fraction": held},
         "train": {"output_dir": str(folder / "out"), "learning_rate": 1e-2, "logging_steps": 1, "bf16": False} | train,
     }
     path = folder / "recipe.yaml"
@@ -104,7 +104,8 @@ def test_processes_that_train_apart_go_on_exactly(checkpoint: Checkpoint, tmp_pa
     """A checkpoint is written between two times that they meet."""
     import torch
 
-    train = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9, "max_steps": 8, "eval_strategy": "no"}
+    train: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9}
+    train |= {"max_steps": 8, "eval_strategy": "no"}
     recipe = str(write_recipe(tmp_path, checkpoint("llama"), per_device_train_batch_size=2, **train))
     command = [sys.executable, "-m", "llmkit", "finetune", recipe, *APART]
     _, said = (first := start(command)).communicate()
@@ -131,7 +132,8 @@ def test_training_apart_needs_several_processes_and_whole_models(
 
 
 def test_processes_that_are_stopped_save_and_only_as_many_go_on(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    long = {"num_train_epochs": 500, "per_device_train_batch_size": 4, "save_total_limit": 1, "eval_strategy": "no"}
+    long: dict[str, Any] = {"num_train_epochs": 500, "per_device_train_batch_size": 4}
+    long |= {"save_total_limit": 1, "eval_strategy": "no"}
     recipe = str(write_recipe(tmp_path, checkpoint("llama"), **long))
     command = [sys.executable, "-m", "llmkit", "finetune", recipe, "--num-processes", "2"]
     running = start(command)

@@ -5,6 +5,7 @@ Knows the keys that model families use for it. Knows nothing of files, and does 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,11 @@ _NO_POSITION_TABLE = frozenset(
     {"bloom", "funnel", "longt5", "mamba", "mamba2", "mt5", "rwkv", "switch_transformers", "t5", "umt5", "xlnet"}
 )
 
+# Rope scalings whose factor lengthens max_position_embeddings. The others (llama3, longrope) come with configs that
+# state the scaled length already.
+_FROM_ORIGINAL = ("yarn", "deepseek_yarn")
+_FROM_STATED = ("linear", "dynamic", "ntk")
+
 # Tokenizers without a limit say so with 1e30; the longest real context is ten million.
 _SANE = 100_000_000
 
@@ -76,7 +82,11 @@ def context_length(config: Config, tokenizer_config: Config | None = None) -> Co
     if stated is None or _is_soft(part):
         tokens = stated if limit is None else limit
         return ContextLength(tokens, hard=False)
-    usable = stated - _reserved_positions(part)
+    scaled = max(stated, _scaled_length(part, stated))
+    if scaled > stated == limit and not _states_original(part):
+        # Some configs state the scaled length beside the factor (DeepSeek Coder), and only the tokenizer tells.
+        return ContextLength(stated, hard=False)
+    usable = scaled - _reserved_positions(part)
     # A tokenizer's limit a few tokens lower tells of reserved positions in a family not listed above. One far
     # lower is only how a model was tuned (DeepSeek-R1-Distill: 16,384 of 131,072).
     if limit is not None and 0 < usable - limit <= 4:
@@ -99,6 +109,40 @@ def _text_part(config: Config) -> Config:
         if isinstance(part, Mapping) and any(_length((found := _text_part(part)).get(key)) for key in _KEYS):
             return found
     return config
+
+
+def _ropes(config: Config) -> list[Config]:
+    """Rope parameters, one for each type of layer, as version 4 (``rope_scaling``) or 5 spells them."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(rope, Mapping):
+        return []
+    by_layer = [value for value in rope.values() if isinstance(value, Mapping)]
+    # Version 4 scaled only the layers with full attention where a config names another base for the local ones.
+    local: list[Config] = [{}] if config.get("rope_local_base_freq") else []
+    return (by_layer or [rope]) + local
+
+
+def _original(config: Config, rope: Config) -> int | None:
+    name = "original_max_position_embeddings"
+    return _length(config.get(name)) or _length(rope.get(name))
+
+
+def _states_original(config: Config) -> bool:
+    return any(_original(config, rope) for rope in _ropes(config))
+
+
+def _scaled_length(config: Config, stated: int) -> int:
+    """The length that rope scaling gives, as vLLM derives it; 0 without one."""
+    from_original, from_stated = [0], []
+    for rope in _ropes(config):
+        kind, factor = str(rope.get("rope_type") or rope.get("type") or "default"), rope.get("factor")
+        factor = factor if isinstance(factor, int | float) and math.isfinite(factor) else 1.0
+        length = int((_original(config, rope) or stated) * factor)
+        from_stated.append(length if kind in _FROM_STATED else 0)
+        if kind in _FROM_ORIGINAL:
+            from_original.append(length)
+    # A layer without scaling sees no further than before, unless the scaling says from what length it starts.
+    return max(*from_original, min(from_stated, default=0))
 
 
 def _is_soft(config: Config) -> bool:

@@ -156,7 +156,7 @@ def load_source(
         tokenizer=tokenizer,
         resolution=resolution,
         source=source,
-        context=context_length(config, tokenizer_config),
+        context=context_length({**config, **(config_overrides or {})}, tokenizer_config),
     )
 
 

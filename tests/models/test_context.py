@@ -130,6 +130,38 @@ def test_soft_limits_are_no_limits(name: str, settings: dict[str, Any]) -> None:
         ({"model_type": "mamba"}, {}, (None, False)),
         ({"model_type": "falcon", "alibi": True, "max_position_embeddings": 2048}, {}, (2048, False)),
         ({"model_type": "xlnet", "max_position_embeddings": -1}, {"model_max_length": 512.0}, (512, False)),
+        # rope scaling, as cards and configs on the Hub spell it
+        *[({"max_position_embeddings": stated, spelling: rope}, {"model_max_length": limit}, (expected, True))
+          for spelling in ("rope_scaling", "rope_parameters") for stated, rope, limit, expected in (
+              (32768, {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 131072, 131072),
+              (40960, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 131072, 131072),
+              (32768, {"type": "yarn", "factor": 16.0, "original_max_position_embeddings": 8192}, 10**30, 131072),
+              (163840, {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}, 131072, 163840),
+              (64, {"type": "yarn", "factor": 4.0}, 10**30, 256),
+              (4096, {"type": "linear", "factor": 4.0}, 16384, 16384),
+              (4096, {"rope_type": "dynamic", "factor": 2.0}, 10**30, 8192),
+              (131072, {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}, 10**30,
+               131072),
+              (131072, {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}, 131072, 131072),
+              (131072, {"type": "su", "short_factor": [1.0], "long_factor": [2.0]}, 131072, 131072),
+              (32768, {"type": "mrope", "mrope_section": [16, 24, 24]}, 10**30, 32768),
+              (32768, {"rope_type": "default", "factor": 4.0}, 10**30, 32768),
+              (32768, {"rope_type": "linear", "factor": None}, 10**30, 32768),
+          )],
+        # the length is the scaled one already, and only the tokenizer tells; rope runs beyond it
+        ({"max_position_embeddings": 16384, "rope_scaling": {"type": "linear", "factor": 4.0}},
+         {"model_max_length": 16384}, (16384, False)),
+        ({"max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
+          "rope_scaling": {"type": "longrope", "factor": 32.0}}, {}, (131072, True)),
+        # Gemma 3, of version 4 and 5: only some layers are scaled, for a length that is stated
+        ({"text_config": {"max_position_embeddings": 131072, "rope_local_base_freq": 10000.0,
+                          "rope_scaling": {"rope_type": "linear", "factor": 8.0}}}, {}, (131072, True)),
+        ({"max_position_embeddings": 131072, "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {"rope_type": "default"}}},
+         {}, (131072, True)),
+        ({"max_position_embeddings": 64, "rope_parameters": {
+            "full_attention": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+            "sliding_attention": {"rope_type": "default"}}}, {}, (256, True)),
         # code of its own with an offset that no table here knows
         ({"model_type": "new-roberta", "max_position_embeddings": 514}, {"model_max_length": 512}, (512, True)),
         ({}, {}, (None, False)),

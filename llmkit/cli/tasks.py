@@ -54,16 +54,17 @@ def summarize(
         return
     document = read_text(argument, text, encoding)
     task.validate({"document": document})
-    output = show(build_pipeline(task, load, generation, wording, text=document), document, as_json=as_json)
-    _cover(output, len(document))
+    pipeline = build_pipeline(task, load, generation, wording, text=document)
+    output = show(pipeline, document, as_json=as_json)
+    _cover(output, len(document), "first" if pipeline.settings.truncation_side == "left" else "last")
 
 
-def _cover(output: Output, characters: int) -> None:
+def _cover(output: Output, characters: int, cut: str) -> None:
     """What was read, so that nobody need wonder whether a part was dropped."""
     parts = len(output.chunks) or 1
     read = f"{output.usage.prompt_tokens} tokens in, prompts included"
     if output.truncated:
-        log.info("covered: all but the first %d tokens of the text (%s)", output.truncated, read)
+        log.info("covered: all but the %s %d tokens of the text (%s)", cut, output.truncated, read)
     else:
         log.info(
             "covered: all %d characters in %d %s (%s)", characters, parts, "chunk" if parts == 1 else "chunks", read

@@ -17,6 +17,7 @@ from llmkit.config.settings import (
     SummarizationSettings,
     TaskSettings,
     TranslationSettings,
+    TruncationSide,
     setting_fields,
 )
 
@@ -276,6 +277,9 @@ class DataSection(Section):
     """Seq2seq: longest answer in tokens."""
     on_overflow: Literal["error", "truncate", "chunk", "drop"] | None = None
     """What is done with a longer one: error, except for plain text, which is cut into blocks (chunk)."""
+    truncation_side: TruncationSide | None = None
+    """Side that ``on_overflow: truncate`` cuts: left keeps the end of the input, right its beginning. By default right
+    for summarization, translation and question answering, left for the prompt of a continuation."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What is done with a row that cannot be read or lacks a column."""
     on_no_label: Literal["error", "drop"] = "error"
@@ -289,6 +293,12 @@ class DataSection(Section):
     def _one_validation(self) -> DataSection:
         if self.validation is not None and self.validation_fraction is not None:
             raise ValueError("validation and validation_fraction are two validation sets; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _one_side(self) -> DataSection:
+        if self.truncation_side is not None and self.on_overflow != "truncate":
+            raise ValueError("truncation_side has an effect with on_overflow: truncate only; set that, or leave it out")
         return self
 
 

@@ -55,6 +55,7 @@ RENAMED: dict[str, str] = {
     "max_seq_length": "data.max_length",
     "block_size": "data.max_length",
     "max_source_length": "data.max_length",
+    "truncation_mode": "data.truncation_side",
     "preprocessing_num_workers": "data.num_proc",
     "completion_only_loss": "data.loss_on: target",
     "assistant_only_loss": "data.loss_on: target",

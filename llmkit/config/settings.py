@@ -31,6 +31,7 @@ __all__ = [
     "TaskSettings",
     "TranslationOptions",
     "TranslationSettings",
+    "TruncationSide",
     "changed",
     "given",
     "setting_fields",
@@ -41,6 +42,8 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["8bit", "4bit"]
 Overflow = Literal["error", "truncate", "chunk"]
+TruncationSide = Literal["left", "right"]
+"""Which side of a text is cut, as tokenizers of Transformers call it: ``right`` keeps the beginning."""
 
 
 def _setting(
@@ -142,6 +145,9 @@ class GenerationSettings(_Checked):
     on_overflow: Overflow | None = _setting(
         None, "What to do with input longer than the model reads; each task has its own default."
     )
+    truncation_side: TruncationSide | None = _setting(
+        None, "Side that on_overflow truncate cuts: left keeps the end, right the beginning; each task has its default."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,6 +157,10 @@ class GenerationSettings(_Checked):
         object.__setattr__(self, "stop", tuple(stop))
         if any(not text for text in self.stop):
             raise UsageError("stop='' would stop at once", "give the text to stop at")
+        if self.truncation_side is not None and self.on_overflow != "truncate":
+            raise UsageError(
+                "truncation_side has an effect with on_overflow=truncate only", "set that, or leave it out"
+            )
         if (self.min_new_tokens or 0) > (self.max_new_tokens or math.inf):
             raise UsageError(f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens", "lower it")
         if self.top_p == 0:
@@ -298,6 +308,7 @@ class Options(LoadOptions, total=False):
     seed: int | None
     stop: tuple[str, ...]
     on_overflow: Overflow | None
+    truncation_side: TruncationSide | None
 
 
 class SummarizationOptions(Options, total=False):

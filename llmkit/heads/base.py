@@ -5,10 +5,12 @@ Knows tokenizers and tensors. Does not know tasks, files or batching order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from llmkit.config.settings import TruncationSide
 from llmkit.errors import CheckpointError, InputError
 from llmkit.tasks import Chat, Example, Message, Prompt
 
@@ -22,10 +24,10 @@ __all__ = [
     "Encoded",
     "Features",
     "HeadOps",
+    "cut_to_fit",
     "encode_chat",
     "encode_text",
     "end_id",
-    "last_tokens",
     "pad",
     "render_chat",
     "stop_ids",
@@ -150,15 +152,36 @@ def _apply_template(tokenizer: Any, messages: Sequence[Message], chat: Chat) -> 
     return str(text)
 
 
-def last_tokens(tokenizer: Any, text: str, count: int) -> str:
-    """The end of a text, ``count`` tokens long, on a character boundary."""
-    if getattr(tokenizer, "is_fast", False):
-        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
-            "offset_mapping"
-        ]
-        return text[offsets[-count][0] :]
-    ids = encode_text(tokenizer, text, special=False)
-    return str(tokenizer.decode(ids[-count:], skip_special_tokens=True)).lstrip("\ufffd")
+def cut_to_fit(tokenizer: Any, text: str, side: TruncationSide, excess: Callable[[str], int]) -> str | None:
+    """What is left of a text that is cut at one side, in training as at inference; None if nothing is.
+
+    Args:
+        excess: how many tokens too long the prompt is with what is left; the text is cut until there are none.
+    """
+    kept, rest = len(encode_text(tokenizer, text, special=False)), text
+    while (over := excess(rest)) > 0:
+        kept -= over
+        rest = _kept(tokenizer, text, kept, side) if kept > 0 else ""
+        if not rest.strip():
+            return None
+    return rest
+
+
+def _kept(tokenizer: Any, text: str, count: int, side: TruncationSide) -> str:
+    """About ``count`` tokens of a text, on a character boundary."""
+    offsets: Any = None
+    if tokenizer.is_fast:
+        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        offsets = encoding.get("offset_mapping")
+    if offsets is not None:
+        return text[offsets[-count][0] :] if side == "left" else text[: offsets[count][0]]
+
+    def tokens(length: int) -> int:
+        part = text[len(text) - length :] if side == "left" else text[:length]
+        return len(encode_text(tokenizer, part, special=False))
+
+    length = bisect_right(range(len(text) + 1), count, key=tokens) - 1
+    return text[len(text) - length :] if side == "left" else text[:length]
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, device: Any, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from llmkit.config.settings import GenerationSettings, given, setting_fields
+from llmkit.config.settings import GenerationSettings, TruncationSide, given, setting_fields
 from llmkit.errors import CheckpointError
 from llmkit.log import log
 from llmkit.models.load import Loaded
@@ -36,12 +36,15 @@ class Contract:
     """Without the chat template."""
     longest_target: int = 0
     """Tokens of the longest answer it was taught, 0 for a span in the text; no answer is cut shorter unasked."""
+    truncation_side: TruncationSide | None = None
+    """Side that was cut off texts which were too long, where the recipe names it."""
     version: int = _VERSION
 
 
 def write_contract(folder: Path, contract: Contract) -> None:
     """Keep it in a model's folder."""
-    text = json.dumps(asdict(contract), ensure_ascii=False, indent=2)
+    content = {name: value for name, value in asdict(contract).items() if value is not None}
+    text = json.dumps(content, ensure_ascii=False, indent=2)
     (folder / CONTRACT_FILE).write_text(f"{text}\n", encoding="utf-8")
 
 
@@ -86,4 +89,6 @@ def apply_contract(
     system = wording.system or contract.system
     if settings.max_new_tokens is None and contract.longest_target > task.max_new_tokens:
         settings = replace(settings, max_new_tokens=contract.longest_target)
+    if settings.on_overflow == "truncate" and settings.truncation_side is None:
+        settings = replace(settings, truncation_side=contract.truncation_side)
     return task, replace(wording, system=system, raw=wording.raw or contract.raw), settings

@@ -1,7 +1,7 @@
 """Making prompts fit the model's context, without losing anything unseen.
 
-Knows the order in which things give way: examples first, then what the task allows (parts, whole messages, the
-beginning of the text). What was cut is counted and logged. Is what a task asks about its model (`llmkit.tasks.Reader`).
+Knows the order in which things give way: examples first, then what the task allows (parts, whole messages, one side of
+the text). What was cut is counted and logged. Is what a task asks about its model (`llmkit.tasks.Reader`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from llmkit.config.settings import GenerationSettings, Overflow
 from llmkit.errors import ContextOverflowError, UsageError
-from llmkit.heads.base import Encoded, HeadOps, encode_text, last_tokens
+from llmkit.heads.base import Encoded, HeadOps, cut_to_fit, encode_text
 from llmkit.log import log
 from llmkit.models.load import Loaded
 from llmkit.tasks import Head, Prompt, Row, Task, Traits, Wording
@@ -147,7 +147,7 @@ class ModelReader:
                 "the input has %d tokens, more than the %d this model was trained on", length, self._limits.limit
             )
             return fitted
-        cut = ", or cut its beginning with --on-overflow truncate" if self.policy == "error" else ""
+        cut = ", or cut it with --on-overflow truncate" if self.policy == "error" else ""
         raise ContextOverflowError(
             f"the input has {length} tokens and {self.loaded.source.name} reads {self._limits.limit}",
             f"shorten it{',' if cut else ' or'} use a model with a longer context{cut}",
@@ -174,17 +174,16 @@ class ModelReader:
         )
 
     def _truncate(self, row: Row, limits: _Budget) -> Fitted:
-        """Cut the beginning of the row's text until the prompt leaves the output its room."""
-        text = str(row[self.task.input_column])
-        whole = self.count(text)
-        fitted = self.encode(row)
-        kept, rest = whole, text
-        while (excess := len(fitted.encoded.input_ids) - limits.comfortable) > 0:
-            if kept <= excess:
-                raise self._no_room(limits)
-            kept -= excess
-            rest = last_tokens(self.loaded.tokenizer, text, kept)
-            fitted = self.encode({**row, self.task.input_column: rest})
-        cut = whole - self.count(rest)
-        log.warning("the input was cut: its first %d of %d tokens are not read", cut, whole)
-        return replace(fitted, truncated=cut)
+        """Cut the row's text at one side until the prompt leaves the output its room."""
+        column, side = self.task.input_column, self.settings.truncation_side or self.task.truncation_side
+        assert side is not None
+        text = str(row[column])
+        rest = cut_to_fit(
+            self.loaded.tokenizer, text, side, lambda part: self._length({**row, column: part}) - limits.comfortable
+        )
+        if rest is None:
+            raise self._no_room(limits)
+        kept, whole = self.count(rest), self.count(text)
+        part = "first" if side == "right" else "last"
+        log.warning("the input is too long and was cut: the %s %d of its %d tokens are kept", part, kept, whole)
+        return replace(self.encode({**row, column: rest}), truncated=whole - kept)

@@ -59,6 +59,13 @@ class Pipeline:
         """The caller's settings, then what the task's own ask for, then the model's usual length."""
         usual = usual_max_new_tokens(self.loaded, self.task)
         wanted = {"max_new_tokens": usual} | self.task.generation_defaults(self.traits, usual)
+        if settings.truncation_side is not None and self.task.truncation_side is None:
+            raise UsageError(
+                f"truncation_side has no effect on {self.task.name}, which leaves out its oldest messages",
+                "leave it out",
+            )
+        if settings.on_overflow == "truncate":  # said, so that a run which is resumed cuts the same side
+            wanted["truncation_side"] = self.task.truncation_side
         longest = settings.max_new_tokens or wanted["max_new_tokens"]
         if "min_new_tokens" in wanted:
             wanted["min_new_tokens"] = min(wanted["min_new_tokens"], longest)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, Protocol
 
-from llmkit.config.settings import Overflow, TaskSettings
+from llmkit.config.settings import Overflow, TaskSettings, TruncationSide
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks.languages import LanguageMap, Route
 from llmkit.tasks.scripts import is_unspaced
@@ -265,6 +265,9 @@ class Task:
     """What is done with a text longer than the model reads, unless the caller says otherwise."""
     overflows: ClassVar[tuple[Overflow, ...]] = ("error", "truncate")
     """What can be done with it."""
+    truncation_side: ClassVar[TruncationSide | None] = "right"
+    """Side of the text that is cut under ``truncate``, unless the caller says otherwise: documents say what they are
+    about at their beginning. None: whole messages are left out, the oldest first."""
     settings_class: ClassVar[type[TaskSettings]] = TaskSettings
     thinks: ClassVar[bool] = False
     """Whether a model that thinks aloud should."""
@@ -368,6 +371,10 @@ class Task:
         if isinstance(prompt, Text) and traits.head is Head.CAUSAL:
             target = self.joint(prompt.text + prompt.prefill, target) + target
         return (Example(prompt, target),)
+
+    def teaches(self, row: Row, text: str) -> bool:
+        """Whether a row of training data is still right when its input is a part of ``text``."""
+        return True
 
     def shot(self, example: Row, traits: Traits) -> str:
         """One example as text, for models without a chat template."""

@@ -63,6 +63,7 @@ class Dialogue(Task):
     target_column = "reply"
     max_new_tokens = 1024
     overflow = "truncate"
+    truncation_side = None
     thinks = True
 
     def to_row(self, given: str | Row) -> Row:

@@ -136,6 +136,11 @@ class QuestionAnswering(Task):
             raise InputError(f"the answer {texts[0]!r} stands whole in no part of the text", "raise max_length")
         return rows
 
+    def teaches(self, row: Row, text: str) -> bool:
+        """Not where the answer stands in the part that was cut off."""
+        texts, starts = _answers(row, self.target_column)
+        return not _places(texts, starts, text) or bool(_places(texts, (), str(row["context"])))
+
     def to_row(self, given: str | Row) -> Row:
         if isinstance(given, str):
             raise InputError("a question needs a text to answer from", "give a row with 'question' and 'context'")

@@ -18,6 +18,7 @@ class TextGeneration(Task):
     columns = ("prompt",)
     target_column = "completion"
     max_new_tokens = 256
+    truncation_side = "left"  # the end is what is continued
     thinks = True
     strips = False
 

@@ -103,7 +103,7 @@ def _fingerprint(encoder: Encoder) -> str:
         encoder.task.settings,
         replace(encoder.traits, languages=None),  # which follow from config, name and tokenizer
         encoder.wording,
-        (encoder.max_length, encoder.max_target_length, encoder.policy, encoder.loss_on_all),
+        (encoder.max_length, encoder.max_target_length, encoder.policy, encoder.loss_on_all, encoder.truncation_side),
     )
 
 
@@ -155,15 +155,15 @@ def prepare(recipe: Recipe, encoder: Encoder, *, strict: bool = True) -> Prepare
     held: Part | None = None
     trained, kept = divide(recipe, rows, encoder.task.input_column)
     if kept:
-        held = _part(rows, outcomes, kept)
+        held = _part(rows, outcomes, kept, encoder)
     elif data.validation is not None:
         own = read_rows(data.validation, recipe.task, languages)
         own_outcomes = _outcomes(own, encoder, data.num_proc)
         if strict:
             _refuse(recipe, own, own_outcomes)
-        held = _part(own, own_outcomes, list(range(len(own.table))))
+        held = _part(own, own_outcomes, list(range(len(own.table))), encoder)
     order = _mix(rows, trained, [source.weight for source in data.train], data.seed)
-    return Prepared(_part(rows, outcomes, order), held)
+    return Prepared(_part(rows, outcomes, order, encoder), held)
 
 
 def _refuse(recipe: Recipe, rows: Rows, outcomes: datasets.Dataset) -> None:
@@ -236,7 +236,7 @@ def _mix(rows: Rows, trained: Sequence[int], weights: Sequence[float | None], se
     return order
 
 
-def _part(rows: Rows, outcomes: datasets.Dataset, order: Sequence[int]) -> Part:
+def _part(rows: Rows, outcomes: datasets.Dataset, order: Sequence[int], encoder: Encoder) -> Part:
     import numpy as np
 
     row, status = np.asarray(outcomes["row"][:]), np.asarray(outcomes["status"][:])
@@ -245,10 +245,10 @@ def _part(rows: Rows, outcomes: datasets.Dataset, order: Sequence[int]) -> Part:
     mine = outcomes.select(lines)
     used = np.isin(status[lines], _USED)
     examples = mine.select(np.flatnonzero(used))
-    return Part(examples, mine, rows, order, _ledger(rows, mine, order, Counter(status[first])))
+    return Part(examples, mine, rows, order, _ledger(rows, mine, order, Counter(status[first]), encoder.keeps))
 
 
-def _ledger(rows: Rows, lines: datasets.Dataset, order: Sequence[int], per_row: Counter[str]) -> Ledger:
+def _ledger(rows: Rows, lines: datasets.Dataset, order: Sequence[int], per_row: Counter[str], kept: str) -> Ledger:
     import numpy as np
 
     drawn = Counter(np.asarray(rows.table["source"][:])[list(order)])
@@ -259,6 +259,7 @@ def _ledger(rows: Rows, lines: datasets.Dataset, order: Sequence[int], per_row: 
         no_label=per_row["no_label"],
         too_long=per_row["too_long"],
         truncated=per_row["truncated"],
+        kept=kept,
         tokens_cut=sum(lines["cut"][:]),
         chunked=per_row["chunked"],
         examples=sum(status in _USED for status in lines["status"][:]),

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from llmkit.config.recipe import DataSection, Recipe
+from llmkit.config.settings import TruncationSide
 from llmkit.errors import InputError, UsageError
 from llmkit.heads import head_ops
-from llmkit.heads.base import IGNORED, Features, encode_text, last_tokens
+from llmkit.heads.base import IGNORED, Features, cut_to_fit, encode_text
 from llmkit.heads.span_features import span_features
 from llmkit.inference.traits import traits_of
 from llmkit.models.load import Loaded
@@ -56,6 +57,18 @@ class Encoder:
     """Seq2seq: tokens of the answer."""
     policy: Policy | None
     loss_on_all: bool
+    truncation_side: TruncationSide | None = None
+    """As the recipe says; None is the task's."""
+
+    @property
+    def keeps(self) -> str:
+        """What is kept of a row that is cut, as the ledger says it."""
+        if self.task.truncation_side is None:
+            return "the newest messages are kept"
+        if self.truncation_side is None and self.task.truncation_side == "left":
+            return "the end of a prompt and the beginning of plain text are kept"
+        side = self.truncation_side or self.task.truncation_side
+        return f"the {'beginning' if side == 'right' else 'end'} of the text is kept"
 
     def encode(self, row: Row) -> Outcome:
         """The features of a row, or why it has none."""
@@ -124,45 +137,45 @@ class Encoder:
     def _truncate(self, row: Row, features: list[Features], longest: int) -> Outcome:
         if "text" in row:
             assert self.max_length is not None
-            kept = next(self._blocks(features))
+            (whole,) = features
+            part = slice(-self.max_length, None) if self.truncation_side == "left" else slice(self.max_length)
+            kept = Features(whole.input_ids[part], whole.labels[part])
             return Outcome("truncated", (kept,), longest, longest - self.max_length)
-        if "messages" in row:
-            row, features = self._shorten_dialogue(row)
-        else:
-            row, features = self._shorten_text(row, features)
-        before = longest
+        features = self._shorten_dialogue(row) if "messages" in row else self._shorten_text(row)
         features = [self._cut_answer(each) for each in features if self._has_label(each)]
         if not features or not all(map(self._fits, features)):
             return Outcome("too_long", tokens=longest)
-        return Outcome("truncated", tuple(features), longest, before - max(map(_length, features)))
+        return Outcome("truncated", tuple(features), longest, longest - max(map(_length, features)))
 
-    def _shorten_text(self, row: Row, features: list[Features]) -> tuple[Row, list[Features]]:
-        """Cut the beginning of the input, as at inference."""
-        column, whole = self.task.input_column, str(row[self.task.input_column])
-        left, rest = self._count(whole), whole
-        while self.max_length is not None and rest:
-            excess = max(len(each.input_ids) for each in features) - self.max_length
-            if excess <= 0:
-                break
-            left -= excess
-            rest = last_tokens(self.loaded.tokenizer, whole, left) if left > 0 else ""
-            row = {**row, column: rest}
-            features = self._features(row)
-        return row, features
+    def _shorten_text(self, row: Row) -> list[Features]:
+        """Cut one side of the input, as at inference. None where nothing that could be learned is left."""
+        column, text = self.task.input_column, str(row[self.task.input_column])
+        side = self.truncation_side or self.task.truncation_side
+        assert side is not None
 
-    def _shorten_dialogue(self, row: Row) -> tuple[Row, list[Features]]:
+        def excess(rest: str) -> int:
+            longest = max(len(each.input_ids) for each in self._features({**row, column: rest}))
+            return 0 if self.max_length is None else longest - self.max_length
+
+        rest = cut_to_fit(self.loaded.tokenizer, text, side, excess)
+        if rest is None or not self.task.teaches({**row, column: rest}, text):
+            return []
+        return self._features({**row, column: rest})
+
+    def _shorten_dialogue(self, row: Row) -> list[Features]:
         """Leave out the oldest messages, as at inference."""
         kept = shortened(
             to_messages(row["messages"]), lambda some: all(map(self._fits, self._features({**row, "messages": some})))
         )
-        row = {**row, "messages": kept}
-        return row, self._features(row)
+        return self._features({**row, "messages": kept})
 
     def _cut_answer(self, features: Features) -> Features:
+        """Cut the end of an answer, but for the token that ends it: else a model would not learn to stop."""
         limit = self.max_target_length
         if limit is None or len(features.decoder_input_ids) <= limit:
             return features
-        return replace(features, labels=features.labels[:limit], decoder_input_ids=features.decoder_input_ids[:limit])
+        labels = (*features.labels[: limit - 1], features.labels[-1])
+        return replace(features, labels=labels, decoder_input_ids=features.decoder_input_ids[:limit])
 
 
 _SLACK = 4
@@ -198,6 +211,7 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
         max_target_length=data.max_target_length,
         policy=data.on_overflow,
         loss_on_all=data.loss_on == "all",
+        truncation_side=data.truncation_side,
     )
 
 
@@ -220,12 +234,21 @@ def _check_lengths(data: DataSection, task: Task, loaded: Loaded) -> None:
             "use max_length" if head is Head.CAUSAL else "leave it out",
         )
     if head is Head.SPAN:
-        for name, default in (("max_length", None), ("on_overflow", None), ("loss_on", "target")):
+        for name, default in (
+            ("max_length", None),
+            ("on_overflow", None),
+            ("truncation_side", None),
+            ("loss_on", "target"),
+        ):
             if getattr(data, name) != default:
                 raise UsageError(
                     f"data.{name} has no effect on a model that marks answers: it reads long texts in windows",
                     "leave it out; settings.max_seq_len and doc_stride say how long they are",
                 )
+    if data.truncation_side is not None and task.truncation_side is None:
+        raise UsageError(
+            f"data.truncation_side has no effect on {task.name}, which leaves out its oldest messages", "leave it out"
+        )
     if data.on_overflow == "chunk" and not isinstance(task, QuestionAnswering) and task.name != "text-generation":
         raise UsageError(
             f"a part of the input of {task.name} has no answer of its own to learn, so on_overflow cannot be chunk",

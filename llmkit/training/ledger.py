@@ -20,6 +20,8 @@ class Ledger:
     too_long: int
     """Left out because they are."""
     truncated: int
+    kept: str
+    """What is kept of those that are cut."""
     tokens_cut: int
     chunked: int
     """Rows that became several examples because they were too long."""
@@ -42,7 +44,7 @@ def describe(ledger: Ledger, name: str) -> Iterator[str]:
         (ledger.bad, "rows are bad and left out"),
         (ledger.no_label, "rows have nothing to learn and are left out"),
         (ledger.too_long, "rows are too long and are left out"),
-        (ledger.truncated, f"rows are cut ({ledger.tokens_cut:,} tokens)"),
+        (ledger.truncated, f"rows are cut by {ledger.tokens_cut:,} tokens; {ledger.kept}"),
         (ledger.chunked, "rows are divided into several examples"),
     ):
         if count:

@@ -312,7 +312,8 @@ def _finish(run: _Run) -> None:
     if threshold is not None:
         settings["no_answer_threshold"] = threshold.value
     longest = max(run.parts["train"].examples["targets"][:], default=0)
-    contract = Contract(recipe.task, settings, recipe.prompt.system, recipe.prompt.raw, longest)
+    side = recipe.data.truncation_side
+    contract = Contract(recipe.task, settings, recipe.prompt.system, recipe.prompt.raw, longest, side)
     write_contract(folder, contract)
     entries = "".join(f"{json.dumps(entry)}\n" for entry in progress.log)
     (folder / "log.jsonl").write_text(entries, encoding="utf-8")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import llmkit
 from llmkit.config.recipe import Recipe
 from llmkit.errors import InputError, UsageError
 from llmkit.heads.base import IGNORED
+from llmkit.tasks import Text
 from llmkit.training import dataset
 from llmkit.training.dataset import Prepared, prepare
 from llmkit.training.encoding import Encoder, make_encoder
@@ -228,3 +231,67 @@ def test_examples_are_found_again_by_any_process(family: str, task: str, checkpo
     settings = {"source": "en", "target": "fr"} if task == "translation" else {}
     recipe = make_recipe(task, checkpoint(family), "none.jsonl", settings=settings)
     assert dataset._fingerprint(encoder_of(recipe)) == dataset._fingerprint(encoder_of(recipe))
+
+
+LONG = " ".join(f"Fox number {number} jumps over the lazy dog." for number in range(60)) + " The end."
+TRUNCATED: dict[str, tuple[str, dict[str, Any]]] = {
+    "summarization": ("bart", {"document": LONG, "summary": "Foxes jump."}),
+    "translation": ("marian", {"source": LONG, "target": "Renards."}),  # its tokenizer tells no offsets
+    "question-answering": ("t5", {"question": "What is lazy?", "context": LONG, "answers": {"text": ["dog"]}}),
+}
+
+
+@pytest.mark.parametrize("task", TRUNCATED)
+@pytest.mark.parametrize("side", [None, "left"])
+def test_a_text_is_cut_in_training_as_at_inference(
+    task: str, side: str | None, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    family, row = TRUNCATED[task]
+    model, path = checkpoint(family), write_rows(tmp_path / "rows.jsonl", [row])
+    languages: dict[str, Any] = {"source": "en", "target": "fr"} if task == "translation" else {}
+    cut: dict[str, Any] = {"on_overflow": "truncate", "truncation_side": side}
+    recipe = make_recipe(task, model, path, data={**cut, "max_length": 128}, settings=languages)
+    prepared = run(recipe)
+    (trained,) = prepared.train.examples["input_ids"]
+    pipeline = llmkit.load(task, str(model), device="cpu", dtype="float32", **cut, **languages)
+    object.__setattr__(pipeline.loaded, "context", replace(pipeline.loaded.context, tokens=128))
+    given = {name: value for name, value in row.items() if name in pipeline.task.columns}
+    fitted = pipeline.reader(lambda _: None).fit(given)
+    assert fitted.truncated
+    assert trained == list(fitted.encoded.input_ids)
+    assert isinstance(fitted.prompt, Text)
+    assert ("Fox number 0 " in fitted.prompt.text, "The end." in fitted.prompt.text) == (not side, bool(side))
+    assert f"the {'end' if side else 'beginning'} of the text is kept" in prepared.train.ledger.kept
+
+
+def test_an_answer_that_is_cut_out_of_its_text_is_not_taught(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    found = {"question": "Which?", "context": f"The quick brown fox. {LONG}", "answers": {"text": ["quick brown"]}}
+    lost = {"question": "Which?", "context": f"{LONG} The quick brown fox.", "answers": {"text": ["quick brown"]}}
+    written = {"question": "Which?", "context": LONG, "answers": {"text": ["in other words"]}}
+    path = write_rows(tmp_path / "rows.jsonl", [found, lost, written])
+    data = {"max_length": 256, "on_overflow": "truncate"}
+    model = checkpoint("llama", chat=True, max_position_embeddings=2048)
+    prepared = run(make_recipe("question-answering", model, path, data=data))
+    assert prepared.train.examples["row"][:] == [0, 2]
+    assert prepared.train.ledger.too_long == 1
+
+
+def test_an_answer_that_is_cut_still_ends(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"document": "The fox.", "summary": LONG}])
+    data = {"max_target_length": 8, "on_overflow": "truncate"}
+    recipe = make_recipe("summarization", checkpoint("t5"), path, data=data)
+    encoder, (labels,) = encoder_of(recipe), run(recipe).train.examples["labels"]
+    tokenizer: Any = encoder.loaded.tokenizer
+    assert labels == tokenizer(text_target=LONG, max_length=8, truncation=True)["input_ids"]  # as run_summarization
+
+
+def test_a_side_without_effect_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path = write_rows(tmp_path / "rows.jsonl", [{"messages": turns}])
+    data = {"on_overflow": "truncate", "truncation_side": "left"}
+    with pytest.raises(UsageError, match="leaves out its oldest messages"):
+        run(make_recipe("dialogue", checkpoint("llama", chat=True), path, data=data))
+    with pytest.raises(ValueError, match="on_overflow: truncate only"):
+        make_recipe("summarization", checkpoint("t5"), path, data={"truncation_side": "left"})
+    with pytest.raises(UsageError, match="on_overflow=truncate only"):
+        llmkit.load("summarization", str(checkpoint("t5")), truncation_side="left")

@@ -264,3 +264,12 @@ def test_plain_text_is_judged_by_its_perplexity_alone(
     command = ["evaluate", "--task", "generate", "--model", str(checkpoint("llama")), "--json", *SHORT]
     assert main([*command, "--data", str(tmp_path / "text.txt"), "-o", str(tmp_path / "out")]) == 0
     assert list(json.loads(capsys.readouterr().out)["figures"]) == ["perplexity"]
+
+
+def test_only_a_line_feed_ends_a_row(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    row = {"prompt": "The\u2028quick\x0b", "completion": "\x85 brown\u2029\x1c fox\r"}
+    rows = write_rows(tmp_path / "rows.jsonl", [row] * 2)
+    command = ["evaluate", "--task", "generate", "--model", str(checkpoint("gpt2")), "--data", str(rows)]
+    assert main([*command, "-o", str(tmp_path / "out"), "--max-new-tokens", "2", *SHORT]) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["rows"], metrics["failed"]) == (2, 0)

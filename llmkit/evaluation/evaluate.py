@@ -142,7 +142,7 @@ def evaluate(
         member: which of several processes this is; only the first gets the figures, the others None.
     """
     task, member = pipeline.task, member or Member()
-    given = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    given = _json_lines(rows)
     plain = ["text" in row for row in given]
     if any(plain) and metrics:
         raise UsageError("plain text has no answers that a metric could judge", "leave --metric out")
@@ -164,7 +164,7 @@ def evaluate(
     more = [_perplexity(pipeline, given, member)] if task.name in ("text-generation", "dialogue") else []
     if member.rank:
         return None
-    lines = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    lines = _json_lines(predictions)
     if len(lines) != len(given):
         raise UsageError(f"{predictions} has {len(lines)} answers to {len(given)} rows", "begin anew in another folder")
     texts = ["" if "error" in line else str(line["text"]) for line in lines]
@@ -177,6 +177,12 @@ def evaluate(
     assert found is not None
     others = {name: figures_of(metric, name, texts, references) for name, metric in (metrics or {}).items()}
     return replace(found, others=others, trivial=_trivial(task, given, references) if trivial else {})
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file in which a line feed alone ends a line: texts may hold U+2028, U+2029 and U+0085."""
+    with path.open("rb") as file:
+        return [json.loads(line) for line in file]
 
 
 def _evaluation(

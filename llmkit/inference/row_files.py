@@ -180,11 +180,13 @@ class _Lines:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.total = self.errors = 0
+        self._state = (0, 0, 0)
         if path is not None:
             with _writing(path), path.open("a+b") as file:
                 file.seek(0)
                 self.total, self.errors, whole = _count(file)
                 file.truncate(whole)
+                self._state = _state(file)
 
     def write(self, lines: list[str], errors: int) -> None:
         """Add lines, in one call, so that a run which is killed tears one of them at most."""
@@ -193,10 +195,43 @@ class _Lines:
             sys.stdout.write(text)
             sys.stdout.flush()
         else:
-            with _writing(self.path), self.path.open("ab") as file:
+            with _writing(self.path), self._opened(self.path) as file:
+                file.seek(0, os.SEEK_END)
                 file.write(text.encode())
+                file.flush()
+                self._state = _state(file)
         self.total += len(lines)
         self.errors += errors
+
+    def check(self) -> None:
+        """Raise a `UsageError` if another program replaced, removed, emptied or extended the file."""
+        if self.path is not None:
+            with _writing(self.path), self._opened(self.path):
+                pass
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[BinaryIO]:
+        try:
+            file = path.open("r+b")
+        except FileNotFoundError:
+            raise _changed(path, "removed") from None
+        with file:
+            if _state(file) != self._state:
+                raise _changed(path, "changed")
+            yield file
+
+
+def _state(file: BinaryIO) -> tuple[int, int, int]:
+    """What another program changes when it replaces, empties or extends a file that is open."""
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size
+
+
+def _changed(path: Path, how: str) -> UsageError:
+    return UsageError(
+        f"another program {how} {path} while rows were being answered, so its lines would no longer match the rows",
+        "start again with --overwrite",
+    )
 
 
 def _count(file: BinaryIO) -> tuple[int, int, int]:
@@ -246,6 +281,7 @@ class _Run:
             )
             if taken < window:
                 break
+        self.lines.check()
         if self.left:
             raise UsageError(f"{self.lines.path} has more lines than the input has rows", "start over with --overwrite")
 
@@ -362,7 +398,8 @@ def _prepare(
 def _join(output: Path, world: int, window: int) -> None:
     """Put the windows of all processes in the order of the rows, in one step; then their shards can go."""
     shards = [_shard(output, rank, world) for rank in range(world)]
-    with _joining(output).open("wb") as joined:
+    _joining(output).unlink(missing_ok=True)
+    with _joining(output).open("xb") as joined:  # a link of that name is not followed
         files = [path.open("rb") for path in shards]
         try:
             for number in count():

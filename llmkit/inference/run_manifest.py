@@ -139,7 +139,8 @@ def _sha256(path: Path) -> str:
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     """Put the manifest in its place in one step, so that no half of one is ever found there."""
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    temporary.unlink(missing_ok=True)
+    with temporary.open("x", encoding="utf-8") as file:  # a link of that name is not followed
         json.dump(manifest, file, indent=2, ensure_ascii=False)
         file.write("\n")
         file.flush()

@@ -49,18 +49,26 @@ def load_metric(name: str, *, trust_remote_code: bool) -> Any:
     """
     import evaluate
 
-    if not Path(name).exists() and not trust_remote_code:
+    script = _script(Path(name))
+    if script is None and not trust_remote_code:
         raise UsageError(
-            f"{name} is no file here, and a metric of the Hub is code that would be downloaded and run",
-            "give its path, or --trust-remote-code",
+            f"there is no metric script {name} here, and a metric of the Hub is code that is downloaded and run",
+            "give the path of a script, or add --trust-remote-code",
         )
     try:
-        return evaluate.load(name)
+        return evaluate.load(name if script is None else str(script))
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LlmkitError(
             f"the metric {name} cannot be loaded ({reason})", "check its name and what it imports"
         ) from error
+
+
+def _script(path: Path) -> Path | None:
+    """The script that a path means, a file itself or ``name/name.py``; of anything else evaluate looks on the Hub."""
+    if path.is_dir():
+        path = path / f"{path.resolve().name}.py"
+    return path.absolute() if path.suffix == ".py" and path.is_file() else None
 
 
 def figures_of(

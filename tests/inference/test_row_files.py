@@ -845,9 +845,45 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path, source: Path) -> None:
     assert not (tmp_path / "out.jsonl.lock").exists()
 
 
+def edit(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"more")
+
+
+def replace_by_a_copy(path: Path) -> None:
+    copy = path.with_name("copy")
+    copy.write_bytes(path.read_bytes())
+    copy.replace(path)
+
+
+@pytest.mark.parametrize("window", [1, 3, 5])
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b""), edit, replace_by_a_copy])
+def test_an_output_that_another_program_changes_ends_the_run(
+    spoil: Callable[[Path], None], window: int, tmp_path: Path, source: Path
+) -> None:
+    pipeline, output = FakePipeline(), tmp_path / "out.jsonl"
+
+    def spoil_the_third() -> None:
+        if len(pipeline.calls) == 2:
+            spoil(output)
+
+    pipeline.before = spoil_the_third
+    with pytest.raises(UsageError, match=r"another program (removed|changed) .*out\.jsonl .*--overwrite"):
+        run(source, output, pipeline=pipeline, window=window)
+
+
+@pytest.mark.parametrize("name", ["out.jsonl.run.json.tmp", "other.jsonl.joining"])
+def test_a_link_where_a_temporary_file_goes_is_not_followed(name: str, tmp_path: Path, source: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    (tmp_path / name).symlink_to(precious)
+    run(source, tmp_path / "out.jsonl")
+    run_processes(source, tmp_path / "other.jsonl")
+    assert precious.read_text() == "precious"
+
+
 def test_a_full_disk_is_one_line(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Path, mode: str = "r", **options: Any) -> Any:
-        if mode == "ab":
+        if mode == "r+b":
             raise OSError(28, "No space left on device")
         return opens(self, mode, **options)
 

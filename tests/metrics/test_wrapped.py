@@ -42,5 +42,24 @@ def test_another_metric_is_loaded_by_its_path(tmp_path: Path, caplog: pytest.Log
 
 
 def test_code_of_the_hub_is_not_run_unasked() -> None:
-    with pytest.raises(UsageError, match="bleurt is no file here, and a metric of the Hub is code"):
+    with pytest.raises(UsageError, match="there is no metric script bleurt here, and a metric of the Hub is code"):
         load_metric("bleurt", trust_remote_code=False)
+
+
+def test_a_folder_named_like_a_metric_of_the_hub_is_not_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bleu").mkdir()
+    (tmp_path / "rouge").write_text("no script")
+    for name in ("bleu", "rouge"):
+        with pytest.raises(UsageError, match=f"there is no metric script {name} here"):
+            load_metric(name, trust_remote_code=False)
+
+
+def test_a_folder_with_its_script_is_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "longer").mkdir()
+    (tmp_path / "longer" / "longer.py").write_text(SCRIPT, encoding="utf-8")
+    metric = load_metric("longer", trust_remote_code=False)
+    assert figures_of(metric, "longer", ["abc"], [["ab"]]) == {"longer": 1}

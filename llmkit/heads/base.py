@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkit.config.settings import TruncationSide
-from llmkit.errors import CheckpointError, InputError
-from llmkit.tasks import Chat, Example, Message, Prompt
+from llmkit.errors import CheckpointError
+from llmkit.tasks import Example, Prompt
 
 if TYPE_CHECKING:
     import torch
@@ -25,11 +25,9 @@ __all__ = [
     "Features",
     "HeadOps",
     "cut_to_fit",
-    "encode_chat",
     "encode_text",
     "end_id",
     "pad",
-    "render_chat",
     "stop_ids",
 ]
 
@@ -114,42 +112,6 @@ def end_id(loaded: Loaded) -> int:
         )
     own = loaded.tokenizer.eos_token_id
     return int(own) if own in stops else min(stops)  # another would not end a generation
-
-
-def render_chat(tokenizer: Any, chat: Chat) -> str:
-    """A conversation as text, up to the point where the assistant speaks, by the model's own template."""
-    from jinja2.exceptions import TemplateError
-
-    messages = chat.messages
-    try:
-        return _apply_template(tokenizer, messages, chat)
-    except TemplateError as error:
-        if messages[0].role != "system" or len(messages) < 2:
-            raise InputError(
-                f"the model's chat template refuses these messages ({error})", "let user and assistant take turns"
-            ) from error
-        # Gemma 1 and others know no system role: it goes in front of the first message, as their cards advise.
-        merged = Message(messages[1].role, f"{messages[0].content}\n\n{messages[1].content}")
-        return render_chat(tokenizer, replace(chat, messages=(merged, *messages[2:])))
-
-
-def encode_chat(tokenizer: Any, chat: Chat) -> list[int]:
-    """Ids of a conversation. The template has placed the special tokens, so none are added (a second BOS, say)."""
-    return encode_text(tokenizer, render_chat(tokenizer, chat), special=False)
-
-
-def _apply_template(tokenizer: Any, messages: Sequence[Message], chat: Chat) -> str:
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    if chat.prefill:
-        turns.append({"role": "assistant", "content": chat.prefill})
-    text = tokenizer.apply_chat_template(
-        turns,
-        add_generation_prompt=not chat.prefill,
-        continue_final_message=bool(chat.prefill),
-        tokenize=False,
-        **({} if chat.thinking else {"enable_thinking": False}),
-    )
-    return str(text)
 
 
 def cut_to_fit(tokenizer: Any, text: str, side: TruncationSide, excess: Callable[[str], int]) -> str | None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import UsageError
-from llmkit.heads.base import IGNORED, Encoded, Features, encode_chat, encode_text, end_id, pad, render_chat, stop_ids
+from llmkit.heads.base import IGNORED, Encoded, Features, encode_text, end_id, pad, stop_ids
+from llmkit.heads.chat_template import encode_chat, render_chat, reply_frame
 from llmkit.heads.decoding import pad_id
-from llmkit.tasks import Chat, Example, Message, Prompt, Text
+from llmkit.heads.reasoning import ReasoningFormat, reasoning_format
+from llmkit.tasks import Chat, Example, Prompt, Text
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +76,9 @@ def _target(loaded: Loaded, example: Example, prompt: Sequence[int]) -> list[int
         case None:
             return [*CausalOps().encode(loaded, Text(text)).input_ids, end_id(loaded)]
         case Chat() as chat:
-            return [*_continuation(tokenizer, render_chat(tokenizer, chat), text, prompt, False), *_turn_end(loaded)]
+            before = render_chat(tokenizer, chat)
+            reply = _reply(tokenizer, chat, before, text)
+            return [*_continuation(tokenizer, before, reply, prompt, False), *_turn_end(loaded, chat)]
         case Text(text=before, prefill=prefill):
             return [*_continuation(tokenizer, before + prefill, text, prompt, True), end_id(loaded)]
         case _:
@@ -98,15 +103,42 @@ def _continuation(tokenizer: Any, before: str, text: str, prompt: Sequence[int],
 
 
 _PROBE = "Yes"
-"""A reply that stands once in any rendered conversation which does not hold it otherwise."""
+"""A reply that holds no mark."""
 
 
-def _turn_end(loaded: Loaded) -> list[int]:
+def _reply(tokenizer: Any, chat: Chat, prompt: str, text: str) -> str:
+    """What the model is to write so that the text is its reply: marks around reasoning as template and prompt ask."""
+    if chat.prefill:
+        return text
+    reasoning = reasoning_format(tokenizer)
+    opened, begun = reasoning.opened(prompt), text.lstrip()
+    if opened is None and any(begun.startswith(mark[0]) for mark in reasoning.marks):
+        return text
+    if opened is not None and begun.startswith(opened[0]):
+        return begun[len(opened[0]) :].removeprefix("\n" if prompt.endswith("\n") else "")
+    if opened is not None and opened[1] in text:
+        return text
+    return _opening(tokenizer, chat, reasoning, prompt) + text
+
+
+def _opening(tokenizer: Any, chat: Chat, reasoning: ReasoningFormat, prompt: str) -> str:
+    """What comes before a reply without reasoning, so that the splitter finds the reply whole."""
+    between, _ = reply_frame(tokenizer, thinking=chat.thinking)
+    for opening, closing in reasoning.marks:  # an empty block costs tokens and says nothing
+        between = re.sub(rf"{re.escape(opening)}\s*{re.escape(closing)}\s*", "", between)
+    opened = reasoning.opened(prompt)
+    splitter = reasoning.splitter(prompt)
+    if splitter.push(between + _PROBE) + splitter.flush() == _PROBE:
+        return between
+    if opened is None:
+        return ""
+    line = "\n" if prompt.endswith("\n") else ""
+    return f"{line}{opened[1]}\n\n"
+
+
+def _turn_end(loaded: Loaded, chat: Chat) -> list[int]:
     """What the chat template puts behind a reply, up to the token that ends the output."""
-    chat = Chat((Message("user", "?"),), prefill="")
-    tokenizer: Any = loaded.tokenizer
-    asked = [{"role": message.role, "content": message.content} for message in chat.messages]
-    text = str(tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": _PROBE}], tokenize=False))
-    ids, stops = encode_text(tokenizer, text.rpartition(_PROBE)[2], special=False), stop_ids(loaded)
+    _, text = reply_frame(loaded.tokenizer, thinking=chat.thinking)
+    ids, stops = encode_text(loaded.tokenizer, text, special=False), stop_ids(loaded)
     last = next((place for place, token in enumerate(ids) if token in stops), None)
     return [end_id(loaded)] if last is None else ids[: last + 1]

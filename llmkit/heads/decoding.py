@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -225,6 +225,7 @@ def generate(
     *,
     scored: bool = False,
     cache: PromptCache | None = None,
+    shown: Mapping[int, str] | None = None,
 ) -> None:
     """Generate for a batch of prompts; ``emit`` gets each piece as soon as it is certain.
 
@@ -236,6 +237,7 @@ def generate(
     Args:
         scored: compute `Piece.score`; not with beams.
         cache: keys and values of an earlier prompt, for a batch of one; what the prompts share is not read again.
+        shown: special tokens whose text is kept, between two `llmkit.heads.text_stream.EDGE`.
     """
     assert settings.max_new_tokens is not None
     rooms = [ops.room(loaded, encoded) for encoded in batch]
@@ -248,7 +250,7 @@ def generate(
         rows = [
             _Row(
                 index * settings.num_return_sequences + sequence,
-                TextStream(loaded.tokenizer, batch[index].continues),
+                TextStream(loaded.tokenizer, batch[index].continues, shown=shown),
                 StopScanner((*settings.stop, *batch[index].stop)),
                 group.limit,
                 _eos_ids(config),

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import CheckpointError, UsageError
-from llmkit.heads.base import IGNORED, Encoded, Features, encode_chat, encode_text, end_id, pad
+from llmkit.heads.base import IGNORED, Encoded, Features, encode_text, end_id, pad
+from llmkit.heads.chat_template import encode_chat
 from llmkit.heads.decoding import pad_id
 from llmkit.models.languages import apply_source
 from llmkit.tasks import Chat, Example, Prompt, Text

@@ -5,10 +5,14 @@ Knows a tokenizer's ``decode`` and nothing of models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["StopScanner", "TextStream"]
+__all__ = ["EDGE", "StopScanner", "TextStream"]
+
+EDGE = "\ufdd0"
+"""Stands on both sides of a special token's text in a stream, which is thereby told from the same letters in a text. A
+code point that no text has: Unicode keeps it for uses like this."""
 
 
 class TextStream:
@@ -18,8 +22,17 @@ class TextStream:
     the last piece again, because many tokenizers drop the space in front of a text.
     """
 
-    def __init__(self, tokenizer: Any, continues: Sequence[int] = (), *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        continues: Sequence[int] = (),
+        *,
+        skip_special_tokens: bool = True,
+        shown: Mapping[int, str] | None = None,
+    ) -> None:
+        """``shown`` are special tokens that are not skipped, with their text; it comes between two `EDGE`."""
         self._tokenizer = tokenizer
+        self._shown = shown or {}
         self._skip_special_tokens = skip_special_tokens
         self._ids = list(continues)
         self._start, self._end = 0, len(self._ids)
@@ -29,6 +42,10 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """Add a token; returns the text that has become certain."""
+        if token in self._shown:
+            text = self.flush()
+            self._ids, self._start, self._end = [], 0, 0
+            return f"{text}{EDGE}{self._shown[token]}{EDGE}"
         self._ids.append(token)
         return self._advance(final=False)
 
@@ -49,22 +66,22 @@ class StopScanner:
     """Finds stop strings in text that arrives in pieces, and never lets the beginning of one through."""
 
     def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = tuple(stop)
+        self.stop = tuple(stop)
         self.held = ""
         """What may be the beginning of a stop string."""
         self.found = False
 
     def push(self, text: str) -> str:
         """Add text; returns what may be shown. After `found` nothing more comes."""
-        if not self._stop:
+        if not self.stop:
             return text
         self.held += text
-        hits = [at for at in (self.held.find(stop) for stop in self._stop) if at >= 0]
+        hits = [at for at in (self.held.find(stop) for stop in self.stop) if at >= 0]
         if hits:
             self.found = True
             shown, self.held = self.held[: min(hits)], ""
             return shown
-        keep = max((n for stop in self._stop for n in range(1, len(stop)) if self.held.endswith(stop[:n])), default=0)
+        keep = max((n for stop in self.stop for n in range(1, len(stop)) if self.held.endswith(stop[:n])), default=0)
         split = len(self.held) - keep
         shown, self.held = self.held[:split], self.held[split:]
         return shown

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from llmkit.data.text import read_text_file
 from llmkit.errors import InputError, UsageError
-from llmkit.heads.base import Encoded, encode_text, render_chat
+from llmkit.heads.base import Encoded, encode_text
+from llmkit.heads.chat_template import render_chat
 from llmkit.heads.decoding import generation_config
 from llmkit.heads.prompt_cache import PromptCache
 from llmkit.inference.engine import OnText, Shown, write
@@ -204,7 +205,7 @@ class Conversation:
             end = {*(pipeline.loaded.tokenizer.all_special_ids or ())}
             ids = cache.sequence if cache else ()
             ids = ids[:-1] if ids and ids[-1] in end else ids  # the template writes it
-            plain = rendered is not None and not raw.reasoning
+            plain = rendered is not None and not raw.marked
             self._seen = _Seen(f"{rendered}{raw.text}", tuple(ids)) if plain else _Seen()
         return self.last
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 
 from llmkit.config.settings import GenerationSettings
 from llmkit.heads import head_ops
-from llmkit.heads.base import render_chat
+from llmkit.heads.chat_template import render_chat
 from llmkit.heads.decoding import Piece, generate
 from llmkit.heads.prompt_cache import PromptCache
+from llmkit.heads.reasoning import ReasoningFormat, ReasoningSplitter, reasoning_format
 from llmkit.inference.fitting import Fitted
-from llmkit.inference.reasoning import ReasoningSplitter
 from llmkit.models.load import Loaded
 from llmkit.tasks import Chat, Raw
 
@@ -58,11 +58,13 @@ class _Draft:
     score: float | None = None
     _told: int = field(default=0)
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: Piece, *, ends_itself: bool) -> None:
+        """Add a piece. ``ends_itself`` is False where a stop string may have ended the output, not the model."""
         self._add(self.splitter.push(piece.text) if self.splitter else piece.text)
         if piece.finish_reason is not None:
             self.finish_reason, self.tokens, self.score = piece.finish_reason, piece.tokens, piece.score
-            self._add(self.splitter.flush() if self.splitter else "")
+            finished = ends_itself and piece.finish_reason == "stop"
+            self._add(self.splitter.flush(finished=finished) if self.splitter else "")
 
     def _add(self, text: str) -> None:
         self.text += text
@@ -73,8 +75,11 @@ class _Draft:
             self._told = len(self.splitter.reasoning)
 
     def raw(self) -> Raw:
-        reasoning = self.splitter.reasoning.strip() if self.splitter else ""
-        return Raw(self.text, self.finish_reason, self.score, reasoning, tokens=self.tokens)
+        raw = Raw(self.text, self.finish_reason, self.score, tokens=self.tokens)
+        if self.splitter is None:
+            return raw
+        found = self.splitter
+        return replace(raw, reasoning=found.reasoning.strip(), marked=found.marked, thinking=found.thinking)
 
 
 def write(
@@ -97,14 +102,17 @@ def write(
         least = None if settings.min_new_tokens is None else min(settings.min_new_tokens, max_new_tokens)
         settings = replace(settings, max_new_tokens=max_new_tokens, min_new_tokens=least)
     count = settings.num_return_sequences
-    drafts = [_Draft(_splitter(loaded, fitted)) for fitted in batch for _ in range(count)]
+    reasoning = _reasoning(loaded, batch)
+    drafts = [_Draft(_splitter(loaded, fitted, reasoning)) for fitted in batch for _ in range(count)]
     drafts[0].on_text, drafts[0].on_reasoning = on_text, on_reasoning
 
     def emit(piece: Piece) -> None:
-        drafts[piece.row].add(piece)
+        drafts[piece.row].add(piece, ends_itself=not settings.stop)
 
     encoded = [fitted.encoded for fitted in batch]
-    generate(loaded, head_ops(loaded.head), encoded, settings, emit, cancelled, scored=scored, cache=cache)
+    shown = reasoning.shown if reasoning else {}
+    ops = head_ops(loaded.head)
+    generate(loaded, ops, encoded, settings, emit, cancelled, scored=scored, cache=cache, shown=shown)
     raws = [draft.raw() for draft in drafts]
     return [
         replace(raws[first], alternatives=tuple(raws[first + 1 : first + count]))
@@ -112,9 +120,13 @@ def write(
     ]
 
 
-def _splitter(loaded: Loaded, fitted: Fitted) -> ReasoningSplitter | None:
+def _reasoning(loaded: Loaded, batch: Sequence[Fitted]) -> ReasoningFormat | None:
     """Only a model that is talked to thinks aloud; a text that is continued is left as it comes."""
-    if not isinstance(fitted.prompt, Chat):
+    return reasoning_format(loaded.tokenizer) if any(isinstance(each.prompt, Chat) for each in batch) else None
+
+
+def _splitter(loaded: Loaded, fitted: Fitted, reasoning: ReasoningFormat | None) -> ReasoningSplitter | None:
+    if reasoning is None or not isinstance(fitted.prompt, Chat):
         return None
     # The prefill is not part of the opening: it would be taken for a mark that the template set.
-    return ReasoningSplitter("" if fitted.prompt.prefill else render_chat(loaded.tokenizer, fitted.prompt)[-80:])
+    return reasoning.splitter("" if fitted.prompt.prefill else render_chat(loaded.tokenizer, fitted.prompt))

@@ -167,6 +167,10 @@ class Raw:
     """Geometric mean of the tokens' probabilities, where it was asked for."""
     reasoning: str = ""
     """What a model that thinks aloud wrote before its answer."""
+    marked: bool = False
+    """Marks of reasoning were taken out of the output, so that its ids are not those of the text."""
+    thinking: bool = False
+    """The output ended in its reasoning, so there is no answer."""
     alternatives: tuple[Raw, ...] = ()
     tokens: int = 0
     """How many were written."""

@@ -13,6 +13,7 @@ from llmkit.config.settings import LoadSettings, TaskSettings, TranslationSettin
 from llmkit.errors import InputError, UsageError
 from llmkit.heads import decoding, head_ops
 from llmkit.heads.base import IGNORED, Features, stop_ids
+from llmkit.heads.reasoning import reasoning_format
 from llmkit.heads.span import split
 from llmkit.heads.span_features import span_features
 from llmkit.inference import engine
@@ -131,6 +132,52 @@ def test_a_conversation_is_one_sequence_and_only_replies_carry_loss(checkpoint: 
     assert "The lazy dog." in text
     assert "Hello" not in text
     assert "Why" not in text
+
+
+_TURN = "<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}{{ eos_token }}"
+_THINKS = "{% if m.role == 'assistant' and loop.last %}<|assistant|>OPEN{{ m.content }}{{ eos_token }}{% else %}"
+THINKING = {
+    # By generation prompt, and by what is written before the last reply.
+    "R1": ("<|assistant|><think>\n", ""),
+    "Qwen3 Thinking": ("<|assistant|><think>\n", "<think>\n\n</think>\n\n"),
+    "Qwen3": ("<|assistant|>", "<think>\n\n</think>\n\n"),
+    "GLM": ("<|assistant|><think>", "<think></think>\n"),
+    "EXAONE Deep": ("<|assistant|><thought>\n", ""),
+    "V3.1": ("<|assistant|></think>", "</think>"),
+    "gpt-oss": ("<|assistant|>", "<|channel|>final<|message|>"),
+}
+
+
+@pytest.mark.parametrize("name", THINKING)
+@pytest.mark.parametrize("reasoning", ["", "Hm."])
+def test_a_reply_is_learned_so_that_it_is_found_again(name: str, reasoning: str, checkpoint: Checkpoint) -> None:
+    begin, opening = THINKING[name]
+    tags = ("<thought>", "</thought>") if name == "EXAONE Deep" else ("<think>", "</think>")
+    if name in ("V3.1", "gpt-oss") and reasoning:
+        pytest.skip("the prompt has closed the block, or it has other marks")
+    loaded = load_model(LoadSettings(model=str(checkpoint("qwen3")), offline=True), "dialogue", weights=False)
+    tokenizer: Any = loaded.tokenizer
+    tokenizer.chat_template = (
+        f"{{% for m in messages %}}{_THINKS.replace('OPEN', opening)}{_TURN}{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{begin}{{% endif %}}"
+    )
+    if name == "gpt-oss":
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|channel|>", "<|message|>", "<|end|>"]})
+    content = f"{tags[0]}\n{reasoning}\n{tags[1]}\n\njumps over" if reasoning else "jumps over"
+    row = {"messages": [{"role": "user", "content": "The fox"}, {"role": "assistant", "content": content}]}
+    task = get_task("dialogue")
+    (example,) = task.examples(row, traits_of(loaded, task), Wording())
+    ops = head_ops(loaded.head)
+    (features,) = ops.features(loaded, [example], loss_on_all=False)
+    assert example.prompt is not None
+    prompt = ops.encode(loaded, example.prompt).input_ids
+    assert features.input_ids[: len(prompt)] == prompt
+    reply = tokenizer.decode(learned(features)[:-1])
+    assert learned(features)[-1] in stop_ids(loaded)
+    whole = tokenizer.decode(features.input_ids)
+    assert max(whole.count(tags[0]), whole.count(tags[1])) == (1 if reasoning or begin != "<|assistant|>" else 0)
+    found = reasoning_format(tokenizer).splitter(tokenizer.decode(prompt))
+    assert (found.push(reply) + found.flush(), found.reasoning.strip()) == ("jumps over", reasoning)
 
 
 def test_without_a_template_each_reply_is_an_example(checkpoint: Checkpoint) -> None:

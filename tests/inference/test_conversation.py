@@ -11,7 +11,6 @@ import pytest
 import llmkit
 from llmkit.errors import ContextOverflowError, InputError, UsageError
 from llmkit.heads.prompt_cache import PromptCache
-from llmkit.inference.reasoning import ReasoningSplitter
 from llmkit.tasks import Message
 from llmkit.tasks.dialogue import shortened
 from tests.conftest import Checkpoint
@@ -198,26 +197,3 @@ def test_what_is_refused(checkpoint: Checkpoint) -> None:
             llmkit.chat(bad, str(checkpoint("llama", chat=True)))
     with pytest.raises(UsageError, match="a conversation is dialogue"):
         llmkit.Conversation(llmkit.load("generate", str(checkpoint("gpt2"))))
-
-
-# What a model thinks aloud.
-
-
-@pytest.mark.parametrize(
-    ("prompt", "text", "reasoning", "answer"),
-    [
-        ("", "<think>\nhm, 42\n</think>\n\nForty two.", "\nhm, 42\n", "Forty two."),
-        ("<|assistant|><think>\n", "hm</think>Yes", "hm", "Yes"),
-        ("", "No <think>tags</think> here", "", "No <think>tags</think> here"),
-        ("", "<thi", "", "<thi"),
-        ("", "<think>never closed", "never closed", ""),
-        ("", "  [THINK]a[/THINK] b", "a", "b"),
-        ("", "<think></think>x < y", "", "x < y"),
-    ],
-)
-def test_reasoning_is_kept_apart_however_the_text_arrives(prompt: str, text: str, reasoning: str, answer: str) -> None:
-    for size in (1, 2, 3, 7, 100):
-        splitter = ReasoningSplitter(prompt)
-        parts = [splitter.push(text[at : at + size]) for at in range(0, len(text), size)]
-        assert "".join(parts) + splitter.flush() == answer
-        assert splitter.reasoning == reasoning

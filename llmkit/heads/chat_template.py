@@ -1,0 +1,193 @@
+"""A conversation as text by the model's own chat template, in training and at inference alike.
+
+Templates differ in what they take: a message's content as text or as a list of parts, a system message or none. Which
+form loses nothing is found by rendering markers in place of the messages, once for each sequence of roles. A template
+that leaves a message out in every form is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from llmkit.errors import CheckpointError, InputError
+from llmkit.heads.base import encode_text
+from llmkit.log import log
+from llmkit.tasks import Chat, Message
+
+__all__ = ["check_template", "encode_chat", "render_chat", "reply_frame", "template_of"]
+
+_MARKER = "Qx{}zQ"
+"""What stands for a message: letters and digits, which trimming, escaping and JSON leave as they are."""
+_CORRECT = "correct the template in the model's folder, or continue plain text: llmkit generate --raw"
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How messages are handed to a template."""
+
+    parts: bool = False
+    """The content is a list of parts, as templates of models that also see images take it."""
+    merged: bool = False
+    """The system message stands in front of the user's first, as the cards of Gemma 1 and others advise."""
+
+    def turns(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        if self.merged:
+            system, first, *rest = messages
+            messages = (Message(first.role, f"{system.content}\n\n{first.content}"), *rest)
+        return [
+            {"role": each.role, "content": [{"type": "text", "text": each.content}] if self.parts else each.content}
+            for each in messages
+        ]
+
+
+def check_template(tokenizer: Any) -> None:
+    """Refuse a template that no conversation can be rendered with.
+
+    Raises:
+        InputError: says why.
+        CheckpointError: there are several templates, and none can be chosen.
+    """
+    render_chat(tokenizer, Chat((Message("user", "?"),)))
+
+
+def render_chat(tokenizer: Any, chat: Chat) -> str:
+    """A conversation as text, up to the point where the assistant speaks, or with the beginning of its reply."""
+    template, messages = template_of(tokenizer), chat.messages
+    if not chat.prefill:
+        return _render(tokenizer, template, messages, thinking=chat.thinking, prompt=True)
+    # The template may trim a reply, or close it: so a marker stands for the beginning, which follows as it is.
+    marker = _MARKER.format(len(messages))
+    try:
+        text = _render(
+            tokenizer, template, (*messages, Message("assistant", marker)), thinking=chat.thinking, prompt=False
+        )
+    except InputError:  # it takes no conversation that ends with the assistant
+        return render_chat(tokenizer, replace(chat, prefill="")) + chat.prefill
+    return text[: text.rindex(marker)] + chat.prefill
+
+
+def encode_chat(tokenizer: Any, chat: Chat) -> list[int]:
+    """Ids of a conversation. The template has placed the special tokens, so none are added (a second BOS, say)."""
+    return encode_text(tokenizer, render_chat(tokenizer, chat), special=False)
+
+
+def reply_frame(tokenizer: Any, *, thinking: bool = True) -> tuple[str, str]:
+    """What the template puts between a prompt and a reply, and what behind the reply; empty where it does not say."""
+    return _reply_frame(tokenizer, template_of(tokenizer), thinking)
+
+
+@lru_cache(maxsize=64)
+def _reply_frame(tokenizer: Any, template: str, thinking: bool) -> tuple[str, str]:
+    question, marker = Message("user", "?"), _MARKER.format(1)
+    prompt = _render(tokenizer, template, (question,), thinking=thinking, prompt=True)
+    try:
+        whole = _render(tokenizer, template, (question, Message("assistant", marker)), thinking=thinking, prompt=False)
+    except InputError:
+        return "", ""
+    before, _, after = whole.rpartition(marker)
+    return before[len(prompt) :] if before.startswith(prompt) else "", after
+
+
+def _render(tokenizer: Any, template: str, messages: Sequence[Message], *, thinking: bool, prompt: bool) -> str:
+    roles = tuple(message.role for message in messages)
+    form = _form(tokenizer, template, roles, thinking, prompt)
+    try:
+        return _apply(tokenizer, template, form.turns(messages), thinking=thinking, prompt=prompt)
+    except Exception as error:  # a template is code, and what it does may depend on the texts
+        raise _refusal(error) from error
+
+
+def _apply(tokenizer: Any, template: str, turns: list[dict[str, Any]], *, thinking: bool, prompt: bool) -> str:
+    text = tokenizer.apply_chat_template(
+        turns,
+        chat_template=template,
+        add_generation_prompt=prompt,
+        tokenize=False,
+        **({} if thinking else {"enable_thinking": False}),
+    )
+    return str(text)
+
+
+@lru_cache(maxsize=1024)
+def _form(tokenizer: Any, template: str, roles: tuple[Any, ...], thinking: bool, prompt: bool) -> _Form:
+    """The first form in which no message is lost."""
+    messages = [Message(role, _MARKER.format(number)) for number, role in enumerate(roles)]
+    problem, fewest = None, len(messages) + 1
+    for form in _forms(roles):
+        try:
+            text = _apply(tokenizer, template, form.turns(messages), thinking=thinking, prompt=prompt).lower()
+        except Exception as error:  # noqa: BLE001
+            problem = problem or _refusal(error)
+            continue
+        if not (lost := [message.role for message in messages if not _holds(text, message.content.lower())]):
+            return form
+        if len(lost) < fewest:
+            said, fewest = "system message" if lost == ["system"] else f"text of the {lost[-1]}", len(lost)
+            problem = InputError(f"the model's chat template leaves out the {said}", _CORRECT)
+    assert problem is not None
+    raise problem
+
+
+def _holds(text: str, marker: str) -> bool:
+    """Whether a marker is in a text, and not as part of a list that was printed whole."""
+    return re.search(rf"(?<!['\"]text['\"]: ['\"]){marker}", text) is not None
+
+
+def _forms(roles: Sequence[str]) -> Iterator[_Form]:
+    yield from (_Form(), _Form(parts=True))
+    if roles[0] == "system" and len(roles) > 1:
+        yield from (_Form(merged=True), _Form(parts=True, merged=True))
+
+
+def _refusal(error: Exception) -> InputError:
+    """What a template's error means to who wrote the messages."""
+    from jinja2.exceptions import TemplateError, TemplateSyntaxError
+
+    if type(error) is TemplateError:  # it was raised by the template itself
+        return InputError(
+            f"the model's chat template refuses these messages ({error})", "let user and assistant take turns"
+        )
+    if isinstance(error, TemplateSyntaxError):
+        return InputError(f"line {error.lineno} of the model's chat template is wrong ({error.message})", _CORRECT)
+    return InputError(f"the model's chat template fails ({type(error).__name__}: {error})", _CORRECT)
+
+
+def template_of(tokenizer: Any) -> str:
+    """The template of conversations: the only one, the default, or of several the only one that renders them."""
+    templates = tokenizer.chat_template
+    if not isinstance(templates, dict):
+        return str(templates or "")
+    return _of_several(tokenizer, tuple(templates.items()))
+
+
+@lru_cache(maxsize=16)
+def _of_several(tokenizer: Any, templates: tuple[tuple[str, str], ...]) -> str:
+    """See `template_of`. One that needs tools or documents loses messages without them, or fails."""
+    found = {name: text for name, text in templates if name == "default" or _renders(tokenizer, text)}
+    names = ", ".join(name for name, _ in templates)
+    if not found:
+        raise CheckpointError(
+            f"the model has the chat templates {names}; none is called default, and none renders a conversation",
+            "add one called default to tokenizer_config.json, or continue plain text: llmkit generate --raw",
+        )
+    chosen = "default" if "default" in found else next(iter(found))
+    if chosen != "default" and len(found) > 1:
+        log.warning(
+            "the model has the chat templates %s and no default, so %s is used; another by calling it default in"
+            " tokenizer_config.json",
+            names,
+            chosen,
+        )
+    return found[chosen]
+
+
+def _renders(tokenizer: Any, template: str) -> bool:
+    try:
+        _form(tokenizer, template, ("user", "assistant", "user"), True, True)
+    except InputError:
+        return False
+    return True

@@ -1,0 +1,286 @@
+"""Keeps the reasoning of a model apart from its answer, while the text arrives in pieces.
+
+Knows how the marks around reasoning are found for a tokenizer: by its response template, where it has one; else by the
+channels of gpt-oss, or by pairs of tags among its added tokens, in its chat template, and in common use.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from llmkit.heads.chat_template import template_of
+from llmkit.heads.text_stream import EDGE, StopScanner
+from llmkit.log import log
+
+__all__ = ["MARKS", "ReasoningFormat", "ReasoningSplitter", "TagSplitter", "reasoning_format"]
+
+Mark = tuple[str, str]
+"""The tags that open and close a block of reasoning."""
+
+MARKS: tuple[Mark, ...] = (
+    ("<think>", "</think>"),  # DeepSeek R1, Qwen3, SmolLM3, GLM, and most others
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),  # EXAONE Deep
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),  # Magistral
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("<|channel>thought\n", "<channel|>"),  # Gemma 4
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
+    ("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+)
+_PHRASES: tuple[Mark, ...] = (("Here is my thought process:", "Here is my response:"),)
+"""Marks in plain words, which count only where the chat template names both (Granite 3.2)."""
+_AROUND_ANSWERS: tuple[Mark, ...] = (("<answer>", "</answer>"), ("<response>", "</response>"))
+"""Tags around an answer that follows reasoning (Hunyuan, Granite 3.3)."""
+
+_TAG = re.compile(r"<[^<>\s]{2,40}>|\[[^\[\]\s]{2,40}\]|◁[^◁▷\s]{2,40}▷")
+_ABOUT_REASONING = re.compile("think|thought|reason", re.IGNORECASE)
+_CLOSES = (("/", ""), ("END", "START"), ("END", "BEGIN"), ("end", "start"), ("end", "begin"), ("eo", "bo"))
+"""How the closing tag of a pair differs from the opening one."""
+
+_CHANNELS: dict[str, Any] = {
+    "start_anchor": "<|start|>assistant",
+    "fields": {
+        "answer": {
+            "open_pattern": r"(<\|start\|>[^<]*)?<\|channel\|>final[^<]*(<\|constrain\|>[^<]*)?<\|message\|>",
+            "close": ["<|end|>", "<|return|>", "<|call|>"],
+        },
+        "reasoning": {
+            "open_pattern": r"(<\|start\|>[^<]*| to=[^<]*)?<\|channel\|>(?!final)[^<]*"
+            r"(<\|constrain\|>[^<]*)?<\|message\|>",
+            "close": ["<|end|>", "<|return|>", "<|call|>"],
+        },
+        "content": {},
+    },
+}
+"""gpt-oss's messages as a response template. Only the channel ``final`` is an answer; text outside of channels is too,
+since tuned models may write no marks."""
+_ANSWERS = ("answer", "content")
+
+
+@dataclass(frozen=True)
+class ReasoningFormat:
+    """How the replies of one model are divided."""
+
+    splitter: Callable[[str], ReasoningSplitter]
+    """A new one for a reply, from the text of its prompt."""
+    shown: Mapping[int, str]
+    """Special tokens that are part of marks, so that their text must not be dropped when a reply is decoded."""
+    marks: tuple[Mark, ...]
+    in_messages: bool = False
+    """A reply is several messages (gpt-oss), so the end of a message need not be that of the reply."""
+
+    def opened(self, prompt: str) -> Mark | None:
+        """The block that a prompt ends in."""
+        return _opened(self.marks, prompt)
+
+
+def reasoning_format(tokenizer: Any) -> ReasoningFormat:
+    """How the replies of a chat model are divided."""
+    return _format(tokenizer, template_of(tokenizer), len(tokenizer))
+
+
+@lru_cache(maxsize=16)
+def _format(tokenizer: Any, template: str, _size: int) -> ReasoningFormat:
+    added = tokenizer.get_added_vocab()
+    special = {added[token]: token for token in tokenizer.all_special_tokens if token in added}
+    special |= {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    in_messages = {"<|channel|>", "<|message|>"} <= added.keys()
+    if (spec := _response_template(tokenizer) or (_CHANNELS if in_messages else None)) is not None:
+        text = json.dumps(spec, ensure_ascii=False).replace("\\", "")
+        shown = {number: token for number, token in special.items() if token in text}
+        return ReasoningFormat(lambda prompt: _ParsedSplitter(spec, prompt), shown, MARKS, in_messages)
+    phrases = [pair for pair in _PHRASES if all(text in template for text in pair)]
+    marks = tuple(dict.fromkeys((*_pairs(added, template), *MARKS, *phrases)))
+    texts = [text for pair in marks for text in pair]
+    shown = {number: token for number, token in special.items() if any(token in text for text in texts)}
+    return ReasoningFormat(lambda prompt: TagSplitter(prompt, marks), shown, marks)
+
+
+def _pairs(added: Iterable[str], template: str) -> list[Mark]:
+    """Pairs of tags about reasoning among the added tokens and in a template."""
+    tags = dict.fromkeys(tag for text in (*added, template) for tag in _TAG.findall(text))
+    about = [tag for tag in tags if _ABOUT_REASONING.search(tag)]
+    return [
+        (opening, tag)
+        for tag in about
+        for end, start in _CLOSES
+        if (opening := tag.replace(end, start, 1)) != tag and opening in tags
+    ]
+
+
+def _response_template(tokenizer: Any) -> dict[str, Any] | None:
+    """The regions of the tokenizer's response template, without what parses their content (that could fail)."""
+    from transformers.utils.chat_parsing.response_templates import load_response_template
+
+    spec = getattr(tokenizer, "response_template", None)
+    if spec is None:
+        return None
+    try:
+        load_response_template(spec)
+    except ValueError as error:
+        log.warning("the tokenizer's response_template is not used: %s", error)
+        return None
+    anchors = ("open", "open_pattern", "close", "close_pattern")
+    fields = {name: {key: field[key] for key in anchors if key in field} for name, field in spec["fields"].items()}
+    return {**{key: spec[key] for key in ("start_anchor", "start_anchor_pattern") if key in spec}, "fields": fields}
+
+
+def _opened(marks: Sequence[Mark], prompt: str) -> Mark | None:
+    return next((mark for mark in marks if prompt.rstrip().endswith(mark[0].rstrip())), None)
+
+
+class ReasoningSplitter:
+    """Divides one reply into `reasoning` and its answer."""
+
+    def __init__(self) -> None:
+        self.reasoning = ""
+        self.marked = False
+        """The reply had marks, perhaps around nothing."""
+        self.thinking = False
+        """The reply has ended in its reasoning, before an answer."""
+        self._given = False
+        """The prompt has opened the reasoning, and nothing has closed it yet."""
+
+    def push(self, text: str) -> str:
+        """Add text; returns what of it is the answer. The rest is added to `reasoning`."""
+        raise NotImplementedError
+
+    def flush(self, *, finished: bool = False) -> str:
+        """What was held back of the answer, when the text has ended.
+
+        Args:
+            finished: the model has ended its reply itself. In a block that its prompt has opened it has then answered
+                without reasoning, and without closing the block.
+        """
+        text = self._rest()
+        if self._given and finished:
+            text, self.reasoning = self.reasoning.lstrip(), ""
+            self.thinking = False
+        return text
+
+    def _rest(self) -> str:
+        raise NotImplementedError
+
+
+class TagSplitter(ReasoningSplitter):
+    """By pairs of tags. A block counts only at the beginning: later tags are part of the answer."""
+
+    def __init__(self, prompt: str = "", marks: Sequence[Mark] = MARKS) -> None:
+        """``prompt`` is the rendered prompt: some templates open the block themselves."""
+        super().__init__()
+        opened = _opened(marks, prompt)
+        self._given = self.marked = opened is not None
+        self._scanner = StopScanner(opened[1:] if opened else ())
+        self._waits_for: tuple[Mark, ...] = () if opened else tuple(marks)
+        """Tags that may begin what comes next."""
+        self._held = self._plain = ""
+        self._answering = self._begun = False
+
+    def push(self, text: str) -> str:
+        parts = text.split(EDGE)
+        return "".join(self._push(part, special=bool(number % 2)) for number, part in enumerate(parts))
+
+    def _push(self, text: str, *, special: bool) -> str:
+        if self._answering:
+            return "" if special else self._answer(text)
+        if not self.marked:
+            pair, text = self._begin(text, special=special)
+            if pair is None:
+                return self._answer(text) if self._answering else ""
+            self.marked, self._scanner = True, StopScanner(pair[1:])
+        if not self._scanner.found:
+            inside, text = _until(self._scanner, text)
+            self.reasoning += inside
+            if not self._scanner.found:
+                return ""
+            self._given, self._waits_for = False, _AROUND_ANSWERS
+        pair, text = self._begin(text, special=special)
+        if pair is not None:
+            self._answering, self._scanner = True, StopScanner(pair[1:])
+        return self._answer(text) if self._answering else ""
+
+    def _begin(self, text: str, *, special: bool) -> tuple[Mark | None, str]:
+        """Wait until the text begins with one of the tags, or cannot; returns it and what follows."""
+        self._held += text
+        self._plain += "" if special else text
+        begun = self._held.lstrip()
+        for pair in self._waits_for:
+            if begun.startswith(pair[0]):
+                self._held = self._plain = ""
+                return pair, begun[len(pair[0]) :]
+        if any(pair[0].startswith(begun) for pair in self._waits_for):
+            return None, ""
+        self._answering, self._scanner = True, StopScanner(())
+        text, self._held, self._plain = self._plain, "", ""
+        return None, text
+
+    def _answer(self, text: str) -> str:
+        if not self._scanner.found:
+            inside, after = _until(self._scanner, text)
+            text = inside + after
+        if self.marked and not self._begun:  # the empty lines after a block are part of its form
+            text = text.lstrip()
+            self._begun = bool(text)
+        return text
+
+    def _rest(self) -> str:
+        if self._answering:
+            return self._scanner.flush()
+        if self.marked and not self._scanner.found:
+            self.reasoning += self._scanner.flush()
+            self.thinking = True
+            return ""
+        held, self._plain = self._plain, ""
+        return held.lstrip() if self.marked else held
+
+
+def _until(scanner: StopScanner, text: str) -> tuple[str, str]:
+    """What comes before the scanner's one string, and what after it."""
+    whole = scanner.held + text
+    inside = scanner.push(text)
+    return inside, whole[len(inside) + len(scanner.stop[0]) :] if scanner.found else ""
+
+
+class _ParsedSplitter(ReasoningSplitter):
+    """By the regions of a response template; what is in none of the answer's is reasoning."""
+
+    def __init__(self, spec: Mapping[str, Any], prompt: str) -> None:
+        from transformers.utils.chat_parsing import ResponseParser
+
+        super().__init__()
+        # Whatever a region holds is taken as text, once or several times.
+        fields = {name: {**field, "repeats": True, "transform": "{content}"} for name, field in spec["fields"].items()}
+        self._parser: Any = ResponseParser({**spec, "fields": fields}, prefix=prompt)
+        last = next((event for event in reversed(self._parser.initial_events) if event["type"] != "region_chunk"), None)
+        self._given = last is not None and last["type"] == "region_open" and last["field"] not in _ANSWERS
+        self._begun = False
+
+    def push(self, text: str) -> str:
+        return self._take(self._parser.feed(text.replace(EDGE, "")))
+
+    def _take(self, events: Iterable[Mapping[str, Any]]) -> str:
+        shown = ""
+        for event in events:
+            if event["field"] not in _ANSWERS:
+                self.marked = True
+                self._given = self._given and event["type"] != "region_close"
+                self.reasoning += event.get("text", "")
+            elif event["type"] == "region_chunk":
+                text = event["text"]
+                text = text.lstrip() if self.marked and not self._begun else text
+                self._begun = self._begun or bool(text)
+                shown += text
+        return shown
+
+    def _rest(self) -> str:
+        given = self._given
+        text = self._take(self._parser.finalize()[1])
+        self._given = given
+        self.thinking = self.marked and not self._begun
+        return text

@@ -123,7 +123,6 @@ def split(loaded: Loaded, prompt: QuestionContext, *, max_seq_len: int, doc_stri
         UsageError: the tokenizer gives no offsets.
     """
     tokenizer: Any = loaded.tokenizer
-    types = takes_token_types(loaded.model, loaded.tokenizer)
     question, context = prompt.question.lstrip(), prompt.context
     question_first = tokenizer.padding_side == "right"
     pair = (question, context) if question_first else (context, question)
@@ -131,9 +130,10 @@ def split(loaded: Loaded, prompt: QuestionContext, *, max_seq_len: int, doc_stri
         raise _no_offsets(loaded)
     # The tokenizer could cut it too, but that changes its state (other threads use it), obeys its truncation side
     # and fails where the overlap exceeds the room. The windows are the same; length is checked below.
-    encoding = tokenizer(*pair, return_offsets_mapping=True, return_token_type_ids=types, verbose=False)
+    encoding = tokenizer(*pair, return_offsets_mapping=True, return_token_type_ids=True, verbose=False)
     if "offset_mapping" not in encoding:
         raise _no_offsets(loaded)
+    types = takes_token_types(loaded.model, tokenizer)
     sides = encoding.sequence_ids(0)
     places = [place for place, side in enumerate(sides) if side == (1 if question_first else 0)]
     if not places:
@@ -197,19 +197,27 @@ def _null_position(tokenizer: Any, ids: Sequence[int], sides: Sequence[int | Non
     return 0
 
 
-_LOST_TOKEN_TYPES = frozenset(
-    {"AlbertTokenizer", "FunnelTokenizer", "RemBertTokenizer", "SplinterTokenizer", "XLNetTokenizer"}
-)
-"""Transformers 5 stopped giving token types here; the checkpoints were trained with those that version 4 gave."""
-
-
 def takes_token_types(model: Any, tokenizer: Any) -> bool:
-    """Whether the model was trained with token types of this tokenizer."""
-    given = "token_type_ids" in tokenizer.model_input_names or type(tokenizer).__name__ in _LOST_TOKEN_TYPES
-    # Fewer than two types carry nothing, and some tables have a single row (RoBERTa) or none (DeBERTa).
-    if not given or getattr(model.config, "type_vocab_size", 2) < 2:
+    """Whether the model was trained with token types of this tokenizer: what the checkpoint declares, else what
+    Transformers 4 gave by default.
+    """
+    if not takes(model, "token_type_ids"):
         return False
-    return takes(model, "token_type_ids")
+    types = tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"]
+    rows: int | None = getattr(model.config, "type_vocab_size", None)
+    # Fewer than two rows carry nothing: RoBERTa has one, DeBERTa none.
+    if rows is not None and (rows < 2 or max(types) >= rows):
+        return False
+    declared = tokenizer.init_kwargs.get("model_input_names")
+    if declared is not None:
+        return "token_type_ids" in declared
+    declaring = [vars(cls) for cls in type(tokenizer).__mro__ if "model_input_names" in vars(cls)]
+    gives = ["token_type_ids" in each["model_input_names"] for each in declaring[:-1]]
+    if not gives:  # the default of all tokenizers in version 4, which the last of them no longer has
+        return True
+    # Version 5 took them from some classes whose models have a table for the types that the tokenizer gives (ALBERT);
+    # a class that takes back what the class above it gives (DistilBERT) did so in version 4.
+    return gives[0] or (not any(gives) and rows is not None and len(set(types)) > 1)
 
 
 def takes(model: Any, name: str) -> bool:

@@ -1,23 +1,38 @@
 """From a folder to the tokenizer that the checkpoint was trained with.
 
-Transformers 5 builds many tokenizers anew by code of their class, and takes little more than the vocabulary from
-tokenizer.json. Where the two differ the file counts here, as it did in version 4: the model has seen what it says.
+Transformers 5 rebuilds most tokenizers from their vocabulary, by code of their class. Version 4 loaded tokenizer.json
+and then applied a few settings of tokenizer_config.json. The model was trained with what version 4 made of its files,
+so this module loads the file too, and applies the same settings.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmkit.models.source import read_json
+
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["load_tokenizer"]
 
 _MODEL = '\n  "model": {'
 """How tokenizers writes the start of the vocabulary, which comes last and is nearly all of the file."""
+
+_PARTS = ("normalizer", "pre_tokenizer", "decoder", "post_processor")
+
+_FRAMED = {
+    "CodeLlamaTokenizer": True,
+    "CohereTokenizer": True,
+    "GemmaTokenizer": True,
+    "GPTNeoXTokenizer": False,
+    "LlamaTokenizer": True,
+}
+"""The classes whose bos_token and eos_token version 4 set by ``add_bos_token`` and ``add_eos_token``, whatever the
+file says, and the default of the first. Version 5 has no trace of which they were."""
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, **kwargs: Any) -> PreTrainedTokenizerBase:
@@ -28,40 +43,112 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, **kwargs: A
     """
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=trust_remote_code, **kwargs
-    )
-    file = folder / "tokenizer.json"
-    if tokenizer.is_fast and file.is_file() and "gguf_file" not in kwargs:
-        _as_written(tokenizer, file)
+    config = _read(folder / "tokenizer_config.json")
+    file = folder / _file_name(config)
+    cls = None if "gguf_file" in kwargs or not file.is_file() else _class_of_file(folder, config, trust_remote_code)
+    if cls is None:
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code, **kwargs
+        )
+    else:
+        tokenizer = _from_file(cls, folder, kwargs)
+        _restore(tokenizer, _without_vocabulary(file), config, kwargs)
     loaded: PreTrainedTokenizerBase = tokenizer
     return loaded
 
 
-def _as_written(tokenizer: Any, file: Path) -> None:
-    """Cut texts as the file says where that is SentencePiece's way, and join pairs as it says.
+def _from_file(cls: Any, folder: Path, kwargs: dict[str, Any]) -> Any:
+    """A tokenizer of a class, with the backend of its file: Transformers loads it for classes without a constructor."""
+    from transformers import PreTrainedTokenizerFast
 
-    mBART has no normalizer in version 5, and DeBERTa two separators between the texts of a pair.
-    """
-    written, backend = _without_vocabulary(file), tokenizer.backend_tokenizer
-    if "Metaspace" in str(written.pre_tokenizer):
-        for part in ("normalizer", "pre_tokenizer", "decoder"):
-            setattr(backend, part, getattr(written, part))
-    own, other = backend.post_processor, written.post_processor
-    if own is None or other is None:
-        return
-    # Settings and languages may put marks of their own around a text: the file's way counts where one text is alike.
-    text = backend.encode("a", add_special_tokens=False)
-    if own.process(text).ids == other.process(text).ids:
-        backend.post_processor = other
+    subclass: Any = type(cls.__name__, (cls,), {"__module__": cls.__module__})
+    try:
+        tokenizer = subclass.from_pretrained(folder, local_files_only=True, **kwargs)
+    except (ValueError, TypeError):  # Pegasus: a constructor that needs the vocabulary
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, **kwargs)
+    tokenizer.__class__ = cls
+    return tokenizer
 
 
-def _without_vocabulary(file: Path) -> Tokenizer:
+def _read(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
+
+
+def _file_name(config: dict[str, Any]) -> str:
+    from transformers.tokenization_utils_base import get_fast_tokenizer_file
+
+    return str(get_fast_tokenizer_file(config.get("fast_tokenizer_files", [])))
+
+
+def _class_of_file(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> Any:
+    """The class of a tokenizer that is loaded from its file; None where `AutoTokenizer` has to decide."""
+    from transformers import PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
+
+    if config.get("auto_map") and trust_remote_code:
+        return None
+    model = _read(folder / "config.json")
+    name = config.get("tokenizer_class") or model.get("tokenizer_class")
+    if name is None:
+        name = TOKENIZER_MAPPING_NAMES.get(str(model.get("model_type")))
+    cls = tokenizer_class_from_name(str(name))
+    return cls if cls is not None and issubclass(cls, PreTrainedTokenizerFast) else None
+
+
+def _restore(tokenizer: Any, parts: dict[str, Any], config: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    """Undo what the constructor of the class changed in its file, and apply the settings that version 4 applied."""
     from tokenizers import Tokenizer
 
+    by_4 = "backend" not in config  # version 5 writes it, and what it writes needs no settings
+    if by_4:
+        _apply_settings(type(tokenizer), parts, config | kwargs)
+    backend = tokenizer.backend_tokenizer
+    file = Tokenizer.from_str(json.dumps(parts))
+    # The language of the text is set by the class.
+    keep = hasattr(tokenizer, "set_src_lang_special_tokens")
+    for name in _PARTS:
+        if name != "post_processor" or not keep:
+            setattr(backend, name, getattr(file, name))
+    if {"add_bos_token", "add_eos_token"} & kwargs.keys() or (by_4 and type(tokenizer).__name__ in _FRAMED):
+        _frame(tokenizer, config | kwargs)
+
+
+def _apply_settings(cls: type, parts: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Change the parts of a file as version 4 did when it loaded them."""
+    normalizer, pre_tokenizer, post_processor = (parts[name] or {} for name in _PARTS if name != "decoder")
+    if normalizer.get("type") == "BertNormalizer" and "tokenize_chinese_chars" in _arguments(cls):
+        normalizer["lowercase"] = settings.get("do_lower_case", True)
+        normalizer["strip_accents"] = settings.get("strip_accents")
+        normalizer["handle_chinese_chars"] = settings.get("tokenize_chinese_chars", True)
+    default = None if cls.__name__ in _FRAMED and _arguments(cls).get("add_prefix_space", ...) is None else False
+    prefix = settings.get("add_prefix_space", default)
+    if prefix is not None and "add_prefix_space" in pre_tokenizer:
+        pre_tokenizer["add_prefix_space"] = prefix
+    if "trim_offsets" in _arguments(cls) and "trim_offsets" in post_processor:
+        post_processor["trim_offsets"] = settings.get("trim_offsets", True)
+        post_processor["add_prefix_space"] = bool(prefix)
+
+
+def _arguments(cls: type) -> dict[str, Any]:
+    """The arguments of a constructor with their defaults, those that it passes on to the classes above it too."""
+    found: dict[str, Any] = {}
+    for each in reversed(cls.__mro__):
+        if "__init__" in vars(each) and each is not object:
+            found |= {name: item.default for name, item in inspect.signature(vars(each)["__init__"]).parameters.items()}
+    return found
+
+
+def _frame(tokenizer: Any, settings: dict[str, Any]) -> None:
+    """Put the first and the last token around a text as the settings say."""
+    begins = settings.get("add_bos_token", _FRAMED.get(type(tokenizer).__name__, False))
+    tokenizer.add_bos_token = begins and tokenizer.bos_token is not None
+    tokenizer.add_eos_token = settings.get("add_eos_token", False) and tokenizer.eos_token is not None
+
+
+def _without_vocabulary(file: Path) -> dict[str, Any]:
+    """The content of a tokenizer.json, with an empty vocabulary."""
     text = file.read_text(encoding="utf-8")
     head, found, vocabulary = text.rpartition(_MODEL)
     last = found and '\n  "' not in vocabulary
-    parts = json.loads(f"{head.rstrip().removesuffix(',')}}}" if last else text)
-    parts |= {"added_tokens": [], "model": {"type": "WordLevel", "vocab": {}, "unk_token": ""}}
-    return Tokenizer.from_str(json.dumps(parts))
+    parts: dict[str, Any] = json.loads(f"{head.rstrip().removesuffix(',')}}}" if last else text)
+    return parts | {"added_tokens": [], "model": {"type": "WordLevel", "vocab": {}, "unk_token": ""}}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +15,11 @@ import pytest
 import torch
 import transformers
 
+import llmkit
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import ContextOverflowError, LlmkitError, UsageError
 from llmkit.heads.batching import Budget
-from llmkit.heads.span import answer_all, split
+from llmkit.heads.span import answer_all, split, takes_token_types
 from llmkit.models.context import ContextLength
 from llmkit.models.load import Loaded, load_model
 from llmkit.tasks import QuestionContext, Reading
@@ -372,6 +376,71 @@ def test_a_fast_tokenizer_may_give_no_offsets_either(load: Load, monkeypatch: py
 def test_measures_are_checked(load: Load, name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} is 0; set {name} to 1 or more"):
         read(load("bert"), QuestionContext(QUESTION, LONG), **{name: 0})
+
+
+def named(folder: Path, source: Path, tokenizer_class: str, **config: Any) -> Path:
+    """A copy of a checkpoint whose tokenizer_config.json names another class, without what version 5 writes there."""
+    shutil.copytree(source, folder)
+    file = folder / "tokenizer_config.json"
+    written = json.loads(file.read_text(encoding="utf-8"))
+    del written["backend"]
+    file.write_text(json.dumps(written | {"tokenizer_class": tokenizer_class} | config), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("family", ["bert", "electra"])
+@pytest.mark.parametrize("tokenizer_class", ["PreTrainedTokenizerFast", "TokenizersBackend"])
+def test_the_generic_tokenizer_class_gives_token_types(
+    checkpoint: Checkpoint, family: str, tokenizer_class: str, tmp_path: Path
+) -> None:
+    folder = named(tmp_path / "generic", checkpoint(family), tokenizer_class)
+    texts = {"question": QUESTION, "context": LONG}
+    both = [str(checkpoint(family)), str(folder)]
+    outputs = [llmkit.load("answer", each, device="cpu")(texts) for each in both]
+    assert (outputs[0].text, outputs[0].score) == (outputs[1].text, outputs[1].score)
+    answers = [llmkit.pipeline("question-answering", each)(**texts, max_seq_len=96) for each in both]
+    assert answers[0] == answers[1]
+
+
+NO_TYPES = ["input_ids", "attention_mask"]
+
+
+@pytest.mark.parametrize(
+    ("model", "tokenizer", "settings", "declared", "expected"),
+    [
+        ("bert", "generic", {}, None, True),
+        ("bert", "generic", {}, NO_TYPES, False),
+        ("bert", "BertTokenizer", {}, None, True),
+        ("bert", "BertTokenizer", {}, NO_TYPES, False),
+        ("bert", "DistilBertTokenizer", {}, None, False),
+        ("bert", "RobertaTokenizer", {}, None, False),
+        ("bert", "HerbertTokenizer", {}, None, True),
+        ("bert", "BertTokenizer", {"type_vocab_size": 1}, None, False),
+        ("albert", "AlbertTokenizer", {}, None, True),
+        ("rembert", "RemBertTokenizer", {}, None, True),
+        ("funnel", "FunnelTokenizer", {}, None, True),
+        ("funnel", "FunnelTokenizer", {"type_vocab_size": 2}, None, False),  # its tokenizer gives three
+        ("xlnet", "XLNetTokenizer", {}, None, True),
+        ("distilbert", "generic", {}, None, False),
+        ("roberta", "generic", {"type_vocab_size": 1}, None, False),
+        ("deberta-v2", "DebertaV2Tokenizer", {"type_vocab_size": 0}, None, False),
+        ("gpt2", "GPT2Tokenizer", {}, None, False),
+        ("gpt2", "GPT2Tokenizer", {}, ["input_ids", "token_type_ids"], True),
+    ],
+)
+def test_token_types_are_given_where_version_4_gave_them(
+    model: str, tokenizer: str, settings: dict[str, int], declared: list[str] | None, expected: bool
+) -> None:
+    types = {"model_input_names": declared} if declared else {}
+    config = transformers.AutoConfig.for_model(model, **settings)
+    with torch.device("meta"):
+        built = transformers.AutoModelForQuestionAnswering.from_config(config)
+    if tokenizer == "generic":
+        backend = transformers.BertTokenizer().backend_tokenizer
+        loaded: Any = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **types)
+    else:
+        loaded = getattr(transformers, tokenizer)(**types)
+    assert takes_token_types(built, loaded) is expected
 
 
 def xlnet(loaded: Loaded, model_class: str) -> Loaded:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import llmkit
 from llmkit.models.tokenizer import load_tokenizer
-from tests.tiny import build
+from tests.tiny import SENTENCES, build
 from tests.zoo.tokenizers import make_tokenizer
 
 TEXT, OTHER = "Ｆｕｌｌ　ｗｉｄｔｈ, the fox.", "今天天气很好。 numbers 12345"
@@ -89,3 +90,204 @@ def test_models_are_loaded_with_it(tmp_path: Path) -> None:
     file.write_text(json.dumps(parts | {"normalizer": {"type": "NFKC"}}), encoding="utf-8")
     loaded: Any = llmkit.load("translation", str(folder), offline=True, device="cpu").loaded.tokenizer
     assert loaded("Ｆｏｘ")["input_ids"] == loaded("Fox")["input_ids"]
+
+
+# Files of other programs: tokenizer.json by the library tokenizers, tokenizer_config.json by hand or by version 4.
+
+TEXTS = [*SENTENCES, "<think>\nOkay, 2023", "  two  spaces\n\n ", "A<think>b <|end|> c", "unseen ꙮ É"]
+SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+NUMBERS = pre_tokenizers.Split(Regex(r"\d{1,3}| ?[^\s\d]+|\s"), "isolated")
+
+
+def trained(model: Any, pre_tokenizer: Any, decoder: Any, trainer: Any, normalizer: Any = None) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, pre_tokenizer, decoder
+    tokenizer.train_from_iterator(SENTENCES * 4, trainer)
+    tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False), AddedToken("<|end|>", special=True)])
+    return tokenizer
+
+
+def byte_level(*before: Any, prefix: bool = False) -> Tokenizer:
+    cut = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=not before)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    steps = pre_tokenizers.Sequence([*before, cut]) if before else cut
+    return trained(models.BPE(), steps, decoders.ByteLevel(), trainer)
+
+
+def llama_like() -> Tokenizer:
+    trainer = trainers.BpeTrainer(
+        vocab_size=450, special_tokens=[*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))], show_progress=False
+    )
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    model = models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    return trained(model, pre_tokenizers.Metaspace(prepend_scheme="first"), decoders.Sequence(steps), trainer)
+
+
+def unigram() -> Tokenizer:
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False, n_sub_iterations=1
+    )
+    return trained(models.Unigram(), pre_tokenizers.Metaspace(), decoders.Metaspace(), trainer, normalizers.NFKC())
+
+
+def word_piece(**normalizer: Any) -> Tokenizer:
+    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=SPECIAL, show_progress=False)
+    return trained(
+        models.WordPiece(unk_token="<unk>"),
+        pre_tokenizers.BertPreTokenizer(),
+        decoders.WordPiece(),
+        trainer,
+        normalizers.BertNormalizer(**normalizer),
+    )
+
+
+def published(folder: Path, file: Tokenizer, tokenizer_class: str, **config: Any) -> Any:
+    folder.mkdir(exist_ok=True)
+    file.save(str(folder / "tokenizer.json"))
+    config = {**TOKENS, "tokenizer_class": tokenizer_class, **config}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return load_tokenizer(folder)
+
+
+BACKENDS: dict[str, Callable[[], Tokenizer]] = {
+    "numbers": lambda: byte_level(NUMBERS),
+    "llama": llama_like,
+    "unigram": unigram,
+    "words": lambda: trained(
+        models.WordLevel(unk_token="<unk>"),
+        pre_tokenizers.Whitespace(),
+        None,
+        trainers.WordLevelTrainer(special_tokens=SPECIAL, show_progress=False),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_class", "kind"),
+    [
+        ("GPT2Tokenizer", "numbers"),  # OLMo 2, Phi-4, Granite
+        ("LlamaTokenizerFast", "numbers"),  # DeepSeek
+        ("Qwen2Tokenizer", "numbers"),
+        ("RobertaTokenizerFast", "numbers"),
+        ("T5Tokenizer", "numbers"),
+        ("AlbertTokenizer", "numbers"),
+        ("GPTNeoXTokenizerFast", "llama"),
+        ("CodeGenTokenizer", "llama"),
+        ("PreTrainedTokenizerFast", "llama"),
+        ("LlamaTokenizer", "unigram"),
+        ("PegasusTokenizer", "unigram"),
+        ("XLMRobertaTokenizer", "unigram"),
+        ("BertTokenizer", "unigram"),
+        ("GPT2Tokenizer", "words"),
+    ],
+)
+def test_the_file_counts_for_every_class(tokenizer_class: str, kind: str, tmp_path: Path) -> None:
+    loaded = published(tmp_path, BACKENDS[kind](), tokenizer_class)
+    expected = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in TEXTS:
+        ids = expected.encode(text, add_special_tokens=False).ids
+        assert loaded(text, add_special_tokens=False)["input_ids"] == ids
+        assert loaded.decode(ids) == expected.decode(ids, skip_special_tokens=False)
+    assert loaded.convert_tokens_to_ids(list(TOKENS.values())) == [1, 2, 0, 3]
+
+
+def test_options_of_the_model_in_the_file_count(tmp_path: Path) -> None:
+    content = json.loads(byte_level(NUMBERS).to_str())
+    content["model"] |= {"ignore_merges": True, "vocab": content["model"]["vocab"] | {"Ġquickly": 402}}
+    loaded = published(tmp_path, Tokenizer.from_str(json.dumps(content)), "GPT2Tokenizer")
+    assert loaded(" quickly")["input_ids"] == [402]  # no merge makes it
+
+
+def test_truncation_and_padding_in_the_file_change_no_text(tmp_path: Path) -> None:
+    backend = byte_level(NUMBERS)
+    whole = backend.encode(TEXT).ids
+    backend.enable_truncation(4)
+    backend.enable_padding(length=50, pad_id=3, pad_token="<pad>", direction="left")
+    loaded = published(tmp_path, backend, "GPT2Tokenizer")
+    assert loaded(TEXT)["input_ids"] == whole
+    assert loaded.padding_side == "left"
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_class", "config", "begins", "ends"),
+    [
+        ("LlamaTokenizerFast", {}, True, False),
+        ("LlamaTokenizer", {"add_bos_token": False, "add_eos_token": True}, False, True),
+        ("GemmaTokenizer", {}, True, False),
+        ("GPTNeoXTokenizer", {}, False, False),
+        ("GPTNeoXTokenizer", {"add_bos_token": True}, True, False),
+        ("GPT2Tokenizer", {"add_bos_token": True}, False, False),
+        ("PreTrainedTokenizerFast", {"add_bos_token": True, "add_eos_token": True}, False, False),
+    ],
+)
+def test_first_and_last_token_are_those_of_version_4(
+    tokenizer_class: str, config: dict[str, bool], begins: bool, ends: bool, tmp_path: Path
+) -> None:
+    loaded = published(tmp_path, byte_level(NUMBERS), tokenizer_class, **config)
+    bare = loaded(TEXT, add_special_tokens=False)["input_ids"]
+    assert loaded(TEXT)["input_ids"] == [1] * begins + bare + [2] * ends
+
+
+def test_a_file_of_version_5_counts_as_it_is(tmp_path: Path) -> None:
+    backend = byte_level(NUMBERS)
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    loaded = published(tmp_path, backend, "LlamaTokenizer", backend="tokenizers", add_bos_token=True)
+    assert loaded(TEXT)["input_ids"] == backend.encode(TEXT).ids
+
+
+@pytest.mark.parametrize("tokenizer_class", ["GPT2Tokenizer", "PreTrainedTokenizerFast", "RobertaTokenizer"])
+@pytest.mark.parametrize(("config", "first"), [({}, "fox"), ({"add_prefix_space": True}, " fox")])
+def test_the_space_before_a_text_is_that_of_version_4(
+    tokenizer_class: str, config: dict[str, bool], first: str, tmp_path: Path
+) -> None:
+    loaded = published(tmp_path, byte_level(prefix=True), tokenizer_class, **config)
+    assert loaded.decode(loaded("fox", add_special_tokens=False)["input_ids"]) == first
+
+
+@pytest.mark.parametrize("tokenizer_class", ["BertTokenizer", "DistilBertTokenizer", "ElectraTokenizerFast"])
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({}, ["cafe", "好", "公"]),
+        ({"do_lower_case": False}, ["Café", "好", "公"]),
+        ({"strip_accents": False}, ["café", "好", "公"]),
+        ({"tokenize_chinese_chars": False}, ["cafe", "好公"]),
+    ],
+)
+def test_case_accents_and_chinese_are_those_of_version_4(
+    tokenizer_class: str, config: dict[str, bool], words: list[str], tmp_path: Path
+) -> None:
+    loaded = published(tmp_path, word_piece(lowercase=False), tokenizer_class, **config)
+    backend = loaded.backend_tokenizer
+    normalized = backend.normalizer.normalize_str("Café 好公")
+    assert [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normalized)] == words
+
+
+def test_a_normalizer_of_its_own_counts_for_bert_too(tmp_path: Path) -> None:
+    backend = word_piece()
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC()])
+    loaded = published(tmp_path, backend, "BertTokenizer", do_lower_case=True)
+    assert loaded(SENTENCES[0])["input_ids"] == backend.encode(SENTENCES[0]).ids
+
+
+@pytest.mark.parametrize("tokenizer_class", ["RobertaTokenizer", "BartTokenizerFast"])
+def test_places_are_without_the_space_before_a_word(tokenizer_class: str, tmp_path: Path) -> None:
+    backend = byte_level()
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 1), trim_offsets=False)
+    loaded = published(tmp_path, backend, tokenizer_class)
+    begins = [start for start, end in loaded("a b c", return_offsets_mapping=True)["offset_mapping"] if end > start]
+    assert begins == [0, 2, 4]
+
+
+def test_an_adapter_with_a_tokenizer_cuts_as_its_base(tmp_path: Path) -> None:
+    base = published(tmp_path / "base", byte_level(NUMBERS), "GPT2Tokenizer")
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": "phi3"}), encoding="utf-8")
+    base = load_tokenizer(tmp_path / "base")
+    adapter = published(tmp_path / "adapter", byte_level(NUMBERS), "GPT2Tokenizer")
+    assert [base(text)["input_ids"] for text in TEXTS] == [adapter(text)["input_ids"] for text in TEXTS]

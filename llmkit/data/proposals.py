@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.config.recipe import SourceSection
+from llmkit.data.conversations import is_empty, turn_columns
+from llmkit.data.flags import refuse_preferences
 from llmkit.data.rows import Layout, Record, is_rows, open_records
-from llmkit.data.shapes import INPUTS, TARGETS, find_messages, look_up, mapped_rows
+from llmkit.data.shapes import INPUTS, TARGETS, look_up, mapped_rows, two_ways
 from llmkit.data.sources import aligned_files, files_of, open_source
 from llmkit.errors import InputError, UsageError
 from llmkit.log import log
@@ -95,6 +97,8 @@ def propose(source: SourceSection, task: str, *, languages: Languages = (None, N
     elif source.aligned is None:
         source = _form(source, notes)
     rows = _sample(source)
+    for row in rows:
+        refuse_preferences(row, source.columns)
     found: dict[str, Any]
     if source.aligned is not None:
         found = {"shape": "columns"}
@@ -111,7 +115,12 @@ def propose(source: SourceSection, task: str, *, languages: Languages = (None, N
         found |= {"sample_by": "document"}
         notes.append("plain text is taken as one document a file, and cut into blocks of max_length")
     notes += _left_out(rows, found, columns, task)
-    return Proposal(source.model_copy(update=found), settings, tuple(notes))
+    proposed = source.model_copy(update=found)
+    if unused := dict.fromkeys(
+        name for record in islice(mapped_rows(proposed, task), _SAMPLE) for name in record.unused
+    ):
+        notes.append(f"not used: {', '.join(unused)}")
+    return Proposal(proposed, settings, tuple(notes))
 
 
 def _sample(source: SourceSection) -> list[dict[str, Any]]:
@@ -203,18 +212,36 @@ def _is_prose(source: SourceSection, found: Mapping[str, Any]) -> bool:
 
 
 def _shape(source: SourceSection, rows: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:
-    row = rows[0]
+    row = next((row for row in rows if turn_columns(row)), rows[0])
     if task == "question-answering" and ("paragraphs" in row or "qas" in row):
         return {"shape": "squad"}
-    named = source.columns.get("messages")
-    messages = named or find_messages(row)
-    if task == "dialogue" and messages is not None:
-        return {"shape": "messages", "columns": {} if messages == "messages" else {"messages": messages}}
-    if task in ("dialogue", "text-generation") and {"instruction", "output"} <= row.keys():
+    if task == "dialogue" and (conversation := _conversation(row, source.columns)) is not None:
+        return {"shape": "messages", "columns": conversation}
+    chosen = source.columns.keys() & {"text", "prompt", "completion"}
+    if task in ("dialogue", "text-generation") and {"instruction", "output"} <= row.keys() and not chosen:
         return {"shape": "alpaca"}
     if task == "dialogue":
         raise _nothing_fits(rows, task)
     return {"shape": "columns", "columns": _columns(source, rows, task)}
+
+
+def _conversation(row: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, str] | None:
+    """The columns of a conversation where their names are not the usual ones; None if there is none."""
+    if given.keys() & {"messages", "prompt", "completion"}:
+        return dict(given)
+    found = turn_columns(row)
+    if "messages" in found:
+        return {}
+    if (pair := _by_name(row, ("prompt", "completion"), {})).keys() >= {"prompt", "completion"} and set(
+        pair.values()
+    ) & set(found):
+        return _renamed(pair, given)
+    if len(found) > 1:
+        raise InputError(
+            f"there are several conversations in a row ({', '.join(found)})",
+            f"name the one to learn: data.train.columns: {{messages: {found[0]}}}",
+        )
+    return {"messages": found[0]} if found else None
 
 
 def _nothing_fits(rows: Sequence[Mapping[str, Any]], task: str) -> InputError:
@@ -230,9 +257,16 @@ def _columns(source: SourceSection, rows: Sequence[Mapping[str, Any]], task: str
     row, given = rows[0], dict(source.columns)
     if task == "text-generation":
         pair = _by_name(row, ("prompt", "completion"), given)
+        if set(turn_columns(row)) & set(pair.values()):
+            raise _conversations()
         if len(pair) == 2 and "text" not in given:
+            if not given.keys() & pair.keys() and not is_empty(row.get("text")):
+                raise two_ways(*pair.values())
             return _renamed(pair, given)
-        plain = _by_name(row, ("text",), given).get("text") or _longest(rows)
+        plain = _by_name(row, ("text",), given).get("text")
+        if plain is None and turn_columns(row):
+            raise _conversations()
+        plain = plain or _longest(rows)
         if plain is None:
             raise _nothing_fits(rows, task)
         return _renamed({"text": plain}, given)
@@ -243,6 +277,10 @@ def _columns(source: SourceSection, rows: Sequence[Mapping[str, Any]], task: str
     if len(found) < len(wanted):
         raise _nothing_fits(rows, task)
     return _renamed(found, given)
+
+
+def _conversations() -> InputError:
+    return InputError("the rows are conversations", "use the task dialogue")
 
 
 def _renamed(found: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
@@ -416,11 +454,8 @@ def _join(
 def _left_out(
     rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any], columns: Mapping[str, str], task: str
 ) -> Iterator[str]:
+    """That only the first of several targets is learned."""
     if found.get("shape") == "columns":
-        names: list[str] = [columns.get(name, name) for name in (*INPUTS[task], TARGETS[task])]
-        used = {name.partition(".")[0] for name in names} | {"id", "answer_start"}
-        if unused := [str(name) for name in rows[0] if name not in used]:
-            yield f"not used: {', '.join(unused)}"
         target = columns.get(TARGETS[task], TARGETS[task])
         if any(isinstance(value := look_up(row, target), list) and len(value) > 1 for row in rows):
             yield f"{target} has several texts: the first is learned, all are references"

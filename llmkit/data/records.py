@@ -25,6 +25,8 @@ class Record:
     """None if the row cannot be read."""
     error: InputError | None = None
     """Why it cannot; the text names ``where``."""
+    unused: tuple[str, ...] = ()
+    """Columns of the row as it was found, and fields of its turns, that nothing was made of."""
 
 
 @dataclass(frozen=True)

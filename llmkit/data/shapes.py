@@ -10,15 +10,18 @@ is found (`llmkit.data.proposals`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from llmkit.config.recipe import SourceSection
+from llmkit.data.conversations import as_flag, is_empty, read_turns, unused_in_turns
+from llmkit.data.flags import obeyed_flags, refuse_flagged, refuse_preferences
 from llmkit.data.rows import Record
 from llmkit.data.sources import open_source
 from llmkit.errors import InputError
+from llmkit.tasks.question_answering import to_answers
 
-__all__ = ["INPUTS", "TARGETS", "find_messages", "look_up", "mapped_rows"]
+__all__ = ["INPUTS", "TARGETS", "look_up", "mapped_rows", "two_ways"]
 
 INPUTS: dict[str, tuple[str, ...]] = {
     "text-generation": ("text", "prompt"),
@@ -49,48 +52,111 @@ def mapped_rows(source: SourceSection, task: str) -> Iterator[Record]:
             yield record
             continue
         try:
+            refuse_preferences(record.row, source.columns)
             for suffix, row in convert(record.row, source, task):
-                yield Record(record.where + suffix, row)
+                pair, used = "text" not in row, _used(record.row, source, task)
+                others = {name: value for name, value in record.row.items() if name not in used}
+                refuse_flagged(others, pair=pair)
+                unused = _unused(record.row, {*used, *obeyed_flags(others, pair=pair)})
+                yield Record(record.where + suffix, row, unused=tuple(unused))
         except InputError as error:
             yield Record(record.where, None, InputError(f"{record.where} {error.problem}", error.fix))
 
 
-def look_up(row: Mapping[str, Any], path: str) -> Any:
-    """The value of a column; ``a.b`` looks into an object where no column has that name. None if there is none."""
+def look_up(row: Mapping[str, Any], path: str, missing: Any = None) -> Any:
+    """The value of a column; ``a.b`` looks into an object where no column has that name."""
     if path in row:
         return row[path]
     value: Any = row
     for part in path.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+        value = value.get(part, missing) if isinstance(value, Mapping) else missing
     return value
+
+
+# What is used of a row.
+
+
+def _used(row: Mapping[str, Any], source: SourceSection, task: str) -> set[str]:
+    """The columns that a row is made of, by their paths."""
+    match source.shape:
+        case "squad":
+            names = {"paragraphs", "qas", "question", "context", "answers", "answer_start", "is_impossible"}
+        case "alpaca":
+            names = {"instruction", "input", "output", "system", "history"}
+        case "messages":
+            names = {"system", *_conversation(row, source.columns).values()}
+        case _:
+            extras = _ANSWER_EXTRAS if task == "question-answering" else ()
+            names = {*_named(row, source, task).values(), *(source.columns.get(name, name) for name in extras)}
+    return names | {"id"}
+
+
+def _unused(row: Mapping[str, Any], used: Collection[str]) -> Iterator[str]:
+    """The columns that something is in, and that are not used; of a list of turns or questions, their fields."""
+    for name, value in row.items():
+        inner = {path.partition(".")[2] for path in used if path.startswith(f"{name}.")}
+        if is_empty(value):
+            continue
+        if name in used:
+            yield from (f"{name}.{field}" for field in unused_in_turns(value if isinstance(value, list) else ()))
+        elif inner and isinstance(value, Mapping):
+            yield from (f"{name}.{field}" for field in _unused(value, inner))
+        else:
+            yield str(name)
 
 
 # Named columns.
 
 
-def _columns(row: Mapping[str, Any], source: SourceSection, task: str) -> Found:
-    target = TARGETS.get(task)
-    named = {name: source.columns.get(name, name) for name in (*INPUTS[task], *((target,) if target else ()))}
+def _named(row: Mapping[str, Any], source: SourceSection, task: str) -> dict[str, str]:
+    """From the columns of the task that a row has to where they are in it."""
+    names: tuple[str, ...] = (*INPUTS[task], TARGETS[task])
     if task == "text-generation":
-        plain = "text" in source.columns or ("prompt" not in source.columns and look_up(row, "text") is not None)
-        named = {name: path for name, path in named.items() if (name == "text") == plain}
+        names = ("text",) if _is_plain(row, source.columns) else ("prompt", "completion")
+    return {name: source.columns.get(name, name) for name in names}
+
+
+def _columns(row: Mapping[str, Any], source: SourceSection, task: str) -> Found:
     result: dict[str, Any] = {}
-    for name, path in named.items():
-        value = look_up(row, path)
-        if value is None and name != "answers":
+    for name, path in _named(row, source, task).items():
+        value = look_up(row, path, _MISSING)
+        if value is _MISSING or (value is None and name != "answers"):
             raise InputError(
                 f"has no column {path!r} (its columns: {', '.join(map(str, row))})",
                 f"say which one is the {name}: data.train.columns: {{{name}: …}}",
             )
         if name == "answers":
-            result[name] = _answers(value, look_up(row, source.columns.get("answer_start", "answer_start")))
-        elif name == target:
+            start, impossible = (look_up(row, source.columns.get(extra, extra)) for extra in _ANSWER_EXTRAS)
+            result[name] = _answers(value, start, impossible)
+        elif name == TARGETS[task]:
             result |= _target(name, value)
         else:
             result[name] = _text(name, value, source.join)
     if row.get("id") is not None:
         result["id"] = row["id"]
     yield "", result
+
+
+def _is_plain(row: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
+    """Whether a row is text to be learned whole, and not a prompt with its completion."""
+    if named := columns.keys() & {"text", "prompt", "completion"}:
+        if "text" in named and len(named) > 1:
+            raise InputError("has both text and a prompt with its completion named", "name one of them in columns")
+        return "text" in named
+    present = {name for name in ("text", "prompt", "completion") if look_up(row, name) is not None}
+    if present >= {"prompt", "completion"}:
+        if not is_empty(look_up(row, "text")):
+            raise two_ways("prompt", "completion")
+        return False
+    return "text" in present
+
+
+def two_ways(prompt: str, completion: str) -> InputError:
+    """The error of a row that can be learned as plain text, or as a prompt and its completion."""
+    return InputError(
+        f"has a text beside {prompt} and {completion}, and only one of them can be learned",
+        f"say which in a recipe: data.train.columns: {{text: text}} or {{prompt: {prompt}, completion: {completion}}}",
+    )
 
 
 def _text(name: str, value: Any, join: str | None) -> str:
@@ -113,26 +179,14 @@ def _target(name: str, value: Any) -> dict[str, Any]:
 # Questions.
 
 
-def _answers(value: Any, start: Any = None) -> dict[str, list[Any]]:
-    """What data sets call answers: a text, texts, ``{"text": […], "answer_start": […]}``, or a list of such."""
-    if isinstance(value, str):
-        value = [value] if value.strip() else []
-    if isinstance(value, Mapping):
-        texts, starts = value.get("text"), value.get("answer_start")
-        texts = [texts] if isinstance(texts, str) else list(texts or ())
-        starts = [starts] if isinstance(starts, int) else list(starts or ())
-    else:
-        items = list(value) if isinstance(value, list | tuple) else [value] if value is not None else []
-        objects = [item for item in items if isinstance(item, Mapping)]
-        texts = [item.get("text") for item in objects] if objects else items
-        starts = [item.get("answer_start") for item in objects]
-    if start is not None and not starts:
-        starts = list(start) if isinstance(start, list | tuple) else [start]
-    if not all(isinstance(text, str | int | float) and not isinstance(text, bool) for text in texts):
-        raise InputError("has answers that are not text", 'write {"text": ["…"], "answer_start": [0]}')
-    if len(starts) != len(texts) or not all(isinstance(place, int) for place in starts):
-        starts = []  # they are looked for in the text
-    return {"text": [str(text) for text in texts], "answer_start": starts}
+_MISSING = object()
+_ANSWER_EXTRAS = ("answer_start", "is_impossible")
+
+
+def _answers(value: Any, start: Any, impossible: Any) -> dict[str, list[Any]]:
+    if impossible is not None and as_flag("is_impossible", impossible):
+        return to_answers(None)
+    return to_answers(value, start)
 
 
 def _squad(row: Mapping[str, Any], _: SourceSection, __: str) -> Found:
@@ -152,74 +206,51 @@ def _question(item: Mapping[str, Any], context: Any) -> dict[str, Any]:
     question = item.get("question")
     if not isinstance(question, str) or not isinstance(context, str):
         raise InputError("has a question without its text or its context", "give SQuAD's form")
-    answers = [] if item.get("is_impossible") else item.get("answers")
+    impossible = item.get("is_impossible")
+    if "answers" not in item and impossible is None:
+        raise InputError("has a question without answers", "write answers: [] if its text holds none")
     identity = {"id": item["id"]} if item.get("id") is not None else {}
-    return {"question": question, "context": context, "answers": _answers(answers), **identity}
+    answers = _answers(item.get("answers"), item.get("answer_start"), impossible)
+    return {"question": question, "context": context, "answers": answers, **identity}
 
 
 # Conversations.
 
-_ROLES = {
-    **dict.fromkeys(("user", "human", "customer", "client", "prompter", "usr", "用户", "客户", "问"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "bot", "chatbot", "model", "ai", "agent", "助手", "客服", "答"), "assistant"),
-    **dict.fromkeys(("system", "sys", "developer", "系统"), "system"),
-}
-_ROLE_KEYS = ("role", "from", "speaker", "author", "name", "sender")
-_TEXT_KEYS = ("content", "value", "utterance", "text", "message", "body")
-
-
-def find_messages(row: Mapping[str, Any]) -> str | None:
-    """The column of a row that is a list of turns, each with a speaker and a text."""
-    for name, value in row.items():
-        if isinstance(value, list) and value and isinstance(value[0], Mapping) and _keys(value[0]) is not None:
-            return str(name)
-    return None
-
-
-def _keys(turn: Mapping[str, Any]) -> tuple[str, str] | None:
-    role = next((key for key in _ROLE_KEYS if isinstance(turn.get(key), str)), None)
-    text = next((key for key in _TEXT_KEYS if isinstance(turn.get(key), str)), None)
-    return None if role is None or text is None else (role, text)
-
 
 def _messages(row: Mapping[str, Any], source: SourceSection, task: str) -> Found:
-    name = source.columns.get("messages", "messages")
-    turns = look_up(row, name)
-    if not isinstance(turns, list) or not turns:
-        raise InputError(f"has no list of messages in {name!r}", "name it: data.train.columns: {messages: …}")
-    said: list[tuple[str, str]] = []
-    for number, turn in enumerate(turns, start=1):
-        keys = _keys(turn) if isinstance(turn, Mapping) else None
-        if keys is None:
-            raise InputError(f"has a turn without speaker and text (number {number})", "mend the row")
-        said.append((str(turn[keys[0]]).strip(), str(turn[keys[1]])))
-    opening = row.get("system")
-    messages = [{"role": "system", "content": opening}] if isinstance(opening, str) and opening.strip() else []
-    for role, text in zip(_roles([speaker for speaker, _ in said]), (text for _, text in said), strict=True):
-        if messages and messages[-1]["role"] == role:
-            messages[-1]["content"] += f"\n{text}"
-        else:
-            messages.append({"role": role, "content": text})
+    """A list of turns; or a prompt and a completion, of which one is such a list and the second alone is learned."""
     if task == "text-generation":
         raise InputError("is a conversation", "use the task dialogue")
+    found = {name: look_up(row, path) for name, path in _conversation(row, source.columns).items()}
+    turns = found.get("messages")
+    if "messages" not in found:
+        prompt = [
+            {**turn, "weight": 0} if isinstance(turn, Mapping) else turn for turn in _as_turns(found["prompt"], "user")
+        ]
+        turns = [*prompt, *_as_turns(found["completion"], "assistant")]
+    if not isinstance(turns, list) or not turns:
+        name = source.columns.get("messages", "messages")
+        raise InputError(f"has no list of messages in {name!r}", "name it: data.train.columns: {messages: …}")
+    messages, opening = read_turns(turns), row.get("system")
+    if isinstance(opening, str) and opening.strip():
+        said = [messages.pop(0)["content"]] if messages[0]["role"] == "system" else []
+        messages = [{"role": "system", "content": "\n".join([opening, *said])}, *messages]
     yield "", {"messages": messages}
 
 
-def _roles(speakers: Sequence[str]) -> list[str]:
-    """The role of each turn. Where a "system" talks with the user throughout, it is the assistant."""
-    found = [_ROLES.get(speaker.lower()) for speaker in speakers]
-    if "assistant" not in found and found.count("system") > 1:
-        found = ["assistant" if role == "system" else role for role in found]
-    if None not in found:
-        return [str(role) for role in found]
-    strangers = list(dict.fromkeys(speaker for speaker, role in zip(speakers, found, strict=True) if role is None))
-    free = [role for role in ("user", "assistant") if role not in found]
-    if len(strangers) > len(free):
-        raise InputError(
-            f"has speakers whose roles are not known ({', '.join(strangers[:5])})", "use user and assistant"
-        )
-    named = dict(zip(strangers, free, strict=False))
-    return [role or named[speaker] for speaker, role in zip(speakers, found, strict=True)]
+def _conversation(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
+    """Where a conversation is: ``messages``, or ``prompt`` and ``completion``."""
+    pair = {name: columns.get(name, name) for name in ("prompt", "completion")}
+    named = "messages" in columns or not is_empty(row.get("messages"))
+    if (named and not columns.keys() & pair.keys()) or any(is_empty(look_up(row, path)) for path in pair.values()):
+        return {"messages": columns.get("messages", "messages")}
+    return pair
+
+
+def _as_turns(value: Any, speaker: str) -> list[Any]:
+    if isinstance(value, str):
+        return [{"role": speaker, "content": value}]
+    return value if isinstance(value, list) else [value]
 
 
 def _alpaca(row: Mapping[str, Any], _: SourceSection, task: str) -> Found:

@@ -22,7 +22,8 @@ from llmkit.metrics.bootstrap import Interval, interval, p_value
 from llmkit.metrics.judge import Measure, judge, trivial_answers
 from llmkit.metrics.wrapped import figures_of
 from llmkit.models.processes import Member
-from llmkit.tasks import Head, Task
+from llmkit.tasks import Head, QuestionAnswering, Task
+from llmkit.tasks.dialogue import replies, to_messages
 from llmkit.tasks.languages import find_language
 
 __all__ = ["Evaluation", "Judged", "compare", "evaluate", "given_part", "greedy", "references_of", "target_language"]
@@ -83,30 +84,31 @@ class Evaluation:
 
 
 def given_part(row: dict[str, Any], task: str) -> dict[str, Any]:
-    """A row whose last message, or target, is what is expected and not what is given.
+    """A row whose last reply, or target, is what is expected and not what is given.
 
     Raises:
         InputError: it has nothing that is expected.
     """
-    if task == "dialogue":
-        messages = list(row["messages"])
-        if not messages or messages[-1].get("role") != "assistant":
-            raise InputError("a conversation does not end with a reply", "leave such rows out")
-        return {"messages": messages[:-1], "reply": messages[-1]["content"]}
-    return row
+    if task != "dialogue":
+        return row
+    messages = list(row["messages"])
+    if not (places := replies(to_messages(messages))):
+        raise InputError("the conversation has no reply that could be judged", "leave such rows out")
+    return {"messages": messages[: places[-1]], "reply": messages[places[-1]]["content"]}
 
 
 def _whole(row: dict[str, Any]) -> dict[str, Any]:
-    """What `given_part` had, with what is expected in its place."""
+    """What `given_part` had, with what is expected in its place, and nothing else to be learned."""
     if "reply" not in row:
         return row
-    return {"messages": [*row["messages"], {"role": "assistant", "content": row["reply"]}]}
+    given = [{**message, "weight": 0} for message in row["messages"]]
+    return {"messages": [*given, {"role": "assistant", "content": row["reply"]}]}
 
 
 def references_of(row: dict[str, Any], task: Task) -> list[str]:
     """The expected answers of a row that `given_part` gave."""
-    if task.name == "question-answering":
-        return list(row["answers"]["text"])
+    if isinstance(task, QuestionAnswering):
+        return list(task.answers(row)["text"])
     if task.name == "dialogue":
         return [str(row["reply"])]
     return list(row.get("references") or [str(row[task.target_column])])

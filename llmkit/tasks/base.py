@@ -58,6 +58,8 @@ class Head(StrEnum):
 class Message:
     role: Role
     content: str
+    learned: bool = True
+    """False: an assistant's reply that is context in training, and carries no loss."""
 
 
 @dataclass(frozen=True)

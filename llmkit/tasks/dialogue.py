@@ -13,7 +13,7 @@ from llmkit.errors import InputError, UsageError
 from llmkit.log import log
 from llmkit.tasks.base import Chat, Example, Message, Prompt, Reader, Row, Step, Task, Text, Traits, Wording, Work
 
-__all__ = ["Dialogue", "shortened", "to_messages"]
+__all__ = ["Dialogue", "replies", "shortened", "to_messages"]
 
 _ROLES = ("system", "user", "assistant")
 _NAMES = {"user": "User", "assistant": "Assistant"}
@@ -26,7 +26,7 @@ def to_messages(value: object) -> tuple[Message, ...]:
     messages = []
     for number, item in enumerate(value, start=1):
         if isinstance(item, Message):
-            item = {"role": item.role, "content": item.content}
+            item = {"role": item.role, "content": item.content, "weight": int(item.learned)}
         role = item.get("role") if isinstance(item, Mapping) else None
         content = item.get("content") if isinstance(item, Mapping) else None
         if role not in _ROLES or not isinstance(content, str):
@@ -36,8 +36,25 @@ def to_messages(value: object) -> tuple[Message, ...]:
             )
         if role == "system" and number > 1:
             raise InputError(f"message {number} is a system message", "put it first")
-        messages.append(Message(role, content))
+        messages.append(Message(role, content, learned=item.get("weight") != 0))
     return tuple(messages)
+
+
+def replies(messages: Sequence[Message]) -> list[int]:
+    """The places of the replies that are learned in training, and judged: each follows a message of the user.
+
+    Raises:
+        InputError: such a message is empty.
+    """
+    found = []
+    for place in range(1, len(messages)):
+        asked, reply = messages[place - 1], messages[place]
+        if (asked.role, reply.role) != ("user", "assistant") or not reply.content.strip() or not reply.learned:
+            continue
+        if not asked.content.strip():
+            raise InputError(f"message {place} is empty", "write what the user said")
+        found.append(place)
+    return found
 
 
 def shortened(messages: Sequence[Message], fits: Callable[[Sequence[Message]], bool]) -> tuple[Message, ...]:
@@ -109,19 +126,14 @@ class Dialogue(Task):
         return Text("\n".join((*lines, "Assistant:")), wording.prefill, stop=("\nUser:",))
 
     def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
-        """One for each reply of the assistant that follows a message of the user."""
+        """One for each reply that is to be learned."""
         messages = to_messages(row["messages"])
         found = []
-        for number, message in enumerate(messages):
-            if (
-                message.role == "assistant"
-                and number
-                and messages[number - 1].role == "user"
-                and message.content.strip()
-            ):
-                prompt = self.render({**row, "messages": messages[:number]}, traits, wording)
-                joint = self.joint(prompt.text, message.content) if isinstance(prompt, Text) else ""
-                found.append(Example(prompt, joint + message.content))
+        for place in replies(messages):
+            prompt = self.render({**row, "messages": messages[:place]}, traits, wording)
+            text = messages[place].content
+            joint = self.joint(prompt.text, text) if isinstance(prompt, Text) else ""
+            found.append(Example(prompt, joint + text))
         return tuple(found)
 
     def work(self, row: Row, reader: Reader) -> Work:

@@ -35,7 +35,7 @@ from llmkit.tasks.base import (
 from llmkit.tasks.scripts import is_unspaced
 from llmkit.tasks.sentences import pack, script_language, sentences
 
-__all__ = ["NO_ANSWER", "QuestionAnswering", "find_in"]
+__all__ = ["NO_ANSWER", "QuestionAnswering", "find_in", "to_answers"]
 
 NO_ANSWER = "No answer"
 """What a generative model is asked to say where the text does not hold the answer."""
@@ -75,8 +75,14 @@ class QuestionAnswering(Task):
 
     def reference(self, row: Row) -> str:
         """The first of the row's answers, which may be text, a list of texts, or SQuAD's ``{"text": [...]}``."""
-        texts, _ = _answers(row, self.target_column)
-        return texts[0] if texts else NO_ANSWER
+        texts = self.answers(row)["text"]
+        return str(texts[0]) if texts else NO_ANSWER
+
+    def answers(self, row: Row) -> dict[str, list[Any]]:
+        """The answers of a row, as `to_answers` has them; that it holds none may be said in words too."""
+        found = to_answers(row[self.target_column] if self.target_column in row else row.get("answers"))
+        said = [text for text in found["text"] if self.parse(text) or text in str(row["context"])]
+        return found if said else to_answers(None)
 
     def validate(self, row: Row) -> None:
         if not isinstance(row.get("question", ""), str) or not str(row.get("question", "")).strip():
@@ -109,10 +115,11 @@ class QuestionAnswering(Task):
         if traits.head is not Head.SPAN:
             return super().examples(row, traits, wording)
         prompt, context = self.render(row, traits, wording), str(row["context"])
-        texts, starts = _answers(row, self.target_column)
+        answers = self.answers(row)
+        texts = answers["text"]
         if not texts:
             return (Example(prompt, ""),)
-        places = _places(texts, starts, context)
+        places = _places(texts, answers["answer_start"], context)
         if not places:
             raise InputError(f"the answer {texts[0]!r} does not stand in the text", "mend the row, or skip such rows")
         return (Example(prompt, context[slice(*places[0])], tuple(dict.fromkeys(places))),)
@@ -123,8 +130,8 @@ class QuestionAnswering(Task):
         As at inference, where a model is asked window by window.
         """
         context = str(row["context"])
-        texts, starts = _answers(row, self.target_column)
-        places = _places(texts, starts, context)
+        answers = self.answers(row)
+        texts, places = answers["text"], _places(answers["text"], answers["answer_start"], context)
         rows: list[Row] = []
         found = False
         for window in _windows(context, room, count):
@@ -212,19 +219,32 @@ class QuestionAnswering(Task):
         return "" if said in _NO_ANSWERS or said.startswith("no answer.") else text
 
 
-def _answers(row: Row, column: str) -> tuple[list[str], list[int | None]]:
-    """The texts of a row's answers that are not empty, and where they start as far as the row says."""
-    answers: Any = row[column] if column in row else row.get("answers")
-    starts: list[int | None] = []
-    if isinstance(answers, Mapping):
-        answers, starts = answers.get("text"), list(answers.get("answer_start") or ())
-    if not isinstance(answers, list | tuple):
-        answers = [answers]
-    texts = [str(text) for text in answers if text is not None]
-    if len(starts) != len(texts):
-        starts = []
-    kept = [number for number, text in enumerate(texts) if text.strip()]
-    return [texts[number] for number in kept], [starts[number] for number in kept if starts]
+def to_answers(value: Any, start: Any = None) -> dict[str, list[Any]]:
+    """What data sets call answers as ``{"text": […], "answer_start": […]}``; empty lists: the text holds no answer.
+
+    That is a text, texts, SQuAD's form or a list of such objects. An empty text is no answer.
+
+    Args:
+        value: the answers.
+        start: where they begin, if that is said apart.
+    """
+    if isinstance(value, Mapping) and "text" in value:
+        texts, start = _as_list(value["text"]), value.get("answer_start", start)
+    else:
+        texts = _as_list(value)
+        if any(isinstance(item, Mapping) and "text" in item for item in texts):
+            start = [item.get("answer_start") if isinstance(item, Mapping) else None for item in texts]
+            texts = [item.get("text", item) if isinstance(item, Mapping) else item for item in texts]
+    starts = _as_list(start) if len(_as_list(start)) == len(texts) else [None] * len(texts)
+    kept = [(text, place) for text, place in zip(texts, starts, strict=True) if text is not None and str(text).strip()]
+    if any(isinstance(text, bool) or not isinstance(text, str | int | float) for text, _ in kept):
+        raise InputError("has answers that are not text", 'write {"text": ["…"], "answer_start": [0]}')
+    places = [place for _, place in kept if isinstance(place, int)]
+    return {"text": [str(text) for text, _ in kept], "answer_start": places if len(places) == len(kept) else []}
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
 def _places(texts: Sequence[str], starts: Sequence[int | None], context: str) -> list[tuple[int, int]]:

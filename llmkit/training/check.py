@@ -14,7 +14,7 @@ from typing import Any
 
 from llmkit.heads.base import IGNORED
 from llmkit.tasks import Task
-from llmkit.training.dataset import Part, Prepared
+from llmkit.training.dataset import NO_LABEL, Part, Prepared
 from llmkit.training.encoding import Encoder
 from llmkit.training.store import digest
 
@@ -132,7 +132,7 @@ def _problems(part: Part) -> dict[str, list[str]]:
         if status in ("bad", "no_label", "too_long") and len(found.setdefault(status, [])) < _PROBLEMS:
             line = part.outcomes[place]
             where = part.rows.where(line["row"])
-            said = line["message"] or {"no_label": "its answer is empty"}.get(status, f"{line['tokens']} tokens")
+            said = line["message"] or {"no_label": NO_LABEL}.get(status, f"{line['tokens']} tokens")
             found[status].append(said if where in said else f"{where}: {said}")
     return found
 

@@ -26,7 +26,7 @@ from llmkit.training.store import code_version, digest, kept_table
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["Part", "Prepared", "divide", "prepare"]
+__all__ = ["NO_LABEL", "Part", "Prepared", "divide", "prepare"]
 
 _ROWS_A_PROCESS = 2000
 """Fewer are tokenized faster than a process starts."""
@@ -54,6 +54,8 @@ class Prepared:
     train: Part
     validation: Part | None
 
+
+NO_LABEL = "its answer is empty, or none of its replies is to be learned"
 
 # Examples.
 
@@ -172,7 +174,7 @@ def _refuse(recipe: Recipe, rows: Rows, outcomes: datasets.Dataset) -> None:
     data = recipe.data
     for status, allowed, what, fix in (
         ("bad", data.on_bad_row == "skip", "", "mend it, or pass over such rows with data.on_bad_row: skip"),
-        ("no_label", data.on_no_label == "drop", "has nothing to learn (its answer is empty)",
+        ("no_label", data.on_no_label == "drop", f"has nothing to learn ({NO_LABEL})",
          "mend it, or leave such rows out with data.on_no_label: drop"),
         ("too_long", data.on_overflow not in (None, "error"), "", "raise data.max_length, or set data.on_overflow to"
          " truncate or drop"),
@@ -252,7 +254,9 @@ def _ledger(rows: Rows, lines: datasets.Dataset, order: Sequence[int], per_row: 
     import numpy as np
 
     drawn = Counter(np.asarray(rows.table["source"][:])[list(order)])
-    read = Counter(np.asarray(rows.table["source"][:])[sorted(set(order))])
+    once = sorted(set(order))
+    read = Counter(np.asarray(rows.table["source"][:])[once])
+    unused = Counter(name for names in rows.table.select(once)["unused"] for name in names)
     return Ledger(
         rows=len(order),
         bad=per_row["bad"],
@@ -266,4 +270,5 @@ def _ledger(rows: Rows, lines: datasets.Dataset, order: Sequence[int], per_row: 
         tokens=sum(lines["length"][:]),
         target_tokens=sum(lines["targets"][:]),
         sources=tuple((name, int(read[number]), int(drawn[number])) for number, name in enumerate(rows.names)),
+        unused=tuple(unused.items()),
     )

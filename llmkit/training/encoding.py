@@ -73,6 +73,10 @@ class Encoder:
     def encode(self, row: Row) -> Outcome:
         """The features of a row, or why it has none."""
         try:
+            self._validate(row)
+        except InputError as error:
+            return Outcome("bad", message=error.problem)
+        try:
             features = self._features(row)
             if not any(self._has_label(each) for each in features):
                 return Outcome("no_label", tokens=max(map(_length, features), default=0))
@@ -82,6 +86,14 @@ class Encoder:
             return self._shorten(row, features, longest)
         except InputError as error:
             return Outcome("bad", message=str(error))
+
+    def _validate(self, row: Row) -> None:
+        """Refuse what inference would refuse, and what ``loss_on`` would teach against the row's own flags."""
+        if "messages" in row:
+            if self.loss_on_all and not all(message.learned for message in to_messages(row["messages"])):
+                raise InputError("a reply is not to be learned (weight: 0), and data.loss_on: all would teach it")
+        elif "text" not in row:
+            self.task.validate(row)
 
     def _features(self, row: Row) -> list[Features]:
         examples = self.task.examples(row, self.traits, self.wording)

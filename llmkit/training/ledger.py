@@ -31,6 +31,8 @@ class Ledger:
     """Tokens that carry loss; of extractive models, windows that hold an answer."""
     sources: tuple[tuple[str, int, int], ...]
     """For each source its name, its rows, and how often they are drawn in an epoch."""
+    unused: tuple[tuple[str, int], ...] = ()
+    """Columns that nothing is made of, and how many rows have something in them."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -49,3 +51,6 @@ def describe(ledger: Ledger, name: str) -> Iterator[str]:
     ):
         if count:
             yield f"{name}: {count:,} {what}"
+    if ledger.unused:
+        columns = ", ".join(f"{column} ({count:,} rows)" for column, count in ledger.unused)
+        yield f"{name}: columns that are not used: {columns}"

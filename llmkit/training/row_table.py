@@ -26,7 +26,7 @@ class Rows:
     """The rows of some sources in the task's own columns, in a table on the disk."""
 
     table: datasets.Dataset
-    """``where``, ``row`` (JSON), ``error`` (empty unless it is bad), ``source`` (its number)."""
+    """``where``, ``row`` (JSON), ``error`` (empty unless it is bad), ``source`` (its number), ``unused`` (columns)."""
     key: str
     names: tuple[str, ...]
     """Of the sources."""
@@ -66,13 +66,20 @@ def read_rows(sources: Sequence[SourceSection], task: str, languages: tuple[str 
         for number, source in enumerate(sources):
             for record in task_rows(source, task, languages=languages):
                 row = "" if record.row is None else json.dumps(record.row, ensure_ascii=False, default=str)
-                yield {"where": record.where, "row": row, "error": str(record.error or ""), "source": number}
+                yield {
+                    "where": record.where,
+                    "row": row,
+                    "error": str(record.error or ""),
+                    "source": number,
+                    "unused": list(record.unused),
+                }
 
     def build(scratch: Path) -> datasets.Dataset:
         import datasets
 
         names: dict[str, Any] = {name: datasets.Value("string") for name in ("where", "row", "error")}
-        columns = datasets.Features({**names, "source": datasets.Value("int32")})
+        unused = datasets.List(datasets.Value("string"))
+        columns = datasets.Features({**names, "source": datasets.Value("int32"), "unused": unused})
         # Not from_generator, which pickles the generator for a key of its own and hides its errors.
         writer = datasets.arrow_writer.ArrowWriter(features=columns, path=str(scratch / "rows.arrow"))
         count = 0

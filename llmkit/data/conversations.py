@@ -1,0 +1,163 @@
+"""Rows that are conversations: who speaks, what is said, and which replies are to be learned.
+
+Knows the names that turns have in the wild: OpenAI's messages, ShareGPT, pairs of a user's text and its reply, and a
+conversation that is divided into ``prompt`` and ``completion`` as in TRL. A turn that is flagged as not to be learned
+(``weight: 0``, ``train: false``) gets ``"weight": 0``. What a model cannot be taught here, such as calls of tools, is
+refused by name. Does not know which column holds the conversation (`llmkit.data.shapes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmkit.errors import InputError
+
+__all__ = ["as_flag", "is_empty", "read_turns", "turn_columns", "unused_in_turns"]
+
+_ROLES = {
+    **dict.fromkeys(("user", "human", "customer", "client", "prompter", "usr", "用户", "客户", "问"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bard", "bing", "bot", "chatbot", "model", "ai"), "assistant"),
+    **dict.fromkeys(("agent", "助手", "客服", "答"), "assistant"),
+    **dict.fromkeys(("system", "sys", "developer", "系统"), "system"),
+}  # fmt: skip
+_ROLE_KEYS = ("role", "from", "speaker", "author", "name", "sender")
+_TEXT_KEYS = ("content", "value", "utterance", "text", "message", "body")
+
+_LEARN_KEYS = ("weight", "train", "trainable", "training", "loss", "loss_weight", "loss_mask")
+"""Flags of a turn that say whether it is learned: OpenAI, axolotl, ms-swift, LLaMA-Factory."""
+_UNCLEAR_KEYS = ("mask", "masked")
+"""True means in one program that a turn is learned, and in another that it is not."""
+_CALL_KEYS = ("tool_calls", "function_call")
+
+
+@dataclass(frozen=True)
+class _Turn:
+    speaker: str
+    text: str
+    learned: bool | None
+    """As its flag says; None without one."""
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a value says nothing, as the columns of Parquet do that only other rows use."""
+    return value is None or (isinstance(value, str | list | tuple | Mapping) and not value)
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """Whether a flag is set; `InputError` for a value between yes and no."""
+    text = str(value).strip().lower()
+    if text in ("true", "1", "1.0"):
+        return True
+    if text in ("false", "0", "0.0"):
+        return False
+    raise InputError(f"has {name}: {value!r}, which is neither 0 nor 1", f"set {name} to 0 or 1, or remove it")
+
+
+def turn_columns(row: Mapping[str, Any]) -> list[str]:
+    """The columns of a row that are lists of turns."""
+    return [str(name) for name, value in row.items() if isinstance(value, list) and value and _is_turn(value[0])]
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, Mapping) and (_keys(value) is not None or _is_pair(value))
+
+
+def _keys(turn: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The names of a turn's speaker and text."""
+    role = next((key for key in _ROLE_KEYS if isinstance(turn.get(key), str)), None)
+    text = next((key for key in _TEXT_KEYS if _plain_text(turn.get(key)) is not None), None)
+    if text is None and any(not is_empty(turn.get(key)) for key in _CALL_KEYS):
+        text = next((key for key in _TEXT_KEYS if key in turn), "content")
+    return None if role is None or text is None else (role, text)
+
+
+def _plain_text(value: Any) -> str | None:
+    """A text, or the parts of one as OpenAI writes them; None for anything else, such as an image."""
+    if isinstance(value, list) and value:
+        parts = [
+            part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in value
+        ]
+        return "".join(map(str, parts)) if all(isinstance(part, str) for part in parts) else None
+    return value if isinstance(value, str) else None
+
+
+def _is_pair(turn: Mapping[str, Any]) -> bool:
+    """Whether it holds a user's text and the reply, by the names of their roles (Firefly)."""
+    return {_ROLES.get(str(key).lower()) for key in turn} >= {"user", "assistant"}
+
+
+def read_turns(turns: Sequence[Any]) -> list[dict[str, Any]]:
+    """Messages with ``role`` and ``content``, and ``weight: 0`` where the turn is not to be learned.
+
+    Raises:
+        InputError: a turn that cannot be taught, by its number.
+    """
+    said = [part for number, turn in enumerate(turns, start=1) for part in _divided(turn, number)]
+    messages: list[dict[str, Any]] = []
+    for role, turn in zip(_roles([turn.speaker for turn in said]), said, strict=True):
+        ignored = {"weight": 0} if role == "assistant" and turn.learned is False else {}
+        if not messages or messages[-1]["role"] != role:
+            messages.append({"role": role, "content": turn.text, **ignored})
+            continue
+        if messages[-1].get("weight", 1) != ignored.get("weight", 1):
+            raise InputError(
+                "has replies in a row of which only some are to be learned", "put a message of the user between them"
+            )
+        messages[-1]["content"] += f"\n{turn.text}"
+    return messages
+
+
+def _divided(turn: Any, number: int) -> Iterator[_Turn]:
+    if isinstance(turn, Mapping) and _keys(turn) is None and _is_pair(turn):
+        for key, text in turn.items():
+            if str(key).lower() in _ROLES and isinstance(text, str) and text:
+                yield _Turn(str(key), text, None)
+        return
+    keys = _keys(turn) if isinstance(turn, Mapping) else None
+    if keys is None:
+        raise InputError(
+            f"has a turn without speaker and text (number {number})", 'write {"role": "user", "content": "…"}'
+        )
+    if called := next((key for key in _CALL_KEYS if not is_empty(turn.get(key))), None):
+        raise InputError(f"has {called} in turn {number}, and calls of tools cannot be learned", "leave the row out")
+    yield _Turn(str(turn[keys[0]]).strip(), _plain_text(turn[keys[1]]) or "", _is_learned(turn))
+
+
+def _is_learned(turn: Mapping[str, Any]) -> bool | None:
+    if unclear := next((key for key in _UNCLEAR_KEYS if turn.get(key) is not None), None):
+        raise InputError(f"has {unclear} in a turn, which may mean learned or not", "write weight: 0 or 1 in its place")
+    flags = [as_flag(key, turn[key]) for key in _LEARN_KEYS if turn.get(key) is not None]
+    return all(flags) if flags else None
+
+
+def _roles(speakers: Sequence[str]) -> list[str]:
+    """The role of each turn. Two strangers are the user and the assistant, in the order in which they speak.
+
+    Where a "system" talks with the user throughout, it is the assistant. A stranger beside a user or an assistant has
+    no role that could be guessed: it may be a tool.
+    """
+    found = [_ROLES.get(speaker.lower()) for speaker in speakers]
+    if "assistant" not in found and found.count("system") > 1:
+        found = ["assistant" if role == "system" else role for role in found]
+    strangers = list(dict.fromkeys(speaker for speaker, role in zip(speakers, found, strict=True) if role is None))
+    if len(strangers) > 2 or (strangers and not {"user", "assistant"}.isdisjoint(found)):
+        raise InputError(
+            f"has speakers whose roles are not known ({', '.join(strangers[:5])})",
+            "call them user and assistant; turns of tools cannot be learned",
+        )
+    named = dict(zip(strangers, ("user", "assistant"), strict=False))
+    return [role or named[speaker] for speaker, role in zip(speakers, found, strict=True)]
+
+
+def unused_in_turns(turns: Sequence[Any]) -> Iterator[str]:
+    """The fields of turns that nothing is made of, once each."""
+    seen: dict[str, None] = {}
+    for turn in turns:
+        if not isinstance(turn, Mapping) or (keys := _keys(turn)) is None:
+            continue
+        reply = _ROLES.get(str(turn[keys[0]]).strip().lower()) == "assistant"
+        obeyed = {key for key in _LEARN_KEYS if key in turn and (reply or not as_flag(key, turn[key]))}
+        seen |= {str(key): None for key, value in turn.items() if key not in {*keys, *obeyed} and not is_empty(value)}
+    yield from seen

@@ -12,12 +12,15 @@ import pytest
 
 import llmkit
 from llmkit.cli.app import main
+from llmkit.config.recipe import SourceSection
 from llmkit.config.recipe_file import load_recipe
 from llmkit.config.settings import TranslationSettings
-from llmkit.evaluation.evaluate import target_language
+from llmkit.data.proposals import task_rows
+from llmkit.errors import InputError
+from llmkit.evaluation.evaluate import given_part, references_of, target_language
 from llmkit.heads import head_ops
 from llmkit.metrics.judge import judge
-from llmkit.tasks import Translation
+from llmkit.tasks import Head, QuestionAnswering, Traits, Translation, Wording
 from llmkit.training.dataset import prepare
 from llmkit.training.encoding import make_encoder
 from llmkit.training.start import open_model, open_task
@@ -92,6 +95,42 @@ train: {{output_dir: out, max_steps: 2}}
     said = capsys.readouterr().out
     assert said.startswith("question-answering: out, 2 rows\n  exact_match")
     assert "always no answer: exact_match 50.00, f1 50.00" in said
+
+
+NONE: list[Any] = [{"text": [""], "answer_start": [-1]}, [], None, "", [" "], {"text": [], "answer_start": []}]
+
+
+@pytest.mark.parametrize("answers", [*NONE, ["No answer"], "unanswerable."])
+def test_no_answer_is_none_in_training_as_in_evaluation(answers: Any, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", [{"question": "Who?", "context": "The fox.", "answers": answers}])
+    (record,) = task_rows(SourceSection(path=[str(path)]), "question-answering")
+    assert record.row is not None
+    task = QuestionAnswering()
+    assert references_of(given_part(record.row, task.name), task) == []
+    for head, target in ((Head.SPAN, ""), (Head.CAUSAL, " No answer")):
+        (example,) = task.examples(record.row, Traits(head), Wording())
+        assert (example.target, example.spans) == (target, ())
+
+
+def test_the_last_reply_that_is_learned_is_the_one_that_is_judged() -> None:
+    turns = [("user", "a", 1), ("assistant", "b", 1), ("user", "c", 1), ("assistant", "d", 0), ("user", "e", 1)]
+    messages = [{"role": role, "content": text, "weight": weight} for role, text, weight in turns]
+    assert given_part({"messages": messages}, "dialogue") == {"messages": messages[:1], "reply": "b"}
+    with pytest.raises(InputError, match="no reply that could be judged"):
+        given_part({"messages": messages[2:]}, "dialogue")
+
+
+def test_a_conversation_without_a_reply_is_named_or_left_out(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [ROWS["chat"], {"messages": ROWS["chat"]["messages"][:1]}]
+    data = ["--data", str(write_rows(tmp_path / "rows.jsonl", rows)), "-o"]
+    model = str(checkpoint("llama", chat=True, max_position_embeddings=512))
+    command = ["evaluate", "--task", "chat", "--model", model, *SHORT, "--max-new-tokens", "4", *data]
+    assert main([*command, str(tmp_path / "one")]) == 2
+    assert "rows.jsonl:2: the conversation has no reply that could be judged" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "two"), "--json", "--set", "data.on_no_label=drop"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 1
 
 
 def write_recipe(folder: Path, model: Path, rows: Path, **sections: Any) -> Path:

@@ -158,6 +158,6 @@ def unused_in_turns(turns: Sequence[Any]) -> Iterator[str]:
         if not isinstance(turn, Mapping) or (keys := _keys(turn)) is None:
             continue
         reply = _ROLES.get(str(turn[keys[0]]).strip().lower()) == "assistant"
-        obeyed = {key for key in _LEARN_KEYS if key in turn and (reply or not as_flag(key, turn[key]))}
+        obeyed = {key for key in _LEARN_KEYS if turn.get(key) is not None and (reply or not as_flag(key, turn[key]))}
         seen |= {str(key): None for key, value in turn.items() if key not in {*keys, *obeyed} and not is_empty(value)}
     yield from seen

@@ -37,29 +37,29 @@ def refuse_preferences(row: Mapping[str, Any], named: Collection[str]) -> None:
     )
 
 
-def refuse_flagged(row: Mapping[str, Any], *, pair: bool) -> None:
+def refuse_flagged(others: Mapping[str, Any], learned: Mapping[str, Any]) -> None:
     """`InputError` for a row that is flagged as bad, or as not to be learned.
 
     Args:
-        row: without the columns that are learned.
-        pair: the row has an answer, which a label may be about; the label of plain text is its class.
+        others: the columns that nothing is made of.
+        learned: the row in the task's columns.
     """
-    for name in _flags(pair):
-        value = row.get(name)
-        text = str(value).strip().lower()
-        # 0 is the first of many classes too, but not beside a prompt and its completion.
-        number = name in _LEARN or {"prompt", "completion"} <= row.keys()
+    for name in _flags(learned):
+        text = str(others.get(name)).strip().lower()
+        # 0 is also the first of many classes, but not beside a completion.
+        number = name in _LEARN or "completion" in learned
         if text == "false" or (number and text in _NO):
             raise InputError(
-                f"is flagged as not to be learned ({name}: {value})",
+                f"is flagged as not to be learned ({name}: {others[name]})",
                 f"leave such rows out, or remove the column {name} if it says something else",
             )
 
 
-def obeyed_flags(row: Mapping[str, Any], *, pair: bool) -> Iterator[str]:
+def obeyed_flags(others: Mapping[str, Any], learned: Mapping[str, Any]) -> Iterator[str]:
     """The flags of a row that let it be learned."""
-    yield from (name for name in _flags(pair) if str(row.get(name)).strip().lower() in _YES)
+    yield from (name for name in _flags(learned) if str(others.get(name)).strip().lower() in _YES)
 
 
-def _flags(pair: bool) -> tuple[str, ...]:
-    return (*_LEARN, *_GOOD) if pair else _LEARN
+def _flags(learned: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those that say something of a row; the label of plain text is its class."""
+    return _LEARN if "text" in learned else (*_LEARN, *_GOOD)

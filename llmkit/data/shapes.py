@@ -54,10 +54,10 @@ def mapped_rows(source: SourceSection, task: str) -> Iterator[Record]:
         try:
             refuse_preferences(record.row, source.columns)
             for suffix, row in convert(record.row, source, task):
-                pair, used = "text" not in row, _used(record.row, source, task)
+                used = _used(record.row, source, task)
                 others = {name: value for name, value in record.row.items() if name not in used}
-                refuse_flagged(others, pair=pair)
-                unused = _unused(record.row, {*used, *obeyed_flags(others, pair=pair)})
+                refuse_flagged(others, row)
+                unused = _unused(record.row, {*used, *obeyed_flags(others, row)})
                 yield Record(record.where + suffix, row, unused=tuple(unused))
         except InputError as error:
             yield Record(record.where, None, InputError(f"{record.where} {error.problem}", error.fix))

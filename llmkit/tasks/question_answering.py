@@ -145,8 +145,9 @@ class QuestionAnswering(Task):
 
     def teaches(self, row: Row, text: str) -> bool:
         """Not where the answer stands in the part that was cut off."""
-        texts, starts = _answers(row, self.target_column)
-        return not _places(texts, starts, text) or bool(_places(texts, (), str(row["context"])))
+        answers = self.answers({**row, "context": text})
+        places = _places(answers["text"], answers["answer_start"], text)
+        return not places or bool(_places(answers["text"], (), str(row["context"])))
 
     def to_row(self, given: str | Row) -> Row:
         if isinstance(given, str):

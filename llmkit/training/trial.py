@@ -6,6 +6,7 @@ Knows how a recipe or a task with data becomes models and rows; how they are jud
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from llmkit.config.recipe import VERSION, Recipe, SourceSection
 from llmkit.config.recipe_file import load_recipe, make_recipe
 from llmkit.config.settings import GenerationSettings, LoadSettings, given
 from llmkit.data.proposals import task_rows
+from llmkit.data.records import Record
 from llmkit.errors import InputError, UsageError
 from llmkit.evaluation.evaluate import Evaluation, compare, evaluate, given_part
 from llmkit.inference.contract import apply_contract
@@ -47,7 +49,7 @@ class Trial:
     load: LoadSettings
     wording: Wording
     rows: Iterable[dict[str, Any]]
-    """In the task's columns, with what is expected."""
+    """In the task's columns, what is expected apart from what is given (`llmkit.evaluation.evaluate.given_part`)."""
 
 
 def find_trial(
@@ -91,33 +93,47 @@ def _trial_of(recipe: Recipe, load: LoadSettings, data: Sequence[SourceSection] 
     wording = Wording(system=recipe.prompt.system, raw=recipe.prompt.raw)
     sources = data or recipe.data.validation
     if sources is not None:
-        rows = _of_sources(sources, task, skip=recipe.data.on_bad_row == "skip")
+        rows = _expected(_of_sources(sources, task), recipe)
     elif recipe.data.validation_fraction is not None:
-        rows = _held_back(recipe, task)
+        rows = _expected(_held_back(recipe, task), recipe)
     else:
         raise UsageError("the recipe has no validation data", "set data.validation or data.validation_fraction")
     return Trial(task, replace(base, **said), wording, rows)
 
 
-def _of_sources(sources: Sequence[SourceSection], task: Task, *, skip: bool) -> Iterator[dict[str, Any]]:
-    bad = 0
+def _of_sources(sources: Sequence[SourceSection], task: Task) -> Iterator[Record]:
     for source in sources:
-        for record in task_rows(source, task.name, languages=languages_of(task)):
-            if record.row is not None:
-                yield record.row
-            elif not skip:
-                raise record.error or InputError(f"{record.where} cannot be read", "mend it")
-            else:
-                bad += 1
-    if bad:
-        log.warning("%d rows that cannot be read are passed over (data.on_bad_row: skip)", bad)
+        yield from task_rows(source, task.name, languages=languages_of(task))
 
 
-def _held_back(recipe: Recipe, task: Task) -> Iterator[dict[str, Any]]:
+def _held_back(recipe: Recipe, task: Task) -> Iterator[Record]:
     """The rows that training leaves out."""
     rows = read_rows(recipe.data.train, recipe.task, languages_of(task))
     _, held = divide(recipe, rows, task.input_column)
-    return rows.readable(held)
+    return (Record(rows.where(index), rows[index]) for index in held if rows.table[index]["row"])
+
+
+def _expected(records: Iterable[Record], recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """Rows with what is expected apart from what is given, as far as the recipe lets them be left out."""
+    left, unused = Counter[str](), Counter[str]()
+    for record in records:
+        error, key, allowed = record.error, "on_bad_row: skip", recipe.data.on_bad_row == "skip"
+        try:
+            row = None if record.row is None else given_part(record.row, recipe.task)
+        except InputError as failure:
+            row, key, allowed = None, "on_no_label: drop", recipe.data.on_no_label == "drop"
+            error = InputError(f"{record.where}: {failure.problem}", f"leave it out with data.{key}")
+        if row is not None:
+            unused.update(record.unused)
+            yield row
+        elif not allowed:
+            raise error or InputError(f"{record.where} cannot be read", "mend it")
+        else:
+            left[key] += 1
+    for key, count in left.items():
+        log.warning("%d rows are left out (data.%s)", count, key)
+    if unused:
+        log.info("columns that are not used: %s", ", ".join(f"{name} ({count} rows)" for name, count in unused.items()))
 
 
 def judge_trial(
@@ -191,7 +207,7 @@ def _write(trial: Trial, path: Path, max_rows: int | None) -> None:
         for row in trial.rows:
             if count == max_rows:
                 break
-            file.write(json.dumps(given_part(row, trial.task.name), ensure_ascii=False) + "\n")
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
     if not count:
         raise InputError("there are no rows to evaluate on", "check the data")

@@ -89,13 +89,51 @@ def test_nested_squad() -> None:
         ([{"text": "fox", "answer_start": 4}], {"text": ["fox"], "answer_start": [4]}),
         ("fox", {"text": ["fox"], "answer_start": []}),
         (["fox", "a fox"], {"text": ["fox", "a fox"], "answer_start": []}),
+        ({"text": "fox", "answer_start": 4}, {"text": ["fox"], "answer_start": [4]}),
+        ({"text": ["", "fox"], "answer_start": [-1, 4]}, {"text": ["fox"], "answer_start": [4]}),
         ("", {"text": [], "answer_start": []}),
         (None, {"text": [], "answer_start": []}),
+        ({"text": [""], "answer_start": [-1]}, {"text": [], "answer_start": []}),
+        ({"text": None, "answer_start": None}, {"text": [], "answer_start": []}),
+        ([{"text": " ", "answer_start": 0}], {"text": [], "answer_start": []}),
+        ([None], {"text": [], "answer_start": []}),
+        ([], {"text": [], "answer_start": []}),
     ],
 )
 def test_answers_in_any_form(answers: Any, found: Any) -> None:
     section = source("a.jsonl", {"query": "Who?", "passage": "The fox.", "answers": answers})
     assert read(section, "question-answering") == [{"question": "Who?", "context": "The fox.", "answers": found}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {},
+        {"answer": {"value": "fox", "aliases": ["foxes"]}},
+        {"answers": [{"value": "fox"}]},
+        {"answers": ["fox"], "is_impossible": "perhaps"},
+    ],
+)
+def test_answers_that_are_missing_or_unclear_are_a_bad_row(row: dict[str, Any]) -> None:
+    section = source("a.jsonl", {"question": "Who?", "context": "The fox.", **row}, shape="columns")
+    section = section.model_copy(update={"columns": {"answers": "answer"} if "answer" in row else {}})
+    (record,) = task_rows(section, "question-answering")
+    assert record.row is None
+    nested = [{"context": "The fox.", "qas": [{"question": "Who?", **row}]}]
+    (record,) = task_rows(source("b.json", nested), "question-answering")
+    assert record.row is None
+
+
+@pytest.mark.parametrize(
+    ("impossible", "texts"),
+    [(True, []), ("true", []), (1, []), (False, ["fox"]), ("false", ["fox"]), ("False", ["fox"]), (None, ["fox"])],
+)
+def test_impossible_questions_as_bool_and_as_text(impossible: Any, texts: list[str]) -> None:
+    row = {"question": "Who?", "answers": {"text": ["fox"], "answer_start": [4]}, "is_impossible": impossible}
+    nested = source("a.json", [{"context": "The fox.", "qas": [row]}])
+    flat = source("b.jsonl", {**row, "context": "The fox."})
+    for section in (nested, flat):
+        assert read(section, "question-answering")[0]["answers"]["text"] == texts
 
 
 def test_lists_of_sentences_and_of_references() -> None:

@@ -182,6 +182,46 @@ def test_a_long_conversation_loses_its_oldest_turns(checkpoint: Checkpoint, tmp_
         run(make_recipe("dialogue", model, path, data={"on_overflow": "chunk"}))
 
 
+def test_a_reply_that_is_not_to_be_learned_is_context(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    turns = [("user", "one", 1), ("assistant", "bad", 0), ("user", "two", 1), ("assistant", "good", 1)]
+    messages = [{"role": role, "content": text, "weight": weight} for role, text, weight in turns]
+    path = write_rows(tmp_path / "rows.jsonl", [{"messages": messages, "score": 3}, {"messages": messages[:2]}])
+    model = checkpoint("llama", chat=True, max_position_embeddings=512)
+    recipe = make_recipe("dialogue", model, path, data={"on_no_label": "drop"})
+    prepared, tokenizer = run(recipe), encoder_of(recipe).loaded.tokenizer
+    (ids,), (labels,) = prepared.train.examples["input_ids"], prepared.train.examples["labels"]
+    learned = str(tokenizer.decode([label for label in labels if label != IGNORED]))
+    assert "good" in learned
+    assert "bad" not in learned
+    assert "bad" in str(tokenizer.decode(ids))
+    assert (prepared.train.ledger.no_label, prepared.train.ledger.unused) == (1, (("messages.weight", 2), ("score", 1)))
+    with pytest.raises(InputError, match=r"weight: 0.*loss_on: all would teach it"):
+        run(make_recipe("dialogue", model, path, data={"loss_on": "all"}))
+
+
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        ("text-generation", {"prompt": " ", "completion": "b"}),
+        ("summarization", {"document": "", "summary": "b"}),
+        ("translation", {"source": "", "target": "b"}),
+        ("question-answering", {"question": "", "context": "b", "answers": ["b"]}),
+        ("question-answering", {"question": "b", "context": "", "answers": []}),
+        ("dialogue", {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "b"}]}),
+    ],
+)
+def test_a_row_with_an_empty_input_is_bad_as_at_inference(
+    task: str, row: dict[str, Any], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    model = checkpoint("llama", chat=True, max_position_embeddings=512)
+    path = write_rows(tmp_path / "rows.jsonl", [row])
+    settings = {"target": "fr"} if task == "translation" else {}
+    with pytest.raises(InputError, match=r"rows.jsonl:1: .* is empty; .*on_bad_row"):
+        run(make_recipe(task, model, path, settings=settings))
+    recipe = make_recipe(task, model, path, settings=settings, data={"on_bad_row": "skip"})
+    assert run(recipe).train.ledger.bad == 1
+
+
 def test_settings_without_effect_are_refused(llama: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [pair(0)])
     answers = {"question": "Who?", "context": "The fox.", "answers": {"text": ["fox"], "answer_start": [4]}}

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from types import FrameType
@@ -100,6 +101,8 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         print(f"llmkit: {record.getMessage()}", file=sys.stderr, flush=True)  # noqa: T201
+        if record.exc_info and record.exc_info[1] is not None:  # --debug
+            traceback.print_exception(record.exc_info[1], file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -97,7 +97,7 @@ def command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
 
     def run(invocation: typer.Context, **values: Any) -> None:
         flags.debug, flags.quiet = values.pop("debug"), values.pop("quiet")
-        log.setLevel(logging.ERROR if flags.quiet else logging.INFO)
+        log.setLevel(logging.DEBUG if flags.debug else logging.ERROR if flags.quiet else logging.INFO)
         for bundle, settings in bundles.items():
             fields = {item.name: values.pop(item.name) for item in setting_fields(settings)}
             fields = {name: value for name, value in fields.items() if _is_given(invocation, name)}

@@ -128,6 +128,8 @@ def _each_once(bar: tqdm[Any]) -> Iterator[None]:
     warnings: set[str] = set()
 
     def first(record: logging.LogRecord) -> bool:
+        if record.exc_info:
+            return True
         message = str(record.msg)
         said[message] += 1
         if record.levelno >= logging.WARNING:

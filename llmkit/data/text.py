@@ -104,4 +104,10 @@ def read_text(argument: str | None, literal: str | None, encoding: str | None = 
 def _unencoded(text: str, encoding: str | None) -> str:
     if encoding is not None:
         raise InputError("--encoding has an effect on files and standard input only", "leave it out")
+    # How Python holds the bytes of an argument that are not in the terminal's encoding.
+    if place := next((n for n, character in enumerate(text, start=1) if "\udc80" <= character <= "\udcff"), None):
+        raise InputError(
+            f"the text is not UTF-8 (byte 0x{ord(text[place - 1]) - 0xDC00:02x} at character {place})",
+            "put it in a file and name its encoding, such as --encoding latin-1",
+        )
     return text

@@ -5,13 +5,14 @@ Knows tokenizers and tensors. Does not know tasks, files or batching order.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkit.config.settings import TruncationSide
-from llmkit.errors import CheckpointError
+from llmkit.errors import CheckpointError, InputError
 from llmkit.tasks import Example, Prompt
 
 if TYPE_CHECKING:
@@ -25,9 +26,12 @@ __all__ = [
     "Features",
     "HeadOps",
     "cut_to_fit",
+    "embedding_count",
     "encode_text",
     "end_id",
     "pad",
+    "refuse_halves",
+    "refuse_unknown_ids",
     "stop_ids",
 ]
 
@@ -90,8 +94,52 @@ class HeadOps(Protocol):
 
 def encode_text(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
     """Ids of a text, with the tokenizer's own special tokens unless ``special`` is False."""
+    refuse_halves(text)
     # Length is checked by the caller, who knows what to do about it; the tokenizer would only warn.
     return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def refuse_halves(text: str) -> None:
+    """`InputError` for a text that is no Unicode, which tokenizers do not take."""
+    if not (found := _HALF.search(text)):
+        return
+    code, place = ord(found[0]), found.start() + 1
+    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte of a command line in another encoding
+        raise InputError(f"the text is not UTF-8 (byte 0x{code - 0xDC00:02x} at character {place})", "give it as UTF-8")
+    raise InputError(
+        f"the text has half of a surrogate pair (U+{code:04X}, character {place})", "remove it, or complete the pair"
+    )
+
+
+def embedding_count(model: Any) -> int | None:
+    """How many tokens a model has embeddings for; None where it has no table of them."""
+    try:
+        table = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    count = getattr(table, "num_embeddings", None)
+    shape: Sequence[int] = getattr(getattr(table, "weight", None), "shape", ())
+    return count if isinstance(count, int) else int(shape[0]) if len(shape) == 2 else None
+
+
+def refuse_unknown_ids(loaded: Loaded, ids: Sequence[int], count: int | None = None) -> None:
+    """`InputError` where a text has a token that the model does not have: on a GPU nothing would work after it.
+
+    Args:
+        count: how many it has, where embeddings are still to be added.
+    """
+    count = embedding_count(loaded.model) if count is None else count
+    highest = max(ids, default=0)
+    if count is None or highest < count:
+        return
+    token = loaded.tokenizer.convert_ids_to_tokens(highest)
+    raise InputError(
+        f"the text has the token {token!r} (id {highest}), and {loaded.source.name} has embeddings of {count} tokens",
+        "remove it from the text, or use the tokenizer that the model was trained with",
+    )
 
 
 def stop_ids(loaded: Loaded) -> set[int]:

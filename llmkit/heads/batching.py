@@ -8,9 +8,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
-from llmkit.errors import NotEnoughMemoryError
+from llmkit.errors import LlmkitError, NotEnoughMemoryError
+from llmkit.heads.row_faults import attempt, raise_common
 from llmkit.log import log
 from llmkit.models.load import Loaded
 from llmkit.models.memory import available_memory
@@ -36,19 +38,31 @@ class Budget:
     tokens: int
     """Rows times the longest, padding and new tokens included."""
     rows: int = 1_000_000
+    answered: bool = False
+    """Whether any item was."""
 
     def run(
         self, items: Sequence[Item], length: Callable[[Item], int], answer: Callable[[Sequence[Item]], Answer]
-    ) -> Iterator[tuple[Sequence[Item], Answer | NotEnoughMemoryError]]:
+    ) -> Iterator[tuple[Sequence[Item], Answer | LlmkitError]]:
         """Answer the items in batches, in the order they come; an item over the budget goes alone.
 
-        A batch that memory is too small for is divided in two and tried again; for one that cannot be divided comes
-        the error.
+        A batch that memory is too small for, or that one of its items makes fail, is divided in two and tried again;
+        for one that cannot be divided comes the error. Where no item was ever answered and all fail alike, that is
+        raised.
         """
-        at = 0
+        failed: list[LlmkitError] = []
+        at, most = 0, len(items)
         while at < len(items):
-            batch = fitting(items, at, length, self.tokens, self.rows)
-            answered = _within_memory(batch, answer)
+            batch = fitting(items, at, length, self.tokens, min(self.rows, most))
+            answered = attempt(partial(_within_memory, batch, answer))
+            if isinstance(answered, LlmkitError):
+                if len(batch) > 1:  # look for the item whose fault it is
+                    most = len(batch) // 2
+                    continue
+                yield batch, answered
+                failed.append(answered)
+                at, most = at + 1, len(items)
+                continue
             if answered is None and len(batch) > 1:
                 self.tokens = max(1, len(batch) // 2 * max(map(length, batch)))
                 self.rows = len(batch) // 2
@@ -63,7 +77,10 @@ class Budget:
                 if answered is None
                 else answered[0],
             )
-            at += len(batch)
+            at, most = at + len(batch), 2 * most
+            self.answered = self.answered or answered is not None
+        if not self.answered:
+            raise_common(failed)
 
 
 def fitting(

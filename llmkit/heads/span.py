@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from llmkit.errors import ContextOverflowError, LlmkitError, NotEnoughMemoryError, UsageError
-from llmkit.heads.base import pad
+from llmkit.errors import ContextOverflowError, LlmkitError, UsageError
+from llmkit.heads.base import pad, refuse_halves, refuse_unknown_ids
 from llmkit.heads.batching import Budget
 from llmkit.tasks import QuestionContext, Reading, Span
 
@@ -67,7 +67,7 @@ def answer_all(
     top: int,
     max_answer_len: int,
     budget: Budget,
-) -> list[Reading | NotEnoughMemoryError]:
+) -> list[Reading | LlmkitError]:
     """Mark the answers to questions in their texts; one `Reading` a document, in order.
 
     A span's logit is start + end, as in run_squad.py of BERT and run_qa.py of Transformers; there is one softmax over
@@ -91,14 +91,14 @@ def answer_all(
         if value < 1:
             raise UsageError(f"{name} is {value}", f"set {name} to 1 or more")
     logits = iter(_logits(loaded, [window for document in documents for window in document.windows], budget))
-    readings: list[Reading | NotEnoughMemoryError] = []
+    readings: list[Reading | LlmkitError] = []
     for document in documents:
         read = list(islice(logits, len(document.windows)))
-        failed = next((error for error in read if isinstance(error, NotEnoughMemoryError)), None)
+        failed = next((error for error in read if isinstance(error, LlmkitError)), None)
         found = [
             _spans(document, number, *pair, max_answer_len=max_answer_len, top=top)
             for number, pair in enumerate(read)
-            if not isinstance(pair, NotEnoughMemoryError)
+            if not isinstance(pair, LlmkitError)
         ]
         readings.append(failed or _reading(document, found, top))
     return readings
@@ -124,6 +124,7 @@ def split(loaded: Loaded, prompt: QuestionContext, *, max_seq_len: int, doc_stri
     """
     tokenizer: Any = loaded.tokenizer
     question, context = prompt.question.lstrip(), prompt.context
+    refuse_halves(question + context)
     question_first = tokenizer.padding_side == "right"
     pair = (question, context) if question_first else (context, question)
     if not tokenizer.is_fast:
@@ -134,6 +135,7 @@ def split(loaded: Loaded, prompt: QuestionContext, *, max_seq_len: int, doc_stri
     if "offset_mapping" not in encoding:
         raise _no_offsets(loaded)
     types = takes_token_types(loaded.model, tokenizer)
+    refuse_unknown_ids(loaded, encoding["input_ids"])
     sides = encoding.sequence_ids(0)
     places = [place for place, side in enumerate(sides) if side == (1 if question_first else 0)]
     if not places:
@@ -296,9 +298,9 @@ _READS_PADDING = frozenset({"big_bird", "bigbird_pegasus", "convbert", "fnet", "
 
 def _logits(
     loaded: Loaded, windows: Sequence[Window], budget: Budget
-) -> list[tuple[torch.Tensor, torch.Tensor] | NotEnoughMemoryError]:
+) -> list[tuple[torch.Tensor, torch.Tensor] | LlmkitError]:
     """Start and end logits of each window, ``[length]`` float64 on the CPU."""
-    results: dict[int, tuple[torch.Tensor, torch.Tensor] | NotEnoughMemoryError] = {}
+    results: dict[int, tuple[torch.Tensor, torch.Tensor] | LlmkitError] = {}
     if getattr(loaded.model.config, "model_type", "") in _READS_PADDING:
         budget = Budget(budget.tokens, rows=1)
     # Alike lengths waste no padding; the longest first, so that memory runs out at once or never.
@@ -309,7 +311,7 @@ def _logits(
         lambda numbers: _read(loaded, [windows[number] for number in numbers]),
     )
     for numbers, read in batches:
-        pairs = [read] * len(numbers) if isinstance(read, NotEnoughMemoryError) else read
+        pairs = [read] * len(numbers) if isinstance(read, LlmkitError) else read
         results.update(zip(numbers, pairs, strict=True))
     return [results[number] for number in range(len(windows))]
 

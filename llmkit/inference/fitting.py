@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from llmkit.config.settings import GenerationSettings, Overflow
 from llmkit.errors import ContextOverflowError, UsageError
-from llmkit.heads.base import Encoded, HeadOps, cut_to_fit, encode_text
+from llmkit.heads.base import Encoded, HeadOps, cut_to_fit, encode_text, refuse_unknown_ids
 from llmkit.log import log
 from llmkit.models.load import Loaded
 from llmkit.tasks import Head, Prompt, Row, Task, Traits, Wording
@@ -157,7 +157,9 @@ class ModelReader:
         """Render and encode a row, whatever its length."""
         assert self.ops is not None
         prompt = self.task.render(row, self.traits, self.wording)
-        return Fitted(prompt, self.ops.encode(self.loaded, prompt))
+        encoded = self.ops.encode(self.loaded, prompt)
+        refuse_unknown_ids(self.loaded, encoded.input_ids)
+        return Fitted(prompt, encoded)
 
     def _length(self, row: Row) -> int:
         return len(self.encode(row).encoded.input_ids)

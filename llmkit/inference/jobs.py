@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from llmkit.errors import InputError, LlmkitError
+from llmkit.errors import LlmkitError
+from llmkit.heads.row_faults import attempt
 from llmkit.inference.fitting import Fitted, ModelReader
 from llmkit.tasks import Raw, Result, Step, Work
 
@@ -39,6 +40,11 @@ class Job:
 
     def advance(self, *, first: bool = False) -> None:
         """Send the answers to the last step; take the next steps that need a model."""
+        failed = attempt(lambda: self._advance(first=first))
+        if failed is not None:
+            self.error = failed
+
+    def _advance(self, *, first: bool) -> None:
         try:
             raws = [raw for raw in self.raws if raw is not None]
             self.step = next(self.work) if first else self.work.send(raws)
@@ -47,8 +53,6 @@ class Job:
             self.raws = [None] * len(self.step.rows)
         except StopIteration as stop:
             self.result = stop.value
-        except InputError as error:
-            self.error = error
 
     @property
     def ended(self) -> bool:
@@ -62,6 +66,11 @@ class Job:
 
     def put(self, index: int, raw: Raw) -> None:
         """One prompt's answer."""
+        failed = attempt(lambda: self._put(index, raw))
+        if failed is not None:
+            self.error = failed
+
+    def _put(self, index: int, raw: Raw) -> None:
         self.raws[index] = raw
         self.completion_tokens += raw.tokens
         self.cut += raw.finish_reason == "length"

@@ -12,6 +12,7 @@ from typing import Any
 
 from llmkit.errors import ContextOverflowError
 from llmkit.heads import head_ops
+from llmkit.heads.base import refuse_unknown_ids
 from llmkit.heads.text_stream import TextStream
 from llmkit.models.load import Loaded
 from llmkit.tasks import Text
@@ -63,6 +64,7 @@ def next_tokens(loaded: Loaded, text: str, *, top: int = 10) -> list[NextToken]:
 
     ops = head_ops(loaded.head)
     encoded = ops.encode(loaded, Text(text))
+    refuse_unknown_ids(loaded, encoded.input_ids)
     limit = loaded.context.tokens
     if limit is not None and loaded.context.hard and len(encoded.input_ids) > limit:
         raise ContextOverflowError(

@@ -10,13 +10,15 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice, zip_longest
 from typing import Literal, overload
 
 from llmkit.config.settings import AnswerSettings, GenerationSettings, RowSettings, changed
-from llmkit.errors import InputError, LlmkitError, NotEnoughMemoryError, UsageError
+from llmkit.errors import LlmkitError, UsageError
 from llmkit.heads import head_ops
 from llmkit.heads.batching import Budget, budget_from_memory
+from llmkit.heads.row_faults import attempt, raise_common, unforeseen
 from llmkit.heads.span import Document, answer_all, split
 from llmkit.inference.engine import OnText, Shown, write
 from llmkit.inference.fitting import ModelReader
@@ -35,7 +37,7 @@ _ROWS_SHOWN = 8
 Progress = Callable[[int, int], None]
 
 
-class _Cancelled(Exception):  # noqa: N818 - nothing has gone wrong
+class _Cancelled(BaseException):
     """Who listened has left, in the middle of work that has no partial answer."""
 
 
@@ -95,7 +97,7 @@ class Pipeline:
         except _Cancelled:
             raise KeyboardInterrupt from None
         if isinstance(answer, LlmkitError):
-            raise answer
+            raise unforeseen(answer) or answer  # there is no other row to go on with
         return answer
 
     @overload
@@ -163,18 +165,19 @@ class Pipeline:
     ) -> list[Output | LlmkitError]:
         """Answer rows that are held in memory; the exception takes the place of a row that cannot be answered.
 
+        Where nothing was answered yet and all rows fail in the same way that nobody foresaw, that is raised.
+
         Args:
             budget: how large a batch may be; see `budget`.
             number: of the first row in the whole run. It goes into the seed, so that no two batches draw alike.
             progress: called after each batch with the rows and the tokens that were written since the last time.
         """
-        jobs: list[Job | InputError] = []
-        for place, row in enumerate(rows, start=number):
-            try:
-                jobs.append(self._start(row, number=place))
-            except InputError as error:
-                jobs.append(error)
-        return self._drive(jobs, budget, progress=progress)
+        jobs = [attempt(partial(self._start, row, number=place)) for place, row in enumerate(rows, start=number)]
+        answers = self._drive(jobs, budget, progress=progress)
+        budget.answered = budget.answered or any(isinstance(answer, Output) for answer in answers)
+        if not budget.answered:
+            raise_common([answer for answer in answers if isinstance(answer, LlmkitError)])
+        return answers
 
     def budget(self, max_batch_tokens: int | None = None) -> Budget:
         """How large a batch may be: so many tokens, or as many as the memory that is free now seems to hold."""
@@ -210,7 +213,7 @@ class Pipeline:
 
     def _drive(
         self,
-        jobs: Sequence[Job | InputError],
+        jobs: Sequence[Job | LlmkitError],
         budget: Budget,
         on_reasoning: OnText | None = None,
         cancelled: Callable[[], bool] = lambda: False,
@@ -241,13 +244,11 @@ class Pipeline:
         assert isinstance(settings, AnswerSettings)
         documents: list[tuple[Job, Document]] = []
         for job in jobs:
-            prompt = self.task.render(job.step.rows[0], self.traits, self.wording)
-            assert isinstance(prompt, QuestionContext)
-            sizes = {"max_seq_len": settings.max_seq_len, "doc_stride": settings.doc_stride}
-            try:
-                documents.append((job, split(self.loaded, prompt, **sizes)))
-            except InputError as error:
-                job.error = error
+            document = attempt(partial(self._split, job.step.rows[0], settings))
+            if isinstance(document, LlmkitError):
+                job.error = document
+            else:
+                documents.append((job, document))
         readings = answer_all(
             self.loaded,
             [document for _, document in documents],
@@ -256,13 +257,18 @@ class Pipeline:
             budget=budget,
         )
         for (job, _), reading in zip(documents, readings, strict=True):
-            if isinstance(reading, NotEnoughMemoryError):
+            if isinstance(reading, LlmkitError):
                 job.error = reading
             else:
                 job.prompt_tokens += reading.tokens
                 job.put(0, Raw("", reading=reading))
         progress(sum(job.error is not None for job in jobs), 0)
         self._advance(jobs, progress)
+
+    def _split(self, row: Row, settings: AnswerSettings) -> Document:
+        prompt = self.task.render(row, self.traits, self.wording)
+        assert isinstance(prompt, QuestionContext)
+        return split(self.loaded, prompt, max_seq_len=settings.max_seq_len, doc_stride=settings.doc_stride)
 
     def _write(
         self,
@@ -275,11 +281,12 @@ class Pipeline:
         """One step of each job, in batches of prompts of about the same length."""
         wanted = []
         for job in jobs:
-            try:
-                wanted += self._fit(job)
-            except InputError as error:
-                job.error = error
+            prompts = attempt(partial(self._fit, job))
+            if isinstance(prompts, LlmkitError):
+                job.error = prompts
                 progress(1, 0)
+            else:
+                wanted += prompts
 
         def answer(batch: Sequence[Prompt]) -> list[Raw]:
             if cancelled():
@@ -319,9 +326,9 @@ class Pipeline:
             return self.settings
         return replace(self.settings, seed=(self.settings.seed + job.number) % 2**63)
 
-    def _take(self, batch: Sequence[Prompt], raws: Sequence[Raw] | NotEnoughMemoryError, progress: Progress) -> None:
+    def _take(self, batch: Sequence[Prompt], raws: Sequence[Raw] | LlmkitError, progress: Progress) -> None:
         """Give a batch's answers to the jobs they are for."""
-        if isinstance(raws, NotEnoughMemoryError):
+        if isinstance(raws, LlmkitError):
             progress(not batch[0].job.ended, 0)
             batch[0].job.error = raws
             return

@@ -25,8 +25,9 @@ from filelock import FileLock, Timeout
 
 from llmkit.config.settings import LoadSettings, RowSettings
 from llmkit.data import rows as data_rows
-from llmkit.errors import InputError, LlmkitError, UsageError
+from llmkit.errors import LlmkitError, UsageError
 from llmkit.heads.batching import Budget
+from llmkit.heads.row_faults import attempt
 from llmkit.inference.output import Output
 from llmkit.inference.row_layout import Divided, Layout, answer_record, error_record, with_columns
 from llmkit.inference.run_manifest import describe_run, read_manifest, refuse_changes, write_manifest
@@ -309,7 +310,7 @@ class _Run:
 
     def _answer(self, window: list[data_rows.Record], number: int, done: int) -> None:
         """Answer all of a window's rows, and write all but the first ``done``."""
-        divided = [self.layout.divide(record) for record in window]
+        divided = [self._divided(record) for record in window]
         good = [row.given for row in divided if row.error is None]
         if bad := len(window) - len(good):
             self.progress(bad, 0)
@@ -336,16 +337,17 @@ class _Run:
         if failure is not None:
             raise failure
 
+    def _divided(self, record: data_rows.Record) -> Divided:
+        divided = attempt(lambda: self.layout.divide(record))
+        return Divided(error=divided) if isinstance(divided, LlmkitError) else divided
+
     def _record(self, row: Divided, answer: Output | LlmkitError) -> str | LlmkitError:
         """The line of an answer, or why there is none."""
         if isinstance(answer, LlmkitError):
             return answer
         self.prompt_tokens += answer.usage.prompt_tokens
         self.completion_tokens += answer.usage.completion_tokens
-        try:
-            return answer_record(row, answer)
-        except InputError as error:  # a score that is no number
-            return error
+        return attempt(lambda: answer_record(row, answer))  # a score that is no number is an error
 
 
 def _skip(records: Iterator[data_rows.Record], number: int) -> int:

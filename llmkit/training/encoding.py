@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from llmkit.config.recipe import DataSection, Recipe
 from llmkit.config.settings import TruncationSide
-from llmkit.errors import InputError, UsageError
+from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.heads import head_ops
-from llmkit.heads.base import IGNORED, Features, cut_to_fit, encode_text
+from llmkit.heads.base import IGNORED, Features, cut_to_fit, encode_text, refuse_unknown_ids
+from llmkit.heads.row_faults import attempt
 from llmkit.heads.span_features import span_features
 from llmkit.inference.traits import traits_of
 from llmkit.models.load import Loaded
@@ -59,6 +60,8 @@ class Encoder:
     loss_on_all: bool
     truncation_side: TruncationSide | None = None
     """As the recipe says; None is the task's."""
+    embeddings: int | None = None
+    """How many tokens the model will have, where some are added."""
 
     @property
     def keeps(self) -> str:
@@ -72,20 +75,21 @@ class Encoder:
 
     def encode(self, row: Row) -> Outcome:
         """The features of a row, or why it has none."""
-        try:
-            self._validate(row)
-        except InputError as error:
-            return Outcome("bad", message=error.problem)
-        try:
-            features = self._features(row)
-            if not any(self._has_label(each) for each in features):
-                return Outcome("no_label", tokens=max(map(_length, features), default=0))
-            longest = max(map(_length, features))
-            if all(map(self._fits, features)):
-                return Outcome("ok", tuple(features), longest)
-            return self._shorten(row, features, longest)
-        except InputError as error:
-            return Outcome("bad", message=str(error))
+        if (refused := attempt(lambda: self._validate(row))) is not None:
+            return Outcome("bad", message=refused.problem)
+        outcome = attempt(lambda: self._outcome(row))
+        return Outcome("bad", message=str(outcome)) if isinstance(outcome, LlmkitError) else outcome
+
+    def _outcome(self, row: Row) -> Outcome:
+        features = self._features(row)
+        if not any(self._has_label(each) for each in features):
+            return Outcome("no_label", tokens=max(map(_length, features), default=0))
+        for each in features:
+            refuse_unknown_ids(self.loaded, (*each.input_ids, *each.decoder_input_ids), self.embeddings)
+        longest = max(map(_length, features))
+        if all(map(self._fits, features)):
+            return Outcome("ok", tuple(features), longest)
+        return self._shorten(row, features, longest)
 
     def _validate(self, row: Row) -> None:
         """Refuse what inference would refuse, and what ``loss_on`` would teach against the row's own flags."""
@@ -224,6 +228,7 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
         policy=data.on_overflow,
         loss_on_all=data.loss_on == "all",
         truncation_side=data.truncation_side,
+        embeddings=len(loaded.tokenizer) if recipe.tokenizer.add_tokens else None,
     )
 
 

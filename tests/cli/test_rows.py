@@ -16,6 +16,7 @@ import pytest
 import llmkit
 from llmkit.errors import LlmkitError
 from llmkit.models import processes
+from llmkit.tasks import TextGeneration
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Checkpoint
 
@@ -201,3 +202,30 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch: pytest.M
     monkeypatch.setattr("accelerate.PartialState", Alone)
     with pytest.raises(LlmkitError, match="2 processes were asked for and 1 found each other"):
         processes.join(2, "cpu")
+
+
+def test_a_row_that_nobody_foresaw_leaves_a_record_and_its_traceback_under_debug(
+    run: Run, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TextGeneration.render
+
+    def render(self: TextGeneration, row: Any, *others: Any) -> Any:
+        return real(self, {"prompt": row["prompt"] + {"good": "!"}[row["prompt"]]}, *others)
+
+    monkeypatch.setattr(TextGeneration, "render", render)
+    model = checkpoint("gpt2")
+    source = write(tmp_path / "rows.jsonl", [{"prompt": "good"}, {"prompt": "bad"}, {"prompt": "bad too"}])
+    for extra in ((), ("--debug",)):
+        code, out, err = run("generate", "--model", model, "--input", source, *SHORT, *extra)
+        assert code == 3
+        assert ["error" in row for row in read(out)] == [False, True, True]
+        assert err.count("Traceback") == 2 * bool(extra)
+        assert "2 of 3 rows could not be answered" in err
+
+
+def test_an_argument_in_another_encoding_is_one_line(run: Run, checkpoint: Checkpoint) -> None:
+    model = checkpoint("llama", chat=True)
+    for arguments in (("generate", "caf\udce9"), ("generate", "a", "--system", "caf\udce9"), ("chat", "caf\udce9")):
+        code, _, err = run(*arguments, "--model", model, *SHORT)
+        assert code == 2
+        assert "is not UTF-8 (byte 0xe9 at character" in one_line(err)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import llmkit
 from llmkit.errors import ContextOverflowError, InputError, LlmkitError, NotEnoughMemoryError, UsageError
@@ -179,3 +183,113 @@ def test_progress_counts_every_row_once(checkpoint: Checkpoint) -> None:
     outputs = [answer for answer in answers if not isinstance(answer, LlmkitError)]
     assert sum(rows for rows, _ in told) == 4
     assert sum(tokens for _, tokens in told) == sum(output.usage.completion_tokens for output in outputs)
+
+
+# A row that makes something fail which nobody foresaw.
+
+
+@contextmanager
+def failing(pipeline: llmkit.Pipeline, error: Callable[[int], Exception], *lengths: int) -> Iterator[None]:
+    """The model cannot bear prompts of these lengths in tokens."""
+
+    def hook(_: Any, __: Any, given: dict[str, Any]) -> None:
+        mask = given.get("attention_mask")
+        rows = given["input_ids"] if mask is None else mask
+        for length in rows.ne(0).sum(dim=-1).tolist():
+            if length in lengths:
+                raise error(length)
+
+    handle = pipeline.loaded.model.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+FOXES = ["fox " * count for count in range(1, 9)]
+
+
+def length_of(pipeline: llmkit.Pipeline, prompt: str) -> int:
+    return len(pipeline.loaded.tokenizer(prompt)["input_ids"])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bart"])
+def test_a_row_that_the_model_fails_on_is_found_in_its_batch(family: str, checkpoint: Checkpoint) -> None:
+    pipeline = load(checkpoint(family), max_new_tokens=2)
+    single = [pipeline(prompt) for prompt in FOXES]
+    bad = [length_of(pipeline, FOXES[place]) for place in (2, 5)]
+    with failing(pipeline, lambda length: IndexError(f"index {length} is out of range"), *bad):
+        answers = list(pipeline.map(FOXES, errors="yield"))
+        with pytest.raises(IndexError):  # alone there is nothing to go on with
+            pipeline(FOXES[2])
+    for place, (answer, expected) in enumerate(zip(answers, single, strict=True)):
+        if place in (2, 5):
+            assert isinstance(answer, LlmkitError)
+            assert "IndexError: index" in str(answer)
+            assert "--debug" in answer.fix
+        else:
+            assert answer == expected
+
+
+def test_a_question_that_the_model_fails_on_is_found_in_its_batch(checkpoint: Checkpoint) -> None:
+    pipeline = llmkit.load("answer", str(checkpoint("bert")), device="cpu", dtype="float32")
+    rows = [{"question": "Who?", "context": fox} for fox in FOXES]
+    single = [pipeline(row).text for row in rows]
+    bad = len(pipeline.loaded.tokenizer("Who?", FOXES[3])["input_ids"])
+    with failing(pipeline, lambda length: ValueError(f"{length} tokens"), bad):
+        answers = list(pipeline.map(rows, errors="yield"))
+    assert [str(answer) for answer in answers[:3] + answers[4:]] == single[:3] + single[4:]
+    assert isinstance(answers[3], LlmkitError)
+
+
+def test_what_fails_on_every_row_is_no_row_s_fault(checkpoint: Checkpoint) -> None:
+    pipeline = load(checkpoint("gpt2"), max_new_tokens=2)
+    with failing(pipeline, lambda _: KeyError("a bug"), *range(1000)), pytest.raises(KeyError, match="a bug"):
+        list(pipeline.map(FOXES, errors="yield"))
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), MemoryError(), RuntimeError("CUDA error: device-side")])
+def test_what_has_run_out_stops_the_run(error: Exception, checkpoint: Checkpoint) -> None:
+    pipeline = load(checkpoint("gpt2"), max_new_tokens=2)
+    with failing(pipeline, lambda _: error, length_of(pipeline, FOXES[7])):
+        if isinstance(error, MemoryError):  # a smaller batch may do
+            assert sum(isinstance(answer, NotEnoughMemoryError) for answer in pipeline.map(FOXES, errors="yield")) == 1
+        else:
+            with pytest.raises(type(error), match=str(error)):
+                list(pipeline.map(FOXES, errors="yield"))
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_token_that_the_model_does_not_have_is_found_before_it_runs(
+    family: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(checkpoint(family), tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<extra{number}>" for number in range(200)])  # and the embeddings do not grow
+    tokenizer.save_pretrained(folder)
+    pipeline = load(folder, max_new_tokens=2)
+    answers = list(pipeline.map(["a", "b <extra199>", "c"], errors="yield"))
+    assert [isinstance(answer, InputError) for answer in answers] == [False, True, False]
+    assert "the token '<extra199>'" in str(answers[1])
+    with pytest.raises(InputError, match="has embeddings of"):
+        pipeline("<extra199>")
+
+
+TEMPLATE = (
+    "{% for m in messages %}{% if 'bad' in m['content'] %}{{ m['content'] + 1 }}{% endif %}{{ m['content'] }}"
+    "{% endfor %}"
+)
+
+
+def test_rows_that_people_bring_take_their_own_place_only(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint("llama", chat=True), tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    pipeline = load(folder, max_new_tokens=2)
+    rows: Any = ["good", "half \ud83d", "bytes \udce9", "bad", 3, None, {"prompt": ["a"]}, {"prompt": "good"}]
+    answers = list(pipeline.map(rows, errors="yield"))
+    assert [isinstance(answer, LlmkitError) for answer in answers] == [False, *[True] * 6, False]
+    assert str(answers[0]) == str(answers[-1])
+    assert "U+D83D" in str(answers[1])
+    assert "0xe9" in str(answers[2])
+    with pytest.raises(InputError, match="surrogate"):
+        list(pipeline.map(rows))

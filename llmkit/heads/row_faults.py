@@ -1,0 +1,70 @@
+"""Which exceptions are one row's fault, so that the other rows can go on.
+
+A row can fail in ways that nobody foresaw: a template that cannot take its words, a value of another type, a number
+that a layer does not know. What has run out or broken for all rows (memory, disk, a device, a package) is no row's
+fault, and neither is a setting.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from llmkit.errors import InputError, LlmkitError, NotEnoughMemoryError
+from llmkit.log import log
+
+__all__ = ["attempt", "raise_common", "unforeseen"]
+
+Made = TypeVar("Made")
+
+
+def attempt(work: Callable[[], Made]) -> Made | LlmkitError:
+    """What the work on a row makes, or the error of that row. What is not the row's fault is raised."""
+    try:
+        return work()
+    except BaseException as error:
+        if not _is_of_row(error):
+            raise
+        return error if isinstance(error, LlmkitError) else _described(error)
+
+
+def _is_of_row(error: BaseException) -> bool:
+    if isinstance(error, LlmkitError):
+        return isinstance(error, InputError | NotEnoughMemoryError) or type(error) is LlmkitError
+    if type(error).__name__ == "PanicException":  # of the tokenizers package; pyo3 derives it from BaseException
+        return True
+    lost = type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)  # the device takes no more work
+    return isinstance(error, Exception) and not isinstance(error, MemoryError | OSError | ImportError) and not lost
+
+
+def _described(error: BaseException) -> LlmkitError:
+    text = " ".join(str(error).split())[:300]
+    described = LlmkitError(
+        f"the row cannot be used ({type(error).__name__}{f': {text}' if text else ''})",
+        "check its text, or see where it fails with --debug",
+    )
+    described.__cause__ = error
+    log.debug("%s", described.problem, exc_info=error)
+    return described
+
+
+def unforeseen(error: LlmkitError) -> BaseException | None:
+    """The exception that `attempt` describes, if the error is such a description."""
+    return error.__cause__ if type(error) is LlmkitError else None
+
+
+def raise_common(errors: Sequence[LlmkitError]) -> None:
+    """Raise what several rows, of which none was answered, failed with alike: then it is not their fault."""
+    failed = [error for error in errors if type(error) is LlmkitError]
+    if len(failed) > 1 and len({_kind(error) for error in failed}) == 1:
+        raise unforeseen(failed[0]) or failed[0]
+
+
+def _kind(error: LlmkitError) -> object:
+    """What it is and where in the code it came from."""
+    cause = unforeseen(error)
+    if cause is None:
+        return str(error)
+    last = traceback.extract_tb(cause.__traceback__)[-1:]
+    return type(cause), tuple((frame.filename, frame.lineno) for frame in last)

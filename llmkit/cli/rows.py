@@ -104,7 +104,7 @@ def _bar(rows: RowSettings, encoding: str | None, member: Member) -> Iterator[tq
     from tqdm import tqdm
 
     shown = sys.stderr.isatty() and not flags.quiet and not member.rank
-    total = _count(str(rows.input), encoding) if shown and rows.input != "-" else None
+    total = _count(rows, encoding) if shown and rows.input != "-" else None
     with tqdm(
         total=None if total is None else -(-total // member.world),
         unit="rows",
@@ -115,10 +115,11 @@ def _bar(rows: RowSettings, encoding: str | None, member: Member) -> Iterator[tq
         yield bar
 
 
-def _count(name: str, encoding: str | None) -> int:
-    from llmkit.data.rows import open_records
+def _count(rows: RowSettings, encoding: str | None) -> int:
+    from llmkit.data.rows import Layout, open_records
 
-    return sum(1 for _ in open_records(name, encoding=encoding))
+    layout = Layout(named=frozenset(rows.columns().values()))
+    return sum(1 for _ in open_records(str(rows.input), encoding=encoding, layout=layout))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ together; does not know files (`llmkit.config.recipe_file`), models or data.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, create_model, model_validator
@@ -194,6 +195,15 @@ Adapter = Annotated[_Lora | _IA3 | _PromptTuning | _PrefixTuning | _PTuning, Fie
 # Data.
 
 
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "text-generation": ("text", "prompt", "completion"),
+    "summarization": ("document", "summary"),
+    "question-answering": ("question", "context", "answers", "answer_start", "is_impossible"),
+    "dialogue": ("messages", "prompt", "completion"),
+    "translation": ("source", "target"),
+}
+"""The columns of each task that ``columns`` can name."""
+
 Paths = Annotated[
     list[str],
     Field(min_length=1),
@@ -239,6 +249,10 @@ class SourceSection(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceSection:
+        if self.columns and self.shape in ("squad", "alpaca"):
+            raise ValueError(
+                f"columns has no effect on the shape {self.shape}, whose columns have fixed names; leave it out"
+            )
         if (self.path is None) == (self.aligned is None):
             raise ValueError("give either path or aligned")
         if self.aligned is not None and len(self.aligned) < 2:
@@ -473,6 +487,18 @@ class Recipe(Section):
     data: DataSection
     train: TrainSection
     accelerate: AccelerateSection = AccelerateSection()
+
+    @model_validator(mode="after")
+    def _columns_are_known(self) -> Recipe:
+        known = COLUMNS[self.task]
+        for part, sources in (("train", self.data.train), ("validation", self.data.validation or ())):
+            for name in (name for source in sources for name in source.columns if name not in known):
+                near = get_close_matches(name, known, n=1)
+                raise ValueError(
+                    f"data.{part}.columns.{name} is no column of {self.task}; "
+                    f"{f'did you mean {near[0]}? ' if near else ''}choose from {', '.join(known)}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _goes_together(self) -> Recipe:

@@ -288,8 +288,10 @@ def _first_problem(
     problem = min(problems, key=lambda each: each["type"] not in ("extra_forbidden", "union_tag_invalid"))
     place = _place(problem["loc"], content, extra=problem["type"] in ("missing", "extra_forbidden"))
     tag = str(problem.get("ctx", {}).get("discriminator", "")).strip("'")
-    where = _where((*place, *([tag] if tag else [])), name, lines, changed)
     said, fix = _sentence(problem, place)
+    # What does not go together has no place but the key that its message begins with.
+    named = place or tuple(said.split(maxsplit=1)[0].split("."))
+    where = _where((*named, *([tag] if tag else [])), name, lines, changed)
     more = len({_place(each["loc"], content) for each in problems}) - 1
     return UsageError(f"{where}: {said}{f' (and {more} more problems)' if more > 0 else ''}", fix)
 

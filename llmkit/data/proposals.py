@@ -6,24 +6,24 @@ columns have in the wild, and falls back on their content. Does not read more ro
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
 from llmkit.config.recipe import SourceSection
+from llmkit.data.column_names import find_column, language_named
 from llmkit.data.conversations import is_empty, turn_columns
 from llmkit.data.flags import refuse_preferences
 from llmkit.data.rows import Layout, Record, is_rows, open_records
 from llmkit.data.shapes import INPUTS, TARGETS, look_up, mapped_rows, two_ways
-from llmkit.data.sources import aligned_files, files_of, open_source
+from llmkit.data.sources import aligned_files, files_of, layout_of, open_source
 from llmkit.errors import InputError, UsageError
 from llmkit.log import log
 from llmkit.tasks.detection import detect_language
-from llmkit.tasks.languages import Language, find_language, language_from_code
+from llmkit.tasks.languages import Language, find_language
 from llmkit.tasks.scripts import is_unspaced
 
 __all__ = ["Proposal", "propose", "task_rows"]
@@ -32,26 +32,6 @@ _SAMPLE = 200
 """Rows that are looked at."""
 _SCAN = 100_000
 """Rows of a table that are read to see whether its quotation marks enclose anything."""
-_LONG = 40
-"""Characters; no column has a longer name."""
-
-_NAMES: dict[str, tuple[str, ...]] = {
-    "text": ("text", "content", "body", "paragraphs", "poem", "story", "code", "内容", "正文", "文本", "诗"),
-    "prompt": ("prompt", "instruction", "input", "query", "question", "提示", "指令", "问题"),
-    "completion": ("completion", "response", "output", "answer", "chosen", "target", "回答", "答案", "输出"),
-    "document": ("document", "article", "dialogue", "text", "passage", "report", "source", "content", "body",
-                 "abstract", "input", "正文", "内容", "文章", "原文"),
-    "summary": ("summary", "highlights", "tldr", "abstract", "title", "headline", "target", "summaries", "output",
-                "摘要", "标题", "总结"),
-    "question": ("question", "query", "prompt", "问题"),
-    "context": ("context", "passage", "paragraph", "document", "text", "article", "story", "content", "文章", "上下文",
-                "原文", "内容"),
-    "answers": ("answers", "answer", "answer_text", "output", "label", "答案", "回答"),
-    "source": ("source", "src", "input", "sentence1", "original", "原文"),
-    "target": ("target", "tgt", "output", "sentence2", "translation", "译文"),
-}  # fmt: skip
-"""What the columns of tasks are called, the most telling name first."""
-
 _BEGINNING = 12
 """Characters; texts that begin alike for fewer are just short."""
 
@@ -171,25 +151,15 @@ def _is_tabular(path: Path, source: SourceSection) -> bool:
 
 
 def _header(path: Path, source: SourceSection, kind: str, notes: list[str]) -> dict[str, Any]:
-    """Names for the columns of a table whose first row is none of names."""
-    lines = _first_lines(path, source)
-    rows = [row for row in csv.reader(lines, delimiter="\t" if kind == "tsv" else ",") if row]
-    if not rows or _names_columns(rows[0]):
+    """Names for the columns of a table whose first row is data."""
+    layout = replace(layout_of(source), format=kind)
+    record = next((each for each in open_records(path, encoding=source.encoding, layout=layout) if each.row), None)
+    names = list(record.row or ()) if record is not None else []
+    invented = [f"column{number}" for number in range(1, len(names) + 1)]
+    if names != invented or next(iter(_first_lines(path, source)), "").strip('"').startswith(invented[0]):
         return {}
-    names = [f"column{number}" for number in range(1, len(rows[0]) + 1)]
     notes.append(f"the first row is data and not a header, so the columns are called {', '.join(names)}")
     return {"column_names": names}
-
-
-def _names_columns(cells: Sequence[str]) -> bool:
-    known = {name for names in _NAMES.values() for name in names} | {"id", "label", "category"}
-    if any(cell.strip().lower() in known for cell in cells):
-        return True
-    if len(set(cells)) < len(cells) or any(not cell.strip() or len(cell) > _LONG for cell in cells):
-        return False
-    words = [cell for cell in cells if any(mark in cell for mark in ".!?,;。！？，；\"'") or " " in cell.strip()]
-    numbers = [cell for cell in cells if cell.strip().replace(".", "").isdigit()]
-    return not words and not numbers and not any(is_unspaced(cell[0]) for cell in cells)
 
 
 def _quotes_enclose_nothing(source: SourceSection) -> bool:
@@ -290,10 +260,8 @@ def _renamed(found: Mapping[str, str], given: Mapping[str, str]) -> dict[str, st
 def _by_name(row: Mapping[str, Any], wanted: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
     """Columns by their names, each for one purpose."""
     found = {name: given[name] for name in wanted if name in given}
-    plain = {str(column).strip().lower(): str(column) for column in row}
     for name in wanted:
-        free = (plain[each] for each in _NAMES[name] if each in plain and plain[each] not in found.values())
-        if name not in found and (column := next(free, None)) is not None:
+        if name not in found and (column := find_column(map(str, row), name, found.values())) is not None:
             found[name] = column
     return found
 
@@ -354,7 +322,8 @@ def _translation(
         columns = dict(source.columns)
         return columns, _languages_of(rows, columns, languages)
     prefix, inner = ("translation.", row["translation"]) if isinstance(row.get("translation"), Mapping) else ("", row)
-    spoken = {f"{prefix}{name}": language for name in inner if (language := _language_named(str(name)))}
+    spoken = {f"{prefix}{name}": language for name in inner if (language := language_named(str(name)))}
+    spoken = {path: language for path, language in spoken.items() if _is_text(rows, path)}
     if len(spoken) >= 2:
         return _pick(spoken, languages)
     found = _by_name(row, ("source", "target"), source.columns)
@@ -366,16 +335,12 @@ def _translation(
     return _pick(guessed, languages)
 
 
-def _language_named(name: str) -> Language | None:
-    """The language that a column is called by: a code, or an English or native name."""
-    if found := language_from_code(name):
-        return found
-    if len(name) <= 3:
-        return None
-    try:
-        return find_language(name)
-    except UsageError:
-        return None
+def _is_text(rows: Sequence[Mapping[str, Any]], path: str) -> bool:
+    """Whether a column holds text, and not numbers or what identifies rows: ``id`` is Indonesian too."""
+    values = [look_up(row, path) for row in rows]
+    texts = [value for value in values if isinstance(value, str)]
+    marked = [text for text in texts if len(text.split()) == 1 and any(map(str.isdigit, text))]
+    return 2 * len(texts) >= len(values) and 2 * len(marked) < len(values)
 
 
 def _pick(spoken: Mapping[str, Language], languages: Languages) -> tuple[dict[str, str], dict[str, str]]:
@@ -421,7 +386,7 @@ def _align(source: SourceSection, names: Sequence[str], languages: Languages) ->
     """Two files of lines as source and target, in the order of the languages; English first if none are given."""
     spoken: dict[str, Language] = {}
     for name in names:
-        language = _language_named(Path(name).suffix.removeprefix(".")) or _detect(_first_lines(Path(name), source))
+        language = language_named(Path(name).suffix.removeprefix(".")) or _detect(_first_lines(Path(name), source))
         if language is not None:
             spoken[name] = language
     if len(spoken) == 2 and len({language.tag for language in spoken.values()}) == 2:

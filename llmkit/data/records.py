@@ -37,6 +37,9 @@ class Layout:
     """The suffix it should have had, without the dot."""
     column_names: tuple[str, ...] = ()
     """CSV and TSV without a header."""
+    named: frozenset[str] | None = None
+    """CSV and TSV: columns that the caller names, with which it is found out whether the first row is a header
+    (`llmkit.data.headers`). None: it is."""
     quotes: bool = True
     """CSV and TSV: whether a quotation mark encloses a field; False takes it as a character."""
     sample_by: Literal["line", "paragraph", "document"] = "line"

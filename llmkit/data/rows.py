@@ -59,7 +59,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         InputError: the first bad row, or why the file cannot be read.
     """
     rows = []
-    for record in open_records(path):
+    for record in open_records(path, layout=Layout(named=frozenset())):
         if record.row is None:
             raise record.error or InputError(f"{record.where} cannot be read", "mend the row")
         rows.append(record.row)

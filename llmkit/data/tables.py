@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any
 
+from llmkit.data.headers import LOOKED_AT, find_header
 from llmkit.data.records import MAX_ROW_BYTES, Layout, Line, Record, bad_row, check_columns
 from llmkit.errors import InputError
 
@@ -51,7 +53,11 @@ class _TableLines:
 def table_records(lines: Iterator[Line], name: str, suffix: str, layout: Layout) -> Iterator[Record]:
     rows = _table_rows(lines, name, DELIMITERS[suffix], layout.quotes)
     header: list[str] | InputError | None = list(layout.column_names)
-    if not header:
+    if not header and layout.named is not None:
+        ahead = list(islice(rows, LOOKED_AT))
+        header = _found_header(ahead, layout.named, name, suffix)
+        rows = chain(ahead[bool(ahead and header == ahead[0][1]) :], rows)
+    elif not header:
         _, header = next(rows, ("", None))
     if header is None:
         return
@@ -68,6 +74,17 @@ def table_records(lines: Iterator[Line], name: str, suffix: str, layout: Layout)
             yield bad_row(where, problem, "quote fields that contain the separator")
         else:
             yield Record(where, dict(zip(header, cells, strict=True)))
+
+
+def _found_header(
+    ahead: Sequence[tuple[str, list[str] | InputError]], named: Collection[str], name: str, suffix: str
+) -> list[str] | InputError | None:
+    """The names in the first row, or ``column1``, ``column2``, … where it is data; None of no rows."""
+    cells = [row for _, row in ahead if not isinstance(row, InputError)]
+    if not ahead or isinstance(ahead[0][1], InputError):
+        return ahead[0][1] if ahead else None
+    _check_separator(cells[0], name, suffix)
+    return find_header(cells, named, name) or [f"column{number}" for number in range(1, len(cells[0]) + 1)]
 
 
 def _header_is(layout: Layout) -> str:

@@ -137,7 +137,8 @@ def answer_file(
     if name == "-" and world > 1:
         raise UsageError("a pipe cannot be shared among processes", "give a file as input")
     text_column = layout.columns.get(task.input_column, task.input_column)
-    records = data_rows.open_records(name, encoding=encoding, text_column=text_column)
+    form = data_rows.Layout(named=frozenset(layout.columns.values()))
+    records = data_rows.open_records(name, encoding=encoding, text_column=text_column, layout=form)
     records = with_columns(records, layout, settings)
     if settings.output is None:
         budget = pipeline.budget(settings.max_batch_tokens)

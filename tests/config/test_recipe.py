@@ -93,6 +93,7 @@ def test_adapters_have_the_names_of_peft() -> None:
         (changed("data", validation_fraction=1.5), "less than 1"),
         (changed("data", train=[]), "at least 1"),
         (changed("data", train={"path": "a", "aligned": {"source": "b", "target": "c"}}), "either path or aligned"),
+        (changed("data", train={"path": "a", "shape": "alpaca", "columns": {"prompt": "x"}}), "columns has no effect"),
         (changed("train", eval_steps=5), "eval_strategy: steps"),
         (changed("train", early_stopping_patience=2), "no rows for them"),
         (changed("train", load_best_model_at_end=True), "no rows for them"),

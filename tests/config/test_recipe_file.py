@@ -61,6 +61,16 @@ def test_yaml_means_what_it_says(load: Any) -> None:
         ("output_dir: out", "output_dir: out\n  weight_decay: -1", "a.yaml:11: train.weight_decay is -1; input should"),
         ("output_dir: out", "output_dir: a\n  output_dir: b", "a.yaml:11: train.output_dir stands there twice"),
         ("  output_dir: out\n", "", "a.yaml:9: train.output_dir is missing; add it"),
+        (
+            "  train: rows.jsonl",
+            "  train:\n    path: rows.jsonl\n    columns:\n      sorce: en",
+            "a.yaml:11: data.train.columns.sorce is no column of translation; did you mean source? choose",
+        ),
+        (
+            "  train: rows.jsonl",
+            "  train: rows.jsonl\n  validation: {path: rows.jsonl, columns: {document: en}}",
+            "a.yaml:9: data.validation.columns.document is no column of translation; choose from source, target",
+        ),
         ("LORA", "LORAA", "a.yaml:6: adapter.peft_type is LORAA; did you mean LORA?"),
         ("translation", "translate", "a.yaml:2: task is translate; did you mean translation?"),
         ("version: 1\n", "", "a.yaml:1: the version of the recipe's form is missing; add: version: 1"),

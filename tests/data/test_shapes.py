@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from llmkit.config.recipe import SourceSection
+from llmkit.config.recipe import COLUMNS, SourceSection
 from llmkit.data.proposals import Proposal, propose, task_rows
+from llmkit.data.shapes import INPUTS, TARGETS
 from llmkit.errors import InputError
 
 
@@ -208,6 +209,18 @@ def test_columns_called_by_languages(row: dict[str, Any], columns: dict[str, str
         propose(source("a.jsonl", row), "translation", languages=("de", None))
 
 
+@pytest.mark.parametrize("identity", [1, "s-1", "3f2a9c"])
+@pytest.mark.parametrize("name", ["id", "no"])
+def test_what_identifies_rows_is_no_language(name: str, identity: Any) -> None:
+    rows = [{name: identity, "en": "The house", "fr": "La maison"}]
+    found, shape = proposed(source("a.jsonl", *rows), "translation")
+    assert shape["columns"] == {"source": "en", "target": "fr"}
+    assert found.settings == {"source": "en", "target": "fr"}
+    spoken = {"id": "Rumah itu besar", "en": "The house is big"}
+    found, shape = proposed(source("b.jsonl", spoken), "translation")
+    assert found.settings == {"source": "id", "target": "en"}
+
+
 @pytest.mark.parametrize("paths", [["a.eng", "a.zho"], ["a.*"]])
 def test_aligned_files(paths: list[str]) -> None:
     Path("a.zho").write_text("你好。\n再见。\n", encoding="utf-8")
@@ -295,6 +308,11 @@ def test_named_columns_win_and_missing_ones_are_named() -> None:
 def test_nothing_fits(task: str) -> None:
     with pytest.raises(InputError, match=r"no column looks like .* \(columns: foo, bar\)"):
         propose(source("a.jsonl", {"foo": 1, "bar": 2}), task)
+
+
+def test_a_recipe_can_name_the_columns_of_every_task() -> None:
+    for task, names in COLUMNS.items():
+        assert {*INPUTS[task], *([TARGETS[task]] if task in TARGETS else [])} <= set(names)
 
 
 def test_values_of_another_kind_are_bad_rows() -> None:

@@ -1,0 +1,75 @@
+"""Whether the first row of a table names its columns. Training and inference decide it here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from llmkit.data.column_names import KNOWN_NAMES, is_known_name, language_named
+from llmkit.errors import InputError
+from llmkit.tasks.scripts import is_unspaced
+
+__all__ = ["LOOKED_AT", "find_header"]
+
+LOOKED_AT = 50
+"""Rows that the first is compared with."""
+_LONG = 40
+"""Characters; no column has a longer name."""
+_SENTENCE_ENDS = ".!?。！？…"
+
+
+def find_header(rows: Sequence[Sequence[str]], named: Collection[str], name: str) -> list[str] | None:
+    """The names in the first row of a table; None if it is data.
+
+    Args:
+        rows: the first ones.
+        named: columns that the caller names.
+        name: what the table is called in errors.
+
+    Raises:
+        InputError: it may be either.
+    """
+    first, body = [cell.strip() for cell in rows[0]], rows[1:]
+    if any(cell in named or cell.lower() in KNOWN_NAMES for cell in first):
+        return list(rows[0])
+    columns = [[row[place].strip() for row in body if len(row) == len(first)] for place in range(len(first))]
+    if any(_is_number(values) and not _is_number([cell]) for cell, values in zip(first, columns, strict=True)):
+        return list(rows[0])
+    if _cannot_be_names(first) or any(cell in values for cell, values in zip(first, columns, strict=True)):
+        return None
+    known = sum(map(is_known_name, first)) if all(_word_count(cell) <= 3 for cell in first) else 0
+    if (known and 2 * known >= len(first)) or sum(language_named(cell) is not None for cell in first) > 1:
+        return list(rows[0])
+    if any(_differs(cell, values) for cell, values in zip(first, columns, strict=True)):
+        return list(rows[0])
+    if any(_word_count(cell) > 2 for cell in first):
+        return None
+    raise InputError(
+        f"{name}: the first row ({', '.join(first)}) may name the columns or be data",
+        "if it names them, call one as tasks do, such as text or question; if it is data, write such names above it",
+    )
+
+
+def _is_number(values: Sequence[str]) -> bool:
+    return bool(values) and all(value.replace(".", "", 1).removeprefix("-").isdigit() for value in values)
+
+
+def _cannot_be_names(cells: Sequence[str]) -> bool:
+    if len(set(cells)) < len(cells) or any(not cell or len(cell) > _LONG for cell in cells):
+        return True
+    return any(cell[-1] in _SENTENCE_ENDS or set(cell) & set(',;，；"') or _is_number([cell]) for cell in cells)
+
+
+def _differs(cell: str, values: Sequence[str]) -> bool:
+    """Whether a cell is unlike all others of its column: much shorter, of another script, or the only fragment."""
+    if len(values) < 2 or not all(values):
+        return False
+    if 2 * len(cell) <= min(map(len, values)):
+        return True
+    if all(is_unspaced(value[0]) != is_unspaced(cell[0]) for value in values):
+        return True
+    return all(value[-1] in _SENTENCE_ENDS for value in values)
+
+
+def _word_count(text: str) -> int:
+    unspaced = sum(map(is_unspaced, text))
+    return len(text.split()) + unspaced // 2

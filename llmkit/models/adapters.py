@@ -5,22 +5,23 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.errors import UsageError
+from llmkit.errors import CheckpointError, UsageError
 from llmkit.log import log
-from llmkit.models.source import read_json
+from llmkit.models.adapter_files import TASK_TYPES, adapter_weights, place_names, vocabulary_size
+from llmkit.models.source import ADAPTER_CONFIG, read_json
 from llmkit.tasks import Head
 
 if TYPE_CHECKING:
+    import torch
+
     from llmkit.config.recipe import Adapter
 
-__all__ = ["attach", "brings_head", "load_adapter"]
-
-_TASK_TYPES = {Head.CAUSAL: "CAUSAL_LM", Head.SEQ2SEQ: "SEQ_2_SEQ_LM", Head.SPAN: "QUESTION_ANS"}
+__all__ = ["attach", "load_adapter", "quiet_peft"]
 
 _SPAN_HEAD = "qa_outputs"
 """What all span models of Transformers call it."""
@@ -52,8 +53,8 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new
         settings["trainable_token_indices"] = dict.fromkeys(_embeddings(model), sorted(new_tokens))
     given = {name: value for name, value in settings.items() if value is not None}
     try:
-        with _quiet_peft():
-            return _pass_all(peft.get_peft_model(model, config_class(task_type=_TASK_TYPES[head], **given)))
+        with quiet_peft():
+            return _pass_all(peft.get_peft_model(model, config_class(task_type=TASK_TYPES[head], **given)))
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UsageError(
@@ -62,23 +63,49 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new
         ) from error
 
 
-def load_adapter(model: Any, adapter: Path, *, training: bool = False) -> Any:
-    """The model with an adapter that was trained before, from its folder."""
-    from peft import PeftModel
+def load_adapter(model: Any, adapter: Path, *, training: bool = False, tokens: int = 0) -> Any:
+    """The model with an adapter that was trained before, from its folder.
 
-    _fit_embeddings(model, adapter)
-    with _quiet_peft():
-        adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=training, local_files_only=True)
-    _fill_in(adapted, adapter)
-    return _pass_all(adapted)
+    Args:
+        tokens: of the adapter's own tokenizer, for which there has to be room.
+
+    Raises:
+        CheckpointError: the adapter was trained on another model, or its files are not whole.
+    """
+    import peft
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+
+    weights, config = adapter_weights(adapter), _config(adapter)
+    config.inference_mode = not training
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type) or "lora_"
+    _fit_embeddings(model, adapter, weights, config, prefix, tokens)
+    kind = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, peft.PeftModel)
+    with quiet_peft():
+        adapted = kind(model, config)
+        own: dict[str, torch.Tensor] = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        called = place_names(weights, [*adapted.state_dict(), *own], prefix)
+        weights = {called[name]: each for name, each in weights.items()}
+        _check_shapes(adapter, weights, own)
+        # PEFT takes it for granted that a module which is saved whole is in the file.
+        whole = {name: each for name, each in own.items() if prefix not in name}
+        result = set_peft_model_state_dict(adapted, whole | weights)
+    if not config.is_prompt_learning:
+        _settle(adapter, weights, own, result, prefix)
+    return _pass_all(adapted if training else adapted.eval())
 
 
 @contextmanager
-def _quiet_peft() -> Iterator[None]:
-    """Without what PEFT says of its own doing: ranks of experts that it sets unasked, weights that `_fill_in` sets."""
+def quiet_peft() -> Iterator[None]:
+    """Without what PEFT says of its own doing: ranks of experts that it sets unasked, settings of a newer version.
+
+    That shared embeddings may part is what `llmkit.training.merge` sees to.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Model (has|with) `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match")
-        warnings.filterwarnings("ignore", "Found missing adapter keys while loading the checkpoint")
+        warnings.filterwarnings("ignore", "Unexpected keyword arguments")
         yield
 
 
@@ -89,13 +116,6 @@ def _pass_all(model: Any) -> Any:
     if isinstance(model, PeftModelForQuestionAnswering) and not model.active_peft_config.is_prompt_learning:
         model.__class__ = type("PeftModelForQuestionAnswering", (type(model),), {"forward": PeftModel.forward})
     return model
-
-
-def brings_head(adapter: Path | None, head: Head) -> bool:
-    """Whether an adapter has a head that its base lacks: PEFT saves a new one with it (``modules_to_save``)."""
-    if adapter is None or head is not Head.SPAN:
-        return False
-    return read_json(adapter / "adapter_config.json").get("task_type") == _TASK_TYPES[head]
 
 
 def _not_linear(model: Any, kind: str) -> Iterator[str]:
@@ -155,32 +175,113 @@ def _embeddings(model: Any) -> Iterator[str]:
             yield name.rpartition(".")[2]
 
 
-def _fit_embeddings(model: Any, adapter: Path) -> None:
-    """Make room for the new tokens that an adapter has trained."""
-    indices = read_json(adapter / "adapter_config.json").get("trainable_token_indices") or []
-    ids = [each for part in indices.values() for each in part] if isinstance(indices, dict) else indices
-    if ids and max(ids) >= model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
+def _config(adapter: Path) -> Any:
+    """PEFT's settings of an adapter; what only a newer PEFT knows is left out, and said where it is in use."""
+    import peft
+
+    with quiet_peft():
+        config = peft.PeftConfig.from_pretrained(str(adapter))
+    said = read_json(adapter / ADAPTER_CONFIG)
+    unknown = sorted(name for name, value in said.items() if value and not hasattr(config, name))
+    if unknown:
+        log.warning(
+            "%s sets %s, which the installed PEFT does not know and leaves out; pip install -U peft",
+            adapter / ADAPTER_CONFIG,
+            ", ".join(unknown),
+        )
+    return config
 
 
-def _fill_in(model: Any, adapter: Path) -> None:
-    """Set the weights that PEFT left out, and say which the adapter lacks.
+def _fit_embeddings(
+    model: Any, adapter: Path, weights: Mapping[str, torch.Tensor], config: Any, prefix: str, tokens: int
+) -> None:
+    """Give the embeddings the size that the adapter was trained with."""
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    shapes = {name: tuple(each.shape) for name, each in weights.items()}
+    sizes = [vocabulary_size(shapes, names, prefix) for names in _tables(model)]
+    trained = _trained_tokens(config)
+    wanted = max(size or 0 for size in sizes) or max(rows, trained, tokens)
+    if wanted == rows:
+        return
+    _resize(model, adapter, wanted)
+    if wanted > max(rows, trained) and None in sizes:
+        log.warning(
+            "the adapter %s was trained with %d tokens more than its base model has, and lacks vectors of theirs; the"
+            " mean of all others stands for them",
+            adapter,
+            wanted - rows,
+        )
 
-    It renames those of an adapter as Transformers renames those of older checkpoints, and where a new name looks like
+
+def _tables(model: Any) -> list[list[str]]:
+    """The names of the modules that hold a vector for each token, one list for each set that shares a weight."""
+    parts = (model.get_input_embeddings(), model.get_output_embeddings())
+    weights = {id(each.weight): each.weight for each in parts if each is not None}.values()
+    modules = list(model.named_modules(remove_duplicate=False))
+    return [[name for name, module in modules if getattr(module, "weight", None) is each] for each in weights]
+
+
+def _trained_tokens(config: Any) -> int:
+    """How many tokens there must be for those that an adapter trains alone."""
+    indices = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
+    parts = indices.values() if isinstance(indices, dict) else [indices]
+    return max((token + 1 for part in parts for token in part), default=0)
+
+
+def _resize(model: Any, adapter: Path, rows: int) -> None:
+    """The mean of the others stands for vectors that the adapter does not bring: the same at each loading."""
+    import torch
+
+    before = int(model.get_input_embeddings().weight.shape[0])
+    try:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    except (NotImplementedError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"the adapter {adapter} was trained with {rows:,} tokens and {type(model).__name__} has {before:,}, which "
+            "Transformers cannot change",
+            "use it in the program that trained it",
+        ) from error
+    with torch.no_grad():
+        for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if table is not None and table.weight.shape[0] > before:
+                table.weight[before:] = table.weight[:before].mean(dim=0)
+
+
+def _check_shapes(adapter: Path, weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
+    for name, each in weights.items():
+        if name in own and own[name].shape != each.shape:
+            found, place = (tuple(tensor.shape) for tensor in (each, own[name]))
+            raise CheckpointError(
+                f"the adapter {adapter} does not fit its base model: {name} is {found} in its file and {place} here",
+                f"name the base that it was trained on with --base (base= in Python), or check {ADAPTER_CONFIG}",
+            )
+
+
+def _settle(
+    adapter: Path, weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], result: Any, prefix: str
+) -> None:
+    """Set the weights that PEFT left out, and refuse an adapter whose weights have no place in the model.
+
+    PEFT renames those of an adapter as Transformers renames those of older checkpoints, and where a new name looks like
     an old one (Laguna, Inkling) they are lost: the layer keeps its initial ones.
     """
     import torch
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import load_file
 
-    file = adapter / "adapter_model.safetensors"
-    if not file.is_file() or model.active_peft_config.is_prompt_learning:
-        return
-    found: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    weights = load_file(file)
+    unset = {name.replace(".default", "") for name in result.missing_keys} & own.keys()
+    unset |= {name for name in own.keys() - weights.keys() if prefix not in name}
+    late = unset & weights.keys()
     with torch.no_grad():
-        for name, saved in weights.items():
-            if name in found and found[name].shape == saved.shape:
-                found[name].copy_(saved)  # the model's own memory
-    if missing := sorted(found.keys() - weights.keys()):
+        for name in late:
+            own[name].copy_(weights[name])  # the model's own memory
+    strange = [name for name in result.unexpected_keys if prefix in name]
+    missing = sorted(unset - late)
+    if len(strange) > len(late) or (own and missing and len(missing) == len(own)):
+        raise CheckpointError(
+            f"{len(strange)} weights of the adapter {adapter} have no place in its base model"
+            f" ({(strange or missing)[0]})",
+            "name the base that it was trained on with --base (base= in Python)",
+        )
+    if others := [name for name in result.unexpected_keys if prefix not in name]:
+        log.warning("left out of the adapter %s: %d weights that no layer has, as %s", adapter, len(others), others[0])
+    if missing:
         log.warning("the adapter %s lacks %d weights, which do nothing: %s …", adapter, len(missing), missing[0])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import CheckpointError, TaskMismatchError
-from llmkit.models.adapters import brings_head
+from llmkit.models.adapter_files import brings_head, check_adapter, weights_file
 from llmkit.models.checkpoint import (
     gguf_config,
     gguf_metadata,
@@ -26,7 +26,7 @@ from llmkit.models.checkpoint import (
 )
 from llmkit.models.context import ContextLength, context_length
 from llmkit.models.resolve import natural_head, resolve
-from llmkit.models.source import Source, read_json
+from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
 from llmkit.models.tables import AUTO_CLASSES
 from llmkit.models.tokenizer_files import SpecialToken, TokenizerFiles, read_tokenizer
 from llmkit.models.traps import MULTILINGUAL, Facts, find_traps, needs_own_code
@@ -223,14 +223,15 @@ def _count_on_meta(source: Source, config: Mapping[str, Any]) -> int:
 def _adapter(source: Source) -> Adapter | None:
     if source.adapter is None:
         return None
-    config = _optional(source.adapter / "adapter_config.json")
-    weights = source.adapter / "adapter_model.safetensors"
+    config = read_json(source.adapter / ADAPTER_CONFIG)
+    small_files_only = source.adapter_commit is not None and not any(source.adapter.glob("adapter_model.*"))
+    weights = None if small_files_only else weights_file(source.adapter)
     rank = config.get("r")
     return Adapter(
         base=str(config.get("base_model_name_or_path") or "unknown"),
         method=str(config.get("peft_type") or "unknown"),
         rank=rank if isinstance(rank, int) else None,
-        parameters=sum(tensor_counts(weights).values()) if weights.is_file() else None,
+        parameters=sum(tensor_counts(weights).values()) if weights and weights.suffix != ".bin" else None,
         commit=source.adapter_commit,
     )
 
@@ -259,6 +260,8 @@ def _tokenizer(
 def _fit(task: type[Task], source: Source, config: Mapping[str, Any], tokenizer: TokenizerFiles) -> TaskFit:
     try:
         found = resolve(task.name, config, model=source.name)
+        if source.adapter is not None:
+            check_adapter(source.adapter, found.head)
     except TaskMismatchError:
         return TaskFit(status=_NO)
     if found.head is Head.SPAN and not tokenizer.offsets:

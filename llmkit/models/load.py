@@ -22,7 +22,8 @@ from llmkit.errors import (
     UsageError,
 )
 from llmkit.log import log
-from llmkit.models.adapters import brings_head, load_adapter
+from llmkit.models.adapter_files import brings_head, check_adapter, weights_file
+from llmkit.models.adapters import load_adapter
 from llmkit.models.checkpoint import gguf_config, gguf_metadata, parameter_counts, weight_bytes, weight_files
 from llmkit.models.context import ContextLength, context_length
 from llmkit.models.locate import locate
@@ -37,6 +38,8 @@ from llmkit.models.tokenizer import load_tokenizer
 from llmkit.tasks import Head
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -129,11 +132,15 @@ def load_source(
     config, counts = _describe(source)
     resolution = resolve(task, config, head=settings.head, model=source.name)
     _refuse_untrusted(config, source, settings, resolution)
+    if source.adapter is not None:
+        check_adapter(source.adapter, resolution.head)
     if resolution.new_head and not training and not brings_head(source.adapter, resolution.head):
         raise _new_head(source, resolution)
     if weights:
         _check_files(source, settings)
     with quiet_transformers(), one_line_errors(source):
+        if tokenizer is None:
+            tokenizer = _tokenizer(source, settings)
         if weights:
             device = pick_device(settings.device)
             dtype = _pick_dtype(settings.dtype, device, _stored_dtype(config, counts))
@@ -142,12 +149,14 @@ def load_source(
             own = dict(model_kwargs or {})
             if config_overrides:
                 own["config"] = _changed_config(source, settings, config_overrides)
-            model = _build(source, settings, resolution, device, dtype, training=training, model_kwargs=own)
+            model = _build(source, settings, resolution, device, dtype, model_kwargs=own)
+            if source.adapter is not None:
+                log.info("adapter: %s on %s", source.adapter, source.folder)
+                tokens = len(tokenizer) if _has_tokenizer(source.adapter) else 0
+                model = load_adapter(model, source.adapter, training=training, tokens=tokens)
         else:
             changed = _changed_config(source, settings, config_overrides or {})
             model = _build_on_meta(source, settings, resolution, changed)
-        if tokenizer is None:
-            tokenizer = _tokenizer(source, settings)
     _apply_task_params(model, resolution.task)
     tokenizer_file = (source.adapter or source.folder) / "tokenizer_config.json"
     tokenizer_config = read_json(tokenizer_file) if tokenizer_file.is_file() else {}
@@ -209,8 +218,8 @@ def _check_files(source: Source, settings: LoadSettings) -> None:
         if not files.safetensors and not files.bins:
             raise CheckpointError(f"{source.name} has a config.json and no weights", "download the checkpoint again")
         pickled += [] if files.safetensors else [path.name for path in files.bins[:2]]
-    if source.adapter is not None and not (source.adapter / "adapter_model.safetensors").is_file():
-        pickled.append("adapter_model.bin")
+    if source.adapter is not None and (file := weights_file(source.adapter)).suffix == ".bin":
+        pickled.append(file.name)
     if pickled:
         _check_pickles(source, settings, ", ".join(pickled))
 
@@ -284,7 +293,6 @@ def _build(
     device: str,
     dtype: torch.dtype,
     *,
-    training: bool,
     model_kwargs: Mapping[str, Any],
 ) -> PreTrainedModel:
     import transformers
@@ -317,9 +325,6 @@ def _build(
                 options["key_mapping"] = {f"^{re.escape(prefix)}": ""}
                 model, info = auto_class.from_pretrained(source.folder, output_loading_info=True, **options)
     _check_missing(source, resolution, model, sorted(info["missing_keys"]))
-    if source.adapter is not None:
-        log.info("adapter: %s on %s", source.adapter, source.folder)
-        model = load_adapter(model, source.adapter, training=training)
     loaded: PreTrainedModel = model
     return loaded
 
@@ -423,10 +428,14 @@ def _apply_task_params(model: Any, task: str) -> None:
         own.update(**{name: value for name, value in kept.items() if hasattr(own, name)})
 
 
+def _has_tokenizer(adapter: Path) -> bool:
+    return (adapter / "tokenizer_config.json").is_file()
+
+
 def _tokenizer(source: Source, settings: LoadSettings) -> PreTrainedTokenizerBase:
     folder, extra = source.folder, {"gguf_file": source.gguf_file} if source.gguf_file else {}
     # A tuned adapter may have brought tokens and a chat template of its own.
-    if source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file():
+    if source.adapter is not None and _has_tokenizer(source.adapter):
         folder, extra = source.adapter, {}
     elif source.gguf_file:
         _warn_of_unknown_splits(source)

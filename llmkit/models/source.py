@@ -9,7 +9,10 @@ from typing import Any
 
 from llmkit.errors import CheckpointError
 
-__all__ = ["Source", "read_json"]
+__all__ = ["ADAPTER_CONFIG", "Source", "read_json"]
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""What makes a folder an adapter, whatever else is in it."""
 
 
 @dataclass(frozen=True)

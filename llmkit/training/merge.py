@@ -7,6 +7,8 @@ Transformers loads them. Knows adapters that can be merged; those that are virtu
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from llmkit.config.settings import DType, LoadSettings
 from llmkit.errors import CheckpointError, UsageError
 from llmkit.inference.contract import CONTRACT_FILE
 from llmkit.log import log
+from llmkit.models.adapters import quiet_peft
 from llmkit.models.load import load_model
 from llmkit.models.quiet import quiet_transformers
 from llmkit.models.source import read_json
@@ -25,10 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Merged", "merge"]
 
-_MERGE_DRIFT = 1e-4
+_MERGE_DRIFT = 1e-3
 """Largest difference by the largest logit that merging in float32 may make."""
-_ROUNDING = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
+_ROUNDING = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
 """The same where the weights are rounded to this type afterwards: that of a merged weight has its last bits lost."""
+_AS_IT_IS = "use the adapter as it is"
 _PROBE = 64
 """Tokens that the logits are compared on."""
 
@@ -67,16 +71,19 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
         raise UsageError(f"{adapter} is not a PEFT adapter", "give the folder with adapter_config.json")
     model: Any = loaded.model
     if model.active_peft_config.is_prompt_learning:
-        method = str(getattr(model.peft_type, "value", model.peft_type))
-        raise UsageError(f"{method} puts virtual tokens in front, which no weight can hold", "use the adapter as it is")
+        raise UsageError(
+            f"{_method(model)} puts virtual tokens in front, which no weight can hold", "use the adapter as it is"
+        )
+    if not hasattr(model.base_model, "merge_and_unload"):
+        raise UsageError(f"PEFT merges no adapter of type {_method(model)}", _AS_IT_IS)
     stored = dtype if dtype != "auto" else _stored_dtype(loaded.source.folder)
     inputs = _probe(loaded.head, model)
     before = _logits(model, inputs)
     kind: Any = type(model.get_base_model())
     size = model.get_input_embeddings().weight.shape
-    merged = model.merge_and_unload(safe_merge=True)
+    merged = _merged(model)
     drift = _difference(before, _logits(merged, inputs))
-    _refuse(drift, _MERGE_DRIFT, "merging changes what the model computes")
+    _refuse(drift, _MERGE_DRIFT, "merging changes what the model computes", _AS_IT_IS)
     if merged.get_input_embeddings().weight.shape != size:
         raise CheckpointError("merging changed the size of the embeddings", "report this with the adapter's config")
     building = output.parent / f".{output.name}.building"
@@ -88,7 +95,8 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
             del merged, model
             again = kind.from_pretrained(building, dtype=torch.float32)
         rounding = _difference(before, _logits(again.eval(), inputs))
-        _refuse(rounding, _ROUNDING.get(stored, 0.1), f"the files, in {stored}, hold another model")
+        fix = _AS_IT_IS + ("" if stored == "float32" else ", or merge with --dtype float32")
+        _refuse(rounding, _ROUNDING.get(stored, 0.1), f"the files, in {stored}, hold another model", fix)
         if (loaded.source.adapter / CONTRACT_FILE).is_file():
             shutil.copy(loaded.source.adapter / CONTRACT_FILE, building / CONTRACT_FILE)
         if output.exists():
@@ -98,6 +106,37 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
         shutil.rmtree(building, ignore_errors=True)
     log.info("merged in %s: logits differ by %.1e of the largest, %.1e after rounding", stored, drift, rounding)
     return Merged(output, stored, drift, rounding)
+
+
+def _method(model: Any) -> str:
+    return str(getattr(model.peft_type, "value", model.peft_type))
+
+
+def _merged(model: Any) -> Any:
+    """The model that an adapter and its base are; weights that shared a tensor do so where they are still alike."""
+    base = model.get_base_model()
+    tied, pairs = base.config.tie_word_embeddings, base.get_expanded_tied_weights_keys(all_submodels=True)
+    _part(model, lambda module: module._modules.get("base_layer"))  # noqa: SLF001 - wrappers answer for their layer
+    with quiet_peft():
+        merged = model.merge_and_unload(safe_merge=True)
+    alike = all(merged.get_parameter(one).equal(merged.get_parameter(other)) for one, other in pairs.items())
+    merged.config.tie_word_embeddings = tied and alike
+    if alike:
+        merged.tie_weights()
+    else:
+        _part(merged, lambda module: module)
+    return merged
+
+
+def _part(model: Any, layer_of: Callable[[Any], Any]) -> None:
+    """Give layers a weight of their own in place of one that they share."""
+    import torch
+
+    held = Counter(id(module.weight) for module in model.modules() if "weight" in module._parameters)  # noqa: SLF001
+    for module in model.modules():
+        layer = layer_of(module)
+        if layer is not None and "weight" in layer._parameters and held[id(layer.weight)] > 1:  # noqa: SLF001
+            layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
 
 
 def _task_of(adapter: str) -> str:
@@ -140,9 +179,8 @@ def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max() / one.abs().max().clamp(min=1e-9))
 
 
-def _refuse(found: float, allowed: float, what: str) -> None:
+def _refuse(found: float, allowed: float, what: str, fix: str) -> None:
     if not found <= allowed:  # neither a NaN
         raise CheckpointError(
-            f"{what}: logits differ by {found:.1e} of the largest, {allowed:.0e} would be rounding",
-            "use the adapter as it is, or merge with --dtype float32",
+            f"{what}: logits differ by {found:.1e} of the largest, {allowed:.0e} would be rounding", fix
         )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from llmkit.config.recipe import Adapter
 from llmkit.config.settings import LoadSettings
+from llmkit.errors import CheckpointError, TaskMismatchError
 from llmkit.models.adapters import attach
+from llmkit.models.inspect import inspect_source
 from llmkit.models.load import load_model
+from llmkit.models.locate import locate
 from llmkit.tasks import Head
+from llmkit.training.merge import merge
+from tests.conftest import Checkpoint
 from tests.zoo.models import build
 
 IDS = torch.tensor([[9, 10, 11, 12]])
@@ -31,6 +39,32 @@ def adapted(head: Head, model_type: str, folder: Path) -> Any:
 def load(folder: Path, task: str = "text-generation", *, training: bool = False) -> Any:
     settings = LoadSettings(model=str(folder), offline=True, device="cpu", dtype="float32")
     return load_model(settings, task, training=training).model
+
+
+def published(base: Path, folder: Path, *, rows: int | None = None, saved: Any = "auto", **settings: Any) -> Any:
+    """An adapter as a program writes it that knows PEFT alone, trained with ``rows`` embeddings; the model itself."""
+    import peft
+
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(base)
+    if rows is not None:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    given: Any = {"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | settings
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT says that embeddings are tied, and that it saves them
+        model = peft.get_peft_model(model, peft.LoraConfig(**given))
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.requires_grad:
+                    weight.normal_(std=0.3)
+        model.save_pretrained(folder, save_embedding_layers=saved)
+    return model.eval()
+
+
+def same(one: Any, other: Any, *, rtol: float | None = None, atol: float | None = None) -> None:
+    rows = other.get_input_embeddings().weight.shape[0]
+    ids = torch.tensor([[5, 9, rows - 1]])
+    with torch.no_grad():
+        torch.testing.assert_close(one(input_ids=ids).logits, other(input_ids=ids).logits, rtol=rtol, atol=atol)
 
 
 def targets(model: Any) -> set[str]:
@@ -105,3 +139,100 @@ def test_token_types_reach_a_model_below_an_adapter(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / "adapter")
         again = load(tmp_path / "adapter", "question-answering")
         torch.testing.assert_close(again(**inputs).start_logits, expected)
+
+
+WHOLE: dict[str, Any] = {"modules_to_save": ["embed_tokens", "lm_head"]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings"),
+    [
+        (204, WHOLE),
+        (204, {}),  # PEFT saves them unasked
+        (204, {"target_modules": ["embed_tokens", "lm_head", "q_proj"]}),
+        (204, {"trainable_token_indices": [203]}),
+        (256, WHOLE),  # padded to a multiple of 64
+        (199, WHOLE),  # the base has more rows than its tokenizer has tokens
+    ],
+)
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_have_the_size_that_the_adapter_was_trained_with(
+    rows: int, settings: dict[str, Any], tied: bool, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    base = checkpoint("llama", tie_word_embeddings=tied)
+    model = published(base, tmp_path / "adapter", rows=rows, **settings)
+    same(load(tmp_path / "adapter"), model)
+    merge(str(tmp_path / "adapter"), tmp_path / "merged")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    same(merged, model, rtol=1e-3, atol=1e-3)
+
+
+def test_tokens_whose_vectors_were_not_saved_are_told_of(
+    checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = checkpoint("llama")
+    published(base, tmp_path / "adapter", rows=204, saved=False)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    one, other = load(tmp_path / "adapter"), load(tmp_path / "adapter")
+    same(one, other)  # nothing is drawn
+    assert "2 tokens more than its base model has" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        lambda name: name.removeprefix("base_model.model."),
+        lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),  # torch.compile
+        lambda name: f"module.{name}",  # DataParallel
+        lambda name: name.replace(".weight", ".default.weight") if "lora_" in name else name,
+        lambda name: name.replace(".weight", ".mine.weight") if "lora_" in name else name,
+        lambda name: name.replace("lm_head.", "lm_head.modules_to_save.default.") if "lora_" not in name else name,
+    ],
+    ids=["bare", "compiled", "wrapped", "default", "mine", "modules_to_save"],
+)
+def test_weights_are_found_by_the_names_that_programs_give_them(
+    name: Callable[[str], str], checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = published(checkpoint("llama"), tmp_path / "adapter", **WHOLE)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({name(key): weight for key, weight in load_file(file).items()}, file)
+    same(load(tmp_path / "adapter"), model)
+    assert "lacks" not in caplog.text
+
+
+def test_an_adapter_of_another_model_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    published(checkpoint("llama", num_hidden_layers=3), adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+
+    def described(**more: Any) -> Path:
+        (adapter / "adapter_config.json").write_text(json.dumps(config | more))
+        return adapter
+
+    with pytest.raises(CheckpointError, match=r"weights of the adapter .* have no place in its base model .*--base"):
+        load(described(base_model_name_or_path=str(checkpoint("llama"))))
+    with pytest.raises(CheckpointError, match=r"not fit its base model: .* is \(2, 32\) in its file and \(4, 32\)"):
+        load(described(r=4))
+    with pytest.raises(CheckpointError, match="upgrade it: pip install -U peft"):
+        load(described(peft_type="FUTURE"))
+    source = locate(LoadSettings(model=str(adapter), offline=True), "text-generation")
+    with pytest.raises(CheckpointError, match="upgrade it: pip install -U peft"):
+        inspect_source(source)
+    with pytest.raises(TaskMismatchError, match="was trained for another kind of model"):
+        load(described(task_type="SEQ_CLS"))
+    assert {fit.status for fit in inspect_source(source).tasks.values()} == {"no"}
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has an adapter_config.json and no adapter_model.safetensors"):
+        load(described())
+
+
+def test_a_setting_of_a_newer_peft_is_told_of_where_it_is_in_use(
+    checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = published(checkpoint("llama"), tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"a_new_one": True, "another": None}))
+    same(load(tmp_path / "adapter"), model)
+    assert "sets a_new_one, which the installed PEFT does not know" in caplog.text

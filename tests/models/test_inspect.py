@@ -627,7 +627,7 @@ def test_the_tokenizer_of_an_adapter_is_the_one_loaded(checkpoint: Checkpoint, a
 def test_an_adapter_may_bring_the_head(tmp_path: Path) -> None:
     base = write(tmp_path / "base", model_type="bert", architectures=["BertForMaskedLM"])
     own = write(tmp_path / "own", "adapter_config.json", peft_type="LORA", task_type="QUESTION_ANS")
-    source = Source("mine", base, commit="c" * 40, adapter=own)
+    source = Source("mine", base, commit="c" * 40, adapter=own, adapter_commit="a" * 40)
     assert inspect_source(source).tasks["question-answering"].status == "ready"
     write(own, "adapter_config.json", peft_type="LORA", task_type="CAUSAL_LM")
     assert inspect_source(source).tasks["question-answering"].status == "needs fine-tuning"
@@ -640,7 +640,7 @@ def test_an_adapter_may_bring_the_head(tmp_path: Path) -> None:
 def test_adapter_methods_with_traps(tmp_path: Path, method: str, expected: str | None) -> None:
     base = write(tmp_path / "base", model_type="gpt2")
     own = write(tmp_path / "own", "adapter_config.json", peft_type=method)
-    found = "".join(inspect_source(Source("mine", base, commit="c" * 40, adapter=own)).traps)
+    found = "".join(inspect_source(Source("mine", base, commit="c" * 40, adapter=own, adapter_commit="a" * 40)).traps)
     assert (expected or "no chat template") in found
     assert expected or "merged" not in found
 

@@ -1,0 +1,155 @@
+"""What the folder of a PEFT adapter holds: its settings, its weights, and under which names programs write them.
+
+Imports torch only where weights are read, and PEFT never: `llmkit inspect` reads adapters too. How an adapter is put on
+a model is the business of `llmkit.models.adapters`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmkit.errors import CheckpointError, TaskMismatchError
+from llmkit.models.source import ADAPTER_CONFIG, read_json
+from llmkit.tasks import Head
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "TASK_TYPES",
+    "adapter_weights",
+    "brings_head",
+    "check_adapter",
+    "place_names",
+    "vocabulary_size",
+    "weights_file",
+]
+
+TASK_TYPES = {Head.CAUSAL: "CAUSAL_LM", Head.SEQ2SEQ: "SEQ_2_SEQ_LM", Head.SPAN: "QUESTION_ANS"}
+
+_WRAPPERS = frozenset({"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod", "default", "module"})
+"""Parts of a tensor's name that come from how a program held the model, and PEFT's name for the only adapter."""
+
+
+def brings_head(adapter: Path | None, head: Head) -> bool:
+    """Whether an adapter has a head that its base lacks: PEFT saves a new one with it (``modules_to_save``)."""
+    if adapter is None or head is not Head.SPAN:
+        return False
+    return read_json(adapter / ADAPTER_CONFIG).get("task_type") == TASK_TYPES[head]
+
+
+def check_adapter(adapter: Path, head: Head) -> None:
+    """Refuse an adapter that cannot be loaded for a head, by its settings alone.
+
+    Raises:
+        CheckpointError: a method that the installed PEFT does not know.
+        TaskMismatchError: it was trained for something else.
+    """
+    config = read_json(adapter / ADAPTER_CONFIG)
+    method, task_type = config.get("peft_type"), config.get("task_type")
+    if method not in _methods():
+        raise CheckpointError(
+            f"{adapter / ADAPTER_CONFIG} has peft_type {method}, which the installed PEFT does not know",
+            "upgrade it: pip install -U peft",
+        )
+    other = task_type not in (None, *TASK_TYPES.values()) or (task_type == "QUESTION_ANS" and head is not Head.SPAN)
+    if other:
+        raise TaskMismatchError(
+            f"the adapter {adapter} was trained for another kind of model (task_type {task_type})",
+            "choose an adapter that was trained for this task",
+        )
+
+
+def _methods() -> frozenset[str]:
+    spec = find_spec("peft")
+    assert spec is not None
+    assert spec.origin is not None
+    source = (Path(spec.origin).parent / "utils" / "peft_types.py").read_text(encoding="utf-8")
+    return frozenset(re.findall(r'^    ([A-Z0-9_]+) = "', source, re.MULTILINE))
+
+
+def weights_file(adapter: Path) -> Path:
+    """The file of an adapter's weights.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+        if (adapter / name).is_file():
+            return adapter / name
+    raise CheckpointError(
+        f"{adapter} has an {ADAPTER_CONFIG} and no adapter_model.safetensors", "copy the missing file to it"
+    )
+
+
+def adapter_weights(adapter: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter, by the names that they have in its file."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = weights_file(adapter)
+    if file.suffix == ".bin":
+        content: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+        return content
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is cut off or corrupt ({error})", "copy or download it again") from error
+
+
+def place_names(names: Iterable[str], places: Iterable[str], prefix: str) -> dict[str, str]:
+    """Names in an adapter's file → the names that the model has for the same; the last one counts of several.
+
+    Programs write the same weight with and without PEFT's ``base_model.model.``, with the name of the adapter, and as
+    their wrappers (torch.compile, FSDP) call it.
+
+    Args:
+        prefix: how the names of the method's own tensors begin, such as ``lora_``.
+    """
+    by_core = {core(place): place for place in places}
+    found = ((name, next((by_core[each] for each in _cores(name, prefix) if each in by_core), name)) for name in names)
+    return dict(found)
+
+
+def core(name: str) -> tuple[str, ...]:
+    """A tensor's name without what stands in front of the model's own, and without wrappers."""
+    parts = [part for part in name.split(".") if part not in _WRAPPERS and part != "modules_to_save"]
+    while len(parts) > 1 and parts[0] in ("base_model", "model"):
+        del parts[0]
+    return tuple(parts)
+
+
+def _cores(name: str, prefix: str) -> Iterator[tuple[str, ...]]:
+    """What a name may mean: as it is, and without the name of the adapter, which follows the method's own part."""
+    yield core(name)
+    parts = name.split(".")
+    for place, part in enumerate(parts[:-1]):
+        if part.startswith((prefix, "modules_to_save", "trainable_tokens_delta")):
+            yield core(".".join([*parts[: place + 1], *parts[place + 2 :]]))
+
+
+def vocabulary_size(shapes: Mapping[str, tuple[int, ...]], tables: Iterable[str], prefix: str) -> int | None:
+    """How many tokens the embeddings had that an adapter was trained with; None if its tensors do not tell.
+
+    Args:
+        tables: the names of the modules that hold a vector for each token.
+        prefix: as in `place_names`.
+    """
+    known = {core(table) for table in tables}
+    for part, axis in (("weight", 0), ("lora_embedding_A", -1), ("lora_B", 0)):
+        for name, shape in shapes.items():
+            for *module, last in map(_core_of_part, _cores(name, prefix)):
+                if last == part and tuple(module) in known:
+                    return shape[axis]
+    return None
+
+
+def _core_of_part(name: tuple[str, ...]) -> tuple[str, ...]:
+    """Without the wrappers around a module, and without the ``weight`` of a part of the method's own."""
+    parts = [part for part in name if part not in ("base_layer", "original_module")]
+    return tuple(parts[:-1] if len(parts) > 1 and parts[-2].startswith("lora_") else parts)

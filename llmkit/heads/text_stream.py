@@ -1,10 +1,11 @@
 """Token ids to text as they come: no half characters, no stop string and no beginning of one.
 
-Knows a tokenizer's ``decode`` and nothing of models.
+Knows a tokenizer's ``decode``, and what it writes that was in no text; nothing of models.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,11 +35,15 @@ class TextStream:
         self._tokenizer = tokenizer
         self._shown = shown or {}
         self._skip_special_tokens = skip_special_tokens
+        self._corrections = _corrections(tokenizer)
         self._ids = list(continues)
         self._start, self._end = 0, len(self._ids)
 
     def _decode(self, start: int, end: int | None) -> str:
-        return str(self._tokenizer.decode(self._ids[start:end], skip_special_tokens=self._skip_special_tokens))
+        text = str(self._tokenizer.decode(self._ids[start:end], skip_special_tokens=self._skip_special_tokens))
+        for pattern, replacement in self._corrections:
+            text = pattern.sub(replacement, text)
+        return text
 
     def push(self, token: int) -> str:
         """Add a token; returns the text that has become certain."""
@@ -60,6 +65,24 @@ class TextStream:
             return ""
         self._start, self._end = self._end, len(self._ids)
         return text[len(known) :]
+
+
+_CHINESE = "\u3001-\u303f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff65\U00020000-\U0002fa1f"
+_BLANK = re.compile(f"(?<=[{_CHINESE}]) | (?=[{_CHINESE}])|(?<=[—…]) (?=[—…])")
+_LINE_BREAK = re.compile("<n> ?")
+
+
+def _corrections(tokenizer: Any) -> list[tuple[re.Pattern[str], str]]:
+    """What to replace in decoded texts, for what a tokenizer loses of a text and how it decodes the rest."""
+    corrections = []
+    # WordPiece makes a word of each Chinese character, and decoding puts blanks between words.
+    if " " in tokenizer.convert_tokens_to_string(tokenizer.tokenize("好公")).strip():
+        corrections.append((_BLANK, ""))
+    # Pegasus has a token for a line break, and reads one as a blank.
+    known = tokenizer.convert_tokens_to_ids("<n>") not in (None, tokenizer.unk_token_id)
+    if known and "\n" not in tokenizer.convert_tokens_to_string(tokenizer.tokenize("a\na")):
+        corrections.append((_LINE_BREAK, "\n"))
+    return corrections
 
 
 class StopScanner:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
+from tokenizers import Tokenizer
 
 from llmkit.heads.text_stream import StopScanner, TextStream
 from tests import tiny
@@ -57,6 +60,51 @@ def test_no_piece_ends_in_half_a_character() -> None:
     assert not any("\ufffd" in piece for piece in shown)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("很好，我们去公园散步。", "很好，我们去公园散步。"),
+        ("公园 很好", "公园很好"),
+        ("the 公园 dog 12345，散步", "the公园dog 12345，散步"),
+        ("The quick brown fox.", "the quick brown fox."),
+    ],
+)
+def test_no_blanks_between_chinese_characters_of_word_piece(text: str, expected: str, tmp_path: Path) -> None:
+    tokenizer = tiny.train_tokenizer("BertTokenizer", tmp_path)
+    ids = tokenizer(text)["input_ids"]
+    assert "".join(pieces(tokenizer, ids)) == expected
+    start = ids[:3]
+    assert "".join(pieces(tokenizer, ids[3:], start)) == expected.removeprefix("".join(pieces(tokenizer, start)))
+
+
+def test_blanks_of_the_text_are_kept_where_chinese_is_not_cut_into_characters(tmp_path: Path) -> None:
+    cased = transformers.BertTokenizer(
+        vocab={token: n for n, token in enumerate(["[UNK]", "[CLS]", "[SEP]", "公园", "很好"])},
+        tokenize_chinese_chars=False,
+    )
+    ids = cased("公园 很好", add_special_tokens=False)["input_ids"]
+    assert "".join(pieces(cased, ids)) == "公园 很好"
+
+
+def test_the_line_break_of_pegasus(tmp_path: Path) -> None:
+    trained = tiny.train_tokenizer("PegasusTokenizer", tmp_path)
+    content = json.loads(trained.backend_tokenizer.to_str())
+    content["model"]["vocab"].append(["<n>", 0.0])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)), eos_token="</s>", unk_token="<unk>"
+    )
+    ids = tokenizer("The fox.<n>The dog.", add_special_tokens=False)["input_ids"]
+    assert tokenizer.convert_tokens_to_ids("<n>") in ids
+    assert "".join(pieces(tokenizer, ids)) == "The fox.\nThe dog."
+
+
+def test_a_model_that_writes_line_breaks_may_write_the_letters(tmp_path: Path) -> None:
+    tokenizer = tiny.train_tokenizer("GPT2Tokenizer", tmp_path)
+    tokenizer.add_tokens(["<n>"])
+    ids = tokenizer("List<n>\n")["input_ids"]
+    assert "".join(pieces(tokenizer, ids)) == "List<n>\n"
+
+
 def scan(stop: Sequence[str], chunks: Sequence[str]) -> tuple[list[str], bool]:
     scanner = StopScanner(stop)
     shown = []
@@ -104,6 +152,9 @@ def test_a_tokenizer_is_not_asked_to_decode_everything_again(tmp_path: Path) -> 
         def decode(self, ids: Sequence[int], **options: Any) -> str:
             decoded.append(len(ids))
             return str(tokenizer.decode(ids, **options))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
 
     ids = tokenizer(" ".join(tiny.SENTENCES) * 20)["input_ids"]
     pieces(Counting(), ids)

@@ -6,6 +6,7 @@ Knows which field of which family holds the codes, not the codes themselves. Kno
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,9 +39,10 @@ def language_map(model_type: str, name: str, config: Mapping[str, Any], tokenize
     """
     match model_type:
         case "m2m_100" | "nllb-moe":
-            return _m2m100(name, tokenizer) if hasattr(tokenizer, "get_lang_id") else _nllb(name, tokenizer)
+            family = _m2m100 if hasattr(tokenizer, "get_lang_id") else _nllb
+            return family(name, config, tokenizer)
         case "mbart":
-            return _mbart(name, tokenizer)
+            return _mbart(name, config, tokenizer)
         case "marian":
             return _marian(name, tokenizer)
         case "fsmt":
@@ -58,6 +60,11 @@ def apply_source(tokenizer: Any, code: str | None) -> Iterator[None]:
         yield
         return
     # The setter also rebuilds the template that puts the code beside the text.
+    if not isinstance(getattr(type(tokenizer), "src_lang", None), property):
+        raise UsageError(
+            f"the tokenizer's class {type(tokenizer).__name__} cannot tell the model the language of the text",
+            "set tokenizer_class in tokenizer_config.json to the class of the family, such as NllbTokenizer",
+        )
     before, tokenizer.src_lang = tokenizer.src_lang, code
     try:
         yield
@@ -68,22 +75,31 @@ def apply_source(tokenizer: Any, code: str | None) -> Iterator[None]:
 # The families.
 
 
-def _nllb(name: str, tokenizer: Any) -> LanguageMap | None:
-    codes = _read(token for token in tokenizer.all_special_tokens if re.fullmatch("[a-z]{3}_[A-Z][a-z]{3}", token))
+def _nllb(name: str, config: Mapping[str, Any], tokenizer: Any) -> LanguageMap | None:
+    codes = _read(token for token in _in_order(tokenizer, config) if re.fullmatch("[a-z]{3}_[A-Z][a-z]{3}", token))
     return _forced(name, codes, codes, tokenizer.convert_tokens_to_ids) if codes else None
 
 
-def _m2m100(name: str, tokenizer: Any) -> LanguageMap:
-    codes = _read(tokenizer.lang_code_to_id)
+def _m2m100(name: str, config: Mapping[str, Any], tokenizer: Any) -> LanguageMap:
+    for token, number in tokenizer.get_added_vocab().items():
+        found = re.fullmatch("__([a-z]{2,3})__", token)
+        if found and found[1] not in tokenizer.lang_code_to_id and number not in tokenizer.id_to_lang_token:
+            # A language that was added: the class looks it up in tables of its own.
+            tokenizer.lang_code_to_id[found[1]] = tokenizer.lang_token_to_id[token] = number
+            tokenizer.lang_code_to_token[found[1]] = tokenizer.id_to_lang_token[number] = token
+    codes = _read(code for code, number in tokenizer.lang_code_to_id.items() if number < _size(config))
     return _forced(name, codes, codes, tokenizer.get_lang_id)
 
 
-def _mbart(name: str, tokenizer: Any) -> LanguageMap | None:
-    tokens = getattr(tokenizer, "lang_code_to_id", None)
-    if not tokens:
-        return None
+def _mbart(name: str, config: Mapping[str, Any], tokenizer: Any) -> LanguageMap | None:
+    # A piece of the vocabulary may look like a code, an added token hardly.
+    listed = {*getattr(tokenizer, "lang_code_to_id", ()), *tokenizer.get_added_vocab()}
+    tokens = [token for token in _in_order(tokenizer, config) if token in listed]
     # Each code names the country of the news it was trained on, ar_AR even a wrong one.
-    codes = {language.without_region: code for language, code in _read(tokens).items()}
+    found = _read(token for token in tokens if re.fullmatch("[a-z]{2,3}_[A-Z]{2}", token))
+    if not found:
+        return None
+    codes = {language.without_region: code for language, code in found.items()}
     if type(tokenizer).__name__.startswith("MBart50"):
         english = {language: code for language, code in codes.items() if language.tag == "en"}
         sources = english if "one-to-many" in name else codes
@@ -191,10 +207,19 @@ def _t5(name: str, config: Mapping[str, Any]) -> LanguageMap:
     return _Languages(name, sources, targets, write, asks_source=True)
 
 
-def _in_order(tokenizer: Any) -> list[str]:
-    """The tokens of the vocabulary by their ids, so that of two for the same the choice is always the same."""
+def _in_order(tokenizer: Any, config: Mapping[str, Any] | None = None) -> list[str]:
+    """The tokens of the vocabulary by their ids, so that of two for the same the choice is always the same.
+
+    With a config, those that the model has a vector for: a tokenizer's class may add the languages of its family.
+    """
     vocabulary = tokenizer.get_vocab()
-    return sorted(vocabulary, key=vocabulary.__getitem__)
+    size = _size(config or {})
+    return sorted((token for token in vocabulary if vocabulary[token] < size), key=vocabulary.__getitem__)
+
+
+def _size(config: Mapping[str, Any]) -> float:
+    size = config.get("vocab_size")
+    return size if isinstance(size, int) else math.inf
 
 
 def _read(codes: Iterable[str]) -> dict[Language, str]:

@@ -98,6 +98,9 @@ class Vocabulary:
     def get_vocab(self) -> dict[str, int]:
         return {token: n for n, token in enumerate(self.tokens)}
 
+    def get_added_vocab(self) -> dict[str, int]:
+        return {}
+
     def convert_tokens_to_ids(self, token: str) -> int:
         return self.tokens.index(token)
 

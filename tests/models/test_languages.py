@@ -11,6 +11,7 @@ import transformers
 
 from llmkit.errors import UsageError
 from llmkit.models.languages import _language, apply_source, language_map
+from llmkit.models.tokenizer import load_tokenizer
 from llmkit.tasks.languages import Language, LanguageMap, Route, find_language
 from tests.tiny import train_tokenizer
 
@@ -77,6 +78,53 @@ def route(languages: LanguageMap, source: str | None, target: str | None) -> Rou
 
 
 # NLLB, M2M100, mBART: codes that are tokens.
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "cls", "token", "code"),
+    [
+        ("m2m_100", NLLB, "NllbTokenizer", "tyv_Cyrl", "tyv_Cyrl"),
+        ("m2m_100", M2M, "M2M100Tokenizer", "__tyv__", "tyv"),
+        ("mbart", "mbart-large-cc25", "MBartTokenizer", "tyv_RU", "tyv_RU"),
+        ("mbart", "mbart-large-50-many-to-many-mmt", "MBart50Tokenizer", "tyv_RU", "tyv_RU"),
+    ],
+)
+@pytest.mark.parametrize("special", [True, False])
+def test_a_language_that_was_added(
+    model_type: str, name: str, cls: str, token: str, code: str, special: bool, tmp_path: Path
+) -> None:
+    tokenizer = train_tokenizer(cls, tmp_path / "training")
+    before = make(model_type, name, tokenizer).targets
+    if special:  # which replaces the list of the others
+        tokenizer.add_special_tokens({"additional_special_tokens": [token]})
+    else:
+        tokenizer.add_tokens([token])
+    tokenizer.save_pretrained(tmp_path)
+    loaded: Any = load_tokenizer(tmp_path)
+    languages = make(model_type, name, loaded)
+    assert set(languages.targets or ()) == {*(before or ()), Language("tyv")}
+    number = loaded.convert_tokens_to_ids(token)
+    to = route(languages, "en", "tyv")
+    assert number in (to.forced_bos_token_id, to.decoder_start_token_id)
+    back = route(languages, "tyv", "en")
+    assert back.source_code == code
+    with apply_source(loaded, back.source_code):
+        assert number in loaded("a")["input_ids"]
+
+
+def test_a_language_without_a_vector_in_the_model_is_none(nllb: Any) -> None:
+    # The class adds all languages to a vocabulary that was cut down to two.
+    tokens = ["<unk>", "<s>", "</s>", "eng_Latn", "fra_Latn", "a"]
+    cut = transformers.NllbTokenizer(vocab={token: n for n, token in enumerate(tokens)}, unk_token="<unk>")
+    assert len(cut) > 200
+    assert set(make("m2m_100", NLLB, cut, vocab_size=len(tokens)).targets or ()) == {EN, FR}
+
+
+def test_a_tokenizer_that_cannot_mark_the_language_is_refused(nllb: Any) -> None:
+    generic = transformers.PreTrainedTokenizerFast(tokenizer_object=nllb.backend_tokenizer)
+    source = route(make("m2m_100", NLLB, generic), "en", "fr").source_code
+    with pytest.raises(UsageError, match="TokenizersBackend cannot tell"), apply_source(generic, source):
+        pass
 
 
 def test_nllb(nllb: Any) -> None:

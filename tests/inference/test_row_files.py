@@ -24,7 +24,7 @@ import pytest
 
 from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, SummarizationSettings
 from llmkit.data import rows as data_rows
-from llmkit.data.rows import Record
+from llmkit.data.rows import Layout, Record
 from llmkit.errors import InputError, LlmkitError, NotEnoughMemoryError, UsageError
 from llmkit.heads.batching import Budget
 from llmkit.inference import row_files, row_layout
@@ -45,7 +45,9 @@ class Killed(BaseException):
     """The process is gone."""
 
 
-def fake_records(source: str | Path, *, encoding: str | None = None, text_column: str = "text") -> Iterator[Record]:
+def fake_records(
+    source: str | Path, *, encoding: str | None = None, text_column: str = "text", layout: Layout | None = None
+) -> Iterator[Record]:
     name = "standard input" if source == "-" else Path(source).name
     with sys.stdin if source == "-" else Path(source).open(encoding=encoding or "utf-8") as file:
         for number, line in enumerate(file, start=1):

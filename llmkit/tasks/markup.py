@@ -1,7 +1,8 @@
 """A document's blocks: which are translated, and which stay as they are.
 
-Knows Markdown and HTML by the looks of their lines: plain text passes through as paragraphs, and in doubt a text is
-translated. What stays as it is within a block is told by `llmkit.tasks.protected`. Knows no language and no model.
+Knows Markdown, HTML, subtitles (SRT, WebVTT), lyrics with times and files of keys with values by the looks of their
+lines: plain text passes through as paragraphs, and in doubt a text is translated. What stays as it is within a block is
+told by `llmkit.tasks.protected`. Knows no language and no model.
 Nothing is ever lost: blocks join to the text again.
 """
 
@@ -38,6 +39,26 @@ _HARD_BREAK = re.compile(r"(?:  |\\)\r?\n?\Z")
 _TERMINAL = tuple(".!?…:\"'”’»。！？」")
 _INDENT = re.compile(r"[^\S\r\n]*")
 _INDENTED = re.compile(r"(?: {4}| {0,3}\t)")
+_TIME = r"(?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3}"
+_TIMES = re.compile(rf"[ \t]*(?:{_TIME}[ \t]*-->[ \t]*{_TIME}(?:[ \t].*)?|{_TIME},{_TIME})[ \t]*\r?\n?\Z")
+_SPEAKER = re.compile(r"[ \t]*(?:<[^<>]*>|\{[^{}]*\})*[ \t]*[-‐–—][ \t]*(?=\S)")
+_VTT = re.compile(r"WEBVTT(?:[ \t].*)?\s*\Z")
+_VTT_BLOCK = re.compile(r"(?:NOTE|STYLE|REGION)(?:[ \t].*)?\s*\Z")
+_LYRICS_TAG = re.compile(r"\[(?:ar|ti|al|au|by|la|length|offset|re|tool|ve):[^\]]*\]\s*\Z")
+_DATE = (
+    r"[\[(]?\d{4}[-/.]\d{1,2}[-/.]\d{1,2}(?:[T ,]+\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?(?:Z|[+-]\d{2}:?\d{2})?)?[\])]?"
+)
+_STAMP = re.compile(
+    rf"[ \t]*(?:(?P<sung>(?:[\[(<]\d{{1,3}}:\d{{2}}(?:[:.]\d{{1,3}}){{0,2}}[\])>][ \t]*)+)"
+    rf"|(?:{_DATE}|\d{{1,2}}:\d{{2}}(?::\d{{2}}(?:[.,]\d+)?)?)[ \t]+)"
+)
+_PAIR = re.compile(
+    r"""[ \t]*(?:(?:export[ \t]+)?[\w.$-]+[ \t]*=[ \t]*|(?P<key>["'])(?:[^"'\\\r\n]|\\.)*(?P=key)[ \t]*[=:][ \t]*"""
+    r"""|[\w$]*[._-][\w.$-]*[ \t]*:[ \t]+|msg(?:ctxt|id|id_plural|str(?:\[\d\])?)[ \t]+|(?="))(?P<quote>["']?)"""
+)
+_PAIR_END = re.compile(r"""["']?[;,]*\s*\Z""")
+_NO_PAIR = re.compile(r"[ \t]*(?:\[[^\]\r\n]*\]|[#;!].*|//.*|[{}\[\](),;]*)\s*\Z")
+_NO_WORDS = re.compile(r"(?:true|false|null|none|yes|no|on|off|\S*[/\\@]\S*)\Z", re.IGNORECASE)
 _CODE_SIGNS = re.compile(r"[{}()\[\]=<>;$_/\\|&#@`~^+*]|\d")
 
 
@@ -76,6 +97,7 @@ class _Reader:
         """Whether the line before was blank, or there was none."""
         self.list = 0
         """How the list that is open is marked: 0 none, 1 bullets, 2 numbers."""
+        self.vtt = False
         self.unclosed: set[str] = set()
         """The ends that are known not to come."""
 
@@ -93,7 +115,12 @@ class _Reader:
                 self.at, self.blank = self.at + 1, True
                 continue
             whole = self.verbatim()
-            if whole:
+            if header := self.cue_header(self.at):
+                yield from self.cue(header)
+            elif pairs := self.pairs():
+                yield from self.close()
+                yield from self.values(pairs)
+            elif whole:
                 yield from self.kept(whole)
                 self.list = self.list if _INDENT.match(line)[0] else 0  # type: ignore[index]
             elif self.is_table():
@@ -109,6 +136,56 @@ class _Reader:
             yield from self.close()
             yield Block("".join(self.lines[self.at : self.at + number]), translate=False)
             self.at += number
+
+    def cue_header(self, at: int) -> int:
+        """How many lines from here are the number and the times of a subtitle."""
+        if at < len(self.lines) and _TIMES.match(self.lines[at]):
+            return 1
+        number = at + 1 < len(self.lines) and bool(self.lines[at].strip()) and _TIMES.match(self.lines[at + 1])
+        # Where no blank line divides them, the last words of a subtitle are not the name of the next.
+        return 2 if number and (self.blank or self.lines[at].strip().isdigit()) else 0
+
+    def cue(self, header: int) -> Iterator[Block]:
+        """A subtitle: number and times are kept, and its words go on to the blank line or the next subtitle."""
+        yield from self.kept(header)
+        self.blank = False
+        words: list[str] = []
+        while self.at < len(self.lines) and self.lines[self.at].strip() and not self.cue_header(self.at):
+            line = self.lines[self.at]
+            if speaker := _SPEAKER.match(line):
+                yield from _trimmed("".join(words), cue=True)
+                yield Block(speaker[0], translate=False)
+                words = []
+            words.append(line[speaker.end() :] if speaker else line)
+            self.at += 1
+        yield from _trimmed("".join(words), cue=True)
+
+    def pairs(self) -> int:
+        """How many of the next lines are keys with their values, or belong to such; 0 where fewer than two are."""
+        if self.paragraph:
+            return 0
+        number = found = 0
+        for line in self.lines[self.at :]:
+            if not line.strip():
+                break
+            pair = bool(_PAIR.match(line))
+            if not pair and not _NO_PAIR.match(line):
+                return 0
+            number, found = number + 1, found + pair
+        return number if found > 1 or (found and number > 1) else 0
+
+    def values(self, number: int) -> Iterator[Block]:
+        """The values of such lines."""
+        for line in self.lines[self.at : self.at + number]:
+            pair = _PAIR.match(line) if not _NO_PAIR.match(line) else None
+            end = _PAIR_END.search(line, pair.end() if pair else 0) if pair else None
+            value = line[pair.end() : end.start()] if pair and end else ""
+            if not pair or not end or _NO_WORDS.match(value):
+                yield Block(line, translate=False)
+                continue
+            yield Block(line[: pair.end()], translate=False)
+            yield from _trimmed(value, line[end.start() :])
+        self.at += number
 
     def close(self) -> Iterator[Block]:
         """The paragraph that is open, without the whitespace at its end."""
@@ -146,7 +223,8 @@ class _Reader:
 
     def prefix(self, line: str) -> tuple[str, bool]:
         """The marks that a line begins with, and whether it is a heading."""
-        at, heading = 0, False
+        stamp = _STAMP.match(line)
+        at, heading = stamp.end() if stamp and (stamp["sung"] or self.stamped()) else 0, False
         while not heading:
             bullet = _BULLET.match(line, at)
             if bullet and bullet[1] and self.paragraph and not self.numbered(int(bullet[1])):
@@ -163,6 +241,11 @@ class _Reader:
         indent = _INDENT.match(line, at)
         return line[: indent.end() if indent else at], heading
 
+    def stamped(self) -> bool:
+        """Whether a neighbour of the line that was just read begins with a time too, as in a log."""
+        near = [at for at in (self.at - 2, self.at) if 0 <= at < len(self.lines)]
+        return any(_STAMP.match(self.lines[at]) for at in near)
+
     def numbered(self, number: int) -> bool:
         """Whether a number that begins a line within a paragraph begins a list item."""
         return number == 1 or (self.list == 2 and number < 1000)
@@ -170,9 +253,24 @@ class _Reader:
     def verbatim(self) -> int:
         """How many of the next lines are kept whole."""
         line = self.lines[self.at]
-        if _RULE.match(line) or _REFERENCE.match(line) or (_SEPARATOR.match(line) and "-" in line):
+        if self.at == 0 and _VTT.match(line):
+            self.vtt = True
+            return self.to_blank()
+        if self.vtt and self.blank and _VTT_BLOCK.match(line):
+            return self.to_blank()
+        if (
+            _LYRICS_TAG.match(line)
+            or _RULE.match(line)
+            or _REFERENCE.match(line)
+            or (_SEPARATOR.match(line) and "-" in line)
+        ):
             return 1
         return self.fence() or self.html() or self.indented()
+
+    def to_blank(self) -> int:
+        """How many lines there are to the next blank one."""
+        ends = (number for number, line in enumerate(self.lines[self.at :]) if not line.strip())
+        return next(ends, len(self.lines) - self.at)
 
     def front_matter(self) -> int:
         """The lines of YAML or TOML at the start."""
@@ -273,14 +371,14 @@ class _Reader:
                 start = pipe + 1
 
 
-def _trimmed(text: str, rest: str = "") -> Iterator[Block]:
+def _trimmed(text: str, rest: str = "", *, cue: bool = False) -> Iterator[Block]:
     """A text to translate, with the whitespace around it kept apart, and a rest that is kept."""
     start = len(text) - len(text.lstrip())
     end = max(len(text.rstrip()), start)
     if end < len(text) and text[start:end].endswith("\\"):  # Markdown for a hard line break
         end = max(len(text[: end - 1].rstrip()), start)
     yield Block(text[:start], translate=False)
-    yield Block(text[start:end], translate=True)
+    yield Block(text[start:end], translate=True, cue=cue)
     yield Block(text[end:] + rest, translate=False)
 
 

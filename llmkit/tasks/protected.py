@@ -17,6 +17,8 @@ __all__ = ["Block", "around", "code_spans", "protected", "survives"]
 class Block:
     text: str
     translate: bool
+    cue: bool = False
+    """Its lines are those of a screen: a sentence may go across them, and there are to be as many afterwards."""
 
 
 _CJK = r"\u2e80-\u303f\u3040-\u30ff\u3100-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
@@ -28,6 +30,9 @@ _SPANS = re.compile(
         [
             r"(?P<comment><!--(?:(?!<!--|-->).)*+-->)",
             r"(?P<special><[|｜][^|｜<>\n]{1,64}[|｜]>)",
+            r"(?P<stamp><\d{1,3}:\d{2}(?:[:.]\d{1,3}){0,2}>)",
+            r"(?P<voice></?(?:v|c|lang|ruby|rt)(?:[.\s][^<>\n]*)?>)",
+            r"(?P<override>\{\\[^{}\n]*\})",
             r"(?P<autolink><(?:[A-Za-z][A-Za-z0-9+.-]+:|[\w.+-]+@)[^<>\s]*>)",
             r"""(?P<tag></?[A-Za-z][\w:.-]*+(?:\s++[\w:@.-]++(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s"'<>=`]++))?+)*+\s*+/?>)""",
             r"""(?P<target>\]\(\s*+(?:<[^<>\n]*>|(?:[^\s()\\]|\\.|\([^\s()]*\))*+)"""

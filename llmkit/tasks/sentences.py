@@ -15,6 +15,7 @@ from itertools import accumulate, pairwise
 from math import ceil
 
 from llmkit.log import log
+from llmkit.tasks.lines import meant_breaks
 
 __all__ = ["pack", "script_language", "sentences"]
 
@@ -30,25 +31,23 @@ _SPACE = re.compile(r"\s++")
 # Characters. sentencex takes quadratic time on Chinese: 1 MB in one call takes minutes, in windows a second or two.
 _WINDOW = 2048
 _ODD = re.compile(r"\r\n|[\r\x0b\x0c\x85\u2028\u2029]|[^\S\n]|[\0\ud800-\udfff]")
-_MARKED = re.compile(r"[^\S\n]*(?:#{1,6}|[-*+•]|\d{1,3}[.)])[^\S\n]")
-_HEADING = re.compile(r"[^\S\n]{0,3}#{1,6}[^\S\n]")
-_TERMINAL = ".!?…:;,。！？।؟"
 _THAI = re.compile(r"[\u0e01-\u0e5b]")
 
 
-def sentences(text: str, language: str = "en") -> list[str]:
+def sentences(text: str, language: str = "en", *, wrapped: bool = False) -> list[str]:
     """Divide a text into sentences that join to the text again; whitespace stays with the sentence before it.
 
     Args:
         text: Any text; line breaks within a sentence (hard-wrapped prose) do not cut it. A blank line, a list item,
-            a heading and the lines of a verse do.
+            a heading and lines that are not wrapped prose (`llmkit.tasks.lines`) do.
         language: A BCP 47 tag; its first subtag says which abbreviations and sentence marks there are.
+        wrapped: No line break is meant, whatever it looks like.
     """
     primary = language.replace("_", "-").split("-")[0].lower() or "en"
     cuts: list[int] = []
     start = 0
     for end in [*(match.end() for match in _PARAGRAPH.finditer(text)), len(text)]:
-        cuts += (start + cut for cut in _paragraph(text[start:end], primary))
+        cuts += (start + cut for cut in _paragraph(text[start:end], primary, wrapped))
         cuts.append(end)
         start = end
     return _parts(text, cuts)
@@ -84,12 +83,13 @@ def _graphemes(text: str) -> list[str]:
     return found
 
 
-def _paragraph(text: str, language: str) -> Iterator[int]:
+def _paragraph(text: str, language: str, wrapped: bool) -> Iterator[int]:
     """Where a text without blank lines may be cut."""
     if not text.strip():
         return
     masked = _ODD.sub(_mask, text)
-    yield from _lines(masked)
+    if not wrapped:
+        yield from _lines(masked)
     start = 0
     while start < len(masked):
         window = masked[start : start + _WINDOW]
@@ -114,39 +114,15 @@ def _mask(match: re.Match[str]) -> str:
 
 
 def _lines(text: str) -> Iterator[int]:
-    """The line breaks that end something: around headings, before list items, and in verse."""
+    """The line breaks that are meant."""
     if "\n" not in text.strip("\n"):
         return
     lines = text.splitlines(keepends=True)
-    width = max(len(line.rstrip()) for line in lines)
-    verse = (
-        len(lines) > 2
-        and all(_capital(line) for line in lines)
-        and any(_short(a, b, width) for a, b in pairwise(lines))
-    )
     place = 0
-    for number, (line, following) in enumerate(pairwise(lines)):
+    for line, meant in zip(lines, meant_breaks(lines), strict=False):
         place += len(line)
-        title = number == 0 and _title(line, following, width)
-        if verse or title or _HEADING.match(line) or _MARKED.match(following):
+        if meant:
             yield place
-
-
-def _capital(line: str) -> bool:
-    return next((char.isupper() for char in line if char.isalpha()), False)
-
-
-def _short(line: str, following: str, width: int) -> bool:
-    """Whether the next line's first word had room on this line, so that the break was meant."""
-    word = following.split(maxsplit=1)[0] if following.strip() else ""
-    return len(line.rstrip()) + 1 + len(word) < width
-
-
-def _title(line: str, following: str, width: int) -> bool:
-    """A short first line like "Chapter 1" above prose; "I gave it to" above "Mary" is none."""
-    words = line.split()
-    ends = bool(words) and not words[-1][0].islower() and words[-1][-1] not in _TERMINAL
-    return ends and _capital(line) and _capital(following) and 2 * len(line.rstrip()) < width
 
 
 def _marks(text: str, language: str) -> list[int]:

@@ -1,13 +1,15 @@
 """Translation of a text of any length.
 
-Knows how a document is taken apart (markup, sentences, what must not be translated) and put together again with its
-white space, and how a translation is asked for. How a model family is told the languages is `LanguageMap`'s business.
+Knows how a document is taken apart (markup, sentences, lines, what must not be translated) and put together again with
+its white space and its lines, and how a translation is asked for. How a model family is told the languages is
+`LanguageMap`'s business.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from llmkit.config.settings import TranslationSettings
 from llmkit.errors import InputError, UsageError
@@ -15,8 +17,9 @@ from llmkit.log import log
 from llmkit.tasks.base import Chunk, Example, Head, Raw, Reader, Result, Row, Step, Task, Traits, Wording, Work
 from llmkit.tasks.detection import detect_language
 from llmkit.tasks.languages import Language, Route, find_language
+from llmkit.tasks.lines import meant_breaks, spread
 from llmkit.tasks.markup import blocks
-from llmkit.tasks.protected import around, protected, survives
+from llmkit.tasks.protected import Block, around, protected, survives
 from llmkit.tasks.scripts import is_unspaced
 from llmkit.tasks.sentences import pack, sentences
 
@@ -121,7 +124,8 @@ class Translation(Task):
         # Who follows prompts is shown the lines of a poem; to others a line break is only where an editor was narrow.
         line = str if reader.traits.chat else _unwrap
         document = _Document(text, list(self._segments(text, route, reader, room)), reader.emit)
-        if len(document.segments) == 1 and document.segments[0].text == text.strip() and survives(text, ""):
+        first = document.segments[0] if len(document.segments) == 1 else None
+        if first is not None and first.text == text.strip() and not first.lines and survives(text, ""):
             segment = document.segments[0]
             before, after = text[: segment.start], text[segment.start + len(segment.text) :]
             reader.emit(before)
@@ -185,11 +189,11 @@ class Translation(Task):
             offset, start = start, start + len(block.text)
             if not block.translate:
                 continue
-            for piece in sentences(block.text, tag) if by_sentence else [block.text]:
+            for piece in sentences(block.text, tag, wrapped=block.cue) if by_sentence else [block.text]:
                 for part in self._parts(piece, tag, reader, room):
                     stripped = part.strip()
                     if any(character.isalpha() for character in stripped) and protected(part) != [(0, len(part))]:
-                        yield _Segment(stripped, offset + part.index(stripped))
+                        yield _Segment(stripped, offset + part.index(stripped), _kept_lines(stripped, block.cue))
                     offset += len(part)
 
     def _parts(self, piece: str, tag: str, reader: Reader, room: int | None) -> list[str]:
@@ -203,9 +207,9 @@ class Translation(Task):
         ]
 
     def _mend(self, document: _Document, row: Row) -> Work:
-        """Translate again, around what had to survive and did not: code, addresses, placeholders."""
-        hurt = [segment for segment in document.segments if not survives(segment.text, segment.translation or "")]
-        pieces = {id(segment): around(segment.text) for segment in hurt}
+        """Translate again, around what had to survive and did not: code, addresses, placeholders, lines."""
+        hurt = [segment for segment in document.segments if not segment.settled]
+        pieces = {id(segment): segment.pieces() for segment in hurt}
         rows = [
             {**row, self.input_column: piece.text}
             for segment in hurt
@@ -216,7 +220,8 @@ class Translation(Task):
         texts = iter(raws)
         for segment in hurt:
             segment.translation = "".join(
-                self.parse(next(texts).text) if piece.translate else piece.text for piece in pieces[id(segment)]
+                _on_one_line(self.parse(next(texts).text)) if piece.translate else piece.text
+                for piece in pieces[id(segment)]
             )
             segment.settled = True
         document.advance()
@@ -229,8 +234,29 @@ class _Segment:
 
     text: str
     start: int
+    lines: Literal["", "meant", "cue"] = ""
+    """What its line breaks are: nothing that is kept, of lines on their own, or of a subtitle."""
     translation: str | None = None
     settled: bool = False
+
+    def put(self, translation: str) -> None:
+        """Its translation. It is settled if everything that must survive did, lines included."""
+        lines = self.text.splitlines()
+        newline = "\r\n" if "\r\n" in self.text else "\n"
+        found = [line.strip() for line in translation.splitlines()]
+        joined = _on_one_line(translation)
+        if self.lines == "cue":
+            found = spread(joined, lines, protected(joined))
+        elif len(lines) == 1:
+            found = [joined]
+        self.translation = newline.join(found)
+        self.settled = survives(self.text, self.translation) and (self.lines != "meant" or len(found) == len(lines))
+
+    def pieces(self) -> list[Block]:
+        """What is translated on its own where the whole was not settled, and what is kept between."""
+        if not self.lines:
+            return around(self.text)
+        return [piece for line in self.text.splitlines(keepends=True) for piece in around(line)]
 
 
 @dataclass
@@ -245,10 +271,8 @@ class _Document:
     _read: int = field(default=0)
 
     def put(self, index: int, translation: str) -> None:
-        """A segment's translation. It is settled if everything that must survive did."""
-        segment = self.segments[index]
-        segment.translation = translation
-        segment.settled = survives(segment.text, translation)
+        """A segment's translation."""
+        self.segments[index].put(translation)
         self.advance()
 
     def advance(self) -> None:
@@ -272,6 +296,16 @@ class _Document:
             Chunk(segment.start, segment.start + len(segment.text), segment.translation or "")
             for segment in self.segments
         )
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(filter(None, map(str.strip, text.splitlines())))
+
+
+def _kept_lines(text: str, cue: bool) -> Literal["", "meant", "cue"]:
+    if len(lines := text.splitlines()) < 2:
+        return ""
+    return "cue" if cue else "meant" if any(meant_breaks(lines)) else ""
 
 
 def _in_languages(result: Result, route: Route) -> Result:

@@ -1,0 +1,166 @@
+"""Which line breaks of a paragraph are meant, and which are only where an editor was narrow.
+
+Knows a wrapped paragraph from a list, a menu, a verse, a log by the shape of its lines alone: their width, how they
+begin and how they end. Knows no language, no markup but the marks of lists, and no model.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from itertools import pairwise
+
+from llmkit.tasks.scripts import is_unspaced
+
+__all__ = ["meant_breaks", "spread"]
+
+_MARKED = re.compile(
+    r"[^\S\n]*(?:(?:#{1,6}|[-*+•‣◦·▪●○■□◆◇★☆→✓✔✗]|\(?\d{1,3}[.)]|\(?[A-Za-z]\))[^\S\n]|[（(]?[一二三四五六七八九十\d]{1,3}[）、]|[①-⑳])"
+)
+_HEADING = re.compile(r"[^\S\n]{0,3}#{1,6}[^\S\n]")
+_DASH = re.compile(r"[–—―‒]\s*")  # who speaks next
+_PAIR = re.compile(r"""["']?[\w.$-]+["']?[^\S\n]*=(?!=)""")
+_NAMED = re.compile(r"""["']?[^\W\d][\w .'/-]{0,30}["']?[^\S\n]*[:：](?:\s|$|(?=[^\x00-\u2e7f]))""")
+_SECTION = re.compile(r"\[[^\]\n]*\]\s*\Z")
+_STAMP = re.compile(r"(?P<bracket>[\[(<])?(?:\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2}:\d{2})")
+_CODE_END = (";", "{", "}")
+_TERMINAL = tuple(".!?…。！？؟।۔")
+_OPEN_END = (*_TERMINAL, *":;,")
+_CLOSING = "\"'”’»)]」』）】"
+_STOP_INSIDE = re.compile(r"[.!?…][\"'”’»)\]]*\s+\S|[。！？][」』”’）]*\S")
+_CLAUSE_INSIDE = re.compile(r"[,;]\s+\w|[，、；]")
+
+_NARROW = 40
+"""Cells. Prose is hardly ever wrapped at less; lists hardly ever have all lines longer."""
+_NARROWEST = 30
+"""Cells. Below this no break is taken for a wrap because its line is full."""
+_SHORT_WORD = 3
+"""Letters. A line that ends with so short a word in lowercase ("to", "and", "der") goes on, in prose."""
+_UNSPACED_SLACK = 4
+"""Cells that a line may stay short of the width in scripts without spaces, where no mark may begin a line."""
+
+
+def meant_breaks(lines: Sequence[str]) -> list[bool]:
+    """For each line of a paragraph but the last whether the break after it is meant."""
+    return _Paragraph([line.strip() for line in lines], lines).meant() if len(lines) > 1 else []
+
+
+class _Paragraph:
+    """Lines without a blank one between them."""
+
+    def __init__(self, lines: Sequence[str], raw: Sequence[str]) -> None:
+        self.lines, self.raw = lines, raw
+        self.width = max(map(_cells, lines))
+        ends = [_ends(line) for line in lines]
+        self.stops = any(_STOP_INSIDE.search(line) for line in lines)
+        lower = [_case(line) == "lower" for line in lines]
+        self.prose = ends[-1] or self.stops or any(lower[1:])
+        plain = self.width < _NARROW and not self.stops and not any(ends)
+        self.list = plain and (len(lines) > 2 or (all(lower) and raw[1][:1].strip() != ""))
+        self.verse = (
+            len(lines) > 2
+            and all(_case(line) == "upper" for line in lines)
+            and not all(self.full(a, b) for a, b in pairwise(lines))
+        )
+
+    def meant(self) -> list[bool]:
+        """For each break whether it is."""
+        found, item = [], False
+        for place, (line, following) in enumerate(pairwise(self.lines)):
+            item = item or bool(_MARKED.match(self.raw[place]))
+            if _MARKED.match(self.raw[place + 1]) or _HEADING.match(self.raw[place]):
+                found.append(True)
+                item = False
+            elif _own(line, following):
+                found.append(True)
+            elif item and _case(following) == "lower":
+                found.append(False)
+            else:
+                title = place == 0 and self.title(line, following)
+                found.append(self.list or self.verse or title or self.ended(line, following))
+        return found
+
+    def ended(self, line: str, following: str) -> bool:
+        """Whether the break is meant where nothing but the two lines tells."""
+        if _case(following) == "lower":
+            return False
+        full = self.full(line, following)
+        if _ends(line):  # a sentence ends here in any case
+            return not full
+        word = line.split()[-1] if line.split() else ""
+        goes_on = len(word) <= _SHORT_WORD and word.isalpha() and word.islower()
+        if goes_on and (self.stops or any(_CLAUSE_INSIDE.search(each) for each in self.lines)):
+            return False
+        return not (full and self.prose and self.width >= _NARROWEST)
+
+    def full(self, line: str, following: str) -> bool:
+        """Whether the next line's first word had no room on this line."""
+        if following and is_unspaced(following[0]):
+            return _cells(line) + _UNSPACED_SLACK > self.width
+        word = following.split(maxsplit=1)[0] if following else ""
+        return _cells(line) + 1 + _cells(word) > self.width
+
+    def title(self, line: str, following: str) -> bool:
+        """A short first line like "Chapter 1" above prose; "I gave it to" above "Mary" is none."""
+        words = line.split()
+        ends = bool(words) and not words[-1][0].islower() and not line.endswith(_OPEN_END)
+        return ends and _case(line) == _case(following) == "upper" and 2 * _cells(line) < self.width
+
+
+def _own(line: str, following: str) -> bool:
+    """Whether the next line begins as only lines of their own do: with a key, a time, a dash of speech, a sign."""
+    if _PAIR.match(following) or _SECTION.match(line) or _SECTION.match(following):
+        return True
+    if _NAMED.match(following) and (_case(following) != "lower" or _NAMED.match(line)):
+        return True
+    if (stamp := _STAMP.match(following)) and (stamp["bracket"] or _STAMP.match(line)):
+        return True
+    if (dash := _DASH.match(following)) and _case(following[dash.end() :]) != "lower":
+        return True
+    if "\t" in line and "\t" in following:
+        return True
+    if line.endswith(_CODE_END) and following.endswith(_CODE_END):
+        return True
+    first = following[:1]
+    sign = unicodedata.category(first)[0] == "S" if first else False
+    return first in ("@", "|", "\\", "~") or (sign and not following[1:2].isdigit() and first not in "<`^")
+
+
+def _ends(line: str) -> bool:
+    """Whether a line ends a sentence."""
+    return line.rstrip(_CLOSING).endswith(_TERMINAL)
+
+
+def _case(line: str) -> str:
+    """``upper`` or ``lower``, as the first letter is; ``none`` where its script has no case or a digit comes first."""
+    first = next((char for char in line if char.isalnum()), "")
+    return "upper" if first.isupper() else "lower" if first.islower() else "none"
+
+
+def _cells(line: str) -> int:
+    """How wide a line is on a terminal: characters of East Asian scripts take two cells."""
+    if line.isascii():
+        return len(line)
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in line)
+
+
+def spread(text: str, lines: Sequence[str], kept: Sequence[tuple[int, int]]) -> list[str]:
+    """A text on as many lines as there are, each about as long in proportion; fewer where it has too few words.
+
+    Args:
+        kept: places ``[start, end)`` that are not divided.
+    """
+    places = [
+        place
+        for place in range(1, len(text))
+        if (text[place].isspace() or (is_unspaced(text[place - 1]) and is_unspaced(text[place])))
+        and not any(start < place < end for start, end in kept)
+    ]
+    total, done, cuts = sum(map(len, lines)), 0, [0]
+    for line in lines[:-1]:
+        done += len(line)
+        target = len(text) * done / max(total, 1)
+        if later := [place for place in places if place > cuts[-1]]:
+            cuts.append(min(later, key=lambda place: abs(place - target)))
+    return [part for start, end in pairwise([*cuts, len(text)]) if (part := text[start:end].strip())]

@@ -20,22 +20,37 @@ from pydantic import BaseModel, ValidationError
 from llmkit.config.recipe import VERSION, Recipe, recipe_adapter
 from llmkit.errors import UsageError
 
-__all__ = ["RENAMED", "find_recipe", "json_schema", "load_recipe", "make_recipe", "resolved_yaml", "shipped_recipes"]
+__all__ = [
+    "REMOVED",
+    "RENAMED",
+    "find_recipe",
+    "json_schema",
+    "load_recipe",
+    "make_recipe",
+    "resolved_yaml",
+    "shipped_recipes",
+]
 
 RENAMED: dict[str, str] = {
     # Removed by Transformers 5.
+    "_n_gpu": "accelerate.num_processes",
     "adafactor": "train.optim: adafactor",
     "evaluation_strategy": "train.eval_strategy",
     "fp16_backend": "train.fp16",
+    "fp16_opt_level": "train.fp16",
     "half_precision_backend": "train.bf16 or train.fp16",
     "fsdp_min_num_params": "accelerate.fsdp_config.fsdp_min_num_params",
     "fsdp_transformer_layer_cls_to_wrap": "accelerate.fsdp_config.fsdp_transformer_layer_cls_to_wrap",
     "group_by_length": "train.train_sampling_strategy: group_by_length",
+    "jit_mode_eval": "train.torch_compile",
+    "mp_parameters": "accelerate.fsdp_config",
     "no_cuda": "model.device: cpu",
     "use_cpu": "model.device: cpu",
     "use_mps_device": "model.device: mps",
     "per_gpu_eval_batch_size": "train.per_device_eval_batch_size",
     "per_gpu_train_batch_size": "train.per_device_train_batch_size",
+    "push_to_hub_model_id": "train.hub_model_id",
+    "push_to_hub_organization": "train.hub_model_id: ORGANIZATION/NAME",
     "torch_dtype": "model.dtype",
     "torchdynamo": "train.torch_compile",
     "warmup_ratio": "train.warmup_steps, which below 1 is a share",
@@ -67,6 +82,22 @@ RENAMED: dict[str, str] = {
     "resume_from_checkpoint": "llmkit finetune --resume",
 }
 """Names that are not keys, and what to write in their place."""
+
+REMOVED: dict[str, str] = {
+    # Removed by Transformers 5.
+    "include_inputs_for_metrics": "leave it out: the metrics of llmkit evaluate get each row",
+    "include_tokens_per_second": "leave it out: tokens per second are always logged",
+    "logging_dir": "leave it out: trackers write to the folder trackers in train.output_dir",
+    "overwrite_output_dir": "leave it out: name another train.output_dir, or remove the folder",
+    "past_index": "leave it out: no model here passes its state on to the next batch",
+    "push_to_hub_token": "leave it out: log in with hf auth login, or set the environment variable HF_TOKEN",
+    "ray_scope": "leave it out: a recipe is one run, without a search",
+    "save_safetensors": "leave it out: weights are always saved as safetensors",
+    "tpu_metrics_debug": "leave it out: llmkit does not train on TPUs",
+    "tpu_num_cores": "leave it out: llmkit does not train on TPUs; accelerate.num_processes counts other devices",
+    "use_legacy_prediction_loop": "leave it out: there is one evaluation loop",
+}
+"""Names without a key in their place, and what to do."""
 
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From a version of the form to the function that makes the next one of it."""
@@ -356,6 +387,8 @@ def _instead(name: str, parent: Place) -> str:
     """What an unknown key was likely meant to be."""
     if name in RENAMED:
         return f"write {RENAMED[name]}"
+    if name in REMOVED:
+        return REMOVED[name]
     sections = tuple(part for part in parent if isinstance(part, str))
     here = _section_names(*sections)
     if near := get_close_matches(name, here, n=1):

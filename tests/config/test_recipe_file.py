@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmkit.config import recipe_file
-from llmkit.config.recipe_file import RENAMED, json_schema, load_recipe, resolved_yaml, shipped_recipes
+from llmkit.config.recipe_file import REMOVED, RENAMED, json_schema, load_recipe, resolved_yaml, shipped_recipes
 from llmkit.errors import UsageError
 
 TEXT = """\
@@ -143,6 +143,7 @@ def test_paths_are_looked_for_beside_the_recipe_first(tmp_path: Path, monkeypatc
 def test_renamed_names_are_no_keys_and_their_replacements_are() -> None:
     keys = dict(recipe_file._all_names())
     train_keys = keys[("train",)] | keys[("data",)] | keys[("model",)]
+    assert not REMOVED.keys() & (train_keys | RENAMED.keys())
     for old, new in RENAMED.items():
         assert old not in train_keys, old
         path = new.partition(":")[0].partition(",")[0].partition(" ")[0]
@@ -151,11 +152,47 @@ def test_renamed_names_are_no_keys_and_their_replacements_are() -> None:
             assert name in keys[tuple(section)], new
 
 
-def test_what_transformers_5_removed_is_named() -> None:
-    """`TrainingArguments` of 4.57.6 had these; a recipe that names one is told what to write."""
-    removed = ["group_by_length", "no_cuda", "warmup_ratio", "half_precision_backend", "fp16_backend", "use_mps_device"]
-    removed += ["per_gpu_train_batch_size", "per_gpu_eval_batch_size", "torchdynamo", "adafactor"]
-    assert set(removed) <= RENAMED.keys()
+REMOVED_BY_V5 = {
+    "_n_gpu": "accelerate.num_processes",
+    "adafactor": "train.optim: adafactor",
+    "fp16_backend": "train.fp16",
+    "fp16_opt_level": "train.fp16",
+    "fsdp_min_num_params": "accelerate.fsdp_config",
+    "fsdp_transformer_layer_cls_to_wrap": "accelerate.fsdp_config",
+    "group_by_length": "train.train_sampling_strategy: group_by_length",
+    "half_precision_backend": "train.bf16",
+    "include_inputs_for_metrics": "llmkit evaluate",
+    "include_tokens_per_second": "always logged",
+    "jit_mode_eval": "train.torch_compile",
+    "logging_dir": "train.output_dir",
+    "mp_parameters": "accelerate.fsdp_config",
+    "no_cuda": "model.device: cpu",
+    "overwrite_output_dir": "another train.output_dir",
+    "past_index": "leave it out",
+    "per_gpu_eval_batch_size": "train.per_device_eval_batch_size",
+    "per_gpu_train_batch_size": "train.per_device_train_batch_size",
+    "push_to_hub_model_id": "train.hub_model_id",
+    "push_to_hub_organization": "train.hub_model_id: ORGANIZATION/NAME",
+    "push_to_hub_token": "HF_TOKEN",
+    "ray_scope": "leave it out",
+    "save_safetensors": "always saved as safetensors",
+    "torchdynamo": "train.torch_compile",
+    "tpu_metrics_debug": "leave it out",
+    "tpu_num_cores": "accelerate.num_processes",
+    "use_legacy_prediction_loop": "leave it out",
+    "use_mps_device": "model.device: mps",
+    "warmup_ratio": "train.warmup_steps",
+}
+"""The fields of ``Seq2SeqTrainingArguments`` in 4.57.6 that 5.23 has not."""
+
+
+@pytest.mark.parametrize("name", REMOVED_BY_V5)
+def test_a_name_that_transformers_5_removed_is_told_its_replacement(name: str, load: Any) -> None:
+    assert len(REMOVED_BY_V5) == 29
+    with pytest.raises(UsageError) as caught:
+        load(TEXT, f"train.{name}=1")
+    assert REMOVED_BY_V5[name] in caught.value.fix
+    assert "did you mean" not in caught.value.fix
 
 
 def test_every_shipped_recipe_is_valid_and_opens_with_its_command() -> None:

@@ -7,6 +7,7 @@ run goes on, and processes share the work. Knows what is compared with what; the
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,9 +69,9 @@ class Evaluation:
             "failed": self.failed,
             "figures": {
                 each.name: {
-                    "value": each.interval.value,
-                    "low": each.interval.low,
-                    "high": each.interval.high,
+                    "value": _json_number(each.interval.value),
+                    "low": _json_number(each.interval.low),
+                    "high": _json_number(each.interval.high),
                     "signature": each.signature,
                     "higher_is_better": each.higher_is_better,
                     **({} if each.p_value is None else {"p_value": each.p_value}),
@@ -81,6 +82,11 @@ class Evaluation:
             **({"others": self.others} if self.others else {}),
             **({} if self.baseline is None else {"baseline": self.baseline.to_dict()}),
         }
+
+
+def _json_number(value: float) -> float | None:
+    """JSON has neither NaN nor infinity."""
+    return value if math.isfinite(value) else None
 
 
 def given_part(row: dict[str, Any], task: str) -> dict[str, Any]:
@@ -211,6 +217,8 @@ def _perplexity(pipeline: Pipeline, given: Sequence[dict[str, Any]], member: Mem
         from accelerate.utils import gather_object
 
         mine = sorted(gather_object(mine))
+    if not any(count for _, (_, count) in mine):
+        raise InputError("no row has a token that could be predicted", "evaluate on rows with a text or an answer")
     return perplexity(pipeline, [loss for _, loss in mine])
 
 

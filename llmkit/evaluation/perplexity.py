@@ -35,7 +35,10 @@ def perplexity(pipeline: Pipeline, losses: Sequence[tuple[float, int]]) -> Measu
 
 def _exp_mean(sums: NDArray[np.float64]) -> float:
     """Of statistics ``[loss, tokens]``."""
-    return math.exp(sums[0] / sums[1]) if sums[1] else math.nan
+    try:
+        return math.exp(sums[0] / sums[1]) if sums[1] else math.nan
+    except OverflowError:
+        return math.inf
 
 
 def row_loss(pipeline: Pipeline, row: dict[str, Any]) -> tuple[float, int]:
@@ -86,6 +89,7 @@ def _loss(pipeline: Pipeline, features: Features) -> tuple[float, int]:
         ids = torch.tensor([features.input_ids[begin:end]], device=loaded.device)
         with torch.no_grad():
             logits = loaded.model(input_ids=ids, use_cache=False).logits[0]
+        logits = logits[logits.shape[0] - ids.shape[1] :]  # prompt tuning puts virtual tokens in front
         before = torch.tensor([place - 1 - begin for place in wanted], device=logits.device)
         loss, tokens = _sum(logits[before], [features.labels[place] for place in wanted])
         total, count = total + loss, count + tokens

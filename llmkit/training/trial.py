@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -165,17 +165,14 @@ def judge_trial(
         raise UsageError("num_return_sequences: only the first output of a row is judged", "leave it out")
     member = member or Member()
     rows = output / "rows.jsonl"
-    if not member.rank:
-        if output.exists() and any(output.iterdir()) and not resume:
-            raise UsageError(f"{output} is not empty", "--resume to go on, or name another --output")
-        output.mkdir(parents=True, exist_ok=True)
-        _write(trial, rows, max_rows)
-    member.barrier()
-    with rows.open("rb") as file:
-        count = sum(1 for _ in file)
+    other_load = None if baseline is None else replace(trial.load, model=baseline, revision=None)
+    if not member.rank and output.exists() and any(output.iterdir()) and not resume:
+        raise UsageError(f"{output} is not empty", "--resume to go on, or name another --output")
 
     def judged(load: LoadSettings, name: str, *, trivial: bool) -> Evaluation | None:
         loaded = load_model(load, trial.task.name, fallback=False)
+        with rows.open("rb") as file:
+            count = sum(1 for _ in file)
         task, wording, asked = apply_contract(loaded, trial.task, trial.wording, settings)
         with shown(loaded.source.name, count) as progress:
             return evaluate(
@@ -190,14 +187,37 @@ def judge_trial(
                 progress=progress,
             )
 
-    result = judged(trial.load, "predictions.jsonl", trivial=True)
-    if baseline is not None:
-        other = judged(replace(trial.load, model=baseline, revision=None), "baseline.jsonl", trivial=False)
-        result = None if result is None or other is None else compare(result, other)
-    if result is not None:
-        text = json.dumps(result.to_dict(), ensure_ascii=False, indent=2)
-        (output / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
+    with nullcontext() if member.rank else _removed_if_unanswered(output):
+        if not member.rank:
+            output.mkdir(parents=True, exist_ok=True)
+            _write(trial, rows, max_rows)
+        member.barrier()
+        if other_load is not None:  # found now, and not after the first model has answered all
+            load_model(other_load, trial.task.name, weights=False, fallback=False)
+        result = judged(trial.load, "predictions.jsonl", trivial=True)
+        if other_load is not None:
+            other = judged(other_load, "baseline.jsonl", trivial=False)
+            result = None if result is None or other is None else compare(result, other)
+        if result is not None:
+            text = json.dumps(result.to_dict(), ensure_ascii=False, indent=2)
+            (output / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
     return result
+
+
+@contextmanager
+def _removed_if_unanswered(output: Path) -> Iterator[None]:
+    """What a failed evaluation wrote is removed, unless a row was answered: the corrected command begins again."""
+    existed, before = output.exists(), set(output.iterdir()) if output.exists() else set()
+    try:
+        yield
+    except BaseException:
+        answered = any(path.stat().st_size for path in output.glob("predictions*.jsonl*") if path.suffix != ".json")
+        if not before and output.exists() and not answered:
+            for path in output.iterdir():
+                path.unlink()
+            if not existed:
+                output.rmdir()
+        raise
 
 
 def _write(trial: Trial, path: Path, max_rows: int | None) -> None:

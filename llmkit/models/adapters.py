@@ -57,10 +57,12 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new
             return _pass_all(peft.get_peft_model(model, config_class(task_type=TASK_TYPES[head], **given)))
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UsageError(
-            f"PEFT cannot put {kind} on {type(model).__name__} ({reason})",
-            "choose other target_modules, or another peft_type",
-        ) from error
+        fix = "choose other target_modules, or another peft_type"
+        if "target_modules" not in settings:
+            fix = "use another peft_type, such as LORA"
+            if getattr(model, "is_activation_checkpointing", False):
+                fix += ", or leave train.activation_checkpointing out"
+        raise UsageError(f"PEFT cannot put {kind} on {type(model).__name__} ({reason})", fix) from error
 
 
 def load_adapter(model: Any, adapter: Path, *, training: bool = False, tokens: int = 0) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 __all__ = ["ContextLength", "context_length"]
@@ -23,6 +23,10 @@ class ContextLength:
     """None: no file tells."""
     hard: bool
     """The model has no positions beyond it. Otherwise it is a habit of its training, and longer input runs."""
+
+    def without(self, virtual_tokens: int) -> ContextLength:
+        """What is left beside the virtual tokens of an adapter, which take positions too."""
+        return self if self.tokens is None else replace(self, tokens=max(0, self.tokens - virtual_tokens))
 
 
 # In the order of trust: a config that has several keeps older ones for code of its own.

@@ -124,7 +124,7 @@ def inspect_source(source: Source, *, exact: bool = False, hub_counts: dict[str,
     parameters = sum(counts.values()) if counts else None
     if parameters is None and exact:
         parameters = _count_on_meta(source, config)
-    context = context_length(config, tokenizer.config)
+    context = context_length(config, tokenizer.config).without(source.virtual_tokens)
     tasks = {name: _fit(task, source, config, tokenizer) for name, task in TASKS.items()}
     card = _front_matter(source.folder / "README.md")
     facts = Facts(

@@ -22,7 +22,7 @@ from llmkit.models.source import Source, read_json
 from llmkit.models.starter import STARTER, starter_limits
 from llmkit.models.wheels import wheel_source
 
-__all__ = ["locate"]
+__all__ = ["locate", "locate_tokenizer"]
 
 _ADAPTER_CONFIG = "adapter_config.json"
 
@@ -53,6 +53,14 @@ def locate(
         candidates = default_models(task, source=languages[0], target=languages[1])
         return _default(settings, task, candidates, weights=weights, fallback=fallback, text=text)
     return _named(settings.model, settings, weights=weights)
+
+
+def locate_tokenizer(settings: LoadSettings, task: str) -> Source:
+    """Find the tokenizer of what ``settings`` names: a folder of ``tokenizer.save_pretrained`` is enough."""
+    folder = Path(str(settings.model)).expanduser()
+    if any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
+        return Source(name=str(settings.model), folder=folder)
+    return locate(settings, task, weights=False, fallback=False)
 
 
 def _default(

@@ -36,6 +36,13 @@ class Source:
         """Commit of what the user named: the adapter, if there is one."""
         return self.commit if self.adapter is None else self.adapter_commit
 
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions that the adapter takes (prompt tuning, prefix tuning, p-tuning)."""
+        if self.adapter is None:
+            return 0
+        return int(read_json(self.adapter / "adapter_config.json").get("num_virtual_tokens") or 0)
+
     def config(self) -> dict[str, Any]:
         """The content of config.json."""
         path = self.folder / "config.json"

@@ -39,13 +39,17 @@ VERSION = 1
 """Of the recipe's form. It rises when a recipe that was right would mean something else or be refused."""
 
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+"""What NumPy takes as one."""
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Section(BaseModel):
     """A part of a recipe. Unknown keys are refused, and so are values of another type than is declared."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 def _from_settings(name: str, settings: type[Any], *, without: tuple[str, ...] = (), base: type[Section]) -> Any:
@@ -282,7 +286,7 @@ class DataSection(Section):
     """Rows that are not trained on."""
     validation_fraction: Share | None = None
     """Hold back this share of the training rows, drawn by ``seed``."""
-    seed: int = 42
+    seed: Seed = 42
     """Of the split, and of a mixture."""
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Longest example in tokens: prompt and answer (causal), or what the encoder reads (seq2seq). The model's context
@@ -362,7 +366,7 @@ class TrainSection(Section):
     train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = "group_by_length"
     freeze: list[str] = []
     """Regular expressions; parameters whose name one matches are not trained."""
-    seed: int = 42
+    seed: Seed = 42
     logging_steps: Positive = 10
     eval_strategy: Strategy = "epoch"
     eval_steps: Positive | None = None
@@ -371,7 +375,7 @@ class TrainSection(Section):
     save_total_limit: Positive | None = 2
     load_best_model_at_end: bool = False
     metric_for_best_model: str | None = None
-    """eval_loss, or one of the task's metrics."""
+    """eval_loss (the default, also spelled loss), or one of the task's metrics."""
     greater_is_better: bool | None = None
     early_stopping_patience: Positive | None = None
     """Stop after so many evaluations without a better one."""
@@ -383,6 +387,11 @@ class TrainSection(Section):
     """Where to; the name of the output folder if not said."""
     hub_private_repo: bool | None = None
 
+    @property
+    def best_metric(self) -> str:
+        """What evaluations are compared by: loss, or the name of one of the task's metrics."""
+        return (self.metric_for_best_model or "loss").removeprefix("eval_")
+
     def compares(self) -> str | None:
         """The first key that has no effect without evaluations."""
         keys = {
@@ -390,7 +399,8 @@ class TrainSection(Section):
             "load_best_model_at_end": self.load_best_model_at_end,
             "metric_for_best_model": self.metric_for_best_model is not None,
             "save_strategy: best": self.save_strategy == "best",
-            "lr_scheduler_type: reduce_lr_on_plateau": self.lr_scheduler_type == "reduce_lr_on_plateau",
+            f"lr_scheduler_type: {self.lr_scheduler_type}": self.lr_scheduler_type
+            in ("reduce_lr_on_plateau", "greedy"),
         }
         return next((key for key, compares in keys.items() if compares), None)
 
@@ -400,6 +410,10 @@ class TrainSection(Section):
             steps, strategy = getattr(self, f"{kind}_steps"), getattr(self, f"{kind}_strategy")
             if (steps is not None) != (strategy == "steps"):
                 raise ValueError(f"{kind}_steps goes with {kind}_strategy: steps; give both or neither")
+        if self.optim in ("sgd", "adafactor"):
+            for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} has no effect on optim: {self.optim}; leave it out, or use adamw_torch")
         if self.bf16 is True and self.fp16:
             raise ValueError("bf16 and fp16 are two types; give one of them")
         if (need := self.compares()) and self.eval_strategy == "no":
@@ -514,10 +528,13 @@ class Recipe(Section):
             raise ValueError("an adapter on random weights would learn nothing; leave adapter or model.config out")
         if model.quantize is not None and self.adapter is None:
             raise ValueError("quantized weights cannot be trained themselves; add an adapter, or leave quantize out")
-        if (need := self.train.compares()) and not (self.data.validation or self.data.validation_fraction):
-            raise ValueError(
-                f"train.{need} compares evaluations, and there are no rows for them; set data.validation_fraction"
-            )
+        if not (self.data.validation or self.data.validation_fraction):
+            if need := self.train.compares():
+                raise ValueError(
+                    f"train.{need} compares evaluations, and there are no rows for them; set data.validation_fraction"
+                )
+            if self.train.eval_strategy == "steps":
+                raise ValueError("train.eval_steps has no rows to evaluate on; set data.validation_fraction")
         if self.accelerate.local_sgd_steps is not None and (self.train.fp16 or self.train.optim.endswith("8bit")):
             raise ValueError(
                 "accelerate.local_sgd_steps averages the states of optimizers, which fp16's scaling and 8 bits do not "

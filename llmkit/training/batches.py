@@ -6,14 +6,25 @@ follows from the seed and the epoch alone, so that a run that goes on later sees
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Schedule"]
+from llmkit.config.recipe import TrainSection
+
+__all__ = ["Schedule", "count_updates"]
 
 _POOL = 50
 """Updates whose examples are sorted by length together, as Transformers' LengthGroupedSampler does."""
+
+
+def count_updates(train: TrainSection, examples: int, processes: int) -> int:
+    """Updates of a whole run."""
+    if train.max_steps > 0:
+        return train.max_steps
+    size = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes
+    return math.ceil(-(-examples // size) * train.num_train_epochs)
 
 
 @dataclass(frozen=True)
@@ -65,18 +76,20 @@ class Schedule:
         return shuffled
 
     def share(self, update: Sequence[int], process: int) -> Iterator[list[int]]:
-        """The micro-batches of one process in an update: ``accumulation`` of them, some empty at the end of an epoch.
+        """The micro-batches of one process in an update, as many in each process: ``accumulation`` of them, or as many
+        as have an example in some process. Where there are fewer examples than processes, some are empty.
 
         Examples of like length share a micro-batch, and the micro-batches that processes work on together are alike.
         """
         ordered = (
             update if self.strategy != "group_by_length" else sorted(update, key=lambda index: -self.lengths[index])
         )
-        parts = self.accumulation * self.processes
+        steps = min(self.accumulation, -(-len(ordered) // self.processes))
+        parts = steps * self.processes
         size, more = divmod(len(ordered), parts)
         bounds = [0]
         for part in range(parts):
             bounds.append(bounds[-1] + size + (part < more))
-        for step in range(self.accumulation):
+        for step in range(steps):
             part = step * self.processes + process
             yield list(ordered[bounds[part] : bounds[part + 1]])

@@ -18,9 +18,32 @@ from llmkit.errors import CheckpointError
 from llmkit.models.source import read_json
 from llmkit.training.sharding import load_optimizer_state, load_parameter
 
-__all__ = ["Progress", "checkpoints", "load_checkpoint", "load_trained", "prune", "random_state", "save_checkpoint"]
+__all__ = [
+    "BUILDING",
+    "Progress",
+    "Unlogged",
+    "checkpoints",
+    "load_checkpoint",
+    "load_trained",
+    "prune",
+    "random_state",
+    "save_checkpoint",
+]
 
+BUILDING = ".checkpoint-"
+"""How the folder of a checkpoint is called until it is complete."""
 _NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass
+class Unlogged:
+    """Counted since the last line of the log."""
+
+    loss: float = 0.0
+    """The sum over predictions."""
+    predicted: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
 
 
 @dataclass
@@ -44,6 +67,15 @@ class Progress:
     """What was measured at which step."""
     hashes: dict[str, str] = field(default_factory=dict)
     """Of what the run was made from, so that it does not go on with something else."""
+    unlogged: Unlogged = field(default_factory=Unlogged)
+
+    def count(self, loss: float, predicted: float, tokens: int, seconds: float) -> None:
+        """Add an update."""
+        self.tokens += tokens
+        self.seconds += seconds
+        since = self.unlogged
+        since.loss, since.predicted = since.loss + loss, since.predicted + predicted
+        since.tokens, since.seconds = since.tokens + tokens, since.seconds + seconds
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -71,7 +103,7 @@ def save_checkpoint(
     from safetensors.torch import save_file
 
     final = folder / f"checkpoint-{progress.step}"
-    building = folder / f".{final.name}"
+    building = folder / f"{BUILDING}{progress.step}"
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     save_file({name: each.detach().contiguous() for name, each in trained.items()}, building / "trained.safetensors")
@@ -94,7 +126,8 @@ def load_checkpoint(
     import torch
 
     try:
-        progress = Progress(**read_json(folder / "progress.json"))
+        saved = read_json(folder / "progress.json")
+        progress = Progress(**{**saved, "unlogged": Unlogged(**saved.get("unlogged", {}))})
         # Numbers and tensors only, but the generator of Python is a nested tuple.
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     except (OSError, ValueError, TypeError, RuntimeError) as error:

@@ -153,7 +153,7 @@ def prepare(recipe: Recipe, encoder: Encoder, *, strict: bool = True) -> Prepare
     rows = read_rows(data.train, recipe.task, languages)
     outcomes = _outcomes(rows, encoder, data.num_proc)
     if strict:
-        _refuse(recipe, rows, outcomes)
+        _refuse(recipe, rows, outcomes, encoder)
     held: Part | None = None
     trained, kept = divide(recipe, rows, encoder.task.input_column)
     if kept:
@@ -162,13 +162,13 @@ def prepare(recipe: Recipe, encoder: Encoder, *, strict: bool = True) -> Prepare
         own = read_rows(data.validation, recipe.task, languages)
         own_outcomes = _outcomes(own, encoder, data.num_proc)
         if strict:
-            _refuse(recipe, own, own_outcomes)
+            _refuse(recipe, own, own_outcomes, encoder)
         held = _part(own, own_outcomes, list(range(len(own.table))), encoder)
     order = _mix(rows, trained, [source.weight for source in data.train], data.seed)
     return Prepared(_part(rows, outcomes, order, encoder), held)
 
 
-def _refuse(recipe: Recipe, rows: Rows, outcomes: datasets.Dataset) -> None:
+def _refuse(recipe: Recipe, rows: Rows, outcomes: datasets.Dataset, encoder: Encoder) -> None:
     statuses = outcomes["status"][:]
     counts = Counter(statuses)
     data = recipe.data
@@ -176,8 +176,7 @@ def _refuse(recipe: Recipe, rows: Rows, outcomes: datasets.Dataset) -> None:
         ("bad", data.on_bad_row == "skip", "", "mend it, or pass over such rows with data.on_bad_row: skip"),
         ("no_label", data.on_no_label == "drop", f"has nothing to learn ({NO_LABEL})",
          "mend it, or leave such rows out with data.on_no_label: drop"),
-        ("too_long", data.on_overflow not in (None, "error"), "", "raise data.max_length, or set data.on_overflow to"
-         " truncate or drop"),
+        ("too_long", data.on_overflow not in (None, "error"), "", _room(recipe, encoder)),
     ):  # fmt: skip
         if allowed or not counts[status]:
             continue
@@ -187,6 +186,16 @@ def _refuse(recipe: Recipe, rows: Rows, outcomes: datasets.Dataset) -> None:
         message = message if where in message else f"{where}: {message}" if status == "bad" else f"{where} {message}"
         more = counts[status] - 1
         raise InputError(f"{message}{f' (and {more} more rows are like this)' if more else ''}", fix)
+
+
+def _room(recipe: Recipe, encoder: Encoder) -> str:
+    """What to do about a row that is too long."""
+    data, context = recipe.data, encoder.loaded.context
+    lengths = [name for name in ("max_length", "max_target_length") if getattr(data, name) is not None]
+    if data.max_length is not None and context.hard and data.max_length == context.tokens:
+        lengths.remove("max_length")
+    raised = f"raise {' or '.join(f'data.{name}' for name in lengths)}" if lengths else "shorten it"
+    return f"{raised}, or set data.on_overflow to truncate or drop"
 
 
 def divide(recipe: Recipe, rows: Rows, column: str) -> tuple[list[int], list[int]]:

@@ -18,14 +18,20 @@ from typing import TYPE_CHECKING, Any
 from llmkit.config.recipe import TrainSection
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.heads.base import IGNORED
-from llmkit.metrics.judge import LOWER_IS_BETTER
 from llmkit.models.memory import peak_memory
 from llmkit.tasks import Head
-from llmkit.training.batches import Schedule
-from llmkit.training.checkpoint import Progress, load_checkpoint, prune, random_state, save_checkpoint
+from llmkit.training.batches import Schedule, count_updates
+from llmkit.training.checkpoint import (
+    Progress,
+    Unlogged,
+    load_checkpoint,
+    prune,
+    random_state,
+    save_checkpoint,
+)
 from llmkit.training.collate import Batch, collate
 from llmkit.training.objective import Objective, predictions
-from llmkit.training.optimizer import make_optimizer, make_scheduler
+from llmkit.training.optimizer import follows_metric, greater_is_better, make_optimizer, make_scheduler
 from llmkit.training.sharding import optimizer_state, whole
 
 if TYPE_CHECKING:
@@ -100,8 +106,7 @@ class Trainer:
             strategy=self.train.train_sampling_strategy,
             seed=self.train.seed,
         )
-        epochs, positive = self.train.num_train_epochs, self.train.max_steps > 0
-        self.updates = self.train.max_steps if positive else math.ceil(self.schedule.updates * epochs)
+        self.updates = count_updates(self.train, len(self.schedule.lengths), self.schedule.processes)
         self.objective = Objective.of(self.model, self.head, self.train.label_smoothing_factor)
         self.optimizer = make_optimizer(self.model, self.train)
         self.scheduler = make_scheduler(self.optimizer, self.train, self.updates)
@@ -133,25 +138,22 @@ class Trainer:
                 )
 
     def run(self) -> None:
-        """Train to the end, or until asked to stop."""
+        """Train to the end, or until asked to stop. A run that early stopping had ended stays as it is."""
+        if self._patience_is_over():
+            return
         self._wrapped.train()
-        losses, predicted, tokens, seconds = 0.0, 0.0, 0, 0.0
         for update in self._updates():
             begun = time.perf_counter()
             loss, count, norm, stop_asked = self._step(update)
             if self._apart:
                 stop_asked = self._meet(stop_asked)
-            seconds += time.perf_counter() - begun
-            losses, predicted = losses + loss, predicted + count
-            tokens += sum(self.schedule.lengths[index] for index in update)
             progress = self.progress
+            progress.count(
+                loss, count, sum(map(self.schedule.lengths.__getitem__, update)), time.perf_counter() - begun
+            )
             if progress.step % self.train.logging_steps == 0 or progress.step == self.updates:
-                progress.tokens, progress.seconds = progress.tokens + tokens, progress.seconds + seconds
-                if self._apart:
-                    losses, predicted = self._over_processes(losses, predicted)
-                self._tell(losses / max(1, predicted), norm, tokens, seconds)
-                losses, predicted, tokens, seconds = 0.0, 0.0, 0, 0.0
-            self._between(update_ends_epoch=progress.update == self.schedule.updates)
+                self._tell(norm)
+            self._between(norm, update_ends_epoch=progress.update == self.schedule.updates)
             if stop_asked and progress.step < self.updates:
                 self.save()
                 self.stopped = True
@@ -198,20 +200,24 @@ class Trainer:
                 sharing = 1 if self._apart else accelerator.num_processes
                 accelerator.backward(loss * (sharing / max(1.0, count)))
             total += float(loss.detach())
-        norm = math.nan
-        if self.train.max_grad_norm > 0:
-            norm = float(accelerator.clip_grad_norm_(self.trained.values(), self.train.max_grad_norm))
+        clipped = self.train.max_grad_norm or math.inf  # of which only the norm is used
+        norm = float(accelerator.clip_grad_norm_(self.trained.values(), clipped))
         total, asked = self._over_partners(total, self.stop_asked())
-        if not math.isfinite(total):
-            raise LlmkitError(
-                f"the loss is {total} at update {self.progress.step}",
-                "lower train.learning_rate, use bf16 in place of fp16, or look at the rows: llmkit data check",
-            )
+        self._check_finite("loss", total)
+        if not self.train.fp16:  # whose scaling passes over such updates
+            self._check_finite("norm of the gradient", norm)
         self._optimizer.step()
-        if not self._on_plateau:
+        if not follows_metric(self.scheduler):
             self.scheduler.step()
         self._optimizer.zero_grad(set_to_none=True)
         return total, count, norm, asked > 0
+
+    def _check_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise LlmkitError(
+                f"the {name} is {value} at update {self.progress.step}",
+                "lower train.learning_rate, use bf16 in place of fp16, or look at the rows: llmkit data check",
+            )
 
     @property
     def _apart(self) -> bool:
@@ -242,13 +248,10 @@ class Trainer:
             tensor.data.copy_(self.accelerator.reduce(tensor.data, reduction="mean"))
         self._averaged = self.progress.step
 
-    @property
-    def _on_plateau(self) -> bool:
-        return self.train.lr_scheduler_type == "reduce_lr_on_plateau"
-
     def _batch(self, indices: Sequence[int]) -> Batch:
         lines = [self.examples[index] for index in indices]
-        return collate(lines, self.head, pad_id=self.pad_id, packed=self.packed, masked=self.masked)
+        masked = self.masked or self.objective.balances
+        return collate(lines, self.head, pad_id=self.pad_id, packed=self.packed, masked=masked)
 
     def _nothing(self, update: Sequence[int]) -> Batch:
         """What a process without an example computes, since the others wait for its gradients."""
@@ -274,20 +277,31 @@ class Trainer:
 
     # Between updates.
 
-    def _tell(self, loss: float, norm: float, tokens: int, seconds: float) -> None:
+    def _tell(self, norm: float) -> None:
+        """Log what was counted since the last time."""
+        self._sum_up()
+        since, self.progress.unlogged = self.progress.unlogged, Unlogged()
+        loss, tokens, seconds = since.loss / max(1.0, since.predicted), since.tokens, since.seconds
         memory = peak_memory(self.accelerator.device.type)
         rate = float(self.optimizer.param_groups[0]["lr"])
         epoch = self.progress.epoch + self.progress.update / self.schedule.updates
         measured = Measured(self.progress.step, self.updates, epoch, loss, rate, norm, tokens, seconds, memory)
-        self._log({"loss": loss, "learning_rate": rate, "grad_norm": norm})
+        self._log({"loss": loss, "learning_rate": rate, **({"grad_norm": norm} if math.isfinite(norm) else {})})
         if self.accelerator.is_main_process:
             self.told(measured)
+
+    def _sum_up(self) -> None:
+        """Give the first process the losses of all, where processes train apart."""
+        if self._apart:
+            since, first = self.progress.unlogged, self.accelerator.is_main_process
+            losses = self._over_processes(since.loss, since.predicted)
+            since.loss, since.predicted = losses if first else (0.0, 0.0)
 
     def _log(self, values: dict[str, float]) -> None:
         self.progress.log.append({"step": self.progress.step, **values})
         self.accelerator.log(values, step=self.progress.step)
 
-    def _between(self, *, update_ends_epoch: bool) -> None:
+    def _between(self, norm: float, *, update_ends_epoch: bool) -> None:
         step, ended = self.progress.step, self.progress.step == self.updates
 
         def due(strategy: str, steps: int | None) -> bool:
@@ -296,6 +310,8 @@ class Trainer:
         if self.validation is not None and due(self.train.eval_strategy, self.train.eval_steps):
             self._average()
             self._compare(self.evaluate())
+            if self._patience_is_over() and self.progress.unlogged.tokens:
+                self._tell(norm)
         wanted = self.train.save_strategy == "best" or self.train.load_best_model_at_end
         best = wanted and self.progress.best_step == step
         if best or due(self.train.save_strategy, self.train.save_steps):
@@ -308,16 +324,13 @@ class Trainer:
             self._wrapped.eval()
             figures |= self.judged()
             self._wrapped.train()
+        self._check_finite("loss of the validation rows", loss)
         self._log({f"eval_{name}": value for name, value in figures.items()})
-        if self._on_plateau:
-            self.scheduler.step(loss)
-        name = (self.train.metric_for_best_model or "loss").removeprefix("eval_")
-        greater = self.train.greater_is_better
-        if greater is None:
-            greater = name not in LOWER_IS_BETTER
-        value = figures[name]
+        value = figures[self.train.best_metric]
+        if follows_metric(self.scheduler):
+            self.scheduler.step(value)
         best = progress.best_metric
-        if best is None or (value > best if greater else value < best):
+        if best is None or (value > best if greater_is_better(self.train) else value < best):
             progress.best_metric, progress.best_step, progress.worse_evaluations = value, progress.step, 0
         else:
             progress.worse_evaluations += 1
@@ -327,7 +340,7 @@ class Trainer:
         return patience is not None and self.progress.worse_evaluations >= patience
 
     def evaluate(self) -> float:
-        """The loss on the validation examples, by predicted token."""
+        """The loss on the validation examples, by predicted token; that of routers takes no part."""
         import torch
 
         assert self.validation is not None
@@ -341,7 +354,7 @@ class Trainer:
                 # A model in shards runs in all processes or in none, so none may leave the last batch out.
                 lines = [self.validation[index] for index in part or order[:1]]
                 batch = collate(lines, self.head, pad_id=self.pad_id, packed=False, masked=self.masked)
-                loss = self.objective.loss_sum(self.model, batch, self.accelerator.device)
+                loss = self.objective.loss_sum(self.model, batch, self.accelerator.device, balanced=False)
                 if part:
                     total += float(loss)
                     count += predictions(batch, self.head)
@@ -354,6 +367,7 @@ class Trainer:
         from accelerate.utils import gather_object
 
         self._average()
+        self._sum_up()
         random_states = gather_object([random_state()])
         trained = {name: whole(each.detach()) for name, each in self.trained.items()}
         optimizer = optimizer_state(self.model, self.optimizer)

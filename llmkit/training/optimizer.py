@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import TrainSection
-from llmkit.errors import MissingDependencyError
+from llmkit.errors import MissingDependencyError, UsageError
+from llmkit.log import log
+from llmkit.metrics.judge import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["make_optimizer", "make_scheduler", "warmup_steps"]
+__all__ = [
+    "check_schedule",
+    "follows_metric",
+    "greater_is_better",
+    "make_optimizer",
+    "make_scheduler",
+    "warmup_steps",
+]
 
 _NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 """As ``Trainer.get_decay_parameter_names`` of Transformers 5.23 has them."""
@@ -60,14 +70,103 @@ def warmup_steps(train: TrainSection, updates: int) -> int:
     return math.ceil(updates * train.warmup_steps) if train.warmup_steps < 1 else int(train.warmup_steps)
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, train: TrainSection, updates: int) -> Any:
-    """The learning rate at each update."""
+def greater_is_better(train: TrainSection) -> bool:
+    """Whether more of the metric that evaluations are compared by is better."""
+    if train.greater_is_better is not None:
+        return train.greater_is_better
+    return train.best_metric not in LOWER_IS_BETTER
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, train: TrainSection, updates: int, **more: Any) -> Any:
+    """The learning rate at each update, or after each evaluation where it `follows_metric`."""
     from transformers import get_scheduler
 
+    options = {**train.lr_scheduler_kwargs, **more}
+    if train.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+        options = {"mode": "max" if greater_is_better(train) else "min", **options}
     return get_scheduler(
         train.lr_scheduler_type,
         optimizer,
         num_warmup_steps=warmup_steps(train, updates),
         num_training_steps=updates,
-        scheduler_specific_kwargs=dict(train.lr_scheduler_kwargs) or None,
+        scheduler_specific_kwargs=options or None,
     )
+
+
+def follows_metric(scheduler: Any) -> bool:
+    """Whether a scheduler takes a step after each evaluation, by its metric, and not after each update."""
+    return "metrics" in inspect.signature(scheduler.step).parameters
+
+
+# Schedules are tried before a run begins, since each type raises something else, some of them only at a late update.
+
+
+def check_schedule(train: TrainSection, updates: int, groups: int) -> None:
+    """Refuse a schedule that cannot be computed, has a setting without effect, or never gives a learning rate.
+
+    Args:
+        groups: parameter groups of the optimizer.
+    """
+    kind = train.lr_scheduler_type
+    rates = _rates(train, updates, groups)
+    if not all(isinstance(rate, int | float) and math.isfinite(rate) and rate >= 0 for rate in rates):
+        raise UsageError(
+            f"train.lr_scheduler_type {kind} gives a learning rate that is no positive number", _fix(train)
+        )
+    if not any(rates[:-1]):
+        raise UsageError(f"the learning rate is 0 at each of {updates} updates", "set fewer train.warmup_steps")
+    if train.lr_scheduler_kwargs and _ignores_arguments(train, updates):
+        raise UsageError(f"train.lr_scheduler_kwargs has no effect on lr_scheduler_type {kind}", "leave it out")
+    steps = warmup_steps(train, updates)
+    if steps and rates == _rates(train.model_copy(update={"warmup_steps": 0}), updates, groups):
+        raise UsageError(
+            f"train.warmup_steps has no effect on lr_scheduler_type {kind}",
+            "leave it out, or use constant_with_warmup or another type that has a warm-up",
+        )
+    if steps >= updates > 1:
+        log.warning("train.warmup_steps: the learning rate rises for %d of %d updates", steps, updates)
+
+
+def _rates(train: TrainSection, updates: int, groups: int) -> list[Any]:
+    """The learning rates at some updates of a run, the first ones, the last, and that after it among them."""
+    import torch
+
+    parameters = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(groups)]
+    optimizer = torch.optim.SGD(parameters, lr=train.learning_rate)
+    try:
+        scheduler = make_scheduler(optimizer, train, updates)
+        if follows_metric(scheduler):
+            rates = [train.learning_rate]
+            for metric in (1.0, 0.5, 2.0):
+                scheduler.step(metric)
+                rates.append(optimizer.param_groups[0]["lr"])
+            return rates
+        some = {*range(min(updates, 10)), *(updates * part // 50 for part in range(51)), updates - 1, updates}
+        return [train.learning_rate * scheduler.lr_lambdas[0](step) for step in sorted(some)]
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"train.lr_scheduler_type {train.lr_scheduler_type}: {reason}", _fix(train)) from error
+
+
+def _ignores_arguments(train: TrainSection, updates: int) -> bool:
+    """Whether the type of schedule takes any argument without a word."""
+    import torch
+
+    try:
+        make_scheduler(torch.optim.SGD([torch.zeros(1)], lr=1.0), train, updates, no_such_argument=0)
+    except TypeError:
+        return False
+    return True
+
+
+def _fix(train: TrainSection) -> str:
+    from torch.optim.lr_scheduler import ReduceLROnPlateau
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
+    from transformers.trainer_utils import SchedulerType
+
+    classes: dict[str, Any] = {"reduce_lr_on_plateau": ReduceLROnPlateau, "greedy": GreedyLR}
+    kind = train.lr_scheduler_type
+    taken = inspect.signature(classes.get(kind, TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(kind)])).parameters
+    own = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch", "verbose"}
+    names = [name for name in taken if name not in own]
+    return f"set train.lr_scheduler_kwargs, with {', '.join(names)}" if names else "leave train.lr_scheduler_kwargs out"

@@ -8,19 +8,13 @@ fused kernels do not keep). Logits and their gradient are those of label tokens.
 from __future__ import annotations
 
 import heapq
-import math
 from dataclasses import dataclass
-from typing import Any
 
-from llmkit.config.recipe import Recipe
-from llmkit.errors import UsageError
-from llmkit.models.load import Loaded
 from llmkit.models.memory import available_memory
 from llmkit.training.collate import collate
-from llmkit.training.dataset import Part
 from llmkit.training.objective import Objective
+from llmkit.training.preflight import Preflight
 from llmkit.training.saved import saved_bytes
-from llmkit.training.trainable import make_trainable
 
 __all__ = ["Plan", "make_plan"]
 
@@ -59,24 +53,14 @@ class Plan:
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
-def make_plan(recipe: Recipe, loaded: Loaded, part: Part, *, half: bool, device: str) -> Plan:
-    """Count what the recipe trains.
-
-    Args:
-        loaded: without weights.
-        part: the training examples; the longest stand for all.
-        half: whether the run computes in half precision.
-
-    Raises:
-        UsageError: nothing is trained, or a pattern of ``train.freeze`` matches nothing.
-    """
-    vocabulary = len(loaded.tokenizer)
-    model = make_trainable(recipe, loaded)
-    parameters = {id(each): each for each in model.parameters()}.values()
+def make_plan(ready: Preflight) -> Plan:
+    """Count what a recipe trains; its longest examples stand for all."""
+    recipe, part, device = ready.recipe, ready.prepared.train, ready.device
+    half = ready.half or recipe.train.fp16
+    vocabulary = len(ready.loaded.tokenizer)
+    parameters = {id(each): each for each in ready.model.parameters()}.values()
     total = sum(each.numel() for each in parameters)
     trainable = sum(each.numel() for each in parameters if each.requires_grad)
-    if not trainable:
-        raise UsageError("nothing is left to train", "let train.freeze match less")
     quantize = getattr(recipe.model, "quantize", None)
     frozen_bytes = _QUANTIZED.get(str(quantize), 2.0 if half else float(_FP32))
     targets = max(part.examples["targets"][:], default=0) * recipe.train.per_device_train_batch_size
@@ -86,16 +70,17 @@ def make_plan(recipe: Recipe, loaded: Loaded, part: Part, *, half: bool, device:
         weights=int((total - trainable) * frozen_bytes + trainable * _FP32),
         gradients=trainable * _FP32,
         optimizer=int(trainable * _STATES.get(recipe.train.optim, 8.0)),
-        activations=int(_activations(recipe, model, loaded, part, half=half) * (_HOLES if device == "cpu" else 1)),
+        activations=int(_activations(ready, half=half) * (_HOLES if device == "cpu" else 1)),
         logits=targets * vocabulary * _FP32 * 2 if part.examples["labels"][0] else 0,
         available=available_memory(device),
-        updates=_updates(recipe, len(part.examples)),
+        updates=ready.updates,
     )
 
 
-def _activations(recipe: Recipe, model: Any, loaded: Loaded, part: Part, *, half: bool) -> int:
+def _activations(ready: Preflight, *, half: bool) -> int:
     """Of the longest examples in one micro-batch."""
-    train, lengths = recipe.train, part.examples["length"][:]
+    train, part, loaded, model = ready.recipe.train, ready.prepared.train, ready.loaded, ready.model
+    lengths = part.examples["length"][:]
     longest = heapq.nlargest(train.per_device_train_batch_size, range(len(lengths)), key=lengths.__getitem__)
     per_token = _CHECKPOINTED
     if not train.activation_checkpointing:
@@ -110,12 +95,3 @@ def _activations(recipe: Recipe, model: Any, loaded: Loaded, part: Part, *, half
     tokens = len(longest) * max(lengths)  # padding included
     size: int = tokens * int(getattr(config, "hidden_size", 0)) * layers * per_token
     return size if half else 2 * size
-
-
-def _updates(recipe: Recipe, examples: int) -> int:
-    train = recipe.train
-    if train.max_steps > 0:
-        return train.max_steps
-    processes = recipe.accelerate.num_processes or 1
-    batch = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes
-    return math.ceil(math.ceil(examples / batch) * train.num_train_epochs)

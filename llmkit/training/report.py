@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from llmkit.config.recipe import Recipe
-from llmkit.models.load import has_bfloat16, pick_device
-from llmkit.training.dataset import prepare
-from llmkit.training.encoding import make_encoder
+from llmkit.errors import NotEnoughMemoryError
 from llmkit.training.ledger import describe
 from llmkit.training.plan import Plan, make_plan
-from llmkit.training.start import open_model, open_task
+from llmkit.training.preflight import Preflight, preflight
+from llmkit.training.run import find_checkpoint, packs
+from llmkit.training.start import open_model
+from llmkit.training.trainable import make_trainable
 
 __all__ = ["dry_run"]
 
@@ -19,21 +21,29 @@ def dry_run(recipe: Recipe) -> Iterator[str]:
     """Everything that happens before the first update, without weights.
 
     Raises:
-        LlmkitError: what training would raise before it begins.
+        LlmkitError: what training would raise before its first update.
     """
-    task = open_task(recipe)
-    loaded = open_model(recipe, task, weights=False)
-    encoder = make_encoder(recipe, task, loaded)
-    prepared = prepare(recipe, encoder)
-    device = pick_device(str(getattr(recipe.model, "device", "auto")))
-    half = recipe.train.fp16 or (has_bfloat16(device) if recipe.train.bf16 == "auto" else recipe.train.bf16)
-    resolution = loaded.resolution
+    find_checkpoint(recipe, Path(recipe.train.output_dir), resume=False)
+    ready = preflight(recipe, recipe.accelerate.num_processes or 1)
+    resolution = ready.loaded.resolution
     new = " from random weights" if getattr(recipe.model, "config", None) else ""
-    yield f"{resolution.task}: {loaded.source.name} as {resolution.model_class} ({resolution.head}){new}"
-    yield from describe(prepared.train.ledger, "train")
-    if prepared.validation is not None:
-        yield from describe(prepared.validation.ledger, "validation")
-    yield from _sentences(make_plan(recipe, loaded, prepared.train, half=half, device=device), device)
+    yield f"{resolution.task}: {ready.loaded.source.name} as {resolution.model_class} ({resolution.head}){new}"
+    for name, part in ready.parts.items():
+        yield from describe(part.ledger, name)
+    yield from _sentences(make_plan(ready), ready.device)
+    if recipe.train.packing is True:
+        yield from _tried_packing(ready)
+
+
+def _tried_packing(ready: Preflight) -> Iterator[str]:
+    """Whether the model keeps packed examples apart, which only its weights show."""
+    recipe = ready.recipe
+    try:
+        loaded = open_model(recipe, ready.task, weights=True)
+    except NotEnoughMemoryError as error:
+        yield f"packing could not be tried: {error}"
+        return
+    packs(recipe, make_trainable(recipe, loaded), loaded.head, ready.device)
 
 
 def _sentences(plan: Plan, device: str) -> Iterator[str]:

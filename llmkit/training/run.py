@@ -23,30 +23,32 @@ from llmkit.inference.contract import Contract, write_contract
 from llmkit.inference.pipeline import Pipeline
 from llmkit.log import log
 from llmkit.metrics.answers import Threshold
-from llmkit.metrics.judge import MEASURES, judge
-from llmkit.models.load import Loaded, has_bfloat16, pick_device
+from llmkit.metrics.judge import judge
+from llmkit.models.load import Loaded, pick_device
 from llmkit.models.memory import peak_memory
 from llmkit.models.processes import Member, join
 from llmkit.models.quiet import quiet_transformers
 from llmkit.tasks import Head, Task, Wording
 from llmkit.training.card import draw_losses, model_card
-from llmkit.training.checkpoint import checkpoints, load_trained
-from llmkit.training.dataset import Part, prepare
-from llmkit.training.encoding import make_encoder
+from llmkit.training.checkpoint import BUILDING, checkpoints, load_trained
+from llmkit.training.dataset import Part
 from llmkit.training.hub import push, reserve
 from llmkit.training.ledger import describe
 from llmkit.training.loop import Measured, Trainer
+from llmkit.training.preflight import expected_rows, preflight
 from llmkit.training.probes import keeps_examples_apart, sees_nothing_ahead
 from llmkit.training.provenance import Provenance, changes, commented_recipe, provenance_of
-from llmkit.training.sharding import check_trackers, make_accelerator
+from llmkit.training.sharding import TRACKERS, make_accelerator
 from llmkit.training.start import open_model, open_task
 from llmkit.training.store import digest
 from llmkit.training.trainable import make_trainable
 
-__all__ = ["finetune"]
+__all__ = ["find_checkpoint", "finetune", "packs"]
 
 _RECIPE = "resolved.yaml"
 _LOCK = ".lock"
+_BEFORE_CHECKPOINTS = (_RECIPE, _LOCK, TRACKERS)
+"""What a run writes before its first checkpoint, beside one that is not complete."""
 
 
 def finetune(
@@ -66,13 +68,11 @@ def finetune(
     Raises:
         UsageError: what the recipe asks for cannot be, or is not there yet.
     """
-    _refuse_missing(recipe)
-    check_trackers(recipe.train.report_to)
     member = join(recipe.accelerate.num_processes, pick_device(str(getattr(recipe.model, "device", "auto"))))
     if member.rank:
         log.setLevel("ERROR")  # the first says it
     folder = Path(recipe.train.output_dir)
-    found = _look(recipe, folder, resume=resume)
+    found = find_checkpoint(recipe, folder, resume=resume)
     member.barrier()
     with _claimed(folder, member):
         if recipe.train.push_to_hub and not member.rank:
@@ -89,42 +89,37 @@ def finetune(
     return run.trainer
 
 
-def _refuse_missing(recipe: Recipe) -> None:
-    several = recipe.accelerate
-    if several.deepspeed_config is not None:
-        raise UsageError(
-            "accelerate.deepspeed_config is not there yet in this version", "leave it out, or try --dry-run"
-        )
-    metric, known = recipe.train.metric_for_best_model, MEASURES[recipe.task]
-    if metric is None:
-        return
-    if metric.removeprefix("eval_") not in ("loss", *known):
-        raise UsageError(
-            f"train.metric_for_best_model: {metric} is none of {recipe.task}", f"eval_loss, {', '.join(known)}"
-        )
-    if metric != "eval_loss" and several.fsdp_config is not None:
-        raise UsageError("train.metric_for_best_model with fsdp_config: shards write no text", "use eval_loss")
-
-
 # The folder.
 
 
-def _look(recipe: Recipe, folder: Path, *, resume: bool) -> Path | None:
-    """The checkpoint to go on from, None for a new run. Nothing is written."""
-    found = checkpoints(folder) if folder.is_dir() else []
-    used = folder.is_dir() and any(path.name != _LOCK for path in folder.iterdir())
-    if used and not resume:
-        raise UsageError(f"{folder} is not empty", "go on with --resume, remove it, or set train.output_dir")
+def find_checkpoint(recipe: Recipe, folder: Path, *, resume: bool) -> Path | None:
+    """The checkpoint to go on from, None for a run that begins. Nothing is written.
+
+    A run that ended before its first checkpoint begins again.
+
+    Raises:
+        UsageError: the folder has something else in it, or what there is to go on from is of another run.
+    """
+    content = list(folder.iterdir()) if folder.is_dir() else []
+    found = checkpoints(folder)
+    begun = not found and all(path.name in _BEFORE_CHECKPOINTS or path.name.startswith(BUILDING) for path in content)
     if not resume:
+        if not begun:
+            fix = "go on with --resume, " if found else ""
+            raise UsageError(f"{folder} is not empty", f"{fix}remove it, or set another train.output_dir")
         return None
-    if not found:
-        raise UsageError(f"{folder} holds no checkpoint to resume from", "leave --resume out")
+    if not content:
+        raise UsageError(f"{folder} has no checkpoint to resume from", "leave --resume out")
+    if not found and not begun:
+        raise UsageError(f"{folder} has no checkpoint to resume from", "remove it, or set another train.output_dir")
     if (folder / _RECIPE).is_file() and (differ := changes(load_recipe(str(folder / _RECIPE)), recipe)):
         raise UsageError(
-            f"the recipe changed since {folder} was begun ({'; '.join(differ)}), so the run would not go on but be "
-            "another",
-            "put it back as it was, or begin a new run in another train.output_dir",
+            f"the recipe changed since the run in {folder} began ({'; '.join(differ)})",
+            "undo the change, or begin another run: set another train.output_dir",
         )
+    if not found:
+        log.warning("%s has no checkpoint: the run begins at its first update", folder)
+        return None
     return found[-1]
 
 
@@ -168,53 +163,41 @@ def _prepare(recipe: Recipe, told: Callable[[Measured], None], stop_asked: Calla
     import torch
     from accelerate.utils import set_seed
 
-    train, task = recipe.train, open_task(recipe)
-    device = pick_device(str(getattr(recipe.model, "device", "auto")))
-    half = has_bfloat16(device) if train.bf16 == "auto" else train.bf16
-    half = half and not train.fp16
-    if train.fp16 and device == "cpu":
-        raise UsageError("train.fp16 needs a GPU", "leave it out")
+    train = recipe.train
     with member.one_a_machine_first():
-        encoder = make_encoder(recipe, task, open_model(recipe, task, weights=False))
-        prepared = prepare(recipe, encoder)
-    parts = {"train": prepared.train}
-    if prepared.validation is not None:
-        parts["validation"] = prepared.validation
+        ready = preflight(recipe, member.world)
+    task, device, parts = ready.task, ready.device, ready.parts
     for name, part in parts.items():
         for line in describe(part.ledger, name):
             log.info("%s", line)
     set_seed(train.seed)
     # Weights that are trained are kept in float32, whatever is computed in; frozen ones as small as can be.
-    small: DType = "bfloat16" if half else "float32"
+    small: DType = "bfloat16" if ready.half else "float32"
     loaded = open_model(recipe, task, weights=True, dtype=small if recipe.adapter is not None else "float32")
     if getattr(recipe.model, "quantize", None):
         import peft
 
-        ready: Any = peft.prepare_model_for_kbit_training
-        ready(loaded.model, use_gradient_checkpointing=train.activation_checkpointing)
+        prepare_quantized: Any = peft.prepare_model_for_kbit_training
+        prepare_quantized(loaded.model, use_gradient_checkpointing=False)
     model = make_trainable(recipe, loaded)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    if train.activation_checkpointing:
-        model.enable_input_require_grads()
-        loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    precision = "fp16" if train.fp16 else "bf16" if half else "no"
+    precision = "fp16" if train.fp16 else "bf16" if ready.half else "no"
     accelerator = make_accelerator(recipe, device, precision, member)
-    if recipe.accelerate.local_sgd_steps is not None and accelerator.num_processes == 1:
-        raise UsageError("accelerate.local_sgd_steps is about several processes, and this is one", "leave it out")
-    packed = _packs(recipe, model, loaded.head, device)
+    packed = packs(recipe, model, loaded.head, device)
     masked = loaded.head is not Head.CAUSAL or not sees_nothing_ahead(model)
     set_seed(train.seed + member.rank)  # the same weights everywhere, but not the same dropout
     if train.torch_compile:
         model = torch.compile(model)
-    provenance = provenance_of(recipe, encoder.loaded)
+    provenance = provenance_of(recipe, ready.loaded)
+    examples = parts["train"].examples
     trainer = Trainer(
         accelerator=accelerator,
         model=model,
         head=loaded.head,
         train=train,
-        examples=prepared.train.examples,
+        examples=examples,
         validation=parts["validation"].examples if "validation" in parts and train.eval_strategy != "no" else None,
         pad_id=pad_id(loaded) if loaded.head is not Head.SPAN else int(loaded.tokenizer.pad_token_id or 0),
         packed=packed,
@@ -222,25 +205,26 @@ def _prepare(recipe: Recipe, told: Callable[[Measured], None], stop_asked: Calla
         local_sgd_steps=recipe.accelerate.local_sgd_steps,
         hashes={
             **{f"data ({Path(each.name).name})": each.hash for each in provenance.data},
-            "data": digest(prepared.train.rows.key, list(prepared.train.order)),
+            "data": digest(parts["train"].rows.key, list(parts["train"].order)),
             "recipe": digest(recipe.model_dump(mode="json", exclude={"train": {"output_dir"}})),
         },
         told=told,
         stop_asked=stop_asked,
         judged=_judged(recipe, task, replace(loaded, model=model), parts, accelerator),
     )
-    return _Run(recipe, trainer, encoder.loaded, provenance, parts)
+    return _Run(recipe, trainer, ready.loaded, provenance, parts)
 
 
 def _judged(
     recipe: Recipe, task: Task, loaded: Loaded, parts: Mapping[str, Part], accelerator: Any
 ) -> Callable[[], dict[str, float]] | None:
-    """What gives the task's figures of the model as it is, on the validation rows; None if nobody asks for them."""
-    if recipe.train.metric_for_best_model in (None, "eval_loss"):
+    """What gives the task's figures on the validation rows, where evaluations compare one of them."""
+    if recipe.train.best_metric == "loss":
         return None
     from accelerate.utils import gather_object
 
-    rows = _expected(parts["validation"], recipe)
+    expected = expected_rows(parts["validation"], task, recipe.train.best_metric)
+    rows, references = [row for row, _ in expected], [each for _, each in expected]
     wording = Wording(system=recipe.prompt.system, raw=recipe.prompt.raw)
     pipeline = greedy(Pipeline(task, loaded, GenerationSettings(), wording))
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -251,32 +235,29 @@ def _judged(
             answers = pipeline.map(rows[rank::world], errors="yield")
             mine = [(rank + number * world, getattr(answer, "text", "")) for number, answer in enumerate(answers)]
         texts = [text for _, text in sorted(gather_object(mine))]
-        measures = judge(recipe.task, texts, [references_of(row, task) for row in rows], language=language)
-        return {each.name: each.value for each in measures}
+        return {each.name: each.value for each in judge(recipe.task, texts, references, language=language)}
 
     return judged
 
 
 def _expected(part: Part, recipe: Recipe) -> list[dict[str, Any]]:
-    """Rows with what is expected apart from what is given."""
+    """Rows with what is expected apart from what the model gets."""
     return [given_part(row, recipe.task) for row in part.rows.readable(part.order)]
 
 
-def _packs(recipe: Recipe, model: Any, head: Head, device: str) -> bool:
-    """Whether the examples of a micro-batch go through the model as one row."""
+def packs(recipe: Recipe, model: Any, head: Head, device: str) -> bool:
+    """Whether the examples of a micro-batch go through the model as one row.
+
+    Raises:
+        UsageError: ``train.packing`` is true and the model lets examples see each other.
+    """
     wanted = recipe.train.packing
     if wanted is False or (wanted == "auto" and device == "cpu"):  # where one long row is no faster than several
         return False
     able = head is Head.CAUSAL and keeps_examples_apart(model)
-    if wanted is True and recipe.adapter is not None and model.active_peft_config.is_prompt_learning:
-        raise UsageError(
-            f"train.packing with {recipe.adapter.peft_type}: only the first of several packed examples would have its "
-            "virtual tokens",
-            "leave it out: examples of like length are padded together",
-        )
     if wanted is True and not able:
         raise UsageError(
-            "train.packing: this model lets packed examples see each other, or takes none",
+            "train.packing: this model lets packed examples see each other",
             "leave it out: examples of like length are padded together",
         )
     if not able and head is Head.CAUSAL:
@@ -355,7 +336,7 @@ def _metrics(trainer: Trainer) -> dict[str, Any]:
     last = {
         key: value for entry in progress.log for key, value in entry.items() if key == "loss" or key.startswith("eval_")
     }
-    best = f"eval_{(trainer.train.metric_for_best_model or 'loss').removeprefix('eval_')}"
+    best = f"eval_{trainer.train.best_metric}"
     found: dict[str, Any] = {
         "updates": progress.step,
         "epochs": progress.epoch + progress.update / trainer.schedule.updates,

@@ -7,6 +7,9 @@ what backward passes and optimizers take on top.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llmkit.log import log
@@ -16,7 +19,7 @@ from llmkit.training.objective import Objective
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["saved_bytes"]
+__all__ = ["failure_of", "saved_bytes"]
 
 
 def saved_bytes(model: Any, objective: Objective, batch: Batch, *, half: bool) -> int | None:
@@ -30,7 +33,6 @@ def saved_bytes(model: Any, objective: Objective, batch: Batch, *, half: bool) -
         None for a model whose forward pass depends on values, as that of some mixtures of experts.
     """
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.multiprocessing.reductions import StorageWeakRef
 
     saved: dict[int, torch.UntypedStorage] = {}
@@ -42,15 +44,7 @@ def saved_bytes(model: Any, objective: Objective, batch: Batch, *, half: bool) -
         saved[place(tensor)] = tensor.untyped_storage()  # kept, so that no other gets its place
         return tensor
 
-    model.train()
-    with FakeTensorMode(allow_non_fake_inputs=True):  # which the batch is
-        state = {name: _empty(each, half) for name, each in model.named_parameters()}
-        weights = set(map(place, state.values()))
-        state |= {name: _empty(each, half=False) for name, each in model.named_buffers()}
-
-        def forward(**given: Any) -> Any:
-            return torch.func.functional_call(model, state, (), given)
-
+    with _fake(model, half=half) as (parameters, forward):
         try:
             with (
                 torch.autocast("cpu", torch.bfloat16, enabled=half),
@@ -60,7 +54,47 @@ def saved_bytes(model: Any, objective: Objective, batch: Batch, *, half: bool) -
         except Exception as error:  # noqa: BLE001 - whatever an architecture raises where it asks for a value
             log.debug("the activations of %s cannot be counted: %r", type(model).__name__, error)
             return None
+        weights = set(map(place, parameters))
     return sum(each.nbytes() for key, each in saved.items() if key not in weights)
+
+
+def failure_of(model: Any, objective: Objective, batch: Batch) -> Exception | None:
+    """What a forward pass raises, if it does; also where its class asks for values, which are not there."""
+    with _fake(model, half=False) as (_, forward):
+        try:
+            objective.loss_sum(forward, batch, "cpu")
+        except Exception as error:  # noqa: BLE001 - whatever an architecture raises
+            return error
+    return None
+
+
+@contextmanager
+def _fake(model: Any, *, half: bool) -> Iterator[tuple[list[torch.Tensor], Callable[..., Any]]]:
+    """The parameters of a model without values, and its forward pass on them."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    model.train()
+    with FakeTensorMode(allow_non_fake_inputs=True), _quiet_torch():  # the batch is no fake
+        parameters = {name: _empty(each, half) for name, each in model.named_parameters()}
+        buffers = {name: _empty(each, half=False) for name, each in model.named_buffers()}
+
+        def forward(**given: Any) -> Any:
+            return torch.func.functional_call(model, parameters | buffers, (), given)
+
+        yield list(parameters.values()), forward
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Without the tracebacks that fake tensors log for what a caller handles."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _empty(tensor: torch.Tensor, half: bool) -> torch.Tensor:

@@ -10,21 +10,29 @@ from llmkit.errors import LlmkitError, MissingDependencyError, UsageError
 from llmkit.log import log
 from llmkit.models.processes import Member
 
-__all__ = ["check_trackers", "load_optimizer_state", "load_parameter", "make_accelerator", "optimizer_state", "whole"]
+__all__ = [
+    "TRACKERS",
+    "check_sharding",
+    "check_trackers",
+    "load_optimizer_state",
+    "load_parameter",
+    "make_accelerator",
+    "optimizer_state",
+    "whole",
+]
+
+TRACKERS = "trackers"
+"""The folder in that of the result where trackers write."""
 
 
 def make_accelerator(recipe: Recipe, device: str, precision: str, member: Member) -> Any:
-    """Accelerate's object for this process.
-
-    Raises:
-        UsageError: shards without GPUs, which Accelerate 1.15 would leave whole and not say so.
-    """
+    """Accelerate's object for this process."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     # Of the process; another run in it may compute in another precision.
     AcceleratorState._reset_state(reset_partial_state=member.world == 1)  # noqa: SLF001 - there is no public way
-    sharded = _fsdp(recipe, device)
+    sharded = _fsdp(recipe)
     trackers = recipe.train.report_to
     folder = Path(recipe.train.output_dir)
     accelerator = Accelerator(
@@ -32,7 +40,7 @@ def make_accelerator(recipe: Recipe, device: str, precision: str, member: Member
         cpu=device == "cpu",
         fsdp_plugin=sharded,
         log_with=trackers or None,
-        project_dir=folder / "trackers" if trackers else None,
+        project_dir=folder / TRACKERS if trackers else None,
     )
     if sharded is not None and not accelerator.is_fsdp2:
         raise LlmkitError("Accelerate did not shard the model, as accelerate.fsdp_config asks", "leave it out")
@@ -41,12 +49,16 @@ def make_accelerator(recipe: Recipe, device: str, precision: str, member: Member
     return accelerator
 
 
-def _fsdp(recipe: Recipe, device: str) -> Any:
+def check_sharding(recipe: Recipe, device: str) -> None:
+    """Refuse shards without GPUs, which Accelerate 1.15 would leave whole and not say so."""
+    if recipe.accelerate.fsdp_config is not None and device != "cuda":
+        raise UsageError("accelerate.fsdp_config needs GPUs", "leave it out: the CPU's processes have whole models")
+
+
+def _fsdp(recipe: Recipe) -> Any:
     section = recipe.accelerate.fsdp_config
     if section is None:
         return None
-    if device != "cuda":
-        raise UsageError("accelerate.fsdp_config needs GPUs", "leave it out: the CPU's processes have whole models")
     from accelerate import FullyShardedDataParallelPlugin
 
     log.warning("FSDP2 has not been tried by the makers of this version: compare its losses with a run without")

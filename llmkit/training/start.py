@@ -14,17 +14,18 @@ from typing import Any
 
 from llmkit.config.recipe import Recipe
 from llmkit.config.settings import DType, LoadSettings, setting_fields
+from llmkit.errors import UsageError
 from llmkit.log import log
 from llmkit.models.fresh import train_tokenizer, write_fresh
 from llmkit.models.load import Loaded, load_model, load_source, pick_device
-from llmkit.models.locate import locate
+from llmkit.models.locate import locate_tokenizer
 from llmkit.models.reach import go_offline
 from llmkit.models.resolve import resolve
 from llmkit.models.source import Source
 from llmkit.models.tokenizer import load_tokenizer
 from llmkit.tasks import Task, find_task
 from llmkit.training.dataset import divide
-from llmkit.training.row_table import read_rows
+from llmkit.training.row_table import file_hash, read_rows
 from llmkit.training.store import code_version, digest, kept_folder
 
 __all__ = ["languages_of", "open_model", "open_task"]
@@ -72,12 +73,24 @@ def open_model(recipe: Recipe, task: Task, *, weights: bool, dtype: DType = "aut
             model: Any = type(loaded.model)(loaded.model.config)
             model.generation_config = loaded.model.generation_config
             loaded = replace(loaded, model=model.to(pick_device(settings.device)).eval())
+    loaded = _beside_virtual_tokens(recipe, loaded)
     tokenizer: Any = loaded.tokenizer
     if section.chat_template is not None:
         tokenizer.chat_template = section.chat_template
     if section.add_tokens and not tokenizer.add_tokens(section.add_tokens):
         log.warning("tokenizer.add_tokens has no effect: the tokenizer has all of them")
     return loaded
+
+
+def _beside_virtual_tokens(recipe: Recipe, loaded: Loaded) -> Loaded:
+    """The model with the context that the adapter of the recipe leaves."""
+    taken, limit = getattr(recipe.adapter, "num_virtual_tokens", 0), loaded.context.tokens
+    if taken and limit is not None and taken >= limit - 1:
+        raise UsageError(
+            f"adapter.num_virtual_tokens is {taken}, and {loaded.source.name} has a context of {limit} tokens",
+            "lower it, so that there is room for a prompt and an answer",
+        )
+    return replace(loaded, context=loaded.context.without(taken))
 
 
 def _fresh(recipe: Recipe, task: Task, settings: LoadSettings) -> Source:
@@ -88,8 +101,8 @@ def _fresh(recipe: Recipe, task: Task, settings: LoadSettings) -> Source:
         if settings.offline:
             go_offline()
         named = LoadSettings(model=section.name_or_path, trust_remote_code=settings.trust_remote_code)
-        origin = locate(named, task.name, weights=False, fallback=False)
-        key = digest("model", config, str(origin.folder), origin.commit, code_version())
+        origin = locate_tokenizer(named, task.name)
+        key = digest("model", config, _tokenizer_hash(origin.folder), code_version())
     else:
         rows = read_rows(recipe.data.train, recipe.task, languages_of(task))
         trained, _ = divide(recipe, rows, task.input_column)
@@ -112,6 +125,15 @@ def _fresh(recipe: Recipe, task: Task, settings: LoadSettings) -> Source:
         write_fresh(config, tokenizer, folder, task=task.name, head=settings.head)
 
     return Source(f"a new {config['model_type']} model", kept_folder(key, build))
+
+
+def _tokenizer_hash(folder: Path) -> str:
+    """Of the files that a tokenizer is read from, which may be written anew in the same folder."""
+    files = (path for path in sorted(folder.iterdir()) if path.suffix in _TOKENIZER_SUFFIXES)
+    return digest(str(folder), [(path.name, file_hash(path)) for path in files])
+
+
+_TOKENIZER_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".spm", ".bpe", ".tiktoken")
 
 
 def _texts(rows: Iterator[str]) -> Iterator[str]:

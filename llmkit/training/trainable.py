@@ -17,9 +17,11 @@ def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
     """The model of a recipe with its adapter, and ``requires_grad`` set on what is trained.
 
     Raises:
-        UsageError: a pattern of ``train.freeze`` matches nothing, or the adapter does not go with the rest.
+        UsageError: ``train.freeze`` freezes nothing or all, or the adapter does not go with the rest.
     """
     model: Any = loaded.model
+    if recipe.train.activation_checkpointing:
+        _checkpoint_activations(model)  # before the adapter, so that PEFT refuses what does not go with it
     added = recipe.tokenizer.add_tokens
     if added and len(loaded.tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(loaded.tokenizer), mean_resizing=False)
@@ -30,14 +32,33 @@ def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
     return model
 
 
+def _checkpoint_activations(model: Any) -> None:
+    try:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        raise UsageError(
+            f"train.activation_checkpointing: {type(model).__name__} of Transformers does not support it",
+            "leave it out; a smaller train.per_device_train_batch_size takes less memory too",
+        ) from error
+    model.enable_input_require_grads()
+
+
 def _freeze(model: Any, patterns: list[str]) -> None:
+    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     for pattern in patterns:
         try:
             wanted = re.compile(pattern)
         except re.error as error:
-            raise UsageError(f"train.freeze: {pattern!r} is no regular expression ({error})", "mend it") from error
-        names = [parameter for name, parameter in model.named_parameters() if wanted.search(name)]
-        if not names:
-            raise UsageError(f"train.freeze: {pattern!r} matches no parameter", "see their names in the checkpoint")
-        for parameter in names:
+            raise UsageError(
+                f"train.freeze: {pattern!r} is not a regular expression ({error})", "correct it"
+            ) from error
+        matched = [parameter for name, parameter in trained.items() if wanted.search(name)]
+        if not matched:
+            raise UsageError(
+                f"train.freeze: {pattern!r} matches no parameter that is trained",
+                f"leave it out, or match names such as {next(iter(trained), '')}",
+            )
+        for parameter in matched:
             parameter.requires_grad_(False)
+    if patterns and not any(each.requires_grad for each in trained.values()):
+        raise UsageError("train.freeze matches all parameters, so nothing is left to train", "let it match fewer")

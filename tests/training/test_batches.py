@@ -36,7 +36,7 @@ def test_an_update_is_the_same_however_it_is_shared(strategy: str) -> None:
             ]
             assert sorted(shared) == sorted(one)
             assert all(
-                len(list(other.share(same, process))) == other.accumulation for process in range(other.processes)
+                len(list(other.share(same, process))) <= other.accumulation for process in range(other.processes)
             )
             assert max(len(part) for part in other.share(same, 0)) <= other.batch_size
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -115,6 +116,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(family: str, task: str, checkpoi
     assert second.progress.step == 8
     for name, each in weights(second).items():
         assert each.equal(expected[name]), name
+    # The third update is between two lines of the log.
+    assert (second.progress.tokens, second.progress.log) == (whole.progress.tokens, whole.progress.log)
+    assert second.progress.seconds > first.progress.seconds > 0
 
 
 @pytest.mark.parametrize(("family", "task"), HEADS)
@@ -172,6 +176,106 @@ def test_the_loss_falls_and_evaluations_are_compared(checkpoint: Checkpoint, tmp
     assert evaluations == sorted(evaluations, reverse=True)
     assert made.progress.best_metric == evaluations[-1]
     assert checkpoints(made.folder)[-1].name == "checkpoint-30"
+
+
+def test_without_clipping_the_norm_of_the_gradient_is_logged(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    norms = []
+    for limit in (0.0, 1.0):
+        once = {"logging_steps": 1, "max_steps": 1, "max_grad_norm": limit}
+        made = trainer(recipe_for("gpt2", "text-generation", tmp_path, checkpoint, **once))
+        made.run()
+        norms.append(made.progress.log[0]["grad_norm"])
+    assert norms[0] == norms[1] > 1
+
+
+@pytest.mark.parametrize("kind", ["greedy", "reduce_lr_on_plateau"])
+def test_a_schedule_that_follows_a_metric_moves_after_evaluations(
+    kind: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """And goes on from a checkpoint as if the run had not been stopped."""
+    arguments = {"patience": 0, "factor": 0.5, "mode": "max"} | (
+        {"min_lr": 1e-6, "smooth": True} if kind == "greedy" else {}
+    )
+    more: dict[str, Any] = {"lr_scheduler_type": kind, "lr_scheduler_kwargs": arguments, "eval_strategy": "steps"}
+    more |= {"eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "learning_rate": 0.01, "logging_steps": 1}
+    recipe = recipe_for("gpt2", "text-generation", tmp_path, checkpoint, max_steps=4, **more)
+    whole = trainer(recipe)
+    whole.run()
+    rates = [entry["learning_rate"] for entry in whole.progress.log if "learning_rate" in entry]
+    assert len(set(rates)) > 1
+    second = trainer(recipe)
+    second.resume(whole.folder / "checkpoint-3")
+    second.run()
+    assert second.progress.log == whole.progress.log
+
+
+def moe(kind: str) -> Any:
+    """A tiny mixture of experts whose config asks for the losses of its routers."""
+    import torch
+    import transformers
+
+    causal = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    causal |= {"num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0}
+    seq2seq = {"vocab_size": 40, "d_model": 16, "num_experts": 4, "pad_token_id": 0, "decoder_start_token_id": 0}
+    t5 = {"d_kv": 8, "d_ff": 16, "num_layers": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}
+    m2m = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    m2m |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_sparse_step": 2}
+    m2m |= {"decoder_sparse_step": 2, "max_position_embeddings": 64, "expert_capacity": 16}
+    settings: dict[str, dict[str, Any]] = {
+        "mixtral": causal | {"num_local_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.5},
+        "jetmoe": causal | {"num_local_experts": 4, "kv_channels": 8, "aux_loss_coef": 0.5},
+        "qwen3_moe": causal | {"num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "router_aux_loss_coef": 0.5},
+        "switch_transformers": seq2seq | t5 | {"num_heads": 2, "router_aux_loss_coef": 0.5},
+        "nllb-moe": seq2seq | m2m | {"router_aux_loss_coef": 0.5},
+    }
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **settings[kind], output_router_logits=True)
+    auto = transformers.AutoModelForSeq2SeqLM if "d_model" in settings[kind] else transformers.AutoModelForCausalLM
+    make: Any = auto.from_config
+    return make(config).eval()
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "jetmoe", "qwen3_moe", "switch_transformers", "nllb-moe"])
+def test_the_losses_of_routers_are_added_as_the_model_adds_them(kind: str) -> None:
+    """To that of training, with every logit and with those of labels only; that of an evaluation is without."""
+    import torch
+
+    model: Any = moe(kind)
+    head = Head.SEQ2SEQ if model.config.is_encoder_decoder else Head.CAUSAL
+    decoded = {"decoder_input_ids": [0, 9, 4]} if head is Head.SEQ2SEQ else {"decoder_input_ids": []}
+    lines = [
+        {"input_ids": [5, 6, 7, 8, 9], "labels": [IGNORED, IGNORED, 7, 8, 9], "token_type_ids": [], **decoded},
+        {"input_ids": [11, 12, 13], "labels": [IGNORED, 12, 13], "token_type_ids": [], **decoded},
+    ]
+    if head is Head.SEQ2SEQ:
+        lines = [line | {"labels": [9, 4, 1]} for line in lines]
+    batch = collate(lines, head, pad_id=0, packed=False)
+    labels = [line["labels"] + [IGNORED] * (5 - len(line["labels"])) for line in lines]
+    full = batch.labels if head is Head.SEQ2SEQ else torch.tensor(labels)
+    own = model(**batch.inputs, labels=full, output_router_logits=True).loss
+    plain = model(**batch.inputs, labels=full, output_router_logits=False).loss
+    assert float((own - plain).detach()) > 0.1
+    objective, count = Objective.of(model, head, 0.0), predictions(batch, head)
+    assert objective.balances
+    for each in (objective, replace(objective, keeps=False)):
+        loss = each.loss_sum(model, batch, "cpu") / count
+        torch.testing.assert_close(loss, own)
+        torch.testing.assert_close(
+            torch.autograd.grad(loss, router(model)), torch.autograd.grad(own, router(model), retain_graph=True)
+        )
+    torch.testing.assert_close(objective.loss_sum(model, batch, "cpu", balanced=False) / count, plain)
+
+
+def router(model: Any) -> Any:
+    return next(each for name, each in model.named_parameters() if "router" in name or "gate.weight" in name)
+
+
+def test_padding_takes_no_part_in_the_balance_of_experts(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Though models that see nothing ahead get no attention mask otherwise."""
+    made = trainer(recipe_for("gpt2", "text-generation", tmp_path, checkpoint), masked=False)
+    assert "attention_mask" not in made._batch([0, 1]).inputs
+    made.objective = replace(made.objective, balances=True)
+    assert "attention_mask" in made._batch([0, 1]).inputs
 
 
 def test_logits_of_label_positions_only(checkpoint: Checkpoint, tmp_path: Path) -> None:

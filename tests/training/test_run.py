@@ -219,7 +219,7 @@ def test_the_best_model_is_chosen_by_the_tasks_figure(checkpoint: Checkpoint, tm
     train = {"output_dir": str(tmp_path / "out"), "max_steps": 4, "learning_rate": 0.01, "load_best_model_at_end": True}
     train |= {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "best", "metric_for_best_model": "f1"}
     data = {"validation": str(rows)}
-    with pytest.raises(UsageError, match="bleu is none of question-answering; eval_loss, exact_match, f1"):
+    with pytest.raises(UsageError, match="question-answering has no metric bleu; use eval_loss, exact_match, f1"):
         finetune(
             make_recipe(
                 "question-answering",

@@ -1,0 +1,188 @@
+"""What is known of a run before any weight is loaded, and all that can be refused by then.
+
+The run goes on from here, and the dry run reports it, so that one refuses what the other does. Does not know the folder
+of the result (`llmkit.training.run`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmkit.config.recipe import Recipe
+from llmkit.errors import InputError, UsageError
+from llmkit.evaluation.evaluate import given_part, references_of
+from llmkit.metrics.judge import MEASURES
+from llmkit.models.load import Loaded, has_bfloat16, pick_device
+from llmkit.tasks import Head, Task
+from llmkit.training.batches import count_updates
+from llmkit.training.collate import collate
+from llmkit.training.dataset import Part, Prepared, prepare
+from llmkit.training.encoding import make_encoder
+from llmkit.training.ledger import describe
+from llmkit.training.objective import Objective
+from llmkit.training.optimizer import check_schedule, make_optimizer
+from llmkit.training.saved import failure_of
+from llmkit.training.sharding import check_sharding, check_trackers
+from llmkit.training.start import open_model, open_task
+from llmkit.training.trainable import make_trainable
+
+__all__ = ["Preflight", "expected_rows", "preflight"]
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a recipe trains, on what."""
+
+    recipe: Recipe
+    task: Task
+    device: str
+    half: bool
+    """Whether it computes in bfloat16."""
+    loaded: Loaded
+    """Without weights."""
+    model: Any
+    """That model with its adapter, and ``requires_grad`` set."""
+    prepared: Prepared
+    updates: int
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """The examples by name."""
+        found = {"train": self.prepared.train}
+        if self.prepared.validation is not None:
+            found["validation"] = self.prepared.validation
+        return found
+
+
+def preflight(recipe: Recipe, processes: int) -> Preflight:
+    """Open a recipe without weights.
+
+    Args:
+        processes: that train together.
+
+    Raises:
+        LlmkitError: what the recipe asks for cannot be, or its rows do not allow it.
+    """
+    train = recipe.train
+    device = pick_device(str(getattr(recipe.model, "device", "auto")))
+    _check_settings(recipe, device, processes)
+    task = open_task(recipe)
+    loaded = open_model(recipe, task, weights=False)
+    prepared = prepare(recipe, make_encoder(recipe, task, loaded))
+    _refuse_empty("train", prepared.train)
+    if prepared.validation is not None:
+        _refuse_empty("validation", prepared.validation)
+    updates = count_updates(train, len(prepared.train.examples), processes)
+    _check_steps(recipe, updates)
+    if train.best_metric != "loss" and prepared.validation is not None:
+        expected_rows(prepared.validation, task, train.best_metric)
+    model = make_trainable(recipe, loaded)
+    check_schedule(train, updates, len(make_optimizer(model, train).param_groups))
+    if train.packing is True:
+        _check_packing(recipe, model, loaded.head)
+    if _is_prompt_learning(model):
+        _check_virtual_tokens(recipe, model, loaded, prepared.train)
+    half = not train.fp16 and (has_bfloat16(device) if train.bf16 == "auto" else train.bf16)
+    return Preflight(recipe, task, device, half, loaded, model, prepared, updates)
+
+
+def _check_settings(recipe: Recipe, device: str, processes: int) -> None:
+    """What needs neither model nor data."""
+    several, train = recipe.accelerate, recipe.train
+    if several.deepspeed_config is not None:
+        raise UsageError("accelerate.deepspeed_config is not supported in this version", "leave it out")
+    check_sharding(recipe, device)
+    check_trackers(train.report_to)
+    if several.local_sgd_steps is not None and processes == 1:
+        raise UsageError(
+            "accelerate.local_sgd_steps needs several processes, and this is one",
+            "leave it out, or set accelerate.num_processes",
+        )
+    if train.fp16 and device == "cpu":
+        raise UsageError("train.fp16 needs a GPU", "leave it out")
+    known = MEASURES[recipe.task]
+    if train.best_metric not in ("loss", *known):
+        raise UsageError(
+            f"train.metric_for_best_model: {recipe.task} has no metric {train.metric_for_best_model}",
+            f"use eval_loss, {', '.join(known)}",
+        )
+    if train.best_metric != "loss" and several.fsdp_config is not None:
+        raise UsageError(
+            f"train.metric_for_best_model {train.best_metric} needs answers, which a model in shards does not generate",
+            "use eval_loss",
+        )
+
+
+def _refuse_empty(name: str, part: Part) -> None:
+    if len(part.examples):
+        return
+    left_out = list(describe(part.ledger, name))[1:]
+    raise InputError(
+        f"no rows of data.{name} are left" + (f" ({'; '.join(left_out)})" if left_out else ""),
+        "raise data.max_length, correct the rows, or name others; llmkit data check shows them",
+    )
+
+
+def _check_steps(recipe: Recipe, updates: int) -> None:
+    for kind in ("eval", "save"):
+        steps = getattr(recipe.train, f"{kind}_steps")
+        if steps is not None and steps > updates:
+            raise UsageError(
+                f"train.{kind}_steps is {steps}, and the run has {updates} updates",
+                f"lower it, or set train.{kind}_strategy to epoch or no",
+            )
+
+
+def expected_rows(part: Part, task: Task, metric: str) -> list[tuple[dict[str, Any], list[str]]]:
+    """The rows of a part without what is expected of them, and that.
+
+    Raises:
+        InputError: a row has nothing that an answer could be compared with.
+    """
+    found = []
+    for row in part.rows.readable(part.order):
+        if "text" in row:
+            raise InputError(
+                f"train.metric_for_best_model: {metric} compares answers, and the validation rows are plain text",
+                "use eval_loss, or rows with an input and an answer",
+            )
+        given = given_part(row, task.name)
+        found.append((given, references_of(given, task)))
+    return found
+
+
+def _check_packing(recipe: Recipe, model: Any, head: Head) -> None:
+    fix = "leave it out: examples of like length are padded together"
+    if _is_prompt_learning(model):
+        assert recipe.adapter is not None
+        raise UsageError(
+            f"train.packing with {recipe.adapter.peft_type}: only the first of several packed examples would have its "
+            "virtual tokens",
+            fix,
+        )
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if head is not Head.CAUSAL or "position_ids" not in inspect.signature(base.forward).parameters:
+        raise UsageError(f"train.packing: {type(base).__name__} does not take packed examples", fix)
+
+
+def _check_virtual_tokens(recipe: Recipe, model: Any, loaded: Loaded, part: Part) -> None:
+    """Run an example with and without the virtual tokens, since PEFT puts them on models that do not take them."""
+    pad_id = loaded.tokenizer.pad_token_id or 0
+    batch = collate([part.examples[0]], loaded.head, pad_id=pad_id, packed=False)
+    base = model.get_base_model()
+    if failure_of(base, Objective.of(base, loaded.head, 0.0), batch) is not None:
+        return  # nothing is known of it without weights
+    if (error := failure_of(model, Objective.of(model, loaded.head, 0.0), batch)) is not None:
+        assert recipe.adapter is not None
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"{type(loaded.model).__name__} does not run with {recipe.adapter.peft_type} ({reason})",
+            "use another adapter.peft_type, such as LORA",
+        )
+
+
+def _is_prompt_learning(model: Any) -> bool:
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))

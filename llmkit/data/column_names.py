@@ -12,7 +12,7 @@ from llmkit.errors import UsageError
 from llmkit.tasks.languages import Language, find_language, language_from_code
 from llmkit.tasks.scripts import is_unspaced
 
-__all__ = ["KNOWN_NAMES", "find_column", "is_known_name", "language_named"]
+__all__ = ["KNOWN_NAMES", "find_column", "is_known_name", "language_in", "language_named"]
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "text": ("text", "content", "body", "paragraphs", "poem", "story", "code", "内容", "正文", "文本", "诗"),
@@ -76,3 +76,10 @@ def language_named(name: str) -> Language | None:
         return find_language(name)
     except UsageError:
         return None
+
+
+def language_in(name: str) -> Language | None:
+    """The language at the end or the beginning of a column's name: ``sentence_eng_Latn``, ``text_fr``, ``en_text``."""
+    words = name.split("_")
+    parts = ["_".join(words[start:]) for start in range(1, len(words))] + words[: len(words) > 1]
+    return next((language for part in parts if part and (language := language_named(part))), None)

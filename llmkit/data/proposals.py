@@ -7,14 +7,14 @@ columns have in the wild, and falls back on their content. Does not read more ro
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
 from llmkit.config.recipe import SourceSection
-from llmkit.data.column_names import find_column, language_named
+from llmkit.data.column_names import find_column, language_in, language_named
 from llmkit.data.conversations import is_empty, turn_columns
 from llmkit.data.flags import refuse_preferences
 from llmkit.data.rows import Layout, Record, is_rows, open_records
@@ -78,7 +78,7 @@ def propose(source: SourceSection, task: str, *, languages: Languages = (None, N
         source = _form(source, notes)
     rows = _sample(source)
     for row in rows:
-        refuse_preferences(row, source.columns)
+        refuse_preferences(row, source.columns, task)
     found: dict[str, Any]
     if source.aligned is not None:
         found = {"shape": "columns"}
@@ -191,7 +191,10 @@ def _shape(source: SourceSection, rows: Sequence[Mapping[str, Any]], task: str) 
     if task in ("dialogue", "text-generation") and {"instruction", "output"} <= row.keys() and not chosen:
         return {"shape": "alpaca"}
     if task == "dialogue":
-        raise _nothing_fits(rows, task)
+        pair = _by_name(row, ("prompt", "completion"), {})
+        if len(pair) < 2:
+            raise _nothing_fits(rows, task)
+        return {"shape": "messages", "columns": _renamed(pair, {})}
     return {"shape": "columns", "columns": _columns(source, rows, task)}
 
 
@@ -214,12 +217,14 @@ def _conversation(row: Mapping[str, Any], given: Mapping[str, str]) -> dict[str,
     return {"messages": found[0]} if found else None
 
 
-def _nothing_fits(rows: Sequence[Mapping[str, Any]], task: str) -> InputError:
-    needed = (*INPUTS[task][-2:], *([TARGETS[task]] if task in TARGETS else []))
-    return InputError(
-        f"no column looks like {' or '.join(needed)} of {task} (columns: {', '.join(map(str, rows[0]))})",
-        f"name them in the recipe, such as data.train.columns: {{{needed[0]}: {next(iter(rows[0]), '…')}}}",
-    )
+def _nothing_fits(rows: Sequence[Mapping[str, Any]], task: str, found: Collection[str] = ()) -> InputError:
+    needed = [name for name in (*INPUTS[task][-2:], *([TARGETS[task]] if task in TARGETS else [])) if name not in found]
+    columns = ", ".join(map(str, rows[0]))
+    if task == "dialogue":
+        fix = "give messages with role and content, or prompt and completion"
+    else:
+        fix = f"name them in the recipe: data.train.columns: {{{', '.join(f'{name}: …' for name in needed)}}}"
+    return InputError(f"no column looks like {' or '.join(needed)} of {task} (columns: {columns})", fix)
 
 
 def _columns(source: SourceSection, rows: Sequence[Mapping[str, Any]], task: str) -> dict[str, str]:
@@ -245,7 +250,7 @@ def _columns(source: SourceSection, rows: Sequence[Mapping[str, Any]], task: str
     if task == "summarization" and len(found) < 2:
         found = _by_length(rows) or found
     if len(found) < len(wanted):
-        raise _nothing_fits(rows, task)
+        raise _nothing_fits(rows, task, found)
     return _renamed(found, given)
 
 
@@ -329,6 +334,9 @@ def _translation(
     found = _by_name(row, ("source", "target"), source.columns)
     if len(found) == 2:
         return _renamed(found, source.columns), _languages_of(rows, found, languages)
+    named = {path: language for name in row if (language := language_in(path := str(name))) and _is_text(rows, path)}
+    if len(named) >= 2:
+        return _pick(named, languages)
     guessed = {column: language for column, values in _texts(rows, 2).items() if (language := _detect(values))}
     if len(guessed) < 2:
         raise _nothing_fits(rows, "translation")

@@ -52,7 +52,7 @@ def mapped_rows(source: SourceSection, task: str) -> Iterator[Record]:
             yield record
             continue
         try:
-            refuse_preferences(record.row, source.columns)
+            refuse_preferences(record.row, source.columns, task)
             for suffix, row in convert(record.row, source, task):
                 used = _used(record.row, source, task)
                 others = {name: value for name, value in record.row.items() if name not in used}

@@ -80,8 +80,8 @@ def test_flags_of_sharegpt_and_empty_columns_of_parquet() -> None:
     [
         ([turn("user", "a"), turn("assistant", "b", weight=0.5)], "weight: 0.5, which is neither 0 nor 1"),
         ([turn("user", "a"), turn("assistant", "b", mask=True)], "mask in a turn, which may mean learned or not"),
-        ([turn("user", "a"), turn("tool", "b")], r"roles are not known (tool)"),
-        ([turn("user", "a"), turn("function", "b")], r"roles are not known (function)"),
+        ([turn("user", "a"), turn("tool", "b")], "roles are not known (tool)"),
+        ([turn("user", "a"), turn("function", "b")], "roles are not known (function)"),
         ([turn("human", "a"), turn("observation", "b"), turn("gpt", "c")], "roles are not known (observation)"),
         ([turn("user", "a"), turn("assistant", "", tool_calls=[{"id": "x"}])], "tool_calls in turn 2"),
         ([turn("user", "a"), turn("assistant", None, tool_calls=[{"id": "x"}])], "tool_calls in turn 2"),
@@ -99,6 +99,19 @@ def test_turns_that_cannot_be_taught_are_a_bad_row(turns: list[Any], said: str) 
     assert first.row is not None
     assert str(second.error).startswith("a.jsonl:2 has ")
     assert said in str(second.error)
+
+
+def test_a_mask_beside_the_turns_is_refused() -> None:
+    row = {"messages": [turn("user", "a"), turn("assistant", "b")], "loss_mask": [0, 1]}
+    assert "which turns are learned (loss_mask); write weight: 0 or 1 in each turn" in refusal("dialogue", row)
+
+
+def test_a_prompt_and_its_completion_are_a_dialogue_of_two_turns() -> None:
+    (record,) = records("dialogue", {"instruction": "a", "response": "b", "context": "c"})
+    assert record.row == {"messages": [turn("user", "a"), turn("assistant", "b")]}
+    assert record.unused == ("context",)
+    (record,) = records("dialogue", {"instruction": "a", "input": "x", "output": "b"})
+    assert record.row == {"messages": [turn("user", "a\n\nx"), turn("assistant", "b")]}
 
 
 def test_text_in_parts_is_text() -> None:
@@ -182,8 +195,9 @@ def test_text_beside_a_prompt_and_its_completion_must_be_settled(row: dict[str, 
 def test_a_rejected_answer_is_refused_until_the_one_to_learn_is_named(
     task: str, row: dict[str, Any], column: str
 ) -> None:
-    with pytest.raises(InputError, match=r"was rejected \(rejected\).*columns: {(completion|messages): chosen}"):
+    with pytest.raises(InputError, match=r"was rejected \(rejected\).*columns: {.*chosen}$") as caught:
         records(task, row)
+    assert f"{column}: chosen" in str(caught.value)
     (record,) = records(task, row, **{column: "chosen"})
     assert record.row is not None
     assert record.unused == ("rejected",)

@@ -197,6 +197,10 @@ def test_marks_that_enclose_no_field() -> None:
         ({"translation": {"en": "Yes", "fr": "Oui"}}, {"source": "translation.en", "target": "translation.fr"}),
         ({"eng": "Yes", "fra": "Oui"}, {"source": "eng", "target": "fra"}),
         ({"English": "Yes", "French": "Oui", "score": 1}, {"source": "English", "target": "French"}),
+        (
+            {"id": 7, "sentence_eng_Latn": "Yes", "sentence_fra_Latn": "Oui"},
+            {"source": "sentence_eng_Latn", "target": "sentence_fra_Latn"},
+        ),
     ],
 )
 def test_columns_called_by_languages(row: dict[str, Any], columns: dict[str, str]) -> None:
@@ -302,6 +306,11 @@ def test_named_columns_win_and_missing_ones_are_named() -> None:
         "a.jsonl:2 has no column 'x.y' (its columns: z); say which one is the document:"
         " data.train.columns: {document: …}"
     )
+
+
+def test_only_what_is_missing_is_named() -> None:
+    with pytest.raises(InputError, match=r"^no column looks like answers of .*columns: {answers: …}$"):
+        propose(source("a.jsonl", {"question": "Who?", "context": "The fox."}), "question-answering")
 
 
 @pytest.mark.parametrize("task", ["summarization", "question-answering", "translation", "dialogue"])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkit.config.settings import TruncationSide
-from llmkit.errors import CheckpointError, InputError
+from llmkit.errors import InputError
 from llmkit.tasks import Example, Prompt
 
 if TYPE_CHECKING:
@@ -28,11 +28,9 @@ __all__ = [
     "cut_to_fit",
     "embedding_count",
     "encode_text",
-    "end_id",
     "pad",
     "refuse_halves",
     "refuse_unknown_ids",
-    "stop_ids",
 ]
 
 IGNORED = -100
@@ -52,6 +50,8 @@ class Encoded:
     """Seq2seq: the token that must come first, where it is another than the model's own (the target language)."""
     stop: tuple[str, ...] = ()
     """Texts that end the output, beside those of the caller."""
+    ends: frozenset[int] = frozenset()
+    """Tokens that end the output, beside those of the model's generation settings."""
 
 
 @dataclass(frozen=True)
@@ -140,26 +140,6 @@ def refuse_unknown_ids(loaded: Loaded, ids: Sequence[int], count: int | None = N
         f"the text has the token {token!r} (id {highest}), and {loaded.source.name} has embeddings of {count} tokens",
         "remove it from the text, or use the tokenizer that the model was trained with",
     )
-
-
-def stop_ids(loaded: Loaded) -> set[int]:
-    """The tokens that end an output of the model."""
-    named = loaded.model.generation_config.eos_token_id
-    ids = {int(token) for token in (named if isinstance(named, list) else [named]) if token is not None}
-    own = loaded.tokenizer.eos_token_id
-    return ids or (set() if own is None else {int(own)})
-
-
-def end_id(loaded: Loaded) -> int:
-    """The token that a model learns to end its output with."""
-    stops = stop_ids(loaded)
-    if not stops:
-        raise CheckpointError(
-            f"{loaded.source.name} has no token that ends a text, so it cannot learn to stop",
-            "add eos_token to its tokenizer_config.json",
-        )
-    own = loaded.tokenizer.eos_token_id
-    return int(own) if own in stops else min(stops)  # another would not end a generation
 
 
 def cut_to_fit(tokenizer: Any, text: str, side: TruncationSide, excess: Callable[[str], int]) -> str | None:

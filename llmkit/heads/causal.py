@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import UsageError
-from llmkit.heads.base import IGNORED, Encoded, Features, encode_text, end_id, pad, stop_ids
+from llmkit.heads.base import IGNORED, Encoded, Features, encode_text, pad
 from llmkit.heads.chat_template import encode_chat, render_chat, reply_frame
 from llmkit.heads.decoding import pad_id
+from llmkit.heads.end_tokens import end_id, turn_ends
 from llmkit.heads.reasoning import ReasoningFormat, reasoning_format
 from llmkit.tasks import Chat, Example, Prompt, Text
 
@@ -28,7 +29,7 @@ class CausalOps:
     def encode(self, loaded: Loaded, prompt: Prompt) -> Encoded:
         match prompt:
             case Chat():
-                return Encoded(tuple(encode_chat(loaded.tokenizer, prompt)))
+                return Encoded(tuple(encode_chat(loaded.tokenizer, prompt)), ends=turn_ends(loaded))
             case Text():
                 ids = encode_text(loaded.tokenizer, prompt.text + prompt.prefill)
                 # Tokenizers made for encoders close the text with EOS or SEP; a continuation must not follow that.
@@ -139,6 +140,6 @@ def _opening(tokenizer: Any, chat: Chat, reasoning: ReasoningFormat, prompt: str
 def _turn_end(loaded: Loaded, chat: Chat) -> list[int]:
     """What the chat template puts behind a reply, up to the token that ends the output."""
     _, text = reply_frame(loaded.tokenizer, thinking=chat.thinking)
-    ids, stops = encode_text(loaded.tokenizer, text, special=False), stop_ids(loaded)
+    ids, stops = encode_text(loaded.tokenizer, text, special=False), turn_ends(loaded)
     last = next((place for place, token in enumerate(ids) if token in stops), None)
     return [end_id(loaded)] if last is None else ids[: last + 1]

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.config.settings import GenerationSettings
-from llmkit.errors import UsageError
+from llmkit.errors import CheckpointError, UsageError
 from llmkit.heads.batching import fitting
+from llmkit.heads.end_tokens import text_ends
 from llmkit.heads.joined_cache import can_join, join, pad_left
 from llmkit.heads.padding import Mates, batch_mates
 from llmkit.heads.prompt_cache import new_cache
-from llmkit.heads.text_stream import StopScanner, TextStream
+from llmkit.heads.text_stream import Stops, StopScanner, TextStream
 from llmkit.log import log
+from llmkit.models.generation import vocabulary_rows, without_stop_strings
 from llmkit.tasks import Head
 
 if TYPE_CHECKING:
@@ -51,19 +54,12 @@ class Piece:
 
 def pad_id(loaded: Loaded) -> int:
     """An id to fill batches with; masked everywhere, so any will do where the model has none of its own."""
-    for candidate in (
-        loaded.model.generation_config.pad_token_id,
-        loaded.tokenizer.pad_token_id,
-        *sorted(_eos_ids(loaded.model.generation_config)),
-    ):
-        if candidate is not None:
+    rows = vocabulary_rows(loaded.model)
+    own = (loaded.model.generation_config.pad_token_id, loaded.tokenizer.pad_token_id)
+    for candidate in (*own, *sorted(text_ends(loaded))):
+        if candidate is not None and (rows is None or candidate < rows):
             return int(candidate)
     return 0
-
-
-def _eos_ids(config: GenerationConfig) -> set[int]:
-    eos = config.eos_token_id
-    return set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
 
 
 @dataclass
@@ -72,9 +68,10 @@ class _Row:
 
     number: int
     text: TextStream
+    stops: Stops
     stop: StopScanner
     limit: int
-    eos: set[int]
+    eos: frozenset[int]
     forced_bos_token_id: int | None = None
     count: int = 0
     done: bool = False
@@ -89,10 +86,15 @@ class _Row:
             return self._finish("", "stop")
         # The language that was asked for is no text, whether or not the tokenizer knows that the token is special.
         forced = self.count == 1 and token == self.forced_bos_token_id
-        text = "" if forced else self.stop.push(self.text.push(token))
+        text = "" if forced else self._add(token)
         if self.stop.found or self.count >= self.limit:
             return self._finish(text, "length")
         return Piece(self.number, text) if text else None
+
+    def _add(self, token: int) -> str:
+        mark = self.stops.marks.get(token)
+        text = self.text.flush() + mark if mark else ""
+        return self.stops.shown(self.stop.push(text + self.text.push(token)))
 
     def push_all(self, tokens: Sequence[int]) -> Piece:
         """A whole output at once, as beam search gives it: one piece."""
@@ -108,20 +110,28 @@ class _Row:
         """End the row with what there is."""
         return self._finish("", "interrupted")
 
+    def run_out(self) -> Piece:
+        """End the row where the model's own max_time does."""
+        return self._finish("", "length")
+
     def _finish(self, text: str, reason: FinishReason) -> Piece:
         self.done = True
         if not self.stop.found:
-            text += self.stop.push(self.text.flush())
+            text += self.stops.shown(self.stop.push(self.text.flush()))
         if not self.stop.found:
-            text += self.stop.flush()
+            text += self.stops.shown(self.stop.flush())
         score = None if self.log_probability is None else math.exp(self.log_probability / self.count)
         return Piece(self.number, text, "stop" if self.stop.found else reason, self.count, score)
 
 
 def generation_config(
-    loaded: Loaded, settings: GenerationSettings, max_new_tokens: int, forced_bos_token_id: int | None = None
+    loaded: Loaded,
+    settings: GenerationSettings,
+    max_new_tokens: int,
+    forced_bos_token_id: int | None = None,
+    ends: Iterable[int] = (),
 ) -> GenerationConfig:
-    """The model's own generation_config with the caller's settings on top."""
+    """The model's own generation_config with the caller's settings on top; ``ends`` end an output as well."""
     config = copy.deepcopy(loaded.model.generation_config)
     config.max_length = None  # max_new_tokens counts the output alone, whatever the prompt's length
     config.max_new_tokens = max_new_tokens
@@ -138,10 +148,8 @@ def generation_config(
     _refuse_without_effect(config, settings)
     if not config.do_sample:
         config.temperature = config.top_p = config.top_k = config.min_p = None
-    if config.eos_token_id is None:
-        config.eos_token_id = loaded.tokenizer.eos_token_id
-    if config.pad_token_id is None:
-        config.pad_token_id = pad_id(loaded)
+    config.eos_token_id = sorted(text_ends(loaded) | set(ends)) or None
+    config.pad_token_id = pad_id(loaded)
     if (config.min_length or 0) > max_new_tokens:
         log.warning("the model's own min_length %d is lowered to %d", config.min_length, max_new_tokens)
         config.min_length = max_new_tokens
@@ -174,7 +182,6 @@ def _refuse_without_effect(config: GenerationConfig, settings: GenerationSetting
 
 
 _COUNTS_FROM_THE_CALL = (
-    "assistant_model",
     "begin_suppress_tokens",
     "encoder_no_repeat_ngram_size",
     "encoder_repetition_penalty",
@@ -182,11 +189,13 @@ _COUNTS_FROM_THE_CALL = (
     "forced_bos_token_id",
     "forced_eos_token_id",
     "guidance_scale",
-    "penalty_alpha",
-    "prompt_lookup_num_tokens",
+    "max_time",
+    "min_length",
     "watermarking_config",
 )
 """Settings whose effect would change when a row is written in several calls."""
+_COUNTS_FROM_THE_PADDING = ("encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "min_length")
+"""Settings whose effect on a causal model would change with the padding in front of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -196,23 +205,32 @@ class _Group:
     indices: list[int]
     limit: int
     forced_bos_token_id: int | None
+    ends: frozenset[int]
+
+
+def _mates(loaded: Loaded, ops: HeadOps, batch: Sequence[Encoded]) -> Mates:
+    """Which prompts may be beside each other in a batch."""
+    own = loaded.model.generation_config
+    if loaded.head is Head.CAUSAL and any(getattr(own, name, None) for name in _COUNTS_FROM_THE_PADDING):
+        return "none"
+    return batch_mates(loaded, ops, batch, pad_id(loaded)) if len(batch) > 1 else "any"
 
 
 def _groups(batch: Sequence[Encoded], rooms: Sequence[int | None], max_new_tokens: int, mates: Mates) -> list[_Group]:
     """Which prompts can be generated together, and how many tokens each group may write.
 
     A prompt whose context fills up before ``max_new_tokens`` goes alone: in a batch it would be carried on with
-    the others, past its last position. One forced language is one group.
+    the others, past its last position. One forced language is one group, and one set of end tokens.
     """
-    together: dict[tuple[int | None, int], list[int]] = {}
+    together: dict[tuple[int | None, frozenset[int], int], list[int]] = {}
     alone = []
     for index, (encoded, room) in enumerate(zip(batch, rooms, strict=True)):
         if room is None or room >= max_new_tokens:
             kind = {"any": 0, "equally long": len(encoded.input_ids), "none": index}[mates]
-            together.setdefault((encoded.forced_bos_token_id, kind), []).append(index)
+            together.setdefault((encoded.forced_bos_token_id, encoded.ends, kind), []).append(index)
         else:
-            alone.append(_Group([index], room, encoded.forced_bos_token_id))
-    return [_Group(indices, max_new_tokens, forced) for (forced, _), indices in together.items()] + alone
+            alone.append(_Group([index], room, encoded.forced_bos_token_id, encoded.ends))
+    return [_Group(indices, max_new_tokens, forced, ends) for (forced, ends, _), indices in together.items()] + alone
 
 
 def generate(
@@ -242,26 +260,40 @@ def generate(
     assert settings.max_new_tokens is not None
     rooms = [ops.room(loaded, encoded) for encoded in batch]
     with loaded.lock:
-        mates: Mates = batch_mates(loaded, ops, batch, pad_id(loaded)) if len(batch) > 1 else "any"
+        mates = _mates(loaded, ops, batch)
     for group in _groups(batch, rooms, settings.max_new_tokens, mates):
         if cancelled():
             return
-        config = generation_config(loaded, settings, group.limit, group.forced_bos_token_id)
+        config = generation_config(loaded, settings, group.limit, group.forced_bos_token_id, group.ends)
+        texts, config.stop_strings = (*settings.stop, *(config.stop_strings or ())), None
         rows = [
-            _Row(
-                index * settings.num_return_sequences + sequence,
-                TextStream(loaded.tokenizer, batch[index].continues, shown=shown),
-                StopScanner((*settings.stop, *batch[index].stop)),
-                group.limit,
-                _eos_ids(config),
-                config.forced_bos_token_id,
-            )
+            _row(loaded, config, batch[index], texts, shown, index * settings.num_return_sequences + sequence)
             for index in group.indices
             for sequence in range(settings.num_return_sequences)
         ]
         with loaded.lock:
             run = _Run(loaded, ops, config, emit, cancelled, scored=scored)
             run.generate([batch[index] for index in group.indices], rows, settings.seed, cache)
+
+
+def _row(
+    loaded: Loaded,
+    config: GenerationConfig,
+    encoded: Encoded,
+    texts: tuple[str, ...],
+    shown: Mapping[int, str] | None,
+    number: int,
+) -> _Row:
+    stops = Stops.of(loaded.tokenizer, (*texts, *encoded.stop), shown or {})
+    return _Row(
+        number,
+        TextStream(loaded.tokenizer, encoded.continues, shown=shown),
+        stops,
+        StopScanner(stops.texts),
+        int(config.max_new_tokens or 0),
+        frozenset(config.eos_token_id or ()),
+        config.forced_bos_token_id,
+    )
 
 
 _STAYS = 0.75
@@ -336,14 +368,13 @@ class _Run:
                 self._write_at_once(batch, rows, cache)
         for row in rows:
             if not row.done:
-                self.emit(row.interrupt())
+                self.emit(row.interrupt() if self.cancelled() else row.run_out())
 
     def _write_at_once(self, batch: Sequence[Encoded], rows: Sequence[_Row], cache: PromptCache | None) -> None:
         """One call of ``model.generate``."""
         part = _Part(list(rows), self.ops.collate(self.loaded, batch))
         if cache is not None and not self._beams:
             part.cache = cache.take(self.loaded, part.inputs["input_ids"][0].tolist())
-            self.config.cache_implementation = None  # it is the one given
         output = self._call(part, self.config)
         if self._beams and not self.cancelled():
             sequences = output.sequences[:, self.ops.output_start(part.inputs) :].tolist()
@@ -356,7 +387,7 @@ class _Run:
         """Whether rows can join and leave a batch without a change to the others."""
         if self._beams or self.loaded.head is not Head.CAUSAL:
             return False
-        if self.config.use_cache is False or self.config.cache_implementation:
+        if self.config.use_cache is False:
             return False
         if any(getattr(self.config, name, None) for name in _COUNTS_FROM_THE_CALL):
             return False
@@ -413,12 +444,13 @@ class _Run:
         self._rows, self._stays = part.rows, stays
         for module in self._with_shifts:
             module.rope_deltas = None
-        return self.loaded.model.generate(  # type: ignore[operator]
-            **part.inputs,
-            **({} if part.cache is None else {"past_key_values": part.cache}),
-            generation_config=config,
-            stopping_criteria=StoppingCriteriaList([self._wait if self._beams else self._step]),
-        )
+        with without_stop_strings(self.loaded.model), _explained(self.loaded):
+            return self.loaded.model.generate(  # type: ignore[operator]
+                **part.inputs,
+                **({} if part.cache is None else {"past_key_values": part.cache}),
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([self._wait if self._beams else self._step]),
+            )
 
     def _wait(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         """Beams are rearranged at every step, so none of their text is certain before the end."""
@@ -440,3 +472,15 @@ class _Run:
         if self.cancelled() or done.count(False) <= self._stays * len(done):
             return torch.ones(len(tokens), dtype=torch.bool, device=input_ids.device)
         return torch.tensor(done, device=input_ids.device)
+
+
+@contextmanager
+def _explained(loaded: Loaded) -> Iterator[None]:
+    """What Transformers refuses about the settings of a call, which the caller's were checked for, in one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointError(
+            f"{loaded.source.name} cannot generate with its generation settings ({error})",
+            f"correct generation_config.json in {loaded.source.folder}, or remove it",
+        ) from error

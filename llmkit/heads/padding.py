@@ -13,6 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
+from llmkit.models.generation import without_stop_strings
+
 if TYPE_CHECKING:
     from llmkit.heads.base import Encoded, HeadOps
     from llmkit.models.load import Loaded
@@ -70,8 +72,9 @@ def _logits(loaded: Loaded, ops: HeadOps, batch: Sequence[Encoded], pad_token_id
     config.update(max_length=None, max_new_tokens=2, do_sample=False, num_beams=1, num_return_sequences=1)
     config.update(temperature=None, top_k=None, top_p=None, pad_token_id=pad_token_id)
     config.update(output_logits=True, return_dict_in_generate=True)
+    config.stop_strings = None
     inputs = ops.collate(loaded, [replace(each, decoder_ids=batch[0].decoder_ids) for each in batch])
-    with torch.inference_mode():
+    with torch.inference_mode(), without_stop_strings(model):
         output = model.generate(**inputs, generation_config=config)
     # Infinities mark tokens that a head cannot write.
     return [step[0].float().nan_to_num(0.0, 0.0, 0.0) for step in output.logits]

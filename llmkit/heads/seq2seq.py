@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import CheckpointError, UsageError
-from llmkit.heads.base import IGNORED, Encoded, Features, encode_text, end_id, pad
+from llmkit.heads.base import IGNORED, Encoded, Features, encode_text, pad
 from llmkit.heads.chat_template import encode_chat
 from llmkit.heads.decoding import pad_id
+from llmkit.heads.end_tokens import end_id, turn_ends
 from llmkit.models.languages import apply_source
 from llmkit.tasks import Chat, Example, Prompt, Text
 from llmkit.tasks.languages import Route
@@ -43,6 +44,7 @@ class Seq2SeqOps:
             decoder_ids=tuple(self._start(loaded, route, begun)),
             continues=tuple(begun),
             forced_bos_token_id=route.forced_bos_token_id if route else None,
+            ends=turn_ends(loaded) if isinstance(prompt, Chat) else frozenset(),
         )
 
     def _start(self, loaded: Loaded, route: Route | None, begun: list[int]) -> list[int]:

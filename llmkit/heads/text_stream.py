@@ -1,5 +1,7 @@
 """Token ids to text as they come: no half characters, no stop string and no beginning of one.
 
+A special token, which decoding drops, is one character of a private area where a stop string contains it.
+
 Knows a tokenizer's ``decode``, and what it writes that was in no text; nothing of models.
 """
 
@@ -7,13 +9,42 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["EDGE", "StopScanner", "TextStream"]
+__all__ = ["EDGE", "StopScanner", "Stops", "TextStream"]
 
 EDGE = "\ufdd0"
 """Stands on both sides of a special token's text in a stream, which is thereby told from the same letters in a text. A
 code point that no text has: Unicode keeps it for uses like this."""
+_PRIVATE = 0xF0000
+
+
+@dataclass(frozen=True)
+class Stops:
+    """Stop strings as they are looked for."""
+
+    texts: tuple[str, ...]
+    marks: dict[int, str] = field(default_factory=dict)
+    """The special tokens in them, each with the character that stands for it."""
+
+    @classmethod
+    def of(cls, tokenizer: Any, texts: Sequence[str], shown: Mapping[int, str]) -> Stops:
+        """The stop strings of a caller; ``shown`` as for `TextStream`."""
+        marks: dict[int, str] = {}
+        if texts:
+            special = dict(zip(tokenizer.all_special_ids, map(str, tokenizer.all_special_tokens), strict=True))
+            special |= {token: str(added) for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+            for token, name in sorted(special.items(), key=lambda item: -len(item[1])):
+                if name and any(name in text for text in texts):
+                    marks[token] = chr(_PRIVATE + len(marks))
+                    spelled = marks[token] + (f"{EDGE}{shown[token]}{EDGE}" if token in shown else "")
+                    texts = [text.replace(name, spelled) for text in texts]
+        return cls(tuple(texts), marks)
+
+    def shown(self, text: str) -> str:
+        """Text without the characters for special tokens."""
+        return text.translate({ord(mark): None for mark in self.marks.values()}) if self.marks else text
 
 
 class TextStream:

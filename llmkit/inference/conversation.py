@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llmkit.data.text import read_text_file
 from llmkit.errors import InputError, UsageError
-from llmkit.heads.base import Encoded, encode_text
+from llmkit.heads.base import encode_text
 from llmkit.heads.chat_template import render_chat
 from llmkit.heads.decoding import generation_config
 from llmkit.heads.prompt_cache import PromptCache
@@ -238,4 +238,4 @@ class Conversation:
         # Only a special token at the seam keeps the two sides from forming other tokens together.
         if not new or new[0] not in {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}:
             return fitted, rendered
-        return replace(fitted, encoded=Encoded((*seen.ids, *new))), rendered
+        return replace(fitted, encoded=replace(fitted.encoded, input_ids=(*seen.ids, *new))), rendered

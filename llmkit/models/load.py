@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from llmkit.models.adapter_files import brings_head, check_adapter, weights_file
 from llmkit.models.adapters import load_adapter
 from llmkit.models.checkpoint import gguf_config, gguf_metadata, parameter_counts, weight_bytes, weight_files
 from llmkit.models.context import ContextLength, context_length
+from llmkit.models.generation import apply_settings, generation_config, settle_tokens
 from llmkit.models.locate import locate
 from llmkit.models.memory import check_fits
 from llmkit.models.quantize import quantization_config
@@ -149,6 +151,8 @@ def load_source(
             own = dict(model_kwargs or {})
             if config_overrides:
                 own["config"] = _changed_config(source, settings, config_overrides)
+            if not source.gguf_file and resolution.head is not Head.SPAN:
+                own.setdefault("generation_config", generation_config(source.folder, config))
             model = _build(source, settings, resolution, device, dtype, model_kwargs=own)
             if source.adapter is not None:
                 log.info("adapter: %s on %s", source.adapter, source.folder)
@@ -156,8 +160,9 @@ def load_source(
                 model = load_adapter(model, source.adapter, training=training, tokens=tokens)
         else:
             changed = _changed_config(source, settings, config_overrides or {})
-            model = _build_on_meta(source, settings, resolution, changed)
+            model = _build_on_meta(source, settings, resolution, changed, config)
     _apply_task_params(model, resolution.task)
+    settle_tokens(model, tokenizer, source.folder)
     tokenizer_file = (source.adapter or source.folder) / "tokenizer_config.json"
     tokenizer_config = read_json(tokenizer_file) if tokenizer_file.is_file() else {}
     return Loaded(
@@ -325,8 +330,24 @@ def _build(
                 options["key_mapping"] = {f"^{re.escape(prefix)}": ""}
                 model, info = auto_class.from_pretrained(source.folder, output_loading_info=True, **options)
     _check_missing(source, resolution, model, sorted(info["missing_keys"]))
+    _take_own_decoding(source, settings, model)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _take_own_decoding(source: Source, settings: LoadSettings, model: Any) -> None:
+    """Let a checkpoint generate by code of its own, where that is trusted; Transformers looks for it by this name."""
+    if not (source.folder / "custom_generate" / "generate.py").is_file():
+        return
+    if settings.trust_remote_code:
+        own = model.load_custom_generate(source.folder, trust_remote_code=True, local_files_only=True)
+        model.generate = functools.partial(own, model=model)
+    else:
+        log.warning(
+            "%s comes with decoding code of its own (custom_generate), which is not run; read it, then pass"
+            " --trust-remote-code",
+            source.name,
+        )
 
 
 def _changed_config(source: Source, settings: LoadSettings, overrides: Mapping[str, Any]) -> PreTrainedConfig:
@@ -353,9 +374,13 @@ def _changed_config(source: Source, settings: LoadSettings, overrides: Mapping[s
 
 
 def _build_on_meta(
-    source: Source, settings: LoadSettings, resolution: Resolution, config: PreTrainedConfig
+    source: Source,
+    settings: LoadSettings,
+    resolution: Resolution,
+    config: PreTrainedConfig,
+    plain: Mapping[str, Any],
 ) -> PreTrainedModel:
-    """The model's structure and settings, without memory for one weight."""
+    """The model's structure and settings, without memory for one weight; ``plain`` is its config.json."""
     import torch
     import transformers
 
@@ -365,8 +390,8 @@ def _build_on_meta(
             model: PreTrainedModel = auto_class.from_config(config, trust_remote_code=settings.trust_remote_code)
         else:  # a class that no Auto class lists for this type
             model = auto_class(config)
-    if (source.folder / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(source.folder, local_files_only=True)
+    if not source.gguf_file and model.can_generate():
+        model.generation_config = generation_config(source.folder, plain)
     return model
 
 
@@ -387,8 +412,6 @@ def _from_pickle(source: Source, resolution: Resolution, options: dict[str, Any]
     options = {name: value for name, value in options.items() if name not in ("use_safetensors", "trust_remote_code")}
     options.setdefault("config", transformers.AutoConfig.from_pretrained(source.folder, local_files_only=True))
     model, info = model_class.from_pretrained(None, state_dict=state, output_loading_info=True, **options)
-    if (source.folder / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(source.folder, local_files_only=True)
     return model, info
 
 
@@ -425,7 +448,7 @@ def _apply_task_params(model: Any, task: str) -> None:
     kept = next((value for name, value in params.items() if name == task or name.startswith(f"{task}_")), None)
     own = getattr(model, "generation_config", None)
     if own is not None and isinstance(kept, dict):
-        own.update(**{name: value for name, value in kept.items() if hasattr(own, name)})
+        apply_settings(own, kept)
 
 
 def _has_tokenizer(adapter: Path) -> bool:

@@ -12,7 +12,8 @@ import llmkit
 from llmkit.config.settings import LoadSettings, TaskSettings, TranslationSettings
 from llmkit.errors import InputError, UsageError
 from llmkit.heads import decoding, head_ops
-from llmkit.heads.base import IGNORED, Features, stop_ids
+from llmkit.heads.base import IGNORED, Features
+from llmkit.heads.end_tokens import turn_ends
 from llmkit.heads.reasoning import reasoning_format
 from llmkit.heads.span import split
 from llmkit.heads.span_features import span_features
@@ -101,7 +102,7 @@ def test_what_is_learned_follows_what_is_asked(
         assert set(last.labels[: len(encoded.input_ids)][-1:]) == {IGNORED}
         answer = last.input_ids[len(encoded.input_ids) :]
         assert answer == last.labels[len(encoded.input_ids) :]
-    assert learned(last)[-1] in stop_ids(loaded)
+    assert learned(last)[-1] in turn_ends(loaded)
 
 
 @pytest.mark.parametrize("family", ["t5", "bart", "marian", "mt5", "pegasus", "mbart50", "m2m_100", "nllb"])
@@ -173,7 +174,7 @@ def test_a_reply_is_learned_so_that_it_is_found_again(name: str, reasoning: str,
     prompt = ops.encode(loaded, example.prompt).input_ids
     assert features.input_ids[: len(prompt)] == prompt
     reply = tokenizer.decode(learned(features)[:-1])
-    assert learned(features)[-1] in stop_ids(loaded)
+    assert learned(features)[-1] in turn_ends(loaded)
     whole = tokenizer.decode(features.input_ids)
     assert max(whole.count(tags[0]), whole.count(tags[1])) == (1 if reasoning or begin != "<|assistant|>" else 0)
     found = reasoning_format(tokenizer).splitter(tokenizer.decode(prompt))
@@ -200,7 +201,7 @@ def test_a_prompt_that_ends_inside_a_token_keeps_its_ids(checkpoint: Checkpoint)
 def test_plain_text_is_learned_whole_and_ends(family: str, checkpoint: Checkpoint) -> None:
     loaded, (features,) = learn(checkpoint(family), "text-generation", {"text": "The quick brown fox."})
     assert features.labels == features.input_ids
-    assert features.labels[-1] in stop_ids(loaded)
+    assert features.labels[-1] in turn_ends(loaded)
     assert features.labels.count(features.labels[-1]) == 1
 
 

@@ -24,7 +24,7 @@ from llmkit.heads.padding import Mates, batch_mates
 from llmkit.heads.prompt_cache import new_cache
 from llmkit.heads.text_stream import Stops, StopScanner, TextStream
 from llmkit.log import log
-from llmkit.models.generation import vocabulary_rows, without_stop_strings
+from llmkit.models.generation import vocabulary_rows, without_own_settings
 from llmkit.tasks import Head
 
 if TYPE_CHECKING:
@@ -444,7 +444,7 @@ class _Run:
         self._rows, self._stays = part.rows, stays
         for module in self._with_shifts:
             module.rope_deltas = None
-        with without_stop_strings(self.loaded.model), _explained(self.loaded):
+        with without_own_settings(self.loaded.model), _explained(self.loaded):
             return self.loaded.model.generate(  # type: ignore[operator]
                 **part.inputs,
                 **({} if part.cache is None else {"past_key_values": part.cache}),

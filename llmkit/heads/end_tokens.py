@@ -13,13 +13,13 @@ from weakref import WeakKeyDictionary
 from llmkit.errors import CheckpointError, LlmkitError
 from llmkit.heads.base import encode_text
 from llmkit.heads.chat_template import render_chat, reply_frame
-from llmkit.models.generation import tokenizer_end, vocabulary_rows
+from llmkit.models.generation import set_ends, tokenizer_end, vocabulary_rows
 from llmkit.tasks import Chat, Message
 
 if TYPE_CHECKING:
     from llmkit.models.load import Loaded
 
-__all__ = ["end_id", "text_ends", "turn_ends"]
+__all__ = ["declare_ends", "end_id", "text_ends", "turn_ends"]
 
 _REPLY = "llmkit-reply"
 """A reply that no template writes by itself."""
@@ -27,7 +27,7 @@ _REPLY = "llmkit-reply"
 
 def text_ends(loaded: Loaded) -> frozenset[int]:
     """The tokens that end any output: those of the generation settings, and the tokenizer's."""
-    named = _ids(getattr(loaded.model, "generation_config", None) and loaded.model.generation_config.eos_token_id)
+    named = _ids(loaded.model.generation_config.eos_token_id)
     if named and loaded.tokenizer.eos_token_id is None:
         return named
     end = tokenizer_end(loaded.tokenizer, vocabulary_rows(loaded.model))
@@ -51,6 +51,11 @@ def end_id(loaded: Loaded) -> int:
         )
     own = loaded.tokenizer.eos_token_id
     return int(own) if own in ends else min(ends)
+
+
+def declare_ends(loaded: Loaded) -> None:
+    """Name in a model's generation settings all tokens that end its outputs, for programs that read no other file."""
+    set_ends(loaded.model.generation_config, sorted(turn_ends(loaded)))
 
 
 def _ids(value: Any) -> frozenset[int]:

@@ -7,13 +7,12 @@ of any batch (the state of RWKV in Transformers 5): they get one at a time.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
-from llmkit.models.generation import without_stop_strings
+from llmkit.models.generation import without_own_settings
 
 if TYPE_CHECKING:
     from llmkit.heads.base import Encoded, HeadOps
@@ -66,15 +65,15 @@ def _of_length(encoded: Encoded, count: int) -> Encoded:
 def _logits(loaded: Loaded, ops: HeadOps, batch: Sequence[Encoded], pad_token_id: int) -> list[Any]:
     """Of the first row's first two tokens, the second of which is read from the cache: ``[vocabulary]`` each."""
     import torch
+    from transformers import GenerationConfig
 
     model: Any = loaded.model
-    config = copy.deepcopy(model.generation_config)
-    config.update(max_length=None, max_new_tokens=2, do_sample=False, num_beams=1, num_return_sequences=1)
-    config.update(temperature=None, top_k=None, top_p=None, pad_token_id=pad_token_id)
-    config.update(output_logits=True, return_dict_in_generate=True)
-    config.stop_strings = None
+    own = model.generation_config
+    config = GenerationConfig(max_new_tokens=2, pad_token_id=pad_token_id, eos_token_id=own.eos_token_id)
+    config.update(output_logits=True, return_dict_in_generate=True, bos_token_id=own.bos_token_id)
+    config.update(decoder_start_token_id=own.decoder_start_token_id, use_cache=own.use_cache)
     inputs = ops.collate(loaded, [replace(each, decoder_ids=batch[0].decoder_ids) for each in batch])
-    with torch.inference_mode(), without_stop_strings(model):
+    with torch.inference_mode(), without_own_settings(model):
         output = model.generate(**inputs, generation_config=config)
     # Infinities mark tokens that a head cannot write.
     return [step[0].float().nan_to_num(0.0, 0.0, 0.0) for step in output.logits]

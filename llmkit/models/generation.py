@@ -33,10 +33,11 @@ __all__ = [
     "fit_vocabulary",
     "generation_config",
     "read_settings",
+    "set_ends",
     "settle_tokens",
     "tokenizer_end",
     "vocabulary_rows",
-    "without_stop_strings",
+    "without_own_settings",
 ]
 
 _FILE = "generation_config.json"
@@ -107,6 +108,13 @@ def _token(value: Any) -> int | str:
         return _whole(0)(value)
     except _InvalidError as error:
         raise _InvalidError("is no token") from error
+
+
+def _padding(value: Any) -> int:
+    token = _first_token(value)
+    if isinstance(token, str):  # Transformers compares it with numbers, and the tokenizer has one too
+        raise _InvalidError("is no id")
+    return token
 
 
 def _tokens(value: Any) -> list[int | str] | int | str:
@@ -211,7 +219,7 @@ _USED: dict[str, _Reader] = {
     "sequence_bias": _biases,
     "guidance_scale": _POSITIVE,
     "watermarking_config": _mapping,
-    "pad_token_id": _first_token,
+    "pad_token_id": _padding,
     "bos_token_id": _first_token,
     "eos_token_id": _some_tokens,
     "decoder_start_token_id": _first_token,
@@ -267,7 +275,7 @@ def clean(settings: Mapping[str, Any]) -> Cleaned:
     values: dict[str, Any] = {}
     notes: list[str] = []
     for name, value in settings.items():
-        if value is None or name in _ONLY_SPEED or name in _NO_EFFECT:
+        if value is None or value == [] or name in _ONLY_SPEED or name in _NO_EFFECT:
             continue
         if name in _REPLACED:
             if _has_effect(name, value):
@@ -376,12 +384,26 @@ def settle_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fo
     if values["eos_token_id"] is None and config.exponential_decay_length_penalty is not None:
         config.exponential_decay_length_penalty = None
         notes.append("exponential_decay_length_penalty has no effect without an end token")
+    if model.config.is_encoder_decoder and config.guidance_scale is not None:
+        config.guidance_scale = None
+        notes.append("guidance_scale has no effect on a model with an encoder")
     for name, value in values.items():
         setattr(config, name, value)
+    _keep_savable(config)
     notes += _unknown(config, model)
     for note in notes:
         log.warning("%s: %s", folder / _FILE, note)
-    # Transformers refuses to save a config that was changed and is not perfect, and saves what was loaded.
+
+
+def set_ends(config: GenerationConfig, ends: list[int]) -> None:
+    """Let a model stop at these tokens."""
+    if ends:
+        config.eos_token_id = ends if len(ends) > 1 else ends[0]
+        _keep_savable(config)
+
+
+def _keep_savable(config: Any) -> None:
+    """Transformers saves what was loaded, and refuses it if it was changed and sets what has no effect."""
     config._original_object_hash = hash(config)  # noqa: SLF001
 
 
@@ -447,8 +469,8 @@ def generation_config(folder: Path, config: Mapping[str, Any]) -> GenerationConf
         if own:
             return transformers.GenerationConfig(**_with_watermark(cleaned.values))
         return transformers.GenerationConfig.from_model_config(_with_watermark(cleaned.values))
-    except ValueError as error:
-        raise CheckpointError(f"{path} has settings that exclude each other ({error})", "correct it") from error
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} has settings that cannot be used ({error})", "correct them") from error
 
 
 def _clean_config(config: Mapping[str, Any]) -> Cleaned:
@@ -487,11 +509,12 @@ def apply_settings(config: GenerationConfig, settings: Mapping[str, Any]) -> Non
 
 
 @contextlib.contextmanager
-def without_stop_strings(model: Any) -> Iterator[None]:
-    """Keep a model's own stop strings from ``generate``, which lacks a tokenizer to match them with."""
-    own = model.generation_config
-    texts, own.stop_strings = own.stop_strings, None
+def without_own_settings(model: Any) -> Iterator[None]:
+    """Let ``generate`` use the settings of the call alone, which Transformers would fill up with the model's."""
+    own = vars(model.generation_config)
+    kept = dict(own)
+    own.update(dict.fromkeys(FIELDS & own.keys()))
     try:
         yield
     finally:
-        own.stop_strings = texts
+        own.update(kept)

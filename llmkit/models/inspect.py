@@ -25,6 +25,7 @@ from llmkit.models.checkpoint import (
     weight_files,
 )
 from llmkit.models.context import ContextLength, context_length
+from llmkit.models.generation import read_settings
 from llmkit.models.resolve import natural_head, resolve
 from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
 from llmkit.models.tables import AUTO_CLASSES
@@ -115,7 +116,7 @@ def inspect_source(source: Source, *, exact: bool = False, hub_counts: dict[str,
     """
     metadata = gguf_metadata(source.folder / source.gguf_file) if source.gguf_file else {}
     config = gguf_config(metadata) if source.gguf_file else source.config()
-    generation = _optional(source.folder / "generation_config.json") if not source.gguf_file else {}
+    generation = read_settings(source.folder) if not source.gguf_file else {}
     tokenizer = _tokenizer(source, config, generation, metadata)
     head = natural_head(config)
     weights = _weights(source)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.models.context import ContextLength
+from llmkit.models.generation import FIELDS, clean, fit_vocabulary
 from llmkit.models.tables import class_names, is_native
 from llmkit.models.tokenizer_files import SpecialToken, TokenizerFiles
 from llmkit.tasks import Head
@@ -47,7 +48,7 @@ class Facts:
 
 def find_traps(facts: Facts) -> list[str]:
     """Every trap that the files show, those that stop the model from working first."""
-    groups = (_files, _code, _tokens, _templates, _family, _training)
+    groups = (_files, _code, _tokens, _generation, _templates, _family, _training)
     return [line for group in groups for line in group(facts)]
 
 
@@ -91,8 +92,8 @@ def _tokens(facts: Facts) -> Iterator[str]:
     stops = eos.ids if facts.tokenizer.own_eos is None else _stops(facts)
     if facts.head in (Head.CAUSAL, Head.SEQ2SEQ) and facts.tokenizer.own_eos not in (None, *stops):
         yield (
-            f"the tokenizer ends a text with token {facts.tokenizer.own_eos}, and generation stops only at"
-            f" {', '.join(map(str, stops))}: output may not end"
+            f"the tokenizer ends a text with token {facts.tokenizer.own_eos}, and its generation settings name only"
+            f" {', '.join(map(str, stops))}: llmkit stops at each, other programs may not stop"
         )
     rows = facts.config.get("vocab_size")
     if isinstance(rows, int) and facts.tokenizer.largest_added_id >= rows:
@@ -100,6 +101,17 @@ def _tokens(facts: Facts) -> Iterator[str]:
             f"the tokenizer has ids up to {facts.tokenizer.largest_added_id} and the model {rows} embeddings: resize"
             " them before use"
         )
+
+
+def _generation(facts: Facts) -> Iterator[str]:
+    """What llmkit replaces of the generation settings."""
+    if facts.head not in (Head.CAUSAL, Head.SEQ2SEQ):
+        return
+    rows, file = facts.config.get("vocab_size"), "generation_config.json" if facts.generation else "config.json"
+    own = facts.generation or {name: value for name, value in facts.config.items() if name in FIELDS}
+    cleaned = clean(own)
+    fitted = fit_vocabulary(cleaned.values, rows if isinstance(rows, int) else None)
+    yield from (f"{file}: {note}" for note in (*cleaned.notes, *fitted.notes))
 
 
 def _same(pad: SpecialToken, eos: SpecialToken) -> bool:

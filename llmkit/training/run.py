@@ -19,6 +19,7 @@ from llmkit.errors import UsageError
 from llmkit.evaluation.evaluate import given_part, greedy, references_of, target_language
 from llmkit.evaluation.no_answer import fit_no_answer_threshold
 from llmkit.heads.decoding import pad_id
+from llmkit.heads.end_tokens import declare_ends
 from llmkit.inference.contract import Contract, write_contract
 from llmkit.inference.pipeline import Pipeline
 from llmkit.log import log
@@ -285,6 +286,8 @@ def _finish(run: _Run) -> None:
     if hasattr(model, "peft_config"):
         # New tokens are kept as such; to find out whether there are any, PEFT would ask the Hub about the base model.
         options["save_embedding_layers"] = False
+    if run.loaded.head is not Head.SPAN:
+        declare_ends(run.loaded)
     with quiet_transformers():
         model.eval().save_pretrained(folder, **options)
     run.loaded.tokenizer.save_pretrained(folder)

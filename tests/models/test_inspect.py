@@ -441,9 +441,18 @@ def test_chat_template(tmp_path: Path) -> None:
 def test_generation_that_does_not_stop_at_the_end_token(tmp_path: Path) -> None:
     added = {"2": {"content": "</s>"}, "7": {"content": "<|im_end|>"}}
     tokenizer(tmp_path, eos_token="<|im_end|>", added_tokens_decoder=added)
-    assert "ends a text with token 7, and generation stops only at 2" in traps(tmp_path)
+    assert "ends a text with token 7, and its generation settings name only 2" in traps(tmp_path)
     write(tmp_path, "generation_config.json", eos_token_id=[2, 7])
-    assert "stops only" not in traps(tmp_path)
+    assert "name only" not in traps(tmp_path)
+
+
+def test_generation_settings_that_are_replaced(tmp_path: Path) -> None:
+    tokenizer(tmp_path, eos_token="</s>")
+    write(tmp_path, "generation_config.json", eos_token_id=50256, do_sample=True, temperature=0.0, top_p="0.9")
+    found = traps(tmp_path)
+    assert "generation_config.json: eos_token_id 50256 is not among the model's 100 tokens" in found
+    assert "temperature 0 with sampling" in found
+    assert "top_p" not in found
 
 
 def test_more_tokens_than_embeddings(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_what_is_meant_is_used(name: str, value: Any, used: Any) -> None:
         *[("temperature", value) for value in (-1, float("nan"), "hot", [0.7], True)],
         *[("top_p", value) for value in (1.5, -0.1, float("inf"))],
         *[("num_beams", value) for value in (0, 2.5, True, "many")],
-        *[("pad_token_id", value) for value in (-1, "<pad>", {})],
+        *[("pad_token_id", value) for value in (-1, "<pad>", {"a": 1})],
         *[("eos_token_id", value) for value in (-1, {"a": 1}, 2.5)],
         ("min_p", 2),
         ("typical_p", 0),

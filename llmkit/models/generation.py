@@ -410,7 +410,8 @@ def _keep_savable(config: Any) -> None:
 def _unknown(config: Any, model: Any) -> list[str]:
     """A note on settings that neither Transformers nor the code of the model's class reads."""
     names = [name for name in vars(config) if name not in FIELDS and not name.startswith("_")]
-    module = sys.modules.get(type(model).__module__)
+    built = model.get_base_model() if hasattr(model, "get_base_model") else model
+    module = sys.modules.get(type(built).__module__)
     if not names or module is None or getattr(model.config, "auto_map", None):
         return []
     code = inspect.getsource(module)

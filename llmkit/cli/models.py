@@ -12,12 +12,14 @@ from llmkit.errors import UsageError
 __all__ = ["download", "inspect", "models"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Base = Annotated[str | None, typer.Option(help="Base model of an adapter, in place of the one that it names.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit hash on the Hub.")]
 
 
 def inspect(
     model: Annotated[str, typer.Argument(help="Hub id, folder, adapter folder, GGUF file, or starter.")],
     revision: Revision = None,
+    base: Base = None,
     exact: Annotated[bool, typer.Option("--exact", help="Count parameters on the meta device if need be.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Never reach for a network.")] = False,
     as_json: AsJson = False,
@@ -34,7 +36,7 @@ def inspect(
 
     if offline:
         go_offline()
-    source = locate(LoadSettings(model=model, revision=revision), "text-generation", weights=False)
+    source = locate(LoadSettings(model=model, revision=revision, base=base), "text-generation", weights=False)
     on_hub = source.commit and not source.adapter and not source.gguf_file and not is_offline()
     counts = hub_parameter_counts(model, revision) if on_hub else None
     report = inspect_source(source, exact=exact, hub_counts=counts)

@@ -16,6 +16,9 @@ def merge(
     dtype: Annotated[
         str, typer.Option(help="Weights' type: auto (the base's), float32, float16 or bfloat16.")
     ] = "auto",
+    base: Annotated[
+        str | None, typer.Option(help="Base model of an adapter, in place of the one that it names.")
+    ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never reach for a network.")] = False,
 ) -> None:
     """Make one model of an adapter and its base.
@@ -27,7 +30,8 @@ def merge(
 
     # Checked with the settings, as everywhere.
     checked = LoadSettings(dtype=dtype, offline=offline)  # type: ignore[arg-type]
-    typer.echo(str(make_one(adapter, output, dtype=checked.dtype, settings=LoadSettings(offline=offline)).folder))
+    settings = LoadSettings(model=adapter, base=base, offline=offline)
+    typer.echo(str(make_one(adapter, output, dtype=checked.dtype, settings=settings).folder))
 
 
 def push(

@@ -115,8 +115,9 @@ class _ModelBase(Section):
             raise ValueError("config needs a model_type, such as llama, t5 or marian")
         if self.config is not None and self.config_overrides:
             raise ValueError("config_overrides change the config of a checkpoint; put them in config")
-        if self.config is not None and getattr(self, "revision", None) is not None:
-            raise ValueError("revision is of a checkpoint, and config names none; leave it out")
+        for name in ("revision", "base"):
+            if self.config is not None and getattr(self, name, None) is not None:
+                raise ValueError(f"{name} is of a checkpoint, and config names none; leave it out")
         return self
 
 

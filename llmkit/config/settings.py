@@ -107,6 +107,7 @@ class LoadSettings(_Checked):
 
     model: str | None = _setting(None, "Hub id, folder, PEFT adapter folder, GGUF file, or 'starter'.")
     revision: str | None = _setting(None, "Branch, tag or commit hash on the Hub.")
+    base: str | None = _setting(None, "Base model of an adapter, in place of the one that the adapter names.")
     head: Literal["causal", "seq2seq", "span"] | None = _setting(None, "Force a head the model type has.")
     device: Device = _setting("auto", "Where the model runs.")
     dtype: DType = _setting("auto", "Weights' type; auto takes the checkpoint's where the device is good at it.")
@@ -121,6 +122,8 @@ class LoadSettings(_Checked):
         super().__post_init__()
         if self.revision is not None and self.model is None:
             raise UsageError("revision says which version of a model, and no model was named", "name it with model")
+        if self.base is not None and self.model is None:
+            raise UsageError("base is of an adapter, and no adapter was named", "name it with model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +283,7 @@ class LoadOptions(TypedDict, total=False):
     """
 
     revision: str | None
+    base: str | None
     head: Literal["causal", "seq2seq", "span"] | None
     device: Device
     dtype: DType

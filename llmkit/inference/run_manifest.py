@@ -26,7 +26,7 @@ __all__ = ["describe_run", "read_manifest", "refuse_changes", "write_manifest"]
 
 SCHEMA_VERSION = 1
 
-_LOADING = ("revision", "head", "dtype", "quantize", "attn_implementation")
+_LOADING = ("revision", "base", "head", "dtype", "quantize", "attn_implementation")
 """The settings of loading that change answers."""
 
 _MODEL_FILES = frozenset({".bin", ".codes", ".jinja", ".json", ".model", ".py", ".safetensors", ".spm", ".txt"})

@@ -82,7 +82,8 @@ def weights_file(adapter: Path) -> Path:
         if (adapter / name).is_file():
             return adapter / name
     raise CheckpointError(
-        f"{adapter} has an {ADAPTER_CONFIG} and no adapter_model.safetensors", "copy the missing file to it"
+        f"{adapter} has an {ADAPTER_CONFIG} and no adapter_model.safetensors",
+        f"copy the missing file to it, or remove {ADAPTER_CONFIG} if the folder holds a merged model",
     )
 
 

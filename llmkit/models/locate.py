@@ -18,13 +18,13 @@ from llmkit.models.embedded import EMBEDDED
 from llmkit.models.hub import exists, fetch, is_cached
 from llmkit.models.reach import hub_reachable, is_offline
 from llmkit.models.recommended import default_models
-from llmkit.models.source import Source, read_json
+from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
 from llmkit.models.starter import STARTER, starter_limits
 from llmkit.models.wheels import wheel_source
 
 __all__ = ["locate", "locate_tokenizer"]
 
-_ADAPTER_CONFIG = "adapter_config.json"
+_NAME_IT = "name the base model with --base (base= in Python)"
 
 
 def locate(
@@ -52,7 +52,10 @@ def locate(
     if settings.model is None:
         candidates = default_models(task, source=languages[0], target=languages[1])
         return _default(settings, task, candidates, weights=weights, fallback=fallback, text=text)
-    return _named(settings.model, settings, weights=weights)
+    found = _named(settings.model, settings, weights=weights)
+    if settings.base is not None and found.adapter is None:
+        raise UsageError(f"base is of an adapter, and {settings.model} is none", "leave base (--base) out")
+    return found
 
 
 def locate_tokenizer(settings: LoadSettings, task: str) -> Source:
@@ -112,7 +115,7 @@ def _looks_like_a_path(model: str) -> bool:
 
 
 def _from_folder(model: str, folder: Path, settings: LoadSettings, *, weights: bool) -> Source:
-    if (folder / _ADAPTER_CONFIG).is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         return _with_base(model, folder, None, settings, weights=weights)
     if (folder / "config.json").is_file():
         return Source(name=model, folder=folder)
@@ -121,6 +124,9 @@ def _from_folder(model: str, folder: Path, settings: LoadSettings, *, weights: b
         return Source(name=model, folder=folder, gguf_file=ggufs[0].name)
     if ggufs:
         raise CheckpointError(f"{model} holds {len(ggufs)} GGUF files", f"name one: --model {ggufs[0]}")
+    below = sorted(path.parent for name in ("config.json", ADAPTER_CONFIG) for path in folder.glob(f"*/{name}"))
+    if below:
+        raise CheckpointError(f"{model} has no config.json, and folders in it have", f"name one: --model {below[0]}")
     raise CheckpointError(f"{model} has no config.json", "give a folder written by save_pretrained")
 
 
@@ -137,7 +143,7 @@ def _from_hub(model: str, settings: LoadSettings, *, weights: bool) -> Source:
         code=settings.trust_remote_code,
         weights=weights or filename is not None,  # a GGUF file is its own config
     )
-    if (snapshot.folder / _ADAPTER_CONFIG).is_file() and not (snapshot.folder / "config.json").is_file():
+    if (snapshot.folder / ADAPTER_CONFIG).is_file():
         return _with_base(model, snapshot.folder, snapshot.commit, settings, weights=weights)
     return Source(name=model, folder=snapshot.folder, commit=snapshot.commit, gguf_file=filename)
 
@@ -145,14 +151,28 @@ def _from_hub(model: str, settings: LoadSettings, *, weights: bool) -> Source:
 def _with_base(
     model: str, adapter: Path, adapter_commit: str | None, settings: LoadSettings, *, weights: bool
 ) -> Source:
-    config = read_json(adapter / _ADAPTER_CONFIG)
-    base = config.get("base_model_name_or_path")
+    config, file = read_json(adapter / ADAPTER_CONFIG), adapter / ADAPTER_CONFIG
+    base = settings.base or config.get("base_model_name_or_path")
     if not base:
+        raise CheckpointError(f"{file} names no base model", _NAME_IT)
+    beside = adapter / str(base)
+    if settings.base is None and not Path(base).is_absolute() and beside.is_dir():
+        base = str(beside.resolve())
+    try:
+        found = _named(base, _for_base(settings, base, config.get("revision")), weights=weights)
+    except (CheckpointError, HubUnreachableError, ModelNotFoundError) as error:
+        if settings.base is not None:
+            raise
+        raise type(error)(
+            f"{model} is an adapter, and its base model is not to be had: {error.problem}"
+            f" (base_model_name_or_path in {file})",
+            _NAME_IT,
+        ) from error
+    if found.adapter is not None:
         raise CheckpointError(
-            f"{adapter / _ADAPTER_CONFIG} names no base model",
-            "set base_model_name_or_path to the model it was tuned from",
+            f"the base model of {model}, {base}, is an adapter itself",
+            f"run `llmkit merge {base} -o FOLDER`, and name the result with --base FOLDER (base= in Python)",
         )
-    found = _named(str(base), _for_base(settings, str(base), config.get("revision")), weights=weights)
     return Source(
         name=model,
         folder=found.folder,
@@ -164,5 +184,6 @@ def _with_base(
 
 
 def _for_base(settings: LoadSettings, base: str, revision: str | None) -> LoadSettings:
-    """The user's revision is the adapter's; the base has the one it was tuned from, unless it is a folder."""
-    return replace(settings, model=base, revision=None if Path(base).expanduser().exists() else revision)
+    """The user's revision is the adapter's; its own base has the one it was tuned from, unless it is a folder."""
+    local = settings.base is not None or Path(base).expanduser().exists()
+    return replace(settings, model=base, base=None, revision=None if local else revision)

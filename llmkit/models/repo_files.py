@@ -57,10 +57,10 @@ def weights_of(wanted: Wanted, names: Collection[str]) -> list[str]:
         return []
     if wanted.filename:
         return [wanted.filename]
-    found = {
-        kind: _model_files(names, stem, kind) + [name for name in (f"adapter_model.{kind}",) if name in names]
-        for stem, kind in (("model", "safetensors"), ("pytorch_model", "bin"))
-    }
+    # Beside an adapter a whole model may lie, which is not what is loaded.
+    adapted = any(name.startswith("adapter_model.") for name in names)
+    stems = ("adapter_model", "adapter_model") if adapted else ("model", "pytorch_model")
+    found = {kind: _model_files(names, stem, kind) for stem, kind in zip(stems, ("safetensors", "bin"), strict=True)}
     if wanted.safetensors_only and found["bin"] and not found["safetensors"]:
         raise CheckpointError(
             f"{wanted.repo_id} has only pickled weights ({found['bin'][-1]}) and safetensors are asked for",

@@ -89,7 +89,7 @@ def find_trial(
 def _trial_of(recipe: Recipe, load: LoadSettings, data: Sequence[SourceSection] | None) -> Trial:
     task = open_task(recipe)
     said = {name: getattr(load, name) for name in given(load)}
-    base = replace(load_settings(recipe), model=recipe.train.output_dir, revision=None)
+    base = replace(load_settings(recipe), model=recipe.train.output_dir, revision=None, base=None)
     wording = Wording(system=recipe.prompt.system, raw=recipe.prompt.raw)
     sources = data or recipe.data.validation
     if sources is not None:
@@ -165,7 +165,7 @@ def judge_trial(
         raise UsageError("num_return_sequences: only the first output of a row is judged", "leave it out")
     member = member or Member()
     rows = output / "rows.jsonl"
-    other_load = None if baseline is None else replace(trial.load, model=baseline, revision=None)
+    other_load = None if baseline is None else replace(trial.load, model=baseline, revision=None, base=None)
     if not member.rank and output.exists() and any(output.iterdir()) and not resume:
         raise UsageError(f"{output} is not empty", "--resume to go on, or name another --output")
 

@@ -18,6 +18,7 @@ import pytest
 from huggingface_hub import close_session, constants
 from huggingface_hub._tree_cache import _IN_MEMORY_TREE_CACHE
 
+from llmkit.config.settings import LoadSettings
 from llmkit.errors import (
     CheckpointError,
     HubUnreachableError,
@@ -26,6 +27,7 @@ from llmkit.errors import (
     NotEnoughMemoryError,
 )
 from llmkit.models import hub, reach
+from llmkit.models.locate import locate
 from tests.models.conftest import TINY, WEIGHTS, closed_port, names, one_line, refuse_connections
 from tests.models.fake_hub import FakeHub, point_at, safetensors
 
@@ -384,6 +386,19 @@ def test_download_brings_the_base_of_an_adapter(fake: FakeHub) -> None:
     assert names(hub.download("org/lora")) == {"adapter_config.json", "adapter_model.safetensors"}
     assert hub.is_cached("org/base", "v1")
     assert hub.is_cached("org/lora")
+
+
+def test_an_adapter_beside_a_config_is_an_adapter(fake: FakeHub, tmp_path: Path) -> None:
+    """As in a folder; trainers write the config of the whole model too."""
+    adapter = {"base_model_name_or_path": "org/base", "peft_type": "LORA"}
+    fake.add("org/base", TINY)
+    described = {"adapter_config.json": json.dumps(adapter).encode(), "config.json": TINY["config.json"]}
+    fake.add("org/lora", described | {"adapter_model.safetensors": WEIGHTS, "model.safetensors": WEIGHTS})
+    for weights in (False, True):
+        source = locate(LoadSettings(model="org/lora"), "text-generation", weights=weights)
+        assert source.adapter is not None
+        assert "base" in str(source.folder)
+        assert "model.safetensors" not in {path.name for path in source.adapter.iterdir()}
 
 
 def test_a_child_process_uses_the_fake_hub(fake: FakeHub, tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import torch
 import transformers
 
 import llmkit
+from llmkit.cli.app import main
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import (
     CheckpointError,
     HubUnreachableError,
+    LlmkitError,
     NotEnoughMemoryError,
     TaskMismatchError,
     UsageError,
@@ -106,11 +108,75 @@ def test_an_adapter_finds_its_base(adapter: tuple[Path, Path]) -> None:
         assert torch.equal(loaded.model(**inputs).logits, model(**inputs).logits)
 
 
-def test_an_adapter_without_a_base_name(adapter: tuple[Path, Path]) -> None:
-    path = adapter[0] / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
-    with pytest.raises(CheckpointError, match="names no base model"):
-        load_model(LoadSettings(model=str(adapter[0])), GENERATION)
+def describe(adapter: Path, **settings: Any) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+@pytest.mark.parametrize("named", [None, "/home/me/models/llama-7b", "../llama-7b", "models/llama-7b"])
+def test_a_base_that_is_not_here_can_be_named(
+    named: str | None, adapter: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, base = adapter
+    describe(folder, base_model_name_or_path=named)
+    with pytest.raises(LlmkitError, match=r"base_model_name_or_path|names no base model") as error:
+        load_model(LoadSettings(model=str(folder), offline=True), GENERATION)
+    assert str(error.value).endswith("name the base model with --base (base= in Python)")
+    assert str(named or folder) in str(error.value)
+    output = llmkit.generate("The quick", str(folder), base=str(base), offline=True, max_new_tokens=4)
+    assert output.model == str(folder)
+    options = ["--base", str(base), "--offline"]
+    for command in (
+        ["generate", "The", "--max-new-tokens", "2", "-m", str(folder)],
+        ["inspect", str(folder)],
+        ["merge", str(folder), "-o", str(tmp_path / "merged")],
+    ):
+        assert main([*command, *options]) == 0
+    capsys.readouterr()
+    with pytest.raises(UsageError, match=r"base is of an adapter.* is none; leave base \(--base\) out"):
+        load_model(LoadSettings(model=str(base), base=str(base)), GENERATION)
+
+
+def test_a_relative_base_is_looked_for_beside_the_adapter(
+    adapter: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, base = adapter
+    monkeypatch.chdir(tmp_path.parent)
+    (tmp_path / "base").symlink_to(base)
+    describe(folder, base_model_name_or_path="../base")
+    assert load_model(LoadSettings(model=str(folder), offline=True), GENERATION).source.folder.samefile(base)
+    (folder / "models").mkdir()
+    (folder / "models" / "base").symlink_to(base)  # which could be a model's name on the Hub
+    describe(folder, base_model_name_or_path="models/base")
+    assert load_model(LoadSettings(model=str(folder), offline=True), GENERATION).source.folder.samefile(base)
+
+
+def test_an_adapter_whose_base_is_an_adapter_is_refused(adapter: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, _ = adapter
+    shutil.copytree(folder, tmp_path / "second")
+    describe(tmp_path / "second", base_model_name_or_path=str(folder))
+    with pytest.raises(CheckpointError, match=rf"is an adapter itself; run `llmkit merge {folder} -o FOLDER`"):
+        load_model(LoadSettings(model=str(tmp_path / "second")), GENERATION)
+
+
+def test_the_settings_of_an_adapter_beside_merged_weights_are_told_of(
+    adapter: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Transformers itself would look for the adapter there."""
+    folder, base = adapter
+    merged = tmp_path / "merged"
+    shutil.copytree(base, merged)
+    shutil.copy(folder / "adapter_config.json", merged)
+    with pytest.raises(CheckpointError, match=r"remove adapter_config.json if the folder holds a merged model"):
+        load_model(LoadSettings(model=str(merged)), GENERATION)
+    (merged / "adapter_config.json").unlink()
+    assert load_model(LoadSettings(model=str(merged)), GENERATION).source.adapter is None
+
+
+def test_a_folder_of_checkpoints_names_one(adapter: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(adapter[0], tmp_path / "run" / "checkpoint-5")
+    with pytest.raises(CheckpointError, match=rf"name one: --model {tmp_path / 'run' / 'checkpoint-5'}"):
+        load_model(LoadSettings(model=str(tmp_path / "run")), GENERATION)
 
 
 def test_a_pickled_adapter(adapter: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:

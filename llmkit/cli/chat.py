@@ -287,6 +287,8 @@ class Session:
             usage.cached_tokens,
             usage.prompt_tokens,
         )
+        if output.still_thinking and output.finish_reason == "stop":
+            log.warning("the model ended its reply without an answer, only with reasoning; ask in other words")
         if output.finish_reason == "length":
             self._explain_length(output)
 

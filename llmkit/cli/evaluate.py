@@ -98,7 +98,9 @@ def _bar(model: str, rows: int) -> Iterator[Callable[[int, int], None]]:
 
 def _table(result: Evaluation) -> Iterator[str]:
     other = result.baseline
-    yield f"{result.task}: {result.model}, {result.rows} rows"
+    counts = ((result.failed, "failed"), (result.unfinished, "unfinished"))
+    lost = "".join(f", {number} {what}" for number, what in counts if number)
+    yield f"{result.task}: {result.model}, {result.rows} rows{lost}"
     if other is not None:
         yield f"baseline: {other.model}"
     for number, each in enumerate(result.figures):

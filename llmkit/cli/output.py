@@ -63,5 +63,9 @@ def report(output: Output, seconds: float, pipeline: Pipeline) -> None:
             log.warning("stopped at %d new tokens; more with --max-new-tokens", pipeline.max_new_tokens)
         else:
             log.warning("stopped because the model's context of %d tokens is full", pipeline.loaded.context.tokens)
-    if output.reasoning and not output.text:
+    if not any(each.still_thinking for each in everything):
+        return
+    if output.finish_reason == "stop":
+        log.warning("the model ended its reply without an answer, only reasoning (--json shows it); ask in other words")
+    else:
         log.warning("the model was still thinking when it was stopped; more with --max-new-tokens")

@@ -163,6 +163,14 @@ def _tell(report: Report, rows: RowSettings, world: int) -> None:
             report.completion_tokens / seconds,
             before,
         )
+    where = rows.output or "the output"
+    if report.thinking:
+        log.warning(
+            "%d of %d replies ended while the model was still thinking; see 'still_thinking' in %s, and raise"
+            " --max-new-tokens",
+            report.thinking,
+            report.total,
+            where,
+        )
     if report.errors:
-        where = rows.output or "the output"
         log.warning("%d of %d rows could not be answered; see 'error' in %s", report.errors, report.total, where)

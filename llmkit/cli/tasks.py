@@ -116,7 +116,9 @@ def answer(
     output = show(pipeline, row, as_json=as_json)
     if not as_json:
         _list_others(output)
-    if not output.answered:
+    if output.answered is None:
+        log.warning("so there is no verdict on whether the text holds the answer")
+    elif not output.answered:
         log.warning("the text does not hold the answer")
     elif output.start is not None:
         score = "" if output.score is None else f", score {output.score:.3f}"

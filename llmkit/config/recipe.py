@@ -90,7 +90,7 @@ class TokenizerSection(Section):
     add_tokens: list[str] = []
     """Tokens that are added; the embeddings grow with them and are trained and saved."""
     chat_template: str | None = None
-    """A Jinja chat template in place of the checkpoint's."""
+    """A Jinja chat template in place of the checkpoint's: its text, its file, or the name of another of the model's."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> TokenizerSection:

@@ -7,6 +7,7 @@ declared in `llmkit.config.recipe`.
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -254,13 +255,13 @@ def _beside(content: dict[str, Any], folder: Path) -> None:
     """Make paths that are found beside the recipe's file absolute, in place."""
 
     def resolve(value: Any) -> Any:
-        if not isinstance(value, str) or Path(value).expanduser().is_absolute():
+        if not isinstance(value, str) or "{{" in value or "{%" in value or Path(value).expanduser().is_absolute():
             return value
         near = folder / value
         matched = any(sign in value for sign in "*?[") and glob.glob(str(near), recursive=True)  # noqa: PTH207
-        return str(near.resolve()) if near.exists() else str(folder.resolve() / value) if matched else value
+        return str(near.resolve()) if os.path.exists(near) else str(folder.resolve() / value) if matched else value  # noqa: PTH110
 
-    for section, key in (("model", "name_or_path"), ("tokenizer", "name_or_path")):
+    for section, key in (("model", "name_or_path"), ("tokenizer", "name_or_path"), ("tokenizer", "chat_template")):
         if isinstance(inner := content.get(section), dict) and key in inner:
             inner[key] = resolve(inner[key])
     data = content.get("data")

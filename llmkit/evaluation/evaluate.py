@@ -27,7 +27,17 @@ from llmkit.tasks import Head, QuestionAnswering, Task
 from llmkit.tasks.dialogue import replies, to_messages
 from llmkit.tasks.languages import find_language
 
-__all__ = ["Evaluation", "Judged", "compare", "evaluate", "given_part", "greedy", "references_of", "target_language"]
+__all__ = [
+    "Evaluation",
+    "Judged",
+    "compare",
+    "evaluate",
+    "given_part",
+    "greedy",
+    "prediction_of",
+    "references_of",
+    "target_language",
+]
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,9 @@ class Evaluation:
     model: str
     rows: int
     failed: int
-    """Rows that could not be answered; they count as answered with nothing."""
+    """Rows that could not be answered; no figure counts them as right."""
+    unfinished: int
+    """Replies that ended before an answer, in their reasoning for example; no figure counts them as right either."""
     figures: tuple[Judged, ...]
     others: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What other metrics say, by the name they were asked for by."""
@@ -67,6 +79,7 @@ class Evaluation:
             "model": self.model,
             "rows": self.rows,
             "failed": self.failed,
+            "unfinished": self.unfinished,
             "figures": {
                 each.name: {
                     "value": _json_number(each.interval.value),
@@ -157,7 +170,7 @@ def evaluate(
     if any(plain):
         if not all(plain):
             raise InputError("some rows are plain text and others have an answer", "evaluate them apart")
-        return _evaluation(pipeline, given, [_perplexity(pipeline, given, member)], 0, member)
+        return _evaluation(pipeline, given, [_perplexity(pipeline, given, member)], member)
     settings = RowSettings(input=str(rows), output=str(predictions), resume=resume)
     check_output(settings)
     answer_file(
@@ -175,16 +188,35 @@ def evaluate(
     lines = _json_lines(predictions)
     if len(lines) != len(given):
         raise UsageError(f"{predictions} has {len(lines)} answers to {len(given)} rows", "begin anew in another folder")
-    texts = ["" if "error" in line else str(line["text"]) for line in lines]
+    texts = [prediction_of(line) for line in lines]
     failed = sum("error" in line for line in lines)
     if failed:
         log.warning("%d of %d rows could not be answered; see 'error' in %s", failed, len(lines), predictions)
+    unfinished = sum(_no_verdict(line) or "still_thinking" in line for line in lines)
+    if unfinished:
+        log.warning(
+            "%d of %d replies ended before an answer and count as wrong; see %s, and raise --max-new-tokens",
+            unfinished,
+            len(lines),
+            predictions,
+        )
     references = [references_of(row, task) for row in given]
     measures = judge(task.name, texts, references, language=target_language(task))
-    found = _evaluation(pipeline, given, [*measures, *more], failed, member)
+    found = _evaluation(pipeline, given, [*measures, *more], member)
     assert found is not None
-    others = {name: figures_of(metric, name, texts, references) for name, metric in (metrics or {}).items()}
+    found = replace(found, failed=failed, unfinished=unfinished)
+    said = [text or "" for text in texts]
+    others = {name: figures_of(metric, name, said, references) for name, metric in (metrics or {}).items()}
     return replace(found, others=others, trivial=_trivial(task, given, references) if trivial else {})
+
+
+def prediction_of(line: Mapping[str, Any]) -> str | None:
+    """The answer in an output record, empty where it says that there is none; None where nothing was answered."""
+    return None if "error" in line or _no_verdict(line) else str(line["text"])
+
+
+def _no_verdict(line: Mapping[str, Any]) -> bool:
+    return line.get("task") == "question-answering" and line["answered"] is None
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
@@ -197,7 +229,6 @@ def _evaluation(
     pipeline: Pipeline,
     given: Sequence[Any],
     measures: Sequence[Measure],
-    failed: int,
     member: Member,
 ) -> Evaluation | None:
     if member.rank:
@@ -207,7 +238,7 @@ def _evaluation(
         for each in measures
     )
     name, model = pipeline.task.name, pipeline.loaded.source.name
-    return Evaluation(name, model, len(given), failed, figures, measures=tuple(measures))
+    return Evaluation(name, model, len(given), 0, 0, figures, measures=tuple(measures))
 
 
 def _perplexity(pipeline: Pipeline, given: Sequence[dict[str, Any]], member: Member) -> Measure:

@@ -128,13 +128,17 @@ def _opening(tokenizer: Any, chat: Chat, reasoning: ReasoningFormat, prompt: str
     for opening, closing in reasoning.marks:  # an empty block costs tokens and says nothing
         between = re.sub(rf"{re.escape(opening)}\s*{re.escape(closing)}\s*", "", between)
     opened = reasoning.opened(prompt)
-    splitter = reasoning.splitter(prompt)
-    if splitter.push(between + _PROBE) + splitter.flush() == _PROBE:
-        return between
-    if opened is None:
+    if not between and opened is None:
         return ""
     line = "\n" if prompt.endswith("\n") else ""
-    return f"{line}{opened[1]}\n\n"
+    closing = f"{line}{opened[1]}\n\n" if opened else ""
+    for opening in (between, closing):
+        ids = encode_text(tokenizer, opening + _PROBE, special=False)
+        splitter = reasoning.splitter(prompt)
+        found = splitter.push(str(tokenizer.decode(ids))) + splitter.flush()
+        if found == _PROBE:
+            return opening
+    return ""  # the tokenizer cannot write the mark: the end of the reply ends the block
 
 
 def _turn_end(loaded: Loaded, chat: Chat) -> list[int]:

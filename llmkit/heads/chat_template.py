@@ -7,18 +7,22 @@ that leaves a message out in every form is refused.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from llmkit.errors import CheckpointError, InputError
+from llmkit.data.text import read_text_file
+from llmkit.errors import CheckpointError, InputError, UsageError
 from llmkit.heads.base import encode_text
 from llmkit.log import log
+from llmkit.models.source import read_json
 from llmkit.tasks import Chat, Message
 
-__all__ = ["check_template", "encode_chat", "render_chat", "reply_frame", "template_of"]
+__all__ = ["check_template", "choose_template", "encode_chat", "render_chat", "reply_frame", "template_of"]
 
 _MARKER = "Qx{}zQ"
 """What stands for a message: letters and digits, which trimming, escaping and JSON leave as they are."""
@@ -45,13 +49,47 @@ class _Form:
 
 
 def check_template(tokenizer: Any) -> None:
-    """Refuse a template that no conversation can be rendered with.
+    """Refuse a template that no conversation can be rendered with, before there is one.
 
     Raises:
         InputError: says why.
         CheckpointError: there are several templates, and none can be chosen.
     """
-    render_chat(tokenizer, Chat((Message("user", "?"),)))
+    question = Message("user", "?")
+    try:
+        render_chat(tokenizer, Chat((question,)))
+    except InputError as error:
+        try:
+            render_chat(tokenizer, Chat((Message("system", "?"), question)))
+        except InputError:
+            raise error from None
+
+
+def choose_template(tokenizer: Any, value: str) -> str:
+    """The template that a recipe names: Jinja text, a file, or another template of the model.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+    if value in named:
+        return str(named[value])
+    text = value
+    if not _is_jinja(value) and os.path.isfile(os.path.expanduser(value)):  # noqa: PTH111, PTH113 - text may be too long
+        text = read_text_file(Path(value).expanduser())
+        if value.endswith(".json"):
+            text = str(read_json(Path(value).expanduser()).get("chat_template"))
+    if not _is_jinja(text):
+        choices = f"; the model's are {', '.join(named)}" if named else ""
+        raise UsageError(
+            f"tokenizer.chat_template: {value[:80]!r} is no Jinja text, no file with one and no template of the model",
+            f"give a file such as chat_template.jinja, or the text itself{choices}",
+        )
+    return text
+
+
+def _is_jinja(text: str) -> bool:
+    return "{{" in text or "{%" in text
 
 
 def render_chat(tokenizer: Any, chat: Chat) -> str:

@@ -196,7 +196,7 @@ class Conversation:
         result = pipeline.task.finish(raw)
         known = cache.reused if cache else 0
         usage = Usage(len(fitted.encoded.input_ids), raw.tokens, cached_tokens=known)
-        self.last = pipeline.output(result, raw.finish_reason, usage)
+        self.last = pipeline.output(result, raw.finish_reason, usage, still_thinking=raw.thinking)
         if raw.text.strip() or raw.finish_reason != "interrupted":  # a turn that was stopped at once is none
             # As it was written, white space and all, so that the ids that the model knows are those of the text.
             self.messages = [*messages, Message("assistant", f"{reader.wording.prefill}{raw.text}")]

@@ -36,6 +36,8 @@ class Job:
     truncated: int = 0
     cut: int = 0
     """Prompts whose output ended at max_new_tokens or in a full context."""
+    thinking: int = 0
+    """Prompts whose output ended in its reasoning."""
     finish_reason: str = "stop"
 
     def advance(self, *, first: bool = False) -> None:
@@ -74,6 +76,7 @@ class Job:
         self.raws[index] = raw
         self.completion_tokens += raw.tokens
         self.cut += raw.finish_reason == "length"
+        self.thinking += raw.thinking
         if raw.finish_reason != "stop":
             self.finish_reason = raw.finish_reason
         if self.step.each is not None:

@@ -48,13 +48,16 @@ class Output:
     finish_reason: str
     usage: Usage
     truncated: int = 0
-    answered: bool = True
-    """False where the text holds no answer to the question; ``text`` is empty then."""
+    answered: bool | None = True
+    """False where the text holds no answer to the question, None where the model was stopped before it said whether;
+    ``text`` is empty then."""
     score: float | None = None
     start: int | None = None
     end: int | None = None
     reasoning: str = ""
     """What a model that thinks aloud wrote before its answer."""
+    still_thinking: bool = False
+    """The reply, or that to a part of a long text, ended in its reasoning, before an answer."""
     source_language: str | None = None
     """Translation: BCP 47 tag of the text's language, as given or detected."""
     target_language: str | None = None
@@ -89,6 +92,8 @@ class Output:
             result |= {"source_language": self.source_language, "target_language": self.target_language}
         if self.reasoning:
             result["reasoning"] = self.reasoning
+        if self.still_thinking:
+            result["still_thinking"] = True
         if self.chunks:
             result["chunks"] = [asdict(chunk) for chunk in self.chunks]
         if self.alternatives:
@@ -100,4 +105,5 @@ def _alternative(output: Output) -> dict[str, Any]:
     if output.head == "span":
         return {"text": output.text, "score": output.score, "start": output.start, "end": output.end}
     tokens = output.usage.completion_tokens
-    return {"text": output.text, "finish_reason": output.finish_reason, "completion_tokens": tokens}
+    thinking = {"still_thinking": True} if output.still_thinking else {}
+    return {"text": output.text, "finish_reason": output.finish_reason, "completion_tokens": tokens} | thinking

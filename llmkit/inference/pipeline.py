@@ -18,6 +18,7 @@ from llmkit.config.settings import AnswerSettings, GenerationSettings, RowSettin
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.heads import head_ops
 from llmkit.heads.batching import Budget, budget_from_memory
+from llmkit.heads.chat_template import check_template
 from llmkit.heads.row_faults import attempt, raise_common, unforeseen
 from llmkit.heads.span import Document, answer_all, split
 from llmkit.inference.engine import OnText, Shown, write
@@ -50,6 +51,8 @@ class Pipeline:
         self.wording = wording
         self.traits = traits_of(loaded, task)
         task.check(self.traits, wording)
+        if self.traits.chat and not wording.raw:
+            check_template(loaded.tokenizer)
         for number, example in enumerate(wording.examples, start=1):
             task.validate_example(example, number)
         if loaded.head is Head.SPAN and (options := changed(settings)):
@@ -351,12 +354,19 @@ class Pipeline:
             log.warning("%d of the outputs were cut at their longest; more with --max-new-tokens", job.cut)
         last = next((raw for raw in job.raws if raw is not None), Raw(""))
         others = [
-            self.output(other, raw.finish_reason, Usage(job.prompt_tokens, raw.tokens))
+            self.output(other, raw.finish_reason, Usage(job.prompt_tokens, raw.tokens), still_thinking=raw.thinking)
             for other, raw in zip_longest(result.alternatives, last.alternatives, fillvalue=Raw(""))
             if isinstance(other, Result)
         ]
         usage = Usage(job.prompt_tokens, job.completion_tokens)
-        return self.output(result, job.finish_reason, usage, truncated=job.truncated, alternatives=tuple(others))
+        return self.output(
+            result,
+            job.finish_reason,
+            usage,
+            truncated=job.truncated,
+            still_thinking=job.thinking > 0,
+            alternatives=tuple(others),
+        )
 
     def output(
         self,
@@ -365,6 +375,7 @@ class Pipeline:
         usage: Usage,
         *,
         truncated: int = 0,
+        still_thinking: bool = False,
         alternatives: tuple[Output, ...] = (),
     ) -> Output:
         """A task's result, with where it comes from and what it took."""
@@ -384,6 +395,7 @@ class Pipeline:
             start=result.start,
             end=result.end,
             reasoning=result.reasoning,
+            still_thinking=still_thinking,
             source_language=result.source_language,
             target_language=result.target_language,
             chunks=result.chunks,

@@ -43,7 +43,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What this process did in this run, but for ``total`` and ``errors``, which count the lines of the file.
+    """What this process did in this run, but for ``total``, ``errors`` and ``thinking``, which count the file's lines.
 
     With several processes the first one's file is the output, and another's are the lines it has added to it.
     """
@@ -55,6 +55,8 @@ class Report:
     total: int
     errors: int
     """Error records among ``total``, also of earlier runs."""
+    thinking: int
+    """Replies among ``total`` that ended in their reasoning, before an answer."""
     prompt_tokens: int
     completion_tokens: int
     seconds: float
@@ -181,16 +183,16 @@ class _Lines:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.total = self.errors = 0
+        self.total = self.errors = self.thinking = 0
         self._state = (0, 0, 0)
         if path is not None:
             with _writing(path), path.open("a+b") as file:
                 file.seek(0)
-                self.total, self.errors, whole = _count(file)
+                self.total, self.errors, self.thinking, whole = _count(file)
                 file.truncate(whole)
                 self._state = _state(file)
 
-    def write(self, lines: list[str], errors: int) -> None:
+    def write(self, lines: list[str], errors: int, thinking: int) -> None:
         """Add lines, in one call, so that a run which is killed tears one of them at most."""
         text = "".join(lines)
         if self.path is None:
@@ -204,6 +206,7 @@ class _Lines:
                 self._state = _state(file)
         self.total += len(lines)
         self.errors += errors
+        self.thinking += thinking
 
     def check(self) -> None:
         """Raise a `UsageError` if another program replaced, removed, emptied or extended the file."""
@@ -236,9 +239,9 @@ def _changed(path: Path, how: str) -> UsageError:
     )
 
 
-def _count(file: BinaryIO) -> tuple[int, int, int]:
-    """Whole lines, error records among them, and the bytes they take."""
-    total = errors = size = 0
+def _count(file: BinaryIO) -> tuple[int, int, int, int]:
+    """Whole lines, among them error records and replies without an answer, and the bytes they take."""
+    total = errors = thinking = size = 0
     for line in file:
         try:
             record = json.loads(line) if line.endswith(b"\n") else None
@@ -247,7 +250,8 @@ def _count(file: BinaryIO) -> tuple[int, int, int]:
         if not isinstance(record, dict):
             break
         total, errors, size = total + 1, errors + ("error" in record), size + len(line)
-    return total, errors, size
+        thinking += record.get("still_thinking") is True
+    return total, errors, thinking, size
 
 
 class _Run:
@@ -293,6 +297,7 @@ class _Run:
             resumed=self.resumed,
             total=self.lines.total,
             errors=self.lines.errors,
+            thinking=self.lines.thinking,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             seconds=time.monotonic() - begun,
@@ -319,21 +324,23 @@ class _Run:
             self.pipeline.answer_all(good, self.budget, number=number, progress=self.progress) if good else ()
         )
         lines: list[str] = []
-        errors = 0
+        errors = thinking = 0
         failure: LlmkitError | None = None
         for place, (record, row) in enumerate(zip(window, divided, strict=True)):
-            made = self._record(row, row.error or next(answers))
+            answer = row.error or next(answers)
+            made = self._record(row, answer)
             if place < done:
                 continue
             if isinstance(made, str):
                 lines.append(made)
+                thinking += isinstance(answer, Output) and answer.still_thinking
             elif self.settings.fail_fast:
                 failure = _located(made, record.where)
                 break
             else:
                 lines.append(error_record(row, record.where, made))
                 errors += 1
-        self.lines.write(lines, errors)
+        self.lines.write(lines, errors, thinking)
         self.rows += len(lines)
         if failure is not None:
             raise failure

@@ -130,6 +130,7 @@ def _output_names(task: str) -> frozenset[str]:
         finish_reason="",
         usage=Usage(0, 0),
         reasoning="…",
+        still_thinking=True,
         chunks=(Chunk(0, 0, ""),),
         base_commit="…",
     )

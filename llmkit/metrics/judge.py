@@ -53,32 +53,34 @@ class Measure:
 
 
 def judge(
-    task: str, predictions: Sequence[str], references: Sequence[Sequence[str]], *, language: str | None = None
+    task: str, predictions: Sequence[str | None], references: Sequence[Sequence[str]], *, language: str | None = None
 ) -> list[Measure]:
     """The measures of a task, on a scale of 0 to 100.
 
     Args:
         task: its name, such as ``summarization``.
-        predictions: an answer for each row; empty: none.
+        predictions: an answer for each row; empty: that there is none. None: the model gave no answer at all, which is
+            wrong, also where there is none.
         references: what was expected, one or several a row; of questions none means that there is no answer.
         language: BCP 47 tag of the language translated to, if it is known.
     """
-    if task == "translation":
-        return [
-            Measure(each.name, each.statistics(predictions, references), each.figure, each.signature)
-            for each in translation_metrics(language, references)
-        ]
     if task == "question-answering":
         return _of_answers(predictions, references)
-    rows = [rouge.rouge(said, wanted) for said, wanted in zip(predictions, references, strict=True)]
+    texts = [said or "" for said in predictions]
+    if task == "translation":
+        return [
+            Measure(each.name, each.statistics(texts, references), each.figure, each.signature)
+            for each in translation_metrics(language, references)
+        ]
+    rows = [rouge.rouge(said, wanted) for said, wanted in zip(texts, references, strict=True)]
     return [_of_rows(name, [row[name] for row in rows], rouge.SIGNATURE) for name in rouge.ROUGE]
 
 
-def _of_answers(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[Measure]:
+def _of_answers(predictions: Sequence[str | None], references: Sequence[Sequence[str]]) -> list[Measure]:
     """SQuAD v1's figures; where some questions have no answer, v2's of either kind too."""
     pairs = list(zip(predictions, references, strict=True))
-    exact = [answers.exact_match(said, wanted) for said, wanted in pairs]
-    overlap = [answers.f1(said, wanted) for said, wanted in pairs]
+    exact = [0.0 if said is None else answers.exact_match(said, wanted) for said, wanted in pairs]
+    overlap = [0.0 if said is None else answers.f1(said, wanted) for said, wanted in pairs]
     figures: list[tuple[str, list[float], list[bool] | None]] = [("exact_match", exact, None), ("f1", overlap, None)]
     known = [bool(wanted) for wanted in references]
     if any(known) and not all(known):

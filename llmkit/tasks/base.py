@@ -196,8 +196,8 @@ class Result:
     text: str
     chunks: tuple[Chunk, ...] = ()
     """The parts the input was read in, if it was more than one. Together they cover all of it."""
-    answered: bool = True
-    """False: the text holds no answer."""
+    answered: bool | None = True
+    """False: the text holds no answer. None: the model came to no verdict."""
     score: float | None = None
     start: int | None = None
     end: int | None = None

@@ -197,11 +197,12 @@ class QuestionAnswering(Task):
         )
         chunks = chunks if len(chunks) > 1 else ()
         others = tuple(
-            Result(text=text, answered=bool(text))
-            for text in (_unquoted(self.parse(other.text)) for other in raws[best or 0].alternatives)
+            Result(text=_unquoted(self.parse(other.text)), answered=self._verdict(other))
+            for other in raws[best or 0].alternatives
         )
         if best is None:
-            return Result(text="", answered=False, chunks=chunks, reasoning=raws[0].reasoning, alternatives=others)
+            answered = None if any(self._verdict(raw) is None for raw in raws) else False
+            return Result(text="", answered=answered, chunks=chunks, reasoning=raws[0].reasoning, alternatives=others)
         place, offset = places[best], windows[best].start
         return Result(
             text=answers[best],
@@ -212,6 +213,12 @@ class QuestionAnswering(Task):
             chunks=chunks,
             alternatives=others,
         )
+
+    def _verdict(self, raw: Raw) -> bool | None:
+        """Whether a model has answered; None where it was stopped before it said anything."""
+        if raw.thinking or (raw.finish_reason != "stop" and not raw.text.strip()):
+            return None
+        return bool(self.parse(raw.text))
 
     def parse(self, raw: str) -> str:
         """The answer, empty where the model says that there is none."""

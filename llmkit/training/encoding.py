@@ -15,6 +15,7 @@ from llmkit.config.settings import TruncationSide
 from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.heads import head_ops
 from llmkit.heads.base import IGNORED, Features, cut_to_fit, encode_text, refuse_unknown_ids
+from llmkit.heads.chat_template import check_template
 from llmkit.heads.row_faults import attempt
 from llmkit.heads.span_features import span_features
 from llmkit.inference.traits import traits_of
@@ -217,6 +218,8 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
         traits = replace(traits, chat=False)
     wording = Wording(system=recipe.prompt.system)
     task.check(traits, wording)
+    if traits.chat:
+        check_template(loaded.tokenizer)
     _check_lengths(data, task, loaded)
     return Encoder(
         loaded=loaded,

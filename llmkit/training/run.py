@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from llmkit.config.recipe import Recipe
 from llmkit.config.recipe_file import load_recipe
 from llmkit.config.settings import DType, GenerationSettings
 from llmkit.errors import UsageError
-from llmkit.evaluation.evaluate import given_part, greedy, references_of, target_language
+from llmkit.evaluation.evaluate import given_part, greedy, prediction_of, references_of, target_language
 from llmkit.evaluation.no_answer import fit_no_answer_threshold
 from llmkit.heads.decoding import pad_id
 from llmkit.heads.end_tokens import declare_ends
 from llmkit.inference.contract import Contract, write_contract
+from llmkit.inference.output import Output
 from llmkit.inference.pipeline import Pipeline
 from llmkit.log import log
 from llmkit.metrics.answers import Threshold
@@ -234,8 +236,11 @@ def _judged(
     def judged() -> dict[str, float]:
         with accelerator.autocast():
             answers = pipeline.map(rows[rank::world], errors="yield")
-            mine = [(rank + number * world, getattr(answer, "text", "")) for number, answer in enumerate(answers)]
-        texts = [text for _, text in sorted(gather_object(mine))]
+            mine = [
+                (rank + number * world, prediction_of(answer.to_dict()) if isinstance(answer, Output) else None)
+                for number, answer in enumerate(answers)
+            ]
+        texts = [text for _, text in sorted(gather_object(mine), key=itemgetter(0))]
         return {each.name: each.value for each in judge(recipe.task, texts, references, language=language)}
 
     return judged

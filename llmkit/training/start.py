@@ -15,6 +15,7 @@ from typing import Any
 from llmkit.config.recipe import Recipe
 from llmkit.config.settings import DType, LoadSettings, setting_fields
 from llmkit.errors import UsageError
+from llmkit.heads.chat_template import choose_template
 from llmkit.log import log
 from llmkit.models.fresh import train_tokenizer, write_fresh
 from llmkit.models.load import Loaded, load_model, load_source, pick_device
@@ -23,7 +24,7 @@ from llmkit.models.reach import go_offline
 from llmkit.models.resolve import resolve
 from llmkit.models.source import Source
 from llmkit.models.tokenizer import load_tokenizer
-from llmkit.tasks import Task, find_task
+from llmkit.tasks import Head, Task, find_task
 from llmkit.training.dataset import divide
 from llmkit.training.row_table import file_hash, read_rows
 from llmkit.training.store import code_version, digest, kept_folder
@@ -76,7 +77,9 @@ def open_model(recipe: Recipe, task: Task, *, weights: bool, dtype: DType = "aut
     loaded = _beside_virtual_tokens(recipe, loaded)
     tokenizer: Any = loaded.tokenizer
     if section.chat_template is not None:
-        tokenizer.chat_template = section.chat_template
+        if loaded.head is Head.SPAN:
+            raise UsageError("tokenizer.chat_template has no effect on a model that marks answers", "leave it out")
+        tokenizer.chat_template = choose_template(tokenizer, section.chat_template)
     if section.add_tokens and not tokenizer.add_tokens(section.add_tokens):
         log.warning("tokenizer.add_tokens has no effect: the tokenizer has all of them")
     return loaded

@@ -277,12 +277,14 @@ def _train_m2m_100(folder: Path) -> Any:
     )
 
 
-def build(family: str, folder: Path, *, model_class: str | None = None, chat: bool = False, **settings: Any) -> Path:
-    """Write a tiny checkpoint of a family and return its folder."""
+def build(
+    family: str, folder: Path, *, model_class: str | None = None, chat: bool | str = False, **settings: Any
+) -> Path:
+    """Write a tiny checkpoint of a family and return its folder; ``chat`` may be a chat template."""
     default_class, tokenizer_class, defaults = FAMILIES[family]
     tokenizer = train_tokenizer(tokenizer_class, folder / "tokenizer-training")
     if chat:
-        tokenizer.chat_template = _TEMPLATE
+        tokenizer.chat_template = chat if isinstance(chat, str) else _TEMPLATE
     cls = getattr(transformers, model_class or default_class)
     torch.manual_seed(0)
     model = cls(cls.config_class(**{**defaults(tokenizer), **settings}))

@@ -94,7 +94,8 @@ def _format(tokenizer: Any, template: str, _size: int) -> ReasoningFormat:
     if (spec := _response_template(tokenizer) or (_CHANNELS if in_messages else None)) is not None:
         text = json.dumps(spec, ensure_ascii=False).replace("\\", "")
         shown = {number: token for number, token in special.items() if token in text}
-        return ReasoningFormat(lambda prompt: _ParsedSplitter(spec, prompt), shown, MARKS, in_messages)
+        tokens = tuple(shown.values())
+        return ReasoningFormat(lambda prompt: _ParsedSplitter(prompt, spec, tokens), shown, MARKS, in_messages)
     phrases = [pair for pair in _PHRASES if all(text in template for text in pair)]
     marks = tuple(dict.fromkeys((*_pairs(added, template), *MARKS, *phrases)))
     texts = [text for pair in marks for text in pair]
@@ -236,6 +237,9 @@ class TagSplitter(ReasoningSplitter):
             self.reasoning += self._scanner.flush()
             self.thinking = True
             return ""
+        if self._plain != self._held:  # cut off in a mark
+            self.marked = self.thinking = True
+            return ""
         held, self._plain = self._plain, ""
         return held.lstrip() if self.marked else held
 
@@ -250,10 +254,12 @@ def _until(scanner: StopScanner, text: str) -> tuple[str, str]:
 class _ParsedSplitter(ReasoningSplitter):
     """By the regions of a response template; what is in none of the answer's is reasoning."""
 
-    def __init__(self, spec: Mapping[str, Any], prompt: str) -> None:
+    def __init__(self, prompt: str, spec: Mapping[str, Any], tokens: Sequence[str]) -> None:
+        """``tokens`` are the special ones among the marks."""
         from transformers.utils.chat_parsing import ResponseParser
 
         super().__init__()
+        self._tokens = tokens
         # Whatever a region holds is taken as text, once or several times.
         fields = {name: {**field, "repeats": True, "transform": "{content}"} for name, field in spec["fields"].items()}
         self._parser: Any = ResponseParser({**spec, "fields": fields}, prefix=prompt)
@@ -267,8 +273,8 @@ class _ParsedSplitter(ReasoningSplitter):
     def _take(self, events: Iterable[Mapping[str, Any]]) -> str:
         shown = ""
         for event in events:
+            self.marked = self.marked or event["field"] != "content"
             if event["field"] not in _ANSWERS:
-                self.marked = True
                 self._given = self._given and event["type"] != "region_close"
                 self.reasoning += event.get("text", "")
             elif event["type"] == "region_chunk":
@@ -279,8 +285,10 @@ class _ParsedSplitter(ReasoningSplitter):
         return shown
 
     def _rest(self) -> str:
-        given = self._given
-        text = self._take(self._parser.finalize()[1])
+        given, parser = self._given, self._parser
+        if any(token in parser._buffer[parser._pos :] for token in self._tokens):  # cut off in a mark
+            parser._buffer, self.marked = parser._buffer[: parser._pos], True
+        text = self._take(parser.finalize()[1])
         self._given = given
         self.thinking = self.marked and not self._begun
         return text

@@ -127,3 +127,34 @@ def test_an_option_wins_over_what_the_model_was_tuned_with_though_it_is_the_defa
     base = ("summarize", TEXT, "--model", tuned, *SHORT)
     assert "was tuned with length=short" in run(*base, "--length", "medium")[2]
     assert "was tuned with" not in run(*base)[2]
+
+
+# Models that think aloud.
+
+OPENED = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}<|assistant|><think>\n"
+QUESTION = {"question": "Where is the moon?", "context": "The quick brown fox jumps."}
+
+
+def test_cut_off_while_thinking_is_no_verdict_on_a_question(checkpoint: Checkpoint, run: Run, tmp_path: Path) -> None:
+    model = checkpoint("llama", chat=OPENED, max_position_embeddings=1024)
+    short = ("--model", model, "--max-new-tokens", "6", "--temperature", "0")
+    code, out, err = run("answer", QUESTION["question"], "--text", QUESTION["context"], *short)
+    assert (code, out) == (0, "\n")
+    assert "does not hold the answer" not in err
+    assert "still thinking when it was stopped; more with --max-new-tokens" in err
+    assert "no verdict" in err
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({**QUESTION, "answers": {"text": [], "answer_start": []}}) + "\n", encoding="utf-8")
+    _, out, err = run("answer", "--input", data, *short)
+    record = json.loads(out)
+    assert (record["answered"], record["still_thinking"], record["text"]) == (None, True, "")
+    assert "1 of 1 replies ended while the model was still thinking; see 'still_thinking' in the output" in err
+    resumed = ("--output", tmp_path / "out.jsonl")
+    run("answer", "--input", data, *short, *resumed)
+    assert "1 of 1 replies ended while" in run("answer", "--input", data, *short, *resumed, "--resume")[2]
+    folder = tmp_path / "evaluation"
+    code, out, err = run("evaluate", "--task", "answer", "--data", data, *short[:4], "-o", folder)
+    assert code == 0
+    assert "1 rows, 1 unfinished\n  exact_match    0.00" in out
+    assert "1 of 1 replies ended before an answer and count as wrong" in err
+    assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["unfinished"] == 1

@@ -140,6 +140,16 @@ def test_paths_are_looked_for_beside_the_recipe_first(tmp_path: Path, monkeypatc
     assert load_recipe("recipes/a.yaml", ["data.train=rows.jsonl"]).data.train[0].path == ["rows.jsonl"]
 
 
+@pytest.mark.parametrize("given", ["{% for m in messages %}[*]{{ m.content }}{% endfor %}", "chatml", "x" * 5000])
+def test_a_chat_template_is_looked_for_beside_the_recipe_and_a_text_is_no_path(given: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "a.yaml"
+    recipe.write_text(TEXT, encoding="utf-8")
+    (tmp_path / "chat.jinja").touch()
+    for value, expected in ((given, given), ("chat.jinja", str(tmp_path / "chat.jinja"))):
+        recipe.write_text(f"{TEXT}\ntokenizer: {json.dumps({'chat_template': value})}\n", encoding="utf-8")
+        assert load_recipe(str(recipe)).tokenizer.chat_template == expected
+
+
 def test_renamed_names_are_no_keys_and_their_replacements_are() -> None:
     keys = dict(recipe_file._all_names())
     train_keys = keys[("train",)] | keys[("data",)] | keys[("model",)]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmkit.config.settings import LoadSettings
-from llmkit.errors import CheckpointError, InputError, LlmkitError
-from llmkit.heads.chat_template import check_template, encode_chat, render_chat, reply_frame
+from llmkit.errors import CheckpointError, InputError, LlmkitError, UsageError
+from llmkit.heads.chat_template import check_template, choose_template, encode_chat, render_chat, reply_frame
 from llmkit.models.load import load_model
 from llmkit.tasks import Chat, Message
 from tests.conftest import Checkpoint
@@ -116,6 +118,20 @@ def test_the_frame_of_a_reply(tokenizer: Any) -> None:
     assert reply_frame(tokenizer) == ("", f"{tokenizer.eos_token}\n")
     tokenizer.chat_template = "{{ raise_exception('x') if messages | length > 1 }}{{ messages[0].content }}"
     assert reply_frame(tokenizer) == ("", "")
+
+
+def test_a_recipe_names_a_template_by_text_file_or_name(tokenizer: Any, tmp_path: Path) -> None:
+    file, old = tmp_path / "chat.jinja", tmp_path / "chat_template.json"
+    file.write_text(PARTS, encoding="utf-8")
+    old.write_text(json.dumps({"chat_template": PARTS}), encoding="utf-8")
+    assert choose_template(tokenizer, TEXT) == TEXT
+    assert choose_template(tokenizer, str(file)) == choose_template(tokenizer, str(old)) == PARTS
+    tokenizer.chat_template = {"default": TEXT, "tool_use": PARTS}
+    assert choose_template(tokenizer, "tool_use") == PARTS
+    file.write_text("no template", encoding="utf-8")
+    for value in ("chatml", str(file), "no template " * 500, str(tmp_path)):
+        with pytest.raises(UsageError, match=r"no Jinja text, no file with one .*the model's are default, tool_use"):
+            choose_template(tokenizer, value)
 
 
 def test_errors_are_not_remembered_and_templates_not_confused(tokenizer: Any) -> None:

@@ -46,6 +46,51 @@ def tiny(name: str, checkpoint: Checkpoint, folder: Path, **more: Any) -> Any:
     return load_recipe(name, changes)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_replies_behind_a_template_that_opens_reasoning_are_found_again(
+    family: str, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tokenizer of tiny Llama has no ``<``, so that it can open no tag and close none."""
+    (tmp_path / "r1.jinja").write_text(
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}",
+        encoding="utf-8",
+    )
+    turns = [{"role": "user", "content": "The fox"}, {"role": "assistant", "content": "jumps over"}]
+    rows, out = write_rows(tmp_path / "rows.jsonl", [{"messages": turns}] * 4), tmp_path / "out"
+    train = {"output_dir": str(out), "bf16": False, "max_steps": 30, "learning_rate": 0.03, "logging_steps": 30}
+    train |= {"lr_scheduler_type": "constant", "save_strategy": "no"}
+    recipe = make_recipe(
+        "dialogue", checkpoint(family), rows, train=train, tokenizer={"chat_template": str(tmp_path / "r1.jinja")}
+    )
+    finetune(recipe)
+    output = llmkit.chat("The fox", str(out), device="cpu", temperature=0, max_new_tokens=24)
+    assert (output.text, output.reasoning, output.still_thinking) == ("jumps over", "", False)
+    command = ["evaluate", "--task", "chat", "--model", str(out), "--data", str(rows), "-o", str(tmp_path / "figures")]
+    assert main([*command, "--device", "cpu", "--max-new-tokens", "24", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["figures"]["rouge1"]["value"] == 100
+
+
+def test_a_template_that_loses_the_conversation_is_refused_before_training(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}])
+    model = checkpoint("llama", chat=True)
+    for template, message in (("chatml", "no Jinja text"), ("{{ bos_token }}Hello", "leaves out the text of the user")):
+        recipe = make_recipe("text-generation", model, rows, tokenizer={"chat_template": template})
+        with pytest.raises(UsageError, match=message):
+            finetune(recipe)
+    row = {"question": "Who?", "context": "The fox", "answers": ["fox"]}
+    recipe = make_recipe(
+        "question-answering",
+        checkpoint("bert"),
+        write_rows(tmp_path / "questions.jsonl", [row]),
+        tokenizer={"chat_template": "{{ messages }}"},
+    )
+    with pytest.raises(UsageError, match="has no effect on a model that marks answers"):
+        finetune(recipe)
+
+
 def test_there_are_offline_recipes_of_every_task() -> None:
     assert len(OFFLINE) >= 11
     assert {name.partition("/")[0] for name in OFFLINE} == set(ASKED)

@@ -286,8 +286,9 @@ class _ParsedSplitter(ReasoningSplitter):
 
     def _rest(self) -> str:
         given, parser = self._given, self._parser
-        if any(token in parser._buffer[parser._pos :] for token in self._tokens):  # cut off in a mark
-            parser._buffer, self.marked = parser._buffer[: parser._pos], True
+        known, waiting = parser._buffer[: parser._pos], parser._buffer[parser._pos :]  # noqa: SLF001
+        if any(token in waiting for token in self._tokens):  # cut off in a mark
+            parser._buffer, self.marked = known, True  # noqa: SLF001
         text = self._take(parser.finalize()[1])
         self._given = given
         self.thinking = self.marked and not self._begun

@@ -217,9 +217,11 @@ def takes_token_types(model: Any, tokenizer: Any) -> bool:
     gives = ["token_type_ids" in each["model_input_names"] for each in declaring[:-1]]
     if not gives:  # the default of all tokenizers in version 4, which the last of them no longer has
         return True
-    # Version 5 took them from some classes whose models have a table for the types that the tokenizer gives (ALBERT);
-    # a class that takes back what the class above it gives (DistilBERT) did so in version 4.
-    return gives[0] or (not any(gives) and rows is not None and len(set(types)) > 1)
+    if any(gives):  # a class that takes back what the class above it gives (DistilBERT) did so in version 4
+        return gives[0]
+    # Version 5 took them from some classes (ALBERT), whose models have a table for the types that the tokenizer gives.
+    # A model that can be given the length of the question (BigBird) makes types of its own.
+    return rows is not None and len(set(types)) > 1 and not takes(model, "question_lengths")
 
 
 def takes(model: Any, name: str) -> bool:

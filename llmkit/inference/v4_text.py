@@ -165,9 +165,11 @@ class Text2TextGenerationPipeline(_Pipeline):  # type: ignore[misc]
     ) -> list[dict[str, Any]]:
         if return_type is ReturnType.TENSORS:
             return [{f"{self.return_name}_token_ids": ids} for ids in model_outputs["output_ids"][0]]
-        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": clean_up_tokenization_spaces}
-        written = map(self._known, model_outputs["output_ids"][0])
-        return [{f"{self.return_name}_text": self.tokenizer.decode(ids, **options)} for ids in written]
+        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        texts = [self.tokenizer.decode(self._known(ids), **options) for ids in model_outputs["output_ids"][0]]
+        if clean_up_tokenization_spaces:  # in version 5 the option has no effect on byte-level BPE
+            texts = list(map(self.tokenizer.clean_up_tokenization, texts))
+        return [{f"{self.return_name}_text": text} for text in texts]
 
     def _known(self, ids: Any) -> Any:
         """Without ids that a tokenizer in Python has no word for (M2M100's last ones), as in version 4."""

@@ -422,6 +422,8 @@ NO_TYPES = ["input_ids", "attention_mask"]
         ("funnel", "FunnelTokenizer", {"type_vocab_size": 2}, None, False),  # its tokenizer gives three
         ("xlnet", "XLNetTokenizer", {}, None, True),
         ("distilbert", "generic", {}, None, False),
+        ("big_bird", "generic", {}, None, True),
+        ("big_bird", "BigBirdTokenizer", {}, None, False),
         ("roberta", "generic", {"type_vocab_size": 1}, None, False),
         ("deberta-v2", "DebertaV2Tokenizer", {"type_vocab_size": 0}, None, False),
         ("gpt2", "GPT2Tokenizer", {}, None, False),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import transformers
 import llmkit
 from llmkit.errors import InputError, LlmkitError, TaskMismatchError, UsageError
 from tests.conftest import Checkpoint
+from tests.tiny import train_tokenizer
 
 TEXT, OTHER = "The quick brown fox jumps.", "What is the meaning of life?"
 LONG = "The quick brown fox jumps over the lazy dog. What is the meaning of life? " * 6
@@ -63,6 +65,27 @@ def test_a_list_a_generator_and_a_dataset_give_the_same_as_single_texts(checkpoi
     assert pipe([]) == []
     several = pipe([TEXT, OTHER], num_return_sequences=2)
     assert [len(texts) for texts in several] == [2, 2]
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_blanks_before_punctuation_go_if_asked(
+    checkpoint: Checkpoint, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = _text(checkpoint, family=family, max_new_tokens=4)
+    ids = torch.tensor([pipe.tokenizer("dog . fox .")["input_ids"]])
+    monkeypatch.setattr(pipe.model, "generate", lambda **_: ids)
+    assert pipe(TEXT)[0]["summary_text"] == "dog . fox ."
+    assert pipe(TEXT, clean_up_tokenization_spaces=True)[0]["summary_text"] == "dog. fox."
+
+
+def test_chinese_of_word_piece_has_the_blanks_of_version_4(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tokenizer = train_tokenizer("BertTokenizer", tmp_path)
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(checkpoint("bart"))
+    pipe = llmkit.pipeline("summarization", model, tokenizer=tokenizer)
+    monkeypatch.setattr(model, "generate", lambda **_: torch.tensor([tokenizer("公园很好")["input_ids"]]))
+    assert pipe("天气")[0]["summary_text"] == "公 园 很 好"
 
 
 def test_settings_are_those_of_version_4_unless_the_call_says_otherwise(checkpoint: Checkpoint) -> None:

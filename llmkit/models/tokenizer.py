@@ -44,6 +44,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, **kwargs: A
     from transformers import AutoTokenizer
 
     config = _read(folder / "tokenizer_config.json")
+    kwargs = _listed_tokens(folder, config) | kwargs
     file = folder / _file_name(config)
     cls = None if "gguf_file" in kwargs or not file.is_file() else _class_of_file(folder, config, trust_remote_code)
     if cls is None:
@@ -74,6 +75,21 @@ def _read(file: Path) -> dict[str, Any]:
     return read_json(file) if file.is_file() else {}
 
 
+def _listed_tokens(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Special tokens of special_tokens_map.json that are listed with their properties: version 5 takes texts only."""
+    from tokenizers import AddedToken
+
+    lists = {
+        name: value for name, value in _read(folder / "special_tokens_map.json").items() if isinstance(value, list)
+    }
+    if "added_tokens_decoder" in config:  # which version 5 takes instead
+        return {}
+    return {
+        name: [AddedToken(**each | {"special": True}) if isinstance(each, dict) else each for each in tokens]
+        for name, tokens in lists.items()
+    }
+
+
 def _file_name(config: dict[str, Any]) -> str:
     from transformers.tokenization_utils_base import get_fast_tokenizer_file
 
@@ -83,6 +99,7 @@ def _file_name(config: dict[str, Any]) -> str:
 def _class_of_file(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> Any:
     """The class of a tokenizer that is loaded from its file; None where `AutoTokenizer` has to decide."""
     from transformers import PreTrainedTokenizerFast
+    from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
     if config.get("auto_map") and trust_remote_code:
@@ -90,7 +107,9 @@ def _class_of_file(folder: Path, config: dict[str, Any], trust_remote_code: bool
     model = _read(folder / "config.json")
     name = config.get("tokenizer_class") or model.get("tokenizer_class")
     if name is None:
-        name = TOKENIZER_MAPPING_NAMES.get(str(model.get("model_type")))
+        model_type = str(model.get("model_type"))
+        family = CONFIG_MAPPING_NAMES.get(model_type, "").removesuffix("Config")
+        name = TOKENIZER_MAPPING_NAMES.get(model_type) or f"{family}Tokenizer"
     cls = tokenizer_class_from_name(str(name))
     return cls if cls is not None and issubclass(cls, PreTrainedTokenizerFast) else None
 

@@ -204,6 +204,27 @@ def test_options_of_the_model_in_the_file_count(tmp_path: Path) -> None:
     assert loaded(" quickly")["input_ids"] == [402]  # no merge makes it
 
 
+@pytest.mark.parametrize("name", ["additional_special_tokens", "extra_special_tokens"])
+@pytest.mark.parametrize("tokenizer_class", ["GPT2Tokenizer", "PreTrainedTokenizerFast"])
+def test_special_tokens_may_be_listed_with_their_properties(name: str, tokenizer_class: str, tmp_path: Path) -> None:
+    properties = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    tokens = [{"content": "<|end|>", "special": True, **properties}, {"content": "<|new|>", **properties}]
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({**TOKENS, name: tokens}), encoding="utf-8")
+    loaded = published(tmp_path, byte_level(NUMBERS), tokenizer_class)
+    ids = loaded("a<|end|><|new|>")["input_ids"]
+    assert ids[-2:] == loaded.convert_tokens_to_ids(["<|end|>", "<|new|>"])
+    assert loaded.decode(ids, skip_special_tokens=True) == "a"
+
+
+def test_a_folder_without_a_class_has_that_of_its_model_type(tmp_path: Path) -> None:
+    backend = llama_like()
+    published(tmp_path, backend, "")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(TOKENS), encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}), encoding="utf-8")
+    loaded: Any = load_tokenizer(tmp_path)
+    assert loaded(TEXT)["input_ids"] == [1, *backend.encode(TEXT).ids]
+
+
 def test_truncation_and_padding_in_the_file_change_no_text(tmp_path: Path) -> None:
     backend = byte_level(NUMBERS)
     whole = backend.encode(TEXT).ids

@@ -106,7 +106,7 @@ def test_no_answer_is_none_in_training_as_in_evaluation(answers: Any, tmp_path: 
     (record,) = task_rows(SourceSection(path=[str(path)]), "question-answering")
     assert record.row is not None
     task = QuestionAnswering()
-    assert references_of(given_part(record.row, task.name), task) == []
+    assert references_of(record.row, task) == []
     for head, target in ((Head.SPAN, ""), (Head.CAUSAL, " No answer")):
         (example,) = task.examples(record.row, Traits(head), Wording())
         assert (example.target, example.spans) == (target, ())
@@ -116,8 +116,9 @@ def test_the_last_reply_that_is_learned_is_the_one_that_is_judged() -> None:
     turns = [("user", "a", 1), ("assistant", "b", 1), ("user", "c", 1), ("assistant", "d", 0), ("user", "e", 1)]
     messages = [{"role": role, "content": text, "weight": weight} for role, text, weight in turns]
     assert given_part({"messages": messages}, "dialogue") == {"messages": messages[:1], "reply": "b"}
-    with pytest.raises(InputError, match="no reply that could be judged"):
-        given_part({"messages": messages[2:]}, "dialogue")
+    assert given_part({"messages": messages[2:]}, "dialogue") is None
+    with pytest.raises(InputError, match="message 1 is empty"):
+        given_part({"messages": [{"role": "user", "content": ""}, messages[1]]}, "dialogue")
 
 
 def test_a_conversation_without_a_reply_is_named_or_left_out(
@@ -128,7 +129,10 @@ def test_a_conversation_without_a_reply_is_named_or_left_out(
     model = str(checkpoint("llama", chat=True, max_position_embeddings=512))
     command = ["evaluate", "--task", "chat", "--model", model, *SHORT, "--max-new-tokens", "4", *data]
     assert main([*command, str(tmp_path / "one")]) == 2
-    assert "rows.jsonl:2: the conversation has no reply that could be judged" in capsys.readouterr().err
+    assert (
+        "rows.jsonl:2 has no reply that could be judged; leave it out with data.on_no_label: drop"
+        in capsys.readouterr().err
+    )
     assert main([*command, str(tmp_path / "two"), "--json", "--set", "data.on_no_label=drop"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 1
 

@@ -102,17 +102,17 @@ def _json_number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def given_part(row: dict[str, Any], task: str) -> dict[str, Any]:
-    """A row whose last reply, or target, is what is expected and not what is given.
+def given_part(row: dict[str, Any], task: str) -> dict[str, Any] | None:
+    """A row whose last reply, or target, is what is expected and not what is given; None if nothing is expected.
 
     Raises:
-        InputError: it has nothing that is expected.
+        InputError: a message of the conversation is empty.
     """
     if task != "dialogue":
         return row
     messages = list(row["messages"])
     if not (places := replies(to_messages(messages))):
-        raise InputError("the conversation has no reply that could be judged", "leave such rows out")
+        return None
     return {"messages": messages[: places[-1]], "reply": messages[places[-1]]["content"]}
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,11 @@ class Part:
     order: Sequence[int]
     """Indices of the rows that belong here; those of a mixture may repeat."""
     ledger: Ledger
+
+    def used_rows(self) -> Iterator[dict[str, Any]]:
+        """The rows that gave an example."""
+        used = set(self.examples["row"][:])
+        return (self.rows[index] for index in self.order if index in used)
 
 
 @dataclass(frozen=True)

@@ -143,14 +143,14 @@ def expected_rows(part: Part, task: Task, metric: str) -> list[tuple[dict[str, A
         InputError: a row has nothing that an answer could be compared with.
     """
     found = []
-    for row in part.rows.readable(part.order):
+    for row in part.used_rows():
         if "text" in row:
             raise InputError(
                 f"train.metric_for_best_model: {metric} compares answers, and the validation rows are plain text",
                 "use eval_loss, or rows with an input and an answer",
             )
-        given = given_part(row, task.name)
-        found.append((given, references_of(given, task)))
+        if (given := given_part(row, task.name)) is not None:
+            found.append((given, references_of(given, task)))
     return found
 
 

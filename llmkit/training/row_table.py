@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,10 +34,6 @@ class Rows:
     def __getitem__(self, index: int) -> dict[str, Any]:
         row: dict[str, Any] = json.loads(self.table[index]["row"])
         return row
-
-    def readable(self, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
-        """Those of some that are not bad."""
-        return (self[index] for index in indices if self.table[index]["row"])
 
     def where(self, index: int) -> str:
         """Where it stands in its file."""

@@ -248,7 +248,7 @@ def _judged(
 
 def _expected(part: Part, recipe: Recipe) -> list[dict[str, Any]]:
     """Rows with what is expected apart from what the model gets."""
-    return [given_part(row, recipe.task) for row in part.rows.readable(part.order)]
+    return [given for row in part.used_rows() if (given := given_part(row, recipe.task)) is not None]
 
 
 def packs(recipe: Recipe, model: Any, head: Head, device: str) -> bool:

@@ -117,16 +117,18 @@ def _expected(records: Iterable[Record], recipe: Recipe) -> Iterator[dict[str, A
     """Rows with what is expected apart from what is given, as far as the recipe lets them be left out."""
     left, unused = Counter[str](), Counter[str]()
     for record in records:
-        error, key, allowed = record.error, "on_bad_row: skip", recipe.data.on_bad_row == "skip"
+        row, error, key = None, record.error, "on_bad_row: skip"
+        policy: str = recipe.data.on_bad_row
         try:
-            row = None if record.row is None else given_part(record.row, recipe.task)
+            if record.row is not None and (row := given_part(record.row, recipe.task)) is None:
+                key, policy = "on_no_label: drop", recipe.data.on_no_label
+                error = InputError(f"{record.where} has no reply that could be judged", f"leave it out with data.{key}")
         except InputError as failure:
-            row, key, allowed = None, "on_no_label: drop", recipe.data.on_no_label == "drop"
-            error = InputError(f"{record.where}: {failure.problem}", f"leave it out with data.{key}")
+            error = InputError(f"{record.where}: {failure.problem}", failure.fix)
         if row is not None:
             unused.update(record.unused)
             yield row
-        elif not allowed:
+        elif policy == "error":
             raise error or InputError(f"{record.where} cannot be read", "mend it")
         else:
             left[key] += 1

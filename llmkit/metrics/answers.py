@@ -108,11 +108,17 @@ def best_threshold(scores: Sequence[float], answered: Sequence[float], empty: Se
     """
     gains = [one - other for one, other in zip(answered, empty, strict=True)]
     order = sorted(range(len(scores)), key=scores.__getitem__)
+    ranked = [scores[row] for row in order]
     total = sum(empty)
-    best = Threshold(math.nextafter(scores[order[0]], -math.inf) if order else 0.0, total)  # below all: never answer
+    best = Threshold(ranked[0] - 1 if ranked else 0.0, total)  # below all: never answer
     for place, row in enumerate(order):
         total += gains[row]
-        tied = place + 1 < len(order) and scores[order[place + 1]] == scores[row]
-        if total > best.figure and not tied:
-            best = Threshold(scores[row], total)
+        above = ranked[place + 1] if place + 1 < len(ranked) else math.inf
+        if total > best.figure and above > ranked[place]:
+            best = Threshold(_between(ranked[place], above), total)
     return Threshold(best.value, best.figure / max(1, len(scores)))
+
+
+def _between(low: float, high: float) -> float:
+    """Not at either score, which rounding may move across it when the rows are answered again."""
+    return (low + high) / 2 if math.isfinite(high) else low + 1

@@ -72,6 +72,13 @@ def test_the_threshold_is_the_best_there_is() -> None:
     assert mean(found.value) == pytest.approx(found.figure)
 
 
+def test_a_threshold_lies_between_two_scores() -> None:
+    """So that rounding, when the rows are answered again in other batches, changes no answer."""
+    found = best_threshold([1.0, 3.0, math.inf], [1.0, 0.0, 0.0], [0.0, 1.0, 1.0])
+    assert found.value == 2.0
+    assert best_threshold([1.0, math.inf], [1.0, 0.0], [0.0, 1.0]).value == 2.0
+
+
 def test_where_no_answer_is_always_better_the_threshold_is_below_all_scores() -> None:
     found = best_threshold([1.0, 2.0], [0.0, 0.0], [1.0, 1.0])
     assert math.isfinite(found.value)

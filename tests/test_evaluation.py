@@ -316,3 +316,34 @@ def test_only_a_line_feed_ends_a_row(checkpoint: Checkpoint, tmp_path: Path) -> 
     assert main([*command, "-o", str(tmp_path / "out"), "--max-new-tokens", "2", *SHORT]) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert (metrics["rows"], metrics["failed"]) == (2, 0)
+
+
+def test_a_row_that_is_too_long_does_not_end_an_evaluation_without_its_figures(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [{"prompt": f"The fox {number}", "completion": "jumps."} for number in range(3)]
+    long = {"prompt": "The fox jumps " * 80, "completion": "x"}
+    figures = []
+    for name, rows in (("all", [good[0], long, *good[1:]]), ("good", good)):
+        path = write_rows(tmp_path / f"{name}.jsonl", rows)
+        options = ["--task", "generate", "--model", str(checkpoint("bart")), "--data", str(path), *SHORT]
+        options += ["--baseline", str(checkpoint("t5"))] if name == "all" else []
+        assert main(["evaluate", *options, "--max-new-tokens", "2", "-o", str(tmp_path / name)]) == 0
+        figures.append(json.loads((tmp_path / name / "metrics.json").read_text(encoding="utf-8")))
+    assert figures[0]["failed"] == 1
+    assert figures[0]["figures"]["perplexity"]["value"] == pytest.approx(figures[1]["figures"]["perplexity"]["value"])
+    said = capsys.readouterr().err
+    assert "1 of 4 rows have no perplexity; row 2: it has" in said
+
+
+def test_where_no_row_has_a_perplexity_the_other_figures_are_given(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "The fox jumps " * 80, "completion": "x"}])
+    options = ["--task", "generate", "--model", str(checkpoint("bart")), "--data", str(path), *SHORT]
+    options += ["--on-overflow", "truncate", "--max-new-tokens", "2", "--baseline", str(checkpoint("t5"))]
+    assert main(["evaluate", *options, "-o", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert "perplexity" not in found["figures"]
+    assert found["figures"]
+    assert "perplexity is left out" in capsys.readouterr().err

@@ -103,10 +103,11 @@ def _table(result: Evaluation) -> Iterator[str]:
     yield f"{result.task}: {result.model}, {result.rows} rows{lost}"
     if other is not None:
         yield f"baseline: {other.model}"
-    for number, each in enumerate(result.figures):
+    others = {} if other is None else {each.name: each.interval.value for each in other.figures}
+    for each in result.figures:
         line = f"  {each.name:<12} {each.interval.value:6.2f}  [{each.interval.low:.2f}, {each.interval.high:.2f}]"
-        if other is not None and each.p_value is not None:
-            before = other.figures[number].interval.value
+        if each.p_value is not None:
+            before = others[each.name]
             line += f"   baseline {before:.2f}, difference {each.interval.value - before:+.2f}, p = {each.p_value:.4f}"
         yield line
     for name, figures in result.trivial.items():

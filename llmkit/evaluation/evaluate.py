@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.config.settings import LoadSettings, RowSettings
-from llmkit.errors import InputError, UsageError
+from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.evaluation.perplexity import perplexity, row_loss
+from llmkit.heads.row_faults import attempt
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.row_files import answer_file, check_output
 from llmkit.log import log
@@ -170,7 +171,9 @@ def evaluate(
     if any(plain):
         if not all(plain):
             raise InputError("some rows are plain text and others have an answer", "evaluate them apart")
-        return _evaluation(pipeline, given, [_perplexity(pipeline, given, member)], member)
+        if not (measures := _perplexity(pipeline, given, member)):
+            raise InputError("no row has a token that could be predicted", "evaluate on rows with a longer text")
+        return _evaluation(pipeline, given, measures, member)
     settings = RowSettings(input=str(rows), output=str(predictions), resume=resume)
     check_output(settings)
     answer_file(
@@ -182,7 +185,7 @@ def evaluate(
         world=member.world,
         barrier=member.barrier,
     )
-    more = [_perplexity(pipeline, given, member)] if task.name in ("text-generation", "dialogue") else []
+    more = _perplexity(pipeline, given, member) if task.name in ("text-generation", "dialogue") else []
     if member.rank:
         return None
     lines = _json_lines(predictions)
@@ -241,16 +244,29 @@ def _evaluation(
     return Evaluation(name, model, len(given), 0, 0, figures, measures=tuple(measures))
 
 
-def _perplexity(pipeline: Pipeline, given: Sequence[dict[str, Any]], member: Member) -> Measure:
-    """Each process reads its share of the rows."""
-    mine = [(place, row_loss(pipeline, _whole(given[place]))) for place in range(member.rank, len(given), member.world)]
+def _perplexity(pipeline: Pipeline, given: Sequence[dict[str, Any]], member: Member) -> list[Measure]:
+    """Of the rows that have one; each process reads its share. None where no row has a token to judge."""
+    mine = [(place, *_loss(pipeline, given[place])) for place in range(member.rank, len(given), member.world)]
     if member.world > 1:
         from accelerate.utils import gather_object
 
         mine = sorted(gather_object(mine))
-    if not any(count for _, (_, count) in mine):
-        raise InputError("no row has a token that could be predicted", "evaluate on rows with a text or an answer")
-    return perplexity(pipeline, [loss for _, loss in mine])
+    failed = [(place + 1, why) for place, _, _, why in mine if why]
+    if failed and not member.rank:
+        number, why = failed[0]
+        log.warning("%d of %d rows have no perplexity; row %d: %s", len(failed), len(given), number, why)
+    losses = [(loss, tokens) for _, loss, tokens, _ in mine]
+    if not any(tokens for _, tokens in losses):
+        if not member.rank:
+            log.warning("perplexity is left out: no row has a token to judge")
+        return []
+    return [perplexity(pipeline, losses)]
+
+
+def _loss(pipeline: Pipeline, row: dict[str, Any]) -> tuple[float, int, str]:
+    """The loss of a row, its tokens, and why there are none."""
+    found = attempt(lambda: row_loss(pipeline, _whole(row)))
+    return (0.0, 0, str(found)) if isinstance(found, LlmkitError) else (*found, "")
 
 
 def _trivial(
@@ -276,14 +292,15 @@ def target_language(task: Task) -> str | None:
 
 def compare(tuned: Evaluation, baseline: Evaluation) -> Evaluation:
     """The first with the p-values of its differences to the second, by paired bootstrap on the same rows."""
+    theirs = {each.name: each for each in baseline.measures}
     figures = tuple(
-        Judged(
-            one.name,
-            one.interval,
-            one.signature,
-            one.higher_is_better,
-            p_value(mine.statistics, theirs.statistics, mine.figure),
-        )
-        for one, mine, theirs in zip(tuned.figures, tuned.measures, baseline.measures, strict=True)
+        replace(one, p_value=_p_value(mine, theirs[one.name])) if one.name in theirs else one
+        for one, mine in zip(tuned.figures, tuned.measures, strict=True)
     )
     return replace(tuned, figures=figures, baseline=baseline)
+
+
+def _p_value(mine: Measure, theirs: Measure) -> float:
+    both: Any = mine.statistics.any(axis=1) & theirs.statistics.any(axis=1)  # rows that count for one only are no pair
+    one, other = (each.statistics * both[:, None] for each in (mine, theirs))
+    return p_value(one, other, mine.figure)

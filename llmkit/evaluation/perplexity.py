@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import InputError
 from llmkit.heads import head_ops
-from llmkit.heads.base import IGNORED, Features
+from llmkit.heads.base import IGNORED, Features, refuse_unknown_ids
 from llmkit.inference.pipeline import Pipeline
 from llmkit.metrics.judge import Measure
 from llmkit.tasks import Head
@@ -52,6 +52,8 @@ def row_loss(pipeline: Pipeline, row: dict[str, Any]) -> tuple[float, int]:
     """
     examples = pipeline.task.examples(row, pipeline.traits, pipeline.wording)
     found = head_ops(pipeline.loaded.head).features(pipeline.loaded, examples, loss_on_all=False)
+    for each in found:
+        refuse_unknown_ids(pipeline.loaded, (*each.input_ids, *each.decoder_input_ids))
     losses = [_loss(pipeline, each) for each in found]
     return sum(loss for loss, _ in losses), sum(count for _, count in losses)
 
@@ -74,7 +76,7 @@ def _loss(pipeline: Pipeline, features: Features) -> tuple[float, int]:
     if loaded.head is Head.SEQ2SEQ:
         limit = loaded.context.tokens
         if limit is not None and loaded.context.hard and len(features.input_ids) > limit:
-            raise InputError(f"a row has {len(features.input_ids)} tokens, and the model reads {limit}", "shorten it")
+            raise InputError(f"it has {len(features.input_ids)} tokens, and the model reads {limit}", "shorten it")
         ids, written = (
             torch.tensor([part], device=loaded.device) for part in (features.input_ids, features.decoder_input_ids)
         )

@@ -7,19 +7,29 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmkit.errors import CheckpointError
+from llmkit.errors import CheckpointError, NotEnoughMemoryError
+from llmkit.log import log
+from llmkit.models.repo_files import part_names
 from llmkit.models.source import read_json
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
 
 __all__ = [
     "WeightFiles",
     "gguf_config",
     "gguf_metadata",
+    "gguf_parts",
+    "joined_gguf",
     "parameter_counts",
     "tensor_counts",
     "torch_dtype_name",
@@ -188,25 +198,100 @@ _LONG = 64  # longer arrays are the vocabulary
 def gguf_metadata(path: Path) -> dict[str, Any]:
     """The metadata of a GGUF file under its own keys (``general.architecture``), long arrays left out.
 
-    Added are ``parameters``, counted from the shapes of the tensors, and ``parameters_by_dtype``, by GGML type
-    (``q4_1``). Takes about 2 s for a vocabulary of 50,000.
+    Of a file in parts, any of which may be given, they are those of the first. Added are ``parameters``, counted from
+    the shapes of the tensors of all parts, and ``parameters_by_dtype``, by GGML type (``q4_1``). Takes about 2 s for a
+    vocabulary of 50,000.
 
     Raises:
-        CheckpointError: it is no GGUF file, or a part of one.
+        CheckpointError: it is no GGUF file, is cut off, or a part is missing.
     """
+    metadata: dict[str, Any] = {}
+    counts: Counter[str] = Counter()
+    for part in gguf_parts(path):
+        with _explained(part):
+            reader = _read_gguf(part)
+            if not metadata:
+                metadata = {name: field.contents() for name, field in reader.fields.items() if len(field.data) <= _LONG}
+            for tensor in reader.tensors:
+                counts[tensor.tensor_type.name.lower()] += int(tensor.n_elements)
+    return metadata | {"parameters": sum(counts.values()), "parameters_by_dtype": dict(counts)}
+
+
+def gguf_parts(path: Path) -> tuple[Path, ...]:
+    """The files of a GGUF model, by the names that llama.cpp's gguf-split gives them: of one file, itself.
+
+    Raises:
+        CheckpointError: a part is missing.
+    """
+    parts = tuple(path.with_name(name) for name in part_names(path.name))
+    for part in parts:
+        if len(parts) > 1 and not part.is_file():
+            raise CheckpointError(f"{part} is missing, one of {len(parts)} parts", "put it beside the others")
+    return parts
+
+
+@contextmanager
+def joined_gguf(path: Path) -> Iterator[Path]:
+    """A GGUF model as one file; of several parts that is a temporary one, with the metadata of the first.
+
+    Raises:
+        NotEnoughMemoryError: there is no room for it on the disk.
+    """
+    parts = gguf_parts(path)
+    if len(parts) == 1:
+        yield path
+        return
+    size, target = sum(part.stat().st_size for part in parts), Path(tempfile.gettempdir())
+    if size > shutil.disk_usage(target).free:
+        raise NotEnoughMemoryError(
+            f"the {len(parts)} parts of {path.name} are joined in {target}, which lacks room for {size / 1e9:.1f} GB",
+            "set TMPDIR to a folder with more, or join them yourself: llama-gguf-split --merge FIRST_PART NEW_FILE",
+        )
+    log.warning(
+        "the %d parts of %s are joined in %s each time they are loaded; `llama-gguf-split --merge %s NEW.gguf` joins"
+        " them once",
+        *(len(parts), path.name, target, parts[0].name),
+    )
+    with tempfile.TemporaryDirectory(dir=target) as folder:
+        joined = Path(folder) / path.name
+        with _explained(path):
+            _join(parts, joined)
+        yield joined
+
+
+def _join(parts: Sequence[Path], joined: Path) -> None:
+    from gguf import GGUFValueType, GGUFWriter
+
+    readers = [_read_gguf(part) for part in parts]
+    first = readers[0]
+    writer = GGUFWriter(joined, str(first.fields["general.architecture"].contents()))
+    for name, value in first.fields.items():
+        if not name.startswith(("GGUF.", "split.")) and name != "general.architecture":
+            kind = value.types[0]
+            writer.add_key_value(name, value.contents(), kind, value.types[-1] if kind == GGUFValueType.ARRAY else None)
+    for reader in readers:
+        for tensor in reader.tensors:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _read_gguf(path: Path) -> GGUFReader:
     from gguf import GGUFReader
 
     if path.is_file() and _begins_like_lfs(path):
         raise CheckpointError(f"{path} is a Git LFS pointer in place of the file", "run: git lfs pull")
+    return GGUFReader(path)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        reader = GGUFReader(path)
-        metadata = {name: field.contents() for name, field in reader.fields.items() if len(field.data) <= _LONG}
-        counts: Counter[str] = Counter()
-        for tensor in reader.tensors:
-            counts[tensor.tensor_type.name.lower()] += int(tensor.n_elements)
+        yield
     except (OSError, ValueError, LookupError, ArithmeticError) as error:
         raise CheckpointError(f"{path} is no complete GGUF file ({error})", _AGAIN) from error
-    return metadata | {"parameters": sum(counts.values()), "parameters_by_dtype": dict(counts)}
 
 
 # As modeling_gguf_pytorch_utils does it: GGUF architecture → model type, where the names differ.

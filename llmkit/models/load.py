@@ -11,9 +11,9 @@ import difflib
 import functools
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import LoadSettings
@@ -25,7 +25,14 @@ from llmkit.errors import (
 from llmkit.log import log
 from llmkit.models.adapter_files import brings_head, check_adapter, weights_file
 from llmkit.models.adapters import load_adapter
-from llmkit.models.checkpoint import gguf_config, gguf_metadata, parameter_counts, weight_bytes, weight_files
+from llmkit.models.checkpoint import (
+    gguf_config,
+    gguf_metadata,
+    joined_gguf,
+    parameter_counts,
+    weight_bytes,
+    weight_files,
+)
 from llmkit.models.context import ContextLength, context_length
 from llmkit.models.generation import apply_settings, generation_config, settle_tokens
 from llmkit.models.locate import locate
@@ -153,7 +160,8 @@ def load_source(
                 own["config"] = _changed_config(source, settings, config_overrides)
             if not source.gguf_file and resolution.head is not Head.SPAN:
                 own.setdefault("generation_config", generation_config(source.folder, config))
-            model = _build(source, settings, resolution, device, dtype, model_kwargs=own)
+            with _in_one_file(source) as whole:
+                model = _build(whole, settings, resolution, device, dtype, model_kwargs=own)
             if source.adapter is not None:
                 log.info("adapter: %s on %s", source.adapter, source.folder)
                 tokens = len(tokenizer) if _has_tokenizer(source.adapter) else 0
@@ -291,6 +299,16 @@ def has_bfloat16(device: str) -> bool:
     return device == "mps" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - the only way to ask
 
 
+@contextlib.contextmanager
+def _in_one_file(source: Source) -> Iterator[Source]:
+    """The source with the parts of its GGUF file joined, which is how Transformers reads them."""
+    if source.gguf_file is None:
+        yield source
+        return
+    with joined_gguf(source.folder / source.gguf_file) as path:
+        yield replace(source, folder=path.parent, gguf_file=path.name)
+
+
 def _build(
     source: Source,
     settings: LoadSettings,
@@ -358,10 +376,11 @@ def _changed_config(source: Source, settings: LoadSettings, overrides: Mapping[s
     """
     import transformers
 
-    files = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(
-        source.folder, local_files_only=True, trust_remote_code=settings.trust_remote_code, **files
-    )
+    with _in_one_file(source) as whole:
+        files = {"gguf_file": whole.gguf_file} if whole.gguf_file else {}
+        config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(
+            whole.folder, local_files_only=True, trust_remote_code=settings.trust_remote_code, **files
+        )
     for name, value in overrides.items():
         if not hasattr(config, name):
             near = difflib.get_close_matches(name, config.to_dict(), n=1)

@@ -7,8 +7,10 @@ to fall back to when no model was named. Leaves the network to `reach` and `hub`
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 
 from llmkit.config.settings import LoadSettings
@@ -18,6 +20,7 @@ from llmkit.models.embedded import EMBEDDED
 from llmkit.models.hub import exists, fetch, is_cached
 from llmkit.models.reach import hub_reachable, is_offline
 from llmkit.models.recommended import default_models
+from llmkit.models.repo_files import part_names
 from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
 from llmkit.models.starter import STARTER, starter_limits
 from llmkit.models.wheels import wheel_source
@@ -101,7 +104,8 @@ def _named(model: str, settings: LoadSettings, *, weights: bool) -> Source:
         return _from_folder(model, path, settings, weights=weights)
     if path.is_file():
         if path.suffix == ".gguf":
-            return Source(name=model, folder=path.parent, gguf_file=path.name)
+            return Source(name=model, folder=path.parent, gguf_file=part_names(path.name)[0])
+        _refuse_pieces(path)
         raise CheckpointError(f"{model} is a file, and not a GGUF file", "give the folder that holds config.json")
     if _looks_like_a_path(model):
         raise ModelNotFoundError(f"there is no folder {model}", "check the path; Hub ids have the form owner/name")
@@ -119,15 +123,26 @@ def _from_folder(model: str, folder: Path, settings: LoadSettings, *, weights: b
         return _with_base(model, folder, None, settings, weights=weights)
     if (folder / "config.json").is_file():
         return Source(name=model, folder=folder)
-    ggufs = sorted(folder.glob("*.gguf"))
+    ggufs = sorted({part_names(path.name)[0] for path in folder.glob("*.gguf")})
     if len(ggufs) == 1:
-        return Source(name=model, folder=folder, gguf_file=ggufs[0].name)
+        return Source(name=model, folder=folder, gguf_file=ggufs[0])
     if ggufs:
-        raise CheckpointError(f"{model} holds {len(ggufs)} GGUF files", f"name one: --model {ggufs[0]}")
+        raise CheckpointError(f"{model} holds {len(ggufs)} GGUF models", f"name one: --model {folder / ggufs[0]}")
+    for path in sorted(folder.glob("*.gguf[.-]*")):
+        _refuse_pieces(path)
     below = sorted(path.parent for name in ("config.json", ADAPTER_CONFIG) for path in folder.glob(f"*/{name}"))
     if below:
         raise CheckpointError(f"{model} has no config.json, and folders in it have", f"name one: --model {below[0]}")
     raise CheckpointError(f"{model} has no config.json", "give a folder written by save_pretrained")
+
+
+def _refuse_pieces(path: Path) -> None:
+    """Say how pieces of a GGUF file that were cut at any byte are joined."""
+    if found := re.fullmatch(r"(.+\.gguf)[.-](?:part|split-)?(?:\d+of\d+|[a-z]{1,2}|\d+)", path.name):
+        pieces = " ".join(piece.name for piece in sorted(path.parent.glob(f"{escape(found[1])}[.-]*")))
+        raise CheckpointError(
+            f"{path} is a piece of a GGUF file", f"join them in its folder: cat {pieces} > {found[1]}"
+        )
 
 
 def _from_hub(model: str, settings: LoadSettings, *, weights: bool) -> Source:
@@ -145,7 +160,8 @@ def _from_hub(model: str, settings: LoadSettings, *, weights: bool) -> Source:
     )
     if (snapshot.folder / ADAPTER_CONFIG).is_file():
         return _with_base(model, snapshot.folder, snapshot.commit, settings, weights=weights)
-    return Source(name=model, folder=snapshot.folder, commit=snapshot.commit, gguf_file=filename)
+    part = None if filename is None else part_names(filename)[0]
+    return Source(name=model, folder=snapshot.folder, commit=snapshot.commit, gguf_file=part)
 
 
 def _with_base(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llmkit.errors import CheckpointError, ModelNotFoundError
 
-__all__ = ["Wanted", "choose", "weights_of"]
+__all__ = ["Wanted", "choose", "part_names", "weights_of"]
 
 _SMALL = 100_000_000  # bytes; some repositories keep their training text as .txt or .json
 _SMALL_FILES = (
@@ -40,6 +40,13 @@ class Wanted:
         return f"llmkit download {self.repo_id}" + (f" --revision {self.revision}" if self.revision else "")
 
 
+def part_names(name: str) -> list[str]:
+    """The names of all parts of a GGUF file of which one is given, as llama.cpp's gguf-split writes them."""
+    if not (found := re.fullmatch(r"(.+-)\d{5}(-of-(\d{5})\.gguf)", name)):
+        return [name]
+    return [f"{found[1]}{number:05}{found[2]}" for number in range(1, int(found[3]) + 1)]
+
+
 def _model_files(names: Collection[str], stem: str, kind: str) -> list[str]:
     """The files of a complete model: one file, or every shard that the names of those present announce."""
     if f"{stem}.{kind}" in names:
@@ -56,7 +63,7 @@ def weights_of(wanted: Wanted, names: Collection[str]) -> list[str]:
     if not wanted.weights:
         return []
     if wanted.filename:
-        return [wanted.filename]
+        return part_names(wanted.filename)
     # Beside an adapter a whole model may lie, which is not what is loaded.
     adapted = any(name.startswith("adapter_model.") for name in names)
     stems = ("adapter_model", "adapter_model") if adapted else ("model", "pytorch_model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import gguf
@@ -13,20 +14,22 @@ import transformers
 import llmkit
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import CheckpointError, UsageError
+from llmkit.models.inspect import inspect_source
 from llmkit.models.load import load_model
+from llmkit.models.locate import locate
 from tests.conftest import Checkpoint
 
 PROMPTS = ["The quick", "What is the meaning of life?", "今天天气"]
 
 
-def write_gguf(checkpoint: Path, path: Path, splits: str = "qwen2") -> Path:
+def write_gguf(checkpoint: Path, path: Path, splits: str = "qwen2", tensors_each: int = 0) -> Path:
     """A float32 GGUF file of a tiny Qwen3 checkpoint, as llama.cpp's converter lays it out.
 
     Transformers does not read the head size of a Qwen3 file and takes 128, so the tiny model has that too.
     """
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
     config, tokenizer = model.config, json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
-    writer = gguf.GGUFWriter(path, "qwen3")
+    writer = gguf.GGUFWriter(path, "qwen3", split_max_tensors=tensors_each)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -94,7 +97,7 @@ def test_a_folder_with_one_gguf_file_is_enough(gguf_file: Path) -> None:
 def test_several_files_must_be_told_apart(gguf_file: Path, tmp_path: Path) -> None:
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(gguf_file.read_bytes())
-    with pytest.raises(CheckpointError, match=r"holds 2 GGUF files; name one: --model .*a\.gguf"):
+    with pytest.raises(CheckpointError, match=r"holds 2 GGUF models; name one: --model .*a\.gguf"):
         load_model(LoadSettings(model=str(tmp_path)), "text-generation")
 
 
@@ -107,3 +110,41 @@ def test_a_cut_file(gguf_file: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.gguf").write_bytes(gguf_file.read_bytes()[:-5000])
     with pytest.raises(CheckpointError, match="is no complete GGUF file"):
         load_model(LoadSettings(model=str(tmp_path / "cut.gguf")), "text-generation")
+
+
+@pytest.fixture(scope="module")
+def parts(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as llama.cpp's gguf-split writes it: several files, the metadata in the first."""
+    folder = tmp_path_factory.mktemp("parts")
+    write_gguf(checkpoint("qwen3", head_dim=128), folder / "m.gguf", tensors_each=10)
+    assert len(list(folder.glob("m-0000?-of-00003.gguf"))) == 3
+    return folder
+
+
+@pytest.mark.parametrize("named", ["", "m-00001-of-00003.gguf", "m-00003-of-00003.gguf"])
+def test_parts_answer_as_the_whole(named: str, parts: Path, gguf_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = llmkit.load("generate", str(gguf_file), max_new_tokens=10)
+    pipeline = llmkit.load("generate", str(parts / named), max_new_tokens=10)
+    assert [output.text for output in pipeline.map(PROMPTS)] == [output.text for output in expected.map(PROMPTS)]
+    if not named:
+        assert "llama-gguf-split --merge m-00001-of-00003.gguf NEW.gguf" in caplog.text
+    source = locate(LoadSettings(model=str(parts / named)), "text-generation")
+    whole = locate(LoadSettings(model=str(gguf_file)), "text-generation")
+    assert inspect_source(source).parameters == inspect_source(whole).parameters
+
+
+def test_a_missing_part_is_named(parts: Path, tmp_path: Path) -> None:
+    shutil.copytree(parts, tmp_path / "some")
+    (tmp_path / "some" / "m-00002-of-00003.gguf").unlink()
+    for named in ("", "m-00003-of-00003.gguf"):
+        with pytest.raises(CheckpointError, match=r"m-00002-of-00003.gguf is missing, one of 3 parts; put it beside"):
+            load_model(LoadSettings(model=str(tmp_path / "some" / named)), "text-generation")
+
+
+@pytest.mark.parametrize("names", [("a.gguf.part1of2", "a.gguf.part2of2"), ("a.gguf-split-a", "a.gguf-split-b")])
+def test_pieces_that_were_cut_at_any_byte(names: tuple[str, str], gguf_file: Path, tmp_path: Path) -> None:
+    for name, content in zip(names, (gguf_file.read_bytes()[:4000], gguf_file.read_bytes()[4000:]), strict=True):
+        (tmp_path / name).write_bytes(content)
+    for model in (tmp_path, tmp_path / names[1]):
+        with pytest.raises(CheckpointError, match=rf"cat {names[0]} {names[1]} > a\.gguf$"):
+            load_model(LoadSettings(model=str(model)), "text-generation")

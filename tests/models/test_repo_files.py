@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from llmkit.config.settings import LoadSettings
 from llmkit.errors import CheckpointError, ModelNotFoundError
 from llmkit.models import hub, repo_files
+from llmkit.models.locate import locate
 from tests.models.conftest import CONFIG, TINY, WEIGHTS, names, one_line
 from tests.models.fake_hub import FakeHub
 
@@ -70,6 +72,17 @@ def test_one_gguf_file(fake: FakeHub) -> None:
     fake.add("org/gguf", {"a-Q4.gguf": b"a", "q/b-Q8.gguf": b"b", "config.json": CONFIG})
     snapshot = hub.fetch("org/gguf", filename="q/b-Q8.gguf")
     assert names(snapshot) == {"q/b-Q8.gguf", "config.json"}
+
+
+@pytest.mark.parametrize("part", [1, 3])
+def test_all_parts_of_a_gguf_file(part: int, fake: FakeHub) -> None:
+    parts = [f"q/b-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    fake.add("org/gguf", dict.fromkeys([*parts, "q/c-00001-of-00002.gguf"], b"b"))
+    assert names(hub.fetch("org/gguf", filename=parts[part - 1])) == set(parts)
+    source = locate(LoadSettings(model=f"org/gguf/{parts[part - 1]}"), "text-generation")
+    assert source.gguf_file == parts[0]
+    with pytest.raises(CheckpointError, match=r"lacks q/c-00002-of-00002.gguf on the hub"):
+        hub.fetch("org/gguf", filename="q/c-00001-of-00002.gguf")
 
 
 def test_gguf_repositories_need_a_file_name(fake: FakeHub) -> None:

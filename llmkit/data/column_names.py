@@ -37,14 +37,14 @@ _GENERIC = frozenset({"text", "texts", "sentence", "string", "content"})
 
 
 def _words(name: str) -> list[str]:
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.strip())
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", re.sub(r"\(.*?\)|（.*?）", "", name))
     return [word for word in re.split(r"[\s_\-./]+", spaced.lower()) if word]
 
 
 def _telling(name: str) -> list[str]:
     """The parts of a name of several words that may be a known one."""
     words = _words(name)
-    found = words[-1:] if 1 < len(words) <= 3 else []
+    found = words[-1:] if len(words) <= 3 else []
     found += words[:1] if found and words[-1] in _GENERIC else []
     return found + [name[start:] for start in range(1, len(name)) if is_unspaced(name[start])]
 

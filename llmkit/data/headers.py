@@ -50,7 +50,8 @@ def find_header(rows: Sequence[Sequence[str]], named: Collection[str], name: str
 
 
 def _is_number(values: Sequence[str]) -> bool:
-    return bool(values) and all(value.replace(".", "", 1).removeprefix("-").isdigit() for value in values)
+    """Whether all are numbers, dates, shares and the like."""
+    return bool(values) and all(any(map(str.isdigit, value)) and not any(map(str.isalpha, value)) for value in values)
 
 
 def _cannot_be_names(cells: Sequence[str]) -> bool:

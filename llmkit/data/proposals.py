@@ -278,7 +278,7 @@ def _texts(rows: Sequence[Mapping[str, Any]], needed: int) -> dict[str, list[str
     """
     found: dict[str, list[str]] = {}
     for column in rows[0]:
-        values = [value for row in rows if isinstance(value := row.get(column), str) and value.strip()]
+        values = [value for row in rows if isinstance(value := row.get(column), str) and any(map(str.isalpha, value))]
         if len(values) >= len(rows) / 2 and (len(rows) == 1 or len(set(values)) > 1):
             found[str(column)] = values
     telling = {column: values for column, values in found.items() if not _are_notes(values)}

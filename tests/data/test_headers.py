@@ -47,6 +47,8 @@ PAIRS = ("Hello.,你好。", "The house is big.,房子很大。", "Bye.,再见�
         ("text-generation", "User Question,Bot Answer", QUESTIONS, "fox"),
         ("text-generation", "userQuestion,bot_answer", QUESTIONS, "fox"),
         ("text-generation", "用户问题,机器人回答", QUESTIONS, "fox"),
+        ("text-generation", "Question (EN),Answer (EN)", QUESTIONS, "fox"),
+        ("text-generation", "Date,Your question?", ("2026-01-01,what is it", "2026-01-02,who is it"), "what is it"),
         ("text-generation", "input_text,target_text", QUESTIONS, "fox"),
         ("translation", "英文,中文", PAIRS, "你好。"),
         ("translation", "English,Chinese", PAIRS, "你好。"),

@@ -7,10 +7,20 @@ together; does not know files (`llmkit.config.recipe_file`), models or data.
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    create_model,
+    model_validator,
+)
 
 from llmkit.config.settings import (
     AnswerSettings,
@@ -39,9 +49,17 @@ VERSION = 1
 """Of the recipe's form. It rises when a recipe that was right would mean something else or be refused."""
 
 Positive = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-"""What NumPy takes as one."""
 Share = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32 - 2**16)]
+"""NumPy takes 32 bits, and each process adds its number."""
+
+
+def _regular_expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError) as error:
+        raise ValueError(f"{text!r} is not a regular expression ({error}); escape its special characters") from error
+    return text
 
 
 class Section(BaseModel):
@@ -365,7 +383,7 @@ class TrainSection(Section):
     packing: bool | Literal["auto"] = "auto"
     """Put several examples in one sequence; auto where the model is shown to keep them apart (causal only)."""
     train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = "group_by_length"
-    freeze: list[str] = []
+    freeze: list[Annotated[str, AfterValidator(_regular_expression)]] = []
     """Regular expressions; parameters whose name one matches are not trained."""
     seed: Seed = 42
     logging_steps: Positive = 10

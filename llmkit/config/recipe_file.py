@@ -123,6 +123,12 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^$"), [""])
 # SafeLoader reads 010 as eight and 1:30 as ninety.
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(str(node.value)))
 
+_MOST_NODES = 100_000
+"""Keys, items and values of a recipe, each alias counted as what it stands for."""
+
+_WIDTH = 100
+"""Characters of a wrong value that a message shows."""
+
 Place = tuple[str | int, ...]
 
 
@@ -134,6 +140,7 @@ def _parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:
             node = loader.get_single_node()
             lines: dict[Place, int] = {}
             if node is not None:
+                _refuse_large(node, name)
                 _walk(node, (), lines, name)
             return None if node is None else loader.construct_document(node), lines
         finally:
@@ -144,6 +151,32 @@ def _parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:
         raise UsageError(f"{where}: {error.problem or 'cannot be read as YAML'}", "mend the YAML") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{name} cannot be read as YAML ({error})", "mend it") from error
+    except RecursionError as error:
+        raise UsageError(f"{name} is nested too deeply", "flatten it") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # of a value that its tag does not fit
+        raise UsageError(
+            f"{name} has a value that cannot be read ({error})", "correct it, or remove its tag"
+        ) from error
+
+
+def _refuse_large(root: yaml.Node, name: str) -> None:
+    """Refuse aliases that expand to very much, or to themselves, before anything walks through them."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in open_nodes:
+            raise UsageError(f"{name}:{node.start_mark.line + 1}: an alias contains itself", "write the value out")
+        if id(node) not in sizes:
+            open_nodes.add(id(node))
+            children = [] if isinstance(node, yaml.ScalarNode) else node.value
+            inner = [part for each in children for part in (each if isinstance(each, tuple) else (each,))]
+            sizes[id(node)] = 1 + sum(map(size, inner))
+            open_nodes.discard(id(node))
+        return sizes[id(node)]
+
+    if size(root) > _MOST_NODES:
+        raise UsageError(f"{name} expands to more than {_MOST_NODES:,} values", "write fewer, or no aliases")
 
 
 def _walk(node: yaml.Node, place: Place, lines: dict[Place, int], name: str) -> None:
@@ -280,13 +313,16 @@ def _beside(content: dict[str, Any], folder: Path) -> None:
         data[part] = several if isinstance(data[part], list) else several[0]
 
 
+_INDEX = re.compile("[0-9]{1,9}")
+
+
 def _override(content: dict[str, Any], override: str) -> Place:
     """Set one key, in place; returns where it is."""
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
         raise UsageError(f"--set {override} is no pair", "write --set KEY=VALUE, such as train.learning_rate=1e-4")
     value, _ = _parse(text, f"--set {path}")
-    *parents, last = place = tuple(int(part) if part.isdigit() else part for part in path.strip().split("."))
+    *parents, last = place = tuple(int(part) if _INDEX.fullmatch(part) else part for part in path.strip().split("."))
     inner: Any = content
     for depth, part in enumerate(parents):
         if isinstance(inner, dict):
@@ -371,12 +407,17 @@ def _sentence(problem: Any, place: Place) -> tuple[str, str]:
         )
     if kind == "literal_error":
         choices = [choice.strip(" '") for choice in re.split(r",| or ", str(context["expected"]))]
-        return f"{key} is {problem['input']!r}", _choose(str(problem["input"]), choices)
+        return f"{key} is {_shown(problem['input'])}", _choose(str(problem["input"]), choices)
     if kind == "value_error":
         said, _, fix = str(context["error"]).partition("; ")
         return f"{key}: {said}" if key else said, fix
     message = str(problem["msg"])
-    return f"{key} is {problem['input']!r}", f"{message[:1].lower()}{message[1:]}"
+    return f"{key} is {_shown(problem['input'])}", f"{message[:1].lower()}{message[1:]}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _WIDTH else f"{text[:_WIDTH]}…"
 
 
 def _choose(given: str, choices: Sequence[str]) -> str:

@@ -12,6 +12,8 @@ from llmkit.errors import InputError
 __all__ = ["binary_records"]
 
 _BATCH_ROWS = 64
+_BAD_VALUE = (ValueError, ArithmeticError, LookupError)
+"""What PyArrow raises where a value or a name cannot be one of Python's."""
 
 
 def binary_records(path: Path, name: str, suffix: str, head: bytes) -> Iterator[Record]:
@@ -28,7 +30,7 @@ def binary_records(path: Path, name: str, suffix: str, head: bytes) -> Iterator[
                     yield bad_row(where, f"cannot be read ({row})", "mend the row")
                 else:
                     yield Record(where, row)
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, *_BAD_VALUE) as error:
         raise InputError(f"{name} is damaged ({error})", "copy it again, or write it anew") from error
 
 
@@ -61,10 +63,16 @@ def _arrow_batches(path: Path, name: str, head: bytes) -> Iterator[Any]:
 def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | Exception]:
     """The rows of a batch; in place of one that Python cannot hold, such as text that is not UTF-8, the reason."""
     try:
-        yield from batch.to_pylist()
-    except (ValueError, OverflowError):
+        yield from _validated(batch)
+    except _BAD_VALUE:
         for number in range(batch.num_rows):
             try:
-                yield from batch.slice(number, 1).to_pylist()
-            except (ValueError, OverflowError) as error:
+                yield from _validated(batch.slice(number, 1))
+            except _BAD_VALUE as error:
                 yield error
+
+
+def _validated(batch: Any) -> list[dict[str, Any]]:
+    batch.validate(full=True)  # otherwise a damaged offset ends the process
+    rows: list[dict[str, Any]] = batch.to_pylist()
+    return rows

@@ -117,6 +117,9 @@ def _named(row: Mapping[str, Any], source: SourceSection, task: str) -> dict[str
 
 
 def _columns(row: Mapping[str, Any], source: SourceSection, task: str) -> Found:
+    if task not in TARGETS:  # the one column of a conversation is its messages
+        yield from _messages(row, source, task)
+        return
     result: dict[str, Any] = {}
     for name, path in _named(row, source, task).items():
         value = look_up(row, path, _MISSING)
@@ -194,11 +197,14 @@ def _squad(row: Mapping[str, Any], _: SourceSection, __: str) -> Found:
     if "paragraphs" not in row and "qas" not in row:
         yield "", _question(row, row.get("context"))
         return
-    for paragraph in row.get("paragraphs", [row]):
+    paragraphs = row.get("paragraphs", [row])
+    for paragraph in paragraphs if isinstance(paragraphs, list) else [paragraphs]:
         context = paragraph.get("context") if isinstance(paragraph, Mapping) else None
         if not isinstance(context, str) or not isinstance(paragraph.get("qas"), list):
             raise InputError("has a paragraph without context and qas", "give SQuAD's form")
         for number, question in enumerate(paragraph["qas"], start=1):
+            if not isinstance(question, Mapping):
+                raise InputError(f"has a question that is not an object (number {number})", "give SQuAD's form")
             yield f", question {question.get('id', number)}", _question(question, context)
 
 
@@ -266,7 +272,7 @@ def _alpaca(row: Mapping[str, Any], _: SourceSection, task: str) -> Found:
         yield "", {"prompt": asked, "completion": answer}
         return
     messages = [{"role": "system", "content": str(system)}] if system else []
-    for pair in (*history, (asked, answer)):
+    for pair in (*(history if isinstance(history, list) else [history]), (asked, answer)):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise InputError("has a history that is not pairs of texts", "mend the row")
         messages += [{"role": "user", "content": str(pair[0])}, {"role": "assistant", "content": str(pair[1])}]

@@ -25,7 +25,10 @@ class Detected:
     probability: float
 
 
-_UNREAD = re.compile(r"```.*?```|`[^`\n]*`|(?:https?://|www\.)\S+|\S+@\S+\.\S+|\d+", re.DOTALL)
+# In possessive steps from the start of a word, so that the time is linear in the text.
+_UNREAD = re.compile(
+    r"```.*?```|`[^`\n]*`|(?:https?://|www\.)\S+|(?<![^\s@])[^\s@]++@[^\s@.]++(?:\.[^\s@.]++)+|\d+", re.DOTALL
+)
 _ENOUGH = 20_000  # characters; more text does not make it surer
 # By the first word of the Unicode names of their letters.
 _SCRIPTS = {

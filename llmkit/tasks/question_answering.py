@@ -247,7 +247,8 @@ def to_answers(value: Any, start: Any = None) -> dict[str, list[Any]]:
     kept = [(text, place) for text, place in zip(texts, starts, strict=True) if text is not None and str(text).strip()]
     if any(isinstance(text, bool) or not isinstance(text, str | int | float) for text, _ in kept):
         raise InputError("has answers that are not text", 'write {"text": ["…"], "answer_start": [0]}')
-    places = [place for _, place in kept if isinstance(place, int)]
+    # Tables with gaps hold whole numbers as floats.
+    places = [int(place) for _, place in kept if isinstance(place, int | float) and place == place // 1]
     return {"text": [str(text) for text, _ in kept], "answer_start": places if len(places) == len(kept) else []}
 
 

@@ -32,6 +32,8 @@ _SPACE = re.compile(r"\s++")
 _WINDOW = 2048
 _ODD = re.compile(r"\r\n|[\r\x0b\x0c\x85\u2028\u2029]|[^\S\n]|[\0\ud800-\udfff]")
 _THAI = re.compile(r"[\u0e01-\u0e5b]")
+# `\X` does not know that two lone surrogates can be one character, and at each flag looks back over all before it.
+_GRAPHEME = r"[\ud800-\udbff][\udc00-\udfff]|[\U0001f1e6-\U0001f1ff]{2}[\p{GCB=EX}\p{GCB=ZWJ}\p{GCB=SM}]*+|\X"
 
 
 def sentences(text: str, language: str = "en", *, wrapped: bool = False) -> list[str]:
@@ -78,8 +80,7 @@ def _separable(text: str, place: int) -> bool:
 def _graphemes(text: str) -> list[str]:
     import regex
 
-    # `\X` does not know that two lone surrogates can be one character.
-    found: list[str] = regex.findall(r"[\ud800-\udbff][\udc00-\udfff]|\X", text)
+    found: list[str] = regex.findall(_GRAPHEME, text)
     return found
 
 

@@ -115,6 +115,17 @@ def test_overrides_win_in_order_and_are_typed(load: Any) -> None:
         ("train.max_steps=x", "--set train.max_steps: train.max_steps is 'x'; input should be a valid integer"),
         ("data.train.0.path=x", "--set data.train.0.path: data.train has no keys"),
         ("train.seed", "--set train.seed is no pair"),
+        ("train.seed=!!int x", "--set train.seed has a value that cannot be read (invalid literal for int()"),
+        ("train.seed=!!bool maybe", "--set train.seed has a value that cannot be read"),
+        ("train.seed=!!timestamp 2001-99-99", "--set train.seed has a value that cannot be read (month must be in"),
+        (f"train.seed={'9' * 5000}", "--set train.seed has a value that cannot be read (Exceeds the limit"),
+        ("train.seed=&a [*a]", "--set train.seed:1: an alias contains itself"),
+        (f"train.seed={'[' * 900}", "--set train.seed is nested too deeply"),
+        ("train.\u00b2=1", "--set train.\u00b2: train.\u00b2 is no key"),
+        (f"train.seed={list(range(1000))}", "--set train.seed: train.seed is [0, 1, 2"),
+        (f"train.seed={2**32}", "--set train.seed: train.seed is 4294967296; input should be less than"),
+        ("train.learning_rate=.inf", "--set train.learning_rate: train.learning_rate is inf; input should be a finite"),
+        ("train.freeze=['(']", "--set train.freeze: train.freeze.0: '(' is not a regular expression"),
     ],
 )
 def test_a_wrong_override_is_named(override: str, said: str, load: Any) -> None:
@@ -244,3 +255,15 @@ def test_the_schema_knows_all_tasks() -> None:
     schema = json.dumps(json_schema())
     assert all(task in schema for task in ("text-generation", "summarization", "dialogue", "translation"))
     assert "A path, a source, or a list of them" in schema
+
+
+def test_aliases_that_expand_to_very_much_are_refused_at_once(load: Any) -> None:
+    lines = ["a0: &a0 [x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    with pytest.raises(UsageError, match="expands to more than 100,000 values; write fewer, or no aliases"):
+        load(TEXT + "\n".join(lines))
+
+
+def test_an_alias_stands_for_its_value(load: Any) -> None:
+    text = TEXT.replace("train: rows.jsonl", "train: &rows [rows.jsonl]\n  validation: *rows")
+    assert load(text).data.validation == load(text).data.train

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator
@@ -427,7 +428,39 @@ def test_a_bad_row_of_parquet() -> None:
     parquet.write_table(pa.table({"text": texts}), "a.parquet")
     records = list(open_records("a.parquet"))
     assert [record.row for record in records] == [{"text": "one"}, None, {"text": "three"}]
-    assert str(records[1].error).startswith("a.parquet, row 2 cannot be read ('utf-8' codec can't decode byte 0xff")
+    assert str(records[1].error).startswith("a.parquet, row 2 cannot be read (In column 0: Invalid: Invalid UTF8")
+
+
+_READ_EACH = """
+import sys
+from pathlib import Path
+from llmkit.data.rows import open_records
+from llmkit.errors import InputError
+
+for name in sys.argv[1:]:
+    try:
+        for _ in open_records(name):
+            pass
+    except InputError:
+        pass
+print("all read")
+"""
+
+
+@pytest.mark.parametrize("kind", ["stream", "file"])
+def test_a_damaged_arrow_file_ends_no_process(kind: str) -> None:
+    days = pa.array([date(2026, 1, 2), None, None] * 5)
+    table = pa.table({"text": ["hello there", "a second text", "third"] * 5, "n": [[1, 2], None, []] * 5, "day": days})
+    with pa.OSFile("whole.arrow", "wb") as sink, getattr(pa.ipc, f"new_{kind}")(sink, table.schema) as writer:
+        writer.write_table(table)
+    whole, names = Path("whole.arrow").read_bytes(), []
+    for place in range(0, len(whole) * 8, 37):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << (place % 8)
+        names.append(f"{place}.arrow")
+        Path(names[-1]).write_bytes(damaged)
+    done = subprocess.run([sys.executable, "-c", _READ_EACH, *names], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "all read\n"), done.stderr[-500:]
 
 
 def test_parquet_that_cannot_be_used() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from llmkit.config.recipe import COLUMNS, SourceSection
 from llmkit.data.proposals import Proposal, propose, task_rows
-from llmkit.data.shapes import INPUTS, TARGETS
+from llmkit.data.shapes import INPUTS, TARGETS, mapped_rows
 from llmkit.errors import InputError
 
 
@@ -329,3 +329,43 @@ def test_values_of_another_kind_are_bad_rows() -> None:
     bad, good = task_rows(section, "summarization")
     assert "has a dict as its document" in str(bad.error)
     assert good.row == {"document": "5", "summary": "s"}
+
+
+QUESTION = {"question": "When?", "context": "It was 1999."}
+
+
+@pytest.mark.parametrize(
+    ("answers", "found"),
+    [
+        ({"text": 1999, "answer_start": 7}, {"text": ["1999"], "answer_start": [7]}),
+        ({"text": ["1999"], "answer_start": 7.0}, {"text": ["1999"], "answer_start": [7]}),
+        ({"text": ["1999"], "answer_start": [7.5]}, {"text": ["1999"], "answer_start": []}),
+        ({"text": None}, {"text": [], "answer_start": []}),
+        (1999, {"text": ["1999"], "answer_start": []}),
+    ],
+)
+def test_answers_that_are_numbers(answers: Any, found: Any) -> None:
+    section = source("a.jsonl", {**QUESTION, "answers": answers}).model_copy(update={"shape": "columns"})
+    (record,) = mapped_rows(section, "question-answering")
+    assert record.row == {**QUESTION, "answers": found}
+
+
+@pytest.mark.parametrize(
+    ("shape", "task", "row"),
+    [
+        ("columns", "question-answering", {**QUESTION, "answers": {"text": {"a": 1}}}),
+        ("columns", "question-answering", {**QUESTION, "answers": [[1]]}),
+        ("squad", "question-answering", {"paragraphs": None}),
+        ("squad", "question-answering", {"paragraphs": 5}),
+        ("squad", "question-answering", {"context": "a", "qas": [None]}),
+        ("squad", "question-answering", {"context": "a", "qas": ["b"]}),
+        ("alpaca", "dialogue", {"instruction": "a", "output": "b", "history": 5}),
+        ("alpaca", "dialogue", {"instruction": "a", "output": "b", "history": {"c": "d"}}),
+        ("messages", "dialogue", {"messages": [None]}),
+    ],
+)
+def test_an_odd_row_costs_only_itself(shape: Any, task: str, row: dict[str, Any]) -> None:
+    section = source("a.jsonl", row, row).model_copy(update={"shape": shape})
+    records = list(mapped_rows(section, task))
+    assert [record.row for record in records] == [None, None]
+    assert str(records[1].error).startswith("a.jsonl:2 ")

@@ -43,24 +43,28 @@ _ABOUT_REASONING = re.compile("think|thought|reason", re.IGNORECASE)
 _CLOSES = (("/", ""), ("END", "START"), ("END", "BEGIN"), ("end", "start"), ("end", "begin"), ("eo", "bo"))
 """How the closing tag of a pair differs from the opening one."""
 
-_CHANNELS: dict[str, Any] = {
+_MESSAGE_ENDS = ["<|end|>", "<|return|>", "<|call|>", "<|eom|>", "<|eot|>"]
+_MESSAGES: dict[str, Any] = {
     "start_anchor": "<|start|>assistant",
     "fields": {
         "answer": {
-            "open_pattern": r"(<\|start\|>[^<]*)?<\|channel\|>final[^<]*(<\|constrain\|>[^<]*)?<\|message\|>",
-            "close": ["<|end|>", "<|return|>", "<|call|>"],
+            "open_pattern": r"(<\|start\|>[^<]*)?"
+            r"(<\|channel\|>final[^<]*(<\|constrain\|>[^<]*)?| to=user)<\|message\|>",
+            "close": _MESSAGE_ENDS,
         },
         "reasoning": {
-            "open_pattern": r"(<\|start\|>[^<]*| to=[^<]*)?<\|channel\|>(?!final)[^<]*"
-            r"(<\|constrain\|>[^<]*)?<\|message\|>",
-            "close": ["<|end|>", "<|return|>", "<|call|>"],
+            "open_pattern": r"(<\|start\|>[^<]*| to=[^<]*)?"
+            r"<\|channel\|>(?!final)[^<]*(<\|constrain\|>[^<]*)?<\|message\|>"
+            r"|(<\|start\|>[^<]*)? to=(?!user<)[^<]*<\|message\|>",
+            "close": _MESSAGE_ENDS,
         },
         "content": {},
     },
 }
-"""gpt-oss's messages as a response template. Only the channel ``final`` is an answer; text outside of channels is too,
-since tuned models may write no marks."""
-_ANSWERS = ("answer", "content")
+"""Replies of several messages as a response template. The answer is gpt-oss's channel ``final``, or what is addressed
+to the user; text outside of messages is too, since tuned models may write no marks."""
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""The names that response templates have for it. Other regions, such as tool calls, stay in the answer as they are."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,6 @@ class ReasoningFormat:
     shown: Mapping[int, str]
     """Special tokens that are part of marks, so that their text must not be dropped when a reply is decoded."""
     marks: tuple[Mark, ...]
-    in_messages: bool = False
-    """A reply is several messages (gpt-oss), so the end of a message need not be that of the reply."""
 
     def opened(self, prompt: str) -> Mark | None:
         """The block that a prompt ends in."""
@@ -90,12 +92,13 @@ def _format(tokenizer: Any, template: str, _size: int) -> ReasoningFormat:
     added = tokenizer.get_added_vocab()
     special = {added[token]: token for token in tokenizer.all_special_tokens if token in added}
     special |= {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    in_messages = {"<|channel|>", "<|message|>"} <= added.keys()
-    if (spec := _response_template(tokenizer) or (_CHANNELS if in_messages else None)) is not None:
+    in_messages = {"<|start|>", "<|message|>"} <= added.keys() and ("<|channel|>" in added or " to=" in template)
+    if (spec := _MESSAGES if in_messages else _response_template(tokenizer)) is not None:
         text = json.dumps(spec, ensure_ascii=False).replace("\\", "")
         shown = {number: token for number, token in special.items() if token in text}
         tokens = tuple(shown.values())
-        return ReasoningFormat(lambda prompt: _ParsedSplitter(prompt, spec, tokens), shown, MARKS, in_messages)
+        marks = () if spec is _MESSAGES else MARKS
+        return ReasoningFormat(lambda prompt: _ParsedSplitter(prompt, spec, tokens), shown, marks)
     phrases = [pair for pair in _PHRASES if all(text in template for text in pair)]
     marks = tuple(dict.fromkeys((*_pairs(added, template), *MARKS, *phrases)))
     texts = [text for pair in marks for text in pair]
@@ -128,7 +131,13 @@ def _response_template(tokenizer: Any) -> dict[str, Any] | None:
         log.warning("the tokenizer's response_template is not used: %s", error)
         return None
     anchors = ("open", "open_pattern", "close", "close_pattern")
-    fields = {name: {key: field[key] for key in anchors if key in field} for name, field in spec["fields"].items()}
+    fields = {
+        name: {key: field[key] for key in anchors if key in field}
+        for name, field in spec["fields"].items()
+        if name in (*_REASONING, "content")
+    }
+    if all("open" in field or "open_pattern" in field for field in fields.values()):
+        fields["outside"] = {}  # else text outside of all regions would be lost
     return {**{key: spec[key] for key in ("start_anchor", "start_anchor_pattern") if key in spec}, "fields": fields}
 
 
@@ -252,7 +261,7 @@ def _until(scanner: StopScanner, text: str) -> tuple[str, str]:
 
 
 class _ParsedSplitter(ReasoningSplitter):
-    """By the regions of a response template; what is in none of the answer's is reasoning."""
+    """By the regions of a response template."""
 
     def __init__(self, prompt: str, spec: Mapping[str, Any], tokens: Sequence[str]) -> None:
         """``tokens`` are the special ones among the marks."""
@@ -264,7 +273,7 @@ class _ParsedSplitter(ReasoningSplitter):
         fields = {name: {**field, "repeats": True, "transform": "{content}"} for name, field in spec["fields"].items()}
         self._parser: Any = ResponseParser({**spec, "fields": fields}, prefix=prompt)
         last = next((event for event in reversed(self._parser.initial_events) if event["type"] != "region_chunk"), None)
-        self._given = last is not None and last["type"] == "region_open" and last["field"] not in _ANSWERS
+        self._given = last is not None and last["type"] == "region_open" and last["field"] in _REASONING
         self._begun = False
 
     def push(self, text: str) -> str:
@@ -273,12 +282,14 @@ class _ParsedSplitter(ReasoningSplitter):
     def _take(self, events: Iterable[Mapping[str, Any]]) -> str:
         shown = ""
         for event in events:
-            self.marked = self.marked or event["field"] != "content"
-            if event["field"] not in _ANSWERS:
+            self.marked = self.marked or event["field"] in (*_REASONING, "answer")
+            if event["field"] in _REASONING:
                 self._given = self._given and event["type"] != "region_close"
                 self.reasoning += event.get("text", "")
             elif event["type"] == "region_chunk":
                 text = event["text"]
+                for token in self._tokens:  # those that no region of the template takes
+                    text = text.replace(token, "")
                 text = text.lstrip() if self.marked and not self._begun else text
                 self._begun = self._begun or bool(text)
                 shown += text

@@ -57,6 +57,13 @@ FORMATS: list[tuple[list[str], str, str, str, str]] = [
         '{"a": 1}',
         "Paris.",
     ),
+    (
+        ["<|start|>", "<|message|>", "<|channel|>", "<|eom|>", "<|eot|>"],
+        "<|start|>assistant",
+        " to=self<|message|>Hm.<|eom|><|start|>assistant to=user<|message|>Paris.<|eot|>",
+        "Hm.",
+        "Paris.",
+    ),
     (["<think>", "</think>"], "", "<think>\nHm.\n</think>\n\nParis.", "Hm.", "Paris."),
     (["<think>", "</think>"], "<think>\n", "Hm.\n</think>\n\nParis.", "Hm.", "Paris."),
     (["</think>"], "<think>\n", "Hm.\n</think>\n\nParis.</think>", "Hm.", "Paris."),
@@ -114,7 +121,8 @@ def test_a_response_template_says_what_is_reasoning(tokenizer: Any) -> None:
             },
         },
     }
-    assert split(tokenizer, reply) == ("Hm.{not json", "Paris.", False)
+    assert split(tokenizer, reply) == ("Hm.", "Paris.<|call|>{not json", False)
+    assert split(tokenizer, "No marks at all.") == ("", "No marks at all.", False)
     assert split(tokenizer, "Hm.<|over|><|say|>A", "assistant:<|muse|>") == ("Hm.", "A", False)
     assert split(tokenizer, "<|muse|>Hm.", finished=False) == ("Hm.", "", True)
 

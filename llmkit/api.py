@@ -48,7 +48,8 @@ __all__ = [
 
 Examples = Sequence[Row] | str | Path
 
-_last: dict[tuple[LoadSettings, str, tuple[str | None, str | None]], Loaded] = {}
+_last: dict[tuple[LoadSettings, str, tuple[str | None, str | None], str], tuple[Loaded, object]] = {}
+"""The model of the last call, and when its files were written."""
 
 
 def _load_model(
@@ -59,14 +60,21 @@ def _load_model(
     *,
     fallback: bool = True,
 ) -> Loaded:
-    """The model of the last call if it is the same one; else it makes room before the next is loaded."""
+    """The model of the last call if it is the same one; else it makes room before the next is loaded.
+
+    It is another one where its files have changed, or where a relative name is of another folder now.
+    """
     from llmkit.models.load import load_model
 
-    key = (settings, task, languages if settings.model is None else (None, None))
-    if key not in _last:
-        _last.clear()
-        _last[key] = load_model(settings, task, text=text, languages=languages, fallback=fallback)
-    return _last[key]
+    key = (settings, task, languages if settings.model is None else (None, None), str(Path.cwd()))
+    if key in _last:
+        loaded, stamp = _last[key]
+        if loaded.source.stamp() == stamp:
+            return loaded
+    _last.clear()
+    loaded = load_model(settings, task, text=text, languages=languages, fallback=fallback)
+    _last[key] = loaded, loaded.source.stamp()
+    return loaded
 
 
 def build_pipeline(

@@ -15,12 +15,11 @@ from llmkit.config.settings import GenerationSettings, TruncationSide, given, se
 from llmkit.errors import CheckpointError
 from llmkit.log import log
 from llmkit.models.load import Loaded
-from llmkit.models.source import read_json
+from llmkit.models.source import CONTRACT_FILE, read_json
 from llmkit.tasks import Task, Wording
 
 __all__ = ["CONTRACT_FILE", "Contract", "apply_contract", "read_contract", "write_contract"]
 
-CONTRACT_FILE = "llmkit.json"
 _VERSION = 1
 
 
@@ -38,6 +37,8 @@ class Contract:
     """Tokens of the longest answer it was taught, 0 for a span in the text; no answer is cut shorter unasked."""
     truncation_side: TruncationSide | None = None
     """Side that was cut off texts which were too long, where the recipe names it."""
+    config_overrides: dict[str, Any] | None = None
+    """Of an adapter: settings of its base's config that were changed in training, as they are in use."""
     version: int = _VERSION
 
 

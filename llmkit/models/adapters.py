@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from llmkit.config.recipe import Adapter
 
-__all__ = ["attach", "load_adapter", "quiet_peft"]
+__all__ = ["attach", "embedding_names", "load_adapter", "outline_adapter", "quiet_peft", "resize_embeddings"]
 
 _SPAN_HEAD = "qa_outputs"
 """What all span models of Transformers call it."""
@@ -50,7 +51,7 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new
     if new_tokens:
         if kind != "LORA":
             raise UsageError(f"PEFT trains no new tokens beside {kind}", "use LORA, or leave tokenizer.add_tokens out")
-        settings["trainable_token_indices"] = dict.fromkeys(_embeddings(model), sorted(new_tokens))
+        settings["trainable_token_indices"] = dict.fromkeys(embedding_names(model), sorted(new_tokens))
     given = {name: value for name, value in settings.items() if value is not None}
     try:
         with quiet_peft():
@@ -63,6 +64,17 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new
             if getattr(model, "is_activation_checkpointing", False):
                 fix += ", or leave train.activation_checkpointing out"
         raise UsageError(f"PEFT cannot put {kind} on {type(model).__name__} ({reason})", fix) from error
+
+
+def outline_adapter(model: Any, adapter: Path) -> Any:
+    """The model with the structure of an adapter that will be trained on, without its weights."""
+    import peft
+
+    config = _config(adapter)
+    config.inference_mode = False
+    kind = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, peft.PeftModel)
+    with quiet_peft():
+        return _pass_all(kind(model, config))
 
 
 def load_adapter(model: Any, adapter: Path, *, training: bool = False, tokens: int = 0) -> Any:
@@ -168,13 +180,37 @@ def _maps_as_linear(module: Any) -> bool:
     return isinstance(found, torch.Tensor) and found.shape == (1, module.out_features)
 
 
-def _embeddings(model: Any) -> Iterator[str]:
-    """The names of the modules that hold a vector for each token; of two that are tied, the first."""
+def embedding_names(model: Any) -> list[str]:
+    """The modules that hold a vector for each token; of two that are tied, the first.
+
+    By the shortest name that is theirs alone, of the names that the model itself reads them by: Marian keeps its
+    embeddings under three, and uses two.
+    """
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = outputs is not None and outputs.weight is inputs.weight
-    for name, module in model.named_modules():
-        if module is inputs or (module is outputs and not tied):
-            yield name.rpartition(".")[2]
+    parts = [(inputs, model.get_input_embeddings)]
+    if outputs is not None and outputs.weight is not inputs.weight:
+        parts.append((outputs, model.get_output_embeddings))
+    modules = list(model.named_modules(remove_duplicate=False))
+    every = [name for name, _ in modules]
+    found = []
+    for part, read in parts:
+        name = next(name for name, module in modules if module is part and _is_read_by(model, name, read))
+        tail = name.rpartition(".")[2]
+        found.append(tail if sum(each.rpartition(".")[2] == tail for each in every) == 1 else name)
+    return found
+
+
+def _is_read_by(model: Any, name: str, read: Callable[[], Any]) -> bool:
+    """Whether another module under a name would be the one that is read."""
+    parent, _, attribute = name.rpartition(".")
+    holder = model.get_submodule(parent)
+    before = getattr(holder, attribute)
+    other = copy.copy(before)
+    setattr(holder, attribute, other)
+    try:
+        return read() is other
+    finally:
+        setattr(holder, attribute, before)
 
 
 def _config(adapter: Path) -> Any:
@@ -236,7 +272,7 @@ def _resize(model: Any, adapter: Path, rows: int) -> None:
 
     before = int(model.get_input_embeddings().weight.shape[0])
     try:
-        model.resize_token_embeddings(rows, mean_resizing=False)
+        resize_embeddings(model, rows)
     except (NotImplementedError, AttributeError, TypeError) as error:
         raise CheckpointError(
             f"the adapter {adapter} was trained with {rows:,} tokens and {type(model).__name__} has {before:,}, which "
@@ -247,6 +283,16 @@ def _resize(model: Any, adapter: Path, rows: int) -> None:
         for table in (model.get_input_embeddings(), model.get_output_embeddings()):
             if table is not None and table.weight.shape[0] > before:
                 table.weight[before:] = table.weight[:before].mean(dim=0)
+
+
+def resize_embeddings(model: Any, rows: int) -> None:
+    """As Transformers does it without ``mean_resizing``, which Marian's classes do not pass on."""
+    name = "_init_added_embeddings_weights_with_mean"
+    setattr(model, name, lambda *_, **__: None)
+    try:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    finally:
+        delattr(model, name)
 
 
 def _check_shapes(adapter: Path, weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:

@@ -139,6 +139,7 @@ def load_source(
 ) -> Loaded:
     """Load files that are on this machine. See `load_model`."""
     config, counts = _describe(source)
+    overrides = {**source.config_overrides(), **(config_overrides or {})}
     resolution = resolve(task, config, head=settings.head, model=source.name)
     _refuse_untrusted(config, source, settings, resolution)
     if source.adapter is not None:
@@ -156,8 +157,8 @@ def load_source(
             if "device_map" not in (model_kwargs or {}):
                 _check_memory(source, settings, device, dtype, counts)
             own = dict(model_kwargs or {})
-            if config_overrides:
-                own["config"] = _changed_config(source, settings, config_overrides)
+            if overrides and "config" not in own:
+                own["config"] = _changed_config(source, settings, overrides)
             if not source.gguf_file and resolution.head is not Head.SPAN:
                 own.setdefault("generation_config", generation_config(source.folder, config))
             with _in_one_file(source) as whole:
@@ -167,7 +168,7 @@ def load_source(
                 tokens = len(tokenizer) if _has_tokenizer(source.adapter) else 0
                 model = load_adapter(model, source.adapter, training=training, tokens=tokens)
         else:
-            changed = _changed_config(source, settings, config_overrides or {})
+            changed = _changed_config(source, settings, overrides)
             model = _build_on_meta(source, settings, resolution, changed, config)
     _apply_task_params(model, resolution.task)
     settle_tokens(model, tokenizer, source.folder)

@@ -196,6 +196,7 @@ def _with_base(
         gguf_file=found.gguf_file,
         adapter=adapter,
         adapter_commit=adapter_commit,
+        base=base,
     )
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 from llmkit.errors import CheckpointError
 
-__all__ = ["ADAPTER_CONFIG", "Source", "read_json"]
+__all__ = ["ADAPTER_CONFIG", "CONTRACT_FILE", "Source", "read_json"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 """What makes a folder an adapter, whatever else is in it."""
+CONTRACT_FILE = "llmkit.json"
+"""What a model was tuned for (`llmkit.inference.contract`)."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Source:
     adapter: Path | None = None
     """PEFT adapter folder to put on top."""
     adapter_commit: str | None = None
+    base: str | None = None
+    """What the adapter's base was found under."""
 
     @property
     def named_commit(self) -> str | None:
@@ -48,7 +52,27 @@ class Source:
         path = self.folder / "config.json"
         if not path.is_file():
             raise CheckpointError(f"{self.name} has no config.json", "give a folder written by save_pretrained")
-        return read_json(path)
+        return read_json(path) | self.config_overrides()
+
+    def config_overrides(self) -> dict[str, Any]:
+        """Settings of the base's config that were changed when the adapter was trained (by llmkit)."""
+        path = None if self.adapter is None else self.adapter / CONTRACT_FILE
+        overrides = read_json(path).get("config_overrides") if path is not None and path.is_file() else None
+        return overrides if isinstance(overrides, dict) else {}
+
+    @property
+    def lasting_base(self) -> str:
+        """What a new adapter's base is called wherever it is used: a folder by its whole path."""
+        name, place = self.base or self.name, self.folder / (self.gguf_file or "")
+        local = Path(name).expanduser()
+        return str(place.absolute()) if local.exists() and local.samefile(place) else name
+
+    def stamp(self) -> list[tuple[str, int, int, int]]:
+        """When the files were written, so that a folder with other ones is noticed: path, inode, size, time."""
+        folders = (self.folder, self.adapter) if self.adapter is not None else (self.folder,)
+        paths = sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_file())
+        found = ((path, path.stat()) for path in paths)
+        return [(str(path), each.st_ino, each.st_size, each.st_ctime_ns) for path, each in found]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def _lines(
 ) -> Iterator[str]:
     command, fresh = find_task(recipe.task).verb, getattr(recipe.model, "config", None) is not None
     matter: dict[str, Any] = {
-        "library_name": "transformers" if recipe.adapter is None else "peft",
+        "library_name": "transformers" if provenance.method is None else "peft",
         "pipeline_tag": _PIPELINE_TAGS.get(recipe.task, recipe.task),
         "tags": ["llmkit", recipe.task],
     }
@@ -47,8 +47,8 @@ def _lines(
     yield yaml.safe_dump(matter, allow_unicode=True, sort_keys=False).rstrip()
     yield "---"
     yield f"\n# {name}\n"
-    how = "all weights" if recipe.adapter is None else f"a PEFT adapter ({recipe.adapter.peft_type})"
-    begun = "random weights" if fresh else f"`{provenance.base}`"
+    how = "all weights" if provenance.method is None else f"a PEFT adapter ({provenance.method})"
+    begun = "random weights" if fresh else f"`{_without_folders(provenance.base)}`"
     yield f"Trained for {recipe.task} from {begun}, {how}, with llmkit {provenance.versions['llmkit']}.\n"
     yield f"```\nllmkit {command} --model {name}\n```\n"
     yield "It needs no other options: `llmkit.json` holds how it was asked in training.\n"
@@ -62,7 +62,7 @@ def _lines(
     if not fresh:
         yield f"\nThe base model's licence: {provenance.license or 'not stated'}."
     yield "\n## Settings that are not defaults\n"
-    content = recipe.model_dump(mode="json", exclude_defaults=True)
+    content = _without_folders(recipe.model_dump(mode="json", exclude_defaults=True))
     for part in ("train", "validation"):
         content["data"].pop(part, None)  # the table above has them, without the folders of this machine
     yield f"```yaml\n{yaml.safe_dump(content, allow_unicode=True, sort_keys=False).rstrip()}\n```\n"
@@ -71,6 +71,17 @@ def _lines(
     for key, value in metrics.items():
         yield f"| {key} | {json.dumps(value) if not isinstance(value, float) else f'{value:.6g}'} |"
     yield "\n![Loss by update](loss.png)"
+
+
+def _without_folders(value: Any) -> Any:
+    """The same without the folders of this machine, which say nothing elsewhere."""
+    if isinstance(value, dict):
+        return {key: _without_folders(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(each) for each in value]
+    if isinstance(value, str) and value.startswith(("/", "~", "..")) and Path(value).expanduser().exists():
+        return Path(value).name
+    return value
 
 
 def draw_losses(log: Sequence[Mapping[str, Any]], path: Path, unit: str) -> None:

@@ -8,6 +8,7 @@ does not know where examples come from (`llmkit.training.dataset`) or what is wr
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     import datasets
 
 __all__ = ["Measured", "Trainer"]
+
+_EXPERT = re.compile(r"\bexperts?\b")
+"""One of several layers, which the first update may not choose."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,8 @@ class Trainer:
                 sharing = 1 if self._apart else accelerator.num_processes
                 accelerator.backward(loss * (sharing / max(1.0, count)))
             total += float(loss.detach())
+        if self.progress.step == 1:
+            self._check_gradients()
         clipped = self.train.max_grad_norm or math.inf  # of which only the norm is used
         norm = float(accelerator.clip_grad_norm_(self.trained.values(), clipped))
         total, asked = self._over_partners(total, self.stop_asked())
@@ -211,6 +217,16 @@ class Trainer:
             self.scheduler.step()
         self._optimizer.zero_grad(set_to_none=True)
         return total, count, norm, asked > 0
+
+    def _check_gradients(self) -> None:
+        """Stop where something would be saved as trained that no loss ever reaches."""
+        apart = [name for name, each in self.trained.items() if each.grad is None and not _EXPERT.search(name)]
+        if apart:
+            raise UsageError(
+                f"{len(apart)} of {len(self.trained)} tensors that are trained have no part in the loss: {apart[0]}"
+                + (f" … {apart[-1]}" if len(apart) > 1 else ""),
+                "keep them as they are by train.freeze, with a regular expression that matches their names",
+            )
 
     def _check_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):

@@ -26,11 +26,11 @@ from llmkit.tasks import Head
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Merged", "merge"]
+__all__ = ["ROUNDING", "Merged", "difference", "logits_of", "merge"]
 
 _MERGE_DRIFT = 1e-3
 """Largest difference by the largest logit that merging in float32 may make."""
-_ROUNDING = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
+ROUNDING = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
 """The same where the weights are rounded to this type afterwards: that of a merged weight has its last bits lost."""
 _AS_IT_IS = "use the adapter as it is"
 _PROBE = 64
@@ -78,11 +78,11 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
         raise UsageError(f"PEFT merges no adapter of type {_method(model)}", _AS_IT_IS)
     stored = dtype if dtype != "auto" else _stored_dtype(loaded.source.folder)
     inputs = _probe(loaded.head, model)
-    before = _logits(model, inputs)
+    before = logits_of(model, inputs)
     kind: Any = type(model.get_base_model())
     size = model.get_input_embeddings().weight.shape
     merged = _merged(model)
-    drift = _difference(before, _logits(merged, inputs))
+    drift = difference(before, logits_of(merged, inputs))
     _refuse(drift, _MERGE_DRIFT, "merging changes what the model computes", _AS_IT_IS)
     if merged.get_input_embeddings().weight.shape != size:
         raise CheckpointError("merging changed the size of the embeddings", "report this with the adapter's config")
@@ -94,9 +94,9 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
             loaded.tokenizer.save_pretrained(building)
             del merged, model
             again = kind.from_pretrained(building, dtype=torch.float32)
-        rounding = _difference(before, _logits(again.eval(), inputs))
+        rounding = difference(before, logits_of(again.eval(), inputs))
         fix = _AS_IT_IS + ("" if stored == "float32" else ", or merge with --dtype float32")
-        _refuse(rounding, _ROUNDING.get(stored, 0.1), f"the files, in {stored}, hold another model", fix)
+        _refuse(rounding, ROUNDING.get(stored, 0.1), f"the files, in {stored}, hold another model", fix)
         if (loaded.source.adapter / CONTRACT_FILE).is_file():
             shutil.copy(loaded.source.adapter / CONTRACT_FILE, building / CONTRACT_FILE)
         if output.exists():
@@ -151,7 +151,7 @@ def _task_of(adapter: str) -> str:
 def _stored_dtype(folder: Path) -> str:
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     named = config.get("dtype") or config.get("torch_dtype")
-    return str(named) if named in _ROUNDING else "float32"
+    return str(named) if named in ROUNDING else "float32"
 
 
 def _probe(head: Head, model: Any) -> dict[str, torch.Tensor]:
@@ -164,7 +164,7 @@ def _probe(head: Head, model: Any) -> dict[str, torch.Tensor]:
     return inputs | ({"decoder_input_ids": ids} if head is Head.SEQ2SEQ else {})
 
 
-def _logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def logits_of(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     import torch
 
     with torch.no_grad():
@@ -175,7 +175,7 @@ def _logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack([output.start_logits, output.end_logits]).float()
 
 
-def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max() / one.abs().max().clamp(min=1e-9))
 
 

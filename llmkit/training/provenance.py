@@ -16,6 +16,7 @@ from llmkit.config.recipe import Recipe, SourceSection
 from llmkit.config.recipe_file import resolved_yaml
 from llmkit.data.sources import commit_of, files_of
 from llmkit.models.load import Loaded
+from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
 from llmkit.training.row_table import file_hash
 
 __all__ = ["DataOrigin", "Provenance", "changes", "commented_recipe", "provenance_of"]
@@ -45,6 +46,8 @@ class Provenance:
     commit: str | None
     license: str | None
     """Of the base model, as its card states it."""
+    method: str | None
+    """PEFT's name of what the adapter is that was trained; None if all weights were."""
     data: tuple[DataOrigin, ...]
 
 
@@ -56,8 +59,15 @@ def provenance_of(recipe: Recipe, loaded: Loaded) -> Provenance:
         base=source.name,
         commit=source.commit,
         license=_license(source.folder / "README.md"),
+        method=_method(recipe, source),
         data=tuple(_data(recipe)),
     )
+
+
+def _method(recipe: Recipe, source: Source) -> str | None:
+    if recipe.adapter is not None:
+        return recipe.adapter.peft_type
+    return None if source.adapter is None else str(read_json(source.adapter / ADAPTER_CONFIG).get("peft_type"))
 
 
 def _data(recipe: Recipe) -> Iterator[DataOrigin]:

@@ -45,6 +45,7 @@ from llmkit.training.sharding import TRACKERS, make_accelerator
 from llmkit.training.start import open_model, open_task
 from llmkit.training.store import digest
 from llmkit.training.trainable import make_trainable
+from llmkit.training.written import check_written, logits_of_rows
 
 __all__ = ["find_checkpoint", "finetune", "packs"]
 
@@ -282,11 +283,13 @@ def _finish(run: _Run) -> None:
         load_trained(folder / f"checkpoint-{progress.best_step}", trainer.trained)
     model = getattr(trainer.model, "_orig_mod", trainer.model)  # as it was before torch.compile
     weights = trainer.accelerator.get_state_dict(model) if trainer.sharded else None
+    trained = logits_of_rows(trainer, model)
     if not trainer.accelerator.is_main_process:
         return
     for config in getattr(model, "peft_config", {}).values():
+        config.base_model_name_or_path = run.loaded.source.lasting_base
         if run.loaded.source.adapter is None:
-            config.base_model_name_or_path = run.loaded.source.name
+            config.revision = getattr(recipe.model, "revision", None)
     options: dict[str, Any] = {} if weights is None else {"state_dict": weights}
     if hasattr(model, "peft_config"):
         # New tokens are kept as such; to find out whether there are any, PEFT would ask the Hub about the base model.
@@ -302,7 +305,10 @@ def _finish(run: _Run) -> None:
         settings["no_answer_threshold"] = threshold.value
     longest = max(run.parts["train"].examples["targets"][:], default=0)
     side = recipe.data.truncation_side
-    contract = Contract(recipe.task, settings, recipe.prompt.system, recipe.prompt.raw, longest, side)
+    overrides = _overrides(run) if hasattr(model, "peft_config") else None
+    contract = Contract(
+        recipe.task, settings, recipe.prompt.system, recipe.prompt.raw, longest, side, overrides or None
+    )
     write_contract(folder, contract)
     entries = "".join(f"{json.dumps(entry)}\n" for entry in progress.log)
     (folder / "log.jsonl").write_text(entries, encoding="utf-8")
@@ -314,9 +320,15 @@ def _finish(run: _Run) -> None:
     ledgers = [list(describe(part.ledger, name)) for name, part in run.parts.items()]
     card = model_card(recipe, run.provenance, metrics, folder.name, ledgers)
     (folder / "README.md").write_text(card, encoding="utf-8")
+    check_written(recipe, trainer, run.loaded.source, trained)
     if recipe.train.push_to_hub:
         repo = recipe.train.hub_model_id or folder.name
         log.info("pushed: %s", push(folder, repo, private=recipe.train.hub_private_repo))
+
+
+def _overrides(run: _Run) -> dict[str, Any]:
+    """What an adapter has to know of its base's config, in addition to what one that was trained on knew."""
+    return run.loaded.source.config_overrides() | dict(getattr(run.recipe.model, "config_overrides", {}))
 
 
 def _no_answer_threshold(run: _Run) -> Threshold | None:

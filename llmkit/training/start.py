@@ -74,6 +74,7 @@ def open_model(recipe: Recipe, task: Task, *, weights: bool, dtype: DType = "aut
             model: Any = type(loaded.model)(loaded.model.config)
             model.generation_config = loaded.model.generation_config
             loaded = replace(loaded, model=model.to(pick_device(settings.device)).eval())
+    _refuse_on_adapter(recipe, loaded.source)
     loaded = _beside_virtual_tokens(recipe, loaded)
     tokenizer: Any = loaded.tokenizer
     if section.chat_template is not None:
@@ -83,6 +84,20 @@ def open_model(recipe: Recipe, task: Task, *, weights: bool, dtype: DType = "aut
     if section.add_tokens and not tokenizer.add_tokens(section.add_tokens):
         log.warning("tokenizer.add_tokens has no effect: the tokenizer has all of them")
     return loaded
+
+
+def _refuse_on_adapter(recipe: Recipe, source: Source) -> None:
+    """An adapter can be trained on as it is; what would change its base needs the two as one model."""
+    if source.adapter is None:
+        return
+    merged = f"run `llmkit merge {source.name} -o FOLDER` first and set model.name_or_path to FOLDER"
+    if recipe.adapter is not None:
+        raise UsageError(
+            f"{source.name} is an adapter, and the recipe puts another on it, which could not be loaded again",
+            f"{merged}; or leave the section adapter out, to train {source.name} on",
+        )
+    if recipe.tokenizer.add_tokens:
+        raise UsageError(f"tokenizer.add_tokens: {source.name} is an adapter, which cannot hold new tokens", merged)
 
 
 def _beside_virtual_tokens(recipe: Recipe, loaded: Loaded) -> Loaded:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from llmkit.config.recipe import Recipe
 from llmkit.errors import UsageError
-from llmkit.models.adapters import attach
+from llmkit.models.adapters import attach, embedding_names, outline_adapter, resize_embeddings
 from llmkit.models.load import Loaded
 
 __all__ = ["make_trainable"]
@@ -22,14 +23,34 @@ def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
     model: Any = loaded.model
     if recipe.train.activation_checkpointing:
         _checkpoint_activations(model)  # before the adapter, so that PEFT refuses what does not go with it
-    added = recipe.tokenizer.add_tokens
+    added, source = recipe.tokenizer.add_tokens, loaded.source
+    if source.adapter is not None and not hasattr(model, "peft_config"):
+        model = outline_adapter(model, source.adapter)  # no weights are read
+    if source.adapter is not None and model.active_peft_config.is_prompt_learning:
+        raise UsageError(
+            f"{source.name} is an adapter of virtual tokens, of which only the result is kept and not what it was "
+            "trained as",
+            "train a new one on its base model",
+        )
     if added and len(loaded.tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(loaded.tokenizer), mean_resizing=False)
+        resize_embeddings(model, len(loaded.tokenizer))
     if recipe.adapter is not None:
         ids: Any = loaded.tokenizer.convert_tokens_to_ids(added) if added else []
+        _refuse_twice(recipe.adapter, model, added)
         model = attach(model, recipe.adapter, loaded.head, tokenizer_name=str(loaded.source.folder), new_tokens=ids)
     _freeze(model, recipe.train.freeze)
     return model
+
+
+def _refuse_twice(section: Any, model: Any, added: Sequence[str]) -> None:
+    """New tokens are trained beside the adapter; so are modules that are trained whole."""
+    whole = getattr(section, "modules_to_save", None) or []
+    for name in embedding_names(model) if added else ():
+        if any(name == each or name.endswith(f".{each}") for each in whole):
+            raise UsageError(
+                f"adapter.modules_to_save has the embeddings ({name}), and tokenizer.add_tokens trains a part of them",
+                "leave one of the two out",
+            )
 
 
 def _checkpoint_activations(model: Any) -> None:

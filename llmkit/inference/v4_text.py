@@ -146,6 +146,8 @@ class Text2TextGenerationPipeline(_Pipeline):  # type: ignore[misc]
             raise UsageError("return_dict_in_generate has no place in a pipeline", "call model.generate for scores")
         rows, length = inputs["input_ids"].shape
         self.check_inputs(length, self._effective(config, "min_length") or 0, self._limit(config))
+        if self._effective(config, "stop_strings"):
+            kwargs.setdefault("tokenizer", self.tokenizer)
         ids = self.model.generate(**inputs, generation_config=config, **kwargs)
         return {"output_ids": ids.reshape(rows, len(ids) // rows, *ids.shape[1:])}
 

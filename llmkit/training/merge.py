@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import DType, LoadSettings
 from llmkit.errors import CheckpointError, UsageError
+from llmkit.heads.end_tokens import declare_ends
 from llmkit.inference.contract import CONTRACT_FILE
 from llmkit.log import log
 from llmkit.models.adapters import quiet_peft
@@ -86,6 +87,8 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
     _refuse(drift, _MERGE_DRIFT, "merging changes what the model computes", _AS_IT_IS)
     if merged.get_input_embeddings().weight.shape != size:
         raise CheckpointError("merging changed the size of the embeddings", "report this with the adapter's config")
+    if loaded.head is not Head.SPAN:
+        declare_ends(loaded)
     building = output.parent / f".{output.name}.building"
     shutil.rmtree(building, ignore_errors=True)
     try:

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import llmkit
-from llmkit.heads.end_tokens import end_id, text_ends, turn_ends
+from llmkit.heads.end_tokens import declare_ends, end_id, text_ends, turn_ends
 from tests import tiny
 
 QUESTION = "What is the capital of France?"
@@ -164,3 +164,17 @@ def test_an_end_beyond_the_vocabulary_is_replaced_by_the_tokenizers(
     output = generate(model, "今天天气", raw=True)
     assert output.finish_reason == "stop"
     assert output.text.replace(" ", "") == "很好，我们去公园散步。"
+
+
+def test_a_saved_model_names_its_ends_for_other_programs(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(["<|im_start|>", "<|im_end|>"], "<|endoftext|>", CHATML)
+    end, turn = (tokenizer.convert_tokens_to_ids(token) for token in ("<|endoftext|>", "<|im_end|>"))
+    folder = recite(tmp_path / "base", tokenizer, asked(tokenizer), ANSWER, eos=end)
+    published = {"eos_token_id": end, "do_sample": False, "temperature": 0.6, "length_penalty": 2.0}  # no effect
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(published))
+    loaded = llmkit.load("generate", folder, device="cpu").loaded
+    declare_ends(loaded)
+    loaded.model.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == sorted([end, turn])
+    assert saved["temperature"] == 0.6

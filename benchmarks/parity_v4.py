@@ -4,9 +4,9 @@
     python benchmarks/parity_v4.py FOLDER --only t5 bert  # these; the table is printed only
 
 Makes an environment with 4.57.6 and the same torch in FOLDER/env. It writes tiny random checkpoints there, each with a
-tokenizer trained on the sentences below, and runs version 4's own pipelines on them; llmkit then runs the same calls on
-the same files, with ``bug_compatible=True``. Both sides run this file, so that the cases are one. What is done already
-in FOLDER is kept: a run that was stopped goes on.
+tokenizer trained on the sentences below, some with files changed as other programs change them, and runs version 4's
+own pipelines on them; llmkit then runs the same calls on the same files, with ``bug_compatible=True``. Both sides run
+this file, so that the cases are one. What is done already in FOLDER is kept: a run that was stopped goes on.
 
 Weights are drawn wide, so that choices differ by more than rounding. Texts and places must be equal, scores within
 1e-5.
@@ -190,6 +190,11 @@ def _by_end(tokenizer: Any) -> dict[str, Any]:
     return _bart_like(tokenizer, tokenizer.eos_token_id, forced_eos_token_id=tokenizer.eos_token_id)
 
 
+def _bart_of_bert(tokenizer: Any) -> dict[str, Any]:
+    ends = {"eos_token_id": tokenizer.sep_token_id, "forced_eos_token_id": tokenizer.sep_token_id}
+    return {**_bart_like(tokenizer, tokenizer.sep_token_id), **ends, "bos_token_id": tokenizer.cls_token_id}
+
+
 def _by_pad(tokenizer: Any) -> dict[str, Any]:
     return _bart_like(tokenizer, tokenizer.pad_token_id, forced_eos_token_id=tokenizer.eos_token_id)
 
@@ -297,6 +302,7 @@ Family = tuple[str, Callable[[Path], Any], Callable[[Any], dict[str, Any]]]
 
 TEXT: dict[str, Family] = {
     # family: (model class, tokenizer, settings)
+    "bart-chinese": ("BartForConditionalGeneration", _wordpiece("BertTokenizerFast"), _bart_of_bert),
     "t5": ("T5ForConditionalGeneration", _spm("T5TokenizerFast", "t5"), _t5),
     "mt5": ("MT5ForConditionalGeneration", _spm("T5TokenizerFast", "t5"), _t5),
     "umt5": ("UMT5ForConditionalGeneration", _spm("T5TokenizerFast", "t5"), _t5),
@@ -347,6 +353,59 @@ SPAN: dict[str, Family] = {
         _with(attention_type="original_full"),
     ),
 }
+# Families of which something is changed in the files that version 4 wrote, as other programs and people change it.
+
+
+def _change(file: str, **values: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | values, ensure_ascii=False), encoding="utf-8")
+
+    return change
+
+
+def _class(name: str) -> Callable[[Path], None]:
+    return _change("tokenizer_config.json", tokenizer_class=name)
+
+
+_LEFT = _change("tokenizer_config.json", padding_side="left")
+_DIGITS = {"type": "Split", "pattern": {"Regex": "\\d|[^\\d\\s]+| +|\\s"}, "behavior": "Isolated", "invert": False}
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+_OWN_SPLIT = _change("tokenizer.json", pre_tokenizer={"type": "Sequence", "pretokenizers": [_DIGITS, _BYTES]})
+_OWN_NORMALIZER = _change("tokenizer.json", normalizer={"type": "NFKC"})
+_GENERIC = _class("PreTrainedTokenizerFast")
+
+CHANGED: dict[str, tuple[str, Callable[[Path], None]]] = {
+    # family: (family it is made from, change)
+    "t5-generic": ("t5", _GENERIC),
+    "t5-left": ("t5", _LEFT),
+    "t5-normalizer": ("t5", _OWN_NORMALIZER),
+    "bart-generic": ("bart", _GENERIC),
+    "bart-backend": ("bart", _GENERIC),
+    "bart-left": ("bart", _LEFT),
+    "bart-split": ("bart", _OWN_SPLIT),
+    "bart-as-gpt2": ("bart", _class("GPT2Tokenizer")),
+    "bert-generic": ("bert", _GENERIC),
+    "bert-backend": ("bert", _GENERIC),
+    "bert-left": ("bert", _LEFT),
+    "bert-generic-left": ("bert-generic", _LEFT),
+    "bert-cased": ("bert", _change("tokenizer_config.json", do_lower_case=False)),
+    "bert-normalizer": ("bert", _OWN_NORMALIZER),
+    "bert-undeclared": ("bert", _change("tokenizer_config.json", model_input_names=["input_ids", "attention_mask"])),
+    "electra-generic": ("electra", _GENERIC),
+    "electra-backend": ("electra", _GENERIC),
+    "roberta-generic": ("roberta", _GENERIC),
+    "roberta-left": ("roberta", _LEFT),
+    "roberta-split": ("roberta", _OWN_SPLIT),
+    "deberta-v2-generic": ("deberta-v2", _GENERIC),
+    "albert-generic": ("albert", _GENERIC),
+    "xlnet-generic": ("xlnet", _GENERIC),
+    "bigbird-generic": ("bigbird", _GENERIC),
+}
+for _family, (_base, _) in CHANGED.items():
+    _families = TEXT if _base in TEXT else SPAN
+    _families[_family] = _families[_base]
+
 NAMED = {
     "funnel": "Version 5 zeroes the embedding of the padding token when it loads Funnel; version 4 kept that of the"
     " checkpoint, which pooling mixes with the word beside it.",
@@ -404,6 +463,10 @@ def build(family: str, seed: int, folder: Path) -> None:
     if family in TEXT:
         model.generation_config.update(**_generation(seed))
     tokenizer.save_pretrained(folder)
+    changed = family
+    while changed in CHANGED:
+        changed, change = CHANGED[changed]
+        change(folder)
     model.save_pretrained(folder)
     if seed == 5 and family in TEXT:  # as old checkpoints are: what generates stands in config.json
         own = json.loads((folder / "generation_config.json").read_text())
@@ -569,6 +632,8 @@ def side(folder: Path, only: list[str] | None, which: str) -> None:
             build(family, seed, checkpoint)
         extra = {"bug_compatible": True} if which != "v4" and family in SPAN else {}
         results = run(pipeline, family, seed, checkpoint, extra, undone=which == "undone")
+        if family.endswith("-backend"):  # the name that version 5 gives the same class, and version 4 does not know
+            _class("TokenizersBackend")(checkpoint)
         file.write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
         print(which, name, len(results), flush=True)
 

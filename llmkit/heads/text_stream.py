@@ -110,8 +110,8 @@ def _corrections(tokenizer: Any) -> list[tuple[re.Pattern[str], str]]:
     if " " in tokenizer.convert_tokens_to_string(tokenizer.tokenize("好公")).strip():
         corrections.append((_BLANK, ""))
     # Pegasus has a token for a line break, and reads one as a blank.
-    known = tokenizer.convert_tokens_to_ids("<n>") not in (None, tokenizer.unk_token_id)
-    if known and "\n" not in tokenizer.convert_tokens_to_string(tokenizer.tokenize("a\na")):
+    loses_line_breaks = "\n" not in tokenizer.convert_tokens_to_string(tokenizer.tokenize("a\na"))
+    if loses_line_breaks and tokenizer.convert_tokens_to_ids("<n>") not in (None, tokenizer.unk_token_id):
         corrections.append((_LINE_BREAK, "\n"))
     return corrections
 

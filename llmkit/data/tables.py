@@ -53,7 +53,11 @@ class _TableLines:
 def table_records(lines: Iterator[Line], name: str, suffix: str, layout: Layout) -> Iterator[Record]:
     rows = _table_rows(lines, name, DELIMITERS[suffix], layout.quotes)
     header: list[str] | InputError | None = list(layout.column_names)
-    if not header and layout.named is not None:
+    if header and (first := next(rows, None)) is not None:
+        if first[1] == header:
+            raise InputError(f"{name} has the column_names in its first row", "leave column_names out: it has a header")
+        rows = chain([first], rows)
+    elif not header and layout.named is not None:
         ahead = list(islice(rows, LOOKED_AT))
         header = _found_header(ahead, layout.named, name, suffix)
         rows = chain(ahead[bool(ahead and header == ahead[0][1]) :], rows)

@@ -107,5 +107,11 @@ def test_a_name_that_the_caller_gives_makes_the_header() -> None:
     assert len(list(task_rows(section, "text-generation"))) == 2
 
 
+def test_column_names_that_stand_in_the_file_are_no_row() -> None:
+    section = table("prompt,completion", *QUESTIONS).model_copy(update={"column_names": ["prompt", "completion"]})
+    with pytest.raises(InputError, match=r"a\.csv has the column_names in its first row; leave column_names out"):
+        list(task_rows(section, "text-generation"))
+
+
 def test_the_advice_of_a_doubtful_table_works() -> None:
     assert len(read(table("source,target", "cat,Katze", "dog,Hund"), "translation")) == 2

@@ -17,7 +17,7 @@ from llmkit.config.recipe_file import load_recipe
 from llmkit.config.settings import TranslationSettings
 from llmkit.data.proposals import task_rows
 from llmkit.errors import InputError
-from llmkit.evaluation.evaluate import given_part, references_of, target_language
+from llmkit.evaluation.evaluate import given_part, references_of, spoken, target_language
 from llmkit.heads import head_ops
 from llmkit.metrics.judge import judge
 from llmkit.tasks import Head, QuestionAnswering, Traits, Translation, Wording
@@ -72,6 +72,13 @@ def test_every_task_is_judged(
     assert "is not empty; --resume" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0
     assert "signature: " in capsys.readouterr().out
+
+
+def test_a_reference_with_reasoning_is_compared_by_its_answer(checkpoint: Checkpoint) -> None:
+    references = [["<think>\nHm.\n</think>\n\nThe fox", "The <think> tag"], ["<think>never closed"]]
+    for chat, expected in ((True, [["The fox", "The <think> tag"], references[1]]), (False, references)):
+        folder = checkpoint("llama", **({"chat": True, "max_position_embeddings": 1024} if chat else {}))
+        assert spoken(llmkit.load("dialogue", str(folder), device="cpu"), references) == expected
 
 
 def test_a_recipe_is_judged_by_its_result_on_its_validation_rows(

@@ -16,6 +16,7 @@ from typing import Any
 from llmkit.config.settings import LoadSettings, RowSettings
 from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.evaluation.perplexity import perplexity, row_loss
+from llmkit.heads.reasoning import reasoning_format
 from llmkit.heads.row_faults import attempt
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.row_files import answer_file, check_output
@@ -37,6 +38,7 @@ __all__ = [
     "greedy",
     "prediction_of",
     "references_of",
+    "spoken",
     "target_language",
 ]
 
@@ -203,7 +205,7 @@ def evaluate(
             len(lines),
             predictions,
         )
-    references = [references_of(row, task) for row in given]
+    references = spoken(pipeline, [references_of(row, task) for row in given])
     measures = judge(task.name, texts, references, language=target_language(task))
     found = _evaluation(pipeline, given, [*measures, *more], member)
     assert found is not None
@@ -211,6 +213,19 @@ def evaluate(
     said = [text or "" for text in texts]
     others = {name: figures_of(metric, name, said, references) for name, metric in (metrics or {}).items()}
     return replace(found, others=others, trivial=_trivial(task, given, references) if trivial else {})
+
+
+def spoken(pipeline: Pipeline, references: Sequence[Sequence[str]]) -> list[list[str]]:
+    """References without a block of reasoning before them, since predictions have none where a template is used."""
+    if not pipeline.task.thinks or not pipeline.traits.chat or pipeline.wording.raw:
+        return [list(row) for row in references]
+    reasoning = reasoning_format(pipeline.loaded.tokenizer)
+
+    def answer(text: str) -> str:
+        splitter = reasoning.splitter("")
+        return splitter.push(text) + splitter.flush() or text
+
+    return [[answer(text) for text in row] for row in references]
 
 
 def prediction_of(line: Mapping[str, Any]) -> str | None:

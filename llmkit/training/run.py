@@ -17,7 +17,7 @@ from llmkit.config.recipe import Recipe
 from llmkit.config.recipe_file import load_recipe
 from llmkit.config.settings import DType, GenerationSettings
 from llmkit.errors import UsageError
-from llmkit.evaluation.evaluate import given_part, greedy, prediction_of, references_of, target_language
+from llmkit.evaluation.evaluate import given_part, greedy, prediction_of, references_of, spoken, target_language
 from llmkit.evaluation.no_answer import fit_no_answer_threshold
 from llmkit.heads.decoding import pad_id
 from llmkit.heads.end_tokens import declare_ends
@@ -231,6 +231,7 @@ def _judged(
     rows, references = [row for row, _ in expected], [each for _, each in expected]
     wording = Wording(system=recipe.prompt.system, raw=recipe.prompt.raw)
     pipeline = greedy(Pipeline(task, loaded, GenerationSettings(), wording))
+    references = spoken(pipeline, references)
     rank, world = accelerator.process_index, accelerator.num_processes
     language = target_language(task)
 

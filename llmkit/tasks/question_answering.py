@@ -40,7 +40,22 @@ __all__ = ["NO_ANSWER", "QuestionAnswering", "find_in", "to_answers"]
 NO_ANSWER = "No answer"
 """What a generative model is asked to say where the text does not hold the answer."""
 
-_NO_ANSWERS = frozenset({"no answer", "unanswerable", "not answerable", "无答案", "無答案", "没有答案", "回答なし"})
+_NO_ANSWERS = re.compile(
+    r"""unanswerable | not\s+answerable | 无答案 | 無答案 | 没有答案 | 沒有答案 | 回答なし | 答えなし
+    | (?:there\s+is\s+)?no\s+answer
+      (?:[^\w\s].*
+        | \s+(?:is|was|can|could|exists|found|given|provided|available|present|stated|in|from|to|for|based)\b.*)?
+    | (?:the\s+)?answer\s+(?:is|was|can|could)(?:\s+not|n['’]t|not)\b.*
+    | (?:this|it|the\s+question)\s+(?:can\s*not|can['’]t|could\s+not)\s+be\s+(?:answered|determined)\b.*
+    | not\s+(?:mentioned|stated|specified|provided|given|found|answered)\s+(?:in|by)\s+the\s+
+      (?:given\s+|provided\s+)?(?:text|context|passage|document|article)\b.*
+    | the\s+(?:given\s+|provided\s+)?(?:text|context|passage|document|article)\s+(?:does|do)(?:\s+not|n['’]t)\s+
+      (?:\w+\s+){0,2}?(?:hold|contain|say|mention|state|provide|give|specify|answer|include)\b.*
+    | (?:文本|原文|文章|文中)中?(?:没有|未|沒有).*(?:答案|提到|提及|说明).*""",
+    re.VERBOSE | re.DOTALL,
+)
+"""How models say so, in lowercase and without what stands around the words."""
+_BEFORE_ANSWER = re.compile(r"(?:the\s+|final\s+)?answer\s*(?:is\s*)?[:：]\W*")
 _OVERLAP = 8
 """Windows share an eighth of their tokens, so that what stands across two of them is seen whole in one."""
 
@@ -223,8 +238,13 @@ class QuestionAnswering(Task):
     def parse(self, raw: str) -> str:
         """The answer, empty where the model says that there is none."""
         text = raw.strip()
-        said = text.strip("\"'“”‘’「」.。!").casefold()
-        return "" if said in _NO_ANSWERS or said.startswith("no answer.") else text
+        return "" if any(map(_says_none, (text, text.partition("\n")[0]))) else text
+
+
+def _says_none(text: str) -> bool:
+    """Whether a text says that there is no answer, whatever marks (Markdown, quotes, brackets) are around it."""
+    said = re.sub(r"^\W+|\W+$", "", text.casefold())
+    return bool(_NO_ANSWERS.fullmatch(_BEFORE_ANSWER.sub("", said, count=1) if _BEFORE_ANSWER.match(said) else said))
 
 
 def to_answers(value: Any, start: Any = None) -> dict[str, list[Any]]:

@@ -27,7 +27,7 @@ from llmkit.cli.evaluate import evaluate
 from llmkit.cli.finetune import finetune
 from llmkit.cli.generate import generate, next_
 from llmkit.cli.models import download, inspect, models
-from llmkit.cli.options import Stopped, command, flags
+from llmkit.cli.options import Stopped, advice, at_command, command, flags
 from llmkit.cli.recipes import (
     recipes,
     recipes_copy,
@@ -100,7 +100,7 @@ class _Handler(logging.Handler):
     """Log lines to stderr, found anew at each line since tests and callers replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"llmkit: {record.getMessage()}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"llmkit: {at_command(record.getMessage())}", file=sys.stderr, flush=True)  # noqa: T201
         if record.exc_info and record.exc_info[1] is not None:  # --debug
             traceback.print_exception(record.exc_info[1], file=sys.stderr)
 
@@ -140,6 +140,7 @@ def _leave(code: int) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. Interrupted runs leave the process at once."""
     flags.debug = flags.quiet = False
+    flags.options = frozenset()
     try:
         with _program():
             return _run(arguments)
@@ -164,7 +165,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except LlmkitError as error:
         if flags.debug:
             raise
-        _complain(error.problem, error.fix)
+        _complain(error.problem, advice(error.fix))
         return error.exit_code
     except Exception as error:  # the last resort: one line, and how to see more
         if flags.debug:

@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, TaskSettings, setting_fields
+from llmkit.config.settings import (
+    AnswerSettings,
+    GenerationSettings,
+    LoadSettings,
+    RowSettings,
+    SummarizationSettings,
+    TaskSettings,
+    TranslationSettings,
+    setting_fields,
+)
 from llmkit.log import log
 
-__all__ = ["Stopped", "command", "flags"]
+__all__ = ["Stopped", "advice", "at_command", "command", "flags"]
 
 
 @dataclass
@@ -28,9 +38,62 @@ class _Flags:
     quiet: bool = False
     arguments: list[str] = field(default_factory=list)
     """Of the command line, to start it once more."""
+    options: frozenset[str] = frozenset()
+    """That the command has."""
 
 
 flags = _Flags()
+
+_NO_VALUE = r"(?!(?:or|and|if|to|with|where|for)\b)"
+_OPTION = re.compile(rf"(?<![\w-])(--[a-z][a-z-]*[a-z])(?: {_NO_VALUE}([A-Za-z0-9][\w.]*\w|\d))?")
+
+
+def at_command(message: str) -> str:
+    """A message with the options that the command has: where a recipe's keys are set, others are written as keys."""
+    if "--set" not in flags.options:
+        return message
+    keys = _keys()
+
+    def written(found: re.Match[str]) -> str:
+        key = keys.get(found[1])
+        if key is None or found[1] in flags.options:
+            return found[0]
+        name, is_flag = key
+        value = "true" if is_flag else found[2] or name.rpartition(".")[2].upper()
+        return f"--set {name}={value}{f' {found[2]}' if is_flag and found[2] else ''}"
+
+    return _OPTION.sub(written, message)
+
+
+def advice(fix: str) -> str:
+    """A remedy in the options that the command has, less the alternatives that are those of other commands."""
+    rows = {item.metadata["option"] or _option(item.name) for item in setting_fields(RowSettings)} - flags.options
+    parts = re.split(r"(, or |, | or )", fix)
+    kept = [
+        (before, part)
+        for before, part in zip(["", *parts[1::2]], parts[::2], strict=True)
+        if "llmkit " in part or not rows & {found[1] for found in _OPTION.finditer(part)}
+    ]
+    if len(kept) == len(parts[::2]) or not flags.options:
+        return at_command(fix)
+    if not kept:
+        return "name another --output" if "--output" in flags.options else ""
+    return at_command("".join([kept[0][1], *(before + part for before, part in kept[1:])]))
+
+
+def _keys() -> dict[str, tuple[str, bool]]:
+    """From the options of settings to the keys that a recipe has for them, and whether they are on or off."""
+    return {
+        item.metadata["option"] or _option(item.name): (f"{section}.{item.name}", item.default is False)
+        for section, settings in (
+            ("settings", SummarizationSettings),
+            ("settings", AnswerSettings),
+            ("settings", TranslationSettings),
+            ("model", LoadSettings),
+        )
+        for item in setting_fields(settings)
+        if item.name != "model"
+    }
 
 
 class Stopped(SystemExit):
@@ -97,6 +160,7 @@ def command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
 
     def run(invocation: typer.Context, **values: Any) -> None:
         flags.debug, flags.quiet = values.pop("debug"), values.pop("quiet")
+        flags.options = frozenset(option for each in invocation.command.params for option in each.opts)
         log.setLevel(logging.DEBUG if flags.debug else logging.ERROR if flags.quiet else logging.INFO)
         for bundle, settings in bundles.items():
             fields = {item.name: values.pop(item.name) for item in setting_fields(settings)}

@@ -239,7 +239,9 @@ class RowSettings(_Checked):
 
     input: str | None = _setting(None, "Rows to answer: .jsonl, .csv, .tsv, .parquet, .txt, .json, .gz of these, or -.")
     output: str | None = _setting(None, "JSON Lines file for the answers, in the order of the rows; default stdout.")
-    column: tuple[str, ...] = _setting((), "NAME=COLUMN: the task's NAME is called COLUMN in the rows (repeatable).")
+    column: tuple[str, ...] = _setting(
+        (), "NAME=COLUMN: the task's NAME is called COLUMN in the rows; a.b looks into an object (repeatable)."
+    )
     window: int = _setting(256, "Rows that are held in memory, sorted by length and written together.", minimum=1)
     max_batch_tokens: int | None = _setting(
         None, "Tokens in one batch, read and written, padding included; found from free memory.", minimum=1

@@ -17,6 +17,7 @@ from typing import Any
 
 from llmkit.config.settings import RowSettings
 from llmkit.data import rows as data_rows
+from llmkit.data.shapes import look_up
 from llmkit.errors import InputError, LlmkitError
 from llmkit.inference.output import SCHEMA_VERSION, Output, Usage
 from llmkit.tasks import Chunk, Task
@@ -93,15 +94,18 @@ class Layout:
                         divided.others[name] = _to_json(name, value)
                     except InputError as error:
                         divided.error = divided.error or error
+        for name, column in self.columns.items():
+            if name in self.reads and name not in divided.given:
+                divided.given[name] = look_up(record.row, column)
         return divided
 
     def misfit(self, row: Mapping[str, Any]) -> InputError | None:
         """Why the names of a row's columns cannot be used, if so."""
         names = dict.fromkeys((*self.reads, *self.columns))
-        if missing := [name for name in names if self.columns.get(name, name) not in row]:
+        if missing := [name for name in names if not _has(row, self.columns.get(name, name))]:
             lacking = ", ".join(repr(self.columns.get(name, name)) for name in missing)
             here = ", ".join(map(repr, row)) or "none"
-            fix = f"say what it is called: --column {missing[0]}=COLUMN"
+            fix = f"say what it is called: --column {missing[0]}={_place(row, missing[0]) or 'COLUMN'}"
             return InputError(f"there is no column {lacking} (the columns: {here})", fix)
         for name, column in self.columns.items():
             if name != column and name in row and name not in self._names:
@@ -117,6 +121,21 @@ class Layout:
                         f"rename it: --column input_{name}={column}",
                     )
         return None
+
+
+def _has(row: Mapping[str, Any], column: str) -> bool:
+    """Whether a row has a column; ``a.b`` looks into an object."""
+    return column in row or look_up(row, column) is not None
+
+
+def _place(row: Mapping[str, Any], name: str) -> str | None:
+    """Where in the objects of a row something of this name is."""
+    for column, value in row.items():
+        if isinstance(value, Mapping):
+            inner = name if name in value else _place(value, name)
+            if inner is not None:
+                return f"{column}.{inner}"
+    return None
 
 
 def _output_names(task: str) -> frozenset[str]:

@@ -1,0 +1,150 @@
+"""What a message advises can be done: every option in it is one that the command has."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import llmkit
+from llmkit.cli.app import app
+from llmkit.cli.options import advice, at_command, flags
+from tests.cli.conftest import Run, one_line
+from tests.conftest import Checkpoint
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
+OTHERS = re.compile(r"\b(?:pip|gguf-split|torchrun|accelerate|uv)\b")
+"""Programs with options of their own."""
+
+
+def options_of(command: Any, name: str = "llmkit") -> Iterator[tuple[str, frozenset[str]]]:
+    """Every command with its options."""
+    if commands := getattr(command, "commands", None):
+        for key, inner in commands.items():
+            yield from options_of(inner, f"{name} {key}")
+    yield name, frozenset(option for each in command.params for option in each.opts)
+
+
+COMMANDS = dict(options_of(typer.main.get_command(app)))
+
+
+def messages() -> Iterator[tuple[str, str]]:
+    """Where a text in the code names an option, and the text."""
+    for path in sorted(Path(llmkit.__file__).parent.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and OPTION.search(node.value):
+                yield f"{path.name}:{node.lineno}", node.value
+
+
+def test_no_message_names_an_option_that_no_command_has() -> None:
+    known = frozenset().union(*COMMANDS.values(), {"--help"})
+    sources = {where: text for where, text in messages() if not OTHERS.search(text)}
+    assert len(sources) > 50
+    strange = {
+        where: option
+        for where, text in sources.items()
+        for option in OPTION.findall(text)
+        if option not in known and not re.search(r"(?:wheels|processes)\.py", where)
+    }
+    assert not strange
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    rows = {
+        "pairs": {"source": "The fox.", "target": "Le renard."},
+        "nested": {"id": 1, "data": {"document": "The fox jumps over the lazy dog."}},
+        "long": {"prompt": "The fox jumps " * 80, "completion": "x"},
+        "parts": {
+            "messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "a"}]
+        },
+    }
+    for name, row in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    recipe = "version: 1\ntask: translation\nmodel: {name_or_path: MODEL, offline: true}\ndata: {train: pairs.jsonl}\n"
+    (tmp_path / "recipe.yaml").write_text(recipe + f"train: {{output_dir: {tmp_path / 'out'}}}\n", encoding="utf-8")
+    return tmp_path
+
+
+CALLS = [
+    ("evaluate", "--task", "translate", "--model", "{llama}", "--data", "{files}/pairs.jsonl", "-o", "{files}/a"),
+    ("evaluate", "--task", "chat", "--model", "{llama}", "--data", "{files}/nested.jsonl", "-o", "{files}/b"),
+    ("evaluate", "--task", "chat", "--model", "{llama}", "--data", "{files}/parts.jsonl", "-o", "{files}/c"),
+    ("evaluate", "--task", "summarize", "--model", "{llama}", "--data", "{files}/none.jsonl", "-o", "{files}/d"),
+    ("finetune", "{files}/recipe.yaml", "--set", "model.name_or_path={llama}", "--dry-run"),
+    ("data", "check", "{files}/recipe.yaml", "--set", "model.name_or_path={llama}"),
+    ("translate", "The fox.", "--model", "{llama}"),
+    ("summarize", "--input", "{files}/nested.jsonl", "--model", "{llama}"),
+    ("chat", "--input", "{files}/parts.jsonl", "--model", "{llama}"),
+    ("answer", "Who?", "--text", "The fox.", "--top", "2", "--model", "{llama}"),
+    ("generate", "The fox jumps " * 80, "--model", "{gpt2}"),
+    ("next", "The fox jumps " * 80, "--model", "{gpt2}"),
+    ("merge", "{llama}"),
+    ("inspect", "{files}/nothing"),
+]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: " ".join(call)[:40])
+def test_what_a_command_advises_it_has(call: tuple[str, ...], run: Run, checkpoint: Checkpoint, files: Path) -> None:
+    named = {"llama": checkpoint("llama", chat=True), "gpt2": checkpoint("gpt2"), "files": files}
+    code, _, err = run(*[part.format(**named) for part in call])
+    assert code in (1, 2, 3)
+    said = one_line(err) if code != 3 else err
+    name = " ".join(["llmkit", *call[: 2 if call[0] == "data" else 1]])
+    advised = said.rpartition("; ")[2]
+    for clause in re.split(r", or |, | or ", advised):
+        if "llmkit " not in clause:
+            assert set(OPTION.findall(clause)) - {"--help"} <= COMMANDS[name], said
+
+
+def test_the_advice_that_evaluate_gives_for_a_language_works(run: Run, checkpoint: Checkpoint, files: Path) -> None:
+    call = ["evaluate", "--task", "translate", "--model", checkpoint("llama"), "--data", files / "pairs.jsonl"]
+    code, _, err = run(*call, "-o", files / "a")
+    assert code == 2
+    found = re.search(r"such as (--set) (\S+)", one_line(err))
+    assert found
+    more = ["--max-new-tokens", "2", "--set", "settings.source=en"]
+    code, out, err = run(*call, "-o", files / "b", *found.groups(), *more)
+    assert code == 0, err
+    assert "translation" in out
+
+
+def test_the_advice_for_a_nested_row_works(run: Run, checkpoint: Checkpoint, files: Path) -> None:
+    call = ["summarize", "--input", files / "nested.jsonl", "--model", checkpoint("llama"), "--max-new-tokens", "2"]
+    code, _, err = run(*call)
+    found = re.search(r"(--column) (\S+)", one_line(err))
+    assert found
+    assert found[2] == "document=data.document"
+    code, out, _ = run(*call, *found.groups())
+    assert code == 0
+    assert json.loads(out)["id"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fix", "expected"),
+    [
+        (
+            "name it with --to, such as --to fr",
+            "name it with --set settings.target=TARGET, such as --set settings.target=fr",
+        ),
+        ("load it with --allow-pickle if you trust it", "load it with --set model.allow_pickle=true if you trust it"),
+        ("run into another --output, or with --overwrite", "run into another --output"),
+        ("start again with --overwrite", "name another --output"),
+        ("use --max-new-tokens or leave it out", "use --max-new-tokens or leave it out"),
+        ("pip install --upgrade x", "pip install --upgrade x"),
+    ],
+)
+def test_options_of_other_commands_are_written_as_the_command_has_them(
+    fix: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flags, "options", frozenset({"--set", "--output", "--max-new-tokens"}))
+    assert advice(fix) == expected
+    monkeypatch.setattr(flags, "options", frozenset({"--to", "--overwrite"}))
+    assert at_command(fix) == fix

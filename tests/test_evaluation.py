@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,10 @@ from llmkit.config.recipe_file import load_recipe
 from llmkit.config.settings import TranslationSettings
 from llmkit.data.proposals import task_rows
 from llmkit.errors import InputError
-from llmkit.evaluation.evaluate import given_part, references_of, spoken, target_language
+from llmkit.evaluation.evaluate import Evaluation, Judged, given_part, references_of, spoken, target_language
+from llmkit.evaluation.perplexity import _exp_mean
 from llmkit.heads import head_ops
+from llmkit.metrics.bootstrap import Interval
 from llmkit.metrics.judge import judge
 from llmkit.tasks import Head, QuestionAnswering, Traits, Translation, Wording
 from llmkit.training.dataset import prepare
@@ -181,6 +184,48 @@ def test_rows_that_training_held_back_are_those_it_is_judged_on(checkpoint: Chec
     lines = (tmp_path / "out" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["context"] for line in lines] == held
     assert len(held) == 3
+
+
+def test_an_evaluation_that_fails_leaves_nothing_behind(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """So that the corrected command needs neither --resume nor another folder; what was there stays."""
+    rows = write_rows(tmp_path / "rows.jsonl", [ROWS["generate"]] * 2)
+    model, out, none = str(checkpoint("gpt2")), tmp_path / "out", str(tmp_path / "none")
+    command = ["evaluate", "--task", "generate", *SHORT, "-o", str(out), "--max-new-tokens", "2"]
+    for wrong in (
+        ["--model", none, "--data", str(rows)],
+        ["--model", str(checkpoint("bert")), "--data", str(rows)],
+        ["--model", model, "--data", none],
+        ["--model", model, "--data", str(write_rows(tmp_path / "bad.jsonl", [ROWS["generate"], "{"]))],
+        ["--model", model, "--data", str(rows), "--baseline", none],
+    ):
+        assert main([*command, *wrong]) in (1, 2)
+        assert not out.exists()
+    out.mkdir()
+    (out / "thesis.tex").touch()
+    assert main([*command, "--model", model, "--data", str(rows)]) == 2
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+    (out / "thesis.tex").unlink()
+    assert main([*command, "--model", model, "--data", str(rows)]) == 0
+
+
+def test_figures_are_json_that_other_programs_read(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JSON has no NaN; rows without a token to predict have no perplexity, and are refused."""
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": "a"}] * 2)
+    command = ["evaluate", "--task", "generate", "--model", str(checkpoint("gpt2")), "--data", str(rows), *SHORT]
+    assert main([*command, "-o", str(tmp_path / "out"), "--json"]) == 2
+    assert "no row has a token that could be predicted" in capsys.readouterr().err
+    assert perplexity_of(1e6, 1) == math.inf
+    assert Evaluation("t", "m", 1, 0, (Judged("p", Interval(math.inf, math.nan, 1.0), "", False),)).to_dict()[
+        "figures"
+    ]["p"] == {"value": None, "low": None, "high": 1.0, "signature": "", "higher_is_better": False}
+
+
+def perplexity_of(loss: float, tokens: int) -> float:
+    import numpy as np
+
+    return _exp_mean(np.asarray([loss, tokens], dtype=np.float64))
 
 
 def test_the_threshold_that_is_fitted_goes_with_the_model(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -97,8 +97,16 @@ class Seq2SeqOps:
         return int(inputs["decoder_input_ids"].shape[1])
 
     def room(self, loaded: Loaded, encoded: Encoded) -> int | None:
-        tokens = loaded.context.tokens
-        return None if tokens is None or not loaded.context.hard else tokens - len(encoded.decoder_ids)
+        limit = decoder_limit(loaded)
+        return None if limit is None else limit - len(encoded.decoder_ids)
+
+
+def decoder_limit(loaded: Loaded) -> int | None:
+    """Tokens that the decoder has positions for; None where nothing ends them."""
+    own: int | None = getattr(loaded.model.config, "max_decoder_position_embeddings", None)  # LED
+    if own is not None:
+        return own
+    return loaded.context.tokens if loaded.context.hard else None
 
 
 def _answer(loaded: Loaded, example: Example) -> list[int]:

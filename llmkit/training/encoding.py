@@ -17,6 +17,7 @@ from llmkit.heads import head_ops
 from llmkit.heads.base import IGNORED, Features, cut_to_fit, encode_text, refuse_unknown_ids
 from llmkit.heads.chat_template import check_template
 from llmkit.heads.row_faults import attempt
+from llmkit.heads.seq2seq import decoder_limit
 from llmkit.heads.span_features import span_features
 from llmkit.inference.traits import traits_of
 from llmkit.models.load import Loaded
@@ -227,7 +228,7 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
         traits=traits,
         wording=wording,
         max_length=None if head is Head.SPAN else _max_length(data, loaded),
-        max_target_length=data.max_target_length,
+        max_target_length=_max_target_length(data, loaded) if head is Head.SEQ2SEQ else None,
         policy=data.on_overflow,
         loss_on_all=data.loss_on == "all",
         truncation_side=data.truncation_side,
@@ -244,6 +245,17 @@ def _max_length(data: DataSection, loaded: Loaded) -> int | None:
             f"data.max_length={data.max_length} is more than the {limit} tokens {loaded.source.name} reads", "lower it"
         )
     return data.max_length
+
+
+def _max_target_length(data: DataSection, loaded: Loaded) -> int | None:
+    limit = decoder_limit(loaded)
+    if data.max_target_length is not None and limit is not None and data.max_target_length > limit:
+        raise UsageError(
+            f"data.max_target_length={data.max_target_length} is more than the {limit} tokens that the decoder of "
+            f"{loaded.source.name} has positions for",
+            "lower it",
+        )
+    return limit if data.max_target_length is None else data.max_target_length
 
 
 def _check_lengths(data: DataSection, task: Task, loaded: Loaded) -> None:

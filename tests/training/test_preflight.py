@@ -55,6 +55,8 @@ REFUSED: list[tuple[str, list[dict[str, Any]], dict[str, Any], str]] = [
     ("gpt2", GENERATION, {"adapter": PROMPT | {"num_virtual_tokens": 200}}, "has a context of 128 tokens"),
     ("gpt2", LONG, {"adapter": PROMPT}, "too many; shorten it, or set data.on_overflow"),
     ("gpt2", LONG, {"adapter": PREFIX}, "too many; shorten it, or set data.on_overflow"),
+    ("bart", [{"prompt": "fox", "completion": "jumps " * 200}], {}, "too many; shorten it, or set data.on_overflow"),
+    ("bart", GENERATION, {"data": {"max_target_length": 999}}, "more than the 128 tokens that the decoder"),
     ("bert", QUESTIONS, {"adapter": PROMPT}, "BertForQuestionAnswering does not run with PROMPT_TUNING"),
     ("bert", QUESTIONS, {"adapter": PREFIX | {"peft_type": "P_TUNING"}}, "does not run with P_TUNING"),
     ("gpt2", LONG + GENERATION, {"data": {"max_length": 40, "on_overflow": "drop", "validation": ""}}, "no rows of"),

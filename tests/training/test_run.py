@@ -13,7 +13,7 @@ import llmkit
 from llmkit.cli.app import main
 from llmkit.config.recipe_file import load_recipe, shipped_recipes
 from llmkit.config.settings import given
-from llmkit.errors import CheckpointError, UsageError
+from llmkit.errors import CheckpointError, LlmkitError, UsageError
 from llmkit.tasks import Head
 from llmkit.training.checkpoint import checkpoints
 from llmkit.training.run import finetune
@@ -124,6 +124,90 @@ def test_a_run_into_a_folder_in_use_is_refused_and_resume_needs_a_checkpoint(
     longer = tiny("text-generation/llama-scratch", checkpoint, tmp_path / "out", **{"train.seed": 1})
     with pytest.raises(UsageError, match="the recipe changed since"):
         finetune(longer, resume=True)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_again(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """With and without --resume; a folder with something else in it stays as it is."""
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": f"The fox {number}."} for number in range(8)])
+    out = tmp_path / "out"
+    train = {"output_dir": str(out), "max_steps": 3, "learning_rate": 1e30, "max_grad_norm": 0.0, "bf16": False}
+    recipe = make_recipe("text-generation", checkpoint("gpt2"), rows, train=train)
+    for resume in (False, False, True):
+        with pytest.raises(LlmkitError, match=r"is (nan|inf) at update \d; lower train.learning_rate"):
+            finetune(recipe, resume=resume)
+    lower = make_recipe("text-generation", checkpoint("gpt2"), rows, train=train | {"learning_rate": 1e-3})
+    with pytest.raises(UsageError, match="the recipe changed since"):
+        finetune(lower, resume=True)
+    (out / ".checkpoint-1").mkdir()  # one that was not completed
+    (out / "thesis.tex").touch()
+    with pytest.raises(UsageError, match="is not empty; remove it, or set another"):
+        finetune(lower)
+    (out / "thesis.tex").unlink()
+    assert finetune(lower).progress.step == 3
+
+
+def test_a_run_that_early_stopping_ended_is_resumed_as_ended(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": f"The fox {number}."} for number in range(8)])
+    out = tmp_path / "out"
+    train = {"output_dir": str(out), "num_train_epochs": 9.0, "learning_rate": 3.0, "lr_scheduler_type": "constant"}
+    train |= {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    data = {"validation": str(rows)}
+    train |= {"early_stopping_patience": 2}
+    recipe = make_recipe("text-generation", checkpoint("llama"), rows, data=data, train=train)
+    ended = finetune(recipe).progress
+    assert ended.step < 9
+    names = ("model.safetensors", "log.jsonl", "metrics.json")
+    before = {name: (out / name).read_bytes() for name in names}
+    metrics = json.loads(before["metrics.json"])
+    assert metrics["tokens"] > 0
+    assert metrics["train_loss"] > 0  # though no line of the log was due
+    assert finetune(recipe, resume=True).progress.step == ended.step
+    after = {name: (out / name).read_bytes() for name in names}
+    assert after["model.safetensors"] == before["model.safetensors"]
+    assert after["log.jsonl"] == before["log.jsonl"]
+    assert json.loads(after["metrics.json"])["tokens"] == metrics["tokens"]
+
+
+def test_virtual_tokens_count_against_the_context(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """In training, of the tuned model and in what is said of it; an answer ends before its positions do."""
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "The fox", "completion": "jumps"}] * 2)
+    out = tmp_path / "out"
+    adapter = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 8}
+    train = {"output_dir": str(out), "max_steps": 1, "bf16": False}
+    finetune(make_recipe("text-generation", checkpoint("gpt2"), rows, train=train, adapter=adapter))
+    options: dict[str, Any] = {"device": "cpu", "offline": True, "dtype": "float32"}
+    pipeline = llmkit.load("generate", str(out), **options, max_new_tokens=200, temperature=0)
+    assert pipeline.loaded.context.tokens == 120
+    assert llmkit.inspect(str(out), offline=True).context_length == 120
+    assert pipeline("fox " * 20).finish_reason == "length"
+
+
+@pytest.mark.parametrize("kind", ["version 5", "version 4", "tokenizer.json alone"])
+def test_a_new_model_takes_a_tokenizer_from_a_folder_without_a_config(
+    kind: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "tokenizer"
+    AutoTokenizer.from_pretrained(checkpoint("gpt2")).save_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    content = json.loads(settings.read_text(encoding="utf-8"))
+    if kind == "version 4":
+        content = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": content["eos_token"]}
+    if kind == "tokenizer.json alone":
+        settings.unlink()
+    else:
+        settings.write_text(json.dumps(content), encoding="utf-8")
+    config = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1}
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": "The fox."}] * 2)
+    train = {"output_dir": str(tmp_path / "out"), "max_steps": 1, "bf16": False}
+    model = {"config": config, "offline": True, "device": "cpu"}
+    recipe = make_recipe("text-generation", model, rows, train=train, tokenizer={"name_or_path": str(folder)})
+    if kind == "tokenizer.json alone":  # names no end
+        with pytest.raises(LlmkitError, match="add eos_token to its tokenizer_config.json"):
+            finetune(recipe)
+    else:
+        assert finetune(recipe).progress.step == 1
 
 
 def test_data_that_changed_is_not_gone_on_with(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -212,12 +212,12 @@ def test_figures_are_json_that_other_programs_read(
     checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """JSON has no NaN; rows without a token to predict have no perplexity, and are refused."""
-    rows = write_rows(tmp_path / "rows.jsonl", [{"text": "a"}] * 2)
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": " "}] * 2)
     command = ["evaluate", "--task", "generate", "--model", str(checkpoint("gpt2")), "--data", str(rows), *SHORT]
     assert main([*command, "-o", str(tmp_path / "out"), "--json"]) == 2
     assert "no row has a token that could be predicted" in capsys.readouterr().err
     assert perplexity_of(1e6, 1) == math.inf
-    assert Evaluation("t", "m", 1, 0, (Judged("p", Interval(math.inf, math.nan, 1.0), "", False),)).to_dict()[
+    assert Evaluation("t", "m", 1, 0, 0, (Judged("p", Interval(math.inf, math.nan, 1.0), "", False),)).to_dict()[
         "figures"
     ]["p"] == {"value": None, "low": None, "high": 1.0, "signature": "", "higher_is_better": False}
 

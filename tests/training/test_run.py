@@ -14,6 +14,7 @@ from llmkit.cli.app import main
 from llmkit.config.recipe_file import load_recipe, shipped_recipes
 from llmkit.config.settings import given
 from llmkit.errors import CheckpointError, LlmkitError, UsageError
+from llmkit.models.inspect import inspect_source
 from llmkit.tasks import Head
 from llmkit.training.checkpoint import checkpoints
 from llmkit.training.run import finetune
@@ -131,6 +132,7 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_again(checkpoint: Ch
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": f"The fox {number}."} for number in range(8)])
     out = tmp_path / "out"
     train = {"output_dir": str(out), "max_steps": 3, "learning_rate": 1e30, "max_grad_norm": 0.0, "bf16": False}
+    train |= {"per_device_train_batch_size": 2}
     recipe = make_recipe("text-generation", checkpoint("gpt2"), rows, train=train)
     for resume in (False, False, True):
         with pytest.raises(LlmkitError, match=r"is (nan|inf) at update \d; lower train.learning_rate"):
@@ -168,6 +170,7 @@ def test_a_run_that_early_stopping_ended_is_resumed_as_ended(checkpoint: Checkpo
     assert json.loads(after["metrics.json"])["tokens"] == metrics["tokens"]
 
 
+@pytest.mark.filterwarnings("ignore:Position ids are not supported")  # which PEFT says of all virtual tokens
 def test_virtual_tokens_count_against_the_context(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """In training, of the tuned model and in what is said of it; an answer ends before its positions do."""
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "The fox", "completion": "jumps"}] * 2)
@@ -178,7 +181,7 @@ def test_virtual_tokens_count_against_the_context(checkpoint: Checkpoint, tmp_pa
     options: dict[str, Any] = {"device": "cpu", "offline": True, "dtype": "float32"}
     pipeline = llmkit.load("generate", str(out), **options, max_new_tokens=200, temperature=0)
     assert pipeline.loaded.context.tokens == 120
-    assert llmkit.inspect(str(out), offline=True).context_length == 120
+    assert inspect_source(pipeline.loaded.source).context_length == 120
     assert pipeline("fox " * 20).finish_reason == "length"
 
 
@@ -204,7 +207,7 @@ def test_a_new_model_takes_a_tokenizer_from_a_folder_without_a_config(
     model = {"config": config, "offline": True, "device": "cpu"}
     recipe = make_recipe("text-generation", model, rows, train=train, tokenizer={"name_or_path": str(folder)})
     if kind == "tokenizer.json alone":  # names no end
-        with pytest.raises(LlmkitError, match="add eos_token to its tokenizer_config.json"):
+        with pytest.raises(LlmkitError, match="add eos_token to its"):
             finetune(recipe)
     else:
         assert finetune(recipe).progress.step == 1

@@ -39,7 +39,7 @@ from llmkit.cli.recipes import (
 from llmkit.cli.results import merge, push
 from llmkit.cli.tasks import answer, summarize, translate
 from llmkit.errors import LlmkitError
-from llmkit.log import log
+from llmkit.log import log, printable
 
 __all__ = ["app", "main"]
 
@@ -100,7 +100,7 @@ class _Handler(logging.Handler):
     """Log lines to stderr, found anew at each line since tests and callers replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"llmkit: {at_command(record.getMessage())}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"llmkit: {printable(at_command(record.getMessage()))}", file=sys.stderr, flush=True)  # noqa: T201
         if record.exc_info and record.exc_info[1] is not None:  # --debug
             traceback.print_exception(record.exc_info[1], file=sys.stderr)
 
@@ -108,6 +108,9 @@ class _Handler(logging.Handler):
 @contextlib.contextmanager
 def _program() -> Iterator[None]:
     """What holds while the program runs, and is put back for a caller that goes on (a test, a notebook)."""
+    closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
+    for name in closed:  # by whoever started the program
+        setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: PTH123, SIM115 - closed below
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure") and (stream.encoding or "").lower().replace("-", "") != "utf8":
             stream.reconfigure(encoding="utf-8")  # a code page cannot print every language
@@ -122,6 +125,9 @@ def _program() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        for name in closed:
+            getattr(sys, name).close()
+            setattr(sys, name, None)
         signal.signal(signal.SIGTERM, previous)
         log.removeHandler(handler)
         log.setLevel(level)
@@ -175,5 +181,5 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _complain(problem: str, fix: str) -> None:
-    line = f"llmkit: error: {problem}"
-    print(f"{line}; {fix}" if fix else line, file=sys.stderr)  # noqa: T201
+    line = f"llmkit: error: {printable(problem)}"
+    print(f"{line}; {printable(fix)}" if fix else line, file=sys.stderr)  # noqa: T201

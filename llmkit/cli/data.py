@@ -57,11 +57,14 @@ def data_check(
     notes: tuple[str, ...] = ()
     only_path = {"--task": task, "--from": source, "--to": target, "--validation": validation}
     if _is_recipe(given_paths):
-        from llmkit.config.recipe_file import load_recipe
+        from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe
 
-        if used := [name for name, value in only_path.items() if value is not None] + given(load):
+        named = [name for name in given(load) if name not in MAY_RUN_CODE]
+        if used := [name for name, value in only_path.items() if value is not None] + named:
             raise UsageError(f"{', '.join(used)} has no effect on a recipe", "change the recipe with --set")
-        recipe = load_recipe(given_paths[0], overrides or ())
+        recipe = load_recipe(
+            given_paths[0], overrides or (), trusted=[key for key in MAY_RUN_CODE if getattr(load, key)]
+        )
     else:
         if overrides:
             raise UsageError("--set changes a recipe, and this is data", "give a recipe, or leave it out")

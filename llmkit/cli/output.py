@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmkit.log import log
+from llmkit.log import log, printable
 
 if TYPE_CHECKING:
     from llmkit.inference.output import Output
@@ -47,8 +47,8 @@ def show(
 
 
 def write(piece: str) -> None:
-    """Put a piece of the answer on standard output at once."""
-    sys.stdout.write(piece)
+    """Put a piece of the answer on standard output at once; a terminal gets no control characters of a model's."""
+    sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
     sys.stdout.flush()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -18,10 +18,12 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from llmkit.config.paths import user_path
 from llmkit.config.recipe import VERSION, Recipe, recipe_adapter
 from llmkit.errors import UsageError
 
 __all__ = [
+    "MAY_RUN_CODE",
     "REMOVED",
     "RENAMED",
     "find_recipe",
@@ -205,10 +207,15 @@ def shipped_recipes() -> dict[str, Path]:
     return {f"{path.parent.name}/{path.stem}": path for path in sorted(folder.glob("*/*.yaml"))}
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Sequence[str] = (), *, trusted: Collection[str] = ()) -> Recipe:
     """A recipe from a file, or a shipped one by its name, with changes of the form ``train.learning_rate=1e-4``.
 
     Paths in it are looked for beside its file first; those in ``overrides`` are relative to the working directory.
+
+    Args:
+        name: path, or name of a shipped one.
+        overrides: the changes. They come from the person, and so may allow what the file may only ask for.
+        trusted: keys of the model section, of `MAY_RUN_CODE`, that the file may set.
 
     Raises:
         UsageError: what is wrong first, with file and line, and how many more problems there are.
@@ -225,7 +232,31 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UsageError(f"{name} holds no recipe", "write keys and values, or begin with: llmkit recipes copy NAME")
     content = _migrate(content, name, lines)
     _beside(content, path.parent)
+    _refuse_code(content, overrides, trusted, name, lines)
     return make_recipe(content, overrides, name=name, lines=lines)
+
+
+MAY_RUN_CODE = {"trust_remote_code": "--trust-remote-code", "allow_pickle": "--allow-pickle"}
+"""Keys of the model section by which files of others run as programs, and the options that allow it."""
+
+
+def _refuse_code(
+    content: Mapping[str, Any],
+    overrides: Sequence[str],
+    trusted: Collection[str],
+    name: str,
+    lines: Mapping[Place, int],
+) -> None:
+    """A file that somebody else wrote may not allow by itself that a model's code runs."""
+    section = content.get("model")
+    said = {override.partition("=")[0].strip() for override in overrides}
+    for key, option in MAY_RUN_CODE.items():
+        if isinstance(section, dict) and section.get(key) and key not in trusted and f"model.{key}" not in said:
+            where = f"{name}:{lines.get(('model', key), 1)}"
+            raise UsageError(
+                f"{where}: model.{key} lets files of the model run as programs, which a recipe cannot allow by itself",
+                f"if you trust the model, add {option}",
+            )
 
 
 def make_recipe(
@@ -254,7 +285,7 @@ def make_recipe(
 
 def find_recipe(name: str) -> Path:
     """The file of a recipe, by its path or, for a shipped one, its name."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_file():
         return path
     shipped = shipped_recipes()

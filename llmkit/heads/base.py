@@ -5,6 +5,7 @@ Knows tokenizers and tensors. Does not know tasks, files or batching order.
 
 from __future__ import annotations
 
+import math
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmkit.config.settings import TruncationSide
-from llmkit.errors import InputError
+from llmkit.errors import CheckpointError, InputError
 from llmkit.tasks import Example, Prompt
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "encode_text",
     "pad",
     "refuse_halves",
+    "refuse_not_finite",
     "refuse_unknown_ids",
 ]
 
@@ -188,3 +190,14 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, device: Any, *, left: bool) 
         ids.append([pad_id] * fill + list(row) if left else list(row) + [pad_id] * fill)
         mask.append([0] * fill + [1] * len(row) if left else [1] * len(row) + [0] * fill)
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def refuse_not_finite(loaded: Loaded, logits: torch.Tensor) -> None:
+    """Raise if logits hold NaN or infinity, of which any answer would be nonsense; -inf stands for "never this"."""
+    import torch
+
+    if bool((logits.amax(-1) < math.inf).all()):  # which NaN is not either
+        return
+    dtype = str(loaded.model.dtype).removeprefix("torch.")
+    fix = "download it again" if loaded.model.dtype == torch.float32 else "use dtype float32 (--dtype float32)"
+    raise CheckpointError(f"{loaded.source.name} computes NaN or infinity in {dtype}", fix)

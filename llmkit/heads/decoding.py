@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.config.settings import GenerationSettings
 from llmkit.errors import CheckpointError, UsageError
+from llmkit.heads.base import refuse_not_finite
 from llmkit.heads.batching import fitting
 from llmkit.heads.end_tokens import text_ends
 from llmkit.heads.joined_cache import can_join, join, pad_left
@@ -439,7 +440,7 @@ class _Run:
         return _Part(part.rows, inputs, output.past_key_values)
 
     def _call(self, part: _Part, config: GenerationConfig, stays: float = 0.0) -> Any:
-        from transformers import StoppingCriteriaList
+        from transformers import LogitsProcessorList, StoppingCriteriaList
 
         self._rows, self._stays = part.rows, stays
         for module in self._with_shifts:
@@ -449,8 +450,13 @@ class _Run:
                 **part.inputs,
                 **({} if part.cache is None else {"past_key_values": part.cache}),
                 generation_config=config,
+                logits_processor=LogitsProcessorList([self._checked]),
                 stopping_criteria=StoppingCriteriaList([self._wait if self._beams else self._step]),
             )
+
+    def _checked(self, _: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        refuse_not_finite(self.loaded, scores)
+        return scores
 
     def _wait(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         """Beams are rearranged at every step, so none of their text is certain before the end."""

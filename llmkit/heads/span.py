@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import ContextOverflowError, LlmkitError, UsageError
-from llmkit.heads.base import pad, refuse_halves, refuse_unknown_ids
+from llmkit.heads.base import pad, refuse_halves, refuse_not_finite, refuse_unknown_ids
 from llmkit.heads.batching import Budget
 from llmkit.tasks import QuestionContext, Reading, Span
 
@@ -336,11 +336,8 @@ def _read(loaded: Loaded, windows: Sequence[Window]) -> list[tuple[torch.Tensor,
     for row, window in enumerate(windows):
         real = slice(extra, extra + len(window.input_ids))
         pairs.append((starts[row, real], ends[row, real]))
-        if not all(torch.isfinite(values).all() for values in pairs[-1]):
-            raise LlmkitError(
-                f"{loaded.source.name} gives numbers that are infinite or none in {loaded.model.dtype}",
-                "use --dtype float32",
-            )
+        for values in pairs[-1]:
+            refuse_not_finite(loaded, values.abs())
     return pairs
 
 

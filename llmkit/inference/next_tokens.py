@@ -12,7 +12,7 @@ from typing import Any
 
 from llmkit.errors import ContextOverflowError
 from llmkit.heads import head_ops
-from llmkit.heads.base import refuse_unknown_ids
+from llmkit.heads.base import refuse_not_finite, refuse_unknown_ids
 from llmkit.heads.text_stream import TextStream
 from llmkit.models.load import Loaded
 from llmkit.tasks import Text
@@ -72,6 +72,7 @@ def next_tokens(loaded: Loaded, text: str, *, top: int = 10) -> list[NextToken]:
         )
     with torch.inference_mode():
         logits = loaded.model(**ops.collate(loaded, [encoded])).logits[0, -1]
+    refuse_not_finite(loaded, logits)
     probabilities = logits.float().cpu().softmax(dim=-1)
     values, ids = probabilities.topk(min(top, len(probabilities)))
     return [

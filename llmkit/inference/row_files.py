@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
+from llmkit.config.paths import user_path
 from llmkit.config.settings import LoadSettings, RowSettings
 from llmkit.data import rows as data_rows
 from llmkit.errors import LlmkitError, UsageError
@@ -68,8 +69,11 @@ def check_output(settings: RowSettings) -> None:
     Raises:
         UsageError: says what to change.
     """
-    if settings.input == "-" and (settings.num_processes or 1) > 1:
+    piped = settings.input == "-" or Path(str(settings.input)).is_fifo()
+    if piped and (settings.num_processes or 1) > 1:
         raise UsageError("a pipe cannot be shared among processes", "give a file as input")
+    if piped and settings.resume:
+        raise UsageError("what came through a pipe cannot be read again to resume", "give a file as input")
     if settings.output is None:
         return
     output = Path(settings.output)
@@ -92,6 +96,7 @@ def check_output(settings: RowSettings) -> None:
 
 
 def _check_place(output: Path) -> None:
+    user_path(str(output.with_name(f"{output.name}.shard-00-of-00.lock")))  # the longest name beside it
     if output.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"{output}: JSON Lines are written, uncompressed", f"name a file in {' or '.join(_SUFFIXES)}")
     if not output.parent.is_dir():

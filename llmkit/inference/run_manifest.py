@@ -22,7 +22,7 @@ from llmkit.models.source import Source
 if TYPE_CHECKING:
     from llmkit.inference.pipeline import Pipeline
 
-__all__ = ["describe_run", "read_manifest", "refuse_changes", "write_manifest"]
+__all__ = ["describe_run", "model_hashes", "read_manifest", "refuse_changes", "write_manifest"]
 
 SCHEMA_VERSION = 1
 
@@ -92,9 +92,9 @@ def _version(package: str) -> str | None:
 
 
 def _input(name: str) -> dict[str, Any]:
-    if name == "-":
-        return {"file": "standard input", "bytes": None, "sha256": None}
     path = Path(name)
+    if name == "-" or path.is_fifo():  # what is read of a pipe is gone
+        return {"file": "standard input" if name == "-" else name, "bytes": None, "sha256": None}
     try:
         # As it was given: error records say it.
         return {"file": name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
@@ -103,7 +103,19 @@ def _input(name: str) -> dict[str, Any]:
 
 
 def _model(source: Source) -> dict[str, Any]:
-    """Which model it is: a commit where there is one, else what its files hold."""
+    return {
+        "name": source.name,
+        "commit": source.commit,
+        "adapter_commit": source.adapter_commit,
+        **model_hashes(source),
+    }
+
+
+def model_hashes(source: Source) -> dict[str, dict[str, str]]:
+    """SHA-256 of each file that makes a model what it is: ``files`` and ``adapter_files``.
+
+    Both are empty where a commit says it.
+    """
     if source.commit is not None:
         files = []
     elif source.gguf_file is not None:
@@ -112,9 +124,6 @@ def _model(source: Source) -> dict[str, Any]:
         files = _model_files(source.folder)
     adapter = _model_files(source.adapter) if source.adapter is not None and source.adapter_commit is None else []
     return {
-        "name": source.name,
-        "commit": source.commit,
-        "adapter_commit": source.adapter_commit,
         "files": {path.name: _sha256(path) for path in files},
         "adapter_files": {path.name: _sha256(path) for path in adapter},
     }

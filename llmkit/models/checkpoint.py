@@ -279,18 +279,30 @@ def _join(parts: Sequence[Path], joined: Path) -> None:
 
 
 def _read_gguf(path: Path) -> GGUFReader:
-    from gguf import GGUFReader
+    import numpy as np
+    from gguf import GGUFReader, GGUFValueType
 
     if path.is_file() and _begins_like_lfs(path):
         raise CheckpointError(f"{path} is a Git LFS pointer in place of the file", "run: git lfs pull")
-    return GGUFReader(path)
+
+    class Reader(GGUFReader):
+        """Refuses an array that is longer than its file before it is gone through."""
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if raw_type == GGUFValueType.ARRAY:
+                count = int(self._get(orig_offs + 4, np.uint64)[0])
+                if count > len(self.data) - orig_offs:
+                    raise ValueError(f"an array of {count:,} items in a file of {len(self.data):,} bytes")
+            return super()._get_field_parts(orig_offs, raw_type)
+
+    return Reader(path)
 
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, LookupError, ArithmeticError) as error:
+    except (OSError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"{path} is no complete GGUF file ({error})", _AGAIN) from error
 
 

@@ -7,7 +7,6 @@ Loads no weight and does not import torch or transformers, except to count on th
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from llmkit.errors import CheckpointError, TaskMismatchError
 from llmkit.models.adapter_files import brings_head, check_adapter, weights_file
+from llmkit.models.card import card_metadata
 from llmkit.models.checkpoint import (
     gguf_config,
     gguf_metadata,
@@ -127,7 +127,7 @@ def inspect_source(source: Source, *, exact: bool = False, hub_counts: dict[str,
         parameters = _count_on_meta(source, config)
     context = context_length(config, tokenizer.config).without(source.virtual_tokens)
     tasks = {name: _fit(task, source, config, tokenizer) for name, task in TASKS.items()}
-    card = _front_matter(source.folder / "README.md")
+    card = card_metadata(source.folder / "README.md")
     facts = Facts(
         name=source.name,
         config=config,
@@ -291,26 +291,12 @@ def _commands(source: Source, facts: Facts, tasks: Mapping[str, TaskFit]) -> tup
 # Licence and languages.
 
 
-def _front_matter(path: Path) -> dict[str, Any]:
-    """The YAML between the first two ``---`` of a model card; empty where there is none that can be read."""
-    import yaml
-
-    if not path.is_file():
-        return {}
-    text = path.read_text(encoding="utf-8", errors="replace").removeprefix("\ufeff")
-    found = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)", text, re.DOTALL)
-    try:
-        card = yaml.safe_load(found.group(1)) if found else None
-    except yaml.YAMLError:
-        return {}
-    return card if isinstance(card, dict) else {}
+_EMPTY = ("", "~", "null")
 
 
 def _names(value: object) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
-    # YAML reads the code of Norwegian as false.
-    names = ("no" if name is False else name for name in values)
-    return tuple(name.strip() for name in names if isinstance(name, str) and name.strip())
+    return tuple(name.strip() for name in values if isinstance(name, str) and name.strip() not in _EMPTY)
 
 
 def _license(folder: Path, card: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:

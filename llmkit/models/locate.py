@@ -13,6 +13,7 @@ from dataclasses import replace
 from glob import escape
 from pathlib import Path
 
+from llmkit.config.paths import user_path
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import CheckpointError, HubUnreachableError, ModelNotFoundError, UsageError
 from llmkit.log import log
@@ -95,7 +96,7 @@ def _default(
 
 
 def _named(model: str, settings: LoadSettings, *, weights: bool) -> Source:
-    path = Path(model).expanduser()
+    path = user_path(model)
     if settings.revision is not None and (model in EMBEDDED or path.exists()):
         raise UsageError(f"{model} is not on the Hub and has no revisions", "leave --revision out")
     if model in EMBEDDED:
@@ -169,11 +170,13 @@ def _with_base(
 ) -> Source:
     config, file = read_json(adapter / ADAPTER_CONFIG), adapter / ADAPTER_CONFIG
     base = settings.base or config.get("base_model_name_or_path")
-    if not base:
+    if not base or not isinstance(base, str):
         raise CheckpointError(f"{file} names no base model", _NAME_IT)
     beside = adapter / str(base)
     if settings.base is None and not Path(base).is_absolute() and beside.is_dir():
         base = str(beside.resolve())
+    if base == model or (user_path(base) / ADAPTER_CONFIG).is_file():
+        raise _is_adapter(model, base)
     try:
         found = _named(base, _for_base(settings, base, config.get("revision")), weights=weights)
     except (CheckpointError, HubUnreachableError, ModelNotFoundError) as error:
@@ -185,10 +188,7 @@ def _with_base(
             _NAME_IT,
         ) from error
     if found.adapter is not None:
-        raise CheckpointError(
-            f"the base model of {model}, {base}, is an adapter itself",
-            f"run `llmkit merge {base} -o FOLDER`, and name the result with --base FOLDER (base= in Python)",
-        )
+        raise _is_adapter(model, base)
     return Source(
         name=model,
         folder=found.folder,
@@ -197,6 +197,13 @@ def _with_base(
         adapter=adapter,
         adapter_commit=adapter_commit,
         base=base,
+    )
+
+
+def _is_adapter(model: str, base: str) -> CheckpointError:
+    merged = f"run `llmkit merge {base} -o FOLDER`, and name the result with --base FOLDER (base= in Python)"
+    return CheckpointError(
+        f"the base model of {model}, {base}, is an adapter itself", _NAME_IT if base == model else merged
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ __all__ = [
     "hub_reachable",
     "is_offline",
     "reason",
+    "without_password",
 ]
 
 DEADLINE = 4.5
@@ -94,7 +96,7 @@ def _memory() -> Path:
 def _remembered(endpoint: str) -> str | None:
     """Why the endpoint was unreachable lately, None if it was not. A damaged memory counts as none."""
     try:
-        entry = json.loads(_memory().read_text(encoding="utf-8"))[endpoint]
+        entry = json.loads(_memory().read_text(encoding="utf-8"))[without_password(endpoint)]
         age, why = time.time() - entry["at"], str(entry["why"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -105,7 +107,8 @@ def _remember(endpoint: str, why: str) -> None:
     _reached.discard(endpoint)
     with suppress(OSError):
         _memory().parent.mkdir(parents=True, exist_ok=True)
-        _memory().write_text(json.dumps({endpoint: {"at": time.time(), "why": why}}), encoding="utf-8")
+        content = {without_password(endpoint): {"at": time.time(), "why": why}}
+        _memory().write_text(json.dumps(content), encoding="utf-8")
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
@@ -157,7 +160,7 @@ def ask(question: Callable[[HfApi, float], T], *, patient: bool = False) -> T:
         raise UnreachableError("HF_TOKEN or HF_ENDPOINT holds a character that cannot be sent") from error
     except (ValueError, KeyError, TypeError) as error:
         # A log-in page of a hotel, or an HF_ENDPOINT that is something else.
-        raise UnreachableError(f"{endpoint} does not answer like a model hub") from error
+        raise UnreachableError(f"{without_password(endpoint)} does not answer like a model hub") from error
     _reached.add(endpoint)
     return answer
 
@@ -166,7 +169,7 @@ def reason(error: BaseException) -> str:
     """A few words on a failed connection."""
     import httpx2
 
-    text = " ".join(str(error).split())
+    text = without_password(" ".join(str(error).split()))
     if isinstance(error, (TimeoutError, httpx2.TimeoutException)):
         return "no answer in time"
     if isinstance(error, httpx2.ProxyError):
@@ -178,8 +181,15 @@ def reason(error: BaseException) -> str:
     return text or type(error).__name__
 
 
+def without_password(text: str) -> str:
+    """A text without the names and passwords that addresses in it hold."""
+    return re.sub(r"//[^/\s]*@", "//", text)
+
+
 def hub_name() -> str:
     """How messages call the Hub: by its address where that is not the usual one."""
     from huggingface_hub import constants
 
-    return "the model hub" + ("" if constants.ENDPOINT == "https://huggingface.co" else f" {constants.ENDPOINT}")
+    return "the model hub" + (
+        "" if constants.ENDPOINT == "https://huggingface.co" else f" {without_password(constants.ENDPOINT)}"
+    )

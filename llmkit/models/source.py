@@ -79,7 +79,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of a checkpoint; `CheckpointError` names the file if it is not one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error})", "download the checkpoint again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} does not hold a JSON object", "download the checkpoint again")

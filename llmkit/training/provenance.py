@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,6 +14,8 @@ import yaml
 from llmkit.config.recipe import Recipe, SourceSection
 from llmkit.config.recipe_file import resolved_yaml
 from llmkit.data.sources import commit_of, files_of
+from llmkit.inference.run_manifest import model_hashes
+from llmkit.models.card import card_metadata
 from llmkit.models.load import Loaded
 from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
 from llmkit.training.row_table import file_hash
@@ -22,7 +23,6 @@ from llmkit.training.row_table import file_hash
 __all__ = ["DataOrigin", "Provenance", "changes", "commented_recipe", "provenance_of"]
 
 _PACKAGES = ("llmkit", "torch", "transformers", "accelerate", "peft", "datasets")
-_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,14 @@ class Provenance:
     method: str | None
     """PEFT's name of what the adapter is that was trained; None if all weights were."""
     data: tuple[DataOrigin, ...]
+    files: dict[str, str]
+    """SHA-256 of the base model's files, and of the adapter's that is trained further; none of what has a commit."""
 
 
 def provenance_of(recipe: Recipe, loaded: Loaded) -> Provenance:
     """Read from the files of the data and of the base model."""
     source = loaded.source
+    hashes = model_hashes(source)
     return Provenance(
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         base=source.name,
@@ -61,6 +64,7 @@ def provenance_of(recipe: Recipe, loaded: Loaded) -> Provenance:
         license=_license(source.folder / "README.md"),
         method=_method(recipe, source),
         data=tuple(_data(recipe)),
+        files=hashes["files"] | {f"adapter {name}": each for name, each in hashes["adapter_files"].items()},
     )
 
 
@@ -84,21 +88,15 @@ def _of_source(source: SourceSection, part: str) -> Iterator[DataOrigin]:
 
 
 def _license(card: Path) -> str | None:
-    if not card.is_file() or not (matter := _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace"))):
-        return None
-    try:
-        content = yaml.safe_load(matter[1])
-    except yaml.YAMLError:
-        return None
-    found = content.get("license") if isinstance(content, dict) else None
-    return found if isinstance(found, str) else None
+    found = card_metadata(card).get("license")
+    return found if isinstance(found, str) and found not in ("", "~", "null") else None
 
 
 def commented_recipe(recipe: Recipe, provenance: Provenance) -> str:
     """The resolved recipe, which reads as one, with the rest as comments in front."""
     told: dict[str, Any] = {
         "versions": provenance.versions,
-        "base": {"name": provenance.base, "commit": provenance.commit},
+        "base": {"name": provenance.base, "commit": provenance.commit, "files": provenance.files},
         "data": [{"name": each.name, "part": each.part, "hash": each.hash} for each in provenance.data],
     }
     lines = yaml.safe_dump(told, allow_unicode=True, sort_keys=False, width=10_000).splitlines()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.config.recipe import Recipe
-from llmkit.config.recipe_file import load_recipe
+from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe
 from llmkit.config.settings import DType, GenerationSettings
 from llmkit.errors import UsageError
 from llmkit.evaluation.evaluate import given_part, greedy, prediction_of, references_of, spoken, target_language
@@ -116,7 +116,9 @@ def find_checkpoint(recipe: Recipe, folder: Path, *, resume: bool) -> Path | Non
         raise UsageError(f"{folder} has no checkpoint to resume from", "leave --resume out")
     if not found and not begun:
         raise UsageError(f"{folder} has no checkpoint to resume from", "remove it, or set another train.output_dir")
-    if (folder / _RECIPE).is_file() and (differ := changes(load_recipe(str(folder / _RECIPE)), recipe)):
+    if (folder / _RECIPE).is_file() and (
+        differ := changes(load_recipe(str(folder / _RECIPE), trusted=MAY_RUN_CODE), recipe)
+    ):
         raise UsageError(
             f"the recipe changed since the run in {folder} began ({'; '.join(differ)})",
             "undo the change, or begin another run: set another train.output_dir",
@@ -208,6 +210,8 @@ def _prepare(recipe: Recipe, told: Callable[[Measured], None], stop_asked: Calla
         masked=masked,
         local_sgd_steps=recipe.accelerate.local_sgd_steps,
         hashes={
+            **{f"base model ({name})": each for name, each in provenance.files.items()},
+            "base model": digest(provenance.commit, provenance.files),
             **{f"data ({Path(each.name).name})": each.hash for each in provenance.data},
             "data": digest(parts["train"].rows.key, list(parts["train"].order)),
             "recipe": digest(recipe.model_dump(mode="json", exclude={"train": {"output_dir"}})),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.config.recipe import VERSION, Recipe, SourceSection
-from llmkit.config.recipe_file import load_recipe, make_recipe
+from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe, make_recipe
 from llmkit.config.settings import GenerationSettings, LoadSettings, given
 from llmkit.data.proposals import task_rows
 from llmkit.data.records import Record
@@ -82,7 +82,11 @@ def find_trial(
         return _trial_of(make_recipe(content, overrides, name="--task and --data"), load, None)
     if task is not None:
         raise UsageError("--task has no effect beside a recipe, which has one", "leave it out")
-    found = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    found = (
+        recipe
+        if isinstance(recipe, Recipe)
+        else load_recipe(recipe, overrides, trusted=[key for key in MAY_RUN_CODE if getattr(load, key)])
+    )
     return _trial_of(found, load, None if data is None else [SourceSection(path=[data])])
 
 

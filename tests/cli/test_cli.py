@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from llmkit.cli import main
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Checkpoint
 
@@ -269,3 +270,65 @@ def test_interrupts(signum: signal.Signals, code: int, checkpoint: Checkpoint) -
     _, err = process.communicate()
     assert process.returncode == code
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", [["generate"], ["chat"], ["summarize"], ["generate", "-"]])
+def test_closed_standard_input(
+    command: list[str], checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main([*command, "--model", str(checkpoint("llama", chat=True))]) == 2
+    assert "Error" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "~nosuchuser/x", f"/{'b' * 300}"])
+@pytest.mark.parametrize(
+    "command",
+    [["generate", "hi", "--model"], ["inspect"], ["finetune"], ["generate", "--input", "x.jsonl", "--output"]],
+    ids=lambda command: "-".join(command),
+)
+def test_names_that_no_file_system_takes(name: str, command: list[str], run: Run) -> None:
+    name = f"{name}.jsonl" if command[-1] == "--output" else name
+    code, _, err = run(*command, name)
+    assert code in (1, 2)
+    assert "--debug" not in one_line(err)
+    assert len(err) < 1000
+
+
+def test_errors_and_reports_hold_no_control_characters(checkpoint: Checkpoint, tmp_path: Path, run: Run) -> None:
+    model = shutil.copytree(checkpoint("llama"), tmp_path / "model")
+    (model / "README.md").write_text('---\nlicense: "\\e]0;title\\a\\e[31mred"\n---\n', encoding="utf-8")
+    code, out, _ = run("inspect", model)
+    assert code == 0
+    assert "\x1b" not in out
+    assert r"\x1b[31mred" in out
+    _, _, err = run("inspect", "no\x1b[31mred/such/model")
+    assert "\x1b" not in err
+
+
+@pytest.mark.parametrize("key", ["trust_remote_code", "allow_pickle"])
+@pytest.mark.parametrize("command", [["finetune"], ["finetune", "--dry-run"], ["data", "check"], ["evaluate"]])
+def test_a_recipe_alone_allows_no_code_to_run(
+    command: list[str], key: str, checkpoint: Checkpoint, tmp_path: Path, run: Run
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "The", "completion": "fox"}\n' * 4, encoding="utf-8")
+    content = {
+        "version": 1,
+        "task": "text-generation",
+        "model": {"name_or_path": str(checkpoint("llama")), "device": "cpu", key: True},
+        "data": {"train": str(tmp_path / "rows.jsonl"), "validation": str(tmp_path / "rows.jsonl"), "num_proc": 1},
+        "train": {"output_dir": str(tmp_path / "out"), "max_steps": 1},
+    }
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(content), encoding="utf-8")
+    option = f"--{key.replace('_', '-')}"
+    code, _, err = run(*command, recipe)
+    assert code == 2
+    assert f"model.{key} lets files of the model run as programs" in one_line(err)
+    assert one_line(err).endswith(f"add {option}")
+    if command != ["evaluate"]:
+        assert run(*command, recipe, option)[0] == 0
+        content["train"]["output_dir"] = str(tmp_path / "other")  # type: ignore[index]
+        recipe.write_text(json.dumps(content), encoding="utf-8")
+        assert run(*command, recipe, "--set", f"model.{key}=true")[0] == 0
+    assert run("recipes", "validate", recipe)[0] == 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import llmkit
-from llmkit.errors import ContextOverflowError, InputError, UsageError
+from llmkit.errors import CheckpointError, ContextOverflowError, InputError, UsageError
 from tests import tiny
 from tests.conftest import Checkpoint
 
@@ -309,3 +309,18 @@ def test_output_is_json_with_stable_keys(checkpoint: Checkpoint) -> None:
         "schema_version", "task", "model", "commit", "head", "text", "finish_reason", "usage", "truncated",
     ]  # fmt: skip
     assert str(output) == output.text
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 1}, {"num_beams": 2}])
+@pytest.mark.parametrize(("family", "weight"), [("llama", "down_proj"), ("t5", "DenseReluDense.wo")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_an_error(
+    value: float, family: str, weight: str, options: dict[str, Any], checkpoint: Checkpoint
+) -> None:
+    pipe = llmkit.load("generate", str(checkpoint(family)), max_new_tokens=3, device="cpu", **options)
+    with torch.no_grad():
+        for name, parameter in pipe.loaded.model.named_parameters():
+            if weight in name:
+                parameter.fill_(value)
+    with pytest.raises(CheckpointError, match="computes NaN or infinity in float32; download it again"):
+        pipe("The quick")

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import transformers
 
+from llmkit.config.settings import LoadSettings
 from llmkit.errors import CheckpointError
 from llmkit.models.inspect import ModelReport, TaskFit, inspect_source, render
+from llmkit.models.locate import locate
 from llmkit.models.source import Source
 from llmkit.models.tokenizer_files import SpecialToken
 from llmkit.tasks import TASKS
@@ -711,3 +713,14 @@ def test_sizes_have_three_digits(checkpoint: Checkpoint, number: int, expected: 
 def test_what_is_unknown_says_how_to_know(tmp_path: Path) -> None:
     write(tmp_path, model_type="gpt2")
     assert "unknown (no safetensors header tells; --exact counts on the meta device)" in render(look(tmp_path))
+
+
+def test_an_adapter_on_itself_is_refused(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, base in ((one, two), (two, one), (tmp_path / "self", tmp_path / "self"), (tmp_path / "odd", 5)):
+        folder.mkdir(exist_ok=True)
+        content = {"peft_type": "LORA", "base_model_name_or_path": base if base == 5 else str(base)}
+        (folder / "adapter_config.json").write_text(json.dumps(content), encoding="utf-8")
+    for name in ("one", "two", "self", "odd"):
+        with pytest.raises(CheckpointError, match=r"is an adapter itself|names no base model"):
+            locate(LoadSettings(model=str(tmp_path / name)), "text-generation", weights=False)

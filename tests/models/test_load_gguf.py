@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import gguf
@@ -14,6 +15,7 @@ import transformers
 import llmkit
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import CheckpointError, UsageError
+from llmkit.models.checkpoint import gguf_metadata
 from llmkit.models.inspect import inspect_source
 from llmkit.models.load import load_model
 from llmkit.models.locate import locate
@@ -148,3 +150,12 @@ def test_pieces_that_were_cut_at_any_byte(names: tuple[str, str], gguf_file: Pat
     for model in (tmp_path, tmp_path / names[1]):
         with pytest.raises(CheckpointError, match=rf"cat {names[0]} {names[1]} > a\.gguf$"):
             load_model(LoadSettings(model=str(model)), "text-generation")
+
+
+def test_an_array_longer_than_its_file_ends_at_once(tmp_path: Path) -> None:
+    name = b"general.architecture"
+    array = struct.pack("<IIQ", 9, 4, 2**40)
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", len(name)) + name
+    (tmp_path / "m.gguf").write_bytes(header + array + bytes(64))
+    with pytest.raises(CheckpointError, match=r"no complete GGUF file .an array of 1,099,511,627,776 items"):
+        gguf_metadata(tmp_path / "m.gguf")

@@ -15,6 +15,7 @@ from huggingface_hub import close_session, constants
 
 from llmkit.errors import HubUnreachableError
 from llmkit.models import hub, reach
+from llmkit.models.reach import without_password
 from tests.models.conftest import TINY, closed_port, one_line, refuse_connections
 from tests.models.fake_hub import FakeHub, point_at
 
@@ -134,3 +135,8 @@ def test_a_token_is_never_quoted(fake: FakeHub, monkeypatch: pytest.MonkeyPatch)
         hub.fetch("org/tiny")
     assert "cret" not in one_line(error)
     assert "cret" not in reach.reason(httpx2.LocalProtocolError("Illegal header value b'Bearer hf_secret'"))
+
+
+def test_passwords_in_addresses_are_not_shown() -> None:
+    text = "GET https://user:s3cret@hub.invalid/api failed; see http://a@b/c and https://hub.invalid/a@b"
+    assert without_password(text) == "GET https://hub.invalid/api failed; see http://b/c and https://hub.invalid/a@b"

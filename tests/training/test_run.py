@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -395,3 +396,26 @@ def test_a_generating_model_is_judged_while_it_is_trained(checkpoint: Checkpoint
     trainer = finetune(recipe)
     assert any("eval_rougeL" in entry for entry in trainer.progress.log)
     assert "best_eval_rougeL" in json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_another_base_model_is_not_resumed(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    base = shutil.copytree(checkpoint("llama", chat=True), tmp_path / "base")
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": f"The {n}", "completion": "fox"} for n in range(8)])
+    train = {"output_dir": str(tmp_path / "out"), "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    recipe = make_recipe("text-generation", base, rows, train={**train, "bf16": False}, data={"num_proc": 1})
+    updates: list[int] = []
+
+    def stop() -> bool:
+        updates.append(1)
+        return len(updates) == 2
+
+    finetune(recipe, stop_asked=stop)
+    resolved = (tmp_path / "out" / "resolved.yaml").read_text(encoding="utf-8")
+    assert "model.safetensors: " in resolved
+    for name in ("generation_config.json", "chat_template.jinja"):
+        before = (base / name).read_text(encoding="utf-8")
+        (base / name).write_text(f"{before} ", encoding="utf-8")
+        with pytest.raises(UsageError, match=rf"base model \({name}\) changed"):
+            finetune(recipe, resume=True)
+        (base / name).write_text(before, encoding="utf-8")
+    assert finetune(recipe, resume=True).progress.step == 4

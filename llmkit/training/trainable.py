@@ -8,6 +8,7 @@ from typing import Any
 
 from llmkit.config.recipe import Recipe
 from llmkit.errors import UsageError
+from llmkit.log import log
 from llmkit.models.adapters import attach, embedding_names, outline_adapter, resize_embeddings
 from llmkit.models.load import Loaded
 
@@ -38,6 +39,7 @@ def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
         ids: Any = loaded.tokenizer.convert_tokens_to_ids(added) if added else []
         _refuse_twice(recipe.adapter, model, added)
         model = attach(model, recipe.adapter, loaded.head, tokenizer_name=str(loaded.source.folder), new_tokens=ids)
+    _freeze_other_inputs(loaded.model)
     _freeze(model, recipe.train.freeze)
     return model
 
@@ -62,6 +64,21 @@ def _checkpoint_activations(model: Any) -> None:
             "leave it out; a smaller train.per_device_train_batch_size takes less memory too",
         ) from error
     model.enable_input_require_grads()
+
+
+def _freeze_other_inputs(model: Any) -> None:
+    """Freeze what only images or sound pass through, which training on text never reaches."""
+    if model.config.is_encoder_decoder or model.config.get_text_config() is model.config:
+        return
+    text = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    reached = {id(each) for part in text if part is not None for each in part.parameters()}
+    frozen = 0
+    for parameter in model.parameters():
+        if parameter.requires_grad and id(parameter) not in reached:
+            parameter.requires_grad_(False)
+            frozen += 1
+    if frozen:
+        log.info("%d tensors that only images or sound pass through are not trained", frozen)
 
 
 def _freeze(model: Any, patterns: list[str]) -> None:

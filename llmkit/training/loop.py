@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.config.recipe import TrainSection
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.heads.base import IGNORED
+from llmkit.log import log
 from llmkit.models.memory import peak_memory
 from llmkit.tasks import Head
 from llmkit.training.batches import Schedule, count_updates
@@ -94,6 +95,8 @@ class Trainer:
     told: Callable[[Measured], None] = lambda _: None
     stop_asked: Callable[[], bool] = lambda: False
     """Asked after each update; True saves a checkpoint and ends."""
+    may_be_unused: Callable[[str], bool] = lambda _: False
+    """Whether a tensor of this name may have no part in the loss. Any other without a gradient stops the run."""
     judged: Callable[[], dict[str, float]] | None = None
     """Gives the task's figures on the validation rows, where the best model is chosen by one of them."""
     progress: Progress = field(default_factory=Progress)
@@ -220,12 +223,22 @@ class Trainer:
 
     def _check_gradients(self) -> None:
         """Stop where something would be saved as trained that no loss ever reaches."""
-        apart = [name for name, each in self.trained.items() if each.grad is None and not _EXPERT.search(name)]
-        if apart:
+        unused = [name for name, each in self.trained.items() if each.grad is None and not _EXPERT.search(name)]
+        # DistributedDataParallel waits for the gradients of all tensors.
+        alone = self.accelerator.num_processes == 1
+        wrong = [name for name in unused if not (alone and self.may_be_unused(name))]
+        if wrong:
             raise UsageError(
-                f"{len(apart)} of {len(self.trained)} tensors that are trained have no part in the loss: {apart[0]}"
-                + (f" … {apart[-1]}" if len(apart) > 1 else ""),
+                f"{len(wrong)} of {len(self.trained)} tensors that are trained have no part in the loss: {wrong[0]}"
+                + (f" … {wrong[-1]}" if len(wrong) > 1 else ""),
                 "keep them as they are by train.freeze, with a regular expression that matches their names",
+            )
+        if unused:
+            log.warning(
+                "%d of %d tensors have no part in the loss and stay as they are: %s …",
+                len(unused),
+                len(self.trained),
+                unused[0],
             )
 
     def _check_finite(self, name: str, value: float) -> None:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from llmkit.training.provenance import Provenance, changes, commented_recipe, pr
 from llmkit.training.sharding import TRACKERS, make_accelerator
 from llmkit.training.start import open_model, open_task
 from llmkit.training.store import digest
-from llmkit.training.trainable import make_trainable
+from llmkit.training.trainable import is_swept_in, make_trainable
 from llmkit.training.written import check_written, logits_of_rows
 
 __all__ = ["find_checkpoint", "finetune", "packs"]
@@ -218,6 +219,7 @@ def _prepare(recipe: Recipe, told: Callable[[Measured], None], stop_asked: Calla
         },
         told=told,
         stop_asked=stop_asked,
+        may_be_unused=partial(is_swept_in, recipe),
         judged=_judged(recipe, task, replace(loaded, model=model), parts, accelerator),
     )
     return _Run(recipe, trainer, ready.loaded, provenance, parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,8 @@ def test_new_tokens_of_a_model_with_several_names_for_its_embeddings(checkpoint:
     merge(str(tmp_path / "out"), tmp_path / "merged")  # which compares the two
 
 
-def test_what_no_loss_reaches_stops_the_run(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_no_loss_reaches_stops_the_run_unless_all_weights_are_trained(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def apart(*arguments: Any) -> Any:
         model = made(*arguments)
@@ -146,7 +147,9 @@ def test_what_no_loss_reaches_stops_the_run(
     made = make_trainable
     monkeypatch.setattr("llmkit.training.run.make_trainable", apart)
     with pytest.raises(UsageError, match=r"2 of \d+ tensors .* have no part in the loss: extra.*by train.freeze"):
-        finetune(recipe_of(checkpoint("llama"), tmp_path))
+        finetune(recipe_of(checkpoint("llama"), tmp_path, adapter=LORA))
+    finetune(recipe_of(checkpoint("llama"), tmp_path, "all"))
+    assert re.search(r"2 of \d+ tensors have no part in the loss and stay as they are: extra", caplog.text)
 
 
 @pytest.mark.parametrize("adapter", [None, LORA])

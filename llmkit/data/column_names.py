@@ -1,6 +1,7 @@
 """What the columns of tasks are called in the wild, and whether a text is the name of one.
 
-Knows names in English and Chinese, of one word and of several (``Full Text``, ``user_question``), and languages.
+Knows names in English, Chinese and Japanese, of one word and of several (``Full Text``, ``user_question``), and
+languages.
 """
 
 from __future__ import annotations
@@ -15,19 +16,22 @@ from llmkit.tasks.scripts import is_unspaced
 __all__ = ["KNOWN_NAMES", "find_column", "is_known_name", "language_in", "language_named"]
 
 _NAMES: dict[str, tuple[str, ...]] = {
-    "text": ("text", "content", "body", "paragraphs", "poem", "story", "code", "内容", "正文", "文本", "诗"),
-    "prompt": ("prompt", "instruction", "input", "inputs", "query", "question", "提示", "指令", "问题"),
-    "completion": ("completion", "response", "output", "answer", "chosen", "target", "targets", "回答", "答案", "输出"),
+    "text": ("text", "content", "body", "paragraphs", "poem", "story", "code", "内容", "正文", "文本", "诗", "內容",
+             "本文", "テキスト"),
+    "prompt": ("prompt", "instruction", "input", "inputs", "query", "question", "提示", "指令", "问题", "問題",
+               "質問"),
+    "completion": ("completion", "response", "output", "answer", "chosen", "target", "targets", "回答", "答案", "输出",
+                   "輸出", "応答"),
     "document": ("document", "article", "dialogue", "text", "passage", "report", "source", "content", "body",
-                 "abstract", "input", "正文", "内容", "文章", "原文"),
+                 "abstract", "input", "正文", "内容", "文章", "原文", "內容", "本文"),
     "summary": ("summary", "highlights", "tldr", "abstract", "title", "headline", "target", "summaries", "output",
-                "摘要", "标题", "总结"),
-    "question": ("question", "query", "prompt", "问题"),
+                "摘要", "标题", "总结", "標題", "總結", "要約"),
+    "question": ("question", "query", "prompt", "问题", "問題", "質問"),
     "context": ("context", "passage", "paragraph", "document", "text", "article", "story", "content", "文章", "上下文",
-                "原文", "内容"),
-    "answers": ("answers", "answer", "answer_text", "output", "label", "答案", "回答"),
+                "原文", "内容", "內容", "本文"),
+    "answers": ("answers", "answer", "answer_text", "output", "label", "答案", "回答", "解答"),
     "source": ("source", "src", "input", "sentence1", "original", "原文"),
-    "target": ("target", "tgt", "output", "sentence2", "translation", "译文"),
+    "target": ("target", "tgt", "output", "sentence2", "translation", "译文", "譯文", "訳文"),
 }  # fmt: skip
 """For each column of a task, the most telling name first."""
 

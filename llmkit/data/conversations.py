@@ -8,13 +8,13 @@ refused by name. Does not know which column holds the conversation (`llmkit.data
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llmkit.errors import InputError
 
-__all__ = ["as_flag", "is_empty", "read_turns", "turn_columns", "unused_in_turns"]
+__all__ = ["as_flag", "is_empty", "plain_text", "read_turns", "turn_columns", "unused_in_turns"]
 
 _ROLES = {
     **dict.fromkeys(("user", "human", "customer", "client", "prompter", "usr", "用户", "客户", "问"), "user"),
@@ -25,9 +25,9 @@ _ROLES = {
 _ROLE_KEYS = ("role", "from", "speaker", "author", "name", "sender")
 _TEXT_KEYS = ("content", "value", "utterance", "text", "message", "body")
 
-_LEARN_KEYS = ("weight", "train", "trainable", "training", "loss", "loss_weight", "loss_mask")
-"""Flags of a turn that say whether it is learned: OpenAI, axolotl, ms-swift, LLaMA-Factory."""
-_UNCLEAR_KEYS = ("mask", "masked")
+_LEARN_WORDS = frozenset(("weight", "train", "trained", "trainable", "training", "learn", "loss"))
+"""In the names of flags that say whether a turn is learned: OpenAI's ``weight``, ``train_on_turn``, ``loss_mask``."""
+_UNCLEAR_WORDS = frozenset(("mask", "masked"))
 """True means in one program that a turn is learned, and in another that it is not."""
 _CALL_KEYS = ("tool_calls", "function_call")
 
@@ -57,7 +57,7 @@ def as_flag(name: str, value: Any) -> bool:
 
 def turn_columns(row: Mapping[str, Any]) -> list[str]:
     """The columns of a row that are lists of turns."""
-    return [str(name) for name, value in row.items() if isinstance(value, list) and value and _is_turn(value[0])]
+    return [str(name) for name, value in row.items() if isinstance(value, list) and any(map(_is_turn, value))]
 
 
 def _is_turn(value: Any) -> bool:
@@ -67,20 +67,26 @@ def _is_turn(value: Any) -> bool:
 def _keys(turn: Mapping[str, Any]) -> tuple[str, str] | None:
     """The names of a turn's speaker and text."""
     role = next((key for key in _ROLE_KEYS if isinstance(turn.get(key), str)), None)
-    text = next((key for key in _TEXT_KEYS if _plain_text(turn.get(key)) is not None), None)
+    text = next((key for key in _TEXT_KEYS if plain_text(turn.get(key)) is not None), None)
     if text is None and any(not is_empty(turn.get(key)) for key in _CALL_KEYS):
         text = next((key for key in _TEXT_KEYS if key in turn), "content")
     return None if role is None or text is None else (role, text)
 
 
-def _plain_text(value: Any) -> str | None:
+def plain_text(value: Any) -> str | None:
     """A text, or the parts of one as OpenAI writes them; None for anything else, such as an image."""
     if isinstance(value, list) and value:
-        parts = [
-            part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in value
-        ]
+        parts = [part.get("text") if _part_type(part) == "text" else None for part in value]
         return "".join(map(str, parts)) if all(isinstance(part, str) for part in parts) else None
     return value if isinstance(value, str) else None
+
+
+def _part_type(part: Any) -> str:
+    """``text``, or what else a part of a message is: an image, a call of a tool, a thought."""
+    if not isinstance(part, Mapping):
+        return type(part).__name__
+    kind = str(part.get("type") or next((name for name, value in part.items() if not is_empty(value)), "text"))
+    return "text" if kind in ("text", "input_text", "output_text") else kind
 
 
 def _is_pair(turn: Mapping[str, Any]) -> bool:
@@ -117,19 +123,40 @@ def _divided(turn: Any, number: int) -> Iterator[_Turn]:
         return
     keys = _keys(turn) if isinstance(turn, Mapping) else None
     if keys is None:
+        if isinstance(turn, Mapping) and (other := _other_part(turn)):
+            raise InputError(f"has a part in turn {number} that is not text ({other})", "leave the row out")
         raise InputError(
             f"has a turn without speaker and text (number {number})", 'write {"role": "user", "content": "…"}'
         )
     if called := next((key for key in _CALL_KEYS if not is_empty(turn.get(key))), None):
         raise InputError(f"has {called} in turn {number}, and calls of tools cannot be learned", "leave the row out")
-    yield _Turn(str(turn[keys[0]]).strip(), _plain_text(turn[keys[1]]) or "", _is_learned(turn))
+    yield _Turn(str(turn[keys[0]]).strip(), plain_text(turn[keys[1]]) or "", _is_learned(turn))
+
+
+def _other_part(turn: Mapping[str, Any]) -> str | None:
+    """What the first part of a turn is that is not text."""
+    parts = next((value for key in _TEXT_KEYS if isinstance(value := turn.get(key), list)), [])
+    return next((kind for part in parts if (kind := _part_type(part)) != "text"), None)
 
 
 def _is_learned(turn: Mapping[str, Any]) -> bool | None:
-    if unclear := next((key for key in _UNCLEAR_KEYS if turn.get(key) is not None), None):
-        raise InputError(f"has {unclear} in a turn, which may mean learned or not", "write weight: 0 or 1 in its place")
-    flags = [as_flag(key, turn[key]) for key in _LEARN_KEYS if turn.get(key) is not None]
+    learn = _learn_keys(turn)
+    unclear = [key for key in _keys_of_words(turn, _UNCLEAR_WORDS) if key not in learn]
+    if unclear:
+        raise InputError(
+            f"has {unclear[0]} in a turn, which may mean learned or not", "write weight: 0 or 1 in its place"
+        )
+    flags = [as_flag(key, turn[key]) for key in learn]
     return all(flags) if flags else None
+
+
+def _learn_keys(turn: Mapping[str, Any]) -> list[str]:
+    return _keys_of_words(turn, _LEARN_WORDS)
+
+
+def _keys_of_words(turn: Mapping[str, Any], words: Collection[str]) -> list[str]:
+    """The keys of a turn with something in them, and one of the words in their names."""
+    return [key for key, value in turn.items() if not is_empty(value) and set(str(key).lower().split("_")) & set(words)]
 
 
 def _roles(speakers: Sequence[str]) -> list[str]:
@@ -158,6 +185,6 @@ def unused_in_turns(turns: Sequence[Any]) -> Iterator[str]:
         if not isinstance(turn, Mapping) or (keys := _keys(turn)) is None:
             continue
         reply = _ROLES.get(str(turn[keys[0]]).strip().lower()) == "assistant"
-        obeyed = {key for key in _LEARN_KEYS if turn.get(key) is not None and (reply or not as_flag(key, turn[key]))}
+        obeyed = {key for key in _learn_keys(turn) if reply or not as_flag(key, turn[key])}
         seen |= {str(key): None for key, value in turn.items() if key not in {*keys, *obeyed} and not is_empty(value)}
     yield from seen

@@ -6,11 +6,12 @@ Such a row is refused, so that nothing is taught that its author rejected. Does 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from llmkit.data.column_names import find_column
-from llmkit.data.conversations import is_empty
+from llmkit.data.conversations import is_empty, turn_columns
 from llmkit.errors import InputError
 
 __all__ = ["obeyed_flags", "refuse_flagged", "refuse_preferences"]
@@ -20,31 +21,64 @@ _GOOD = ("label", "kto_tag", "kto_label", "desirable")
 """Whether an answer is a good one: KTO, as in TRL and LLaMA-Factory."""
 _MASKS = ("loss_mask", "mask", "masks", "weights")
 """Lists with an item for each turn, or for each reply: programs differ in that."""
+_WORSE = re.compile(
+    r"reject|(?:non|un|dis|not)_?(?:preferred|chosen|desired)|(?:^|_)(?:worse|lose|loser|losing)(?:_|$)"
+)
+_BETTER = re.compile(r"chosen|preferred|(?:^|_)(?:better|win|winner|winning)(?:_|$)")
+"""Columns of pairs of answers: TRL, OpenAI, LLaMA-Factory, ms-swift."""
+_NUMBERED = re.compile(r"(.*?)_?(?:\d|[abjkABJK])")
 _NO, _YES = ("false", "0", "0.0"), ("true", "1", "1.0")
 
 
 def refuse_preferences(row: Mapping[str, Any], named: Collection[str], task: str) -> None:
-    """`InputError` for a row with a chosen and a rejected answer, unless the one to learn was named."""
+    """`InputError` for a row with a better and a worse answer, unless the one to learn was named."""
+    if {"completion", "text", "messages", "summary", "answers", "target"} & set(named):
+        return
     texts = {
         str(name): value
         for name, value in row.items()
         if isinstance(value, str | list | Mapping) and not is_empty(value)
     }
-    worse = next((name for name in texts if "rejected" in name.lower()), None)
-    if worse is None or {"completion", "text", "messages", "summary", "answers", "target"} & set(named):
-        return
-    better = next((name for name in texts if "chosen" in name.lower()), "chosen")
-    prompt = find_column(texts, "prompt", (better, worse))
-    if isinstance(texts.get(better), list) and len(texts[better]) > 1:
-        fix = f"{{messages: {better}}}"
-    elif prompt is not None:
-        fix = f"{{prompt: {prompt}, completion: {better}}}"
+    if worse := next((name for name in texts if _WORSE.search(name.lower())), None):
+        better = next((name for name in texts if _BETTER.search(name.lower()) and name != worse), None)
+        problem = f"has an answer that was rejected ({worse}), and learning from pairs (DPO) is not available"
+    elif pair := _numbered(texts):
+        better, worse = pair
+        problem = f"has several answers ({better}, {worse}), and only one of them can be learned"
     else:
-        fix = f"{{text: {better}}}" + (", with the task text-generation" if task == "dialogue" else "")
+        return
     raise InputError(
-        f"has an answer that was rejected ({worse}), and learning from pairs (DPO) is not available",
-        f"name the one to learn in a recipe: data.train.columns: {fix}",
+        problem, f"name the one to learn in a recipe: data.train.columns: {_to_learn(texts, better, worse, task)}"
     )
+
+
+def _numbered(texts: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Two columns that are called like answers, with a number or a letter behind: ``response_0``, ``response_b``."""
+    stems: dict[str, str] = {}
+    for name in texts:
+        if (found := _NUMBERED.fullmatch(name)) and find_column([found[1]], "completion", ()):
+            if found[1] in stems:
+                return stems[found[1]], name
+            stems[found[1]] = name
+    return None
+
+
+def _to_learn(texts: Mapping[str, Any], better: str | None, worse: str, task: str) -> str:
+    """The columns that learn the better answer; where there is only the worse one, the conversation before it."""
+    others = [name for name in turn_columns(texts) if name not in (better, worse)]
+    if better is None:
+        return f"{{messages: {others[0]}}}" if others else "{completion: …}"
+    answer = texts[better]
+    if isinstance(answer, list) and len(answer) > 1:
+        return f"{{messages: {better}}}"
+    prompt = find_column(texts, "prompt", (better, worse))
+    if prompt is not None and isinstance(texts[prompt], Mapping):
+        prompt = next((f"{prompt}.{name}" for name in turn_columns(texts[prompt])), None)
+    if prompt is None and others:
+        prompt = others[0]
+    if prompt is not None:
+        return f"{{prompt: {prompt}, completion: {better}}}"
+    return f"{{text: {better}}}" + (", with the task text-generation" if task == "dialogue" else "")
 
 
 def refuse_flagged(others: Mapping[str, Any], learned: Mapping[str, Any]) -> None:

@@ -29,6 +29,8 @@ def find_header(rows: Sequence[Sequence[str]], named: Collection[str], name: str
         InputError: it may be either.
     """
     first, body = [cell.strip() for cell in rows[0]], rows[1:]
+    if "" in first and (lower := next((n for n, row in enumerate(body[:5], start=2) if _is_header(row, named)), None)):
+        raise InputError(f"{name}: row {lower} names the columns", "remove the rows above it")
     if any(cell in named or cell.lower() in KNOWN_NAMES for cell in first):
         return list(rows[0])
     columns = [[row[place].strip() for row in body if len(row) == len(first)] for place in range(len(first))]
@@ -47,6 +49,11 @@ def find_header(rows: Sequence[Sequence[str]], named: Collection[str], name: str
         f"{name}: the first row ({', '.join(first)}) may name the columns or be data",
         "if it names them, call one as tasks do, such as text or question; if it is data, write such names above it",
     )
+
+
+def _is_header(cells: Sequence[str], named: Collection[str]) -> bool:
+    """Whether two cells are names of columns."""
+    return sum(cell in named or cell.strip().lower() in KNOWN_NAMES for cell in cells) > 1
 
 
 def _is_number(values: Sequence[str]) -> bool:

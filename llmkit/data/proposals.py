@@ -154,7 +154,9 @@ def _header(path: Path, source: SourceSection, kind: str, notes: list[str]) -> d
     """Names for the columns of a table whose first row is data."""
     layout = replace(layout_of(source), format=kind)
     record = next((each for each in open_records(path, encoding=source.encoding, layout=layout) if each.row), None)
-    names = list(record.row or ()) if record is not None else []
+    if record is None or record.row is None:
+        return {}
+    names = list(record.row)
     invented = [f"column{number}" for number in range(1, len(names) + 1)]
     if names != invented or next(iter(_first_lines(path, source)), "").strip('"').startswith(invented[0]):
         return {}
@@ -167,6 +169,10 @@ def _quotes_enclose_nothing(source: SourceSection) -> bool:
     if not any(record.row is None for record in islice(open_source(source), _SCAN)):
         return False
     plain = source.model_copy(update={"quotes": False})
+    cells = [str(value) for record in islice(open_source(plain), _SAMPLE) for value in (record.row or {}).values()]
+    quoted = [cell[1:-1] for cell in cells if len(cell) > 1 and cell[0] == cell[-1] == '"']
+    if 2 * len(quoted) > len(cells) or any('\\"' in text for text in quoted):
+        return False  # they do, and those within are written as \\" or not at all
     bad = sum(record.row is None for record in islice(open_source(source), _SCAN))
     return sum(record.row is None for record in islice(open_source(plain), _SCAN)) < bad
 
@@ -203,7 +209,7 @@ def _conversation(row: Mapping[str, Any], given: Mapping[str, str]) -> dict[str,
     if given.keys() & {"messages", "prompt", "completion"}:
         return dict(given)
     found = turn_columns(row)
-    if "messages" in found:
+    if "messages" in found or (not found and isinstance(row.get("messages"), list)):
         return {}
     if (pair := _by_name(row, ("prompt", "completion"), {})).keys() >= {"prompt", "completion"} and set(
         pair.values()
@@ -221,7 +227,11 @@ def _nothing_fits(rows: Sequence[Mapping[str, Any]], task: str, found: Collectio
     needed = [name for name in (*INPUTS[task][-2:], *([TARGETS[task]] if task in TARGETS else [])) if name not in found]
     columns = ", ".join(map(str, rows[0]))
     if task == "dialogue":
-        fix = "give messages with role and content, or prompt and completion"
+        if any(isinstance(value, str) and value.lstrip().startswith("[{") for value in rows[0].values()):
+            return InputError("the turns are in a text", "write them as a list, such as in JSON Lines")
+        fix = (
+            "name them: data.train.columns: {messages: …}, a list with role and content, or {prompt: …, completion: …}"
+        )
     else:
         fix = f"name them in the recipe: data.train.columns: {{{', '.join(f'{name}: …' for name in needed)}}}"
     return InputError(f"no column looks like {' or '.join(needed)} of {task} (columns: {columns})", fix)
@@ -241,6 +251,8 @@ def _columns(source: SourceSection, rows: Sequence[Mapping[str, Any]], task: str
         plain = _by_name(row, ("text",), given).get("text")
         if plain is None and turn_columns(row):
             raise _conversations()
+        if plain is None and pair and sum(_is_content(value) for value in row.values()) > 1:
+            raise _nothing_fits(rows, task, pair)
         plain = plain or _longest(rows)
         if plain is None:
             raise _nothing_fits(rows, task)
@@ -252,6 +264,10 @@ def _columns(source: SourceSection, rows: Sequence[Mapping[str, Any]], task: str
     if len(found) < len(wanted):
         raise _nothing_fits(rows, task, found)
     return _renamed(found, given)
+
+
+def _is_content(value: Any) -> bool:
+    return isinstance(value, str | list | Mapping) and not is_empty(value)
 
 
 def _conversations() -> InputError:

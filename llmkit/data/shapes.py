@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from llmkit.config.recipe import SourceSection
-from llmkit.data.conversations import as_flag, is_empty, read_turns, unused_in_turns
+from llmkit.data.conversations import as_flag, is_empty, plain_text, read_turns, unused_in_turns
 from llmkit.data.flags import obeyed_flags, refuse_flagged, refuse_preferences
 from llmkit.data.rows import Record
 from llmkit.data.sources import open_source
@@ -237,8 +237,10 @@ def _messages(row: Mapping[str, Any], source: SourceSection, task: str) -> Found
     if not isinstance(turns, list) or not turns:
         name = source.columns.get("messages", "messages")
         raise InputError(f"has no list of messages in {name!r}", "name it: data.train.columns: {messages: …}")
-    messages, opening = read_turns(turns), row.get("system")
-    if isinstance(opening, str) and opening.strip():
+    messages, opening = read_turns(turns), plain_text(row.get("system"))
+    if opening is None and not is_empty(row.get("system")):
+        raise InputError("has a system message that is not text", "write it as text")
+    if opening and opening.strip():
         said = [messages.pop(0)["content"]] if messages[0]["role"] == "system" else []
         messages = [{"role": "system", "content": "\n".join([opening, *said])}, *messages]
     yield "", {"messages": messages}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from itertools import chain, islice
@@ -11,10 +12,14 @@ from typing import Any
 from llmkit.data.headers import LOOKED_AT, find_header
 from llmkit.data.records import MAX_ROW_BYTES, Layout, Line, Record, bad_row, check_columns
 from llmkit.errors import InputError
+from llmkit.log import log
 
 __all__ = ["DELIMITERS", "table_records"]
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_OTHERS = {";": "semicolons", "\t": "tabs", "|": "pipes"}
+_EXCEL = re.compile(r"\"?sep=(.)\"?[,;\t]*\s*\Z", re.IGNORECASE)
+"""A first line that names the separator, for Excel."""
 
 
 class _TableLines:
@@ -51,7 +56,8 @@ class _TableLines:
 
 
 def table_records(lines: Iterator[Line], name: str, suffix: str, layout: Layout) -> Iterator[Record]:
-    rows = _table_rows(lines, name, DELIMITERS[suffix], layout.quotes)
+    delimiter, lines = _find_delimiter(lines, name, DELIMITERS[suffix])
+    rows = _table_rows(lines, name, delimiter, layout.quotes)
     header: list[str] | InputError | None = list(layout.column_names)
     if header and (first := next(rows, None)) is not None:
         if first[1] == header:
@@ -59,7 +65,7 @@ def table_records(lines: Iterator[Line], name: str, suffix: str, layout: Layout)
         rows = chain([first], rows)
     elif not header and layout.named is not None:
         ahead = list(islice(rows, LOOKED_AT))
-        header = _found_header(ahead, layout.named, name, suffix)
+        header = _found_header(ahead, layout.named, name)
         rows = chain(ahead[bool(ahead and header == ahead[0][1]) :], rows)
     elif not header:
         _, header = next(rows, ("", None))
@@ -68,12 +74,16 @@ def table_records(lines: Iterator[Line], name: str, suffix: str, layout: Layout)
     if isinstance(header, InputError):
         raise header
     if not layout.column_names:
-        _check_separator(header, name, suffix)
+        # As in what pandas writes with its index, and spreadsheets with columns that were emptied.
+        header = [column if column.strip() else f"column{number}" for number, column in enumerate(header, start=1)]
     check_columns(header, name)
     for where, cells in rows:
         if isinstance(cells, InputError):
             yield Record(where, None, cells)
-        elif len(cells) != len(header):
+            continue
+        if not any(cells[len(header) :]):
+            del cells[len(header) :]  # columns of a spreadsheet that were once used
+        if len(cells) != len(header):
             problem = f"does not have the {len(header)} columns of the {_header_is(layout)} (it has {len(cells)})"
             yield bad_row(where, problem, "quote fields that contain the separator")
         else:
@@ -81,13 +91,12 @@ def table_records(lines: Iterator[Line], name: str, suffix: str, layout: Layout)
 
 
 def _found_header(
-    ahead: Sequence[tuple[str, list[str] | InputError]], named: Collection[str], name: str, suffix: str
+    ahead: Sequence[tuple[str, list[str] | InputError]], named: Collection[str], name: str
 ) -> list[str] | InputError | None:
     """The names in the first row, or ``column1``, ``column2``, … where it is data; None of no rows."""
     cells = [row for _, row in ahead if not isinstance(row, InputError)]
     if not ahead or isinstance(ahead[0][1], InputError):
         return ahead[0][1] if ahead else None
-    _check_separator(cells[0], name, suffix)
     return find_header(cells, named, name) or [f"column{number}" for number in range(1, len(cells[0]) + 1)]
 
 
@@ -115,18 +124,43 @@ def _table_rows(
             yield where, asked.row[0].error or _table_error(error, where)
             continue
         bad = next((line.error for line in asked.row if line.error is not None), None)
-        if bad or asked.row[0].text.strip(" \r\n"):
+        # Spreadsheets write separators for rows without content too.
+        if bad or (any(map(str.strip, cells)) if len(cells) > 1 else asked.row[0].text.strip(" \r\n")):
             yield f"{name}:{asked.row[0].number}", bad or cells
 
 
 def _table_error(error: csv.Error, where: str) -> InputError:
     if str(error).startswith("new-line character"):
-        return InputError(f"{where} has a carriage return in a field without quotes", "quote the field")
+        fix = "quote the field; if no line of the file ends in LF, save it with line ends of Unix or Windows"
+        return InputError(f"{where} has a carriage return in a field without quotes", fix)
     return InputError(f"{where} cannot be read ({error})", 'mend the row; a quote in a quoted field is written ""')
 
 
-def _check_separator(header: list[str], name: str, suffix: str) -> None:
-    if len(header) == 1 and ";" in header[0]:
-        raise InputError(f"{name} seems to be separated by semicolons", "save it with commas, or with tabs as .tsv")
-    if len(header) == 1 and suffix == ".csv" and "\t" in header[0]:
-        raise InputError(f"{name} seems to be separated by tabs", "rename it to .tsv")
+def _find_delimiter(lines: Iterator[Line], name: str, usual: str) -> tuple[str, Iterator[Line]]:
+    """What separates the columns, and the lines without one that only says so.
+
+    It is not what the name of the file says where the first lines do not have that, and agree in another: spreadsheets
+    write semicolons where commas are decimal marks.
+    """
+    ahead = list(islice(lines, LOOKED_AT))
+    if ahead and (named := _EXCEL.match(ahead[0].text)):
+        return named[1], chain(ahead[1:], lines)
+    texts = [line.text for line in ahead if line.text.strip()]
+    if texts and usual not in texts[0]:
+        for other in _OTHERS:
+            counts = [len(row) for row in _parsed(texts, other)]
+            if len(counts) > 1 and counts[0] > 1 and 2 * counts.count(counts[0]) > len(counts):
+                log.debug("%s is separated by %s", name, _OTHERS[other])
+                return other, chain(ahead, lines)
+        if other := next((each for each in _OTHERS if each in texts[0] and each != "|"), ""):
+            fix = "separate all rows so, with the same number of columns, or save it with commas, or with tabs as .tsv"
+            raise InputError(f"{name} seems to be separated by {_OTHERS[other]}", fix)
+    return usual, chain(ahead, lines)
+
+
+def _parsed(texts: Sequence[str], delimiter: str) -> list[list[str]]:
+    """The rows of some lines; none if they are no table of that delimiter."""
+    try:
+        return list(csv.reader(texts, delimiter=delimiter))
+    except csv.Error:
+        return []

@@ -54,6 +54,7 @@ def weights(record: Record) -> list[int]:
         ("trainable", False, None),
         ("loss", False, True),
         ("loss_mask", 0, 1),
+        ("train_on_turn", False, True),
     ],
 )
 def test_a_reply_that_is_flagged_is_not_learned(flag: str, no: Any, yes: Any) -> None:
@@ -79,6 +80,7 @@ def test_flags_of_sharegpt_and_empty_columns_of_parquet() -> None:
     ("turns", "said"),
     [
         ([turn("user", "a"), turn("assistant", "b", weight=0.5)], "weight: 0.5, which is neither 0 nor 1"),
+        ([turn("user", "a"), turn("assistant", "b", train_detail=[{"train": False}])], "which is neither 0 nor 1"),
         ([turn("user", "a"), turn("assistant", "b", mask=True)], "mask in a turn, which may mean learned or not"),
         ([turn("user", "a"), turn("tool", "b")], "roles are not known (tool)"),
         ([turn("user", "a"), turn("function", "b")], "roles are not known (function)"),
@@ -89,7 +91,7 @@ def test_flags_of_sharegpt_and_empty_columns_of_parquet() -> None:
         ([turn("user", "a"), turn("assistant", "b", weight=0), turn("assistant", "c")], "only some are to be learned"),
         (
             [turn("user", [{"type": "image", "url": "x"}]), turn("assistant", "b")],
-            "without speaker and text (number 1)",
+            "a part in turn 1 that is not text (image)",
         ),
     ],
 )
@@ -201,6 +203,40 @@ def test_a_rejected_answer_is_refused_until_the_one_to_learn_is_named(
     (record,) = records(task, row, **{column: "chosen"})
     assert record.row is not None
     assert record.unused == ("rejected",)
+
+
+ASKED, GOOD, BAD = turn("user", "a"), turn("assistant", "b"), turn("assistant", "c")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"input": {"messages": [ASKED]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
+        {"conversations": [ASKED], "chosen": GOOD, "rejected": BAD},
+        {"messages": [ASKED, GOOD], "rejected_response": "c"},
+        {"question": "a", "response_0": "b", "response_1": "c", "better_response_id": 0},
+        {"question": "a", "response_j": "b", "response_k": "c"},
+    ],
+    ids=["OpenAI", "LLaMA-Factory", "ms-swift", "numbers", "letters"],
+)
+def test_the_advice_on_pairs_of_answers_teaches_the_good_one(row: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"name the one to learn in a recipe: data.train.columns: ") as caught:
+        records("dialogue", row)
+    columns = str(caught.value).rpartition("{")[2].rstrip("}")
+    (record,) = records("dialogue", row, **dict(pair.split(": ") for pair in columns.split(", ")))
+    assert record.row == {"messages": [ASKED, GOOD]}
+
+
+def test_a_prompt_without_an_answer_is_not_taken_for_plain_text() -> None:
+    row = {"question": "a", "answers": [{"text": "b", "score": 1}]}
+    with pytest.raises(InputError, match="no column looks like text or completion"):
+        records("text-generation", row)
+
+
+def test_a_system_message_in_parts_is_not_lost() -> None:
+    parts = {"system": [{"text": "Be kind."}], "messages": [turn("user", [{"text": "a"}]), turn("assistant", "b")]}
+    (record,) = records("dialogue", parts)
+    assert record.row == {"messages": [turn("system", "Be kind."), ASKED, GOOD]}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llmkit.config.recipe import SourceSection
+from llmkit.data.headers import find_header
 from llmkit.data.proposals import propose, task_rows
 from llmkit.data.rows import Layout, open_records
 from llmkit.errors import InputError
@@ -115,3 +116,8 @@ def test_column_names_that_stand_in_the_file_are_no_row() -> None:
 
 def test_the_advice_of_a_doubtful_table_works() -> None:
     assert len(read(table("source,target", "cat,Katze", "dog,Hund"), "translation")) == 2
+
+
+def test_a_title_above_the_header_is_refused() -> None:
+    with pytest.raises(InputError, match="row 3 names the columns; remove the rows above it"):
+        find_header([["Report", ""], ["of May", ""], ["text", "summary"], ["A", "B"]], (), "a.csv")

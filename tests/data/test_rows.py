@@ -193,7 +193,6 @@ def test_the_place_of_a_row_with_several_lines() -> None:
     records = read("a.tsv", 'a\tb\n"1\n2"\t3\n\t\n4\t5')
     assert [(record.where, record.row) for record in records] == [
         ("a.tsv:2", {"a": "1\n2", "b": "3"}),
-        ("a.tsv:4", {"a": "", "b": ""}),
         ("a.tsv:5", {"a": "4", "b": "5"}),
     ]
 
@@ -329,10 +328,9 @@ def test_gzip_of_nothing_but_a_name() -> None:
         ("a.parquet", b"PK\x03\x04\x14\0", "the content of a.parquet is a zip archive"),
         ("a.parquet", b"text", "a.parquet is not Parquet, which its name says; rename"),
         ("a.parquet", b"PAR1\x15\x04 and so on", "a.parquet is damaged"),
-        ("a.csv", b"a;b\n1;2", "a.csv seems to be separated by semicolons; save it with commas, or with tabs as .tsv"),
-        ("a.csv", b"a\tb\n1\t2", "a.csv seems to be separated by tabs; rename it to .tsv"),
+        ("a.csv", b"a;b\n1", "a.csv seems to be separated by semicolons; separate all rows so"),
+        ("a.csv", b"a\tb\n1", "a.csv seems to be separated by tabs; separate all rows so"),
         ("a.csv", b"a,b,a,b,c\n1,2,3,4,5", "a.csv has more than one column 'a', 'b'; give"),
-        ("a.csv", b",a, \n1,2,3", "a.csv has no name for column 1, 3; name"),
         ("a.csv", b'"a,b\n1,2\n', "a.csv:1 cannot be read (it opens a quote that is never closed); mend"),
         ("a.csv", b"a,caf\xe9\n1,2\n", "a.csv:1 is not utf-8 text"),
     ],
@@ -539,3 +537,24 @@ def test_read_rows() -> None:
         read_rows(Path(write("a.csv", "a,b\n1,2\n3\n")))
     with pytest.raises(InputError, match=r"^there is no file -; check"):
         read_rows(Path("-"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "sep=;\r\ntext;note\r\nA, b;1,5\r\nC;2\r\n",
+        "text;note\nA, b;1,5\nC;2\n",
+        "text\tnote\nA, b\t1,5\nC\t2\n",
+        'text,note,,\n"A, b","1,5",,\nC,2,,\n,,,\n,,,\n',
+        'text,note\n"A, b","1,5",,\nC,2,,\n',
+    ],
+    ids=["separator line", "semicolons", "tabs", "columns that were emptied", "cells beyond the header"],
+)
+def test_tables_that_spreadsheets_write(content: str) -> None:
+    rows = [record.row or {} for record in read("a.csv", "\ufeff" + content)]
+    assert [(row["text"], row["note"]) for row in rows] == [("A, b", "1,5"), ("C", "2")]
+
+
+def test_an_index_without_a_name_gets_one() -> None:
+    (record,) = read("a.csv", ",text\n0,A\n")
+    assert record.row == {"column1": "0", "text": "A"}

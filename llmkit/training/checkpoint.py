@@ -12,10 +12,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from llmkit.errors import CheckpointError
+from llmkit.log import log
 from llmkit.models.source import read_json
+from llmkit.training.row_table import file_hash
 from llmkit.training.sharding import load_optimizer_state, load_parameter
 
 __all__ = [
@@ -23,6 +26,7 @@ __all__ = [
     "Progress",
     "Unlogged",
     "checkpoints",
+    "last_intact",
     "load_checkpoint",
     "load_trained",
     "prune",
@@ -32,6 +36,7 @@ __all__ = [
 
 BUILDING = ".checkpoint-"
 """How the folder of a checkpoint is called until it is complete."""
+_HASHES = "hashes.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -84,6 +89,36 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def last_intact(found: Sequence[Path]) -> Path:
+    """The last of some checkpoints whose files are as they were written; damaged ones are logged.
+
+    Raises:
+        CheckpointError: all of them are damaged.
+    """
+    for folder in reversed(found):
+        if (damaged := _damaged(folder)) is None:
+            return folder
+        log.warning("%s is damaged (%s), so the one before it is taken", folder, damaged)
+    raise CheckpointError(f"{found[-1]} is damaged, and there is none before it", "begin another run")
+
+
+def _damaged(folder: Path) -> str | None:
+    """The name of a file that is not as it was written; checkpoints of older versions have no hashes."""
+    if not (folder / _HASHES).is_file():
+        return None if (folder / "progress.json").is_file() else "progress.json"
+    try:
+        written = read_json(folder / _HASHES)
+        found = _hashes(folder)
+    except (CheckpointError, OSError):
+        return _HASHES
+    return next((name for name, each in written.items() if found.get(name) != each), None)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a checkpoint."""
+    return {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.name != _HASHES}
+
+
 def save_checkpoint(
     folder: Path,
     progress: Progress,
@@ -110,6 +145,7 @@ def save_checkpoint(
     state = {"optimizer": optimizer, "scheduler": scheduler.state_dict(), "random": list(random_states)}
     torch.save(state, building / "state.pt")
     (building / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+    (building / _HASHES).write_text(json.dumps(_hashes(building)), encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     building.rename(final)
     return final
@@ -130,8 +166,10 @@ def load_checkpoint(
         progress = Progress(**{**saved, "unlogged": Unlogged(**saved.get("unlogged", {}))})
         # Numbers and tensors only, but the generator of Python is a nested tuple.
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{folder} is damaged ({error})", "remove it, and resume from the one before") from error
+    except (OSError, EOFError, LookupError, UnpicklingError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder} is damaged ({type(error).__name__})", "remove it, and resume from the one before"
+        ) from error
     load_trained(folder, trained)
     load_optimizer_state(model, optimizer, state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])

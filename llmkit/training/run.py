@@ -34,7 +34,7 @@ from llmkit.models.processes import Member, join
 from llmkit.models.quiet import quiet_transformers
 from llmkit.tasks import Head, Task, Wording
 from llmkit.training.card import draw_losses, model_card
-from llmkit.training.checkpoint import BUILDING, checkpoints, load_trained
+from llmkit.training.checkpoint import BUILDING, checkpoints, last_intact, load_trained
 from llmkit.training.dataset import Part
 from llmkit.training.hub import push, reserve
 from llmkit.training.ledger import describe
@@ -127,7 +127,7 @@ def find_checkpoint(recipe: Recipe, folder: Path, *, resume: bool) -> Path | Non
     if not found:
         log.warning("%s has no checkpoint: the run begins at its first update", folder)
         return None
-    return found[-1]
+    return last_intact(found)
 
 
 @contextmanager

@@ -183,3 +183,9 @@ def test_importing_reads_no_tables() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", ["\x00", "fr\x00", "\ud800", "French\x1b", "", "a" * 5000])
+def test_names_that_no_table_can_look_up(name: str) -> None:
+    with pytest.raises(UsageError, match="unknown language"):
+        find_language(name)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import llmkit
 from llmkit.cli.app import main
@@ -17,7 +18,7 @@ from llmkit.config.settings import given
 from llmkit.errors import CheckpointError, LlmkitError, UsageError
 from llmkit.models.inspect import inspect_source
 from llmkit.tasks import Head
-from llmkit.training.checkpoint import checkpoints
+from llmkit.training.checkpoint import Progress, checkpoints, last_intact, random_state, save_checkpoint
 from llmkit.training.run import finetune
 from llmkit.training.start import open_task
 from tests.conftest import Checkpoint
@@ -419,3 +420,22 @@ def test_another_base_model_is_not_resumed(checkpoint: Checkpoint, tmp_path: Pat
             finetune(recipe, resume=True)
         (base / name).write_text(before, encoding="utf-8")
     assert finetune(recipe, resume=True).progress.step == 4
+
+
+@pytest.mark.parametrize("name", ["trained.safetensors", "state.pt", "progress.json", "hashes.json"])
+def test_a_damaged_checkpoint_is_passed_over(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    for step in (1, 2):
+        save_checkpoint(tmp_path, Progress(step), {"w": weight}, optimizer.state_dict(), scheduler, [random_state()])
+    found = checkpoints(tmp_path)
+    assert last_intact(found) == found[-1]
+    damaged = bytearray((found[-1] / name).read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    (found[-1] / name).write_bytes(damaged)
+    assert last_intact(found) == found[0]
+    assert "checkpoint-2 is damaged" in caplog.text
+    shutil.rmtree(found[0])
+    with pytest.raises(CheckpointError, match="checkpoint-2 is damaged, and there is none before it"):
+        last_intact(found[1:])

@@ -16,7 +16,8 @@ from llmkit.tasks.scripts import is_unspaced
 __all__ = ["meant_breaks", "spread"]
 
 _MARKED = re.compile(
-    r"[^\S\n]*(?:(?:#{1,6}|[-*+•‣◦·▪●○■□◆◇★☆→✓✔✗]|\(?\d{1,3}[.)]|\(?[A-Za-z]\))[^\S\n]|[（(]?[一二三四五六七八九十\d]{1,3}[）、]|[①-⑳])"
+    r"[^\S\n]*(?:(?:#{1,6}|\[[ xX✓✗]?\]|[-*+•‣◦·▪●○■□◆◇★☆→✓✔✗]|\(?\d{1,3}[.)]|\(?[A-Za-z]\))[^\S\n]"
+    r"|[（(]?[一二三四五六七八九十\d]{1,3}[）、]|[①-⑳])"
 )
 _HEADING = re.compile(r"[^\S\n]{0,3}#{1,6}[^\S\n]")
 _DASH = re.compile(r"[–—―‒]\s*")  # who speaks next
@@ -24,6 +25,10 @@ _PAIR = re.compile(r"""["']?[\w.$-]+["']?[^\S\n]*=(?!=)""")
 _NAMED = re.compile(r"""["']?[^\W\d][\w .'/-]{0,30}["']?[^\S\n]*[:：](?:\s|$|(?=[^\x00-\u2e7f]))""")
 _SECTION = re.compile(r"\[[^\]\n]*\]\s*\Z")
 _STAMP = re.compile(r"(?P<bracket>[\[(<])?(?:\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2}:\d{2})")
+_GAP = re.compile(r"\t|\S {3,}\S")  # between columns
+_FLAG = re.compile(r"--?[A-Za-z]")
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+_LINE_BREAK = re.compile(r"<br\s*/?>\Z", re.IGNORECASE)
 _CODE_END = (";", "{", "}")
 _TERMINAL = tuple(".!?…。！？؟।۔")
 _OPEN_END = (*_TERMINAL, *":;,")
@@ -37,24 +42,28 @@ _NARROWEST = 30
 """Cells. Below this no break is taken for a wrap because its line is full."""
 _SHORT_WORD = 3
 """Letters. A line that ends with so short a word in lowercase ("to", "and", "der") goes on, in prose."""
+_SLACK = 10
+"""Lines of prose may stay short of the width by this part of it: some editors make them about equally long."""
 _UNSPACED_SLACK = 4
 """Cells that a line may stay short of the width in scripts without spaces, where no mark may begin a line."""
 
 
 def meant_breaks(lines: Sequence[str]) -> list[bool]:
     """For each line of a paragraph but the last whether the break after it is meant."""
-    return _Paragraph([line.strip() for line in lines], lines).meant() if len(lines) > 1 else []
+    return _Paragraph(lines).meant() if len(lines) > 1 else []
 
 
 class _Paragraph:
     """Lines without a blank one between them."""
 
-    def __init__(self, lines: Sequence[str], raw: Sequence[str]) -> None:
+    def __init__(self, raw: Sequence[str]) -> None:
+        lines = [_TAG.sub("", line).strip() or line.strip() for line in raw]
         self.lines, self.raw = lines, raw
         self.width = max(map(_cells, lines))
         ends = [_ends(line) for line in lines]
         self.stops = any(_STOP_INSIDE.search(line) for line in lines)
         lower = [_case(line) == "lower" for line in lines]
+        self.slack = self.width // _SLACK if self.stops or any(lower[1:]) else 0
         self.prose = ends[-1] or self.stops or any(lower[1:])
         plain = self.width < _NARROW and not self.stops and not any(ends)
         self.list = plain and (len(lines) > 2 or (all(lower) and raw[1][:1].strip() != ""))
@@ -72,7 +81,7 @@ class _Paragraph:
             if _MARKED.match(self.raw[place + 1]) or _HEADING.match(self.raw[place]):
                 found.append(True)
                 item = False
-            elif _own(line, following):
+            elif _own(self.raw[place].strip(), self.raw[place + 1].strip()):
                 found.append(True)
             elif item and _case(following) == "lower":
                 found.append(False)
@@ -85,21 +94,21 @@ class _Paragraph:
         """Whether the break is meant where nothing but the two lines tells."""
         if _case(following) == "lower":
             return False
-        full = self.full(line, following)
         if _ends(line):  # a sentence ends here in any case
-            return not full
+            return not self.full(line, following)
+        full = self.full(line, following, self.slack)
         word = line.split()[-1] if line.split() else ""
         goes_on = len(word) <= _SHORT_WORD and word.isalpha() and word.islower()
         if goes_on and (self.stops or any(_CLAUSE_INSIDE.search(each) for each in self.lines)):
             return False
         return not (full and self.prose and self.width >= _NARROWEST)
 
-    def full(self, line: str, following: str) -> bool:
+    def full(self, line: str, following: str, slack: int = 0) -> bool:
         """Whether the next line's first word had no room on this line."""
         if following and is_unspaced(following[0]):
             return _cells(line) + _UNSPACED_SLACK > self.width
         word = following.split(maxsplit=1)[0] if following else ""
-        return _cells(line) + 1 + _cells(word) > self.width
+        return _cells(line) + 1 + _cells(word) > self.width - slack
 
     def title(self, line: str, following: str) -> bool:
         """A short first line like "Chapter 1" above prose; "I gave it to" above "Mary" is none."""
@@ -118,7 +127,11 @@ def _own(line: str, following: str) -> bool:
         return True
     if (dash := _DASH.match(following)) and _case(following[dash.end() :]) != "lower":
         return True
-    if "\t" in line and "\t" in following:
+    if (_GAP.search(line) and _GAP.search(following)) or (_FLAG.match(line) and _FLAG.match(following)):
+        return True
+    if _LINE_BREAK.search(line):
+        return True
+    if line.endswith(">") and following.startswith("<"):  # elements on lines of their own
         return True
     if line.endswith(_CODE_END) and following.endswith(_CODE_END):
         return True

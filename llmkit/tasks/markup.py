@@ -1,13 +1,14 @@
 """A document's blocks: which are translated, and which stay as they are.
 
-Knows Markdown, HTML, subtitles (SRT, WebVTT), lyrics with times and files of keys with values by the looks of their
-lines: plain text passes through as paragraphs, and in doubt a text is translated. What stays as it is within a block is
-told by `llmkit.tasks.protected`. Knows no language and no model.
+Knows Markdown, HTML, subtitles (SRT, WebVTT, ASS), lyrics with times, JSON, YAML and files of keys with values by the
+looks of their lines: plain text passes through as paragraphs, and in doubt a text is translated. What stays as it is
+within a block is told by `llmkit.tasks.protected`. Knows no language and no model.
 Nothing is ever lost: blocks join to the text again.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -31,6 +32,7 @@ _REFERENCE = re.compile(
 _SEPARATOR = re.compile(r"\s*+(?=[^\n]*\|)\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*\Z")
 _ROW = re.compile(r"\s*\|.*\|\s*\Z", re.DOTALL)
 _QUOTE = re.compile(r"[ \t]*>[ \t]?")
+_QUOTES = re.compile(r"[> \t]*")
 _BULLET = re.compile(r"[ \t]*(?:[-*+•]|(\d{1,9})[.)])(?=\s)[ \t]*")
 _TICK = re.compile(r"\[[ xX]\](?=\s)[ \t]*")
 _FOOTNOTE = re.compile(r" {0,3}\[\^[^\]\s]+\]:[ \t]*")
@@ -56,8 +58,17 @@ _PAIR = re.compile(
     r"""[ \t]*(?:(?:export[ \t]+)?[\w.$-]+[ \t]*=[ \t]*|(?P<key>["'])(?:[^"'\\\r\n]|\\.)*(?P=key)[ \t]*[=:][ \t]*"""
     r"""|[\w$]*[._-][\w.$-]*[ \t]*:[ \t]+|msg(?:ctxt|id|id_plural|str(?:\[\d\])?)[ \t]+|(?="))(?P<quote>["']?)"""
 )
-_PAIR_END = re.compile(r"""["']?[;,]*\s*\Z""")
-_NO_PAIR = re.compile(r"[ \t]*(?:\[[^\]\r\n]*\]|[#;!].*|//.*|[{}\[\](),;]*)\s*\Z")
+_PAIR_END = re.compile(r"""["']?[;,]*\s*\\?\s*\Z""")
+_NO_PAIR = re.compile(r"[ \t]*(?:\[[^\]\r\n]*\]|[#;!].*|//.*|/\*.*\*/|[{}\[\](),;]*)\s*\Z")
+_GOES_ON = re.compile(r"(?<!\\)(?:\\\\)*\\\s*\Z")
+"""The end of a value that goes on in the next line."""
+_MAPPING = re.compile(r"""(?P<indent>[ \t]*)(?:- +)?[a-z_][\w.-]*:(?:[ \t]+(?P<quote>["']?)(?=\S)|(?P<alone>\s*\Z))""")
+_MEMBER = re.compile(r"""[ \t]*- +(?P<quote>["']?)|[ \t]*#.*\s*\Z|(?:---|\.\.\.)\s*\Z""")
+"""Lines of YAML: keys in lowercase with their values, members of lists, comments."""
+_JSON_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"(\s*:)?')
+_EVENT = re.compile(r"Dialogue: *(?:[^,\r\n]*,){9}")
+_ESCAPE = re.compile(r"(?:\\[Nnrt])+")
+"""Line breaks and tabs as they are written in one line."""
 _NO_WORDS = re.compile(r"(?:true|false|null|none|yes|no|on|off|\S*[/\\@]\S*)\Z", re.IGNORECASE)
 _CODE_SIGNS = re.compile(r"[{}()\[\]=<>;$_/\\|&#@`~^+*]|\d")
 
@@ -91,6 +102,8 @@ class _Reader:
         self.lines: list[str] = _LINE.findall(text)
         self.at = 0
         self.paragraph: list[str] = []
+        self.quote = ""
+        """The ``>`` that the paragraph's lines begin with."""
         self.margin = ""
         """The indent of the paragraph's first line, where that is all that stands before it."""
         self.blank = True
@@ -106,6 +119,8 @@ class _Reader:
         if self.lines and self.lines[0].startswith("\ufeff"):  # a byte order mark
             yield Block("\ufeff", translate=False)
             self.lines[0] = self.lines[0][1:]
+        if self.lines and self.lines[0].strip() == "[Script Info]":
+            yield from self.script()
         yield from self.kept(self.front_matter())
         while self.at < len(self.lines):
             line = self.lines[self.at]
@@ -117,6 +132,12 @@ class _Reader:
             whole = self.verbatim()
             if header := self.cue_header(self.at):
                 yield from self.cue(header)
+            elif number := self.json():
+                yield from self.close()
+                yield from self.strings(number)
+            elif number := self.mapping():
+                yield from self.close()
+                yield from self.members(number)
             elif pairs := self.pairs():
                 yield from self.close()
                 yield from self.values(pairs)
@@ -160,37 +181,84 @@ class _Reader:
             self.at += 1
         yield from _trimmed("".join(words), cue=True)
 
+    def script(self) -> Iterator[Block]:
+        """Subtitles as SubStation Alpha (ASS): of its events the words."""
+        for line in self.lines:
+            event = _EVENT.match(line)
+            if event is None:
+                yield Block(line, translate=False)
+                continue
+            yield Block(event[0], translate=False)
+            yield from _unescaped(line[event.end() :])
+        self.at = len(self.lines)
+
+    def json(self) -> int:
+        """How many of the next lines are JSON: the rest of the document, or this one."""
+        if self.paragraph or not self.lines[self.at].lstrip().startswith(("{", "[")):
+            return 0
+        if self.at == 0 and _is_json("".join(self.lines)):
+            return len(self.lines)
+        return 1 if _is_json(self.lines[self.at]) else 0
+
+    def strings(self, number: int) -> Iterator[Block]:
+        """The strings of JSON that are no keys."""
+        text, at = "".join(self.lines[self.at : self.at + number]), 0
+        for string in _JSON_STRING.finditer(text):
+            if string[2] is None and not _NO_WORDS.match(string[1]):
+                yield Block(text[at : string.start(1)], translate=False)
+                yield from _unescaped(string[1])
+                at = string.end(1)
+        yield Block(text[at:], translate=False)
+        self.at += number
+
+    def mapping(self) -> int:
+        """How many of the next lines are YAML, up to a blank line: keys, and values that are indented or listed."""
+        if self.paragraph or not _MAPPING.match(self.lines[self.at]):
+            return 0
+        lines = self.lines[self.at : self.at + self.to_blank()]
+        keys = [found for line in lines if (found := _MAPPING.match(line))]
+        if len(keys) < 2 or not all(_MAPPING.match(line) or _MEMBER.match(line) for line in lines):
+            return 0
+        nested = any(key["alone"] is not None or key["indent"] or key["quote"] for key in keys)
+        return len(lines) if nested else 0
+
+    def members(self, number: int) -> Iterator[Block]:
+        """The values of such lines."""
+        for line in self.lines[self.at : self.at + number]:
+            yield from _value(line, _MAPPING.match(line) or _MEMBER.match(line))
+        self.at += number
+
     def pairs(self) -> int:
         """How many of the next lines are keys with their values, or belong to such; 0 where fewer than two are."""
         if self.paragraph:
             return 0
         number = found = 0
+        goes_on = False
         for line in self.lines[self.at :]:
             if not line.strip():
                 break
-            pair = bool(_PAIR.match(line))
-            if not pair and not _NO_PAIR.match(line):
+            pair = not goes_on and bool(_PAIR.match(line))
+            if not pair and not goes_on and not _NO_PAIR.match(line):
                 return 0
+            goes_on = (pair or goes_on) and bool(_GOES_ON.search(line))
             number, found = number + 1, found + pair
         return number if found > 1 or (found and number > 1) else 0
 
     def values(self, number: int) -> Iterator[Block]:
         """The values of such lines."""
+        goes_on = False
         for line in self.lines[self.at : self.at + number]:
-            pair = _PAIR.match(line) if not _NO_PAIR.match(line) else None
-            end = _PAIR_END.search(line, pair.end() if pair else 0) if pair else None
-            value = line[pair.end() : end.start()] if pair and end else ""
-            if not pair or not end or _NO_WORDS.match(value):
-                yield Block(line, translate=False)
-                continue
-            yield Block(line[: pair.end()], translate=False)
-            yield from _trimmed(value, line[end.start() :])
+            pair = _INDENT.match(line) if goes_on else None if _NO_PAIR.match(line) else _PAIR.match(line)
+            yield from _value(line, pair)
+            goes_on = pair is not None and bool(_GOES_ON.search(line))
         self.at += number
 
     def close(self) -> Iterator[Block]:
         """The paragraph that is open, without the whitespace at its end."""
         if self.paragraph:
-            yield from _trimmed("".join(self.paragraph))
+            text = "".join(self.paragraph)
+            plain = self.paragraph[0] + "".join(_blanked(line) for line in self.paragraph[1:]) if self.quote else text
+            yield from _trimmed(text, plain="" if plain == text else plain)
             self.paragraph = []
 
     def prose(self, line: str) -> Iterator[Block]:
@@ -204,6 +272,7 @@ class _Reader:
             yield Block(prefix, translate=False)
             self.paragraph = [line[len(prefix) :]]
             self.margin = prefix if prefix.isspace() else ""
+            self.quote = _QUOTES.match(prefix)[0].rstrip()  # type: ignore[index]
             if self.blank and not prefix:
                 self.list = 0
         if heading:
@@ -216,10 +285,15 @@ class _Reader:
         """Whether a line belongs to the sentence of the line before it."""
         if not prefix:
             return True
+        if self.quote:
+            return prefix.rstrip() == self.quote and bool(line[len(prefix) :].strip())
         if not prefix.isspace():
             return False
+        last = self.paragraph[-1].rstrip()
+        if line[len(prefix)].islower() and last[-1:].isalpha() and not _CODE_SIGNS.search(line):
+            return True
         # An indent begins a paragraph, as in novels, unless all of the paragraph is indented.
-        return bool(self.list) or (prefix == self.margin and not self.paragraph[-1].rstrip().endswith(_TERMINAL))
+        return bool(self.list) or (prefix == self.margin and not last.endswith(_TERMINAL))
 
     def prefix(self, line: str) -> tuple[str, bool]:
         """The marks that a line begins with, and whether it is a heading."""
@@ -371,14 +445,49 @@ class _Reader:
                 start = pipe + 1
 
 
-def _trimmed(text: str, rest: str = "", *, cue: bool = False) -> Iterator[Block]:
+def _value(line: str, key: re.Match[str] | None) -> Iterator[Block]:
+    """A line, with the value behind its key to be translated."""
+    end = _PAIR_END.search(line, key.end()) if key else None
+    value = line[key.end() : end.start()] if key and end else ""
+    if not key or not end or _NO_WORDS.match(value):
+        yield Block(line, translate=False)
+        return
+    yield Block(line[: key.end()], translate=False)
+    yield from _unescaped(value)
+    yield Block(line[end.start() :], translate=False)
+
+
+def _unescaped(text: str) -> Iterator[Block]:
+    """The parts of a value between its line breaks."""
+    at = 0
+    for mark in _ESCAPE.finditer(text):
+        yield from _trimmed(text[at : mark.start()])
+        yield Block(mark[0], translate=False)
+        at = mark.end()
+    yield from _trimmed(text[at:])
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _blanked(line: str) -> str:
+    """A quoted line with spaces in place of its marks."""
+    end = _QUOTES.match(line).end()  # type: ignore[union-attr]
+    return " " * end + line[end:]
+
+
+def _trimmed(text: str, rest: str = "", *, cue: bool = False, plain: str = "") -> Iterator[Block]:
     """A text to translate, with the whitespace around it kept apart, and a rest that is kept."""
     start = len(text) - len(text.lstrip())
     end = max(len(text.rstrip()), start)
     if end < len(text) and text[start:end].endswith("\\"):  # Markdown for a hard line break
         end = max(len(text[: end - 1].rstrip()), start)
     yield Block(text[:start], translate=False)
-    yield Block(text[start:end], translate=True, cue=cue)
+    yield Block(text[start:end], translate=True, cue=cue, unquoted=plain[start:end])
     yield Block(text[end:] + rest, translate=False)
 
 

@@ -19,6 +19,8 @@ class Block:
     translate: bool
     cue: bool = False
     """Its lines are those of a screen: a sentence may go across them, and there are to be as many afterwards."""
+    unquoted: str = ""
+    """The text with spaces in place of the marks that its lines but the first begin with, such as ``> ``."""
 
 
 _CJK = r"\u2e80-\u303f\u3040-\u30ff\u3100-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
@@ -28,6 +30,7 @@ _CONVERSION = r"(?:\d+\$)?[-+#0]*+(?:\d++|\*)?(?:\.(?:\d++|\*))?(?:hh|h|ll|l|L|z
 _SPANS = re.compile(
     "|".join(
         [
+            r"(?P<columns>(?<=\S)(?:\t[ \t]*| {4,}\t?)(?=\S)|[._]{5,})",
             r"(?P<comment><!--(?:(?!<!--|-->).)*+-->)",
             r"(?P<special><[|｜][^|｜<>\n]{1,64}[|｜]>)",
             r"(?P<stamp><\d{1,3}:\d{2}(?:[:.]\d{1,3}){0,2}>)",

@@ -27,6 +27,8 @@ __all__ = ["Translation"]
 
 _ROUTE = "_route"
 """The column that carries the languages of a row once they are known."""
+_JOINING = frozenset(("and", "or", "to", "und", "oder", "bzw.", "en", "of", "och", "og", "eller"))
+"""Words after a hyphen that stands for a part of the next word."""
 _UNSURE = 0.7
 """Below this probability the detected language is said to be a guess."""
 
@@ -189,11 +191,14 @@ class Translation(Task):
             offset, start = start, start + len(block.text)
             if not block.translate:
                 continue
-            for piece in sentences(block.text, tag, wrapped=block.cue) if by_sentence else [block.text]:
+            cut = by_sentence or bool(block.unquoted)
+            whole = block.unquoted or block.text
+            for piece in sentences(whole, tag, wrapped=block.cue) if cut else [whole]:
                 for part in self._parts(piece, tag, reader, room):
                     stripped = part.strip()
                     if any(character.isalpha() for character in stripped) and protected(part) != [(0, len(part))]:
-                        yield _Segment(stripped, offset + part.index(stripped), _kept_lines(stripped, block.cue))
+                        lines = _kept_lines(stripped, block.cue, meant=not cut)
+                        yield _Segment(stripped, offset + part.index(stripped), lines, bool(block.unquoted))
                     offset += len(part)
 
     def _parts(self, piece: str, tag: str, reader: Reader, room: int | None) -> list[str]:
@@ -236,6 +241,8 @@ class _Segment:
     start: int
     lines: Literal["", "meant", "cue"] = ""
     """What its line breaks are: nothing that is kept, of lines on their own, or of a subtitle."""
+    quoted: bool = False
+    """Whether further lines would need marks before them."""
     translation: str | None = None
     settled: bool = False
 
@@ -247,7 +254,7 @@ class _Segment:
         joined = _on_one_line(translation)
         if self.lines == "cue":
             found = spread(joined, lines, protected(joined))
-        elif len(lines) == 1:
+        elif len(lines) == 1 or self.quoted:
             found = [joined]
         self.translation = newline.join(found)
         self.settled = survives(self.text, self.translation) and (self.lines != "meant" or len(found) == len(lines))
@@ -302,10 +309,11 @@ def _on_one_line(text: str) -> str:
     return " ".join(filter(None, map(str.strip, text.splitlines())))
 
 
-def _kept_lines(text: str, cue: bool) -> Literal["", "meant", "cue"]:
+def _kept_lines(text: str, cue: bool, *, meant: bool) -> Literal["", "meant", "cue"]:
+    """What the line breaks of a segment are; ``meant`` is whether some may be: sentences end at them already."""
     if len(lines := text.splitlines()) < 2:
         return ""
-    return "cue" if cue else "meant" if any(meant_breaks(lines)) else ""
+    return "cue" if cue else "meant" if meant and any(meant_breaks(lines)) else ""
 
 
 def _in_languages(result: Result, route: Route) -> Result:
@@ -318,5 +326,12 @@ def _unwrap(text: str) -> str:
     lines = [line.strip() for line in text.splitlines()]
     joined = lines[0] if lines else ""
     for line in filter(None, lines[1:]):
-        joined += line if is_unspaced(joined[-1:]) and is_unspaced(line[0]) else f" {line}"
+        unspaced = is_unspaced(joined[-1:]) and is_unspaced(line[0])
+        joined += line if unspaced or _is_divided(joined, line) else f" {line}"
     return joined
+
+
+def _is_divided(line: str, following: str) -> bool:
+    """Whether a word goes on in the next line: "govern-", "ment"; not "Ein-", "und Ausgabe"."""
+    word = following.split(maxsplit=1)[0]
+    return len(line) > 1 and line[-1] == "-" and line[-2].isalpha() and word[0].islower() and word not in _JOINING

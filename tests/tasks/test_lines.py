@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 
 import pytest
@@ -80,11 +81,16 @@ LISTS = [
     "วันจันทร์\nวันอังคาร",
     "الإثنين\nالثلاثاء\nالأربعاء",
     "понедельник\nвторник\nсреда",
+    "[ ] buy milk\n[x] call mom",
+    "-h, --help     show the help\n-q, --quiet    say nothing",
 ]
 WRAPPED = [
     "Plain prose, wrapped\nat some width.",
     "Der Hund lief gestern durch den großen dunklen\nWald und kam nicht zurück.",
     "The quick brown fox jumps over the lazy dog and then runs away from\nLondon to Paris, where it lives happily.",
+    'The key words "MUST", "MUST NOT", "REQUIRED", "SHALL", "SHALL\nNOT", "SHOULD", "SHOULD NOT", "RECOMMENDED", '
+    '"MAY", and "OPTIONAL" in\nthis document are to be interpreted as described in RFC 2119.',
+    "A: It is a program that\n   translates texts.",
     "Then we met Anna and\nPeter, who went to the store yesterday with\nher brother",
     "Это очень длинное предложение, которое было перенесено на\nследующую строку, потому что оно не помещалось.",
     "我们今天去公园散步，天气非常好，公园里面有很多\n人在唱歌跳舞，孩子们也在草地上面跑来跑去，大家\n都很开心。",
@@ -108,6 +114,37 @@ def test_a_wrapped_paragraph_is_translated_by_sentences(text: str) -> None:
     translated, seen = translate(text)
     assert len(seen) == 1
     assert "\n" not in translated
+
+
+LETTER = (
+    "Die Regierung hat am Mittwoch beschlossen, dass die Kosten für den Ausbau der Strecke zwischen Hamburg und Berlin "
+    "vom Bund getragen werden. Der Minister erklärte, Bürger und Unternehmen sollten von der Entscheidung Vorteile "
+    "haben. Kritiker sagen, Geld werde an anderer Stelle fehlen, und verweisen auf Schulen, Häuser und Straßen."
+)
+
+
+@pytest.mark.parametrize("width", [35, 40, 50, 60, 72, 80, 100])
+@pytest.mark.parametrize("mark", ["", "> "])
+def test_sentences_of_a_letter_are_the_same_at_every_width(width: int, mark: str) -> None:
+    wrapped = textwrap.fill(LETTER, width, initial_indent=mark, subsequent_indent=mark)
+    translated, seen = translate(f"{wrapped}\n{mark}\n{mark}Ende.\n")
+    assert seen == [*(part.strip() for part in sentences(LETTER, "de")), "Ende."]
+    assert translated.splitlines()[0].startswith(f"{mark}DIE REGIERUNG")
+    assert translated.splitlines()[-2:] == [mark, f"{mark}ENDE."]
+
+
+def test_tags_are_no_words_of_a_line() -> None:
+    assert meant_breaks(["<p>This is a paragraph that", "is wrapped.</p>"]) == [False]
+
+
+def test_a_word_that_was_divided_is_one() -> None:
+    translated, _ = translate("The govern-\nment has a plan for pre- and\nafter-work, or mid-\nand end-of-day, travel.")
+    assert translated == "THE GOVERN-MENT HAS A PLAN FOR PRE- AND AFTER-WORK, OR MID- AND END-OF-DAY, TRAVEL."
+
+
+def test_columns_are_kept_where_the_model_loses_them() -> None:
+    text = "Soup          4.50\nSalad\tfresh\nChapter ........ 1\n"
+    assert translate(text, model=lambda part: " ".join(part.replace(".", "").split()).upper())[0] == text.upper()
 
 
 def test_a_model_that_glues_lines_is_asked_for_each() -> None:
@@ -151,6 +188,14 @@ and it rains
 00:05.000 --> 00:06.000
 <00:05.500>Bye now.
 """
+ASS = """[Script Info]
+Title: Default file
+
+[Events]
+Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
+Dialogue: 0,0:00:01.00,0:00:03.00,Default,,0,0,0,,Hello there,\\Nmy friend.
+Dialogue: 0,0:00:03.50,0:00:05.00,Default,Jo,0,0,0,,{\\i1}How are you?{\\i0}
+"""
 KEPT = {
     SRT: ["Hello there.", "I told you that", "I would come", "back", "soon.", "Who is it?", "Me."],
     VTT: ["We are in", "New York City", "and it rains", "Bye now."],
@@ -159,6 +204,19 @@ KEPT = {
     '"hello" = "Hello world";\n"bye" = "Bye";\n': ["Hello world", "Bye"],
     '{\n  "a": "Hello",\n  "b": "World"\n}\n': ["Hello", "World"],
     "[main]\ntitle=My app\n": ["My app"],
+    "# note\na.b=Hello, {0}!\\n\\\n   Welcome back\nc.d=Bye\n": ["Hello,", "Welcome back", "Bye"],
+    "<li>One thing</li>\n<li>and another</li>\n": ["One thing", "and another"],
+    "Hello there<br>\nhow are you\n": ["Hello there", "how are you"],
+    '/* Button */\n"bye" = "Goodbye";\n': ["Goodbye"],
+    'title: My page\ntags:\n  - cats\n  - "some dogs"\n': ["My page", "cats", "some dogs"],
+    '{"text": "Good \\"day\\"", "parts": ["one", "two"], "n": 1}\n[{"text": "Bye"}]\n': [
+        "Good",
+        "day",
+        "one",
+        "two",
+        "Bye",
+    ],
+    ASS: ["Hello there,", "my friend.", "How are you?"],
     "10:00 Opening remarks\n10:30 Keynote\n": ["Opening remarks", "Keynote"],
 }
 

@@ -347,7 +347,7 @@ Strategy = Literal["no", "steps", "epoch"]
 class TrainSection(Section):
     """How it is trained; `transformers.TrainingArguments` has the same names."""
 
-    output_dir: str
+    output_dir: Annotated[str, Field(min_length=1)]
     """Folder for the result. A folder with a run in it is refused."""
     num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
     max_steps: Annotated[int, Field(ge=-1)] = -1

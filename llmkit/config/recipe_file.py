@@ -7,6 +7,7 @@ declared in `llmkit.config.recipe`.
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -83,6 +84,50 @@ RENAMED: dict[str, str] = {
     "lora_target_modules": "adapter.target_modules",
     "use_peft": "an adapter section",
     "resume_from_checkpoint": "llmkit finetune --resume",
+    "data_seed": "data.seed",
+    "deepspeed": "accelerate.fsdp_config, since DeepSpeed is not supported",
+    "fsdp": "accelerate.fsdp_config",
+    "do_eval": "train.eval_strategy",
+    "generation_max_length": "settings.max_new_tokens",
+    "logging_strategy": "train.logging_steps",
+    # Axolotl and LLaMA-Factory.
+    "base_model": "model.name_or_path",
+    "dataset": "data.train",
+    "datasets": "data.train",
+    "test_datasets": "data.validation",
+    "eval_dataset": "data.validation",
+    "val_set_size": "data.validation_fraction",
+    "val_size": "data.validation_fraction",
+    "sequence_len": "data.max_length",
+    "cutoff_len": "data.max_length",
+    "max_samples": "data.train.max_rows",
+    "dataset_text_field": "data.train.columns: {text: COLUMN}",
+    "train_on_inputs": "data.loss_on: all, or target",
+    "train_on_prompt": "data.loss_on: all, or target",
+    "micro_batch_size": "train.per_device_train_batch_size",
+    "eval_batch_size": "train.per_device_eval_batch_size",
+    "sample_packing": "train.packing",
+    "optimizer": "train.optim",
+    "lr_scheduler": "train.lr_scheduler_type",
+    "num_epochs": "train.num_train_epochs",
+    "evals_per_epoch": "train.eval_strategy: epoch, or train.eval_steps",
+    "saves_per_epoch": "train.save_strategy: epoch, or train.save_steps",
+    "load_best_model": "train.load_best_model_at_end",
+    "wandb_project": "train.report_to: [wandb]",
+    "use_wandb": "train.report_to: [wandb]",
+    "finetuning_type": "an adapter section, or none to train all weights",
+    "lora_rank": "adapter.r",
+    "lora_target": "adapter.target_modules",
+    "lora_target_linear": "adapter.target_modules: all-linear",
+    "lora_modules_to_save": "adapter.modules_to_save",
+    "additional_target": "adapter.modules_to_save",
+    "adapter_name_or_path": "model.name_or_path: the adapter",
+    "lora_model_dir": "model.name_or_path: the adapter",
+    "quantization_bit": "model.quantize",
+    "flash_attention": "model.attn_implementation: flash_attention_2",
+    "flash_attn": "model.attn_implementation: flash_attention_2",
+    "template": "tokenizer.chat_template",
+    "mixed_precision": "train.bf16 or train.fp16",
 }
 """Names that are not keys, and what to write in their place."""
 
@@ -99,6 +144,20 @@ REMOVED: dict[str, str] = {
     "tpu_metrics_debug": "leave it out: llmkit does not train on TPUs",
     "tpu_num_cores": "leave it out: llmkit does not train on TPUs; accelerate.num_processes counts other devices",
     "use_legacy_prediction_loop": "leave it out: there is one evaluation loop",
+    # Without effect or place here.
+    "do_train": "leave it out: llmkit finetune trains",
+    "do_predict": "leave it out: llmkit evaluate answers rows with the result",
+    "early_stopping_threshold": "leave it out: each better evaluation counts",
+    "gradient_checkpointing_kwargs": "leave it out: train.activation_checkpointing is not reentrant",
+    "inference_mode": "leave it out: an adapter that is trained is not in it",
+    "dataloader_num_workers": "leave it out: examples are prepared before the first update",
+    "label_names": "leave it out: labels are made from the rows",
+    "plot_loss": "leave it out: loss.png is always written",
+    "predict_with_generate": "leave it out: train.metric_for_best_model generates where its metric needs it",
+    "remove_unused_columns": "leave it out: columns that are not used are reported",
+    "overwrite_cache": "leave it out: changed files are noticed",
+    "stage": "leave it out: recipes are supervised training",
+    "task_type": "leave it out: it follows from the model",
 }
 """Names without a key in their place, and what to do."""
 
@@ -387,12 +446,14 @@ def _first_problem(
     problem = min(problems, key=lambda each: each["type"] not in ("extra_forbidden", "union_tag_invalid"))
     place = _place(problem["loc"], content, extra=problem["type"] in ("missing", "extra_forbidden"))
     tag = str(problem.get("ctx", {}).get("discriminator", "")).strip("'")
-    said, fix = _sentence(problem, place)
+    # A value that may be of several types has a problem for each.
+    said, fix = _sentence(problem, place, [each for each in problems if _place(each["loc"], content) == place])
     # What does not go together has no place but the key that its message begins with.
     named = place or tuple(said.split(maxsplit=1)[0].split("."))
     where = _where((*named, *([tag] if tag else [])), name, lines, changed)
     more = len({_place(each["loc"], content) for each in problems}) - 1
-    return UsageError(f"{where}: {said}{f' (and {more} more problems)' if more > 0 else ''}", fix)
+    others = f" (and {more} more problem{'s' if more > 1 else ''})" if more > 0 else ""
+    return UsageError(f"{where}: {said}{others}", fix)
 
 
 def _place(loc: Sequence[Any], content: Any, *, extra: bool = False) -> Place:
@@ -422,8 +483,12 @@ def _where(place: Place, name: str, lines: Mapping[Place, int], changed: Sequenc
     return name
 
 
-def _sentence(problem: Any, place: Place) -> tuple[str, str]:
-    """What is wrong, and what to do."""
+def _sentence(problem: Any, place: Place, alike: Sequence[Any]) -> tuple[str, str]:
+    """What is wrong, and what to do.
+
+    Args:
+        alike: the problems of the same value, this one among them.
+    """
     key, kind, context = ".".join(map(str, place)), problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
         return f"{key} is no key", _instead(str(place[-1]), place[:-1])
@@ -432,7 +497,7 @@ def _sentence(problem: Any, place: Place) -> tuple[str, str]:
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         name = str(context["discriminator"]).strip("'")
         choices = [choice.strip(" '") for choice in str(context.get("expected_tags", "")).split(",") if choice]
-        choices = choices or list(_section_names("adapter", "peft_type") if "adapter" in place else _TASKS)
+        choices = choices or list(_tags(name))
         return f"{'.'.join(filter(None, (key, name)))} is {context.get('tag', 'missing')}", _choose(
             str(context.get("tag", "")), choices
         )
@@ -442,8 +507,52 @@ def _sentence(problem: Any, place: Place) -> tuple[str, str]:
     if kind == "value_error":
         said, _, fix = str(context["error"]).partition("; ")
         return f"{key}: {said}" if key else said, fix
+    if kind in _TYPES:
+        wanted = [_TYPES.get(each["type"]) or str(each.get("ctx", {}).get("expected", "")) for each in alike]
+        fix = _of_type(problem["input"], kind, " or ".join(filter(None, wanted)))
+        required = any(
+            key in section.model_fields and section.model_fields[key].is_required() for section in _sections()
+        )
+        return f"{key} is {_shown(problem['input'])}", fix.removesuffix(_OR_NOTHING) if required else fix
     message = str(problem["msg"])
     return f"{key} is {_shown(problem['input'])}", f"{message[:1].lower()}{message[1:]}"
+
+
+_TYPES = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "text in quotation marks",
+    "list_type": "a list, such as [a, b]",
+    "dict_type": "keys and values",
+    "model_type": "keys and values",
+    "model_attributes_type": "keys and values",
+}
+"""From pydantic's types of problems to what is expected."""
+_OR_NOTHING = ", or leave it out"
+_TRUE, _FALSE = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")
+
+
+def _of_type(value: Any, kind: str, wanted: str) -> str:
+    """What to write for a value of another type than is expected: the same where it can be known."""
+    text = str(value).strip().lower()
+    if value is None:
+        return f"write {wanted}{_OR_NOTHING}"
+    if kind == "bool_type" and text in (*_TRUE, *_FALSE):
+        return f"write {'true' if text in _TRUE else 'false'}, without quotation marks"
+    if kind == "list_type" and isinstance(value, str) and value:
+        return f"write a list: [{value}]"
+    if kind in ("int_type", "int_from_float", "float_type") and not isinstance(value, bool):
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if kind == "float_type" and math.isfinite(number):
+            return f"write {text.replace('_', '')}, without quotation marks"
+        if number.is_integer():
+            return f"write {int(number)}, without quotation marks or a dot"
+    return f"write {wanted}"
 
 
 def _shown(value: object) -> str:
@@ -452,7 +561,7 @@ def _shown(value: object) -> str:
 
 
 def _choose(given: str, choices: Sequence[str]) -> str:
-    near = get_close_matches(given, choices, n=1)
+    near = [each for each in choices if each.lower() == given.lower()] or get_close_matches(given, choices, n=1)
     return f"{f'did you mean {near[0]}? ' if near else ''}choose from {', '.join(choices)}"
 
 
@@ -472,7 +581,16 @@ def _instead(name: str, parent: Place) -> str:
     return f"keys here are {', '.join(sorted(here))}" if here else "leave it out"
 
 
-_TASKS = ("text-generation", "summarization", "question-answering", "dialogue", "translation")
+def _tags(name: str) -> Iterator[str]:
+    """The values of a key that says which section it is in."""
+    found: dict[str, None] = {}
+    pending = _sections()
+    for section in pending:  # to which it adds
+        if name in section.model_fields:
+            found |= dict.fromkeys(map(str, get_args(section.model_fields[name].annotation)))
+        for field in section.model_fields.values():
+            pending += _models(field.annotation)
+    yield from found
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -48,7 +48,7 @@ def test_yaml_means_what_it_says(load: Any) -> None:
     ("old", "new", "said"),
     [
         ("learning_rate", "learning_rat", "a.yaml:11: train.learning_rat is no key; did you mean learning_rate?"),
-        ("model:", "modle:", "a.yaml:4: modle is no key (and 1 more problems); did you mean model?"),
+        ("model:", "modle:", "a.yaml:4: modle is no key (and 1 more problem); did you mean model?"),
         ("r: 8", "rr: 8", "a.yaml:6: adapter.rr is no key; did you mean r?"),
         ("rows.jsonl", "{pathh: a}", "a.yaml:8: data.train.pathh is no key; did you mean path?"),
         ("output_dir: out", "output_dir: out\n  max_length: 5", "a.yaml:11: train.max_length is no key; it belongs to"),
@@ -112,7 +112,7 @@ def test_overrides_win_in_order_and_are_typed(load: Any) -> None:
     [
         ("train.lerning_rate=1", "--set train.lerning_rate: train.lerning_rate is no key; did you mean learning_rate?"),
         ("foo.bar=1", "--set foo.bar: foo is no key"),
-        ("train.max_steps=x", "--set train.max_steps: train.max_steps is 'x'; input should be a valid integer"),
+        ("train.max_steps=x", "--set train.max_steps: train.max_steps is 'x'; write a whole number"),
         ("data.train.0.path=x", "--set data.train.0.path: data.train has no keys"),
         ("train.seed", "--set train.seed is no pair"),
         ("train.seed=!!int x", "--set train.seed has a value that cannot be read (invalid literal for int()"),
@@ -214,6 +214,31 @@ def test_a_name_that_transformers_5_removed_is_told_its_replacement(name: str, l
         load(TEXT, f"train.{name}=1")
     assert REMOVED_BY_V5[name] in caught.value.fix
     assert "did you mean" not in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("written", "fix"),
+    [
+        ('train.learning_rate="1e-4"', "write 1e-4, without quotation marks"),
+        ("train.max_steps=1e3", "write 1000, without"),
+        ("train.bf16=yes", "write true, without"),
+        ('train.fp16="false"', "write false, without"),
+        ("train.packing=often", "write true or false or 'auto'"),
+        ("train.per_device_train_batch_size=null", "write a whole number, or leave it out"),
+        ("train=null", "write keys and values"),
+        ("train.freeze=embed", "write a list: [embed]"),
+        ("adapter={r: 8}", "choose from LORA, IA3"),
+        ("adapter.peft_type=lora", "did you mean LORA?"),
+        ("train.deepspeed=zero3.json", "accelerate.fsdp_config"),
+        ("lora_rank=8", "write adapter.r"),
+        ("sequence_len=8", "write data.max_length"),
+    ],
+)
+def test_what_other_programs_write_is_told_as_it_is_written_here(written: str, fix: str, load: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(TEXT, written)
+    assert caught.value.fix.startswith(fix) or fix in caught.value.fix.removeprefix("write ")
+    assert not caught.value.fix.endswith(("choose from ", " or "))
 
 
 def test_every_shipped_recipe_is_valid_and_opens_with_its_command() -> None:

@@ -125,7 +125,7 @@ def test_training_apart_needs_several_processes_and_whole_models(
     recipe = str(write_recipe(tmp_path, checkpoint("llama")))
     one = ["finetune", recipe, "--set", "accelerate.local_sgd_steps=4"]
     assert main(one) == 2
-    assert "is about several processes, and this is one; leave it out" in capsys.readouterr().err
+    assert "needs several processes, and this is one; leave it out" in capsys.readouterr().err
     for other in ("accelerate.deepspeed_config={}", "train.optim=paged_adamw_8bit", "train.fp16=true"):
         assert main([*one, "--set", other]) == 2
         assert "local_sgd_steps averages" in capsys.readouterr().err

@@ -88,7 +88,6 @@ RENAMED: dict[str, str] = {
     "deepspeed": "accelerate.fsdp_config, since DeepSpeed is not supported",
     "fsdp": "accelerate.fsdp_config",
     "do_eval": "train.eval_strategy",
-    "generation_max_length": "settings.max_new_tokens",
     "logging_strategy": "train.logging_steps",
     # Axolotl and LLaMA-Factory.
     "base_model": "model.name_or_path",
@@ -148,6 +147,7 @@ REMOVED: dict[str, str] = {
     "do_train": "leave it out: llmkit finetune trains",
     "do_predict": "leave it out: llmkit evaluate answers rows with the result",
     "early_stopping_threshold": "leave it out: each better evaluation counts",
+    "generation_max_length": "leave it out: --max-new-tokens is said when answers are generated",
     "gradient_checkpointing_kwargs": "leave it out: train.activation_checkpointing is not reentrant",
     "inference_mode": "leave it out: an adapter that is trained is not in it",
     "dataloader_num_workers": "leave it out: examples are prepared before the first update",

@@ -7,12 +7,13 @@ a model is the business of `llmkit.models.adapters`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmkit.errors import CheckpointError, TaskMismatchError
+from llmkit.models.checkpoint import tensor_counts, tensor_shapes, weight_files
 from llmkit.models.source import ADAPTER_CONFIG, read_json
 from llmkit.tasks import Head
 
@@ -20,16 +21,21 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "OTHER_BASE",
     "TASK_TYPES",
     "adapter_weights",
     "brings_head",
     "check_adapter",
+    "check_base",
+    "embedding_rows",
     "place_names",
     "vocabulary_size",
     "weights_file",
 ]
 
 TASK_TYPES = {Head.CAUSAL: "CAUSAL_LM", Head.SEQ2SEQ: "SEQ_2_SEQ_LM", Head.SPAN: "QUESTION_ANS"}
+
+OTHER_BASE = "name the base that it was trained on with --base (base= in Python)"
 
 _WRAPPERS = frozenset({"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod", "default", "module"})
 """Parts of a tensor's name that come from how a program held the model, and PEFT's name for the only adapter."""
@@ -101,6 +107,77 @@ def adapter_weights(adapter: Path) -> dict[str, torch.Tensor]:
         return load_file(file)
     except SafetensorError as error:
         raise CheckpointError(f"{file} is cut off or corrupt ({error})", "copy or download it again") from error
+
+
+def check_base(adapter: Path, folder: Path) -> None:
+    """Refuse a LoRA adapter that was trained on another model, as far as the headers of both show.
+
+    Raises:
+        CheckpointError: a layer has another size, or is not in the base at all.
+    """
+    settings, weights = read_json(adapter / ADAPTER_CONFIG), _shapes(adapter)
+    in_blocks = settings.get("use_qalora") or settings.get("use_bdlora")
+    if settings.get("peft_type") != "LORA" or in_blocks or not weights:
+        return
+    base = _base_shapes(folder)
+    layers = {_unnumbered(name) for name in base}
+    ranks = None if settings.get("rank_pattern") or settings.get("target_parameters") else settings.get("r")
+    for name, shape in weights.items():
+        for *module, part in map(_core_of_part, _cores(name, "lora_")):
+            if part not in ("lora_A", "lora_B") or len(shape) != 2:
+                continue
+            rank, size = shape if part == "lora_A" else reversed(shape)
+            place = (*module, "weight")
+            if isinstance(ranks, int) and rank != ranks:
+                raise _no_fit(adapter, f"{name} is of rank {rank} and {ADAPTER_CONFIG} says {ranks}", "correct its r")
+            if len(base.get(place, ())) == 2 and size not in base[place] and not _is_table(base[place], folder):
+                raise _no_fit(adapter, f"{name} is for {size} values and the layer is {base[place]}", OTHER_BASE)
+            if place not in base and _unnumbered(place) in layers and not settings.get("layer_replication"):
+                raise _no_fit(adapter, f"{name} has no place in it", OTHER_BASE)
+
+
+def _no_fit(adapter: Path, reason: str, fix: str) -> CheckpointError:
+    return CheckpointError(f"the adapter {adapter} does not fit its base model: {reason}", fix)
+
+
+def _shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
+    """By name; empty for pickles, which have no header."""
+    file = weights_file(adapter)
+    if file.suffix == ".bin":
+        return {}
+    tensor_counts(file)  # sound
+    return tensor_shapes(file)
+
+
+def _base_shapes(folder: Path) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """By `core`; empty where no header has the shapes of the layers."""
+    if _config(folder).get("quantization_config"):
+        return {}
+    files = weight_files(folder).safetensors
+    return {core(name): shape for path in files for name, shape in tensor_shapes(path).items()}
+
+
+def _config(folder: Path) -> dict[str, object]:
+    return read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+
+
+def _is_table(shape: Sequence[int], folder: Path) -> bool:
+    """Whether a weight has a vector for each token, so that an adapter may have another number of them."""
+    return shape[0] == _config(folder).get("vocab_size")
+
+
+def _unnumbered(name: Iterable[str]) -> tuple[str, ...]:
+    return tuple("#" if part.isdecimal() else part for part in name)
+
+
+def embedding_rows(adapter: Path, folder: Path) -> int | None:
+    """How many tokens the embeddings had that an adapter was trained with, by its header; None if it does not tell."""
+    tables = [
+        ".".join(name[:-1])
+        for name, shape in _base_shapes(folder).items()
+        if name[-1] == "weight" and len(shape) == 2 and _is_table(shape, folder)
+    ]
+    return vocabulary_size(_shapes(adapter), tables, "lora_")
 
 
 def place_names(names: Iterable[str], places: Iterable[str], prefix: str) -> dict[str, str]:

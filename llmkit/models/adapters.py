@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import CheckpointError, UsageError
 from llmkit.log import log
-from llmkit.models.adapter_files import TASK_TYPES, adapter_weights, place_names, vocabulary_size
+from llmkit.models.adapter_files import OTHER_BASE, TASK_TYPES, adapter_weights, place_names, vocabulary_size
 from llmkit.models.source import ADAPTER_CONFIG, read_json
 from llmkit.tasks import Head
 
@@ -301,7 +301,7 @@ def _check_shapes(adapter: Path, weights: Mapping[str, torch.Tensor], own: Mappi
             found, place = (tuple(tensor.shape) for tensor in (each, own[name]))
             raise CheckpointError(
                 f"the adapter {adapter} does not fit its base model: {name} is {found} in its file and {place} here",
-                f"name the base that it was trained on with --base (base= in Python), or check {ADAPTER_CONFIG}",
+                f"{OTHER_BASE}, or check {ADAPTER_CONFIG}",
             )
 
 
@@ -327,7 +327,7 @@ def _settle(
         raise CheckpointError(
             f"{len(strange)} weights of the adapter {adapter} have no place in its base model"
             f" ({(strange or missing)[0]})",
-            "name the base that it was trained on with --base (base= in Python)",
+            OTHER_BASE,
         )
     if others := [name for name in result.unexpected_keys if prefix not in name]:
         log.warning("left out of the adapter %s: %d weights that no layer has, as %s", adapter, len(others), others[0])

@@ -32,6 +32,7 @@ __all__ = [
     "joined_gguf",
     "parameter_counts",
     "tensor_counts",
+    "tensor_shapes",
     "torch_dtype_name",
     "weight_bytes",
     "weight_files",
@@ -156,6 +157,11 @@ def tensor_counts(path: Path) -> dict[str, int]:
     if end != data_size:
         raise CheckpointError(f"{path} holds {data_size:,} bytes of weights and its header lists {end:,}", _AGAIN)
     return dict(counts)
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes in one safetensors file, whose header `tensor_counts` has found to be sound."""
+    return {name: tuple(entry["shape"]) for name, entry in _header(path)[0].items()}
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import CheckpointError, TaskMismatchError
-from llmkit.models.adapter_files import brings_head, check_adapter, weights_file
+from llmkit.models.adapter_files import brings_head, check_adapter, check_base, embedding_rows, weights_file
 from llmkit.models.card import card_metadata
 from llmkit.models.checkpoint import (
     gguf_config,
@@ -29,7 +29,7 @@ from llmkit.models.generation import read_settings
 from llmkit.models.resolve import natural_head, resolve
 from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
 from llmkit.models.tables import AUTO_CLASSES
-from llmkit.models.tokenizer_files import SpecialToken, TokenizerFiles, read_tokenizer
+from llmkit.models.tokenizer_files import SpecialToken, TokenizerFiles, has_chat_template, read_tokenizer
 from llmkit.models.traps import MULTILINGUAL, Facts, find_traps, needs_own_code
 from llmkit.tasks import TASKS, Head, Task
 
@@ -130,7 +130,7 @@ def inspect_source(source: Source, *, exact: bool = False, hub_counts: dict[str,
     card = card_metadata(source.folder / "README.md")
     facts = Facts(
         name=source.name,
-        config=config,
+        config={**config, **_own_rows(source, config, tokenizer)},
         generation=generation,
         tokenizer=tokenizer,
         head=head,
@@ -227,6 +227,8 @@ def _adapter(source: Source) -> Adapter | None:
     config = read_json(source.adapter / ADAPTER_CONFIG)
     small_files_only = source.adapter_commit is not None and not any(source.adapter.glob("adapter_model.*"))
     weights = None if small_files_only else weights_file(source.adapter)
+    if weights is not None and not _only_small_files(source):
+        check_base(source.adapter, source.folder)
     rank = config.get("r")
     return Adapter(
         base=str(config.get("base_model_name_or_path") or "unknown"),
@@ -243,11 +245,11 @@ def _adapter(source: Source) -> Adapter | None:
 def _tokenizer(
     source: Source, config: Mapping[str, Any], generation: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> TokenizerFiles:
-    folder = source.folder
     # The loader, too, prefers an adapter's own tokenizer: tuning may have brought tokens and a template.
     if source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file():
-        folder = source.adapter
-    elif source.gguf_file:
+        files = read_tokenizer(source.adapter, config, generation)
+        return replace(files, chat_template=files.chat_template or has_chat_template(source.folder))
+    if source.gguf_file:
         ids = {
             kind: config[f"{kind}_token_id"] for kind in ("bos", "eos", "pad", "unk") if f"{kind}_token_id" in config
         }
@@ -255,7 +257,16 @@ def _tokenizer(
             chat_template="tokenizer.chat_template" in metadata,
             tokens={kind: SpecialToken(ids=(number,)) for kind, number in ids.items()},
         )
-    return read_tokenizer(folder, config, generation)
+    return read_tokenizer(source.folder, config, generation)
+
+
+def _own_rows(source: Source, config: Mapping[str, Any], tokenizer: TokenizerFiles) -> dict[str, int]:
+    """The number of tokens that an adapter gives its base: that of its tensors, else what its tokenizer needs."""
+    rows = config.get("vocab_size")
+    if source.adapter is None or not isinstance(rows, int) or not any(source.adapter.glob("adapter_model.*")):
+        return {}
+    known = None if _only_small_files(source) else embedding_rows(source.adapter, source.folder)
+    return {"vocab_size": known or max(rows, tokenizer.largest_added_id + 1)}
 
 
 def _fit(task: type[Task], source: Source, config: Mapping[str, Any], tokenizer: TokenizerFiles) -> TaskFit:

@@ -23,7 +23,7 @@ from llmkit.errors import (
     UsageError,
 )
 from llmkit.log import log
-from llmkit.models.adapter_files import brings_head, check_adapter, weights_file
+from llmkit.models.adapter_files import brings_head, check_adapter, check_base, weights_file
 from llmkit.models.adapters import load_adapter
 from llmkit.models.checkpoint import (
     gguf_config,
@@ -44,6 +44,7 @@ from llmkit.models.resolve import Resolution, resolve
 from llmkit.models.source import Source, read_json
 from llmkit.models.tables import is_native
 from llmkit.models.tokenizer import load_tokenizer
+from llmkit.models.tokenizer_files import has_chat_template
 from llmkit.tasks import Head
 
 if TYPE_CHECKING:
@@ -232,8 +233,10 @@ def _check_files(source: Source, settings: LoadSettings) -> None:
         if not files.safetensors and not files.bins:
             raise CheckpointError(f"{source.name} has a config.json and no weights", "download the checkpoint again")
         pickled += [] if files.safetensors else [path.name for path in files.bins[:2]]
-    if source.adapter is not None and (file := weights_file(source.adapter)).suffix == ".bin":
-        pickled.append(file.name)
+    if source.adapter is not None:
+        check_base(source.adapter, source.folder)
+        if (file := weights_file(source.adapter)).suffix == ".bin":
+            pickled.append(file.name)
     if pickled:
         _check_pickles(source, settings, ", ".join(pickled))
 
@@ -476,13 +479,19 @@ def _has_tokenizer(adapter: Path) -> bool:
 
 
 def _tokenizer(source: Source, settings: LoadSettings) -> PreTrainedTokenizerBase:
-    folder, extra = source.folder, {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    own_code = settings.trust_remote_code
     # A tuned adapter may have brought tokens and a chat template of its own.
     if source.adapter is not None and _has_tokenizer(source.adapter):
-        folder, extra = source.adapter, {}
-    elif source.gguf_file:
+        tokenizer = load_tokenizer(source.adapter, trust_remote_code=own_code)
+        if tokenizer.chat_template is None and has_chat_template(source.folder):
+            # Uploads by pattern (*.json, *.safetensors) leave chat_template.jinja behind.
+            tokenizer.chat_template = load_tokenizer(source.folder, trust_remote_code=own_code).chat_template
+            log.warning("the adapter brings a tokenizer without a chat template; its base model's is used")
+        return tokenizer
+    if source.gguf_file:
         _warn_of_unknown_splits(source)
-    return load_tokenizer(folder, trust_remote_code=settings.trust_remote_code, **extra)
+    extra = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    return load_tokenizer(source.folder, trust_remote_code=own_code, **extra)
 
 
 def _warn_of_unknown_splits(source: Source) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from llmkit.errors import CheckpointError
 
-__all__ = ["ADAPTER_CONFIG", "CONTRACT_FILE", "Source", "read_json"]
+__all__ = ["ADAPTER_CONFIG", "CONTRACT_FILE", "Source", "check_encoding", "read_json"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 """What makes a folder an adapter, whatever else is in it."""
@@ -77,10 +78,26 @@ class Source:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of a checkpoint; `CheckpointError` names the file if it is not one."""
+    check_encoding(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error})", "download the checkpoint again") from error
+        raise CheckpointError(
+            f"{path} cannot be read as JSON ({error})", "correct it, or download the checkpoint again"
+        ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object", "download the checkpoint again")
+        raise CheckpointError(f"{path} does not hold a JSON object", "correct it, or download the checkpoint again")
     return content
+
+
+def check_encoding(path: Path) -> None:
+    """Refuse a file that an editor or a shell saved with a byte order mark, which Transformers does not read."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(3)
+    except OSError:  # reading all of it says what is wrong
+        return
+    if start.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise CheckpointError(
+            f"{path} begins with a byte order mark, which JSON does not have", "save it as UTF-8 without one"
+        )

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.models.source import read_json
+from llmkit.models.source import check_encoding, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,14 +46,21 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, **kwargs: A
     config = _read(folder / "tokenizer_config.json")
     kwargs = _listed_tokens(folder, config) | kwargs
     file = folder / _file_name(config)
-    cls = None if "gguf_file" in kwargs or not file.is_file() else _class_of_file(folder, config, trust_remote_code)
-    if cls is None:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
+    other = "gguf_file" in kwargs or (config.get("auto_map") and trust_remote_code)
+    cls = None if other else _find_class(folder, config)
+    if cls is not None and file.is_file():
+        check_encoding(file)
+        tokenizer: Any = _from_file(cls, folder, kwargs)
+        _restore(tokenizer, _without_vocabulary(file), config, kwargs)
+    elif cls is not None and any((folder / name).is_file() for name in cls.vocab_files_names.values()):
+        tokenizer = cls.from_pretrained(folder, local_files_only=True, **kwargs)
+        _restore_legacy(tokenizer, config | kwargs)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code, **kwargs
         )
-    else:
-        tokenizer = _from_file(cls, folder, kwargs)
-        _restore(tokenizer, _without_vocabulary(file), config, kwargs)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = _read(folder / "chat_template.json").get("chat_template")  # a processor's file
     loaded: PreTrainedTokenizerBase = tokenizer
     return loaded
 
@@ -96,21 +103,19 @@ def _file_name(config: dict[str, Any]) -> str:
     return str(get_fast_tokenizer_file(config.get("fast_tokenizer_files", [])))
 
 
-def _class_of_file(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> Any:
-    """The class of a tokenizer that is loaded from its file; None where `AutoTokenizer` has to decide."""
+def _find_class(folder: Path, config: dict[str, Any]) -> Any:
+    """The class that the files name, else that of the model's type; None where `AutoTokenizer` has to decide."""
     from transformers import PreTrainedTokenizerFast
     from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
-    if config.get("auto_map") and trust_remote_code:
-        return None
     model = _read(folder / "config.json")
-    name = config.get("tokenizer_class") or model.get("tokenizer_class")
-    if name is None:
+    named = config.get("tokenizer_class") or model.get("tokenizer_class")
+    cls = tokenizer_class_from_name(str(named)) if named else None
+    if cls is None:  # also of a class that version 5 no longer has (MT5Tokenizer)
         model_type = str(model.get("model_type"))
         family = CONFIG_MAPPING_NAMES.get(model_type, "").removesuffix("Config")
-        name = TOKENIZER_MAPPING_NAMES.get(model_type) or f"{family}Tokenizer"
-    cls = tokenizer_class_from_name(str(name))
+        cls = tokenizer_class_from_name(TOKENIZER_MAPPING_NAMES.get(model_type) or f"{family}Tokenizer")
     return cls if cls is not None and issubclass(cls, PreTrainedTokenizerFast) else None
 
 
@@ -130,6 +135,23 @@ def _restore(tokenizer: Any, parts: dict[str, Any], config: dict[str, Any], kwar
             setattr(backend, name, getattr(file, name))
     if {"add_bos_token", "add_eos_token"} & kwargs.keys() or (by_4 and type(tokenizer).__name__ in _FRAMED):
         _frame(tokenizer, config | kwargs)
+
+
+def _restore_legacy(tokenizer: Any, settings: dict[str, Any]) -> None:
+    """Set what version 4 set when it converted the SentencePiece model of a Llama or Gemma tokenizer.
+
+    By default it put a blank before each stretch of text between special tokens.
+    """
+    from tokenizers import normalizers
+
+    if type(tokenizer).__name__ in _FRAMED:
+        _frame(tokenizer, settings)
+    if "legacy" not in _arguments(type(tokenizer)) or settings.get("legacy") is False:
+        return
+    prefix = [] if settings.get("add_prefix_space") is False else [normalizers.Prepend("▁")]
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
+    backend.pre_tokenizer = None
 
 
 def _apply_settings(cls: type, parts: dict[str, Any], settings: dict[str, Any]) -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmkit.models.source import read_json
+from llmkit.models.source import check_encoding, read_json
 
-__all__ = ["SpecialToken", "TokenizerFiles", "read_tokenizer"]
+__all__ = ["SpecialToken", "TokenizerFiles", "has_chat_template", "read_tokenizer"]
 
 _KINDS = ("bos", "eos", "pad", "unk")
 _FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "*.model", "*.spm", "*.bpe.codes")
@@ -75,14 +75,16 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], generation: Mapping[
     tokenizer_config = _optional(folder / "tokenizer_config.json")
     special = _optional(folder / "special_tokens_map.json")
     added = _added_tokens(folder, tokenizer_config)
+    # Where the config lists the added tokens, Transformers does not read the older file; else that file wins.
+    files = (tokenizer_config, special) if "added_tokens_decoder" in tokenizer_config else (special, tokenizer_config)
     texts = {
-        kind: _text(tokenizer_config.get(f"{kind}_token")) or _text(special.get(f"{kind}_token")) for kind in _KINDS
+        kind: next((text for file in files if (text := _text(file.get(f"{kind}_token")))), None) for kind in _KINDS
     }
     return TokenizerFiles(
         present=any(next(folder.glob(pattern), None) for pattern in _FILES),
         class_name=_class_name(config, tokenizer_config),
         config=tokenizer_config,
-        chat_template=_has_template(folder, tokenizer_config),
+        chat_template=has_chat_template(folder),
         tokens=_tokens(texts, added, config, generation),
         own_eos=added.get(texts["eos"] or ""),
         largest_added_id=max(added.values(), default=-1),
@@ -98,9 +100,11 @@ def _class_name(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) 
     return str(named or _CLASS_OF_TYPE.get(str(config.get("model_type")), ""))
 
 
-def _has_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> bool:
+def has_chat_template(folder: Path) -> bool:
+    """Whether the files of a tokenizer have a chat template."""
     files = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
-    return bool(tokenizer_config.get("chat_template")) or any((folder / name).exists() for name in files)
+    named = _optional(folder / "tokenizer_config.json").get("chat_template")
+    return bool(named) or any((folder / name).exists() for name in files)
 
 
 def _text(token: object) -> str | None:
@@ -129,6 +133,7 @@ def _added_in_tokenizer_json(path: Path) -> Iterable[Any]:
     """Only the list of added tokens: parsing the whole file takes half a second for a large vocabulary."""
     if not path.is_file():
         return ()
+    check_encoding(path)
     with path.open(encoding="utf-8", errors="replace") as file:
         head = file.read(_HEAD)
     start = head.find(_ADDED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -211,21 +212,61 @@ def test_an_adapter_of_another_model_is_refused(checkpoint: Checkpoint, tmp_path
         (adapter / "adapter_config.json").write_text(json.dumps(config | more))
         return adapter
 
-    with pytest.raises(CheckpointError, match=r"weights of the adapter .* have no place in its base model .*--base"):
-        load(described(base_model_name_or_path=str(checkpoint("llama"))))
-    with pytest.raises(CheckpointError, match=r"not fit its base model: .* is \(2, 32\) in its file and \(4, 32\)"):
-        load(described(r=4))
-    with pytest.raises(CheckpointError, match="upgrade it: pip install -U peft"):
-        load(described(peft_type="FUTURE"))
+    def refused(match: str, **more: Any) -> None:
+        described(**more)
+        with pytest.raises(CheckpointError, match=match):
+            load(adapter)
+        with pytest.raises(CheckpointError, match=match):
+            inspect_source(locate(LoadSettings(model=str(adapter), offline=True), "text-generation"))
+
+    refused(r"layers\.2\..* has no place in it; .*--base", base_model_name_or_path=str(checkpoint("llama")))
+    narrow = checkpoint("llama", num_hidden_layers=3, intermediate_size=24)
+    refused(r"is for 32 values and the layer is \(\d+, \d+\).*--base", base_model_name_or_path=str(narrow))
+    refused(r"is of rank 2 and adapter_config\.json says 4", r=4)
+    refused("upgrade it: pip install -U peft", peft_type="FUTURE")
+    described()
     source = locate(LoadSettings(model=str(adapter), offline=True), "text-generation")
-    with pytest.raises(CheckpointError, match="upgrade it: pip install -U peft"):
-        inspect_source(source)
     with pytest.raises(TaskMismatchError, match="was trained for another kind of model"):
         load(described(task_type="SEQ_CLS"))
     assert {fit.status for fit in inspect_source(source).tasks.values()} == {"no"}
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"has an adapter_config.json and no adapter_model.safetensors"):
         load(described())
+
+
+def test_a_base_whose_headers_tell_nothing_is_compared_when_loaded(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    published(checkpoint("llama", num_hidden_layers=3), tmp_path / "adapter")
+    shutil.copytree(checkpoint("llama"), tmp_path / "base")
+    torch.save(load_file(tmp_path / "base" / "model.safetensors"), tmp_path / "base" / "pytorch_model.bin")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    settings = LoadSettings(model=str(tmp_path / "adapter"), base=str(tmp_path / "base"), offline=True)
+    with pytest.raises(CheckpointError, match=r"weights of the adapter .* have no place in its base model .*--base"):
+        load_model(settings, "text-generation")
+
+
+def test_a_grown_adapter_is_inspected_with_its_own_vocabulary(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    base = checkpoint("llama", chat=True)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<new>"])
+    for name, saved in (("saved", True), ("not-saved", False)):
+        published(base, tmp_path / name, rows=len(tokenizer), saved=saved)
+        tokenizer.save_pretrained(tmp_path / name)
+        report = inspect_source(locate(LoadSettings(model=str(tmp_path / name), offline=True), "text-generation"))
+        assert not [trap for trap in report.traps if "embeddings: resize" in trap]
+
+
+def test_an_adapter_whose_chat_template_was_left_behind_has_that_of_its_base(
+    checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = checkpoint("llama", chat=True)
+    published(base, tmp_path / "adapter")
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "chat_template.jinja").unlink()
+    settings = LoadSettings(model=str(tmp_path / "adapter"), offline=True)
+    assert load_model(settings, "text-generation").tokenizer.chat_template == tokenizer.chat_template
+    assert inspect_source(locate(settings, "text-generation")).chat_template
+    assert "without a chat template" in caplog.text
 
 
 def test_a_setting_of_a_newer_peft_is_told_of_where_it_is_in_use(

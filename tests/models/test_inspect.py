@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import transformers
 
+import llmkit
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import CheckpointError
 from llmkit.models.inspect import ModelReport, TaskFit, inspect_source, render
 from llmkit.models.locate import locate
 from llmkit.models.source import Source
+from llmkit.models.tokenizer import load_tokenizer
 from llmkit.models.tokenizer_files import SpecialToken
 from llmkit.tasks import TASKS
 from tests import tiny
@@ -154,6 +156,19 @@ def test_a_small_file_that_is_no_json_is_named(tmp_path: Path, name: str) -> Non
     (tmp_path / name).write_text("{")
     with pytest.raises(CheckpointError, match=name):
         look(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_saved_with_a_byte_order_mark_are_refused(
+    name: str, encoding: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint("gpt2"), folder)
+    (folder / name).write_text((folder / name).read_text("utf-8"), encoding)
+    for use in (lambda: inspect_source(Source("mine", folder)), lambda: llmkit.load("generate", str(folder))):
+        with pytest.raises(CheckpointError, match=rf"{name} begins with a byte order mark.*; save it as UTF-8 without"):
+            use()
 
 
 def test_json_keys_are_stable_and_go_round(checkpoint: Checkpoint) -> None:
@@ -462,6 +477,27 @@ def test_more_tokens_than_embeddings(tmp_path: Path) -> None:
         tokenizer(tmp_path, added_tokens_decoder={"100": {"content": "<new>"}})
     )
     assert "ids up to" not in traps(tokenizer(tmp_path, added_tokens_decoder={"99": {"content": "<old>"}}))
+
+
+def test_of_two_files_that_disagree_the_one_that_is_loaded_counts(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint("llama"), folder)
+    write(folder, "special_tokens_map.json", eos_token="<unk>")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    for listed in (False, True):
+        write(folder, "tokenizer_config.json", **settings, **({"added_tokens_decoder": {}} if listed else {}))
+        loaded = load_tokenizer(folder)
+        assert look(folder).special_tokens["eos"].text == loaded.eos_token
+
+
+def test_a_processors_chat_template_is_the_tokenizers(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint("llama", chat=True), folder)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    write(folder, "chat_template.json", chat_template=template)
+    assert look(folder).chat_template
+    assert load_tokenizer(folder).chat_template == template
 
 
 def test_added_tokens_are_read_from_a_large_tokenizer_json_too(tmp_path: Path) -> None:

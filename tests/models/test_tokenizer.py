@@ -225,6 +225,46 @@ def test_a_folder_without_a_class_has_that_of_its_model_type(tmp_path: Path) -> 
     assert loaded(TEXT)["input_ids"] == [1, *backend.encode(TEXT).ids]
 
 
+def sentencepiece(folder: Path, name: str, used_by: str, **options: Any) -> Path:
+    """A folder that only a slow tokenizer of version 4 has saved, or a person has copied."""
+    import sentencepiece as spm
+
+    with (folder / name).open("wb") as file:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=iter(SENTENCES * 4), model_writer=file, hard_vocab_limit=False, minloglevel=2, **options
+        )
+    (folder / "config.json").write_text(json.dumps({"model_type": used_by}), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("config", "legacy"),
+    [
+        ({}, True),
+        ({"tokenizer_class": "LlamaTokenizer"}, True),
+        ({"tokenizer_class": "LlamaTokenizer", "legacy": False}, False),
+    ],
+)
+def test_a_llama_vocabulary_alone_cuts_as_under_version_4(config: dict[str, Any], legacy: bool, tmp_path: Path) -> None:
+    folder = sentencepiece(tmp_path, "tokenizer.model", "llama", model_type="bpe", byte_fallback=True, vocab_size=420)
+    if config:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    loaded: Any = load_tokenizer(folder)
+    # Vicuna's turns follow each other without a blank: version 4 read one after each end.
+    first, end, word, *_ = loaded.convert_ids_to_tokens(loaded("</s>dog")["input_ids"])
+    assert (first, end, word.startswith("▁")) == ("<s>", "</s>", legacy)
+    ids = loaded("The fox\n")["input_ids"]
+    assert ids[0] == loaded.bos_token_id
+    assert loaded.decode(ids[1:]) == "The fox\n"
+
+
+def test_a_class_that_version_5_removed_is_that_of_the_model_type(tmp_path: Path) -> None:
+    folder = sentencepiece(tmp_path, "spiece.model", "mt5", vocab_size=120, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "MT5Tokenizer"}', encoding="utf-8")
+    loaded: Any = load_tokenizer(folder)
+    assert loaded.decode(loaded("The quick brown fox")["input_ids"]) == "The quick brown fox</s>"
+
+
 def test_truncation_and_padding_in_the_file_change_no_text(tmp_path: Path) -> None:
     backend = byte_level(NUMBERS)
     whole = backend.encode(TEXT).ids

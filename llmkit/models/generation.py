@@ -381,6 +381,12 @@ def settle_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fo
             if end is None
             else f"an output ends at the tokenizer's {tokenizer.convert_ids_to_tokens(end)} ({end}) instead"
         )
+    for name in ("decoder_start_token_id", "bos_token_id") if model.config.is_encoder_decoder else ():
+        start = getattr(model.config, name, None)
+        begins = values["decoder_start_token_id"] is not None or values[name] is not None
+        if not begins and isinstance(start, int) and (rows is None or start < rows):
+            values[name] = start
+            notes.append(f"{name} {start} is taken from config.json")
     if values["eos_token_id"] is None and config.exponential_decay_length_penalty is not None:
         config.exponential_decay_length_penalty = None
         notes.append("exponential_decay_length_penalty has no effect without an end token")

@@ -210,3 +210,13 @@ def test_settings_of_a_config_json_are_read_alike(
     assert (own.num_beams, own.max_length, own.pad_token_id) == (2, 9, None)
     assert "config.json: pad_token_id -1 is no token, and is left out" in caplog.text
     assert "task_specific_params of config.json: num_beam_groups 2 has no effect" in caplog.text
+
+
+@pytest.mark.parametrize("family", ["t5", "marian", "bart"])
+def test_a_file_without_a_start_leaves_it_to_config_json(family: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint(family), folder)
+    (folder / "generation_config.json").write_text('{"max_length": 20, "bos_token_id": 1}')
+    start = json.loads((folder / "config.json").read_text())["decoder_start_token_id"]
+    loaded = llmkit.load("translate" if family == "marian" else "summarize", str(folder)).loaded
+    assert loaded.model.generation_config.decoder_start_token_id == start

@@ -37,6 +37,7 @@ def data_check(
     source: Annotated[str | None, typer.Option("--from", help="Translation: language of the source.")] = None,
     target: Annotated[str | None, typer.Option("--to", help="Translation: language of the target.")] = None,
     validation: Annotated[str | None, typer.Option(help="Validation data, with a PATH.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Encoding of the data, with a PATH, if not UTF-8.")] = None,
     max_length: Annotated[int | None, typer.Option(min=2, help="Longest example in tokens, with a PATH.")] = None,
     rows: Annotated[int, typer.Option(min=0, help="Examples to show.")] = 2,
     overrides: Annotated[
@@ -55,7 +56,7 @@ def data_check(
     from llmkit.training.start import open_model, open_task
 
     notes: tuple[str, ...] = ()
-    only_path = {"--task": task, "--from": source, "--to": target, "--validation": validation}
+    only_path = {"--task": task, "--from": source, "--to": target, "--validation": validation, "--encoding": encoding}
     if _is_recipe(given_paths):
         from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe
 
@@ -68,7 +69,7 @@ def data_check(
     else:
         if overrides:
             raise UsageError("--set changes a recipe, and this is data", "give a recipe, or leave it out")
-        recipe, notes = _propose(given_paths, task, (source, target), validation, max_length, load)
+        recipe, notes = _propose(given_paths, task, (source, target), validation, encoding, max_length, load)
     opened = open_task(recipe)
     encoder = make_encoder(recipe, opened, open_model(recipe, opened, weights=False))
     report = check(prepare(recipe, encoder, strict=False), encoder, samples=rows)
@@ -96,6 +97,7 @@ def _propose(
     task: str | None,
     languages: tuple[str | None, str | None],
     validation: str | None,
+    encoding: str | None,
     max_length: int | None,
     load: LoadSettings,
 ) -> tuple[Recipe, tuple[str, ...]]:
@@ -108,11 +110,15 @@ def _propose(
     if task is None:
         raise UsageError("what the data are for is missing", "name the task, such as --task summarization")
     name = find_task(task).name
-    parts = {"train": SourceSection(path=paths)}
+    parts = {"train": SourceSection(path=paths, encoding=encoding)}
     if validation is not None:
-        parts["validation"] = SourceSection(path=[validation])
+        parts["validation"] = SourceSection(path=[validation], encoding=encoding)
     elif "train" in (found := splits_of(paths)):
-        parts = {part: SourceSection(path=paths, split=part) for part in ("train", "validation") if part in found}
+        parts = {
+            part: SourceSection(path=paths, encoding=encoding, split=part)
+            for part in ("train", "validation")
+            if part in found
+        }
     proposals = {part: propose(section, name, languages=languages) for part, section in parts.items()}
     model = {"name_or_path": load.model or "starter"}
     model |= {key: getattr(load, key) for key in given(load) if key != "model"}

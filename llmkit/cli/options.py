@@ -83,7 +83,8 @@ def advice(fix: str) -> str:
 
 def _keys() -> dict[str, tuple[str, bool]]:
     """From the options of settings to the keys that a recipe has for them, and whether they are on or off."""
-    return {
+    part = "validation" if "--data" in flags.options else "train"
+    return {"--encoding": (f"data.{part}.encoding", False)} | {
         item.metadata["option"] or _option(item.name): (f"{section}.{item.name}", item.default is False)
         for section, settings in (
             ("settings", SummarizationSettings),

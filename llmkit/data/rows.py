@@ -332,7 +332,9 @@ def _json_record(text: str, where: str) -> Record:
     except RecursionError:
         return bad_row(where, "is nested too deeply", "flatten it")
     except ValueError as error:
-        return bad_row(where, f"is not JSON ({_reason(error)})", "mend the line")
+        spread = text.strip() in ("[", "{", "[{")
+        fix = "write one object a line, or rename the file to .json if it is one list" if spread else "mend the line"
+        return bad_row(where, f"is not JSON ({_reason(error)})", fix)
     return _object_record(row, where, escapes=bool(_HALF_OF_A_PAIR.search(text)))
 
 
@@ -345,6 +347,10 @@ def _json_records(text: str, name: str) -> Iterator[Record]:
     except RecursionError as error:
         raise InputError(f"{name} is nested too deeply", "flatten it") from error
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and re.match(r"\s*\{.*\}\s*\n", text):  # JSON Lines by the name of .json
+            lines = enumerate(text.split("\n"), start=1)
+            yield from (_json_record(line, f"{name}:{number}") for number, line in lines if line.strip())
+            return
         raise InputError(f"{name}:{error.lineno} is not JSON ({error.msg})", "mend the line") from error
     except ValueError as error:
         raise InputError(f"{name} is not JSON ({_reason(error)})", "mend the file") from error

@@ -123,7 +123,9 @@ def _columns(row: Mapping[str, Any], source: SourceSection, task: str) -> Found:
     result: dict[str, Any] = {}
     for name, path in _named(row, source, task).items():
         value = look_up(row, path, _MISSING)
-        if value is _MISSING or (value is None and name != "answers"):
+        if value is None and name != "answers":
+            raise InputError(f"has null as its {name}", "give text")
+        if value is _MISSING:
             raise InputError(
                 f"has no column {path!r} (its columns: {', '.join(map(str, row))})",
                 f"say which one is the {name}: data.train.columns: {{{name}: …}}",

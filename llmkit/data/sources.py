@@ -26,7 +26,20 @@ _SPLITS = {
 }
 """As `datasets` reads them from the names of files and folders."""
 
-_NOTES = frozenset({"readme", "license", "licence", "copying", "attribution", "notice", "changelog", "dataset_infos"})
+_NOTES = frozenset(
+    {
+        "readme",
+        "license",
+        "licence",
+        "copying",
+        "attribution",
+        "notice",
+        "changelog",
+        "dataset_info",
+        "dataset_infos",
+        "dataset_dict",
+    }
+)
 """Files that come with data and are none."""
 
 
@@ -141,9 +154,13 @@ def _in_folder(folder: Path) -> list[Path]:
     """All files of rows below a folder; what only comes with them is passed over."""
     found: list[Path] = []
     passed: list[Path] = []
+    saved = {state.parent: _saved(state.parent) for state in folder.rglob("state.json")}
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if path.is_dir() or hidden:
+            continue
+        if path.parent in saved:  # beside the data are their state, and what `map` left
+            found += [path] if path in saved[path.parent] else []
             continue
         note = path.name.split(".")[0].lower() in _NOTES
         (found if is_rows(path) and not note else passed).append(path)
@@ -158,7 +175,10 @@ def _saved(folder: Path) -> list[Path]:
     if not state.is_file():
         return []
     try:
-        return [folder / item["filename"] for item in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
+        content = json.loads(state.read_text(encoding="utf-8"))
+        if "_data_files" not in content:
+            return []
+        return [folder / item["filename"] for item in content["_data_files"]]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{state} is damaged ({error})", "save the data set again") from error
 

@@ -100,8 +100,9 @@ class QuestionAnswering(Task):
         return found if said else to_answers(None)
 
     def validate(self, row: Row) -> None:
-        if not isinstance(row.get("question", ""), str) or not str(row.get("question", "")).strip():
+        if not str(row.get("question", "")).strip():
             raise InputError("the question is empty", "give llmkit answer a question and a text")
+        self._require_text(row, "question")
         self._require_text(row, "context")
 
     def validate_example(self, row: Row, number: int) -> None:

@@ -76,7 +76,7 @@ def find_trial(
             "version": VERSION,
             "task": find_task(task).name,
             "model": {"name_or_path": load.model},
-            "data": {"train": [{"path": data}], "validation": [{"path": data}]},
+            "data": {"train": {"path": data}, "validation": {"path": data}},
             "train": {"output_dir": load.model},
         }
         return _trial_of(make_recipe(content, overrides, name="--task and --data"), load, None)
@@ -87,7 +87,10 @@ def find_trial(
         if isinstance(recipe, Recipe)
         else load_recipe(recipe, overrides, trusted=[key for key in MAY_RUN_CODE if getattr(load, key)])
     )
-    return _trial_of(found, load, None if data is None else [SourceSection(path=[data])])
+    if data is None:
+        return _trial_of(found, load, None)
+    encoding = next((source.encoding for source in found.data.validation or ()), None)
+    return _trial_of(found, load, [SourceSection(path=[data], encoding=encoding)])
 
 
 def _trial_of(recipe: Recipe, load: LoadSettings, data: Sequence[SourceSection] | None) -> Trial:
@@ -133,7 +136,9 @@ def _expected(records: Iterable[Record], recipe: Recipe) -> Iterator[dict[str, A
             unused.update(record.unused)
             yield row
         elif policy == "error":
-            raise error or InputError(f"{record.where} cannot be read", "mend it")
+            error = error or InputError(f"{record.where} cannot be read", "mend it")
+            rest = "" if key in error.fix else f", or pass over such rows with data.{key}"
+            raise InputError(error.problem, f"{error.fix}{rest}")
         else:
             left[key] += 1
     for key, count in left.items():

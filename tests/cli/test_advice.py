@@ -127,6 +127,38 @@ def test_the_advice_for_a_nested_row_works(run: Run, checkpoint: Checkpoint, fil
     assert json.loads(out)["id"] == 1
 
 
+@pytest.mark.parametrize("command", ["evaluate", "data"])
+def test_the_advice_for_another_encoding_works(command: str, run: Run, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    data = tmp_path / "a.csv"
+    data.write_text("prompt,completion\n狐狸,跑\n", encoding="gb18030")
+    call: list[Any] = {
+        "evaluate": ["evaluate", "--task", "generate", "--data", data, "--max-new-tokens", "2"],
+        "data": ["data", "check", data, "--task", "generate"],
+    }[command]
+    call += ["--model", checkpoint("llama")]
+    output = ["-o", tmp_path / "a"] if command == "evaluate" else []
+    code, _, err = run(*call, *output)
+    assert code == 2
+    found = re.search(r"such as (--set|--encoding) (\S+)", one_line(err))
+    assert found
+    output = ["-o", tmp_path / "b"] if command == "evaluate" else []
+    code, _, err = run(*call, *found.groups(), *output)
+    assert code == 0, err
+
+
+def test_evaluate_says_how_to_pass_over_a_bad_row(run: Run, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    data = tmp_path / "a.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\nno\n{"prompt": "a", "completion": null}\n', encoding="utf-8")
+    call: list[Any] = ["evaluate", "--task", "generate", "--data", data, "--max-new-tokens", "2"]
+    call += ["--model", checkpoint("llama")]
+    code, _, err = run(*call, "-o", tmp_path / "a")
+    assert code == 2
+    assert one_line(err).endswith("or pass over such rows with data.on_bad_row: skip")
+    code, _, err = run(*call, "-o", tmp_path / "b", "--set", "data.on_bad_row=skip")
+    assert code == 0
+    assert "2 rows are left out" in err
+
+
 @pytest.mark.parametrize(
     ("fix", "expected"),
     [

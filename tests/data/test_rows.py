@@ -558,3 +558,13 @@ def test_tables_that_spreadsheets_write(content: str) -> None:
 def test_an_index_without_a_name_gets_one() -> None:
     (record,) = read("a.csv", ",text\n0,A\n")
     assert record.row == {"column1": "0", "text": "A"}
+
+
+def test_json_lines_by_the_name_of_json() -> None:
+    records = read("a.json", '{"a": 1}\n\nno\n{"a": 2}\n')
+    assert [record.row for record in records] == [{"a": 1}, None, {"a": 2}]
+    assert str(records[1].error).startswith("a.json:3 is not JSON")
+
+
+def test_a_list_by_the_name_of_json_lines() -> None:
+    assert str(read("a.jsonl", '[\n{"a": 1}\n]')[0].error).endswith("rename the file to .json if it is one list")

@@ -51,6 +51,15 @@ def test_files_folders_and_patterns_in_a_stable_order() -> None:
     assert texts(source("c.jsonl", max_rows=1)) == ["c1"]
 
 
+def test_saved_splits_are_their_data_alone() -> None:
+    import datasets
+
+    table = datasets.Dataset.from_list([{"text": "a"}, {"text": "b"}])
+    datasets.DatasetDict({"train": table, "test": table}).save_to_disk("splits")
+    table.to_parquet("splits/train/cache-1.parquet")  # as `map` leaves its results there
+    assert texts(source("splits", split="train")) == ["a", "b"]
+
+
 def test_packed_arrow_and_saved_data() -> None:
     import datasets
 

@@ -26,6 +26,9 @@ __all__ = ["check_template", "choose_template", "encode_chat", "render_chat", "r
 
 _MARKER = "Qx{}zQ"
 """What stands for a message: letters and digits, which trimming, escaping and JSON leave as they are."""
+_LONG = "\n\nIt goes on." * 100
+"""What stands between the two ends of a message, so that a template which takes the first line, or so many characters,
+is noticed."""
 _CORRECT = "correct the template in the model's folder, or continue plain text: llmkit generate --raw"
 
 
@@ -153,7 +156,8 @@ def _apply(tokenizer: Any, template: str, turns: list[dict[str, Any]], *, thinki
 @lru_cache(maxsize=1024)
 def _form(tokenizer: Any, template: str, roles: tuple[Any, ...], thinking: bool, prompt: bool) -> _Form:
     """The first form in which no message is lost."""
-    messages = [Message(role, _MARKER.format(number)) for number, role in enumerate(roles)]
+    ends = [(_MARKER.format(number), _MARKER.format(f"{number}e")) for number in range(len(roles))]
+    messages = [Message(role, _LONG.join(pair)) for role, pair in zip(roles, ends, strict=True)]
     problem, fewest = None, len(messages) + 1
     for form in _forms(roles):
         try:
@@ -161,7 +165,8 @@ def _form(tokenizer: Any, template: str, roles: tuple[Any, ...], thinking: bool,
         except Exception as error:  # noqa: BLE001
             problem = problem or _refusal(error)
             continue
-        if not (lost := [message.role for message in messages if not _holds(text, message.content.lower())]):
+        lost = [role for role, pair in zip(roles, ends, strict=True) if not all(_holds(text, end) for end in pair)]
+        if not lost:
             return form
         if len(lost) < fewest:
             said, fewest = "system message" if lost == ["system"] else f"text of the {lost[-1]}", len(lost)
@@ -171,8 +176,8 @@ def _form(tokenizer: Any, template: str, roles: tuple[Any, ...], thinking: bool,
 
 
 def _holds(text: str, marker: str) -> bool:
-    """Whether a marker is in a text, and not as part of a list that was printed whole."""
-    return re.search(rf"(?<!['\"]text['\"]: ['\"]){marker}", text) is not None
+    """Whether a marker is in a text in small letters, and not as part of a list that was printed whole."""
+    return re.search(rf"(?<!['\"]text['\"]: ['\"]){marker.lower()}", text) is not None
 
 
 def _forms(roles: Sequence[str]) -> Iterator[_Form]:

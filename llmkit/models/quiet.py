@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -52,8 +53,25 @@ def one_line_errors(source: Source) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())
         reason = f"{reason[:300]}…" if len(reason) > 300 else reason
-        fix = "see the whole error with --debug; if a file is damaged, download it again"
+        fix = _upgrade(source) or "see the whole error with --debug; if a file is damaged, download it again"
         if "weights_only" in reason or "WeightsUnpickler" in reason:
             reason = "its .bin file holds more than tensors, and loading it could run code"
             fix = "choose a safetensors checkpoint, or pass --allow-pickle if you trust it"
         raise CheckpointError(f"{source.name} cannot be loaded: {reason}", fix) from error
+
+
+def _upgrade(source: Source) -> str:
+    """The advice where a checkpoint was written by a newer Transformers than the installed one."""
+    from transformers import __version__
+
+    with contextlib.suppress(CheckpointError):
+        written = str(source.config().get("transformers_version"))
+        if _numbers(written) > _numbers(__version__):
+            return (
+                f"it was written by Transformers {written}, and {__version__} is installed: pip install -U transformers"
+            )
+    return ""
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:2]]

@@ -104,7 +104,7 @@ def has_chat_template(folder: Path) -> bool:
     """Whether the files of a tokenizer have a chat template."""
     files = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
     named = _optional(folder / "tokenizer_config.json").get("chat_template")
-    return bool(named) or any((folder / name).exists() for name in files)
+    return bool(named) or any((folder / name).exists() and (folder / name).stat().st_size for name in files)
 
 
 def _text(token: object) -> str | None:

@@ -70,6 +70,8 @@ def test_a_system_message_that_is_not_taken_stands_before_the_first_message(toke
     [
         ("user said something", "leaves out the text of the user"),
         ("{{ messages[-1].content[:3] }}", "leaves out the text of the user"),
+        ("{{ messages[-1].content[:1000] }}", "leaves out the text of the user"),
+        ("{{ messages[-1].content.splitlines()[0] }}", "leaves out the text of the user"),
         ("{% for m in messages %}{{ m.content }}", "line 1 of the model's chat template is wrong .*endfor"),
         ("{{ describe(messages) }}", r"fails \(UndefinedError: 'describe' is undefined\)"),
         ("{{ turn['role'] }}", r"fails \(UndefinedError"),

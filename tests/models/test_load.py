@@ -298,6 +298,17 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
         load_model(LoadSettings(model=str(checkpoint("gpt2"))), GENERATION)
 
 
+def test_a_checkpoint_of_a_newer_transformers_advises_an_upgrade(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint("llama"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "new", "rope_theta": 10000.0}
+    for version, advice in (("99.0.0", r"written by Transformers 99\.0\.0.*pip install -U"), ("4.40.0", "--debug")):
+        (folder / "config.json").write_text(json.dumps(config | {"transformers_version": version}))
+        with pytest.raises(CheckpointError, match=f"cannot be loaded.*{advice}"):
+            load_model(LoadSettings(model=str(folder)), GENERATION)
+
+
 def test_attention_implementation_is_passed_on(checkpoint: Checkpoint) -> None:
     settings = LoadSettings(model=str(checkpoint("llama")), attn_implementation="eager")
     assert load_model(settings, GENERATION).model.config._attn_implementation == "eager"

@@ -12,7 +12,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmkit.errors import CheckpointError
 from llmkit.models.source import check_encoding, read_json
+from llmkit.models.tokenizer_files import has_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,6 +57,12 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, **kwargs: A
     elif cls is not None and any((folder / name).is_file() for name in cls.vocab_files_names.values()):
         tokenizer = cls.from_pretrained(folder, local_files_only=True, **kwargs)
         _restore_legacy(tokenizer, config | kwargs)
+    elif cls is not None and not has_vocabulary(folder):
+        # Transformers 5 would make a tokenizer of the special tokens alone, which loses every text.
+        raise CheckpointError(
+            f"{folder} has no vocabulary of a tokenizer (tokenizer.json, {', '.join(_own_files(cls))})",
+            "copy or download the missing file",
+        )
     else:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code, **kwargs
@@ -63,6 +71,10 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, **kwargs: A
         tokenizer.chat_template = _read(folder / "chat_template.json").get("chat_template")  # a processor's file
     loaded: PreTrainedTokenizerBase = tokenizer
     return loaded
+
+
+def _own_files(cls: Any) -> list[str]:
+    return [name for name in cls.vocab_files_names.values() if name != "tokenizer.json"] or ["tokenizer.model"]
 
 
 def _from_file(cls: Any, folder: Path, kwargs: dict[str, Any]) -> Any:

@@ -13,10 +13,14 @@ from typing import Any
 
 from llmkit.models.source import check_encoding, read_json
 
-__all__ = ["SpecialToken", "TokenizerFiles", "has_chat_template", "read_tokenizer"]
+__all__ = ["SpecialToken", "TokenizerFiles", "has_chat_template", "has_vocabulary", "read_tokenizer"]
 
 _KINDS = ("bos", "eos", "pad", "unk")
 _FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "*.model", "*.spm", "*.bpe.codes")
+_VOCABULARIES = (
+    *("tokenizer.json", "tokenizer.*.json", "vocab*", "*merges.txt", "*.model", "*.spm", "*.bpe.codes"),
+    *("tekken*.json", "*.tiktoken", "*.vocab", "spiece*"),
+)
 _ADDED = '"added_tokens":'
 _HEAD = 2_000_000  # characters of tokenizer.json: the added tokens come before the vocabulary
 
@@ -105,6 +109,11 @@ def has_chat_template(folder: Path) -> bool:
     files = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
     named = _optional(folder / "tokenizer_config.json").get("chat_template")
     return bool(named) or any((folder / name).exists() and (folder / name).stat().st_size for name in files)
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a folder has a file that a tokenizer can take its vocabulary from."""
+    return any(next(folder.glob(pattern), None) for pattern in _VOCABULARIES)
 
 
 def _text(token: object) -> str | None:

@@ -11,6 +11,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import llmkit
+from llmkit.errors import CheckpointError
 from llmkit.models.tokenizer import load_tokenizer
 from tests.tiny import SENTENCES, build
 from tests.zoo.tokenizers import make_tokenizer
@@ -352,3 +353,10 @@ def test_an_adapter_with_a_tokenizer_cuts_as_its_base(tmp_path: Path) -> None:
     base = load_tokenizer(tmp_path / "base")
     adapter = published(tmp_path / "adapter", byte_level(NUMBERS), "GPT2Tokenizer")
     assert [base(text)["input_ids"] for text in TEXTS] == [adapter(text)["input_ids"] for text in TEXTS]
+
+
+def test_a_folder_without_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    published(tmp_path, byte_level(NUMBERS), "LlamaTokenizer")
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no vocabulary of a tokenizer \(tokenizer\.json, tokenizer\.model\)"):
+        load_tokenizer(tmp_path)

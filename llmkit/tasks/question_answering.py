@@ -168,7 +168,7 @@ class QuestionAnswering(Task):
     def to_row(self, given: str | Row) -> Row:
         if isinstance(given, str):
             raise InputError("a question needs a text to answer from", "give a row with 'question' and 'context'")
-        return given
+        return super().to_row(given)
 
     def work(self, row: Row, reader: Reader) -> Work:
         if reader.traits.head is Head.SPAN:

@@ -412,6 +412,7 @@ def test_the_best_supported_of_the_windows_answers(checkpoint: Checkpoint, monke
         ("answer", {"question": "", "context": "x"}, "the question is empty"),
         ("answer", {"question": "Who?", "context": 5}, "the context is a int, not text"),
         ("answer", "Who?", "needs a text"),
+        ("answer", None, "a row is a NoneType"),
         ("summarize", " \n", "the document is empty"),
         ("translate", "", "the source is empty"),
         ("chat", " ", "the message is empty"),

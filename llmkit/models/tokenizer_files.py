@@ -16,7 +16,6 @@ from llmkit.models.source import check_encoding, read_json
 __all__ = ["SpecialToken", "TokenizerFiles", "has_chat_template", "has_vocabulary", "read_tokenizer"]
 
 _KINDS = ("bos", "eos", "pad", "unk")
-_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "*.model", "*.spm", "*.bpe.codes")
 _VOCABULARIES = (
     *("tokenizer.json", "tokenizer.*.json", "vocab*", "*merges.txt", "*.model", "*.spm", "*.bpe.codes"),
     *("tekken*.json", "*.tiktoken", "*.vocab", "spiece*"),
@@ -85,7 +84,7 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], generation: Mapping[
         kind: next((text for file in files if (text := _text(file.get(f"{kind}_token")))), None) for kind in _KINDS
     }
     return TokenizerFiles(
-        present=any(next(folder.glob(pattern), None) for pattern in _FILES),
+        present=has_vocabulary(folder) or _needs_none(tokenizer_config, _class_name(config, tokenizer_config)),
         class_name=_class_name(config, tokenizer_config),
         config=tokenizer_config,
         chat_template=has_chat_template(folder),
@@ -93,6 +92,11 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], generation: Mapping[
         own_eos=added.get(texts["eos"] or ""),
         largest_added_id=max(added.values(), default=-1),
     )
+
+
+def _needs_none(tokenizer_config: Mapping[str, Any], class_name: str) -> bool:
+    """Whether a tokenizer counts bytes or characters (ByT5, Canine), or has code of its own, as far as is known."""
+    return bool(tokenizer_config) and (class_name in _NO_OFFSETS or "auto_map" in tokenizer_config)
 
 
 def _optional(path: Path) -> dict[str, Any]:

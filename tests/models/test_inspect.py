@@ -33,6 +33,8 @@ GENERATIVE = set(TASKS)
 def write(folder: Path, name: str = "config.json", **content: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    if name == "tokenizer_config.json":
+        (folder / "vocab.txt").touch()
     return folder
 
 
@@ -498,6 +500,15 @@ def test_a_processors_chat_template_is_the_tokenizers(checkpoint: Checkpoint, tm
     write(folder, "chat_template.json", chat_template=template)
     assert look(folder).chat_template
     assert load_tokenizer(folder).chat_template == template
+
+
+def test_a_tokenizer_without_its_vocabulary(tmp_path: Path) -> None:
+    tokenizer(tmp_path, eos_token="<end>")
+    (tmp_path / "vocab.txt").unlink()
+    assert "no tokenizer files: nothing can run" in traps(tmp_path)
+    write(tmp_path, "tokenizer_config.json", tokenizer_class="ByT5Tokenizer")
+    (tmp_path / "vocab.txt").unlink()
+    assert "no tokenizer files" not in traps(tmp_path)
 
 
 def test_added_tokens_are_read_from_a_large_tokenizer_json_too(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ class TokenizerSection(Section):
     """Take the tokenizer of this checkpoint. Only with ``model.config``."""
     train: TrainedTokenizer | None = None
     """Train one. Only with ``model.config``."""
-    add_tokens: list[str] = []
+    add_tokens: list[Annotated[str, Field(min_length=1)]] = []
     """Tokens that are added; the embeddings grow with them and are trained and saved."""
     chat_template: str | None = None
     """A Jinja chat template in place of the checkpoint's: its text, its file, or the name of another of the model's."""

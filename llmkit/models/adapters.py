@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,17 +54,33 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new
             raise UsageError(f"PEFT trains no new tokens beside {kind}", "use LORA, or leave tokenizer.add_tokens out")
         settings["trainable_token_indices"] = dict.fromkeys(embedding_names(model), sorted(new_tokens))
     given = {name: value for name, value in settings.items() if value is not None}
+    _refuse_unmatched(model, section)
     try:
         with quiet_peft():
             return _pass_all(peft.get_peft_model(model, config_class(task_type=TASK_TYPES[head], **given)))
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
-        fix = "choose other target_modules, or another peft_type"
+        fix = "correct the settings of the adapter, such as target_modules, or use another peft_type"
         if "target_modules" not in settings:
             fix = "use another peft_type, such as LORA"
             if getattr(model, "is_activation_checkpointing", False):
                 fix += ", or leave train.activation_checkpointing out"
         raise UsageError(f"PEFT cannot put {kind} on {type(model).__name__} ({reason})", fix) from error
+
+
+def _refuse_unmatched(model: Any, section: Adapter) -> None:
+    """PEFT passes over a name in a list that no module has, if another one has a module."""
+    modules = [name for name, _ in model.named_modules()]
+    for key in ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save"):
+        names = getattr(section, key, None)
+        dot = "" if key == "modules_to_save" else "."  # where PEFT takes any ending
+        for name in names if isinstance(names, list) else ():
+            if not any(f"{dot}{module}".endswith(f"{dot}{name}") for module in modules):
+                near = get_close_matches(name, {module.rpartition(".")[2] for module in modules}, n=1)
+                raise UsageError(
+                    f"adapter.{key}: {type(model).__name__} has no module {name}",
+                    f"did you mean {near[0]}?" if near else f"leave it out, or name one such as {modules[-1]}",
+                )
 
 
 def outline_adapter(model: Any, adapter: Path) -> Any:

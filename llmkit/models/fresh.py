@@ -84,7 +84,11 @@ def write_fresh(
     tokens = _tokens(tokenizer, resolution.head)
     if decided := sorted(tokens.keys() & settings.keys()):
         raise UsageError(f"model.config sets {', '.join(decided)}, which the tokenizer decides", "leave it out")
-    config = transformers.AutoConfig.for_model(model_type, **settings)
+    try:
+        config = transformers.AutoConfig.for_model(model_type, **settings)
+    except Exception as error:  # each class of configs checks in its own way
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"model.config is no config of {model_type}: {reason}", "correct these settings") from error
     for name, value in tokens.items():
         if name in _NAMED_BY_ALL or hasattr(config, name):
             setattr(config, name, value)

@@ -30,6 +30,7 @@ from llmkit.models.checkpoint import (
     gguf_metadata,
     joined_gguf,
     parameter_counts,
+    tensor_shapes,
     weight_bytes,
     weight_files,
 )
@@ -150,6 +151,8 @@ def load_source(
     if weights:
         _check_files(source, settings)
     with quiet_transformers(), one_line_errors(source):
+        if settings.attn_implementation is not None:
+            _check_attention(source, settings, resolution, config)
         if tokenizer is None:
             tokenizer = _tokenizer(source, settings)
         if weights:
@@ -171,6 +174,8 @@ def load_source(
         else:
             changed = _changed_config(source, settings, overrides)
             model = _build_on_meta(source, settings, resolution, changed, config)
+            if overrides:
+                _check_shapes(source, model)
     _apply_task_params(model, resolution.task)
     settle_tokens(model, tokenizer, source.folder)
     tokenizer_file = (source.adapter or source.folder) / "tokenizer_config.json"
@@ -392,8 +397,26 @@ def _changed_config(source: Source, settings: LoadSettings, overrides: Mapping[s
                 f"model.config_overrides: {type(config).__name__} has no {name}",
                 f"did you mean {near[0]}?" if near else "leave it out",
             )
-        setattr(config, name, value)
+        try:
+            setattr(config, name, value)
+        except Exception as error:  # each class of configs checks in its own way
+            reason = " ".join(str(error).split())
+            raise UsageError(f"model.config_overrides: {name} is {value!r} ({reason})", "correct it") from error
     return config
+
+
+def _check_shapes(source: Source, model: PreTrainedModel) -> None:
+    """Refuse changed settings with which the weights do not fit."""
+    files = weight_files(source.folder).safetensors
+    stored = {name: shape for path in files for name, shape in tensor_shapes(path).items()}
+    for name, tensor in model.state_dict().items():
+        shape = stored.get(name, stored.get(name.removeprefix(f"{model.base_model_prefix}.")))
+        if shape is not None and shape != tuple(tensor.shape):
+            raise UsageError(
+                f"model.config_overrides do not fit {source.name}: {name} is {list(shape)} there, and would be "
+                f"{list(tensor.shape)}",
+                "leave out those that change sizes",
+            )
 
 
 def _build_on_meta(
@@ -416,6 +439,20 @@ def _build_on_meta(
     if not source.gguf_file and model.can_generate():
         model.generation_config = generation_config(source.folder, plain)
     return model
+
+
+def _check_attention(source: Source, settings: LoadSettings, resolution: Resolution, plain: Mapping[str, Any]) -> None:
+    """Refuse an attention that is not installed or that the model has not, before any weight is read."""
+    config = _changed_config(source, settings, {})
+    try:
+        config._attn_implementation = settings.attn_implementation  # noqa: SLF001 - the only place for it
+        _build_on_meta(source, settings, resolution, config, plain)
+    except (ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"attn_implementation {settings.attn_implementation} does not work here ({reason})",
+            "leave it out, or use sdpa or eager",
+        ) from error
 
 
 def _from_pickle(source: Source, resolution: Resolution, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

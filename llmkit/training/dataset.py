@@ -227,6 +227,8 @@ def divide(recipe: Recipe, rows: Rows, column: str) -> tuple[list[int], list[int
             break
     trained = [index for index in range(len(rows.table)) if index not in held]
     if not trained:
+        if len(groups) > 1:
+            raise InputError("data.validation_fraction leaves no row to train on", "lower it")
         raise InputError("all rows have the same input, so none can be held back", "give data.validation, or none")
     return trained, sorted(held)
 

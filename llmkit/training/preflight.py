@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.config.recipe import Recipe
+from llmkit.data.sources import files_of
 from llmkit.errors import InputError, UsageError
 from llmkit.evaluation.evaluate import given_part, references_of
+from llmkit.log import log
 from llmkit.metrics.judge import MEASURES
 from llmkit.models.load import Loaded, has_bfloat16, pick_device
+from llmkit.models.quantize import quantization_config
 from llmkit.tasks import Head, Task
 from llmkit.training.batches import count_updates
 from llmkit.training.collate import collate
@@ -24,6 +27,7 @@ from llmkit.training.encoding import make_encoder
 from llmkit.training.ledger import describe
 from llmkit.training.objective import Objective
 from llmkit.training.optimizer import check_schedule, make_optimizer
+from llmkit.training.row_table import file_hash
 from llmkit.training.saved import failure_of
 from llmkit.training.sharding import check_sharding, check_trackers
 from llmkit.training.start import open_model, open_task
@@ -75,6 +79,7 @@ def preflight(recipe: Recipe, processes: int) -> Preflight:
     _refuse_empty("train", prepared.train)
     if prepared.validation is not None:
         _refuse_empty("validation", prepared.validation)
+        _warn_of_same_files(recipe)
     updates = count_updates(train, len(prepared.train.examples), processes)
     _check_steps(recipe, updates)
     if train.best_metric != "loss" and prepared.validation is not None:
@@ -91,6 +96,8 @@ def preflight(recipe: Recipe, processes: int) -> Preflight:
 
 def _check_settings(recipe: Recipe, device: str, processes: int) -> None:
     """What needs neither model nor data."""
+    import torch
+
     several, train = recipe.accelerate, recipe.train
     if several.deepspeed_config is not None:
         raise UsageError("accelerate.deepspeed_config is not supported in this version", "leave it out")
@@ -101,6 +108,8 @@ def _check_settings(recipe: Recipe, device: str, processes: int) -> None:
             "accelerate.local_sgd_steps needs several processes, and this is one",
             "leave it out, or set accelerate.num_processes",
         )
+    if bits := getattr(recipe.model, "quantize", None):
+        quantization_config(bits, device, torch.float32)
     if train.fp16 and device == "cpu":
         raise UsageError("train.fp16 needs a GPU", "leave it out")
     known = MEASURES[recipe.task]
@@ -124,6 +133,13 @@ def _refuse_empty(name: str, part: Part) -> None:
         f"no rows of data.{name} are left" + (f" ({'; '.join(left_out)})" if left_out else ""),
         "raise data.max_length, correct the rows, or name others; llmkit data check shows them",
     )
+
+
+def _warn_of_same_files(recipe: Recipe) -> None:
+    trained = {file_hash(path) for source in recipe.data.train for path in files_of(source)}
+    for path in (path for source in recipe.data.validation or () for path in files_of(source)):
+        if file_hash(path) in trained:
+            log.warning("data.validation: %s is also trained on, so its figures say nothing about new rows", path.name)
 
 
 def _check_steps(recipe: Recipe, updates: int) -> None:

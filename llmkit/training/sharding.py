@@ -91,7 +91,9 @@ def check_trackers(wanted: list[str]) -> None:
     there = {str(getattr(each, "value", each)) for each in get_available_trackers()}
     for name in wanted:
         if name not in LOGGER_TYPE_TO_CLASS:
-            raise UsageError(f"train.report_to: no tracker is called {name}", "use " + ", ".join(LOGGER_TYPE_TO_CLASS))
+            known = ", ".join(LOGGER_TYPE_TO_CLASS)
+            fix = "leave train.report_to out for none" if name == "none" else f"use {known}"
+            raise UsageError(f"train.report_to: no tracker is called {name}", fix)
         if name not in there:
             raise MissingDependencyError(f"train.report_to: {name} is not installed", f"pip install {name}")
 

@@ -46,6 +46,19 @@ REFUSED: list[tuple[str, list[dict[str, Any]], dict[str, Any], str]] = [
         "validation rows are plain text",
     ),
     ("gpt2", GENERATION, {"data": VALIDATED, "train": {"metric_for_best_model": "bleu"}}, "has no metric bleu"),
+    ("gpt2", GENERATION, {"train": {"report_to": ["none"]}}, "leave train.report_to out"),
+    ("gpt2", GENERATION, {"data": {"validation_fraction": 0.99}}, "leaves no row to train on; lower it"),
+    (
+        "gpt2",
+        GENERATION,
+        {"adapter": {"peft_type": "LORA", "target_modules": ["c_attn", "c_prj"]}},
+        "has no module c_prj; did you mean c_proj?",
+    ),
+    ("gpt2", GENERATION, {"adapter": {"peft_type": "LORA", "modules_to_save": ["score"]}}, "has no module score"),
+    ("gpt2", GENERATION, {"adapter": {"peft_type": "IA3", "exclude_modules": ["q_proj"]}}, "has no module q_proj"),
+    ("gpt2", GENERATION, {"model": {"config_overrides": {"n_embd": 32}}}, "do not fit"),
+    ("gpt2", GENERATION, {"model": {"config_overrides": {"attn_pdrop": "0.1"}}}, "attn_pdrop is '0.1'"),
+    ("gpt2", GENERATION, {"model": {"attn_implementation": "none_such"}}, "leave it out, or use sdpa or eager"),
     ("gpt2", GENERATION, {"accelerate": {"local_sgd_steps": 2}}, "needs several processes"),
     ("gpt2", GENERATION, {"accelerate": {"fsdp_config": {}}}, "needs GPUs"),
     ("gpt2", GENERATION, {"accelerate": {"deepspeed_config": {}}}, "not supported"),
@@ -70,11 +83,12 @@ def prepared(model: Path, rows: list[dict[str, Any]], folder: Path, sections: di
     data = dict(sections.get("data", {}))
     if "validation" in data:
         data["validation"] = str(write_rows(folder / "validation.jsonl", LONG))
+    others = {name: each for name, each in sections.items() if name != "model"}
     return make_recipe(
         task,
-        {"name_or_path": str(model), "offline": True, "device": "cpu"},
+        {"name_or_path": str(model), "offline": True, "device": "cpu", **sections.get("model", {})},
         write_rows(folder / "rows.jsonl", rows),
-        **{**sections, "data": data, "train": usual | sections.get("train", {})},
+        **{**others, "data": data, "train": usual | sections.get("train", {})},
     )
 
 
@@ -105,6 +119,19 @@ def test_virtual_tokens_go_with_models_that_generate(
 ) -> None:
     sections = {"adapter": {"peft_type": peft_type, "num_virtual_tokens": 4}}
     assert list(dry_run(prepared(checkpoint(family), GENERATION, tmp_path, sections)))
+
+
+def test_validation_rows_that_are_trained_on_are_a_warning(
+    checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = prepared(checkpoint("gpt2"), GENERATION, tmp_path, {})
+    copy = write_rows(tmp_path / "copy.jsonl", GENERATION)
+    data = recipe.data.model_copy(
+        update={"validation": [recipe.data.train[0].model_copy(update={"path": [str(copy)]})]}
+    )
+    with caplog.at_level("WARNING", logger="llmkit"):
+        assert list(dry_run(recipe.model_copy(update={"data": data})))
+    assert "copy.jsonl is also trained on" in caplog.text
 
 
 def test_a_folder_in_use_is_refused_by_the_dry_run_too(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -137,6 +137,7 @@ def quiet_peft() -> Iterator[None]:
         warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match")
         warnings.filterwarnings("ignore", "Unexpected keyword arguments")
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 reads it
         yield
 
 

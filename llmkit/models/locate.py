@@ -183,7 +183,7 @@ def _with_base(
         if settings.base is not None:
             raise
         raise type(error)(
-            f"{model} is an adapter, and its base model is not to be had: {error.problem}"
+            f"{model} is an adapter, and its base model was not found: {error.problem}"
             f" (base_model_name_or_path in {file})",
             _NAME_IT,
         ) from error

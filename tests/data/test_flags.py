@@ -108,6 +108,13 @@ def test_a_mask_beside_the_turns_is_refused() -> None:
     assert "which turns are learned (loss_mask); write weight: 0 or 1 in each turn" in refusal("dialogue", row)
 
 
+def test_a_conversation_may_be_said_to_be_in_a_column() -> None:
+    row = {"messages": [turn("user", "a"), turn("assistant", "b")], "source": "web"}
+    section = SourceSection(path=[str(write_rows(Path("a.jsonl"), [row]))], shape="columns")
+    (record,) = task_rows(section, "dialogue")
+    assert (record.row, record.unused) == ({"messages": row["messages"]}, ("source",))
+
+
 def test_a_prompt_and_its_completion_are_a_dialogue_of_two_turns() -> None:
     (record,) = records("dialogue", {"instruction": "a", "response": "b", "context": "c"})
     assert record.row == {"messages": [turn("user", "a"), turn("assistant", "b")]}

@@ -442,6 +442,10 @@ LANGUAGES = {
 }
 
 
+_STD = {"mobilebert": 0.3}
+"""Its layers have no norm, so that wider weights give logits in the thousands, of which float32 leaves few digits."""
+
+
 def build(family: str, seed: int, folder: Path) -> None:
     """Write a checkpoint; config.json comes last."""
     import torch
@@ -459,7 +463,7 @@ def build(family: str, seed: int, folder: Path) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.normal_(std=0.5)
+                parameter.normal_(std=_STD.get(family, 0.5))
     if family in TEXT:
         model.generation_config.update(**_generation(seed))
     tokenizer.save_pretrained(folder)

@@ -209,9 +209,9 @@ def _parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}" if mark else name
-        raise UsageError(f"{where}: {error.problem or 'cannot be read as YAML'}", "mend the YAML") from error
+        raise UsageError(f"{where}: {error.problem or 'cannot be read as YAML'}", "fix the YAML") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"{name} cannot be read as YAML ({error})", "mend it") from error
+        raise UsageError(f"{name} cannot be read as YAML ({error})", "fix it") from error
     except RecursionError as error:
         raise UsageError(f"{name} is nested too deeply", "flatten it") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:  # of a value that its tag does not fit

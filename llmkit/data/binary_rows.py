@@ -27,7 +27,7 @@ def binary_records(path: Path, name: str, suffix: str, head: bytes) -> Iterator[
                 number += 1
                 where = f"{name}, row {number}"
                 if isinstance(row, Exception):
-                    yield bad_row(where, f"cannot be read ({row})", "mend the row")
+                    yield bad_row(where, f"cannot be read ({row})", "fix the row")
                 else:
                     yield Record(where, row)
     except (ArrowException, OSError, *_BAD_VALUE) as error:

@@ -107,7 +107,7 @@ def _sample(source: SourceSection) -> list[dict[str, Any]]:
     records = list(islice(open_source(source), _SAMPLE))
     rows = [record.row for record in records if record.row is not None]
     if not rows:
-        raise records[0].error or InputError(f"{records[0].where} cannot be read", "mend the row")
+        raise records[0].error or InputError(f"{records[0].where} cannot be read", "fix the row")
     return rows
 
 

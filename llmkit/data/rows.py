@@ -61,7 +61,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for record in open_records(path, layout=Layout(named=frozenset())):
         if record.row is None:
-            raise record.error or InputError(f"{record.where} cannot be read", "mend the row")
+            raise record.error or InputError(f"{record.where} cannot be read", "fix the row")
         rows.append(record.row)
     return rows
 
@@ -237,7 +237,7 @@ def _lines(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[Line]:
             text = content.decode(codec, "replace")
             error = InputError(
                 f"{where} is not {codec} text (byte 0x{content[failure.start]:02x} at position {failure.start})",
-                "mend the line, or name the encoding of the file, such as --encoding gb18030 or latin-1",
+                "fix the line, or name the encoding of the file, such as --encoding gb18030 or latin-1",
             )
         if "\0" in text:
             error = error or InputError(f"{where} has a NUL at position {text.index(chr(0))}", "remove it")
@@ -333,7 +333,7 @@ def _json_record(text: str, where: str) -> Record:
         return bad_row(where, "is nested too deeply", "flatten it")
     except ValueError as error:
         spread = text.strip() in ("[", "{", "[{")
-        fix = "write one object a line, or rename the file to .json if it is one list" if spread else "mend the line"
+        fix = "write one object a line, or rename the file to .json if it is one list" if spread else "fix the line"
         return bad_row(where, f"is not JSON ({_reason(error)})", fix)
     return _object_record(row, where, escapes=bool(_HALF_OF_A_PAIR.search(text)))
 
@@ -351,9 +351,9 @@ def _json_records(text: str, name: str) -> Iterator[Record]:
             lines = enumerate(text.split("\n"), start=1)
             yield from (_json_record(line, f"{name}:{number}") for number, line in lines if line.strip())
             return
-        raise InputError(f"{name}:{error.lineno} is not JSON ({error.msg})", "mend the line") from error
+        raise InputError(f"{name}:{error.lineno} is not JSON ({error.msg})", "fix the line") from error
     except ValueError as error:
-        raise InputError(f"{name} is not JSON ({_reason(error)})", "mend the file") from error
+        raise InputError(f"{name} is not JSON ({_reason(error)})", "fix the file") from error
     if isinstance(content, dict):
         content = _only_list(content, name)
     if not isinstance(content, list):

@@ -269,7 +269,7 @@ def _alpaca(row: Mapping[str, Any], _: SourceSection, task: str) -> Found:
     asked = "\n\n".join(part for part in parts if isinstance(part, str) and part.strip())
     answer, system, history = row.get("output"), row.get("system"), row.get("history") or []
     if not asked or not isinstance(answer, str):
-        raise InputError("has no instruction or no output", "mend the row")
+        raise InputError("has no instruction or no output", "fix the row")
     if task == "text-generation":
         if system or history:
             raise InputError("has a system message or a history, which are turns", "use the task dialogue")
@@ -278,7 +278,7 @@ def _alpaca(row: Mapping[str, Any], _: SourceSection, task: str) -> Found:
     messages = [{"role": "system", "content": str(system)}] if system else []
     for pair in (*(history if isinstance(history, list) else [history]), (asked, answer)):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise InputError("has a history that is not pairs of texts", "mend the row")
+            raise InputError("has a history that is not pairs of texts", "fix the row")
         messages += [{"role": "user", "content": str(pair[0])}, {"role": "assistant", "content": str(pair[1])}]
     yield "", {"messages": messages}
 

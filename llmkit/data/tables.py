@@ -133,7 +133,7 @@ def _table_error(error: csv.Error, where: str) -> InputError:
     if str(error).startswith("new-line character"):
         fix = "quote the field; if no line of the file ends in LF, save it with line ends of Unix or Windows"
         return InputError(f"{where} has a carriage return in a field without quotes", fix)
-    return InputError(f"{where} cannot be read ({error})", 'mend the row; a quote in a quoted field is written ""')
+    return InputError(f"{where} cannot be read ({error})", 'fix the row; a quote in a quoted field is written ""')
 
 
 def _find_delimiter(lines: Iterator[Line], name: str, usual: str) -> tuple[str, Iterator[Line]]:

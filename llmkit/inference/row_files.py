@@ -458,5 +458,5 @@ def _writing(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise LlmkitError(
-            f"{output} cannot be written ({error.strerror})", "free some space or mend the disk, then --resume"
+            f"{output} cannot be written ({error.strerror})", "free some space or fix the disk, then --resume"
         ) from error

@@ -83,7 +83,7 @@ class Layout:
     def divide(self, record: data_rows.Record) -> Divided:
         """A record's row in its parts; where it has an error, ``others`` are those that can be written."""
         if record.row is None:
-            return Divided(error=record.error or InputError(f"{record.where} cannot be read", "mend it"))
+            return Divided(error=record.error or InputError(f"{record.where} cannot be read", "fix it"))
         divided = Divided(error=record.error or self.misfit(record.row))
         for column, value in record.row.items():
             for name in self._names.get(column, (column,)):

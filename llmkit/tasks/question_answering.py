@@ -137,7 +137,7 @@ class QuestionAnswering(Task):
             return (Example(prompt, ""),)
         places = _places(texts, answers["answer_start"], context)
         if not places:
-            raise InputError(f"the answer {texts[0]!r} does not stand in the text", "mend the row, or skip such rows")
+            raise InputError(f"the answer {texts[0]!r} does not stand in the text", "fix the row, or skip such rows")
         return (Example(prompt, context[slice(*places[0])], tuple(dict.fromkeys(places))),)
 
     def parts(self, row: Row, room: int, count: Callable[[str], int]) -> list[Row]:

@@ -178,9 +178,9 @@ def _refuse(recipe: Recipe, rows: Rows, outcomes: datasets.Dataset, encoder: Enc
     counts = Counter(statuses)
     data = recipe.data
     for status, allowed, what, fix in (
-        ("bad", data.on_bad_row == "skip", "", "mend it, or pass over such rows with data.on_bad_row: skip"),
+        ("bad", data.on_bad_row == "skip", "", "fix it, or pass over such rows with data.on_bad_row: skip"),
         ("no_label", data.on_no_label == "drop", f"has nothing to learn ({NO_LABEL})",
-         "mend it, or leave such rows out with data.on_no_label: drop"),
+         "fix it, or leave such rows out with data.on_no_label: drop"),
         ("too_long", data.on_overflow not in (None, "error"), "", _room(recipe, encoder)),
     ):  # fmt: skip
         if allowed or not counts[status]:

@@ -136,7 +136,7 @@ def _expected(records: Iterable[Record], recipe: Recipe) -> Iterator[dict[str, A
             unused.update(record.unused)
             yield row
         elif policy == "error":
-            error = error or InputError(f"{record.where} cannot be read", "mend it")
+            error = error or InputError(f"{record.where} cannot be read", "fix it")
             rest = "" if key in error.fix else f", or pass over such rows with data.{key}"
             raise InputError(error.problem, f"{error.fix}{rest}")
         else:

@@ -312,7 +312,7 @@ def test_gzip_of_nothing_but_a_name() -> None:
         ("a.json", "[]".encode("utf-16"), "a.json is UTF-16 text, not UTF-8; pass --encoding utf-16"),
         ("a.csv", "a".encode("utf-32"), "a.csv is UTF-32 text, not UTF-8; pass --encoding utf-32"),
         ("a.json", b'["\xff"]', "a.json is not utf-8 text (byte 0xff at position 2); name its encoding"),
-        ("a.json", b'[\n{"a": }]', "a.json:2 is not JSON (Expecting value); mend"),
+        ("a.json", b'[\n{"a": }]', "a.json:2 is not JSON (Expecting value); fix"),
         ("a.json", b'[{"a": NaN}]', "a.json is not JSON (NaN"),
         ("a.json", b"[" * 200_000, "a.json is nested too deeply"),
         (
@@ -331,7 +331,7 @@ def test_gzip_of_nothing_but_a_name() -> None:
         ("a.csv", b"a;b\n1", "a.csv seems to be separated by semicolons; separate all rows so"),
         ("a.csv", b"a\tb\n1", "a.csv seems to be separated by tabs; separate all rows so"),
         ("a.csv", b"a,b,a,b,c\n1,2,3,4,5", "a.csv has more than one column 'a', 'b'; give"),
-        ("a.csv", b'"a,b\n1,2\n', "a.csv:1 cannot be read (it opens a quote that is never closed); mend"),
+        ("a.csv", b'"a,b\n1,2\n', "a.csv:1 cannot be read (it opens a quote that is never closed); fix"),
         ("a.csv", b"a,caf\xe9\n1,2\n", "a.csv:1 is not utf-8 text"),
     ],
 )
@@ -531,7 +531,7 @@ def test_a_pipe_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_read_rows() -> None:
     for name, content in CONTENTS.items():
         assert read_rows(Path(write(name, content))) == ROWS
-    with pytest.raises(InputError, match=r"^a.jsonl:2 is not JSON \(.*; mend the line$"):
+    with pytest.raises(InputError, match=r"^a.jsonl:2 is not JSON \(.*; fix the line$"):
         read_rows(Path(write("a.jsonl", "{}\n}\n}}")))
     with pytest.raises(InputError, match=r"^a.csv:3 does not have the 2 columns of the header"):
         read_rows(Path(write("a.csv", "a,b\n1,2\n3\n")))

@@ -58,7 +58,7 @@ def fake_records(
             try:
                 yield Record(where, json.loads(line))
             except ValueError:
-                yield Record(where, None, InputError(f"{where} is not JSON", "mend the line"))
+                yield Record(where, None, InputError(f"{where} is not JSON", "fix the line"))
 
 
 class FakePipeline:
@@ -249,7 +249,7 @@ def test_bad_rows_have_their_records_in_place(tmp_path: Path, source: Path) -> N
         "schema_version": 1,
         "error": {
             "type": "InputError",
-            "message": "rows.jsonl:8 is not JSON; mend the line",
+            "message": "rows.jsonl:8 is not JSON; fix the line",
             "where": "rows.jsonl:8",
         },
     }
@@ -443,7 +443,7 @@ def test_fail_fast_keeps_what_came_before(tmp_path: Path, source: Path) -> None:
     assert output.read_bytes() == whole.read_bytes()
 
     write_rows(source, [{"document": "a"}, {"document": "b"}, "{", "{"])
-    with pytest.raises(InputError, match=r"^rows\.jsonl:3 is not JSON; mend the line$"):
+    with pytest.raises(InputError, match=r"^rows\.jsonl:3 is not JSON; fix the line$"):
         run(source, None, fail_fast=True)
 
 

@@ -62,7 +62,7 @@ def test_every_row_is_accounted_for(llama: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "data", "said"),
     [
-        ("not json", {}, r"rows.jsonl:2 is not JSON.*mend it"),
+        ("not json", {}, r"rows.jsonl:2 is not JSON.*fix it"),
         ({"prompt": "x", "completion": ""}, {}, r"rows.jsonl:2 has nothing to learn.*on_no_label"),
         (pair(1, 400), {"max_length": 100}, r"rows.jsonl:2 has \d+ tokens, too many.*max_length"),
     ],

@@ -351,6 +351,8 @@ def find_recipe(name: str) -> Path:
     known = name.removesuffix(".yaml").removeprefix("recipes/")
     if known in shipped:
         return shipped[known]
+    if path.is_dir():
+        raise UsageError(f"{name} is a folder, not a recipe", "name a recipe's file; a model goes to --model")
     near = get_close_matches(known, shipped, n=1)
     fix = f"did you mean {near[0]}?" if near else "see: llmkit recipes list"
     raise UsageError(f"there is no file and no shipped recipe {name}", fix)

@@ -272,6 +272,8 @@ def test_a_resolved_recipe_reads_back_the_same(name: str, tmp_path: Path) -> Non
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="is a folder, not a recipe"):
+        load_recipe(".")
     with pytest.raises(UsageError, match="did you mean summarization/starter-lora"):
         load_recipe("summarization/starter-lorra")
 

@@ -352,7 +352,9 @@ def find_recipe(name: str) -> Path:
     if known in shipped:
         return shipped[known]
     if path.is_dir():
-        raise UsageError(f"{name} is a folder, not a recipe", "name a recipe's file; a model goes to --model")
+        raise UsageError(
+            f"{name} is a folder, not a recipe", "name a recipe's file (llmkit evaluate takes models as --model)"
+        )
     near = get_close_matches(known, shipped, n=1)
     fix = f"did you mean {near[0]}?" if near else "see: llmkit recipes list"
     raise UsageError(f"there is no file and no shipped recipe {name}", fix)

@@ -7,6 +7,7 @@ Knows nothing of prompts and how output is produced.
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import functools
 import re
@@ -171,6 +172,8 @@ def load_source(
                 log.info("adapter: %s on %s", source.adapter, source.folder)
                 tokens = len(tokenizer) if _has_tokenizer(source.adapter) else 0
                 model = load_adapter(model, source.adapter, training=training, tokens=tokens)
+            elif training:
+                _keep_frozen(model)
         else:
             changed = _changed_config(source, settings, overrides)
             model = _build_on_meta(source, settings, resolution, changed, config)
@@ -417,6 +420,18 @@ def _check_shapes(source: Source, model: PreTrainedModel) -> None:
                 f"{list(tensor.shape)}",
                 "leave out those that change sizes",
             )
+
+
+def _keep_frozen(model: PreTrainedModel) -> None:
+    """Freeze what the class never trains, such as sinusoidal positions: `from_pretrained` of version 5 forgets it."""
+    import torch
+
+    with torch.device("meta"):
+        made = type(model)._from_config(copy.deepcopy(model.config))  # noqa: SLF001 - what AutoModel calls
+    frozen = {name for name, each in made.named_parameters() if not each.requires_grad}
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
 
 
 def _build_on_meta(

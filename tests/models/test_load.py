@@ -52,6 +52,14 @@ def test_a_new_head_is_refused_in_inference_and_allowed_in_training(checkpoint: 
     assert type(load_model(settings, QA, training=True).model).__name__ == "BertForQuestionAnswering"
 
 
+@pytest.mark.parametrize("family", ["marian", "pegasus"])
+def test_what_a_class_never_trains_is_not_trained(family: str, checkpoint: Checkpoint) -> None:
+    settings = LoadSettings(model=str(checkpoint(family)), device="cpu")
+    model = load_model(settings, GENERATION, training=True).model
+    frozen = [name for name, each in model.named_parameters() if not each.requires_grad]
+    assert frozen == [f"model.{part}.embed_positions.weight" for part in ("encoder", "decoder")]
+
+
 def test_a_layer_that_is_missing_is_refused_in_training_too(checkpoint: Checkpoint) -> None:
     settings = LoadSettings(model=str(checkpoint("gpt2")))
     with pytest.raises(CheckpointError, match="lacks weights of GPT2LMHeadModel"):

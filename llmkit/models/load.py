@@ -168,12 +168,9 @@ def load_source(
                 own.setdefault("generation_config", generation_config(source.folder, config))
             with _in_one_file(source) as whole:
                 model = _build(whole, settings, resolution, device, dtype, model_kwargs=own)
-            if source.adapter is not None:
-                log.info("adapter: %s on %s", source.adapter, source.folder)
-                tokens = len(tokenizer) if _has_tokenizer(source.adapter) else 0
-                model = load_adapter(model, source.adapter, training=training, tokens=tokens)
-            elif training:
+            if training:
                 _keep_frozen(model)
+            model = _with_adapter(model, source, tokenizer, training=training)
         else:
             changed = _changed_config(source, settings, overrides)
             model = _build_on_meta(source, settings, resolution, changed, config)
@@ -420,6 +417,14 @@ def _check_shapes(source: Source, model: PreTrainedModel) -> None:
                 f"{list(tensor.shape)}",
                 "leave out those that change sizes",
             )
+
+
+def _with_adapter(model: Any, source: Source, tokenizer: Any, *, training: bool) -> Any:
+    if source.adapter is None:
+        return model
+    log.info("adapter: %s on %s", source.adapter, source.folder)
+    tokens = len(tokenizer) if _has_tokenizer(source.adapter) else 0
+    return load_adapter(model, source.adapter, training=training, tokens=tokens)
 
 
 def _keep_frozen(model: PreTrainedModel) -> None:

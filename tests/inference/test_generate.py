@@ -322,5 +322,5 @@ def test_logits_that_are_not_finite_are_an_error(
         for name, parameter in pipe.loaded.model.named_parameters():
             if weight in name:
                 parameter.fill_(value)
-    with pytest.raises(CheckpointError, match="computes NaN or infinity in float32; download it again"):
+    with pytest.raises(CheckpointError, match="computes NaN or infinity in float32; use another checkpoint"):
         pipe("The quick")

@@ -22,7 +22,7 @@ from llmkit.heads.batching import fitting
 from llmkit.heads.end_tokens import text_ends
 from llmkit.heads.joined_cache import can_join, join, pad_left
 from llmkit.heads.padding import Mates, batch_mates
-from llmkit.heads.prompt_cache import new_cache
+from llmkit.heads.prompt_cache import cache_name, new_cache
 from llmkit.heads.text_stream import Stops, StopScanner, TextStream
 from llmkit.log import log
 from llmkit.models.generation import vocabulary_rows, without_own_settings
@@ -437,7 +437,7 @@ class _Run:
         mask = mask.repeat_interleave(len(ids) // len(mask), dim=0)
         new = torch.ones(len(mask), ids.shape[1] - mask.shape[1], dtype=mask.dtype, device=mask.device)
         inputs = {"input_ids": ids, "attention_mask": torch.cat([mask, new], dim=1)}
-        return _Part(part.rows, inputs, output.past_key_values)
+        return _Part(part.rows, inputs, getattr(output, cache_name()))
 
     def _call(self, part: _Part, config: GenerationConfig, stays: float = 0.0) -> Any:
         from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -448,7 +448,7 @@ class _Run:
         with without_own_settings(self.loaded.model), _explained(self.loaded):
             return self.loaded.model.generate(  # type: ignore[operator]
                 **part.inputs,
-                **({} if part.cache is None else {"past_key_values": part.cache}),
+                **({} if part.cache is None else {cache_name(): part.cache}),
                 generation_config=config,
                 logits_processor=LogitsProcessorList([self._checked]),
                 stopping_criteria=StoppingCriteriaList([self._wait if self._beams else self._step]),

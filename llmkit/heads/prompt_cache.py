@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmkit.models.load import Loaded
 
-__all__ = ["PromptCache", "has_ordinary_cache", "new_cache"]
+__all__ = ["PromptCache", "cache_name", "has_ordinary_cache", "new_cache"]
 
 
 class PromptCache:
@@ -59,6 +59,13 @@ def new_cache(loaded: Loaded) -> Any:
     return DynamicCache(config=loaded.model.config.get_text_config(decoder=True))
 
 
+def cache_name() -> str:
+    """What `generate` calls keys and values, as an argument and in its output: another name from 5.24 on."""
+    from transformers.generation import GenerateDecoderOnlyOutput
+
+    return "cache" if "cache" in GenerateDecoderOnlyOutput.__annotations__ else "past_key_values"
+
+
 def has_ordinary_cache(loaded: Loaded) -> bool:
     """Whether keys and values are kept in a `DynamicCache`, one entry a token; states (Mamba) cannot be cut back."""
     model: Any = loaded.model
@@ -70,7 +77,7 @@ def has_ordinary_cache(loaded: Loaded) -> bool:
     if getattr(base, "_is_stateful", False):
         return False
     # GPT-1 and XLM keep none, though `generate` would make one for them.
-    if "past_key_values" not in inspect.signature(base.forward).parameters:
+    if cache_name() not in inspect.signature(base.forward).parameters:
         return False
     return bool(base._supports_default_dynamic_cache())  # noqa: SLF001 - `generate` decides by it too
 

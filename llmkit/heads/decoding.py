@@ -22,10 +22,10 @@ from llmkit.heads.batching import fitting
 from llmkit.heads.end_tokens import text_ends
 from llmkit.heads.joined_cache import can_join, join, pad_left
 from llmkit.heads.padding import Mates, batch_mates
-from llmkit.heads.prompt_cache import cache_name, new_cache
+from llmkit.heads.prompt_cache import new_cache
 from llmkit.heads.text_stream import Stops, StopScanner, TextStream
 from llmkit.log import log
-from llmkit.models.generation import vocabulary_rows, without_own_settings
+from llmkit.models.generation import cache_name, vocabulary_rows, without_own_settings
 from llmkit.tasks import Head
 
 if TYPE_CHECKING:

@@ -9,10 +9,12 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from llmkit.models.generation import cache_name
+
 if TYPE_CHECKING:
     from llmkit.models.load import Loaded
 
-__all__ = ["PromptCache", "cache_name", "has_ordinary_cache", "new_cache"]
+__all__ = ["PromptCache", "has_ordinary_cache", "new_cache"]
 
 
 class PromptCache:
@@ -57,13 +59,6 @@ def new_cache(loaded: Loaded) -> Any:
     from transformers import DynamicCache
 
     return DynamicCache(config=loaded.model.config.get_text_config(decoder=True))
-
-
-def cache_name() -> str:
-    """What `generate` calls keys and values, as an argument and in its output: another name from 5.24 on."""
-    from transformers.generation import GenerateDecoderOnlyOutput
-
-    return "cache" if "cache" in GenerateDecoderOnlyOutput.__annotations__ else "past_key_values"
 
 
 def has_ordinary_cache(loaded: Loaded) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.errors import CheckpointError, UsageError
 from llmkit.log import log
 from llmkit.models.adapter_files import OTHER_BASE, TASK_TYPES, adapter_weights, place_names, vocabulary_size
+from llmkit.models.generation import cache_name
 from llmkit.models.source import ADAPTER_CONFIG, read_json
 from llmkit.tasks import Head
 
@@ -57,7 +58,9 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new
     _refuse_unmatched(model, section)
     try:
         with quiet_peft():
-            return _pass_all(peft.get_peft_model(model, config_class(task_type=TASK_TYPES[head], **given)))
+            config = config_class(task_type=TASK_TYPES[head], **given)
+            _refuse_unknown_cache(config)
+            return _pass_all(peft.get_peft_model(model, config))
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
         fix = "correct the settings of the adapter, such as target_modules, or use another peft_type"
@@ -108,6 +111,7 @@ def load_adapter(model: Any, adapter: Path, *, training: bool = False, tokens: i
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
     weights, config = adapter_weights(adapter), _config(adapter)
+    _refuse_unknown_cache(config)
     config.inference_mode = not training
     prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type) or "lora_"
     _fit_embeddings(model, adapter, weights, config, prefix, tokens)
@@ -124,6 +128,19 @@ def load_adapter(model: Any, adapter: Path, *, training: bool = False, tokens: i
     if not config.is_prompt_learning:
         _settle(adapter, weights, own, result, prefix)
     return _pass_all(adapted if training else adapted.eval())
+
+
+def _refuse_unknown_cache(config: Any) -> None:
+    """Refuse virtual tokens where PEFT looks for keys and values under a name that Transformers no longer uses."""
+    from peft import PeftModelForCausalLM, __version__
+
+    name = cache_name()
+    known = f'"{name}"' in inspect.getsource(PeftModelForCausalLM.prepare_inputs_for_generation)
+    if config.is_prompt_learning and config.task_type != TASK_TYPES[Head.SPAN] and not known:
+        raise UsageError(
+            f"PEFT {__version__} does not generate with virtual tokens under this version of Transformers",
+            "pip install 'transformers<5.24', or use another adapter, such as LORA",
+        )
 
 
 @contextmanager

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FIELDS",
     "apply_settings",
+    "cache_name",
     "clean",
     "fit_vocabulary",
     "generation_config",
@@ -525,3 +526,10 @@ def without_own_settings(model: Any) -> Iterator[None]:
         yield
     finally:
         own.update(kept)
+
+
+def cache_name() -> str:
+    """What `generate` calls keys and values, as an argument and in its output: another name from 5.24 on."""
+    from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+    return "cache" if "cache" in GenerateDecoderOnlyOutput.__annotations__ else "past_key_values"

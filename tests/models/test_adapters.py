@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from llmkit.config.recipe import Adapter
 from llmkit.config.settings import LoadSettings
-from llmkit.errors import CheckpointError, TaskMismatchError
+from llmkit.errors import CheckpointError, TaskMismatchError, UsageError
 from llmkit.models.adapters import attach
 from llmkit.models.inspect import inspect_source
 from llmkit.models.load import load_model
@@ -90,6 +90,16 @@ def test_all_linear_is_what_computes_as_a_linear_layer(
     model(input_ids=IDS).logits.sum().backward()
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     assert all(weight.grad is not None for name, weight in trained.items() if "lora_B" in name)
+
+
+def test_virtual_tokens_are_refused_where_peft_does_not_find_keys_and_values(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(LoadSettings(model=str(checkpoint("llama"))), "text-generation").model
+    monkeypatch.setattr("llmkit.models.adapters.cache_name", lambda: "renamed")
+    section: Any = TypeAdapter(Adapter).validate_python({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2})
+    with pytest.raises(UsageError, match=r"does not generate with virtual tokens.*pip install 'transformers<5.24'"):
+        attach(model, section, Head.CAUSAL, tokenizer_name="")
 
 
 def test_weights_that_peft_renames_away_are_loaded(tmp_path: Path) -> None:

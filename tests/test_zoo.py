@@ -78,4 +78,4 @@ def test_inspect_agrees_with_the_table_for_every_type(tmp_path: Path) -> None:
         listed = class_names(head)[model_type]
         found[head, model_type] = listed if listed in classes else None
     known = table()  # of the newest Transformers that it was measured with, which has more types
-    assert found == {key: known.get(key) for key in found}
+    assert found == {key: known[key] for key in found}

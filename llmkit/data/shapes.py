@@ -83,7 +83,7 @@ def _used(row: Mapping[str, Any], source: SourceSection, task: str) -> set[str]:
             names = {"paragraphs", "qas", "question", "context", "answers", "answer_start", "is_impossible"}
         case "alpaca":
             names = {"instruction", "input", "output", "system", "history"}
-        case shape if shape == "messages" or task not in TARGETS:  # which has no columns but those of a conversation
+        case shape if shape == "messages" or task not in TARGETS:  # dialogue has no columns of its own
             names = {"system", *_conversation(row, source.columns).values()}
         case _:
             extras = _ANSWER_EXTRAS if task == "question-answering" else ()

@@ -26,7 +26,7 @@ _REPLY = "llmkit-reply"
 
 
 def text_ends(loaded: Loaded) -> frozenset[int]:
-    """The tokens that end any output: those of the generation settings, and the tokenizer's."""
+    """The tokens that end any output: from the generation settings and the tokenizer."""
     named = _ids(loaded.model.generation_config.eos_token_id)
     if named and loaded.tokenizer.eos_token_id is None:
         return named

@@ -134,9 +134,9 @@ def _refuse_unknown_cache(config: Any) -> None:
     """Refuse virtual tokens where PEFT looks for keys and values under a name that Transformers no longer uses."""
     from peft import PeftModelForCausalLM, __version__
 
-    name = cache_name()
-    known = f'"{name}"' in inspect.getsource(PeftModelForCausalLM.prepare_inputs_for_generation)
-    if config.is_prompt_learning and config.task_type != TASK_TYPES[Head.SPAN] and not known:
+    if not config.is_prompt_learning or config.task_type == TASK_TYPES[Head.SPAN]:
+        return
+    if f'"{cache_name()}"' not in inspect.getsource(PeftModelForCausalLM.prepare_inputs_for_generation):
         raise UsageError(
             f"PEFT {__version__} does not generate with virtual tokens under this version of Transformers",
             "pip install 'transformers<5.24', or use another adapter, such as LORA",

@@ -185,7 +185,7 @@ def load_source(
         tokenizer=tokenizer,
         resolution=resolution,
         source=source,
-        context=context_length({**config, **(config_overrides or {})}, tokenizer_config).without(source.virtual_tokens),
+        context=context_length({**config, **overrides}, tokenizer_config).without(source.virtual_tokens),
     )
 
 

@@ -17,7 +17,7 @@ from llmkit.config.recipe_file import load_recipe
 from llmkit.data.rows import SUFFIXES, open_records
 from llmkit.data.shapes import INPUTS, mapped_rows
 from llmkit.errors import LlmkitError
-from llmkit.tasks.languages import find_language
+from llmkit.text.languages import find_language
 
 FEW = settings(
     max_examples=50, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -10,8 +10,8 @@ import re
 from collections.abc import Collection, Iterable
 
 from llmkit.errors import UsageError
-from llmkit.tasks.languages import Language, find_language, language_from_code
-from llmkit.tasks.scripts import is_unspaced
+from llmkit.text.languages import Language, find_language, language_from_code
+from llmkit.text.scripts import is_unspaced
 
 __all__ = ["KNOWN_NAMES", "find_column", "is_known_name", "language_in", "language_named"]
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from llmkit.data.column_names import KNOWN_NAMES, is_known_name, language_named
 from llmkit.errors import InputError
-from llmkit.tasks.scripts import is_unspaced
+from llmkit.text.scripts import is_unspaced
 
 __all__ = ["LOOKED_AT", "find_header"]
 

@@ -22,9 +22,9 @@ from llmkit.data.shapes import INPUTS, TARGETS, look_up, mapped_rows, two_ways
 from llmkit.data.sources import aligned_files, files_of, layout_of, open_source
 from llmkit.errors import InputError, UsageError
 from llmkit.log import log
-from llmkit.tasks.detection import detect_language
-from llmkit.tasks.languages import Language, find_language
-from llmkit.tasks.scripts import is_unspaced
+from llmkit.text.detection import detect_language
+from llmkit.text.languages import Language, find_language
+from llmkit.text.scripts import is_unspaced
 
 __all__ = ["Proposal", "propose", "task_rows"]
 

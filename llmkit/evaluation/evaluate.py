@@ -27,7 +27,7 @@ from llmkit.metrics.wrapped import figures_of
 from llmkit.models.processes import Member
 from llmkit.tasks import Head, QuestionAnswering, Task
 from llmkit.tasks.dialogue import replies, to_messages
-from llmkit.tasks.languages import find_language
+from llmkit.text.languages import find_language
 
 __all__ = [
     "Evaluation",

@@ -14,7 +14,7 @@ from llmkit.heads.decoding import pad_id
 from llmkit.heads.end_tokens import end_id, turn_ends
 from llmkit.models.languages import apply_source
 from llmkit.tasks import Chat, Example, Prompt, Text
-from llmkit.tasks.languages import Route
+from llmkit.text.languages import Route
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +17,7 @@ from llmkit.errors import ContextOverflowError, LlmkitError, UsageError
 from llmkit.heads.base import pad, refuse_halves, refuse_not_finite, refuse_unknown_ids
 from llmkit.heads.batching import Budget
 from llmkit.tasks import QuestionContext, Reading, Span
+from llmkit.text.graphemes import graphemes
 
 if TYPE_CHECKING:
     import torch
@@ -261,35 +261,17 @@ def _extents(chars: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 def _clusters(text: str) -> tuple[list[int], list[int]]:
     """For each code point, where the character that a reader sees begins and ends.
 
-    A part of Unicode's rules for grapheme clusters (UAX 29) that the standard library can tell: marks, conjoining
-    jamo, emoji with modifiers, tags and joiners, flags. White space takes no marks, since answers are trimmed of it.
+    White space takes no marks, since answers are trimmed of it.
     """
     starts: list[int] = []
-    flags = 0
-    for place, char in enumerate(text):
-        flag = "\U0001f1e6" <= char <= "\U0001f1ff"
-        before = text[place - 1] if place else " "
-        joined = not before.isspace() and (
-            _extends(char) or (before == "\u200d" and unicodedata.category(char) == "So") or (flag and flags % 2 == 1)
-        )
-        starts.append(starts[-1] if joined else place)
-        flags = flags + 1 if flag else 0
-    ends = [len(text)] * len(text)
-    for place in range(len(text) - 2, -1, -1):
-        ends[place] = ends[place + 1] if starts[place + 1] == starts[place] else place + 1
+    ends: list[int] = []
+    for cluster in graphemes(text):
+        space = cluster[: len(cluster) - len(cluster.lstrip())]
+        for part in filter(None, (space, cluster[len(space) :])):
+            start = len(starts)
+            starts += [start] * len(part)
+            ends += [start + len(part)] * len(part)
     return starts, ends
-
-
-def _extends(char: str) -> bool:
-    if char < "\u0300":
-        return False
-    return (
-        unicodedata.category(char)[0] == "M"
-        or char in "\u200c\u200d\uff9e\uff9f"  # (non-)joiners, half-width voicing marks
-        or "\u1160" <= char <= "\u11ff"
-        or "\U0001f3fb" <= char <= "\U0001f3ff"
-        or "\U000e0020" <= char <= "\U000e007f"
-    )
 
 
 # From windows to logits.

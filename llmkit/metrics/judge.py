@@ -100,7 +100,7 @@ def _of_rows(name: str, values: Sequence[float], signature: str, counted: Sequen
 def trivial_answers(task: str, text: str) -> dict[str, str]:
     """Answers that no model is needed for, which a model has to beat: by name, of one row's input text."""
     if task == "summarization":
-        from llmkit.tasks.sentences import script_language, sentences
+        from llmkit.text.sentences import script_language, sentences
 
         first = sentences(text, script_language(text))[:1]
         return {"lead-1": "".join(first).strip()}

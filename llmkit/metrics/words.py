@@ -6,7 +6,7 @@ import unicodedata
 
 import regex
 
-from llmkit.tasks.scripts import is_unspaced
+from llmkit.text.scripts import is_unspaced
 
 __all__ = ["WORDS", "has_unspaced", "words"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmkit.errors import UsageError
 from llmkit.log import log
-from llmkit.tasks.languages import Language, LanguageMap, Route, language_from_code, own_tag
+from llmkit.text.languages import Language, LanguageMap, Route, language_from_code, own_tag
 
 __all__ = ["apply_source", "language_map"]
 

@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from llmkit.config.settings import Overflow, TaskSettings, TruncationSide
 from llmkit.errors import InputError, UsageError
-from llmkit.tasks.languages import LanguageMap, Route
-from llmkit.tasks.scripts import is_unspaced
+from llmkit.text.languages import LanguageMap, Route
+from llmkit.text.scripts import is_unspaced
 
 __all__ = [
     "Chat",

@@ -32,8 +32,8 @@ from llmkit.tasks.base import (
     Wording,
     Work,
 )
-from llmkit.tasks.scripts import is_unspaced
-from llmkit.tasks.sentences import pack, script_language, sentences
+from llmkit.text.scripts import is_unspaced
+from llmkit.text.sentences import pack, script_language, sentences
 
 __all__ = ["NO_ANSWER", "QuestionAnswering", "find_in", "to_answers"]
 

@@ -14,7 +14,7 @@ from typing import Any
 from llmkit.config.settings import SummarizationSettings
 from llmkit.log import log
 from llmkit.tasks.base import Chunk, Head, Raw, Reader, Result, Row, Step, Task, Traits, Work
-from llmkit.tasks.sentences import pack, script_language, sentences
+from llmkit.text.sentences import pack, script_language, sentences
 
 __all__ = ["Summarization"]
 

@@ -15,13 +15,13 @@ from llmkit.config.settings import TranslationSettings
 from llmkit.errors import InputError, UsageError
 from llmkit.log import log
 from llmkit.tasks.base import Chunk, Example, Head, Raw, Reader, Result, Row, Step, Task, Traits, Wording, Work
-from llmkit.tasks.detection import detect_language
-from llmkit.tasks.languages import Language, Route, find_language
-from llmkit.tasks.lines import meant_breaks, spread
-from llmkit.tasks.markup import blocks
-from llmkit.tasks.protected import Block, around, protected, survives
-from llmkit.tasks.scripts import is_unspaced
-from llmkit.tasks.sentences import pack, sentences
+from llmkit.text.detection import detect_language
+from llmkit.text.languages import Language, Route, find_language
+from llmkit.text.lines import meant_breaks, spread
+from llmkit.text.markup import blocks
+from llmkit.text.protected import Block, around, protected, survives
+from llmkit.text.scripts import is_unspaced
+from llmkit.text.sentences import pack, sentences
 
 __all__ = ["Translation"]
 

@@ -18,7 +18,7 @@ from llmkit.heads.seq2seq import Seq2SeqOps
 from llmkit.inference import engine
 from llmkit.models.languages import language_map
 from llmkit.tasks import Chat, Text
-from llmkit.tasks.languages import Route, find_language
+from llmkit.text.languages import Route, find_language
 from tests import tiny
 from tests.conftest import Checkpoint
 

@@ -15,7 +15,7 @@ from transformers.models.nllb import tokenization_nllb as nllb
 
 from llmkit.errors import UsageError
 from llmkit.models.languages import _Languages, language_map
-from llmkit.tasks.languages import Language, Route, find_language
+from llmkit.text.languages import Language, Route, find_language
 
 # The targets in the vocabulary of google/madlad400-3b-mt.
 _MADLAD = """

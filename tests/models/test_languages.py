@@ -12,7 +12,7 @@ import transformers
 from llmkit.errors import UsageError
 from llmkit.models.languages import _language, apply_source, language_map
 from llmkit.models.tokenizer import load_tokenizer
-from llmkit.tasks.languages import Language, LanguageMap, Route, find_language
+from llmkit.text.languages import Language, LanguageMap, Route, find_language
 from tests.tiny import train_tokenizer
 
 EN, FR, DE, ZH = (Language(tag) for tag in ("en", "fr", "de", "zh"))

@@ -1,6 +1,6 @@
 """What must survive in a text that is translated: code, web addresses, tags, TeX, placeholders of format strings.
 
-Known by their looks alone; what lines and paragraphs are is known in `llmkit.tasks.markup`.
+Known by their looks alone; what lines and paragraphs are is known in `llmkit.text.markup`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@ import random
 
 import pytest
 
-from llmkit.tasks.markup import blocks
-from llmkit.tasks.protected import Block, around, protected, survives
+from llmkit.text.markup import blocks
+from llmkit.text.protected import Block, around, protected, survives
 
 NASTY = [
     *"aB .!?\n\r\t\0\u2028\u3000。\"'()1-*#>|`~$%{}[]<>/\\&;:=_@+é中",

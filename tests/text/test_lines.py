@@ -9,8 +9,8 @@ import pytest
 
 from llmkit.config.settings import TranslationSettings
 from llmkit.tasks import Head, Raw, Row, Traits, Translation
-from llmkit.tasks.lines import meant_breaks, spread
-from llmkit.tasks.sentences import script_language, sentences
+from llmkit.text.lines import meant_breaks, spread
+from llmkit.text.sentences import script_language, sentences
 
 
 class Reader:

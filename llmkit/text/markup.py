@@ -2,7 +2,7 @@
 
 Knows Markdown, HTML, subtitles (SRT, WebVTT, ASS), lyrics with times, JSON, YAML and files of keys with values by the
 looks of their lines: plain text passes through as paragraphs, and in doubt a text is translated. What stays as it is
-within a block is told by `llmkit.tasks.protected`. Knows no language and no model.
+within a block is told by `llmkit.text.protected`. Knows no language and no model.
 Nothing is ever lost: blocks join to the text again.
 """
 
@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from llmkit.tasks.protected import Block, around, code_spans
+from llmkit.text.protected import Block, around, code_spans
 
 __all__ = ["blocks"]
 

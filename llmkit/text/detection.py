@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import functools
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from llmkit.errors import UsageError
-from llmkit.tasks.languages import Language, language_from_code
+from llmkit.text.languages import Language, language_from_code
+from llmkit.text.scripts import count_scripts
 
 __all__ = ["Detected", "detect_language"]
 
@@ -30,36 +30,6 @@ _UNREAD = re.compile(
     r"```.*?```|`[^`\n]*`|(?:https?://|www\.)\S+|(?<![^\s@])[^\s@]++@[^\s@.]++(?:\.[^\s@.]++)+|\d+", re.DOTALL
 )
 _ENOUGH = 20_000  # characters; more text does not make it surer
-# By the first word of the Unicode names of their letters.
-_SCRIPTS = {
-    "LATIN": "Latn",
-    "CYRILLIC": "Cyrl",
-    "ARABIC": "Arab",
-    "GREEK": "Grek",
-    "HEBREW": "Hebr",
-    "ARMENIAN": "Armn",
-    "GEORGIAN": "Geor",
-    "DEVANAGARI": "Deva",
-    "BENGALI": "Beng",
-    "GURMUKHI": "Guru",
-    "GUJARATI": "Gujr",
-    "ORIYA": "Orya",
-    "TAMIL": "Taml",
-    "TELUGU": "Telu",
-    "KANNADA": "Knda",
-    "MALAYALAM": "Mlym",
-    "SINHALA": "Sinh",
-    "THAI": "Thai",
-    "LAO": "Laoo",
-    "TIBETAN": "Tibt",
-    "MYANMAR": "Mymr",
-    "KHMER": "Khmr",
-    "ETHIOPIC": "Ethi",
-    "HANGUL": "Kore",
-    "CJK": "Hans",
-    "HIRAGANA": "Jpan",
-    "KATAKANA": "Jpan",
-}
 _SHARED = frozenset(("Latn", "Cyrl", "Arab"))  # most languages that change scripts change between these
 
 
@@ -93,11 +63,9 @@ def detect_language(text: str, among: Collection[Language] | None = None) -> Det
 
 
 def _count_scripts(text: str) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for letter, count in Counter(filter(str.isalpha, text)).items():
-        script = _SCRIPTS.get(unicodedata.name(letter, "?").split()[0], "Zyyy")
-        # One sign of these stands for a syllable or a word, so a few foreign words must not outweigh them.
-        counts[script] += count * (3 if script in ("Hans", "Jpan", "Kore") else 1)
+    counts = count_scripts(filter(str.isalpha, text))
+    for script in ("Hans", "Jpan", "Kore"):
+        counts[script] *= 3  # a sign of these is a syllable or a word, so a few foreign words must not outweigh them
     # Japanese is written in both; a kana or two may be quoted in Chinese.
     if counts["Jpan"] * 20 > counts["Hans"]:
         counts["Jpan"] += counts.pop("Hans", 0)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from llmkit.tasks.sentences import _crfcut, _graphemes, pack, script_language, sentences
+from llmkit.text.graphemes import graphemes
+from llmkit.text.sentences import _crfcut, pack, script_language, sentences
 
 NASTY = [
     *"aB .!?,;\n\r\t\0\x85\u2028\u3000「」。，\"'“”()«»1-*#>éกขา",
@@ -142,7 +143,7 @@ def test_chunks_are_within_the_budget_and_nothing_is_lost(count: Callable[[str],
         chunks = pack(pieces, budget, count)
         assert "".join(chunks) == "".join(pieces)
         assert all(chunks)
-        assert all(count(chunk) <= budget or len(_graphemes(chunk)) == 1 for chunk in chunks)
+        assert all(count(chunk) <= budget or len(graphemes(chunk)) == 1 for chunk in chunks)
 
 
 def test_chunks_are_about_equally_full_and_no_more_than_needed() -> None:

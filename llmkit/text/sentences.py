@@ -15,7 +15,9 @@ from itertools import accumulate, pairwise
 from math import ceil
 
 from llmkit.log import log
-from llmkit.tasks.lines import meant_breaks
+from llmkit.text.graphemes import graphemes
+from llmkit.text.lines import meant_breaks
+from llmkit.text.scripts import SCRIPTS, count_scripts
 
 __all__ = ["pack", "script_language", "sentences"]
 
@@ -32,8 +34,6 @@ _SPACE = re.compile(r"\s++")
 _WINDOW = 2048
 _ODD = re.compile(r"\r\n|[\r\x0b\x0c\x85\u2028\u2029]|[^\S\n]|[\0\ud800-\udfff]")
 _THAI = re.compile(r"[\u0e01-\u0e5b]")
-# `\X` does not know that two lone surrogates can be one character, and at each flag looks back over all before it.
-_GRAPHEME = r"[\ud800-\udbff][\udc00-\udfff]|[\U0001f1e6-\U0001f1ff]{2}[\p{GCB=EX}\p{GCB=ZWJ}\p{GCB=SM}]*+|\X"
 
 
 def sentences(text: str, language: str = "en", *, wrapped: bool = False) -> list[str]:
@@ -41,7 +41,7 @@ def sentences(text: str, language: str = "en", *, wrapped: bool = False) -> list
 
     Args:
         text: Any text; line breaks within a sentence (hard-wrapped prose) do not cut it. A blank line, a list item,
-            a heading and lines that are not wrapped prose (`llmkit.tasks.lines`) do.
+            a heading and lines that are not wrapped prose (`llmkit.text.lines`) do.
         language: A BCP 47 tag; its first subtag says which abbreviations and sentence marks there are.
         wrapped: No line break is meant, whatever it looks like.
     """
@@ -74,14 +74,7 @@ def _separable(text: str, place: int) -> bool:
     following = text[place]
     if following < "\u0300" or "\u3400" <= following <= "\u9fff":  # none of these joins what is before it
         return True
-    return len(_graphemes(text[place - 1 : place + 1])) == 2
-
-
-def _graphemes(text: str) -> list[str]:
-    import regex
-
-    found: list[str] = regex.findall(_GRAPHEME, text)
-    return found
+    return len(graphemes(text[place - 1 : place + 1])) == 2
 
 
 def _paragraph(text: str, language: str, wrapped: bool) -> Iterator[int]:
@@ -177,49 +170,15 @@ def _crfcut() -> Callable[[str], list[str]] | None:
     return lambda text: [str(part) for part in sent_tokenize(text, engine="crfcut", keep_whitespace=True)]
 
 
-_SCRIPTS = {
-    "zh": r"\p{Han}\p{Bopomofo}",
-    "ja": r"\p{Hiragana}\p{Katakana}",
-    "ko": r"\p{Hangul}",
-    "th": r"\p{Thai}",
-    "lo": r"\p{Lao}",
-    "km": r"\p{Khmer}",
-    "my": r"\p{Myanmar}",
-    "bo": r"\p{Tibetan}",
-    "hi": r"\p{Devanagari}",
-    "bn": r"\p{Bengali}",
-    "pa": r"\p{Gurmukhi}",
-    "gu": r"\p{Gujarati}",
-    "or": r"\p{Oriya}",
-    "ta": r"\p{Tamil}",
-    "te": r"\p{Telugu}",
-    "kn": r"\p{Kannada}",
-    "ml": r"\p{Malayalam}",
-    "si": r"\p{Sinhala}",
-    "ar": r"\p{Arabic}",
-    "he": r"\p{Hebrew}",
-    "el": r"\p{Greek}",
-    "ru": r"\p{Cyrillic}",
-    "hy": r"\p{Armenian}",
-    "ka": r"\p{Georgian}",
-    "am": r"\p{Ethiopic}",
-    "en": r"\p{Latin}",
-}
 _SAMPLE = 20_000  # characters that the guess looks at
 _HAN_WEIGHT = 2  # a Han character says about as much as a syllable or two, so "GPT 是一个模型" is Chinese
 
 
 def script_language(text: str) -> str:
     """Guess from the script alone which language's sentence marks to look for; ``en`` for Latin and for no letters."""
-    import regex
-
-    sample = text[:_SAMPLE]
-    shares = {}
-    for language, members in _SCRIPTS.items():
-        letters = regex.findall(rf"[{members}]++", sample)
-        shares[language] = sum(map(len, letters)) * (_HAN_WEIGHT if language in ("zh", "ja") else 1)
-    kana, han = shares.pop("ja"), shares["zh"]
-    shares["zh"] = han + kana
+    counts = count_scripts(text[:_SAMPLE])
+    kana, han = counts["Jpan"] * _HAN_WEIGHT, counts["Hans"] * _HAN_WEIGHT
+    shares = {script.language: counts[code] for code, script in SCRIPTS.items()} | {"zh": han + kana, "ja": 0}
     best = max(shares, key=lambda language: (shares[language], language == "en"))
     # Chinese quotes a word of kana now and then; Japanese writes its particles in it.
     return "ja" if best == "zh" and kana * 20 >= han + kana else best
@@ -320,11 +279,11 @@ def _partings(atom: _Atom, budget: int) -> Iterator[tuple[int, list[str]]]:
     text = atom.text
     for level, separator in enumerate((_LINE, _CLAUSE, _SPACE), 1):
         yield level, _parts(text, [match.end() for match in separator.finditer(text)])
-    graphemes = _graphemes(text)
+    clusters = graphemes(text)
     # Runs of an eighth of a chunk are fine enough to fill chunks; a run that turns out too long is divided again.
-    run = max(1, int(len(graphemes) * max(budget, 0) / atom.weight / 8)) if atom.weight > 0 else 1
-    run = min(run, ceil(len(graphemes) / 2))
-    yield _FINEST, ["".join(graphemes[at : at + run]) for at in range(0, len(graphemes), max(run, 1))]
+    run = max(1, int(len(clusters) * max(budget, 0) / atom.weight / 8)) if atom.weight > 0 else 1
+    run = min(run, ceil(len(clusters) / 2))
+    yield _FINEST, ["".join(clusters[at : at + run]) for at in range(0, len(clusters), max(run, 1))]
 
 
 def _groups(atoms: list[_Atom], budget: int) -> list[list[_Atom]]:

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from llmkit.errors import UsageError
-from llmkit.tasks.detection import detect_language
-from llmkit.tasks.languages import Language, find_language, language_from_code
+from llmkit.text.detection import detect_language
+from llmkit.text.languages import Language, find_language, language_from_code
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_the_shared_classifier_is_left_alone() -> None:
 
 def test_importing_reads_no_tables() -> None:
     script = (
-        "import sys, llmkit.tasks.languages\n"
+        "import sys, llmkit.text.languages\n"
         "print({'langcodes', 'language_data', 'py3langid', 'numpy', 'torch'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

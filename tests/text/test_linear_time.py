@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from llmkit.errors import UsageError
-from llmkit.tasks.detection import detect_language
-from llmkit.tasks.markup import blocks
-from llmkit.tasks.protected import protected, survives
-from llmkit.tasks.sentences import pack, script_language, sentences
+from llmkit.text.detection import detect_language
+from llmkit.text.markup import blocks
+from llmkit.text.protected import protected, survives
+from llmkit.text.sentences import pack, script_language, sentences
 
 UNITS = [
     "@",

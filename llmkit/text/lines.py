@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 
-from llmkit.tasks.scripts import is_unspaced
+from llmkit.text.scripts import is_unspaced
 
 __all__ = ["meant_breaks", "spread"]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from llmkit.errors import CheckpointError, TaskMismatchError
 from llmkit.models.checkpoint import tensor_counts, tensor_shapes, weight_files
 from llmkit.models.source import ADAPTER_CONFIG, read_json
+from llmkit.models.tables import HEADS, writes
 from llmkit.tasks import Head
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OTHER_BASE",
-    "TASK_TYPES",
     "adapter_weights",
     "brings_head",
     "check_adapter",
@@ -33,8 +33,6 @@ __all__ = [
     "weights_file",
 ]
 
-TASK_TYPES = {Head.CAUSAL: "CAUSAL_LM", Head.SEQ2SEQ: "SEQ_2_SEQ_LM", Head.SPAN: "QUESTION_ANS"}
-
 OTHER_BASE = "name the base that it was trained on with --base (base= in Python)"
 
 _WRAPPERS = frozenset({"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod", "default", "module"})
@@ -43,9 +41,9 @@ _WRAPPERS = frozenset({"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_o
 
 def brings_head(adapter: Path | None, head: Head) -> bool:
     """Whether an adapter has a head that its base lacks: PEFT saves a new one with it (``modules_to_save``)."""
-    if adapter is None or head is not Head.SPAN:
+    if adapter is None or writes(head):
         return False
-    return read_json(adapter / ADAPTER_CONFIG).get("task_type") == TASK_TYPES[head]
+    return read_json(adapter / ADAPTER_CONFIG).get("task_type") == HEADS[head].task_type
 
 
 def check_adapter(adapter: Path, head: Head) -> None:
@@ -62,8 +60,8 @@ def check_adapter(adapter: Path, head: Head) -> None:
             f"{adapter / ADAPTER_CONFIG} has peft_type {method}, which the installed PEFT does not know",
             "upgrade it: pip install -U peft",
         )
-    other = task_type not in (None, *TASK_TYPES.values()) or (task_type == "QUESTION_ANS" and head is not Head.SPAN)
-    if other:
+    fitting = [None, *(facts.task_type for facts in HEADS.values() if facts.writes or not writes(head))]
+    if task_type not in fitting:
         raise TaskMismatchError(
             f"the adapter {adapter} was trained for another kind of model (task_type {task_type})",
             "choose an adapter that was trained for this task",

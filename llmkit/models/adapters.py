@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import CheckpointError, UsageError
 from llmkit.log import log
-from llmkit.models.adapter_files import OTHER_BASE, TASK_TYPES, adapter_weights, place_names, vocabulary_size
+from llmkit.models.adapter_files import OTHER_BASE, adapter_weights, place_names, vocabulary_size
 from llmkit.models.generation import cache_name
 from llmkit.models.source import ADAPTER_CONFIG, read_json
+from llmkit.models.tables import HEADS, writes
 from llmkit.tasks import Head
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new
         settings["tokenizer_name_or_path"] = tokenizer_name
     if settings.get("target_modules") == "all-linear" and settings["exclude_modules"] is None:
         # Of a span model the head is new, so PEFT trains and saves all of it.
-        settings["exclude_modules"] = [*([_SPAN_HEAD] if head is Head.SPAN else []), *_not_linear(model, kind)] or None
+        settings["exclude_modules"] = [*([] if writes(head) else [_SPAN_HEAD]), *_not_linear(model, kind)] or None
     if new_tokens:
         if kind != "LORA":
             raise UsageError(f"PEFT trains no new tokens beside {kind}", "use LORA, or leave tokenizer.add_tokens out")
@@ -58,7 +59,7 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new
     _refuse_unmatched(model, section)
     try:
         with quiet_peft():
-            config = config_class(task_type=TASK_TYPES[head], **given)
+            config = config_class(task_type=HEADS[head].task_type, **given)
             _refuse_unknown_cache(config)
             return _pass_all(peft.get_peft_model(model, config))
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
@@ -134,7 +135,8 @@ def _refuse_unknown_cache(config: Any) -> None:
     """Refuse virtual tokens where PEFT looks for keys and values under a name that Transformers no longer uses."""
     from peft import PeftModelForCausalLM, __version__
 
-    if not config.is_prompt_learning or config.task_type == TASK_TYPES[Head.SPAN]:
+    marking = [facts.task_type for facts in HEADS.values() if not facts.writes]
+    if not config.is_prompt_learning or config.task_type in marking:
         return
     if f'"{cache_name()}"' not in inspect.getsource(PeftModelForCausalLM.prepare_inputs_for_generation):
         raise UsageError(

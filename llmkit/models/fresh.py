@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import UsageError
 from llmkit.models.resolve import resolve
-from llmkit.models.tables import class_names
+from llmkit.models.tables import HEADS, class_names, writes
 from llmkit.tasks import Head
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, min_frequency: int
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    if head is Head.SPAN:
+    if not writes(head):
         raise UsageError(
             "a tokenizer is trained for models that write", "take tokenizer.name_or_path from a BERT-like checkpoint"
         )
@@ -49,7 +49,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, min_frequency: int
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    frame = f"{_BEGIN} $A" if head is Head.CAUSAL else f"$A {_END}"
+    frame = f"{_BEGIN} $A" if HEADS[head].one_sequence else f"$A {_END}"
     marks = [(mark, tokenizer.token_to_id(mark)) for mark in (_BEGIN, _END)]
     tokenizer.post_processor = processors.Sequence(
         [processors.ByteLevel(trim_offsets=False), processors.TemplateProcessing(single=frame, special_tokens=marks)]
@@ -107,7 +107,7 @@ def _tokens(tokenizer: Any, head: Head) -> dict[str, int | None]:
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
     tokens = {"vocab_size": len(tokenizer), "pad_token_id": pad, "bos_token_id": begin, "eos_token_id": end}
-    if head is Head.SEQ2SEQ:
+    if writes(head) and not HEADS[head].one_sequence:
         tokens |= {"decoder_start_token_id": pad, "forced_eos_token_id": end, "forced_bos_token_id": None}
         tokens |= {"decoder_vocab_size": len(tokenizer)}
     return tokens

@@ -28,10 +28,10 @@ from llmkit.models.context import ContextLength, context_length
 from llmkit.models.generation import read_settings
 from llmkit.models.resolve import natural_head, resolve
 from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
-from llmkit.models.tables import AUTO_CLASSES
+from llmkit.models.tables import HEADS, writes
 from llmkit.models.tokenizer_files import SpecialToken, TokenizerFiles, has_chat_template, read_tokenizer
 from llmkit.models.traps import MULTILINGUAL, Facts, find_traps, needs_own_code
-from llmkit.tasks import TASKS, Head, Task
+from llmkit.tasks import TASKS, Task
 
 __all__ = ["Adapter", "ModelReport", "TaskFit", "inspect_source", "render"]
 
@@ -213,7 +213,7 @@ def _count_on_meta(source: Source, config: Mapping[str, Any]) -> int:
             if hasattr(transformers, named):
                 model = getattr(transformers, named)(model_config)
             else:
-                auto_class = getattr(transformers, AUTO_CLASSES[head] if head else "AutoModel")
+                auto_class = getattr(transformers, HEADS[head].auto_class if head else "AutoModel")
                 model = auto_class.from_config(model_config)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
@@ -276,7 +276,7 @@ def _fit(task: type[Task], source: Source, config: Mapping[str, Any], tokenizer:
             check_adapter(source.adapter, found.head)
     except TaskMismatchError:
         return TaskFit(status=_NO)
-    if found.head is Head.SPAN and not tokenizer.offsets:
+    if not writes(found.head) and not tokenizer.offsets:
         return TaskFit(status=_NO)
     new = found.new_head and not brings_head(source.adapter, found.head)
     new |= found.model_type in _TRANSLATORS and task.name not in _TRANSLATOR_TASKS

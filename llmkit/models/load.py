@@ -44,7 +44,7 @@ from llmkit.models.quiet import no_bar_off_a_terminal, one_line_errors, quiet_tr
 from llmkit.models.reach import go_offline
 from llmkit.models.resolve import Resolution, resolve
 from llmkit.models.source import Source, read_json
-from llmkit.models.tables import is_native
+from llmkit.models.tables import is_native, writes
 from llmkit.models.tokenizer import load_tokenizer
 from llmkit.models.tokenizer_files import has_chat_template
 from llmkit.tasks import Head
@@ -164,7 +164,7 @@ def load_source(
             own = dict(model_kwargs or {})
             if overrides and "config" not in own:
                 own["config"] = _changed_config(source, settings, overrides)
-            if not source.gguf_file and resolution.head is not Head.SPAN:
+            if not source.gguf_file and writes(resolution.head):
                 own.setdefault("generation_config", generation_config(source.folder, config))
             with _in_one_file(source) as whole:
                 model = _build(whole, settings, resolution, device, dtype, model_kwargs=own)

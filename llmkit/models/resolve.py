@@ -6,15 +6,18 @@ Knows nothing of where the files are or how weights are loaded.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llmkit.errors import CheckpointError, TaskMismatchError
 from llmkit.models.tables import (
-    AUTO_CLASSES,
+    HEADS,
     auto_class,
     class_names,
+    decoder_class,
+    encoder_decoder_class,
     has_config_class,
     masked_lm_types,
     multimodal_class,
@@ -43,13 +46,9 @@ def _architectures(config: Config) -> tuple[str, ...]:
     return tuple(config.get("architectures") or ())
 
 
-def _is_span_architecture(name: str) -> bool:
-    # XLM and Flaubert call it ForQuestionAnsweringSimple.
-    return "ForQuestionAnswering" in name
-
-
-def _is_causal_architecture(name: str) -> bool:
-    return name.endswith(("ForCausalLM", "LMHeadModel", "LMHead"))
+def _is_named(config: Config, head: Head) -> bool:
+    """Whether the name of a saved architecture says that it has this head."""
+    return any(re.search(HEADS[head].architecture, name) for name in _architectures(config))
 
 
 def _is_encoder_only(config: Config, model_type: str) -> bool:
@@ -57,11 +56,11 @@ def _is_encoder_only(config: Config, model_type: str) -> bool:
 
     Generation from such a model is noise: it was trained to see both sides of every token.
     """
-    if config.get("is_decoder") or any(_is_causal_architecture(name) for name in _architectures(config)):
+    if config.get("is_decoder") or _is_named(config, Head.CAUSAL):
         return False
-    if model_type in class_names(Head.SEQ2SEQ) or _reads_more_than_text(config):
+    if encoder_decoder_class(model_type) or _reads_more_than_text(config):
         return False
-    return model_type not in class_names(Head.CAUSAL) or model_type in masked_lm_types()
+    return not decoder_class(model_type) or model_type in masked_lm_types()
 
 
 _OTHER_INPUT = {
@@ -91,7 +90,8 @@ def _reads_more_than_text(config: Config) -> bool:
 def _remote_heads(config: Config) -> dict[Head, str]:
     """Heads that the checkpoint's own code provides (``auto_map``): head → class name."""
     auto_map = config.get("auto_map") or {}
-    return {head: str(auto_map[auto]).rpartition(".")[2] for head, auto in AUTO_CLASSES.items() if auto in auto_map}
+    named = {head: auto_map[facts.auto_class] for head, facts in HEADS.items() if facts.auto_class in auto_map}
+    return {head: str(name).rpartition(".")[2] for head, name in named.items()}
 
 
 def _heads(config: Config) -> dict[Head, str]:
@@ -102,36 +102,32 @@ def _heads(config: Config) -> dict[Head, str]:
     heads = {head: names[model_type] for head in Head if model_type in (names := class_names(head))}
     if _reads_more_than_text(config):
         heads.pop(Head.SEQ2SEQ, None)
-        if Head.CAUSAL not in heads and (found := multimodal_class(model_type)):
-            heads[Head.CAUSAL] = found
+        if found := multimodal_class(model_type):
+            heads.setdefault(Head.CAUSAL, found)
     if not heads and has_config_class(model_type):
         # The part of a larger model that was saved alone: its class is known, though its type has no entry.
         heads = {head: name for head in Head for name in _architectures(config) if name in class_names(head).values()}
     heads = _remote_heads(config) | heads
     if config.get("is_encoder_decoder"):
-        if not any(_is_causal_architecture(name) for name in _architectures(config)):
+        if not _is_named(config, Head.CAUSAL):
             heads.pop(Head.CAUSAL, None)
-    elif Head.CAUSAL in heads and Head.SEQ2SEQ in heads and "is_encoder_decoder" in config:
+    elif {Head.CAUSAL, Head.SEQ2SEQ} <= heads.keys() and "is_encoder_decoder" in config:
         heads.pop(Head.SEQ2SEQ)
     if not _remote_heads(config) and _is_encoder_only(config, model_type):
-        heads = {head: name for head, name in heads.items() if head is Head.SPAN}
+        heads = {head: name for head, name in heads.items() if not HEADS[head].writes}
     return heads
 
 
 def natural_head(config: Config) -> Head | None:
     """The head a checkpoint was made for, or None where it has none that llmkit serves."""
     heads = _heads(config)
-    architectures = _architectures(config)
-    if Head.SPAN in heads and any(_is_span_architecture(name) for name in architectures):
-        return Head.SPAN
-    if Head.CAUSAL in heads and any(_is_causal_architecture(name) for name in architectures):
-        return Head.CAUSAL
-    return next((head for head in (Head.SEQ2SEQ, Head.CAUSAL, Head.SPAN) if head in heads), None)
+    fitting = [head for head in HEADS if head in heads]
+    return next((head for head in reversed(fitting) if _is_named(config, head)), next(iter(fitting), None))
 
 
 def _auto_class(config: Config, head: Head, model_class: str) -> str:
     found = auto_class(str(config.get("model_type")), head, model_class)
-    return AUTO_CLASSES[head] if found == model_class and head in _remote_heads(config) else found
+    return HEADS[head].auto_class if found == model_class and head in _remote_heads(config) else found
 
 
 def _has_trained_head(config: Config, head: Head) -> bool:
@@ -139,9 +135,9 @@ def _has_trained_head(config: Config, head: Head) -> bool:
     architectures = _architectures(config)
     if not architectures:
         return True
-    if head is Head.SPAN:
-        return any(_is_span_architecture(name) for name in architectures)
-    return not any(_is_span_architecture(name) or name.endswith("Classification") for name in architectures)
+    if not HEADS[head].writes:
+        return _is_named(config, head)
+    return not any("ForQuestionAnswering" in name or name.endswith("Classification") for name in architectures)
 
 
 def tasks_for(config: Config, *, trained: bool = False) -> list[str]:
@@ -154,16 +150,11 @@ def tasks_for(config: Config, *, trained: bool = False) -> list[str]:
 
 def describe(config: Config) -> str:
     """One phrase: what the checkpoint is."""
-    kinds = {
-        Head.CAUSAL: "a decoder (causal head)",
-        Head.SEQ2SEQ: "an encoder-decoder (seq2seq head)",
-        Head.SPAN: "an encoder that marks answers in a text (span head)",
-    }
     name = next(iter(_architectures(config)), str(config.get("model_type", "model without a model_type")))
     head, other = natural_head(config), _other_input(config)
     if head is None:
         return f"{name}, which reads {other}" if other else f"{name}, which has no text head that llmkit serves"
-    return f"{name}, {kinds[head]}"
+    return f"{name}, {HEADS[head].description}"
 
 
 def resolve(task: str, config: Config, *, head: Head | str | None = None, model: str = "MODEL") -> Resolution:

@@ -13,7 +13,7 @@ from typing import Any
 
 from llmkit.models.context import ContextLength
 from llmkit.models.generation import FIELDS, clean, fit_vocabulary
-from llmkit.models.tables import class_names, is_native
+from llmkit.models.tables import HEADS, decoder_class, is_native, writes
 from llmkit.models.tokenizer_files import SpecialToken, TokenizerFiles
 from llmkit.tasks import Head
 
@@ -45,6 +45,10 @@ class Facts:
     target_codes: bool = False
     """Marian: the vocabulary has ``>>xxx<<`` tokens."""
 
+    @property
+    def one_sequence(self) -> bool:
+        return self.head is not None and HEADS[self.head].one_sequence
+
 
 def find_traps(facts: Facts) -> list[str]:
     """Every trap that the files show, those that stop the model from working first."""
@@ -74,8 +78,8 @@ def _code(facts: Facts) -> Iterator[str]:
     if needs_own_code(facts.config, facts.head):
         yield "runs Python code of its own (auto_map): read it, then pass --trust-remote-code"
     model_type = str(facts.config.get("model_type", ""))
-    encoder = facts.head in (None, Head.SPAN) and not facts.config.get("is_encoder_decoder")
-    causal = class_names(Head.CAUSAL).get(model_type)
+    encoder = not writes(facts.head) and not facts.config.get("is_encoder_decoder")
+    causal = decoder_class(model_type)
     if encoder and causal and not any("QuestionAnswering" in name for name in facts.config.get("architectures") or ()):
         yield f"encoder-only: Transformers also loads it as {causal}, without an error, and what that writes is noise"
 
@@ -90,7 +94,7 @@ def _tokens(facts: Facts) -> Iterator[str]:
     if "pad" not in tokens:
         yield "no padding token: batches need one set, and it must be masked by position"
     stops = eos.ids if facts.tokenizer.own_eos is None else _stops(facts)
-    if facts.head in (Head.CAUSAL, Head.SEQ2SEQ) and facts.tokenizer.own_eos not in (None, *stops):
+    if writes(facts.head) and facts.tokenizer.own_eos not in (None, *stops):
         yield (
             f"the tokenizer ends a text with token {facts.tokenizer.own_eos}, and its generation settings name only"
             f" {', '.join(map(str, stops))}: llmkit stops at each, other programs may not stop"
@@ -105,7 +109,7 @@ def _tokens(facts: Facts) -> Iterator[str]:
 
 def _generation(facts: Facts) -> Iterator[str]:
     """What llmkit replaces of the generation settings."""
-    if facts.head not in (Head.CAUSAL, Head.SEQ2SEQ):
+    if not writes(facts.head):
         return
     rows, file = facts.config.get("vocab_size"), "generation_config.json" if facts.generation else "config.json"
     own = facts.generation or {name: value for name, value in facts.config.items() if name in FIELDS}
@@ -129,7 +133,7 @@ def _stops(facts: Facts) -> tuple[int, ...]:
 
 
 def _templates(facts: Facts) -> Iterator[str]:
-    if facts.head is Head.CAUSAL and not facts.tokenizer.chat_template:
+    if facts.one_sequence and not facts.tokenizer.chat_template:
         instruct = "although its name says it follows instructions, " if _INSTRUCT.search(facts.name) else ""
         yield f"{instruct}no chat template: prompts are continued as plain text"
     if not facts.tokenizer.offsets:
@@ -163,7 +167,7 @@ def _prefixes(config: Mapping[str, Any]) -> list[str]:
 def _training(facts: Facts) -> Iterator[str]:
     if facts.config.get("model_type") in _LEAKS_WHEN_PACKED:
         yield "packed training examples see each other, although position_ids are accepted: train it padded"
-    if facts.config.get("tie_word_embeddings") is True and facts.head is Head.CAUSAL:
+    if facts.config.get("tie_word_embeddings") is True and facts.one_sequence:
         yield "input and output embeddings are tied: training one moves the other"
     window = facts.config.get("sliding_window") or 0
     slides = isinstance(window, int) and facts.config.get("use_sliding_window") is not False

@@ -6,7 +6,7 @@ import pytest
 
 from llmkit.errors import CheckpointError, TaskMismatchError
 from llmkit.models.resolve import resolve, tasks_for
-from llmkit.models.tables import AUTO_CLASSES, class_names
+from llmkit.models.tables import HEADS, class_names
 from llmkit.tasks import Head
 
 QA, GENERATION, SUMMARIES = "question-answering", "text-generation", "summarization"
@@ -36,7 +36,7 @@ def config(model_type: str, architecture: str | None = None, **settings: Any) ->
 def test_head_and_class(task: str, given: dict[str, Any], head: str, model_class: str) -> None:
     resolution = resolve(task, given)
     assert (resolution.head, resolution.model_class) == (head, model_class)
-    assert resolution.auto_class == AUTO_CLASSES[Head(head)]
+    assert resolution.auto_class == HEADS[Head(head)].auto_class
     assert not resolution.new_head
 
 

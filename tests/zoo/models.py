@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers.models.auto import modeling_auto
 
-from llmkit.models.tables import AUTO_CLASSES, class_names, masked_lm_types, multimodal_class
+from llmkit.models.tables import HEADS, class_names, masked_lm_types, multimodal_class
 from llmkit.tasks import Head
 from tests.zoo.configs import POSITIONS, shrink
 from tests.zoo.tokenizers import make_tokenizer
@@ -99,7 +99,7 @@ def write_config(head: Head, model_type: str, folder: Path) -> None:
 
 def _model_class(head: Head, config: Any) -> Any:
     """The class of the head. A multimodal type is published whole, though the class of the head is its text side."""
-    mapping = getattr(transformers, AUTO_CLASSES[head])._model_mapping
+    mapping = getattr(transformers, HEADS[head].auto_class)._model_mapping
     cls = _first(mapping[type(config)]) if type(config) in mapping else None
     whole = modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING
     if (cls is None or cls.config_class is not type(config)) and type(config) in whole:

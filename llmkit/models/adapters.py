@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ __all__ = ["attach", "embedding_names", "load_adapter", "outline_adapter", "quie
 
 _SPAN_HEAD = "qa_outputs"
 """What all span models of Transformers call it."""
+_PEFT_CACHE = "past_key_values"
+"""What PEFT 0.21 calls keys and values."""
 
 
 def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new_tokens: Sequence[int] = ()) -> Any:
@@ -60,8 +63,7 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new
     try:
         with quiet_peft():
             config = config_class(task_type=HEADS[head].task_type, **given)
-            _refuse_unknown_cache(config)
-            return _pass_all(peft.get_peft_model(model, config))
+            return _fit_together(peft.get_peft_model(model, config))
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
         fix = "correct the settings of the adapter, such as target_modules, or use another peft_type"
@@ -95,7 +97,7 @@ def outline_adapter(model: Any, adapter: Path) -> Any:
     config.inference_mode = False
     kind = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, peft.PeftModel)
     with quiet_peft():
-        return _pass_all(kind(model, config))
+        return _fit_together(kind(model, config))
 
 
 def load_adapter(model: Any, adapter: Path, *, training: bool = False, tokens: int = 0) -> Any:
@@ -112,7 +114,6 @@ def load_adapter(model: Any, adapter: Path, *, training: bool = False, tokens: i
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
     weights, config = adapter_weights(adapter), _config(adapter)
-    _refuse_unknown_cache(config)
     config.inference_mode = not training
     prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type) or "lora_"
     _fit_embeddings(model, adapter, weights, config, prefix, tokens)
@@ -128,21 +129,7 @@ def load_adapter(model: Any, adapter: Path, *, training: bool = False, tokens: i
         result = set_peft_model_state_dict(adapted, whole | weights)
     if not config.is_prompt_learning:
         _settle(adapter, weights, own, result, prefix)
-    return _pass_all(adapted if training else adapted.eval())
-
-
-def _refuse_unknown_cache(config: Any) -> None:
-    """Refuse virtual tokens where PEFT looks for keys and values under a name that Transformers no longer uses."""
-    from peft import PeftModelForCausalLM, __version__
-
-    marking = [facts.task_type for facts in HEADS.values() if not facts.writes]
-    if not config.is_prompt_learning or config.task_type in marking:
-        return
-    if f'"{cache_name()}"' not in inspect.getsource(PeftModelForCausalLM.prepare_inputs_for_generation):
-        raise UsageError(
-            f"PEFT {__version__} does not generate with virtual tokens under this version of Transformers",
-            "pip install 'transformers<5.24', or use another adapter, such as LORA",
-        )
+    return _fit_together(adapted if training else adapted.eval())
 
 
 @contextmanager
@@ -160,13 +147,64 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-def _pass_all(model: Any) -> Any:
-    """The same model, which gives all inputs to the one below: PEFT 0.21's for questions drops token types by name."""
-    from peft import PeftModel, PeftModelForQuestionAnswering
+def _fit_together(model: Any) -> Any:
+    """The same model, where PEFT 0.21 does not pass on what Transformers takes and gives.
 
-    if isinstance(model, PeftModelForQuestionAnswering) and not model.active_peft_config.is_prompt_learning:
+    PEFT's model for questions drops token types by name. Where an adapter brings keys and values of its own, PEFT looks
+    for those of the model under a name that Transformers no longer uses from 5.24 on.
+    """
+    from peft import PeftModel, PeftModelForCausalLM, PeftModelForQuestionAnswering
+
+    virtual = model.active_peft_config.is_prompt_learning
+    if isinstance(model, PeftModelForQuestionAnswering) and not virtual:
         model.__class__ = type("PeftModelForQuestionAnswering", (type(model),), {"forward": PeftModel.forward})
+    known = f'"{cache_name()}"' in inspect.getsource(PeftModelForCausalLM.prepare_inputs_for_generation)
+    if not known and (virtual or _PEFT_CACHE in inspect.getsource(sys.modules[type(model.base_model).__module__])):
+        _translate_cache(model)
     return model
+
+
+def _translate_cache(model: Any) -> None:
+    """Rename keys and values on their way from Transformers to PEFT, and back."""
+
+    def to_peft(_module: Any, inputs: Any, named: dict[str, Any]) -> Any:
+        return inputs, _renamed(named, cache_name(), _PEFT_CACHE)
+
+    def to_transformers(_module: Any, inputs: Any, named: dict[str, Any]) -> Any:
+        return inputs, _renamed(named, _PEFT_CACHE, cache_name())
+
+    base = model.get_base_model()
+    base.register_forward_pre_hook(to_peft, prepend=True, with_kwargs=True)
+    base.register_forward_pre_hook(to_transformers, with_kwargs=True)
+    if prepare := getattr(model, "base_model_prepare_inputs_for_generation", None):
+
+        def prepare_for_peft(*inputs: Any, **named: Any) -> dict[str, Any]:
+            return _renamed(prepare(*inputs, **named), cache_name(), _PEFT_CACHE)
+
+        model.base_model_prepare_inputs_for_generation = prepare_for_peft
+    if backbone := getattr(model, "transformer_backbone_name", None):  # of a span model: PEFT reads signatures
+        for part in (base, base.get_submodule(backbone)):
+            part.forward = _as_peft_reads_it(part.forward)
+
+
+def _as_peft_reads_it(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The same method, whose signature has PEFT's name for keys and values beside that of Transformers."""
+    signature = inspect.signature(forward)
+    if cache_name() not in signature.parameters or _PEFT_CACHE in signature.parameters:
+        return forward
+
+    def shown(*inputs: Any, **named: Any) -> Any:
+        return forward(*inputs, **_renamed(named, _PEFT_CACHE, cache_name()))
+
+    *others, last = signature.parameters.values()
+    extra = signature.parameters[cache_name()].replace(name=_PEFT_CACHE, kind=inspect.Parameter.KEYWORD_ONLY)
+    rest = [extra, last] if last.kind is inspect.Parameter.VAR_KEYWORD else [last, extra]
+    shown.__signature__ = signature.replace(parameters=[*others, *rest])  # type: ignore[attr-defined]
+    return shown
+
+
+def _renamed(values: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    return {new if name == old else name: value for name, value in values.items()}
 
 
 def _not_linear(model: Any, kind: str) -> Iterator[str]:

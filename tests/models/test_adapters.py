@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from llmkit.config.recipe import Adapter
 from llmkit.config.settings import LoadSettings
-from llmkit.errors import CheckpointError, TaskMismatchError, UsageError
+from llmkit.errors import CheckpointError, TaskMismatchError
 from llmkit.models.adapters import attach
 from llmkit.models.inspect import inspect_source
 from llmkit.models.load import load_model
@@ -92,14 +92,39 @@ def test_all_linear_is_what_computes_as_a_linear_layer(
     assert all(weight.grad is not None for name, weight in trained.items() if "lora_B" in name)
 
 
-def test_virtual_tokens_are_refused_where_peft_does_not_find_keys_and_values(
-    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.filterwarnings("ignore:Position ids are not supported")  # which PEFT says of all virtual tokens
+@pytest.mark.parametrize("peft_type", ["PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "SHADOW"])
+def test_keys_and_values_of_an_adapter_are_kept_while_it_writes(
+    peft_type: str, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    model = load_model(LoadSettings(model=str(checkpoint("llama"))), "text-generation").model
-    monkeypatch.setattr("llmkit.models.adapters.cache_name", lambda: "renamed")
-    section: Any = TypeAdapter(Adapter).validate_python({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2})
-    with pytest.raises(UsageError, match=r"does not generate with virtual tokens.*pip install 'transformers<5.24'"):
-        attach(model, section, Head.CAUSAL, tokenizer_name="")
+    import peft
+
+    own: Any = {} if peft_type == "SHADOW" else {"num_virtual_tokens": 4}
+    kind: Any = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(peft_type)]
+    model: Any = peft.get_peft_model(load(checkpoint("llama")), kind(task_type="CAUSAL_LM", **own))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.normal_()
+    model.save_pretrained(tmp_path / "adapter")
+    model, ids = load(tmp_path / "adapter"), IDS
+    for _ in range(8):
+        with torch.no_grad():
+            ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
+    found = model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=8, eos_token_id=None)
+    assert found.tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_a_span_model_takes_keys_and_values_of_an_adapter(family: str, tmp_path: Path) -> None:
+    build(Head.SPAN, family, tmp_path / family)
+    base = load(tmp_path / family, "question-answering")
+    section: Any = TypeAdapter(Adapter).validate_python({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4})
+    with torch.no_grad():
+        before = base(input_ids=IDS).start_logits
+        model = attach(base, section, Head.SPAN, tokenizer_name="").eval()
+        model.prompt_encoder["default"].embedding.weight.fill_(1.0)
+        assert (model(input_ids=IDS).start_logits - before).abs().max() > 1e-3
 
 
 def test_weights_that_peft_renames_away_are_loaded(tmp_path: Path) -> None:

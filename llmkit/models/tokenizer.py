@@ -7,12 +7,12 @@ so this module loads the file too, and applies the same settings.
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import CheckpointError
+from llmkit.models.slow_tokenizer import arguments, convert_slow
 from llmkit.models.source import check_encoding, read_json
 from llmkit.models.tokenizer_files import has_vocabulary
 
@@ -50,13 +50,20 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, **kwargs: A
     file = folder / _file_name(config)
     other = "gguf_file" in kwargs or (config.get("auto_map") and trust_remote_code)
     cls = None if other else _find_class(folder, config)
+    kwargs = _named_tokens(cls, config) | kwargs
     if cls is not None and file.is_file():
         check_encoding(file)
         tokenizer: Any = _from_file(cls, folder, kwargs)
         _restore(tokenizer, _without_vocabulary(file), config, kwargs)
+    elif cls is not None and (backend := convert_slow(cls, folder, _texts(folder) | config | kwargs)) is not None:
+        tokenizer = _from_file(cls, folder, kwargs | {"tokenizer_object": backend})
+        _restore(tokenizer, _emptied(json.loads(backend.to_str())), config, kwargs)
+        # A token of the vocabulary that added_tokens.json lists too loses its properties.
+        kept = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        lost = [token for token in backend.get_added_tokens_decoder().values() if token.content not in kept]
+        tokenizer.backend_tokenizer.add_special_tokens([token for token in lost if token.special])
     elif cls is not None and any((folder / name).is_file() for name in cls.vocab_files_names.values()):
         tokenizer = cls.from_pretrained(folder, local_files_only=True, **kwargs)
-        _restore_legacy(tokenizer, config | kwargs)
     elif cls is not None and not has_vocabulary(folder):
         # Transformers 5 would make a tokenizer of the special tokens alone, which loses every text.
         raise CheckpointError(
@@ -81,13 +88,22 @@ def _from_file(cls: Any, folder: Path, kwargs: dict[str, Any]) -> Any:
     """A tokenizer of a class, with the backend of its file: Transformers loads it for classes without a constructor."""
     from transformers import PreTrainedTokenizerFast
 
-    subclass: Any = type(cls.__name__, (cls,), {"__module__": cls.__module__})
-    try:
-        tokenizer = subclass.from_pretrained(folder, local_files_only=True, **kwargs)
-    except (ValueError, TypeError):  # Pegasus: a constructor that needs the vocabulary
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, **kwargs)
-    tokenizer.__class__ = cls
+    content: dict[str, Any] = {"__module__": cls.__module__}
+    if "tokenizer_object" in kwargs:  # there is nothing to convert
+        content["convert_to_native_format"] = classmethod(_unconverted)
+    for known in (cls, PreTrainedTokenizerFast):
+        subclass: Any = type(known.__name__, (known,), content)
+        try:
+            tokenizer = subclass.from_pretrained(folder, local_files_only=True, **kwargs)
+        except (ValueError, TypeError):  # Pegasus: a constructor that needs the vocabulary
+            continue
+        tokenizer.__class__ = known
+        break
     return tokenizer
+
+
+def _unconverted(_: Any, /, *, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:  # noqa: ARG001
+    return kwargs
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -107,6 +123,16 @@ def _listed_tokens(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         name: [AddedToken(**each | {"special": True}) if isinstance(each, dict) else each for each in tokens]
         for name, tokens in lists.items()
     }
+
+
+def _texts(folder: Path) -> dict[str, Any]:
+    return {name: token for name, token in _read(folder / "special_tokens_map.json").items() if token}
+
+
+def _named_tokens(cls: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """The class's own special tokens where the config has empty texts (LLaMA 1)."""
+    empty = [name for name, text in config.items() if name.endswith("_token") and text == ""]
+    return {name: arguments(cls).get(name) for name in empty} if cls is not None else {}
 
 
 def _file_name(config: dict[str, Any]) -> str:
@@ -149,46 +175,20 @@ def _restore(tokenizer: Any, parts: dict[str, Any], config: dict[str, Any], kwar
         _frame(tokenizer, config | kwargs)
 
 
-def _restore_legacy(tokenizer: Any, settings: dict[str, Any]) -> None:
-    """Set what version 4 set when it converted the SentencePiece model of a Llama or Gemma tokenizer.
-
-    By default it put a blank before each stretch of text between special tokens.
-    """
-    from tokenizers import normalizers
-
-    if type(tokenizer).__name__ in _FRAMED:
-        _frame(tokenizer, settings)
-    if "legacy" not in _arguments(type(tokenizer)) or settings.get("legacy") is False:
-        return
-    prefix = [] if settings.get("add_prefix_space") is False else [normalizers.Prepend("▁")]
-    backend = tokenizer.backend_tokenizer
-    backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
-    backend.pre_tokenizer = None
-
-
 def _apply_settings(cls: type, parts: dict[str, Any], settings: dict[str, Any]) -> None:
     """Change the parts of a file as version 4 did when it loaded them."""
     normalizer, pre_tokenizer, post_processor = (parts[name] or {} for name in _PARTS if name != "decoder")
-    if normalizer.get("type") == "BertNormalizer" and "tokenize_chinese_chars" in _arguments(cls):
+    if normalizer.get("type") == "BertNormalizer" and "tokenize_chinese_chars" in arguments(cls):
         normalizer["lowercase"] = settings.get("do_lower_case", True)
         normalizer["strip_accents"] = settings.get("strip_accents")
         normalizer["handle_chinese_chars"] = settings.get("tokenize_chinese_chars", True)
-    default = None if cls.__name__ in _FRAMED and _arguments(cls).get("add_prefix_space", ...) is None else False
+    default = None if cls.__name__ in _FRAMED and arguments(cls).get("add_prefix_space", ...) is None else False
     prefix = settings.get("add_prefix_space", default)
     if prefix is not None and "add_prefix_space" in pre_tokenizer:
         pre_tokenizer["add_prefix_space"] = prefix
-    if "trim_offsets" in _arguments(cls) and "trim_offsets" in post_processor:
+    if "trim_offsets" in arguments(cls) and "trim_offsets" in post_processor:
         post_processor["trim_offsets"] = settings.get("trim_offsets", True)
         post_processor["add_prefix_space"] = bool(prefix)
-
-
-def _arguments(cls: type) -> dict[str, Any]:
-    """The arguments of a constructor with their defaults, those that it passes on to the classes above it too."""
-    found: dict[str, Any] = {}
-    for each in reversed(cls.__mro__):
-        if "__init__" in vars(each) and each is not object:
-            found |= {name: item.default for name, item in inspect.signature(vars(each)["__init__"]).parameters.items()}
-    return found
 
 
 def _frame(tokenizer: Any, settings: dict[str, Any]) -> None:
@@ -204,4 +204,8 @@ def _without_vocabulary(file: Path) -> dict[str, Any]:
     head, found, vocabulary = text.rpartition(_MODEL)
     last = found and '\n  "' not in vocabulary
     parts: dict[str, Any] = json.loads(f"{head.rstrip().removesuffix(',')}}}" if last else text)
+    return _emptied(parts)
+
+
+def _emptied(parts: dict[str, Any]) -> dict[str, Any]:
     return parts | {"added_tokens": [], "model": {"type": "WordLevel", "vocab": {}, "unk_token": ""}}

@@ -13,7 +13,7 @@ from typing import Any
 
 from llmkit.models.source import check_encoding, read_json
 
-__all__ = ["SpecialToken", "TokenizerFiles", "has_chat_template", "has_vocabulary", "read_tokenizer"]
+__all__ = ["SpecialToken", "TokenizerFiles", "added_tokens", "has_chat_template", "has_vocabulary", "read_tokenizer"]
 
 _KINDS = ("bos", "eos", "pad", "unk")
 _VOCABULARIES = (
@@ -77,7 +77,7 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], generation: Mapping[
     """Read the tokenizer files in a folder; ``config`` and ``generation`` fill in ids that they leave out."""
     tokenizer_config = _optional(folder / "tokenizer_config.json")
     special = _optional(folder / "special_tokens_map.json")
-    added = _added_tokens(folder, tokenizer_config)
+    added = added_tokens(folder, tokenizer_config)
     # Where the config lists the added tokens, Transformers does not read the older file; else that file wins.
     files = (tokenizer_config, special) if "added_tokens_decoder" in tokenizer_config else (special, tokenizer_config)
     texts = {
@@ -126,7 +126,7 @@ def _text(token: object) -> str | None:
     return content if isinstance(content, str) and content else None
 
 
-def _added_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, int]:
+def added_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, int]:
     """Text → id of the tokens beside the vocabulary, the special ones among them."""
     added: dict[str, int] = {}
     older = folder / "added_tokens.json"

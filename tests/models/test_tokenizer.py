@@ -259,6 +259,97 @@ def test_a_llama_vocabulary_alone_cuts_as_under_version_4(config: dict[str, Any]
     assert loaded.decode(ids[1:]) == "The fox\n"
 
 
+GEMMA = {
+    "pad_id": 0,
+    "eos_id": 1,
+    "bos_id": 2,
+    "unk_id": 3,
+    "byte_fallback": True,
+    "vocab_size": 420,
+    "add_dummy_prefix": False,
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_class", "name", "kind", "options"),
+    [
+        ("AlbertTokenizer", "spiece.model", "unigram", {"control_symbols": "[CLS],[SEP]"}),
+        ("BigBirdTokenizer", "spiece.model", "bpe", {"control_symbols": "[CLS],[SEP]"}),
+        ("DebertaV2Tokenizer", "spm.model", "unigram", {"control_symbols": "[CLS],[SEP]"}),
+        ("GemmaTokenizer", "tokenizer.model", "bpe", GEMMA),
+        ("MBartTokenizer", "sentencepiece.bpe.model", "unigram", {}),
+        ("MBart50Tokenizer", "sentencepiece.bpe.model", "unigram", {}),
+        ("NllbTokenizer", "sentencepiece.bpe.model", "bpe", {}),
+        ("NllbTokenizer", "sentencepiece.bpe.model", "unigram", {}),
+        ("PegasusTokenizer", "spiece.model", "unigram", {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}),
+        ("RemBertTokenizer", "sentencepiece.model", "unigram", {"control_symbols": "[CLS],[SEP]"}),
+        ("T5Tokenizer", "spiece.model", "unigram", {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}),
+        ("XGLMTokenizer", "sentencepiece.bpe.model", "unigram", {}),
+        ("XLMRobertaTokenizer", "sentencepiece.bpe.model", "unigram", {}),
+    ],
+)
+def test_a_sentencepiece_model_alone_cuts_as_it_was_trained(
+    tokenizer_class: str, name: str, kind: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    import sentencepiece as spm
+
+    folder = sentencepiece(tmp_path, name, "", model_type=kind, **{"vocab_size": 200, **options})
+    lower = {"do_lower_case": False, "keep_accents": True}
+    config = {"tokenizer_class": tokenizer_class, **lower}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    loaded: Any = load_tokenizer(folder)
+    model = spm.SentencePieceProcessor(model_file=str(folder / name))
+    for text in [*SENTENCES, "Ｔｈｅ ﬁne fox"]:
+        tokens = model.encode(text, out_type=str)
+        known = [token if model.piece_to_id(token) != model.unk_id() else loaded.unk_token for token in tokens]
+        assert loaded.tokenize(text) == known
+
+
+def byte_pairs(folder: Path, tokenizer_class: str, tokens: dict[str, str]) -> Any:
+    """A tokenizer of vocab.json and merges.txt, its special tokens in added_tokens.json."""
+    byte_level(NUMBERS).model.save(str(folder))
+    size = len(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
+    added = {token: size + place for place, token in enumerate(tokens.values())}
+    (folder / "added_tokens.json").write_text(json.dumps(added), encoding="utf-8")
+    config = {"tokenizer_class": tokenizer_class, **tokens}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_class", "first", "pair"),
+    [
+        ("DebertaTokenizer", "[CLS] ? [SEP]", "[CLS] ? [SEP] ? [SEP]"),
+        ("RobertaTokenizer", "[CLS] ? [SEP]", "[CLS] ? [SEP] [SEP] ? [SEP]"),
+        ("BlenderbotTokenizer", "? [EOS]", None),
+    ],
+)
+def test_merges_alone_are_framed_as_under_version_4(
+    tokenizer_class: str, first: str, pair: str | None, tmp_path: Path
+) -> None:
+    named = {"cls_token": "[CLS]", "sep_token": "[SEP]", "eos_token": "[EOS]", "unk_token": "[UNK]"}
+    loaded = byte_pairs(tmp_path, tokenizer_class, named)
+    assert " ".join(loaded.convert_ids_to_tokens(loaded("?")["input_ids"])) == first
+    if pair is not None:
+        assert " ".join(loaded.convert_ids_to_tokens(loaded("?", "?")["input_ids"])) == pair
+
+
+@pytest.mark.parametrize("files", [{}, {"added_tokens.json": {"</s>": 2, "<|im_end|>": 500}}])
+def test_a_llama_without_names_for_its_tokens_has_those_of_its_vocabulary(
+    files: dict[str, dict[str, int]], tmp_path: Path
+) -> None:
+    folder = sentencepiece(tmp_path, "tokenizer.model", "llama", model_type="bpe", byte_fallback=True, vocab_size=420)
+    empty = {"bos_token": "", "eos_token": "", "unk_token": "", "tokenizer_class": "LLaMATokenizer"}  # LLaMA 1
+    for name, content in {"tokenizer_config.json": empty, **files}.items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    loaded: Any = load_tokenizer(folder)
+    ids = loaded("The fox</s>")["input_ids"]
+    assert (ids[0], ids[-1]) == (1, 2) == (loaded.bos_token_id, loaded.eos_token_id)
+    assert loaded.decode(ids, skip_special_tokens=True) == "The fox"
+
+
 def test_a_class_that_version_5_removed_is_that_of_the_model_type(tmp_path: Path) -> None:
     folder = sentencepiece(tmp_path, "spiece.model", "mt5", vocab_size=120, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "MT5Tokenizer"}', encoding="utf-8")

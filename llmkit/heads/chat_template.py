@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.data.text import read_text_file
-from llmkit.errors import CheckpointError, InputError, UsageError
+from llmkit.errors import CheckpointError, InputError, LlmkitError, UsageError
 from llmkit.heads.base import encode_text
+from llmkit.heads.template_limits import limited
 from llmkit.log import log
 from llmkit.models.source import read_json
 from llmkit.tasks import Chat, Message
@@ -138,18 +139,21 @@ def _render(tokenizer: Any, template: str, messages: Sequence[Message], *, think
     form = _form(tokenizer, template, roles, thinking, prompt)
     try:
         return _apply(tokenizer, template, form.turns(messages), thinking=thinking, prompt=prompt)
+    except LlmkitError:
+        raise
     except Exception as error:  # a template is code, and what it does may depend on the texts
         raise _refusal(error) from error
 
 
 def _apply(tokenizer: Any, template: str, turns: list[dict[str, Any]], *, thinking: bool, prompt: bool) -> str:
-    text = tokenizer.apply_chat_template(
-        turns,
-        chat_template=template,
-        add_generation_prompt=prompt,
-        tokenize=False,
-        **({} if thinking else {"enable_thinking": False}),
-    )
+    with limited(template, _CORRECT):
+        text = tokenizer.apply_chat_template(
+            turns,
+            chat_template=template,
+            add_generation_prompt=prompt,
+            tokenize=False,
+            **({} if thinking else {"enable_thinking": False}),
+        )
     return str(text)
 
 
@@ -162,6 +166,8 @@ def _form(tokenizer: Any, template: str, roles: tuple[Any, ...], thinking: bool,
     for form in _forms(roles):
         try:
             text = _apply(tokenizer, template, form.turns(messages), thinking=thinking, prompt=prompt).lower()
+        except LlmkitError:  # no form of the messages changes it
+            raise
         except Exception as error:  # noqa: BLE001
             problem = problem or _refusal(error)
             continue

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import resource
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import llmkit.heads.template_limits as template_limits
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import CheckpointError, InputError, LlmkitError, UsageError
 from llmkit.heads.chat_template import check_template, choose_template, encode_chat, render_chat, reply_frame
@@ -143,3 +146,35 @@ def test_errors_are_not_remembered_and_templates_not_confused(tokenizer: Any) ->
             render(tokenizer, "nothing", USER)
         assert render(tokenizer, TEXT, USER) == "user:Hi|assistant:"
         assert render(tokenizer, other, USER) == "<user>:Hi|assistant:"
+
+
+ENDLESS = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}" + TEXT
+DOUBLING = "{% set n = namespace(x='a' * 64) %}{% for i in range(50) %}{% set n.x = n.x ~ n.x %}{% endfor %}" + TEXT
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (ENDLESS, "does not end within"),
+        ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}", "does not end within"),
+        ("{{ 'a' * 10000000000 }}", "needs more memory"),
+        ("{{ messages[0].content | center(10000000000) }}", "needs more memory"),
+        (DOUBLING, "needs more memory"),
+        ("{{ messages[0].content }}{{ 10 ** (10 ** 10) }}", "raises a number to a power"),
+    ],
+)
+def test_a_template_that_takes_too_much_is_ended_in_every_thread(
+    tokenizer: Any, template: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_limits, "SECONDS", 0.2 if message == "does not end within" else 5.0)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with ThreadPoolExecutor(1) as other:
+        for call in (lambda *given: render(*given), lambda *given: other.submit(render, *given).result()):
+            with pytest.raises(CheckpointError, match=f"chat template {message}.*llmkit generate --raw"):
+                call(tokenizer, template, USER)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    assert render(tokenizer, TEXT, USER) == "user:Hi|assistant:"
+
+
+def test_keyword_arguments_are_no_power(tokenizer: Any) -> None:
+    assert render(tokenizer, "{% set d = dict(a=1) %}{% set e = dict(b=2, **d) %}" + TEXT, USER).startswith("user:Hi")

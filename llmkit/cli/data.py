@@ -58,14 +58,13 @@ def data_check(
     notes: tuple[str, ...] = ()
     only_path = {"--task": task, "--from": source, "--to": target, "--validation": validation, "--encoding": encoding}
     if _is_recipe(given_paths):
-        from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe
+        from llmkit.config.recipe_file import MAY_RUN_CODE, allowing, load_recipe
 
         named = [name for name in given(load) if name not in MAY_RUN_CODE]
         if used := [name for name, value in only_path.items() if value is not None] + named:
             raise UsageError(f"{', '.join(used)} has no effect on a recipe", "change the recipe with --set")
-        recipe = load_recipe(
-            given_paths[0], overrides or (), trusted=[key for key in MAY_RUN_CODE if getattr(load, key)]
-        )
+        code = allowing(trust_remote_code=load.trust_remote_code, allow_pickle=load.allow_pickle)
+        recipe = load_recipe(given_paths[0], [*(overrides or ()), *code])
     else:
         if overrides:
             raise UsageError("--set changes a recipe, and this is data", "give a recipe, or leave it out")

@@ -44,22 +44,19 @@ def finetune(
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in train.output_dir.")] = False,
     trust_remote_code: Annotated[
         bool,
-        typer.Option("--trust-remote-code", help="Run the base model's Python code, where the recipe asks for it."),
+        typer.Option("--trust-remote-code", help="Run code that comes with the base model; sets model.trust_remote_code."),
     ] = False,
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Load .bin files that can run code, where the recipe asks for it.")
+        bool, typer.Option("--allow-pickle", help="Load .bin files that can run code; sets model.allow_pickle.")
     ] = False,
 ) -> None:
     """Train a model by a recipe, on one device or several."""
-    from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe, resolved_yaml
+    from llmkit.config.recipe_file import allowing, load_recipe, resolved_yaml
 
     several = [] if num_processes is None else [f"accelerate.num_processes={num_processes}"]
     hub = ["train.push_to_hub=true"] if push_to_hub else []
-    allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    trusted = [key for key, value in allowed.items() if value]
-    loaded = load_recipe(recipe, [*hub, *(overrides or ()), *several], trusted=trusted)
-    if unused := [MAY_RUN_CODE[key] for key in trusted if not getattr(loaded.model, key)]:
-        raise UsageError(f"{', '.join(unused)} allows what the recipe does not ask for", "leave it out")
+    code = allowing(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    loaded = load_recipe(recipe, [*hub, *(overrides or ()), *several, *code])
     if dry_run:
         if resume:
             raise UsageError("--dry-run trains nothing, so there is nothing to resume", "give one of them")

@@ -20,6 +20,12 @@ def merge(
         str | None, typer.Option(help="Base model of an adapter, in place of the one that it names.")
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never reach for a network.")] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Load .bin files that can run code, of the adapter or its base.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the base.")
+    ] = False,
 ) -> None:
     """Make one model of an adapter and its base.
 
@@ -30,7 +36,9 @@ def merge(
 
     # Checked with the settings, as everywhere.
     checked = LoadSettings(dtype=dtype, offline=offline)  # type: ignore[arg-type]
-    settings = LoadSettings(model=adapter, base=base, offline=offline)
+    settings = LoadSettings(
+        model=adapter, base=base, offline=offline, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+    )
     typer.echo(str(make_one(adapter, output, dtype=checked.dtype, settings=settings).folder))
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "MAY_RUN_CODE",
     "REMOVED",
     "RENAMED",
+    "allowing",
     "find_recipe",
     "json_schema",
     "load_recipe",
@@ -299,6 +300,11 @@ MAY_RUN_CODE = {"trust_remote_code": "--trust-remote-code", "allow_pickle": "--a
 """Keys of the model section by which files of others run as programs, and the options that allow it."""
 
 
+def allowing(**allowed: bool) -> list[str]:
+    """The overrides by which a person allows that a model's code runs, whether the recipe asks for it or not."""
+    return [f"model.{key}=true" for key in MAY_RUN_CODE if allowed[key]]
+
+
 def _refuse_code(
     content: Mapping[str, Any],
     overrides: Sequence[str],
@@ -314,7 +320,7 @@ def _refuse_code(
             where = f"{name}:{lines.get(('model', key), 1)}"
             raise UsageError(
                 f"{where}: model.{key} lets files of the model run as programs, which a recipe cannot allow by itself",
-                f"if you trust the model, add {option}",
+                f"if you trust the model, give the override model.{key}=true in Python, or add {option}",
             )
 
 

@@ -115,8 +115,8 @@ class LoadSettings(_Checked):
     attn_implementation: str | None = _setting(None, "Attention kernel, as Transformers names it (sdpa, eager …).")
     offline: bool = _setting(False, "Never reach for a network.")
     safetensors_only: bool = _setting(False, "Refuse checkpoints that only have .bin files.")
-    allow_pickle: bool = _setting(False, "Load .bin files that can run code. Only for files you trust.")
-    trust_remote_code: bool = _setting(False, "Run Python code that comes with the checkpoint.")
+    allow_pickle: bool = _setting(False, "Load .bin files that can run code, of the model, its base or a baseline.")
+    trust_remote_code: bool = _setting(False, "Run code that comes with the model, its base, a baseline or a metric.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

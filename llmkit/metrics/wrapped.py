@@ -1,6 +1,6 @@
 """The figures as metrics of the package evaluate, and other metrics of that package. Its import takes seconds.
 
-A metric of the Hub is a program that is downloaded and run, so one is only loaded if the caller says so.
+A metric is a program that is run: one whose script is named itself, others only if the caller says so.
 """
 
 from __future__ import annotations
@@ -44,17 +44,22 @@ def load_metric(name: str, *, trust_remote_code: bool) -> Any:
     """Another metric of the package evaluate: a local script or folder, or a name on the Hub.
 
     Raises:
-        UsageError: it is on the Hub, and nobody said that its code may run.
+        UsageError: nobody said that its code may run.
         LlmkitError: it cannot be loaded.
     """
-    import evaluate
-
     script = _script(Path(name))
     if script is None and not trust_remote_code:
         raise UsageError(
             f"there is no metric script {name} here, and a metric of the Hub is code that is downloaded and run",
             "give the path of a script, or add --trust-remote-code",
         )
+    if script is not None and not name.endswith(".py") and not trust_remote_code:
+        raise UsageError(
+            f"the metric {name} is a folder whose program would run on this machine",
+            f"read it, then name the program itself ({script}), or add --trust-remote-code",
+        )
+    import evaluate
+
     try:
         return evaluate.load(name if script is None else str(script))
     except Exception as error:

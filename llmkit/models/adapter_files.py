@@ -91,16 +91,20 @@ def weights_file(adapter: Path) -> Path:
     )
 
 
-def adapter_weights(adapter: Path) -> dict[str, torch.Tensor]:
-    """The tensors of an adapter, by the names that they have in its file."""
+def adapter_weights(adapter: Path, *, allow_pickle: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter, by the names that they have in its file.
+
+    Args:
+        allow_pickle: load a .bin file that holds more than tensors, which can run code.
+    """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = weights_file(adapter)
     if file.suffix == ".bin":
-        content: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-        return content
+        content = torch.load(file, map_location="cpu", weights_only=not allow_pickle)
+        return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     try:
         return load_file(file)
     except SafetensorError as error:

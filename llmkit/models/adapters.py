@@ -100,11 +100,14 @@ def outline_adapter(model: Any, adapter: Path) -> Any:
         return _fit_together(kind(model, config))
 
 
-def load_adapter(model: Any, adapter: Path, *, training: bool = False, tokens: int = 0) -> Any:
+def load_adapter(
+    model: Any, adapter: Path, *, training: bool = False, tokens: int = 0, allow_pickle: bool = False
+) -> Any:
     """The model with an adapter that was trained before, from its folder.
 
     Args:
         tokens: of the adapter's own tokenizer, for which there has to be room.
+        allow_pickle: load a .bin file that can run code.
 
     Raises:
         CheckpointError: the adapter was trained on another model, or its files are not whole.
@@ -113,7 +116,7 @@ def load_adapter(model: Any, adapter: Path, *, training: bool = False, tokens: i
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
-    weights, config = adapter_weights(adapter), _config(adapter)
+    weights, config = adapter_weights(adapter, allow_pickle=allow_pickle), _config(adapter)
     config.inference_mode = not training
     prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type) or "lora_"
     _fit_embeddings(model, adapter, weights, config, prefix, tokens)

@@ -47,6 +47,7 @@ from llmkit.models.source import Source, read_json
 from llmkit.models.tables import is_native, writes
 from llmkit.models.tokenizer import load_tokenizer
 from llmkit.models.tokenizer_files import has_chat_template
+from llmkit.models.traps import hub_kernels
 from llmkit.tasks import Head
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def load_source(
     config, counts = _describe(source)
     overrides = {**source.config_overrides(), **(config_overrides or {})}
     resolution = resolve(task, config, head=settings.head, model=source.name)
-    _refuse_untrusted(config, source, settings, resolution)
+    _refuse_untrusted({**config, **overrides}, source, settings, resolution)
     if source.adapter is not None:
         check_adapter(source.adapter, resolution.head)
     if resolution.new_head and not training and not brings_head(source.adapter, resolution.head):
@@ -170,7 +171,7 @@ def load_source(
                 model = _build(whole, settings, resolution, device, dtype, model_kwargs=own)
             if training:
                 _keep_frozen(model)
-            model = _with_adapter(model, source, tokenizer, training=training)
+            model = _with_adapter(model, source, settings, tokenizer, training=training)
         else:
             changed = _changed_config(source, settings, overrides)
             model = _build_on_meta(source, settings, resolution, changed, config)
@@ -216,6 +217,12 @@ def _refuse_untrusted(config: dict[str, Any], source: Source, settings: LoadSett
         raise CheckpointError(
             f"{source.name} comes with Python code of its own that would run on this machine",
             "read the code, then pass --trust-remote-code if you trust it",
+        )
+    named = [*hub_kernels(config), *hub_kernels({"attn_implementation": settings.attn_implementation})]
+    if named and not settings.trust_remote_code:
+        raise CheckpointError(
+            f"{named[0]} is a kernel of the Hub, whose code would run on this machine",
+            "leave it out of config.json and --attn-implementation, or pass --trust-remote-code if you trust it",
         )
 
 
@@ -419,12 +426,13 @@ def _check_shapes(source: Source, model: PreTrainedModel) -> None:
             )
 
 
-def _with_adapter(model: Any, source: Source, tokenizer: Any, *, training: bool) -> Any:
+def _with_adapter(model: Any, source: Source, settings: LoadSettings, tokenizer: Any, *, training: bool) -> Any:
     if source.adapter is None:
         return model
     log.info("adapter: %s on %s", source.adapter, source.folder)
     tokens = len(tokenizer) if _has_tokenizer(source.adapter) else 0
-    return load_adapter(model, source.adapter, training=training, tokens=tokens)
+    allowed = settings.allow_pickle
+    return load_adapter(model, source.adapter, training=training, tokens=tokens, allow_pickle=allowed)
 
 
 def _keep_frozen(model: PreTrainedModel) -> None:

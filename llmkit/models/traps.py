@@ -17,7 +17,7 @@ from llmkit.models.tables import HEADS, decoder_class, is_native, writes
 from llmkit.models.tokenizer_files import SpecialToken, TokenizerFiles
 from llmkit.tasks import Head
 
-__all__ = ["MULTILINGUAL", "Facts", "find_traps", "needs_own_code"]
+__all__ = ["MULTILINGUAL", "Facts", "find_traps", "hub_kernels", "needs_own_code"]
 
 MULTILINGUAL = frozenset({"m2m_100", "mbart", "nllb-moe", "seamless_m4t", "seamless_m4t_v2"})
 """Model types whose tokenizer holds the language codes and whose output language is a forced first token."""
@@ -61,6 +61,16 @@ def needs_own_code(config: Mapping[str, Any], head: Head | None) -> bool:
     return bool(config.get("auto_map")) and (head is None or not is_native(str(config.get("model_type")), head))
 
 
+def hub_kernels(config: Any) -> Iterator[str]:
+    """The repositories of kernels that settings name, at any depth, in place of an implementation of Transformers."""
+    for key, value in config.items() if isinstance(config, Mapping) else ():
+        if key.endswith("_implementation"):
+            names = value.values() if isinstance(value, Mapping) else [value]
+            yield from (name for name in names if isinstance(name, str) and "/" in name)
+        else:
+            yield from hub_kernels(value)
+
+
 def _files(facts: Facts) -> Iterator[str]:
     if facts.weights is None and facts.local:
         yield "no weights in the folder: nothing can run"
@@ -77,6 +87,8 @@ def _files(facts: Facts) -> Iterator[str]:
 def _code(facts: Facts) -> Iterator[str]:
     if needs_own_code(facts.config, facts.head):
         yield "runs Python code of its own (auto_map): read it, then pass --trust-remote-code"
+    if kernels := ", ".join(hub_kernels(facts.config)):
+        yield f"names kernels of the Hub ({kernels}), whose code would run here: only with --trust-remote-code"
     model_type = str(facts.config.get("model_type", ""))
     encoder = not writes(facts.head) and not facts.config.get("is_encoder_decoder")
     causal = decoder_class(model_type)

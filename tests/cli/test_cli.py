@@ -332,3 +332,38 @@ def test_a_recipe_alone_allows_no_code_to_run(
         recipe.write_text(json.dumps(content), encoding="utf-8")
         assert run(*command, recipe, "--set", f"model.{key}=true")[0] == 0
     assert run("recipes", "validate", recipe)[0] == 0
+
+
+@pytest.mark.parametrize("command", [["finetune", "--dry-run"], ["data", "check"]])
+def test_the_person_allows_what_no_recipe_asks_for(
+    command: list[str], checkpoint: Checkpoint, tmp_path: Path, run: Run
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "The", "completion": "fox"}\n' * 4, encoding="utf-8")
+    recipe = tmp_path / "recipe.yaml"
+    content = {
+        "version": 1,
+        "task": "text-generation",
+        "model": {"name_or_path": str(with_own_code(checkpoint, tmp_path)), "device": "cpu"},
+        "data": {"train": str(tmp_path / "rows.jsonl"), "num_proc": 1},
+        "train": {"output_dir": str(tmp_path / "out"), "max_steps": 1},
+    }
+    recipe.write_text(json.dumps(content), encoding="utf-8")
+    code, _, err = run(*command, recipe)
+    assert code == 1
+    assert one_line(err).endswith("pass --trust-remote-code if you trust it")
+    assert run(*command, recipe, "--trust-remote-code")[0] == 0
+
+
+def with_own_code(checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    """A Llama that only its own Python file can build."""
+    folder = shutil.copytree(checkpoint("llama"), tmp_path / "own")
+    (folder / "mine.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class MyConfig(LlamaConfig):\n    model_type = 'mine'\n"
+        "class MyModel(LlamaForCausalLM):\n    config_class = MyConfig\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "architectures": ["MyModel"]}
+    config["auto_map"] = {"AutoConfig": "mine.MyConfig", "AutoModelForCausalLM": "mine.MyModel"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 import llmkit
 from llmkit.cli.app import main
@@ -252,6 +253,39 @@ def test_a_pickle_that_runs_code_needs_to_be_allowed(pickled: Path, caplog: pyte
         load_model(LoadSettings(model=str(pickled), allow_pickle=True), GENERATION)
     assert Evil.ran
     assert "can run code" in caplog.text
+
+
+def test_a_pickle_of_an_adapter_that_runs_code_needs_to_be_allowed(adapter: tuple[Path, Any]) -> None:
+    file = adapter[0] / "adapter_model.safetensors"
+    torch.save({**load_file(file), "evil": Evil()}, file.with_suffix(".bin"))
+    file.unlink()
+    Evil.ran = False
+    with pytest.raises(CheckpointError, match=r"more than tensors, and loading it could run code; .*--allow-pickle"):
+        load_model(LoadSettings(model=str(adapter[0])), GENERATION)
+    assert not Evil.ran
+    load_model(LoadSettings(model=str(adapter[0]), allow_pickle=True), GENERATION)
+    assert Evil.ran
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"attn_implementation": "org/kernel"},
+        {"_attn_implementation": {"": "sdpa", "text_config": "org/kernel@v1:attend"}},
+        {"experts_implementation": "org/kernel"},
+    ],
+)
+def test_kernels_of_the_hub_need_to_be_trusted(named: dict[str, Any], checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint("llama"), tmp_path / "kernel")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **named}))
+    for settings in (
+        LoadSettings(model=str(folder)),
+        LoadSettings(model=str(checkpoint("llama")), attn_implementation="org/kernel"),
+    ):
+        for weights in (True, False):
+            with pytest.raises(CheckpointError, match=r"org/kernel.* is a kernel of the Hub.*--trust-remote-code"):
+                load_model(settings, GENERATION, weights=weights)
 
 
 def test_remote_code_needs_to_be_trusted(checkpoint: Checkpoint, tmp_path: Path) -> None:

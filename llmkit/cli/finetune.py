@@ -44,7 +44,9 @@ def finetune(
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in train.output_dir.")] = False,
     trust_remote_code: Annotated[
         bool,
-        typer.Option("--trust-remote-code", help="Run code that comes with the base model; sets model.trust_remote_code."),
+        typer.Option(
+            "--trust-remote-code", help="Run code that comes with the base model; sets model.trust_remote_code."
+        ),
     ] = False,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Load .bin files that can run code; sets model.allow_pickle.")

@@ -81,9 +81,7 @@ def adapter(checkpoint: Checkpoint, tmp_path: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
-@pytest.mark.parametrize(
-    "spoil", [own_class, replaced_class, own_tokenizer, own_decoding, pickled, other_pickles], ids=lambda each: each.__name__
-)
+@pytest.mark.parametrize("spoil", [own_class, replaced_class, own_tokenizer, own_decoding, pickled, other_pickles])
 def test_no_command_runs_a_models_program_unasked(
     spoil: Callable[[Path, Path], None], checkpoint: Checkpoint, adapter: Path, rows: Path, tmp_path: Path, run: Run
 ) -> None:

@@ -156,7 +156,10 @@ DOUBLING = "{% set n = namespace(x='a' * 64) %}{% for i in range(50) %}{% set n.
     ("template", "message"),
     [
         (ENDLESS, "does not end within"),
-        ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}", "does not end within"),
+        (
+            "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+            "does not end within",
+        ),
         ("{{ 'a' * 10000000000 }}", "needs more memory"),
         ("{{ messages[0].content | center(10000000000) }}", "needs more memory"),
         (DOUBLING, "needs more memory"),

@@ -76,7 +76,8 @@ def adapter(checkpoint: Checkpoint, tmp_path: Path) -> Path:
     import transformers
 
     base = transformers.AutoModelForCausalLM.from_pretrained(checkpoint("llama"))
-    peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", r=2)).save_pretrained(tmp_path / "adapter")
+    adapted: Any = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", r=2))
+    adapted.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 
 

@@ -172,7 +172,7 @@ def test_a_template_that_takes_too_much_is_ended_in_every_thread(
     monkeypatch.setattr(template_limits, "SECONDS", 0.2 if message == "does not end within" else 5.0)
     before = resource.getrlimit(resource.RLIMIT_DATA)
     with ThreadPoolExecutor(1) as other:
-        for call in (lambda *given: render(*given), lambda *given: other.submit(render, *given).result()):
+        for call in (render, lambda *given: other.submit(render, *given).result()):
             with pytest.raises(CheckpointError, match=f"chat template {message}.*llmkit generate --raw"):
                 call(tokenizer, template, USER)
     assert resource.getrlimit(resource.RLIMIT_DATA) == before

@@ -1,10 +1,14 @@
-"""Properties that hold for any input: what is read, shaped or named gives a result or an error of ours, in one line."""
+"""Properties that hold for any input: what is read, shaped or named gives a result or an error of ours, in one line.
+
+Of a damaged checkpoint: nothing is loaded, or exactly what was written.
+"""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,14 @@ from llmkit.data.rows import SUFFIXES, open_records
 from llmkit.data.shapes import INPUTS, mapped_rows
 from llmkit.errors import LlmkitError
 from llmkit.text.languages import find_language
+from llmkit.training.checkpoint import (
+    Progress,
+    checkpoints,
+    last_intact,
+    load_checkpoint,
+    random_state,
+    save_checkpoint,
+)
 
 FEW = settings(
     max_examples=50, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -79,3 +91,80 @@ def test_any_name_is_a_language_or_an_error(name: str) -> None:
 @given(some.text() | some.builds(lambda count: "a" * count, some.integers(200, 6000)))
 def test_any_text_is_a_path_or_an_error(name: str) -> None:
     _ends_in_one_line(lambda: user_path(name))
+
+
+STEPS = (1, 2, 3)
+FILES = ("trained.safetensors", "state.pt", "progress.json", "hashes.json")
+
+
+def _model(value: float) -> tuple[Any, Any, Any]:
+    import torch
+
+    layer = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(layer.weight, value)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return layer, optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+
+@cache
+def _saved() -> Mapping[str, bytes]:
+    """The files of three checkpoints of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for step in STEPS:
+            layer, optimizer, scheduler = _model(float(step))
+            trained = dict(layer.named_parameters())
+            save_checkpoint(
+                root, Progress(step), trained, optimizer.state_dict(), scheduler, [random_state(), random_state()]
+            )
+        return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def _damaged(content: bytes, kind: str, where: float) -> bytes | None:
+    place = int(where * (len(content) - 1))
+    if kind == "cut":
+        return content[:place]
+    if kind == "zeros":  # as a power cut leaves them
+        return content[:place] + bytes(len(content) - place)
+    flipped = bytearray(content)
+    flipped[place] ^= 1 << place % 8
+    return None if kind == "lost" else bytes(flipped)
+
+
+DAMAGE = some.tuples(
+    some.sampled_from(STEPS),
+    some.sampled_from(FILES),
+    some.sampled_from(["cut", "zeros", "flipped", "lost", "swapped"]),
+    some.floats(0, 1),
+    some.sampled_from(STEPS),
+)
+
+
+@settings(FEW, max_examples=30)
+@given(some.lists(DAMAGE, min_size=1, max_size=4))
+def test_of_a_damaged_checkpoint_nothing_is_loaded_or_exactly_what_was_written(damages: list[Any]) -> None:
+    files: dict[str, bytes | None] = dict(_saved())
+    for step, name, kind, where, other in damages:
+        place = f"checkpoint-{step}/{name}"
+        if kind == "swapped":
+            files[place], files[f"checkpoint-{other}/{name}"] = files[f"checkpoint-{other}/{name}"], files[place]
+        elif (content := files[place]) is not None:
+            files[place] = _damaged(content, kind, where)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (path := Path(folder) / name).parent.mkdir(exist_ok=True)
+            if content is not None:
+                path.write_bytes(content)
+        layer, optimizer, scheduler = _model(0.0)
+
+        def resume() -> None:
+            found = last_intact(checkpoints(Path(folder)))
+            step = load_checkpoint(found, dict(layer.named_parameters()), layer, optimizer, scheduler, 1).step
+            expected, its_optimizer, _ = _model(float(step))
+            assert layer.weight.equal(expected.weight)
+            (mine, *_), (other, *_) = optimizer.state.values(), its_optimizer.state.values()
+            assert mine["exp_avg"].equal(other["exp_avg"])
+
+        _ends_in_one_line(resume)

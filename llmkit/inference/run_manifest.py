@@ -6,9 +6,7 @@ the output's lines, or when a run may go on (`llmkit.inference.row_files`).
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import LoadSettings, RowSettings
 from llmkit.errors import InputError, UsageError
+from llmkit.models.disk import file_hash, write_whole
 from llmkit.models.source import Source
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def _input(name: str) -> dict[str, Any]:
         return {"file": "standard input" if name == "-" else name, "bytes": None, "sha256": None}
     try:
         # As it was given: error records say it.
-        return {"file": name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+        return {"file": name, "bytes": path.stat().st_size, "sha256": file_hash(path)}
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", "check the path and its permissions") from error
 
@@ -124,8 +123,8 @@ def model_hashes(source: Source) -> dict[str, dict[str, str]]:
         files = _model_files(source.folder)
     adapter = _model_files(source.adapter) if source.adapter is not None and source.adapter_commit is None else []
     return {
-        "files": {path.name: _sha256(path) for path in files},
-        "adapter_files": {path.name: _sha256(path) for path in adapter},
+        "files": {path.name: file_hash(path) for path in files},
+        "adapter_files": {path.name: file_hash(path) for path in adapter},
     }
 
 
@@ -140,21 +139,9 @@ def _model_files(folder: Path) -> list[Path]:
     return [path for path in files if not (safe and path.suffix == ".bin")]
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     """Put the manifest in its place in one step, so that no half of one is ever found there."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    with temporary.open("x", encoding="utf-8") as file:  # a link of that name is not followed
-        json.dump(manifest, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_whole(path, f"{json.dumps(manifest, indent=2, ensure_ascii=False)}\n")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

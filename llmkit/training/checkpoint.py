@@ -17,8 +17,8 @@ from typing import Any
 
 from llmkit.errors import CheckpointError
 from llmkit.log import log
+from llmkit.models.disk import damaged_file, write_hashes
 from llmkit.models.source import read_json
-from llmkit.training.row_table import file_hash
 from llmkit.training.sharding import load_optimizer_state, load_parameter
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
 
 BUILDING = ".checkpoint-"
 """How the folder of a checkpoint is called until it is complete."""
-_HASHES = "hashes.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -96,27 +95,10 @@ def last_intact(found: Sequence[Path]) -> Path:
         CheckpointError: all of them are damaged.
     """
     for folder in reversed(found):
-        if (damaged := _damaged(folder)) is None:
+        if (damaged := damaged_file(folder)) is None:
             return folder
         log.warning("%s is damaged (%s), so the one before it is taken", folder, damaged)
     raise CheckpointError(f"{found[-1]} is damaged, and there is none before it", "begin another run")
-
-
-def _damaged(folder: Path) -> str | None:
-    """The name of a file that is not as it was written; checkpoints of older versions have no hashes."""
-    if not (folder / _HASHES).is_file():
-        return None if (folder / "progress.json").is_file() else "progress.json"
-    try:
-        written = read_json(folder / _HASHES)
-        found = _hashes(folder)
-    except (CheckpointError, OSError):
-        return _HASHES
-    return next((name for name, each in written.items() if found.get(name) != each), None)
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a checkpoint."""
-    return {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.name != _HASHES}
 
 
 def save_checkpoint(
@@ -139,16 +121,30 @@ def save_checkpoint(
 
     final = folder / f"checkpoint-{progress.step}"
     building = folder / f"{BUILDING}{progress.step}"
+    state = {"optimizer": optimizer, "scheduler": scheduler.state_dict(), "random": list(random_states)}
+    tensors = {name: each.detach().contiguous() for name, each in trained.items()}
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    save_file({name: each.detach().contiguous() for name, each in trained.items()}, building / "trained.safetensors")
-    state = {"optimizer": optimizer, "scheduler": scheduler.state_dict(), "random": list(random_states)}
-    torch.save(state, building / "state.pt")
-    (building / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
-    (building / _HASHES).write_text(json.dumps(_hashes(building)), encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
-    building.rename(final)
+    try:
+        save_file(tensors, building / "trained.safetensors")
+        with (building / "state.pt").open("wb") as file:  # given a path, torch does not say why it cannot write
+            torch.save(state, file)
+        (building / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        write_hashes(building)
+        if final.exists():
+            _remove(final)
+        building.rename(final)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
     return final
+
+
+def _remove(checkpoint: Path) -> None:
+    """Under its name there is all of it or nothing."""
+    away = checkpoint.with_name(f"{BUILDING}{checkpoint.name}")
+    shutil.rmtree(away, ignore_errors=True)
+    checkpoint.rename(away)
+    shutil.rmtree(away)
 
 
 def load_checkpoint(
@@ -200,7 +196,7 @@ def prune(folder: Path, limit: int | None, keep: int | None) -> None:
     spare = [path for path in found if path.name != f"checkpoint-{keep}"]
     excess = 0 if limit is None else len(found) - limit
     for path in spare[: max(0, min(excess, len(spare) - 1))]:
-        shutil.rmtree(path)
+        _remove(path)
 
 
 def random_state() -> dict[str, Any]:

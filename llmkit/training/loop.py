@@ -20,6 +20,7 @@ from llmkit.config.recipe import TrainSection
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.heads.base import IGNORED
 from llmkit.log import log
+from llmkit.models.disk import disk_errors
 from llmkit.models.memory import peak_memory
 from llmkit.tasks import Head
 from llmkit.training.batches import Schedule, count_updates
@@ -401,6 +402,7 @@ class Trainer:
         trained = {name: whole(each.detach()) for name, each in self.trained.items()}
         optimizer = optimizer_state(self.model, self.optimizer)
         if self.accelerator.is_main_process:
-            save_checkpoint(self.folder, self.progress, trained, optimizer, self.scheduler, random_states)
-            prune(self.folder, self.train.save_total_limit, self.progress.best_step)
+            with disk_errors(self.folder, "and go on with --resume"):
+                save_checkpoint(self.folder, self.progress, trained, optimizer, self.scheduler, random_states)
+                prune(self.folder, self.train.save_total_limit, self.progress.best_step)
         self.accelerator.wait_for_everyone()

@@ -19,6 +19,7 @@ from llmkit.heads.end_tokens import declare_ends
 from llmkit.inference.contract import CONTRACT_FILE
 from llmkit.log import log
 from llmkit.models.adapters import quiet_peft
+from llmkit.models.disk import disk_errors
 from llmkit.models.load import load_model
 from llmkit.models.quiet import quiet_transformers
 from llmkit.models.source import read_json
@@ -92,7 +93,7 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
     building = output.parent / f".{output.name}.building"
     shutil.rmtree(building, ignore_errors=True)
     try:
-        with quiet_transformers():
+        with disk_errors(output.parent, "or give another folder"), quiet_transformers():
             merged.to(getattr(torch, stored)).save_pretrained(building)
             loaded.tokenizer.save_pretrained(building)
             del merged, model

@@ -17,6 +17,7 @@ from llmkit.errors import InputError, UsageError
 from llmkit.evaluation.evaluate import given_part, references_of
 from llmkit.log import log
 from llmkit.metrics.judge import MEASURES
+from llmkit.models.disk import file_hash
 from llmkit.models.load import Loaded, has_bfloat16, pick_device
 from llmkit.models.quantize import quantization_config
 from llmkit.tasks import Head, Task
@@ -27,7 +28,6 @@ from llmkit.training.encoding import make_encoder
 from llmkit.training.ledger import describe
 from llmkit.training.objective import Objective
 from llmkit.training.optimizer import check_schedule, make_optimizer
-from llmkit.training.row_table import file_hash
 from llmkit.training.saved import failure_of
 from llmkit.training.sharding import check_sharding, check_trackers
 from llmkit.training.start import open_model, open_task

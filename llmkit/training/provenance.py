@@ -16,9 +16,9 @@ from llmkit.config.recipe_file import resolved_yaml
 from llmkit.data.sources import commit_of, files_of
 from llmkit.inference.run_manifest import model_hashes
 from llmkit.models.card import card_metadata
+from llmkit.models.disk import file_hash
 from llmkit.models.load import Loaded
 from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
-from llmkit.training.row_table import file_hash
 
 __all__ = ["DataOrigin", "Provenance", "changes", "commented_recipe", "provenance_of"]
 

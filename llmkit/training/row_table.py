@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from llmkit.config.recipe import SourceSection
 from llmkit.data.proposals import task_rows
 from llmkit.data.sources import commit_of, files_of
 from llmkit.errors import InputError
+from llmkit.models.disk import file_hash
 from llmkit.training.store import code_version, digest, kept_table
 
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["Rows", "file_hash", "read_rows"]
+__all__ = ["Rows", "read_rows"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,6 @@ class Rows:
     def where(self, index: int) -> str:
         """Where it stands in its file."""
         return str(self.table[index]["where"])
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of its bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def source_name(source: SourceSection) -> str:

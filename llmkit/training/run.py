@@ -6,8 +6,9 @@ Knows what comes first and what is written in the end. How it is trained is the 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
@@ -28,6 +29,7 @@ from llmkit.inference.pipeline import Pipeline
 from llmkit.log import log
 from llmkit.metrics.answers import Threshold
 from llmkit.metrics.judge import judge
+from llmkit.models.disk import disk_errors, write_whole
 from llmkit.models.load import Loaded, pick_device
 from llmkit.models.memory import peak_memory
 from llmkit.models.processes import Member, join
@@ -52,8 +54,11 @@ __all__ = ["find_checkpoint", "finetune", "packs"]
 
 _RECIPE = "resolved.yaml"
 _LOCK = ".lock"
-_BEFORE_CHECKPOINTS = (_RECIPE, _LOCK, TRACKERS)
+_BUILDING = ".result"
+"""Where the result is written, before it is moved to its place."""
+_BEFORE_CHECKPOINTS = (_RECIPE, f"{_RECIPE}.tmp", _LOCK, TRACKERS, _BUILDING)
 """What a run writes before its first checkpoint, beside one that is not complete."""
+_GO_ON = "and go on with --resume"
 
 
 def finetune(
@@ -87,7 +92,8 @@ def finetune(
             run.trainer.resume(found)
             log.info("resumed from %s", found)
         if not member.rank:
-            (folder / _RECIPE).write_text(commented_recipe(recipe, run.provenance), encoding="utf-8")
+            with disk_errors(folder, _GO_ON):
+                write_whole(folder / _RECIPE, commented_recipe(recipe, run.provenance))
         run.trainer.run()
         if not run.trainer.stopped:
             _finish(run)
@@ -139,19 +145,23 @@ def _claimed(folder: Path, member: Member) -> Iterator[None]:
         yield
         return
     new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK)
     try:
-        lock.acquire(blocking=False)
+        with disk_errors(folder, "or set train.output_dir"):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
     except Timeout as error:
         raise UsageError(f"another run is writing to {folder}", "set train.output_dir") from error
+    for left in (folder / _BUILDING, *folder.glob(f"{BUILDING}*")):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     try:
         yield
     finally:
         lock.release()
-        (folder / _LOCK).unlink(missing_ok=True)
-        if new and not any(folder.iterdir()):
-            folder.rmdir()
+        with suppress(OSError):  # of a disk that went away, which has been said
+            (folder / _LOCK).unlink(missing_ok=True)
+            if new and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 # Before the first update.
@@ -293,10 +303,37 @@ def _finish(run: _Run) -> None:
     trained = logits_of_rows(trainer, model)
     if not trainer.accelerator.is_main_process:
         return
+    threshold = _no_answer_threshold(run)
+    with disk_errors(folder, _GO_ON), _moved_when_complete(folder) as building:
+        _write_model(run, model, weights, building)
+        _write_report(run, threshold, building)
+    check_written(recipe, trainer, run.loaded.source, trained)
+    if recipe.train.push_to_hub:
+        repo = recipe.train.hub_model_id or folder.name
+        log.info("pushed: %s", push(folder, repo, private=recipe.train.hub_private_repo))
+
+
+@contextmanager
+def _moved_when_complete(folder: Path) -> Iterator[Path]:
+    """A folder whose content is moved to ``folder`` once all of it is on the disk."""
+    building = folder / _BUILDING
+    building.mkdir()
+    try:
+        yield building
+        for path in building.iterdir():
+            if (place := folder / path.name).is_dir():
+                shutil.rmtree(place)
+            path.replace(place)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _write_model(run: _Run, model: Any, weights: Any, folder: Path) -> None:
+    """The weights and the tokenizer. ``weights`` are those of a model in shards."""
     for config in getattr(model, "peft_config", {}).values():
         config.base_model_name_or_path = run.loaded.source.lasting_base
         if run.loaded.source.adapter is None:
-            config.revision = getattr(recipe.model, "revision", None)
+            config.revision = getattr(run.recipe.model, "revision", None)
     options: dict[str, Any] = {} if weights is None else {"state_dict": weights}
     if hasattr(model, "peft_config"):
         # New tokens are kept as such; to find out whether there are any, PEFT would ask the Hub about the base model.
@@ -306,31 +343,32 @@ def _finish(run: _Run) -> None:
     with quiet_transformers():
         model.eval().save_pretrained(folder, **options)
     run.loaded.tokenizer.save_pretrained(folder)
-    threshold = _no_answer_threshold(run)
+
+
+def _write_report(run: _Run, threshold: Threshold | None, folder: Path) -> None:
+    """How the model was asked in training, what was measured, and the card."""
+    recipe, trainer = run.recipe, run.trainer
     settings = recipe.settings.model_dump(mode="json")
     if threshold is not None:
         settings["no_answer_threshold"] = threshold.value
     longest = max(run.parts["train"].examples["targets"][:], default=0)
     side = recipe.data.truncation_side
-    overrides = _overrides(run) if hasattr(model, "peft_config") else None
+    overrides = _overrides(run) if hasattr(trainer.model, "peft_config") else None
     contract = Contract(
         recipe.task, settings, recipe.prompt.system, recipe.prompt.raw, longest, side, overrides or None
     )
     write_contract(folder, contract)
-    entries = "".join(f"{json.dumps(entry)}\n" for entry in progress.log)
+    entries = "".join(f"{json.dumps(entry)}\n" for entry in trainer.progress.log)
     (folder / "log.jsonl").write_text(entries, encoding="utf-8")
     metrics = _metrics(trainer)
     if threshold is not None:
         metrics |= {"no_answer_threshold": threshold.value, "f1_with_no_answer_threshold": 100 * threshold.figure}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    draw_losses(progress.log, folder / "loss.png", "window" if trainer.head is Head.SPAN else "predicted token")
+    unit = "window" if trainer.head is Head.SPAN else "predicted token"
+    draw_losses(trainer.progress.log, folder / "loss.png", unit)
     ledgers = [list(describe(part.ledger, name)) for name, part in run.parts.items()]
-    card = model_card(recipe, run.provenance, metrics, folder.name, ledgers)
+    card = model_card(recipe, run.provenance, metrics, trainer.folder.name, ledgers)
     (folder / "README.md").write_text(card, encoding="utf-8")
-    check_written(recipe, trainer, run.loaded.source, trained)
-    if recipe.train.push_to_hub:
-        repo = recipe.train.hub_model_id or folder.name
-        log.info("pushed: %s", push(folder, repo, private=recipe.train.hub_private_repo))
 
 
 def _overrides(run: _Run) -> dict[str, Any]:

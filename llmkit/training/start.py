@@ -17,6 +17,7 @@ from llmkit.config.settings import DType, LoadSettings, setting_fields
 from llmkit.errors import UsageError
 from llmkit.heads.chat_template import choose_template
 from llmkit.log import log
+from llmkit.models.disk import file_hash
 from llmkit.models.fresh import train_tokenizer, write_fresh
 from llmkit.models.load import Loaded, load_model, load_source, pick_device
 from llmkit.models.locate import locate_tokenizer
@@ -26,7 +27,7 @@ from llmkit.models.source import Source
 from llmkit.models.tokenizer import load_tokenizer
 from llmkit.tasks import Head, Task, find_task
 from llmkit.training.dataset import divide
-from llmkit.training.row_table import file_hash, read_rows
+from llmkit.training.row_table import read_rows
 from llmkit.training.store import code_version, digest, kept_folder
 
 __all__ = ["languages_of", "open_model", "open_task"]

@@ -1,4 +1,8 @@
-"""Tables that were made once, on the disk, found again by a hash of what they were made from. Knows no content."""
+"""Tables that were made once, on the disk, found again by a hash of what they were made from. Knows no content.
+
+They hold rows of the user: nobody else can open them, one that is damaged is made again, and what is left of processes
+that were killed, or was not used for a month, is removed.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,28 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
+from llmkit.log import log
 from llmkit.models.cache import cache_dir
+from llmkit.models.disk import damaged_file, disk_errors, write_hashes
 
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["code_version", "digest", "kept_folder", "kept_table"]
+__all__ = ["UNUSED_DAYS", "code_version", "digest", "kept_folder", "kept_table"]
+
+UNUSED_DAYS = 30
+"""How long what no run opens is kept. A run that opened it before goes on with what it has mapped into memory."""
+_BUILDING = ".building-"
 
 
 def digest(*parts: object) -> str:
@@ -47,22 +60,78 @@ def code_version() -> str:
 
 
 def kept_folder(key: str, build: Callable[[Path], None]) -> Path:
-    """A folder of the cache. If it is not there, ``build`` fills it; it appears whole or not at all."""
-    folder = cache_dir() / "training" / key
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{key}-"))
-        try:
-            (scratch / "result").mkdir()
-            build(scratch / "result")
+    """A folder of the cache. If it is not there or damaged, ``build`` fills it; it appears whole or not at all."""
+    root = cache_dir() / "training"
+    folder = root / key
+    with disk_errors(root, "or set LLMKIT_CACHE to another folder"):
+        if folder.is_dir():
+            if (damaged := damaged_file(folder)) is None:
+                with suppress(OSError):  # a cache that can only be read
+                    os.utime(folder)
+                return folder
+            log.warning("%s in the cache is damaged (%s), so it is made again", folder, damaged)
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root.chmod(0o700)
+        with _scratch(root) as scratch:
+            result = scratch / "result"
+            result.mkdir()
+            build(result)
+            write_hashes(result)
+            _make_private(result)
+            if folder.is_dir() and damaged_file(folder) is not None:
+                _remove(folder)
             try:
-                (scratch / "result").rename(folder)
+                result.rename(folder)
             except OSError:
                 if not folder.is_dir():  # otherwise another process was first, with the same content
                     raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def _scratch(root: Path) -> Iterator[Path]:
+    """A folder to build in. The lock in it is free once this process is gone, however it ended."""
+    with FileLock(root / ".lock"):
+        _prune(root)
+        folder = Path(tempfile.mkdtemp(dir=root, prefix=_BUILDING))
+        lock = FileLock(folder / "lock")
+        lock.acquire()
+    try:
+        yield folder
+    finally:
+        lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prune(root: Path) -> None:
+    """Remove what killed processes left, and what was not used for long."""
+    for path in [path for path in root.iterdir() if path.is_dir()]:
+        if path.name.startswith("."):
+            if _is_abandoned(path):
+                shutil.rmtree(path, ignore_errors=True)
+        elif time.time() - path.stat().st_mtime > UNUSED_DAYS * 86_400:
+            _remove(path)
+
+
+def _is_abandoned(scratch: Path) -> bool:
+    try:
+        with FileLock(scratch / "lock", blocking=False):
+            return True
+    except Timeout:
+        return False
+
+
+def _remove(folder: Path) -> None:
+    """In one step, so that nobody finds half of it. Windows refuses it where a process has its files open."""
+    away = folder.with_name(f"{_BUILDING}{folder.name}-{os.getpid()}")
+    with suppress(OSError):
+        folder.rename(away)
+    shutil.rmtree(away, ignore_errors=True)
+
+
+def _make_private(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o700 if path.is_dir() else 0o600)
 
 
 def kept_table(key: str, build: Callable[[Path], datasets.Dataset]) -> datasets.Dataset:

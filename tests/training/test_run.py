@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,15 @@ import llmkit
 from llmkit.cli.app import main
 from llmkit.config.recipe_file import load_recipe, shipped_recipes
 from llmkit.config.settings import given
-from llmkit.errors import CheckpointError, LlmkitError, UsageError
+from llmkit.errors import CheckpointError, LlmkitError, NotEnoughMemoryError, UsageError
+from llmkit.models.disk import disk_errors
 from llmkit.models.inspect import inspect_source
 from llmkit.tasks import Head
 from llmkit.training.checkpoint import Progress, checkpoints, last_intact, random_state, save_checkpoint
 from llmkit.training.run import finetune
 from llmkit.training.start import open_task
 from tests.conftest import Checkpoint
+from tests.models.test_disk import files_of_at_most
 from tests.training.recipes import make_recipe, write_rows
 
 _FAMILIES = {"starter": "llama", "minilm": "bert", "runs": "llama"}
@@ -420,6 +423,63 @@ def test_another_base_model_is_not_resumed(checkpoint: Checkpoint, tmp_path: Pat
             finetune(recipe, resume=True)
         (base / name).write_text(before, encoding="utf-8")
     assert finetune(recipe, resume=True).progress.step == 4
+
+
+def _files(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.suffix == ".safetensors"}
+
+
+def test_a_full_disk_leaves_nothing_half_and_the_run_goes_on(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """At the first checkpoint, and at the result, which is written after update 5."""
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": f"The fox {number}."} for number in range(8)])
+    train = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "bf16": False, "logging_steps": 1}
+
+    def run(out: Path, *, full_at: int | None = None, resume: bool = False) -> None:
+        def told(measured: Any) -> None:
+            if measured.step == full_at:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        recipe = make_recipe("text-generation", checkpoint("gpt2"), rows, train={**train, "output_dir": str(out)})
+        try:
+            finetune(recipe, resume=resume, told=told)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    run(whole := tmp_path / "whole")
+    for full_at, saved in ((2, set()), (5, {"checkpoint-2", "checkpoint-4"})):
+        out = tmp_path / f"full at {full_at}"
+        with pytest.raises(NotEnoughMemoryError, match=r"File too large\); make room there, and go on"):
+            run(out, full_at=full_at)
+        assert {path.name for path in out.iterdir()} == {*saved, "resolved.yaml"}
+        run(out, resume=True)
+        assert _files(out) == _files(whole)
+        assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def test_a_disk_that_is_full_for_the_state_alone_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    """Where torch writes, which says nothing of the disk: 'enforce fail at inline_container'."""
+    weight, state = torch.nn.Parameter(torch.ones(3)), {"state": torch.zeros(5000)}
+    scheduler = torch.optim.lr_scheduler.ConstantLR(torch.optim.SGD([weight]))
+    first = save_checkpoint(tmp_path, Progress(1), {"w": weight}, state, scheduler, [])
+    with (
+        pytest.raises(NotEnoughMemoryError, match="File too large"),
+        disk_errors(tmp_path, "and go on with --resume"),
+        files_of_at_most(10_000),
+    ):
+        save_checkpoint(tmp_path, Progress(2), {"w": weight}, state, scheduler, [])
+    assert list(tmp_path.iterdir()) == [first]
+
+
+def test_what_a_killed_run_left_is_removed_when_it_goes_on(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": f"The fox {number}."} for number in range(8)])
+    out = tmp_path / "out"
+    for name in (".checkpoint-7", ".checkpoint-checkpoint-1", ".result"):
+        (out / name).mkdir(parents=True)
+        (out / name / "weights").touch()
+    (out / "resolved.yaml.tmp").touch()
+    finetune(make_recipe("text-generation", checkpoint("gpt2"), rows, train={"output_dir": str(out), "max_steps": 1}))
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".") or path.name.endswith(".tmp")]
 
 
 @pytest.mark.parametrize("name", ["trained.safetensors", "state.pt", "progress.json", "hashes.json"])

@@ -55,8 +55,7 @@ def _plain(value: Any) -> Any:
 def code_version() -> str:
     """A hash of the code that makes rows and examples: another version of it must not find old files."""
     root = Path(__file__).parents[1]
-    files = [path for layer in ("data", "tasks", "heads", "training") for path in sorted((root / layer).glob("*.py"))]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(root.rglob("*.py")))).hexdigest()
 
 
 def kept_folder(key: str, build: Callable[[Path], None]) -> Path:

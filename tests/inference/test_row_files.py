@@ -763,16 +763,12 @@ def test_the_manifest_is_whole_and_there_before_the_first_row(
     def killed(*_: object) -> None:
         raise Killed
 
-    def torn(_: object, file: Any, **__: object) -> None:
-        file.write('{"schema')
-        file.flush()
-        raise Killed
-
     with monkeypatch.context() as patch:
-        patch.setattr("json.dump", torn)
+        patch.setattr("os.fsync", killed)
         with pytest.raises(Killed):
             run(source, output)
     assert not manifest.exists()
+    (tmp_path / "out.jsonl.run.json.tmp").write_text('{"schema', encoding="utf-8")  # by one that had no time to tidy
     assert not output.exists()
 
     pipeline = FakePipeline()

@@ -17,6 +17,7 @@ from llmkit.config.recipe import SourceSection
 from llmkit.data.column_names import find_column, language_in, language_named
 from llmkit.data.conversations import is_empty, turn_columns
 from llmkit.data.flags import refuse_preferences
+from llmkit.data.records import located
 from llmkit.data.rows import Layout, Record, is_rows, open_records
 from llmkit.data.shapes import INPUTS, TARGETS, look_up, mapped_rows, two_ways
 from llmkit.data.sources import aligned_files, files_of, layout_of, open_source
@@ -76,19 +77,23 @@ def propose(source: SourceSection, task: str, *, languages: Languages = (None, N
         notes.append("two files whose lines belong together")
     elif source.aligned is None:
         source = _form(source, notes)
-    rows = _sample(source)
-    for row in rows:
-        refuse_preferences(row, source.columns, task)
+    sample = _sample(source)
+    for where, row in sample:
+        with located(where):
+            refuse_preferences(row, source.columns, task)
+    rows = [row for _, row in sample]
     found: dict[str, Any]
     if source.aligned is not None:
         found = {"shape": "columns"}
         if task == "translation" and not settings:
             settings = _languages_of(rows, {name: name for name in ("source", "target")}, languages)
-    elif task == "translation":
-        columns, settings = _translation(source, rows, languages)
-        found = {"shape": "columns", "columns": columns}
     else:
-        found = _shape(source, rows, task)
+        with located(sample[0][0]):
+            if task == "translation":
+                columns, settings = _translation(source, rows, languages)
+                found = {"shape": "columns", "columns": columns}
+            else:
+                found = _shape(source, rows, task)
     columns = found.get("columns") or {}
     found |= _join(rows, task, columns, source)
     if "sample_by" not in found and task == "text-generation" and _is_prose(source, found):
@@ -103,9 +108,10 @@ def propose(source: SourceSection, task: str, *, languages: Languages = (None, N
     return Proposal(proposed, settings, tuple(notes))
 
 
-def _sample(source: SourceSection) -> list[dict[str, Any]]:
+def _sample(source: SourceSection) -> list[tuple[str, dict[str, Any]]]:
+    """The first rows that can be read, with their places."""
     records = list(islice(open_source(source), _SAMPLE))
-    rows = [record.row for record in records if record.row is not None]
+    rows = [(record.where, record.row) for record in records if record.row is not None]
     if not rows:
         raise records[0].error or InputError(f"{records[0].where} cannot be read", "fix the row")
     return rows

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from llmkit.errors import InputError
 
-__all__ = ["MAX_ROW_BYTES", "Layout", "Line", "Record", "bad_row", "check_columns"]
+__all__ = ["MAX_ROW_BYTES", "Layout", "Line", "Record", "bad_row", "check_columns", "located"]
 
 MAX_ROW_BYTES = 16 * 2**20
 """The longest row of a text format, which is also the most that is held of one. UTF-16 and UTF-32 count as UTF-8."""
@@ -60,6 +61,18 @@ class Line(NamedTuple):
 
 def bad_row(where: str, problem: str, fix: str) -> Record:
     return Record(where, None, InputError(f"{where} {problem}", fix))
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Name the place of a row, or of a file, in an `InputError` that does not know it."""
+    try:
+        yield
+    except InputError as error:
+        if error.problem.startswith(where):
+            raise
+        between = " " if error.problem.startswith(("has ", "is ")) else ": "
+        raise InputError(f"{where}{between}{error.problem}", error.fix) from error
 
 
 def check_columns(names: Sequence[str], name: str) -> None:

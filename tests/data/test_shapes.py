@@ -309,8 +309,27 @@ def test_named_columns_win_and_missing_ones_are_named() -> None:
 
 
 def test_only_what_is_missing_is_named() -> None:
-    with pytest.raises(InputError, match=r"^no column looks like answers of .*columns: {answers: …}$"):
+    with pytest.raises(InputError, match=r"^a.jsonl:1: no column looks like answers of .*columns: {answers: …}$"):
         propose(source("a.jsonl", {"question": "Who?", "context": "The fox."}), "question-answering")
+
+
+_TURNS = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "The fox."}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "task", "begins"),
+    [
+        ([{"instruction": "a", "response": "b", "text": "c"}], "text-generation", "a.jsonl:1 has a text beside"),
+        ([{"text": "a"}, {"text": "a", "chosen": "b", "rejected": "c"}], "text-generation", "a.jsonl:2 has an answer"),
+        ([{"one": _TURNS, "two": _TURNS}], "dialogue", "a.jsonl:1: there are several conversations"),
+        ([{"messages": _TURNS}], "text-generation", "a.jsonl:1: the rows are conversations"),
+        ([{"turns": '[{"role": "user"}]'}], "dialogue", "a.jsonl:1: the turns are in a text"),
+    ],
+)
+def test_what_cannot_be_proposed_names_its_place(rows: list[dict[str, Any]], task: str, begins: str) -> None:
+    with pytest.raises(InputError) as failure:
+        propose(source("a.jsonl", *rows), task)
+    assert str(failure.value).startswith(begins)
 
 
 @pytest.mark.parametrize("task", ["summarization", "question-answering", "translation", "dialogue"])

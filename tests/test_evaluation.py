@@ -388,6 +388,20 @@ def test_a_row_that_is_too_long_does_not_end_an_evaluation_without_its_figures(
     assert "1 of 4 rows have no perplexity; row 2: it has" in said
 
 
+def test_an_input_that_is_too_long_is_cut_as_it_was_in_training(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "The fox jumps " * 80, "completion": "x"}])
+    data = {"validation": str(rows), "on_overflow": "truncate", "truncation_side": "right"}
+    recipe = write_recipe(tmp_path, checkpoint("bart"), rows, task="text-generation", data=data)
+
+    def evaluated(name: str, **options: Any) -> Evaluation:
+        model = str(checkpoint("bart"))
+        return llmkit.evaluate(recipe, model=model, output=tmp_path / name, max_new_tokens=2, **options)
+
+    assert evaluated("cut").failed == 0
+    assert json.loads((tmp_path / "cut" / "predictions.jsonl").read_text(encoding="utf-8"))["truncated"]
+    assert evaluated("whole", on_overflow="error").failed == 1
+
+
 def test_where_no_row_has_a_perplexity_the_other_figures_are_given(
     checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from llmkit.config.recipe import VERSION, Recipe, SourceSection
 from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe, make_recipe
-from llmkit.config.settings import GenerationSettings, LoadSettings, given
+from llmkit.config.settings import GenerationSettings, LoadSettings, TruncationSide, given
 from llmkit.data.proposals import task_rows
 from llmkit.data.records import Record
 from llmkit.errors import InputError, UsageError
@@ -25,6 +25,7 @@ from llmkit.inference.pipeline import Pipeline
 from llmkit.log import log
 from llmkit.models.load import load_model
 from llmkit.models.processes import Member
+from llmkit.models.tables import writes
 from llmkit.tasks import Task, Wording, find_task
 from llmkit.training.dataset import divide
 from llmkit.training.row_table import read_rows
@@ -50,6 +51,9 @@ class Trial:
     wording: Wording
     rows: Iterable[dict[str, Any]]
     """In the task's columns, what is expected apart from what is given (`llmkit.evaluation.evaluate.given_part`)."""
+    truncates: bool = False
+    """Whether an input that is too long is cut, as it was in training, unless the caller says otherwise."""
+    truncation_side: TruncationSide | None = None
 
 
 def find_trial(
@@ -105,7 +109,9 @@ def _trial_of(recipe: Recipe, load: LoadSettings, data: Sequence[SourceSection] 
         rows = _expected(_held_back(recipe, task), recipe)
     else:
         raise UsageError("the recipe has no validation data", "set data.validation or data.validation_fraction")
-    return Trial(task, replace(base, **said), wording, rows)
+    return Trial(
+        task, replace(base, **said), wording, rows, recipe.data.on_overflow == "truncate", recipe.data.truncation_side
+    )
 
 
 def _of_sources(sources: Sequence[SourceSection], task: Task) -> Iterator[Record]:
@@ -184,7 +190,10 @@ def judge_trial(
         loaded = load_model(load, trial.task.name, fallback=False)
         with rows.open("rb") as file:
             count = sum(1 for _ in file)
-        task, wording, asked = apply_contract(loaded, trial.task, trial.wording, settings)
+        asked = settings
+        if trial.truncates and writes(loaded.head) and settings.on_overflow is None:
+            asked = replace(settings, on_overflow="truncate", truncation_side=trial.truncation_side)
+        task, wording, asked = apply_contract(loaded, trial.task, trial.wording, asked)
         with shown(loaded.source.name, count) as progress:
             return evaluate(
                 Pipeline(task, loaded, asked, wording),

@@ -14,7 +14,11 @@ from safetensors.torch import load_file, save_file
 
 import llmkit
 from llmkit.config.recipe import Recipe
+from llmkit.config.settings import LoadSettings
 from llmkit.errors import CheckpointError, UsageError
+from llmkit.models.inspect import inspect_source
+from llmkit.models.load import load_model
+from llmkit.models.locate import locate
 from llmkit.training.merge import merge
 from llmkit.training.report import dry_run
 from llmkit.training.run import finetune
@@ -49,7 +53,8 @@ def logits(model: Any) -> Any:
 @pytest.fixture
 def adapter(checkpoint: Checkpoint, tmp_path: Path) -> Path:
     """What a run with a changed config left."""
-    section = {"name_or_path": str(checkpoint("llama")), "offline": True, "config_overrides": {"rms_norm_eps": 0.5}}
+    changes = {"rms_norm_eps": 0.5, "max_position_embeddings": 96}
+    section = {"name_or_path": str(checkpoint("llama")), "offline": True, "config_overrides": changes}
     finetune(recipe_of(section, tmp_path, adapter=LORA))
     return tmp_path / "out"
 
@@ -71,6 +76,12 @@ def test_changed_settings_of_the_config_stay_with_the_adapter(
     assert "a PEFT adapter (LORA)" in card
     assert str(tmp_path) not in card
     assert next(iter(dry_run(recipe_of(adapter, tmp_path, "dry")))).startswith("text-generation")
+
+
+def test_the_context_is_that_of_the_changed_config(adapter: Path) -> None:
+    settings = LoadSettings(model=str(adapter), offline=True, device="cpu")
+    assert load_model(settings, "text-generation").context.tokens == 96
+    assert inspect_source(locate(settings, "text-generation")).context_length == 96
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from llmkit.config.paths import without_folders
 from llmkit.config.recipe import Recipe
+from llmkit.log import printable
 from llmkit.tasks import find_task
 from llmkit.training.provenance import Provenance
 
@@ -46,26 +50,26 @@ def _lines(
     yield "---"
     yield yaml.safe_dump(matter, allow_unicode=True, sort_keys=False).rstrip()
     yield "---"
-    yield f"\n# {name}\n"
+    yield f"\n# {_plain(name)}\n"
     how = "all weights" if provenance.method is None else f"a PEFT adapter ({provenance.method})"
-    begun = "random weights" if fresh else f"`{_without_folders(provenance.base)}`"
+    begun = "random weights" if fresh else _plain(without_folders(provenance.base))
     yield f"Trained for {recipe.task} from {begun}, {how}, with llmkit {provenance.versions['llmkit']}.\n"
-    yield f"```\nllmkit {command} --model {name}\n```\n"
+    yield _fenced(f"llmkit {command} --model {shlex.quote(_line(name))}")
     yield "It needs no other options: `llmkit.json` holds how it was asked in training.\n"
     yield "## Data and licences\n"
     yield "| data | part | licence | SHA-256 or commit |\n|---|---|---|---|"
     for each in provenance.data:
-        yield f"| {Path(each.name).name} | {each.part} | {each.license or 'not stated'} | `{each.hash[:16]}` |"
+        yield f"| {_plain(_shown(each.name))} | {each.part} | {_licence(each.license)} | `{each.hash[:16]}` |"
     yield ""
     for sentences in ledgers:
-        yield from (f"- {sentence}" for sentence in sentences)
+        yield from (f"- {_plain(sentence)}" for sentence in sentences)
     if not fresh:
-        yield f"\nThe base model's licence: {provenance.license or 'not stated'}."
+        yield f"\nThe base model's licence: {_licence(provenance.license)}."
     yield "\n## Settings that are not defaults\n"
-    content = _without_folders(recipe.model_dump(mode="json", exclude_defaults=True))
+    content = without_folders(recipe.model_dump(mode="json", exclude_defaults=True))
     for part in ("train", "validation"):
         content["data"].pop(part, None)  # the table above has them, without the folders of this machine
-    yield f"```yaml\n{yaml.safe_dump(content, allow_unicode=True, sort_keys=False).rstrip()}\n```\n"
+    yield _fenced(yaml.safe_dump(content, allow_unicode=True, sort_keys=False).rstrip(), "yaml")
     yield "## Results\n"
     yield "| measure | value |\n|---|---|"
     for key, value in metrics.items():
@@ -73,15 +77,29 @@ def _lines(
     yield "\n![Loss by update](loss.png)"
 
 
-def _without_folders(value: Any) -> Any:
-    """The same without the folders of this machine, which say nothing elsewhere."""
-    if isinstance(value, dict):
-        return {key: _without_folders(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(each) for each in value]
-    if isinstance(value, str) and value.startswith(("/", "~", "..")) and Path(value).expanduser().exists():
-        return Path(value).name
-    return value
+def _line(text: str) -> str:
+    """A text as one line without control characters."""
+    return printable(" ".join(text.split()))
+
+
+def _plain(text: str) -> str:
+    """A text of others in which Markdown and HTML mean nothing."""
+    return re.sub(r"[\\`*_{}\[\]<>#|~$&!]|:(?=//)|(?<=www)\.", r"\\\g<0>", _line(text))
+
+
+def _licence(name: str | None) -> str:
+    return _plain(name) if name else "not stated"
+
+
+def _shown(name: str) -> str:
+    """A file by its name, a data set of the Hub by its id."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """A block of code that nothing in the text ends."""
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 0)
+    return f"{fence}{language}\n{text}\n{fence}\n"
 
 
 def draw_losses(log: Sequence[Mapping[str, Any]], path: Path, unit: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from llmkit.config.paths import without_folders
 from llmkit.config.recipe import Recipe, SourceSection
 from llmkit.config.recipe_file import resolved_yaml
 from llmkit.data.sources import commit_of, files_of
@@ -20,8 +21,10 @@ from llmkit.models.disk import file_hash
 from llmkit.models.load import Loaded
 from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
 
-__all__ = ["DataOrigin", "Provenance", "changes", "commented_recipe", "provenance_of"]
+__all__ = ["RESOLVED", "DataOrigin", "Provenance", "changes", "commented_recipe", "provenance_of", "published_recipe"]
 
+RESOLVED = "resolved.yaml"
+"""The file of `commented_recipe` in the folder of a result."""
 _PACKAGES = ("llmkit", "torch", "transformers", "accelerate", "peft", "datasets")
 
 
@@ -99,8 +102,19 @@ def commented_recipe(recipe: Recipe, provenance: Provenance) -> str:
         "base": {"name": provenance.base, "commit": provenance.commit, "files": provenance.files},
         "data": [{"name": each.name, "part": each.part, "hash": each.hash} for each in provenance.data],
     }
+    return _commented(told) + resolved_yaml(recipe)
+
+
+def _commented(told: dict[str, Any]) -> str:
     lines = yaml.safe_dump(told, allow_unicode=True, sort_keys=False, width=10_000).splitlines()
-    return "".join(f"# {line}\n" for line in lines) + "\n" + resolved_yaml(recipe)
+    return "".join(f"# {line}\n" for line in lines) + "\n"
+
+
+def published_recipe(text: str) -> str:
+    """What `commented_recipe` gave, for others: without the folders of this machine."""
+    told = yaml.safe_load("".join(line[2:] for line in text.splitlines(keepends=True) if line.startswith("# ")))
+    recipe = yaml.safe_dump(without_folders(yaml.safe_load(text)), allow_unicode=True, sort_keys=False, width=10_000)
+    return (_commented(without_folders(told)) if told else "") + recipe
 
 
 def changes(before: Recipe, after: Recipe) -> list[str]:

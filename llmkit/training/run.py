@@ -43,7 +43,7 @@ from llmkit.training.ledger import describe
 from llmkit.training.loop import Measured, Trainer
 from llmkit.training.preflight import expected_rows, preflight
 from llmkit.training.probes import keeps_examples_apart, sees_nothing_ahead
-from llmkit.training.provenance import Provenance, changes, commented_recipe, provenance_of
+from llmkit.training.provenance import RESOLVED, Provenance, changes, commented_recipe, provenance_of
 from llmkit.training.sharding import TRACKERS, make_accelerator
 from llmkit.training.start import open_model, open_task
 from llmkit.training.store import digest
@@ -52,11 +52,10 @@ from llmkit.training.written import check_written, logits_of_rows
 
 __all__ = ["find_checkpoint", "finetune", "packs"]
 
-_RECIPE = "resolved.yaml"
 _LOCK = ".lock"
 _BUILDING = ".result"
 """Where the result is written, before it is moved to its place."""
-_BEFORE_CHECKPOINTS = (_RECIPE, f"{_RECIPE}.tmp", _LOCK, TRACKERS, _BUILDING)
+_BEFORE_CHECKPOINTS = (RESOLVED, f"{RESOLVED}.tmp", _LOCK, TRACKERS, _BUILDING)
 """What a run writes before its first checkpoint, beside one that is not complete."""
 _GO_ON = "and go on with --resume"
 
@@ -93,7 +92,7 @@ def finetune(
             log.info("resumed from %s", found)
         if not member.rank:
             with disk_errors(folder, _GO_ON):
-                write_whole(folder / _RECIPE, commented_recipe(recipe, run.provenance))
+                write_whole(folder / RESOLVED, commented_recipe(recipe, run.provenance))
         run.trainer.run()
         if not run.trainer.stopped:
             _finish(run)
@@ -123,8 +122,8 @@ def find_checkpoint(recipe: Recipe, folder: Path, *, resume: bool) -> Path | Non
         raise UsageError(f"{folder} has no checkpoint to resume from", "leave --resume out")
     if not found and not begun:
         raise UsageError(f"{folder} has no checkpoint to resume from", "remove it, or set another train.output_dir")
-    if (folder / _RECIPE).is_file() and (
-        differ := changes(load_recipe(str(folder / _RECIPE), trusted=MAY_RUN_CODE), recipe)
+    if (folder / RESOLVED).is_file() and (
+        differ := changes(load_recipe(str(folder / RESOLVED), trusted=MAY_RUN_CODE), recipe)
     ):
         raise UsageError(
             f"the recipe changed since the run in {folder} began ({'; '.join(differ)})",

@@ -48,6 +48,34 @@ def test_the_folder_tells_what_it_came_from_and_how_it_went(checkpoint: Checkpoi
     assert f"| eval_loss | {metrics['eval_loss']:.6g} |" in text
 
 
+def test_a_card_holds_no_markup_of_data_and_no_folder(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    from markdown_it import MarkdownIt
+
+    hostile = "a|b `c` <img src=x> [l](http:x) # h ![i](y) \x1b[31m\u202e.jsonl"
+    rows = [{"text": f"The fox {number}.", "co|l\n# H\n```\n<b>": "x"} for number in range(4)]
+    file = write_rows(tmp_path / hostile, rows)
+    recipe = make_recipe(
+        "text-generation",
+        checkpoint("llama"),
+        file,
+        data={"train": [{"path": [str(file)], "license": "x |\n\n# H\n<script>"}]},
+        prompt={"system": f"/no_think {'long ' * 100}\n```\n# H\n", "raw": False},
+        train={"output_dir": str(tmp_path / "# *out* <b>"), "max_steps": 1},
+    )
+    finetune(recipe)
+    card = (tmp_path / "# *out* <b>" / "README.md").read_text(encoding="utf-8")
+    assert str(tmp_path) not in card
+    tokens = MarkdownIt("commonmark").enable("table").parse(card.split("---\n", 2)[2])
+    flat = [each for token in tokens for each in (token, *(token.children or ()))]
+    headings = [tokens[index + 1].content for index, token in enumerate(tokens) if token.type == "heading_open"]
+    assert len(headings) == 4
+    assert not [token for token in flat if token.type in ("html_inline", "html_block", "link_open")]
+    assert [token.attrs["src"] for token in flat if token.type == "image"] == ["loss.png"]
+    shown = "a|b `c` <img src=x> [l](http:x) # h ![i](y) \\x1b[31m\\u202e.jsonl"
+    cells = [tokens[index + 1] for index, token in enumerate(tokens) if token.type == "td_open"]
+    assert "".join(each.content for each in cells[0].children or ()) == shown
+
+
 class Hub:
     """Takes what is uploaded."""
 
@@ -63,7 +91,8 @@ class Hub:
         folder = Path(options["folder_path"])
         names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
         kept = filter_repo_objects(names, ignore_patterns=options["ignore_patterns"])
-        self.calls.append(("upload", {"repo": options["repo_id"], "names": sorted(kept)}))
+        content = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        self.calls.append(("upload", {"repo": options["repo_id"], "names": sorted(kept), "content": content}))
         return SimpleNamespace(commit_url="https://hub/commit/1")
 
 
@@ -83,6 +112,12 @@ def test_the_hub_is_asked_before_training_and_gets_no_checkpoint(
     assert calls[2][1]["repo"] == "me/out"
     assert {"adapter_model.safetensors", "llmkit.json", "README.md", "loss.png"} <= set(calls[2][1]["names"])
     assert not [name for name in calls[2][1]["names"] if name.startswith(("checkpoint", "."))]
+    told = [name for name, content in calls[2][1]["content"].items() if str(tmp_path.parent).encode() in content]
+    assert not told, "folders of this machine were uploaded"
+    assert (
+        json.loads(calls[2][1]["content"]["adapter_config.json"])["base_model_name_or_path"] == checkpoint("llama").name
+    )
+    assert str(checkpoint("llama")) in (out / "adapter_config.json").read_text(), "here the adapter finds its base"
     assert main(["push", str(out), "me/other"]) == 0
     assert capsys.readouterr().out == "https://hub/commit/1\n"
     assert main(["push", str(tmp_path), "me/other"]) == 2

@@ -16,8 +16,6 @@ Each message is one line that ends in what to do. This module knows nothing of t
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 __all__ = [
     "CheckpointError",
     "ContextOverflowError",
@@ -35,7 +33,7 @@ __all__ = [
 class LlmkitError(Exception):
     """Base of every error that llmkit raises on purpose; ``exit_code`` is what the command line returns."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
     def __init__(self, problem: str, fix: str = "") -> None:
         self.problem = " ".join(problem.split())

@@ -1,7 +1,7 @@
 """The Typer application and the one place where an exception becomes a line and an exit code.
 
 Exit codes: 0 done (also when the reader of a pipe went away), 1 runtime, 2 usage, 3 some rows could not be answered,
-130 Ctrl+C, 143 SIGTERM.
+130 Ctrl+C, 143 SIGTERM, 128 + n where one of several processes was ended by signal n.
 """
 
 from __future__ import annotations

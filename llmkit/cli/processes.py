@@ -30,6 +30,11 @@ _DELIBERATE = (0, 3, 130, 143)
 """Exit codes of a run that ended as it was told to, some rows perhaps with errors."""
 
 
+_SIGKILL = 9
+"""Which Windows has no name for."""
+_GO_ON = "go on with --resume"
+
+
 @dataclass(frozen=True)
 class Machines:
     """The machines of a run, and which of them this is."""
@@ -44,8 +49,11 @@ class Machines:
 def start(count: int, arguments: Sequence[str], *, on_cpu: bool, machines: Machines = Machines()) -> int:
     """Run this machine's share of ``count`` processes with the same arguments, and return the first's exit code.
 
-    What the others say is told only if one of them fails and the first does not. Ctrl+C and SIGTERM are passed on, each
-    time they come; none is left behind.
+    What the others print is shown only if one of them fails and the first does not. Ctrl+C and SIGTERM are passed on,
+    each time they come; none is left behind.
+
+    Raises:
+        LlmkitError: one of the others failed, or any was ended by a signal that it did not expect.
     """
     port = machines.port or (_PORT if machines.count > 1 else _free_port())
     local = count // machines.count
@@ -77,12 +85,12 @@ def start(count: int, arguments: Sequence[str], *, on_cpu: bool, machines: Machi
             failed = _wait(running)
     finally:
         _end(running)
-    if failed:
-        _explain(failed, running[failed], said[failed - 1])
+    error = _error_of(failed, running[failed].returncode, said[failed - 1] if failed else None)
     for file in said:
         file.close()
-    code = running[0].returncode
-    return code if code >= 0 else 128 - code
+    if error is not None:
+        raise error
+    return _exit_code(running[0].returncode)
 
 
 def _free_port() -> int:
@@ -105,10 +113,23 @@ def _passed_on(running: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _exit_code(code: int) -> int:
+    """That of a shell: 128 and the number of the signal that ended a process."""
+    return code if code >= 0 else 128 - code
+
+
+def _was_killed(code: int | None) -> bool:
+    """Whether a process was ended by a signal that does not ask it to end."""
+    return code is not None and code < 0 and _exit_code(code) not in _DELIBERATE
+
+
 def _wait(running: Sequence[subprocess.Popen[bytes]]) -> int:
     """Wait for all, or for the first that fails; its rank, 0 if none of the others did."""
     while True:
         codes = [process.poll() for process in running]
+        killed = [place for place, code in enumerate(codes) if _was_killed(code)]
+        if killed:  # the others fail for want of it
+            return killed[0]
         if None not in codes or codes[0] not in (None, *_DELIBERATE):
             return 0
         if failed := next((place for place, code in enumerate(codes) if place and code not in (None, *_DELIBERATE)), 0):
@@ -128,11 +149,29 @@ def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
 
 
-def _explain(rank: int, process: subprocess.Popen[bytes], said: IO[bytes]) -> None:
+def _error_of(rank: int, code: int, said: IO[bytes] | None) -> LlmkitError | None:
+    """Why a process failed; None for the first, unless it could not say so itself."""
+    if said is None and not _was_killed(code):
+        return None
+    lines = _lines(said) if said is not None else []
+    printed = next((line for line in reversed(lines) if "error: " in line), "").partition("error: ")[2]
+    if code >= 0:
+        return LlmkitError(f"process {rank} failed{f': {printed}' if printed else ''}", "" if printed else _GO_ON)
+    number = -code
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    if number == _SIGKILL:
+        why, fix = ", most likely because memory ran out", f"free memory, and {_GO_ON}"
+    else:
+        why, fix = f": {printed}" if printed else "", _GO_ON
+    error = LlmkitError(f"process {rank} was ended by {name}{why}", fix)
+    error.exit_code = _exit_code(code)
+    return error
+
+
+def _lines(said: IO[bytes]) -> list[str]:
     said.seek(0)
-    lines = said.read().decode(errors="replace").splitlines()
-    error = next((line for line in reversed(lines) if "error: " in line), "").partition("error: ")[2]
-    how = f"was ended by signal {-process.returncode}" if process.returncode < 0 else "failed"
-    raise LlmkitError(f"process {rank} {how}{': ' + error if error else ''}", "" if error else "go on with --resume")
+    return said.read().decode(errors="replace").splitlines()

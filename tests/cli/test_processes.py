@@ -1,0 +1,53 @@
+"""Several processes of one command: how they end together."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmkit.cli.processes import start
+from llmkit.errors import LlmkitError
+
+
+@pytest.fixture
+def ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program in the place of this one: a shell script, written by the test."""
+    program = tmp_path / "program"
+    program.touch(mode=0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    return program
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("signal", "problem", "code"),
+    [
+        ("KILL", "was ended by SIGKILL, most likely because memory ran out; free memory, and go on with --resume", 137),
+        ("SEGV", "was ended by SIGSEGV; go on with --resume", 139),
+    ],
+)
+def test_a_process_that_is_killed_is_named(signal: str, problem: str, code: int, rank: int, ends: Path) -> None:
+    """The others may fail for want of it, or wait."""
+    ends.write_text(f"#!/bin/sh\n[ $RANK = {rank} ] && kill -{signal} $$\n[ $RANK = 2 ] && exit 1\nexec sleep 60\n")
+    with pytest.raises(LlmkitError) as caught:
+        start(3, [], on_cpu=True)
+    assert str(caught.value) == f"process {rank} {problem}"
+    assert caught.value.exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("script", "code"), [("exit 3", 3), ("exit 1", 1), ("kill -TERM $$", 143), ("kill -INT $$", 130)]
+)
+def test_the_first_ends_for_all_where_it_says_why_or_was_asked_to(script: str, code: int, ends: Path) -> None:
+    ends.write_text(f"#!/bin/sh\n[ $RANK = 0 ] && {script}\nexit 0\n")
+    assert start(2, [], on_cpu=True) == code
+
+
+def test_what_another_says_of_its_failure_is_shown(ends: Path) -> None:
+    ends.write_text(
+        "#!/bin/sh\n[ $RANK = 1 ] && echo 'llmkit: error: no luck; try again' >&2 && exit 2\nexec sleep 60\n"
+    )
+    with pytest.raises(LlmkitError, match=r"^process 1 failed: no luck; try again$"):
+        start(2, [], on_cpu=True)

@@ -100,7 +100,8 @@ def render_chat(tokenizer: Any, chat: Chat) -> str:
     """A conversation as text, up to the point where the assistant speaks, or with the beginning of its reply."""
     template, messages = template_of(tokenizer), chat.messages
     if not chat.prefill:
-        return _render(tokenizer, template, messages, thinking=chat.thinking, prompt=True)
+        text = _render(tokenizer, template, messages, thinking=chat.thinking, prompt=True)
+        return text + _reply_header(tokenizer, template, chat.thinking)
     # The template may trim a reply, or close it: so a marker stands for the beginning, which follows as it is.
     marker = _MARKER.format(len(messages))
     try:
@@ -126,12 +127,30 @@ def reply_frame(tokenizer: Any, *, thinking: bool = True) -> tuple[str, str]:
 def _reply_frame(tokenizer: Any, template: str, thinking: bool) -> tuple[str, str]:
     question, marker = Message("user", "?"), _MARKER.format(1)
     prompt = _render(tokenizer, template, (question,), thinking=thinking, prompt=True)
+    prompt += _reply_header(tokenizer, template, thinking)
     try:
         whole = _render(tokenizer, template, (question, Message("assistant", marker)), thinking=thinking, prompt=False)
     except InputError:
         return "", ""
     before, _, after = whole.rpartition(marker)
     return before[len(prompt) :] if before.startswith(prompt) else "", after
+
+
+@lru_cache(maxsize=64)
+def _reply_header(tokenizer: Any, template: str, thinking: bool) -> str:
+    """What a template puts before a reply and not behind a prompt, since it knows no ``add_generation_prompt``."""
+    if "add_generation_prompt" in template:
+        return ""
+    question, marker = Message("user", "?"), _MARKER.format(1)
+    try:
+        prompt, whole = (
+            _render(tokenizer, template, turns, thinking=thinking, prompt=False)
+            for turns in ((question,), (question, Message("assistant", marker)))
+        )
+    except InputError:
+        return ""
+    header = whole.rpartition(marker)[0].removeprefix(prompt).rstrip(" ")
+    return header if whole.startswith(prompt) and header.strip() else ""
 
 
 def _render(tokenizer: Any, template: str, messages: Sequence[Message], *, thinking: bool, prompt: bool) -> str:

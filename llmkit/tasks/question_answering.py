@@ -6,6 +6,9 @@ than the model reads is read window by window. Does not know how a span model sc
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -248,15 +251,21 @@ def _says_none(text: str) -> bool:
     return bool(_NO_ANSWERS.fullmatch(_BEFORE_ANSWER.sub("", said, count=1) if _BEFORE_ANSWER.match(said) else said))
 
 
+_WRITTEN_OUT = re.compile(r"""\[\s*(?:['"{\]]|None)|\{\s*['"](?:text|answer_start)['"]\s*:""")
+"""How the text of a list of answers, or of an object with them, begins."""
+
+
 def to_answers(value: Any, start: Any = None) -> dict[str, list[Any]]:
     """What data sets call answers as ``{"text": […], "answer_start": […]}``; empty lists: the text holds no answer.
 
-    That is a text, texts, SQuAD's form or a list of such objects. An empty text is no answer.
+    That is a text, texts, SQuAD's form or a list of such objects, also as tables hold them: written out in JSON or
+    Python. An empty text is no answer.
 
     Args:
         value: the answers.
         start: where they begin, if that is said apart.
     """
+    value = _from_cell(value)
     if isinstance(value, Mapping) and "text" in value:
         texts, start = _as_list(value["text"]), value.get("answer_start", start)
     else:
@@ -271,6 +280,20 @@ def to_answers(value: Any, start: Any = None) -> dict[str, list[Any]]:
     # Tables with gaps hold whole numbers as floats.
     places = [int(place) for _, place in kept if isinstance(place, int | float) and place == place // 1]
     return {"text": [str(text) for text, _ in kept], "answer_start": places if len(places) == len(kept) else []}
+
+
+def _from_cell(value: Any) -> Any:
+    """The answers in a text that is a list of texts or SQuAD's form, as pandas writes them to a CSV file."""
+    text = value.strip() if isinstance(value, str) else ""
+    if not _WRITTEN_OUT.match(text):
+        return value
+    # What numpy writes has no commas, and Python reads it as one text.
+    for read in (json.loads, *(() if re.search(r"""['"]\s+['"]""", text) else (ast.literal_eval,))):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return read(text)
+    raise InputError(
+        "has answers written out as a Python object", "write the rows as JSON Lines, or one text an answer"
+    )
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -99,6 +99,11 @@ def test_nested_squad() -> None:
         ([{"text": " ", "answer_start": 0}], {"text": [], "answer_start": []}),
         ([None], {"text": [], "answer_start": []}),
         ([], {"text": [], "answer_start": []}),
+        ("{'text': ['fox'], 'answer_start': [4]}", {"text": ["fox"], "answer_start": [4]}),
+        ('{"text": ["fox"], "answer_start": [4]}', {"text": ["fox"], "answer_start": [4]}),
+        ("['fox', \"the fox\"]", {"text": ["fox", "the fox"], "answer_start": []}),
+        ("{'text': [], 'answer_start': []}", {"text": [], "answer_start": []}),
+        ("[fox]", {"text": ["[fox]"], "answer_start": []}),
     ],
 )
 def test_answers_in_any_form(answers: Any, found: Any) -> None:
@@ -111,6 +116,8 @@ def test_answers_in_any_form(answers: Any, found: Any) -> None:
     [
         {},
         {"answer": {"value": "fox", "aliases": ["foxes"]}},
+        {"answers": "{'text': array(['fox'], dtype=object), 'answer_start': array([4])}"},
+        {"answers": "['fox' 'the fox']"},
         {"answers": [{"value": "fox"}]},
         {"answers": ["fox"], "is_impossible": "perhaps"},
     ],

@@ -125,6 +125,25 @@ def test_the_frame_of_a_reply(tokenizer: Any) -> None:
     assert reply_frame(tokenizer) == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("template", "header"),
+    [
+        ("{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>{% endfor %}", "<|assistant|>\n"),
+        ("{% for m in messages %} {{ m.role | upper }}: {{ m.content }}{% endfor %}", " ASSISTANT:"),
+        (
+            "{% for m in messages %}{{ '[I] ' + m.content + ' [/I]' if m.role == 'user' else m.content }}{% endfor %}",
+            "",
+        ),
+    ],
+)
+def test_a_template_that_knows_no_generation_prompt_opens_the_reply(tokenizer: Any, template: str, header: str) -> None:
+    tokenizer.chat_template = template
+    chat = Chat((Message("user", "Hi"),))
+    plain = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    assert render_chat(tokenizer, chat) == plain + header
+    assert reply_frame(tokenizer)[0].strip() == ""
+
+
 def test_a_recipe_names_a_template_by_text_file_or_name(tokenizer: Any, tmp_path: Path) -> None:
     file, old = tmp_path / "chat.jinja", tmp_path / "chat_template.json"
     file.write_text(PARTS, encoding="utf-8")

@@ -18,7 +18,7 @@ from llmkit.tasks.base import Chunk, Example, Head, Raw, Reader, Result, Row, St
 from llmkit.text.detection import detect_language
 from llmkit.text.languages import Language, Route, find_language
 from llmkit.text.lines import meant_breaks, spread
-from llmkit.text.markup import blocks
+from llmkit.text.markup import blocks, is_catalog
 from llmkit.text.protected import Block, around, protected, survives
 from llmkit.text.scripts import is_unspaced
 from llmkit.text.sentences import pack, sentences
@@ -115,6 +115,11 @@ class Translation(Task):
 
     def work(self, row: Row, reader: Reader) -> Work:
         text = str(row[self.input_column])
+        if is_catalog(text):
+            raise InputError(
+                "the text is a gettext catalogue (PO), whose translations belong into msgstr",
+                "translate its msgid texts as rows of a file (--input), and fill them in with a tool for PO files",
+            )
         if not any(character.isalpha() for character in text):
             return _in_languages(Result(text=text), Route(self.source, self.target))
         route = self._route_for(text, reader.traits)
@@ -136,7 +141,7 @@ class Translation(Task):
             others = tuple(replace(other, text=f"{before}{other.text}{after}") for other in result.alternatives)
             return _in_languages(replace(result, text=f"{before}{result.text}{after}", alternatives=others), route)
         document.advance()
-        rows = [{**row, self.input_column: line(segment.text)} for segment in document.segments]
+        rows = [{**row, self.input_column: line(segment.words)} for segment in document.segments]
         yield Step(rows, each=lambda index, raw: document.put(index, self.parse(raw.text)))
         yield from self._mend(document, row)
         empty = sum(not segment.translation for segment in document.segments)
@@ -198,7 +203,8 @@ class Translation(Task):
                     stripped = part.strip()
                     if any(character.isalpha() for character in stripped) and protected(part) != [(0, len(part))]:
                         lines = _kept_lines(stripped, block.cue, meant=not cut)
-                        yield _Segment(stripped, offset + part.index(stripped), lines, bool(block.unquoted))
+                        at = offset + part.index(stripped)
+                        yield _Segment(stripped, at, lines, bool(block.unquoted), block.mark, block.written)
                     offset += len(part)
 
     def _parts(self, piece: str, tag: str, reader: Reader, room: int | None) -> list[str]:
@@ -224,11 +230,12 @@ class Translation(Task):
         raws: Sequence[Raw] = (yield Step(rows)) if rows else ()
         texts = iter(raws)
         for segment in hurt:
-            segment.translation = "".join(
-                _on_one_line(self.parse(next(texts).text)) if piece.translate else piece.text
-                for piece in pieces[id(segment)]
+            segment.settle(
+                "".join(
+                    _on_one_line(self.parse(next(texts).text)) if piece.translate else piece.text
+                    for piece in pieces[id(segment)]
+                )
             )
-            segment.settled = True
         document.advance()
         return Result(text="")
 
@@ -243,6 +250,10 @@ class _Segment:
     """What its line breaks are: nothing that is kept, of lines on their own, or of a subtitle."""
     quoted: bool = False
     """Whether further lines would need marks before them."""
+    mark: str = ""
+    """The quotation mark that encloses it in its file."""
+    written: str = ""
+    """What stands for such a mark within."""
     translation: str | None = None
     settled: bool = False
 
@@ -256,14 +267,26 @@ class _Segment:
             found = spread(joined, lines, protected(joined))
         elif len(lines) == 1 or self.quoted:
             found = [joined]
-        self.translation = newline.join(found)
-        self.settled = survives(self.text, self.translation) and (self.lines != "meant" or len(found) == len(lines))
+        joined = newline.join(found)
+        self.settle(joined)
+        self.settled = survives(self.words, joined) and (self.lines != "meant" or len(found) == len(lines))
+
+    @property
+    def words(self) -> str:
+        """The text as it is meant, with the quotation marks that its file writes otherwise."""
+        return self.text.replace(self.written, self.mark) if self.mark else self.text
+
+    def settle(self, translation: str) -> None:
+        """Its translation, as its file writes it."""
+        if self.mark:
+            translation = translation.replace(self.written, self.mark).replace(self.mark, self.written)
+        self.translation, self.settled = translation, True
 
     def pieces(self) -> list[Block]:
         """What is translated on its own where the whole was not settled, and what is kept between."""
         if not self.lines:
-            return around(self.text)
-        return [piece for line in self.text.splitlines(keepends=True) for piece in around(line)]
+            return around(self.words)
+        return [piece for line in self.words.splitlines(keepends=True) for piece in around(line)]
 
 
 @dataclass

@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from llmkit.text.protected import Block, around, code_spans
 
-__all__ = ["blocks"]
+__all__ = ["blocks", "is_catalog"]
 
 
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
@@ -56,7 +57,7 @@ _STAMP = re.compile(
 )
 _PAIR = re.compile(
     r"""[ \t]*(?:(?:export[ \t]+)?[\w.$-]+[ \t]*=[ \t]*|(?P<key>["'])(?:[^"'\\\r\n]|\\.)*(?P=key)[ \t]*[=:][ \t]*"""
-    r"""|[\w$]*[._-][\w.$-]*[ \t]*:[ \t]+|msg(?:ctxt|id|id_plural|str(?:\[\d\])?)[ \t]+|(?="))(?P<quote>["']?)"""
+    r"""|[\w$]*[._-][\w.$-]*[ \t]*:[ \t]+|(?="))(?P<quote>["']?)"""
 )
 _PAIR_END = re.compile(r"""["']?[;,]*\s*\\?\s*\Z""")
 _NO_PAIR = re.compile(r"[ \t]*(?:\[[^\]\r\n]*\]|[#;!].*|//.*|/\*.*\*/|[{}\[\](),;]*)\s*\Z")
@@ -65,12 +66,18 @@ _GOES_ON = re.compile(r"(?<!\\)(?:\\\\)*\\\s*\Z")
 _MAPPING = re.compile(r"""(?P<indent>[ \t]*)(?:- +)?[a-z_][\w.-]*:(?:[ \t]+(?P<quote>["']?)(?=\S)|(?P<alone>\s*\Z))""")
 _MEMBER = re.compile(r"""[ \t]*- +(?P<quote>["']?)|[ \t]*#.*\s*\Z|(?:---|\.\.\.)\s*\Z""")
 """Lines of YAML: keys in lowercase with their values, members of lists, comments."""
+_CATALOG = re.compile(r'^msgid[ \t]+"(?s:.*?)^msgstr(?:\[0\])?[ \t]+"', re.MULTILINE)
 _JSON_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"(\s*:)?')
 _EVENT = re.compile(r"Dialogue: *(?:[^,\r\n]*,){9}")
 _ESCAPE = re.compile(r"(?:\\[Nnrt])+")
 """Line breaks and tabs as they are written in one line."""
 _NO_WORDS = re.compile(r"(?:true|false|null|none|yes|no|on|off|\S*[/\\@]\S*)\Z", re.IGNORECASE)
 _CODE_SIGNS = re.compile(r"[{}()\[\]=<>;$_/\\|&#@`~^+*]|\d")
+
+
+def is_catalog(text: str) -> bool:
+    """Whether a text is a catalogue of gettext (PO), whose translations have a place of their own beside the texts."""
+    return bool(_CATALOG.search(text))
 
 
 def blocks(text: str) -> list[Block]:
@@ -206,7 +213,7 @@ class _Reader:
         for string in _JSON_STRING.finditer(text):
             if string[2] is None and not _NO_WORDS.match(string[1]):
                 yield Block(text[at : string.start(1)], translate=False)
-                yield from _unescaped(string[1])
+                yield from _unescaped(string[1], '"')
                 at = string.end(1)
         yield Block(text[at:], translate=False)
         self.at += number
@@ -219,13 +226,12 @@ class _Reader:
         keys = [found for line in lines if (found := _MAPPING.match(line))]
         if len(keys) < 2 or not all(_MAPPING.match(line) or _MEMBER.match(line) for line in lines):
             return 0
-        nested = any(key["alone"] is not None or key["indent"] or key["quote"] for key in keys)
-        return len(lines) if nested else 0
+        return len(lines)
 
     def members(self, number: int) -> Iterator[Block]:
         """The values of such lines."""
         for line in self.lines[self.at : self.at + number]:
-            yield from _value(line, _MAPPING.match(line) or _MEMBER.match(line))
+            yield from _value(line, _MAPPING.match(line) or _MEMBER.match(line), doubled="'")
         self.at += number
 
     def pairs(self) -> int:
@@ -445,26 +451,27 @@ class _Reader:
                 start = pipe + 1
 
 
-def _value(line: str, key: re.Match[str] | None) -> Iterator[Block]:
-    """A line, with the value behind its key to be translated."""
+def _value(line: str, key: re.Match[str] | None, *, doubled: str = "") -> Iterator[Block]:
+    """A line, with the value behind its key to be translated; a mark that is ``doubled`` in it needs no backslash."""
     end = _PAIR_END.search(line, key.end()) if key else None
     value = line[key.end() : end.start()] if key and end else ""
     if not key or not end or _NO_WORDS.match(value):
         yield Block(line, translate=False)
         return
+    mark = quote if (quote := key.groupdict().get("quote")) and line.startswith(quote, end.start()) else ""
     yield Block(line[: key.end()], translate=False)
-    yield from _unescaped(value)
+    yield from _unescaped(value, mark, doubled=bool(mark) and mark == doubled)
     yield Block(line[end.start() :], translate=False)
 
 
-def _unescaped(text: str) -> Iterator[Block]:
-    """The parts of a value between its line breaks."""
-    at = 0
-    for mark in _ESCAPE.finditer(text):
-        yield from _trimmed(text[at : mark.start()])
-        yield Block(mark[0], translate=False)
-        at = mark.end()
-    yield from _trimmed(text[at:])
+def _unescaped(text: str, mark: str = "", *, doubled: bool = False) -> Iterator[Block]:
+    """The parts of a value between its line breaks, and how a quotation mark is written in it."""
+    written = (mark * 2 if doubled else f"\\{mark}") if mark else ""
+    ends = [(found.start(), found.end()) for found in _ESCAPE.finditer(text)]
+    for start, end in zip([0, *(end for _, end in ends)], [*ends, (len(text), len(text))], strict=True):
+        for block in _trimmed(text[start : end[0]]):
+            yield replace(block, mark=mark, written=written) if block.translate else block
+        yield Block(text[end[0] : end[1]], translate=False)
 
 
 def _is_json(text: str) -> bool:

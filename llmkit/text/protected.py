@@ -21,6 +21,10 @@ class Block:
     """Its lines are those of a screen: a sentence may go across them, and there are to be as many afterwards."""
     unquoted: str = ""
     """The text with spaces in place of the marks that its lines but the first begin with, such as ``> ``."""
+    mark: str = ""
+    """The quotation mark that encloses it in its file."""
+    written: str = ""
+    """What stands for such a mark within."""
 
 
 _CJK = r"\u2e80-\u303f\u3040-\u30ff\u3100-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import yaml
 
 from llmkit.config.settings import TranslationSettings
+from llmkit.errors import InputError
 from llmkit.tasks import Head, Raw, Row, Traits, Translation
 from llmkit.text.lines import meant_breaks, spread
 from llmkit.text.sentences import script_language, sentences
@@ -253,3 +257,25 @@ def test_a_sentence_over_two_lines_of_a_subtitle_is_read_whole_and_stays_on_two(
 )
 def test_words_are_spread_over_lines(text: str, lines: list[str], expected: list[str]) -> None:
     assert spread(text, lines, ()) in (expected, ["one", "two three"], ["我们去公", "园散步"])
+
+
+@pytest.mark.parametrize(
+    ("text", "read", "meant"),
+    [
+        ('{"a": "He said \\"yes\\" to it.", "b": "No."}', json.loads, {"a": 'He said "yes" to it.', "b": "No."}),
+        ("a: \"He said \\\"yes\\\".\"\nb: 'It''s so.'\n", yaml.safe_load, {"a": 'He said "yes".', "b": "It's so."}),
+        ("title: Good day\nreply: 'Not now'\n", yaml.safe_load, {"title": "Good day", "reply": "Not now"}),
+        ("first: Good day\nsecond: No thanks\n", yaml.safe_load, {"first": "Good day", "second": "No thanks"}),
+    ],
+)
+def test_quotation_marks_of_a_translation_are_written_as_its_file_writes_them(
+    text: str, read: Callable[[str], Any], meant: dict[str, str]
+) -> None:
+    found, seen = translate(text, model=lambda part: f"«'{part.upper()}' \"ok\"»")
+    assert read(found) == {name: f"«'{value.upper()}' \"ok\"»" for name, value in meant.items()}
+    assert seen == list(meant.values())
+
+
+def test_a_catalogue_of_gettext_is_refused() -> None:
+    with pytest.raises(InputError, match=r"belong into msgstr; translate its msgid texts"):
+        translate('msgid ""\nmsgstr ""\n\nmsgid "Open the file"\nmsgstr ""\n')

@@ -20,7 +20,7 @@ from llmkit.data.proposals import task_rows
 from llmkit.errors import InputError
 from llmkit.evaluation.evaluate import Evaluation, Judged, given_part, references_of, spoken, target_language
 from llmkit.evaluation.perplexity import _exp_mean
-from llmkit.heads import head_ops
+from llmkit.heads import head_of
 from llmkit.metrics.bootstrap import Interval
 from llmkit.metrics.judge import judge
 from llmkit.tasks import Head, QuestionAnswering, Traits, Translation, Wording
@@ -330,7 +330,8 @@ def test_each_token_of_a_long_text_counts_once(checkpoint: Checkpoint) -> None:
     """As a loop that gives the model no cache, no batch and one token to judge at a time."""
     import torch
 
-    from llmkit.evaluation.perplexity import row_loss, windows
+    from llmkit.evaluation.perplexity import row_loss
+    from llmkit.heads.causal import windows
 
     pipeline = llmkit.load("generate", str(checkpoint("llama")), offline=True, device="cpu", dtype="float32")
     context = pipeline.loaded.context.tokens
@@ -338,7 +339,7 @@ def test_each_token_of_a_long_text_counts_once(checkpoint: Checkpoint) -> None:
     row = {"text": "The quick brown fox jumps over the lazy dog. 今天天气很好。" * 20}
     loss, count = row_loss(pipeline, row)
     examples = pipeline.task.examples(row, pipeline.traits, pipeline.wording)
-    (features,) = head_ops(pipeline.loaded.head).features(pipeline.loaded, examples, loss_on_all=False)
+    (features,) = head_of(pipeline.loaded.head).features(pipeline.loaded, examples, loss_on_all=False)
     ids = features.input_ids
     begins = {place: begin for begin, end, fresh in windows(len(ids), context) for place in range(fresh, end)}
     assert list(begins) == list(range(1, len(ids)))

@@ -16,6 +16,7 @@ from typing import Any
 from llmkit.config.settings import LoadSettings, RowSettings
 from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.evaluation.perplexity import perplexity, row_loss
+from llmkit.heads import head_of
 from llmkit.heads.reasoning import reasoning_format
 from llmkit.heads.row_faults import attempt
 from llmkit.inference.pipeline import Pipeline
@@ -25,7 +26,7 @@ from llmkit.metrics.bootstrap import Interval, interval, p_value
 from llmkit.metrics.judge import Measure, judge, trivial_answers
 from llmkit.metrics.wrapped import figures_of
 from llmkit.models.processes import Member
-from llmkit.tasks import Head, QuestionAnswering, Task
+from llmkit.tasks import QuestionAnswering, Task
 from llmkit.tasks.dialogue import replies, to_messages
 from llmkit.text.languages import find_language
 
@@ -138,7 +139,7 @@ def references_of(row: dict[str, Any], task: Task) -> list[str]:
 
 def greedy(pipeline: Pipeline) -> Pipeline:
     """The pipeline giving its likeliest answers, unless it was asked to draw: a figure is not to depend on luck."""
-    if pipeline.loaded.head is not Head.SPAN and not pipeline.settings.samples:
+    if head_of(pipeline.loaded.head).writes and not pipeline.settings.samples:
         pipeline.settings = replace(pipeline.settings, temperature=0)
     return pipeline
 

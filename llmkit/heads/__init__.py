@@ -1,20 +1,18 @@
-"""Heads: how a prompt becomes ids, and how output is produced. One module a head."""
+"""Heads: how prompts and examples become tensors, and what logits mean. One class each; they do not know each other."""
 
 from __future__ import annotations
 
-from llmkit.errors import UsageError
-from llmkit.heads.base import Encoded, HeadOps
-from llmkit.heads.causal import CausalOps
-from llmkit.heads.seq2seq import Seq2SeqOps
+from llmkit.heads.base import BaseHead, Encoded
+from llmkit.heads.causal import CausalHead
+from llmkit.heads.seq2seq import Seq2SeqHead
+from llmkit.heads.span import SpanHead
 from llmkit.tasks import Head
 
-__all__ = ["Encoded", "HeadOps", "head_ops"]
+__all__ = ["BaseHead", "Encoded", "head_of"]
 
-_OPS: dict[Head, HeadOps] = {Head.CAUSAL: CausalOps(), Head.SEQ2SEQ: Seq2SeqOps()}
+_HEADS: dict[Head, BaseHead] = {each.name: each for each in (CausalHead(), Seq2SeqHead(), SpanHead())}
 
 
-def head_ops(head: Head) -> HeadOps:
-    """The operations of a head."""
-    if head not in _OPS:
-        raise UsageError(f"the {head} head generates no text", "use a causal or seq2seq model")
-    return _OPS[head]
+def head_of(head: Head) -> BaseHead:
+    """The head of a name."""
+    return _HEADS[head]

@@ -10,22 +10,25 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from llmkit.config.settings import TruncationSide
 from llmkit.errors import CheckpointError, InputError
-from llmkit.tasks import Example, Prompt
+from llmkit.heads.batch import IGNORED, Batch, Line
+from llmkit.models.tables import HEADS
+from llmkit.tasks import Example, Head, Prompt
 
 if TYPE_CHECKING:
     import torch
 
+    from llmkit.heads.objective import Objective
     from llmkit.models.load import Loaded
 
 __all__ = [
     "IGNORED",
+    "BaseHead",
     "Encoded",
     "Features",
-    "HeadOps",
     "cut_to_fit",
     "embedding_count",
     "encode_text",
@@ -34,9 +37,6 @@ __all__ = [
     "refuse_not_finite",
     "refuse_unknown_ids",
 ]
-
-IGNORED = -100
-"""The label of a token that carries no loss, as PyTorch's ``cross_entropy`` has it."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,48 @@ class Features:
     """Span: of their last tokens."""
 
 
-class HeadOps(Protocol):
-    """One module a head implements this."""
+class BaseHead(Protocol):
+    """How a kind of model takes prompts and examples and what becomes of its logits; one class each.
+
+    Has no state: the model is an argument.
+    """
+
+    name: ClassVar[Head]
+    unit: ClassVar[str] = "predicted token"
+    """What a loss is the mean of."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether it generates text; else it marks answers in one (`Raw.reading`)."""
+        return HEADS[self.name].writes
+
+    @property
+    def one_sequence(self) -> bool:
+        """Whether prompt and output are one sequence, which share a context and can be packed."""
+        return HEADS[self.name].one_sequence
+
+    @property
+    def target_apart(self) -> bool:
+        """Whether the output has positions of its own."""
+        return self.writes and not self.one_sequence
+
+    # A prompt.
 
     def encode(self, loaded: Loaded, prompt: Prompt) -> Encoded:
         """A prompt to ids, special tokens included."""
+
+    def room(self, loaded: Loaded, encoded: Encoded) -> int | None:
+        """How many tokens the model can write after this prompt; None where nothing limits it."""
+        return None
+
+    def output_limit(self, loaded: Loaded) -> int | None:
+        """How many tokens an output may have, where it has positions of its own; None: any number."""
+        return None
+
+    def pad_id(self, loaded: Loaded) -> int:
+        """An id to fill batches with; masked everywhere, so any will do where the model has none of its own."""
+
+    # Examples.
 
     def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on_all: bool) -> list[Features]:
         """What is learned from the examples of one row.
@@ -84,14 +121,30 @@ class HeadOps(Protocol):
         The ids of a prompt are those of `encode`, so that what was trained is what is asked later.
         """
 
-    def collate(self, loaded: Loaded, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        """Prompts to the keyword arguments of ``model.generate``: ``[batch, length]`` tensors on the device."""
+    def batch(self, lines: Sequence[Line], *, pad_id: int, packed: bool = False, masked: bool = True) -> Batch:
+        """Examples to one micro-batch.
 
-    def output_start(self, inputs: dict[str, torch.Tensor]) -> int:
-        """Index of the first new token in the sequences that ``model.generate`` returns."""
+        Args:
+            packed: as one row, whose ``position_ids`` begin anew at each example; for one sequence only.
+            masked: with an attention mask. Padding stands on the right, where a model that sees nothing ahead needs
+                none, and attention without one takes less memory and time.
+        """
 
-    def room(self, loaded: Loaded, encoded: Encoded) -> int | None:
-        """How many tokens the model can write after this prompt; None where nothing limits it."""
+    def predictions(self, batch: Batch) -> int:
+        """What the loss of an update is divided by: the `unit` in a micro-batch."""
+        return int((batch.labels != IGNORED).sum())
+
+    def loss(self, model: Any, batch: Batch, objective: Objective) -> torch.Tensor:
+        """The sum of the losses of a micro-batch on the model's device; 0 with a gradient if nothing is predicted."""
+
+    def logits(self, output: Any) -> torch.Tensor:
+        """All logits in what a model gave, to compare it with another."""
+
+    def probe(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Inputs of a model from any ids, to try it with."""
+        import torch
+
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def encode_text(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:

@@ -16,7 +16,7 @@ from llmkit.heads.row_faults import attempt, raise_common
 from llmkit.log import log
 from llmkit.models.load import Loaded
 from llmkit.models.memory import available_memory
-from llmkit.tasks import Head
+from llmkit.models.tables import writes
 
 __all__ = ["Budget", "budget_from_memory", "fitting"]
 
@@ -129,7 +129,7 @@ def budget_from_memory(loaded: Loaded) -> Budget:
     width = getattr(config, "hidden_size", None) or 1024
     inner = _size(config, "intermediate_size", "ffn_dim", "encoder_ffn_dim", "d_ff", "n_inner") or 4 * width
     numbers = 8 * width + 3 * inner
-    if loaded.head is not Head.SPAN:
+    if writes(loaded.head):
         heads = _size(config, "num_attention_heads", "encoder_attention_heads") or 1
         kept = _size(config, "num_key_value_heads") or heads
         size = _size(config, "head_dim", "d_kv") or width // heads

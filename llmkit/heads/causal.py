@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import UsageError
 from llmkit.heads.base import IGNORED, Encoded, Features, encode_text, pad
+from llmkit.heads.batch import Batch, Line, fill, padded, shifted
 from llmkit.heads.chat_template import encode_chat, render_chat, reply_frame
-from llmkit.heads.decoding import pad_id
 from llmkit.heads.end_tokens import end_id, turn_ends
+from llmkit.heads.objective import Objective, token_loss
 from llmkit.heads.reasoning import ReasoningFormat, reasoning_format
-from llmkit.tasks import Chat, Example, Prompt, Text
+from llmkit.heads.writing import WritingHead
+from llmkit.tasks import Chat, Example, Head, Prompt, Text
 
 if TYPE_CHECKING:
     import torch
 
     from llmkit.models.load import Loaded
 
-__all__ = ["CausalOps"]
+__all__ = ["CausalHead", "windows"]
 
 _CONTEXT_FOR_DECODING = 8
 """Tokens of the prompt that are decoded with the output: enough for one character in single bytes, twice."""
 
 
-class CausalOps:
+class CausalHead(WritingHead):
+    name = Head.CAUSAL
+
     def encode(self, loaded: Loaded, prompt: Prompt) -> Encoded:
         match prompt:
             case Chat():
@@ -41,7 +46,7 @@ class CausalOps:
                 raise UsageError("a causal model reads text or messages", "render the row for its head")
 
     def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on_all: bool) -> list[Features]:
-        """See `HeadOps`. Replies of one conversation are one sequence where each prompt goes on from the one before."""
+        """Replies of one conversation are one sequence where each prompt goes on from the one before."""
         sequences: list[tuple[list[int], list[int]]] = []
         for example in examples:
             prompt = [] if example.prompt is None else list(self.encode(loaded, example.prompt).input_ids)
@@ -56,7 +61,7 @@ class CausalOps:
         return [Features(tuple(ids), tuple(labels)) for ids, labels in sequences]
 
     def collate(self, loaded: Loaded, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        ids, mask = pad([row.input_ids for row in batch], pad_id(loaded), loaded.device, left=True)
+        ids, mask = pad([row.input_ids for row in batch], self.pad_id(loaded), loaded.device, left=True)
         return {"input_ids": ids, "attention_mask": mask}
 
     def output_start(self, inputs: dict[str, torch.Tensor]) -> int:
@@ -65,6 +70,73 @@ class CausalOps:
     def room(self, loaded: Loaded, encoded: Encoded) -> int | None:
         tokens = loaded.context.tokens
         return None if tokens is None or not loaded.context.hard else tokens - len(encoded.input_ids)
+
+    def batch(self, lines: Sequence[Line], *, pad_id: int, packed: bool = False, masked: bool = True) -> Batch:
+        if packed:
+            return _packed(lines)
+        labels, keep = shifted(fill([line["labels"] for line in lines], IGNORED))
+        return Batch(padded(lines, pad_id, masked=masked), labels, keep)
+
+    def loss(self, model: Any, batch: Batch, objective: Objective) -> torch.Tensor:
+        assert batch.keep is not None
+        some = {"logits_to_keep": batch.keep} if objective.keeps else {}
+        routers = {"output_router_logits": True} if objective.balances else {}
+        # The default cache leaks between packed examples, and is of no use here.
+        output = model(**batch.inputs, **some, **routers, use_cache=False)
+        logits = output.logits
+        if not objective.keeps:
+            # Prompt tuning puts virtual tokens in front.
+            logits = logits[:, logits.shape[1] - batch.inputs["input_ids"].shape[1] :][:, batch.keep]
+        loss = token_loss(logits, batch.labels, objective.smoothing)
+        if objective.balances and (count := self.predictions(batch)):
+            loss = loss + objective.balance(output, count)
+        return loss
+
+    def target_loss(self, loaded: Loaded, features: Features) -> tuple[float, int]:
+        """See `WritingHead`. A text longer than the context is read in `windows`."""
+        import torch
+
+        total, count = 0.0, 0
+        for begin, end, fresh in windows(len(features.input_ids), loaded.context.tokens):
+            wanted = [place for place in range(fresh, end) if features.labels[place] != IGNORED]
+            if not wanted:
+                continue
+            ids = torch.tensor([features.input_ids[begin:end]], device=loaded.device)
+            with torch.no_grad():
+                logits = loaded.model(input_ids=ids, use_cache=False).logits[0]
+            logits = logits[logits.shape[0] - ids.shape[1] :]  # prompt tuning puts virtual tokens in front
+            before = torch.tensor([place - 1 - begin for place in wanted], device=logits.device)
+            labels = torch.tensor([features.labels[place] for place in wanted], device=logits.device)
+            total, count = total + float(token_loss(logits[before], labels)), count + len(wanted)
+        return total, count
+
+
+def windows(length: int, context: int | None) -> Iterator[tuple[int, int, int]]:
+    """Where each window of a long text begins and ends, and its first token that counts.
+
+    They overlap by half, and a token counts in the first that holds it, so that it has half a context before it at
+    least. The very first has nothing before it. (As in the perplexity guide of Transformers.)
+    """
+    size = min(length, context or length)
+    end = size
+    yield 0, end, 1
+    while end < length:
+        fresh = end
+        end = min(length, end + max(1, size // 2))
+        yield end - size, end, fresh
+
+
+def _packed(lines: Sequence[Line]) -> Batch:
+    import torch
+
+    ids = [token for line in lines for token in line["input_ids"]]
+    positions = [place for line in lines for place in range(len(line["input_ids"]))]
+    labels = [label for line in lines for label in line["labels"]]
+    for start in accumulate(len(line["labels"]) for line in lines[:-1]):
+        labels[start] = IGNORED  # would be predicted from the example in front
+    kept, keep = shifted(torch.tensor([labels]))
+    inputs = {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions])}
+    return Batch(inputs, kept, keep)
 
 
 # What the model writes after a prompt.
@@ -75,7 +147,7 @@ def _target(loaded: Loaded, example: Example, prompt: Sequence[int]) -> list[int
     tokenizer, text = loaded.tokenizer, example.target
     match example.prompt:
         case None:
-            return [*CausalOps().encode(loaded, Text(text)).input_ids, end_id(loaded)]
+            return [*CausalHead().encode(loaded, Text(text)).input_ids, end_id(loaded)]
         case Chat() as chat:
             before = render_chat(tokenizer, chat)
             reply = _reply(tokenizer, chat, before, text)

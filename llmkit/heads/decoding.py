@@ -25,18 +25,18 @@ from llmkit.heads.padding import Mates, batch_mates
 from llmkit.heads.prompt_cache import new_cache
 from llmkit.heads.text_stream import Stops, StopScanner, TextStream
 from llmkit.log import log
-from llmkit.models.generation import cache_name, vocabulary_rows, without_own_settings
-from llmkit.tasks import Head
+from llmkit.models.generation import cache_name, without_own_settings
 
 if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig
 
-    from llmkit.heads.base import Encoded, HeadOps
+    from llmkit.heads.base import Encoded
     from llmkit.heads.prompt_cache import PromptCache
+    from llmkit.heads.writing import WritingHead
     from llmkit.models.load import Loaded
 
-__all__ = ["FinishReason", "Piece", "generate", "generation_config", "pad_id"]
+__all__ = ["FinishReason", "Piece", "generate", "generation_config"]
 
 FinishReason = Literal["stop", "length", "interrupted"]
 
@@ -51,16 +51,6 @@ class Piece:
     tokens: int = 0
     score: float | None = None
     """Geometric mean of the tokens' probabilities, where scores were asked for."""
-
-
-def pad_id(loaded: Loaded) -> int:
-    """An id to fill batches with; masked everywhere, so any will do where the model has none of its own."""
-    rows = vocabulary_rows(loaded.model)
-    own = (loaded.model.generation_config.pad_token_id, loaded.tokenizer.pad_token_id)
-    for candidate in (*own, *sorted(text_ends(loaded))):
-        if candidate is not None and (rows is None or candidate < rows):
-            return int(candidate)
-    return 0
 
 
 @dataclass
@@ -150,7 +140,6 @@ def generation_config(
     if not config.do_sample:
         config.temperature = config.top_p = config.top_k = config.min_p = None
     config.eos_token_id = sorted(text_ends(loaded) | set(ends)) or None
-    config.pad_token_id = pad_id(loaded)
     if (config.min_length or 0) > max_new_tokens:
         log.warning("the model's own min_length %d is lowered to %d", config.min_length, max_new_tokens)
         config.min_length = max_new_tokens
@@ -209,12 +198,12 @@ class _Group:
     ends: frozenset[int]
 
 
-def _mates(loaded: Loaded, ops: HeadOps, batch: Sequence[Encoded]) -> Mates:
+def _mates(loaded: Loaded, head: WritingHead, batch: Sequence[Encoded]) -> Mates:
     """Which prompts may be beside each other in a batch."""
     own = loaded.model.generation_config
-    if loaded.head is Head.CAUSAL and any(getattr(own, name, None) for name in _COUNTS_FROM_THE_PADDING):
+    if head.one_sequence and any(getattr(own, name, None) for name in _COUNTS_FROM_THE_PADDING):
         return "none"
-    return batch_mates(loaded, ops, batch, pad_id(loaded)) if len(batch) > 1 else "any"
+    return batch_mates(loaded, head, batch) if len(batch) > 1 else "any"
 
 
 def _groups(batch: Sequence[Encoded], rooms: Sequence[int | None], max_new_tokens: int, mates: Mates) -> list[_Group]:
@@ -236,7 +225,7 @@ def _groups(batch: Sequence[Encoded], rooms: Sequence[int | None], max_new_token
 
 def generate(
     loaded: Loaded,
-    ops: HeadOps,
+    head: WritingHead,
     batch: Sequence[Encoded],
     settings: GenerationSettings,
     emit: Callable[[Piece], None],
@@ -259,13 +248,14 @@ def generate(
         shown: special tokens whose text is kept, between two `llmkit.heads.text_stream.EDGE`.
     """
     assert settings.max_new_tokens is not None
-    rooms = [ops.room(loaded, encoded) for encoded in batch]
+    rooms = [head.room(loaded, encoded) for encoded in batch]
     with loaded.lock:
-        mates = _mates(loaded, ops, batch)
+        mates = _mates(loaded, head, batch)
     for group in _groups(batch, rooms, settings.max_new_tokens, mates):
         if cancelled():
             return
         config = generation_config(loaded, settings, group.limit, group.forced_bos_token_id, group.ends)
+        config.pad_token_id = head.pad_id(loaded)
         texts, config.stop_strings = (*settings.stop, *(config.stop_strings or ())), None
         rows = [
             _row(loaded, config, batch[index], texts, shown, index * settings.num_return_sequences + sequence)
@@ -273,7 +263,7 @@ def generate(
             for sequence in range(settings.num_return_sequences)
         ]
         with loaded.lock:
-            run = _Run(loaded, ops, config, emit, cancelled, scored=scored)
+            run = _Run(loaded, head, config, emit, cancelled, scored=scored)
             run.generate([batch[index] for index in group.indices], rows, settings.seed, cache)
 
 
@@ -333,7 +323,7 @@ class _Run:
     """One batch."""
 
     loaded: Loaded
-    ops: HeadOps
+    head: WritingHead
     config: GenerationConfig
     emit: Callable[[Piece], None]
     cancelled: Callable[[], bool]
@@ -373,12 +363,12 @@ class _Run:
 
     def _write_at_once(self, batch: Sequence[Encoded], rows: Sequence[_Row], cache: PromptCache | None) -> None:
         """One call of ``model.generate``."""
-        part = _Part(list(rows), self.ops.collate(self.loaded, batch))
+        part = _Part(list(rows), self.head.collate(self.loaded, batch))
         if cache is not None and not self._beams:
             part.cache = cache.take(self.loaded, part.inputs["input_ids"][0].tolist())
         output = self._call(part, self.config)
         if self._beams and not self.cancelled():
-            sequences = output.sequences[:, self.ops.output_start(part.inputs) :].tolist()
+            sequences = output.sequences[:, self.head.output_start(part.inputs) :].tolist()
             for row, sequence in zip(rows, sequences, strict=True):
                 self.emit(row.push_all(sequence))
         if cache is not None and not self._beams:
@@ -386,7 +376,7 @@ class _Run:
 
     def _can_join(self) -> bool:
         """Whether rows can join and leave a batch without a change to the others."""
-        if self._beams or self.loaded.head is not Head.CAUSAL:
+        if self._beams or not self.head.one_sequence:
             return False
         if self.config.use_cache is False:
             return False
@@ -401,7 +391,7 @@ class _Run:
         parts, at = [], 0
         while at < len(batch) and not self.cancelled():
             some = fitting(batch, at, lambda encoded: len(encoded.input_ids), together)
-            inputs = self.ops.collate(self.loaded, some)
+            inputs = self.head.collate(self.loaded, some)
             part = _Part(list(rows[at * each : (at + len(some)) * each]), inputs, new_cache(self.loaded))
             parts.append(self._write(part, self.config, stays=math.inf).going())
             at += len(some)
@@ -413,7 +403,7 @@ class _Run:
 
     def _join(self, parts: Sequence[_Part]) -> _Part:
         inputs = {
-            "input_ids": pad_left([part.inputs["input_ids"] for part in parts], pad_id(self.loaded)),
+            "input_ids": pad_left([part.inputs["input_ids"] for part in parts], self.head.pad_id(self.loaded)),
             "attention_mask": pad_left([part.inputs["attention_mask"] for part in parts], 0),
         }
         rows = [row for part in parts for row in part.rows]

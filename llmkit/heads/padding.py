@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary
 from llmkit.models.generation import without_own_settings
 
 if TYPE_CHECKING:
-    from llmkit.heads.base import Encoded, HeadOps
+    from llmkit.heads.base import Encoded
+    from llmkit.heads.writing import WritingHead
     from llmkit.models.load import Loaded
 
 __all__ = ["Mates", "batch_mates"]
@@ -31,19 +32,19 @@ Mates = Literal["any", "equally long", "none"]
 _known: WeakKeyDictionary[Any, Mates] = WeakKeyDictionary()
 
 
-def batch_mates(loaded: Loaded, ops: HeadOps, batch: Sequence[Encoded], pad_token_id: int) -> Mates:
+def batch_mates(loaded: Loaded, head: WritingHead, batch: Sequence[Encoded]) -> Mates:
     """Which rows may share a batch. Tried once a model, with its own prompts."""
     model: Any = loaded.model
     if model not in _known:
         by_length = sorted(batch, key=lambda encoded: len(encoded.input_ids))
         first, last = by_length[0], by_length[-1]
         row, longer, other = _of_length(first, _SHORT), _of_length(last, _LONG), _of_length(last, _SHORT)
-        alone, padded = (_logits(loaded, ops, rows, pad_token_id) for rows in ([row], [row, longer]))
+        alone, padded = (_logits(loaded, head, rows) for rows in ([row], [row, longer]))
         most = _ROUNDING.get(str(model.dtype).removeprefix("torch."), _ROUNDING_OF_HALF)
         if not _differ(alone, padded, most):
             _known[model] = "any"
         else:
-            beside = _logits(loaded, ops, [row, other], pad_token_id)
+            beside = _logits(loaded, head, [row, other])
             _known[model] = "none" if _differ(alone, beside, most) else "equally long"
     return _known[model]
 
@@ -62,17 +63,17 @@ def _of_length(encoded: Encoded, count: int) -> Encoded:
     return replace(encoded, input_ids=(ids * (count // len(ids) + 1))[:count])
 
 
-def _logits(loaded: Loaded, ops: HeadOps, batch: Sequence[Encoded], pad_token_id: int) -> list[Any]:
+def _logits(loaded: Loaded, head: WritingHead, batch: Sequence[Encoded]) -> list[Any]:
     """Of the first row's first two tokens, the second of which is read from the cache: ``[vocabulary]`` each."""
     import torch
     from transformers import GenerationConfig
 
     model: Any = loaded.model
     own = model.generation_config
-    config = GenerationConfig(max_new_tokens=2, pad_token_id=pad_token_id, eos_token_id=own.eos_token_id)
+    config = GenerationConfig(max_new_tokens=2, pad_token_id=head.pad_id(loaded), eos_token_id=own.eos_token_id)
     config.update(output_logits=True, return_dict_in_generate=True, bos_token_id=own.bos_token_id)
     config.update(decoder_start_token_id=own.decoder_start_token_id, use_cache=own.use_cache)
-    inputs = ops.collate(loaded, [replace(each, decoder_ids=batch[0].decoder_ids) for each in batch])
+    inputs = head.collate(loaded, [replace(each, decoder_ids=batch[0].decoder_ids) for each in batch])
     with torch.inference_mode(), without_own_settings(model):
         output = model.generate(**inputs, generation_config=config)
     # Infinities mark tokens that a head cannot write.

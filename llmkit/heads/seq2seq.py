@@ -7,13 +7,15 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from llmkit.errors import CheckpointError, UsageError
+from llmkit.errors import CheckpointError, InputError, UsageError
 from llmkit.heads.base import IGNORED, Encoded, Features, encode_text, pad
+from llmkit.heads.batch import Batch, Line, fill, padded
 from llmkit.heads.chat_template import encode_chat
-from llmkit.heads.decoding import pad_id
 from llmkit.heads.end_tokens import end_id, turn_ends
+from llmkit.heads.objective import Objective, token_loss
+from llmkit.heads.writing import WritingHead
 from llmkit.models.languages import apply_source
-from llmkit.tasks import Chat, Example, Prompt, Text
+from llmkit.tasks import Chat, Example, Head, Prompt, Text
 from llmkit.text.languages import Route
 
 if TYPE_CHECKING:
@@ -21,10 +23,12 @@ if TYPE_CHECKING:
 
     from llmkit.models.load import Loaded
 
-__all__ = ["Seq2SeqOps"]
+__all__ = ["Seq2SeqHead"]
 
 
-class Seq2SeqOps:
+class Seq2SeqHead(WritingHead):
+    name = Head.SEQ2SEQ
+
     def encode(self, loaded: Loaded, prompt: Prompt) -> Encoded:
         route: Route | None = None
         match prompt:
@@ -68,7 +72,7 @@ class Seq2SeqOps:
         return [*start, *([forced] if begun and forced is not None else []), *begun]
 
     def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on_all: bool) -> list[Features]:
-        """See `HeadOps`. The decoder gets what it begins with at inference, and the answer one token behind."""
+        """See `BaseHead`. The decoder gets what it begins with at inference, and the answer one token behind."""
         if loss_on_all:
             raise UsageError("loss_on: all has no effect, since an encoder's tokens carry no loss", "leave it out")
         return [self._features(loaded, example) for example in examples]
@@ -89,7 +93,7 @@ class Seq2SeqOps:
     def collate(self, loaded: Loaded, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         import torch
 
-        ids, mask = pad([row.input_ids for row in batch], pad_id(loaded), loaded.device, left=False)
+        ids, mask = pad([row.input_ids for row in batch], self.pad_id(loaded), loaded.device, left=False)
         started = torch.tensor([row.decoder_ids for row in batch], device=loaded.device)
         return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": started}
 
@@ -97,16 +101,44 @@ class Seq2SeqOps:
         return int(inputs["decoder_input_ids"].shape[1])
 
     def room(self, loaded: Loaded, encoded: Encoded) -> int | None:
-        limit = decoder_limit(loaded)
+        limit = self.output_limit(loaded)
         return None if limit is None else limit - len(encoded.decoder_ids)
 
+    def output_limit(self, loaded: Loaded) -> int | None:
+        own: int | None = getattr(loaded.model.config, "max_decoder_position_embeddings", None)  # LED
+        if own is not None:
+            return own
+        return loaded.context.tokens if loaded.context.hard else None
 
-def decoder_limit(loaded: Loaded) -> int | None:
-    """Tokens that the decoder has positions for; None where nothing ends them."""
-    own: int | None = getattr(loaded.model.config, "max_decoder_position_embeddings", None)  # LED
-    if own is not None:
-        return own
-    return loaded.context.tokens if loaded.context.hard else None
+    def batch(self, lines: Sequence[Line], *, pad_id: int, packed: bool = False, masked: bool = True) -> Batch:
+        """See `BaseHead`. An encoder sees ahead, so there is always a mask."""
+        begun = fill([line["decoder_input_ids"] for line in lines], pad_id)
+        inputs = padded(lines, pad_id) | {"decoder_input_ids": begun}
+        return Batch(inputs, fill([line["labels"] for line in lines], IGNORED))
+
+    def loss(self, model: Any, batch: Batch, objective: Objective) -> torch.Tensor:
+        # These classes give the losses of their routers in their own loss only.
+        routers = {"output_router_logits": True, "labels": batch.labels} if objective.balances else {}
+        output = model(**batch.inputs, **routers, use_cache=False)
+        loss = token_loss(output.logits, batch.labels, objective.smoothing)
+        if objective.balances and (count := self.predictions(batch)):
+            loss = loss + output.loss * count - token_loss(output.logits, batch.labels)
+        return loss
+
+    def target_loss(self, loaded: Loaded, features: Features) -> tuple[float, int]:
+        import torch
+
+        limit, length = loaded.context.tokens, len(features.input_ids)
+        if limit is not None and loaded.context.hard and length > limit:
+            raise InputError(f"it has {length} tokens, and the model reads {limit}", "shorten it")
+        parts = (features.input_ids, features.decoder_input_ids, features.labels)
+        ids, written, labels = (torch.tensor([part], device=loaded.device) for part in parts)
+        with torch.no_grad():
+            logits = loaded.model(input_ids=ids, decoder_input_ids=written, use_cache=False).logits
+        return float(token_loss(logits, labels.to(logits.device))), int((labels != IGNORED).sum())
+
+    def probe(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        return super().probe(ids) | {"decoder_input_ids": ids}
 
 
 def _answer(loaded: Loaded, example: Example) -> list[int]:

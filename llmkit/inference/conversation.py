@@ -12,6 +12,7 @@ from pathlib import Path
 
 from llmkit.data.text import read_text_file
 from llmkit.errors import InputError, UsageError
+from llmkit.heads import head_of
 from llmkit.heads.base import encode_text
 from llmkit.heads.chat_template import render_chat
 from llmkit.heads.decoding import generation_config
@@ -21,7 +22,7 @@ from llmkit.inference.fitting import Fitted, ModelReader
 from llmkit.inference.output import Output, Usage
 from llmkit.inference.pipeline import Pipeline
 from llmkit.log import log
-from llmkit.tasks import Chat, Head, Message
+from llmkit.tasks import Chat, Message
 from llmkit.tasks.dialogue import Dialogue, shortened, to_messages
 
 __all__ = ["Conversation"]
@@ -179,7 +180,7 @@ class Conversation:
             if not generation_config(pipeline.loaded, settings, 1).do_sample:
                 log.info("a greedy reply would be the same, so this is sampled at temperature %g", _RETRY_TEMPERATURE)
                 settings = replace(settings, temperature=_RETRY_TEMPERATURE)
-        cache = self._cache if pipeline.loaded.head is Head.CAUSAL else None
+        cache = self._cache if head_of(pipeline.loaded.head).one_sequence else None
         fitted, rendered = self._splice(fitted)
         if self.pipeline.settings.stop:
             rendered = None  # what came after the stop string is known to the model and not part of its reply

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice, repeat
+from typing import Any
 
 from llmkit.config.settings import GenerationSettings
-from llmkit.heads import head_ops
+from llmkit.errors import LlmkitError
+from llmkit.heads import head_of
+from llmkit.heads.batching import Budget
 from llmkit.heads.chat_template import render_chat
 from llmkit.heads.decoding import Piece, generate
 from llmkit.heads.prompt_cache import PromptCache
 from llmkit.heads.reasoning import ReasoningFormat, ReasoningSplitter, reasoning_format
+from llmkit.heads.span import SpanHead
+from llmkit.heads.windows import Document
+from llmkit.heads.writing import WritingHead
 from llmkit.inference.fitting import Fitted
 from llmkit.models.load import Loaded
-from llmkit.tasks import Chat, Raw
+from llmkit.tasks import Chat, Raw, Reading
 
-__all__ = ["Shown", "write"]
+__all__ = ["Shown", "mark", "write"]
 
 OnText = Callable[[str], None]
 
@@ -111,13 +118,42 @@ def write(
 
     encoded = [fitted.encoded for fitted in batch]
     shown = reasoning.shown if reasoning else {}
-    ops = head_ops(loaded.head)
-    generate(loaded, ops, encoded, settings, emit, cancelled, scored=scored, cache=cache, shown=shown)
+    head = head_of(loaded.head)
+    assert isinstance(head, WritingHead)
+    generate(loaded, head, encoded, settings, emit, cancelled, scored=scored, cache=cache, shown=shown)
     raws = [draft.raw() for draft in drafts]
     return [
         replace(raws[first], alternatives=tuple(raws[first + 1 : first + count]))
         for first in range(0, len(raws), count)
     ]
+
+
+def mark(loaded: Loaded, head: SpanHead, documents: Sequence[Document], budget: Budget) -> list[Reading | LlmkitError]:
+    """Mark the answers to questions in their texts; one `Reading` a document, in order.
+
+    Args:
+        budget: how many windows, of any document, the model reads at once; results do not depend on it.
+    """
+    if head.alone(loaded):
+        budget = Budget(budget.tokens, rows=1)
+    windows = [window for document in documents for window in document.windows]
+    results: dict[int, Any] = {}
+    # Alike lengths waste no padding; the longest first, so that memory runs out at once or never.
+    order = sorted(range(len(windows)), key=lambda number: -len(windows[number].input_ids))
+    batches = budget.run(
+        order,
+        lambda number: len(windows[number].input_ids),
+        lambda numbers: head.read(loaded, [windows[number] for number in numbers]),
+    )
+    for numbers, read in batches:
+        results.update(zip(numbers, repeat(read) if isinstance(read, LlmkitError) else read, strict=False))
+    logits = iter([results[number] for number in range(len(windows))])
+    readings: list[Reading | LlmkitError] = []
+    for document in documents:
+        own = list(islice(logits, len(document.windows)))
+        failed = next((error for error in own if isinstance(error, LlmkitError)), None)
+        readings.append(failed or head.answer(document, own))
+    return readings
 
 
 def _reasoning(loaded: Loaded, batch: Sequence[Fitted]) -> ReasoningFormat | None:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 
 from llmkit.config.settings import GenerationSettings, Overflow
 from llmkit.errors import ContextOverflowError, UsageError
-from llmkit.heads.base import Encoded, HeadOps, cut_to_fit, encode_text, refuse_unknown_ids
+from llmkit.heads import head_of
+from llmkit.heads.base import Encoded, cut_to_fit, encode_text, refuse_unknown_ids
 from llmkit.log import log
 from llmkit.models.load import Loaded
-from llmkit.tasks import Head, Prompt, Row, Task, Traits, Wording
+from llmkit.tasks import Prompt, Row, Task, Traits, Wording
 
 __all__ = ["Fitted", "ModelReader"]
 
@@ -41,10 +42,10 @@ class _Budget:
 
 
 def _budget(loaded: Loaded, max_new_tokens: int) -> _Budget | None:
-    context = loaded.context
-    if context.tokens is None:
+    context, head = loaded.context, head_of(loaded.head)
+    if context.tokens is None or not head.writes:  # a text is marked in windows
         return None
-    if loaded.head is Head.SEQ2SEQ:  # the output has the decoder's own positions
+    if not head.one_sequence:
         return _Budget(context.tokens, context.tokens, context.hard)
     comfortable = context.tokens - min(max_new_tokens, context.tokens // 2)
     return _Budget(context.tokens - 1, comfortable, context.hard)
@@ -58,8 +59,6 @@ class ModelReader:
     traits: Traits
     wording: Wording
     loaded: Loaded
-    ops: HeadOps | None
-    """None: a span model, which has windows of its own."""
     settings: GenerationSettings
     emit: Callable[[str], None]
 
@@ -109,7 +108,7 @@ class ModelReader:
 
         Examples give way until the text has a quarter of what there is.
         """
-        if self._limits is None or self.policy != "chunk" or self.ops is None:
+        if self._limits is None or self.policy != "chunk":
             return None
         bare = {**row, self.task.input_column: ""}
         enough = self._limits.comfortable // 4
@@ -155,9 +154,8 @@ class ModelReader:
 
     def encode(self, row: Row) -> Fitted:
         """Render and encode a row, whatever its length."""
-        assert self.ops is not None
         prompt = self.task.render(row, self.traits, self.wording)
-        encoded = self.ops.encode(self.loaded, prompt)
+        encoded = head_of(self.loaded.head).encode(self.loaded, prompt)
         refuse_unknown_ids(self.loaded, encoded.input_ids)
         return Fitted(prompt, encoded)
 

@@ -11,9 +11,10 @@ from functools import cache
 from typing import Any
 
 from llmkit.errors import ContextOverflowError
-from llmkit.heads import head_ops
+from llmkit.heads import head_of
 from llmkit.heads.base import refuse_not_finite, refuse_unknown_ids
 from llmkit.heads.text_stream import TextStream
+from llmkit.heads.writing import WritingHead
 from llmkit.models.load import Loaded
 from llmkit.tasks import Text
 
@@ -60,18 +61,16 @@ def next_tokens(loaded: Loaded, text: str, *, top: int = 10) -> list[NextToken]:
     The text is continued as it stands, without a chat template. On a seq2seq model it is what the encoder
     reads, and the distribution is that of the first output token.
     """
-    import torch
-
-    ops = head_ops(loaded.head)
-    encoded = ops.encode(loaded, Text(text))
+    head = head_of(loaded.head)
+    assert isinstance(head, WritingHead)  # the task is text generation
+    encoded = head.encode(loaded, Text(text))
     refuse_unknown_ids(loaded, encoded.input_ids)
     limit = loaded.context.tokens
     if limit is not None and loaded.context.hard and len(encoded.input_ids) > limit:
         raise ContextOverflowError(
             f"the text has {len(encoded.input_ids)} tokens and {loaded.source.name} reads {limit}", "shorten it"
         )
-    with torch.inference_mode():
-        logits = loaded.model(**ops.collate(loaded, [encoded])).logits[0, -1]
+    logits = head.next_logits(loaded, encoded)
     refuse_not_finite(loaded, logits)
     probabilities = logits.float().cpu().softmax(dim=-1)
     values, ids = probabilities.topk(min(top, len(probabilities)))

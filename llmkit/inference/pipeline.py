@@ -14,21 +14,22 @@ from functools import partial
 from itertools import islice, zip_longest
 from typing import Literal, overload
 
-from llmkit.config.settings import AnswerSettings, GenerationSettings, RowSettings, changed
+from llmkit.config.settings import GenerationSettings, RowSettings, changed
 from llmkit.errors import LlmkitError, UsageError
-from llmkit.heads import head_ops
+from llmkit.heads import head_of
 from llmkit.heads.batching import Budget, budget_from_memory
 from llmkit.heads.chat_template import check_template
 from llmkit.heads.row_faults import attempt, raise_common, unforeseen
-from llmkit.heads.span import Document, answer_all, split
-from llmkit.inference.engine import OnText, Shown, write
+from llmkit.heads.span import SpanHead
+from llmkit.heads.windows import Document
+from llmkit.inference.engine import OnText, Shown, mark, write
 from llmkit.inference.fitting import ModelReader
 from llmkit.inference.jobs import Job, Prompt, kinds
 from llmkit.inference.output import Output, Usage
 from llmkit.inference.traits import traits_of, usual_max_new_tokens
 from llmkit.log import log
 from llmkit.models.load import Loaded
-from llmkit.tasks import Head, QuestionContext, Raw, Result, Row, Task, Wording
+from llmkit.tasks import Raw, Result, Row, Task, Wording
 
 __all__ = ["Pipeline", "StreamedOutput"]
 
@@ -55,10 +56,10 @@ class Pipeline:
             check_template(loaded.tokenizer)
         for number, example in enumerate(wording.examples, start=1):
             task.validate_example(example, number)
-        if loaded.head is Head.SPAN and (options := changed(settings)):
+        self._head = head_of(loaded.head)
+        if not self._head.writes and (options := changed(settings)):
             raise UsageError(f"{', '.join(options)}: a model that marks answers generates no text", "leave it out")
         self.settings = self._complete(settings)
-        self._ops = None if loaded.head is Head.SPAN else head_ops(loaded.head)
 
     def _complete(self, settings: GenerationSettings) -> GenerationSettings:
         """The caller's settings, then what the task's own ask for, then the model's usual length."""
@@ -212,7 +213,7 @@ class Pipeline:
 
     def reader(self, emit: OnText) -> ModelReader:
         """The model as the work on one row sees it; ``emit`` gets the pieces of the answer."""
-        return ModelReader(self.task, self.traits, self.wording, self.loaded, self._ops, self.settings, emit)
+        return ModelReader(self.task, self.traits, self.wording, self.loaded, self.settings, emit)
 
     def _drive(
         self,
@@ -226,8 +227,8 @@ class Pipeline:
         progress(len(jobs) - len(good), 0)
         self._advance(good, progress, first=True)
         while active := [job for job in good if not job.ended]:
-            if self._ops is None:
-                self._mark(active, budget, progress)
+            if isinstance(self._head, SpanHead):
+                self._mark(self._head, active, budget, progress)
             else:
                 self._write(active, budget, on_reasoning, cancelled, progress)
         return [self._output(job) if isinstance(job, Job) else job for job in jobs]
@@ -241,24 +242,17 @@ class Pipeline:
                 ended += job.ended
         progress(ended, tokens)
 
-    def _mark(self, jobs: Sequence[Job], budget: Budget, progress: Progress) -> None:
+    def _mark(self, head: SpanHead, jobs: Sequence[Job], budget: Budget, progress: Progress) -> None:
         """The span head: one question and context a job; their windows are read together."""
-        settings = self.task.settings
-        assert isinstance(settings, AnswerSettings)
         documents: list[tuple[Job, Document]] = []
         for job in jobs:
-            document = attempt(partial(self._split, job.step.rows[0], settings))
-            if isinstance(document, LlmkitError):
-                job.error = document
+            fitted = attempt(partial(job.reader.encode, job.step.rows[0]))
+            if isinstance(fitted, LlmkitError):
+                job.error = fitted
             else:
-                documents.append((job, document))
-        readings = answer_all(
-            self.loaded,
-            [document for _, document in documents],
-            top=settings.top,
-            max_answer_len=settings.max_answer_len,
-            budget=budget,
-        )
+                assert isinstance(fitted.encoded, Document)
+                documents.append((job, fitted.encoded))
+        readings = mark(self.loaded, head, [document for _, document in documents], budget)
         for (job, _), reading in zip(documents, readings, strict=True):
             if isinstance(reading, LlmkitError):
                 job.error = reading
@@ -267,11 +261,6 @@ class Pipeline:
                 job.put(0, Raw("", reading=reading))
         progress(sum(job.error is not None for job in jobs), 0)
         self._advance(jobs, progress)
-
-    def _split(self, row: Row, settings: AnswerSettings) -> Document:
-        prompt = self.task.render(row, self.traits, self.wording)
-        assert isinstance(prompt, QuestionContext)
-        return split(self.loaded, prompt, max_seq_len=settings.max_seq_len, doc_stride=settings.doc_stride)
 
     def _write(
         self,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmkit.heads import head_of
 from llmkit.models.languages import language_map
 from llmkit.models.load import Loaded
-from llmkit.tasks import Head, Task, Traits
+from llmkit.tasks import Task, Traits
 
 __all__ = ["traits_of", "usual_max_new_tokens"]
 
@@ -19,13 +20,13 @@ _SEPARATORS = {"blenderbot": "  ", "blenderbot-small": "  "}
 
 def traits_of(loaded: Loaded, task: Task) -> Traits:
     """The traits of a model for a task."""
-    config = loaded.model.config
+    config, head = loaded.model.config, head_of(loaded.head)
     model_type = loaded.resolution.model_type
-    chat = loaded.head is not Head.SPAN and bool(getattr(loaded.tokenizer, "chat_template", None))
+    chat = head.writes and bool(getattr(loaded.tokenizer, "chat_template", None))
     prefix, languages = "", None
-    if loaded.head is Head.SEQ2SEQ and task.name == "translation":
+    if head.target_apart and task.name == "translation":
         languages = language_map(model_type, loaded.source.name, config.to_dict(), loaded.tokenizer)
-    elif loaded.head is Head.SEQ2SEQ and task.name == "summarization":
+    elif head.target_apart and task.name == "summarization":
         params = (getattr(config, "task_specific_params", None) or {}).get(task.name) or {}
         prefix = params.get("prefix") or getattr(config, "prefix", None) or _PREFIXES.get((model_type, task.name), "")
     return Traits(
@@ -40,10 +41,11 @@ def traits_of(loaded: Loaded, task: Task) -> Traits:
 def usual_max_new_tokens(loaded: Loaded, task: Task) -> int:
     """How long the model's outputs may be when nobody says: its own setting, else the task's."""
     own: Any = getattr(loaded.model, "generation_config", None)
-    if loaded.head is Head.SPAN or own is None:
+    head = head_of(loaded.head)
+    if not head.writes or own is None:
         return task.max_new_tokens
     if own.max_new_tokens:
         return int(own.max_new_tokens)
-    if loaded.head is Head.SEQ2SEQ and own.max_length:
+    if head.target_apart and own.max_length:
         return max(1, int(own.max_length) - 1)  # it counts the start token
     return task.max_new_tokens

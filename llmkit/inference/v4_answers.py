@@ -18,7 +18,7 @@ import torch
 from transformers.pipelines import base
 
 from llmkit.errors import InputError, UsageError
-from llmkit.heads.span import takes, takes_token_types
+from llmkit.heads.windows import takes, takes_token_types
 from llmkit.log import log
 
 __all__ = ["QuestionAnsweringPipeline"]

@@ -109,8 +109,7 @@ def _heads(config: Config) -> dict[Head, str]:
         heads = {head: name for head in Head for name in _architectures(config) if name in class_names(head).values()}
     heads = _remote_heads(config) | heads
     if config.get("is_encoder_decoder"):
-        if not _is_named(config, Head.CAUSAL):
-            heads.pop(Head.CAUSAL, None)
+        heads = {head: name for head, name in heads.items() if not HEADS[head].one_sequence or _is_named(config, head)}
     elif {Head.CAUSAL, Head.SEQ2SEQ} <= heads.keys() and "is_encoder_decoder" in config:
         heads.pop(Head.SEQ2SEQ)
     if not _remote_heads(config) and _is_encoder_only(config, model_type):

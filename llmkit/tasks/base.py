@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, Protocol
 
-from llmkit.config.settings import Overflow, TaskSettings, TruncationSide
+from llmkit.config.settings import AnswerSettings, Overflow, TaskSettings, TruncationSide
 from llmkit.errors import InputError, UsageError
 from llmkit.text.languages import LanguageMap, Route
 from llmkit.text.scripts import is_unspaced
@@ -90,6 +90,8 @@ class QuestionContext:
 
     question: str
     context: str
+    settings: AnswerSettings = field(default_factory=AnswerSettings)
+    """Among them how long the windows are that a long text is read in."""
 
 
 Prompt = Text | Chat | QuestionContext

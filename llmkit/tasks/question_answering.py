@@ -126,7 +126,7 @@ class QuestionAnswering(Task):
 
     def render(self, row: Row, traits: Traits, wording: Wording) -> Prompt:
         if traits.head is Head.SPAN:
-            return QuestionContext(str(row["question"]), str(row["context"]))
+            return QuestionContext(str(row["question"]), str(row["context"]), self.settings)
         return super().render(row, traits, wording)
 
     def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:

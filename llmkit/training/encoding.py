@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from llmkit.config.recipe import DataSection, Recipe
 from llmkit.config.settings import TruncationSide
 from llmkit.errors import InputError, LlmkitError, UsageError
-from llmkit.heads import head_ops
+from llmkit.heads import head_of
 from llmkit.heads.base import IGNORED, Features, cut_to_fit, encode_text, refuse_unknown_ids
 from llmkit.heads.chat_template import check_template
 from llmkit.heads.row_faults import attempt
-from llmkit.heads.seq2seq import decoder_limit
-from llmkit.heads.span_features import span_features
 from llmkit.inference.traits import traits_of
 from llmkit.models.load import Loaded
-from llmkit.tasks import Head, QuestionAnswering, Row, Task, Traits, Wording
+from llmkit.tasks import QuestionAnswering, Row, Task, Traits, Wording
 from llmkit.tasks.dialogue import shortened, to_messages
 
 __all__ = ["Encoder", "Outcome", "make_encoder"]
@@ -103,10 +101,7 @@ class Encoder:
 
     def _features(self, row: Row) -> list[Features]:
         examples = self.task.examples(row, self.traits, self.wording)
-        if self.traits.head is not Head.SPAN:
-            return head_ops(self.traits.head).features(self.loaded, examples, loss_on_all=self.loss_on_all)
-        lengths = {"max_seq_len": self.task.settings.max_seq_len, "doc_stride": self.task.settings.doc_stride}
-        return [window for example in examples for window in span_features(self.loaded, example, **lengths)]
+        return head_of(self.loaded.head).features(self.loaded, examples, loss_on_all=self.loss_on_all)
 
     def _has_label(self, features: Features) -> bool:
         return bool(features.start_positions) or any(label != IGNORED for label in features.labels)
@@ -211,7 +206,7 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
     Raises:
         UsageError: a setting that has no effect on this kind of model, or cannot be.
     """
-    data, head = recipe.data, loaded.head
+    data, head = recipe.data, head_of(loaded.head)
     traits = traits_of(loaded, task)
     if recipe.prompt.raw:
         if not traits.chat:
@@ -227,8 +222,8 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
         task=task,
         traits=traits,
         wording=wording,
-        max_length=None if head is Head.SPAN else _max_length(data, loaded),
-        max_target_length=_max_target_length(data, loaded) if head is Head.SEQ2SEQ else None,
+        max_length=_max_length(data, loaded) if head.writes else None,
+        max_target_length=_max_target_length(data, loaded) if head.target_apart else None,
         policy=data.on_overflow,
         loss_on_all=data.loss_on == "all",
         truncation_side=data.truncation_side,
@@ -248,7 +243,7 @@ def _max_length(data: DataSection, loaded: Loaded) -> int | None:
 
 
 def _max_target_length(data: DataSection, loaded: Loaded) -> int | None:
-    limit = decoder_limit(loaded)
+    limit = head_of(loaded.head).output_limit(loaded)
     if data.max_target_length is not None and limit is not None and data.max_target_length > limit:
         raise UsageError(
             f"data.max_target_length={data.max_target_length} is more than the {limit} tokens that the decoder of "
@@ -259,13 +254,13 @@ def _max_target_length(data: DataSection, loaded: Loaded) -> int | None:
 
 
 def _check_lengths(data: DataSection, task: Task, loaded: Loaded) -> None:
-    head: Any = loaded.head
-    if head is not Head.SEQ2SEQ and data.max_target_length is not None:
+    head = head_of(loaded.head)
+    if not head.target_apart and data.max_target_length is not None:
         raise UsageError(
-            f"data.max_target_length has no effect on a {head} model, whose examples are one sequence",
-            "use max_length" if head is Head.CAUSAL else "leave it out",
+            f"data.max_target_length has no effect on a {head.name} model, whose examples are one sequence",
+            "use max_length" if head.one_sequence else "leave it out",
         )
-    if head is Head.SPAN:
+    if not head.writes:
         for name, default in (
             ("max_length", None),
             ("on_overflow", None),

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import TrainSection
 from llmkit.errors import LlmkitError, UsageError
-from llmkit.heads.base import IGNORED
+from llmkit.heads.base import IGNORED, BaseHead
+from llmkit.heads.batch import Batch
+from llmkit.heads.objective import Objective
 from llmkit.log import log
 from llmkit.models.disk import disk_errors
 from llmkit.models.memory import peak_memory
-from llmkit.tasks import Head
 from llmkit.training.batches import Schedule, count_updates
 from llmkit.training.checkpoint import (
     Progress,
@@ -32,8 +33,6 @@ from llmkit.training.checkpoint import (
     random_state,
     save_checkpoint,
 )
-from llmkit.training.collate import Batch, collate
-from llmkit.training.objective import Objective, predictions
 from llmkit.training.optimizer import follows_metric, greater_is_better, make_optimizer, make_scheduler
 from llmkit.training.sharding import optimizer_state, whole
 
@@ -83,7 +82,7 @@ class Trainer:
 
     accelerator: Any
     model: Any
-    head: Head
+    head: BaseHead
     train: TrainSection
     examples: datasets.Dataset
     validation: datasets.Dataset | None
@@ -192,7 +191,7 @@ class Trainer:
         """
         accelerator, parts = self.accelerator, list(self.schedule.share(update, self.accelerator.process_index))
         batches = [self._batch(part) if part else self._nothing(update) for part in parts]
-        (count,) = self._over_partners(sum(predictions(batch, self.head) for batch in batches))
+        (count,) = self._over_partners(sum(self.head.predictions(batch) for batch in batches))
         if count == 0 and any(parts):
             raise LlmkitError(
                 f"the examples of update {self.progress.step} have nothing to predict",
@@ -281,7 +280,7 @@ class Trainer:
     def _batch(self, indices: Sequence[int]) -> Batch:
         lines = [self.examples[index] for index in indices]
         masked = self.masked or self.objective.balances
-        return collate(lines, self.head, pad_id=self.pad_id, packed=self.packed, masked=masked)
+        return self.head.batch(lines, pad_id=self.pad_id, packed=self.packed, masked=masked)
 
     def _nothing(self, update: Sequence[int]) -> Batch:
         """What a process without an example computes, since the others wait for its gradients."""
@@ -383,11 +382,11 @@ class Trainer:
                 part = order[start + mine * size : start + (mine + 1) * size]
                 # A model in shards runs in all processes or in none, so none may leave the last batch out.
                 lines = [self.validation[index] for index in part or order[:1]]
-                batch = collate(lines, self.head, pad_id=self.pad_id, packed=False, masked=self.masked)
+                batch = self.head.batch(lines, pad_id=self.pad_id, packed=False, masked=self.masked)
                 loss = self.objective.loss_sum(self.model, batch, self.accelerator.device, balanced=False)
                 if part:
                     total += float(loss)
-                    count += predictions(batch, self.head)
+                    count += self.head.predictions(batch)
         self._wrapped.train()
         total, count = self._over_processes(total, count)
         return total / max(1.0, count)

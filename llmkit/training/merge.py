@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import DType, LoadSettings
 from llmkit.errors import CheckpointError, UsageError
+from llmkit.heads import BaseHead, head_of
 from llmkit.heads.end_tokens import declare_ends
 from llmkit.inference.contract import CONTRACT_FILE
 from llmkit.log import log
@@ -23,7 +24,6 @@ from llmkit.models.disk import disk_errors
 from llmkit.models.load import load_model
 from llmkit.models.quiet import quiet_transformers
 from llmkit.models.source import read_json
-from llmkit.tasks import Head
 
 if TYPE_CHECKING:
     import torch
@@ -79,16 +79,17 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
     if not hasattr(model.base_model, "merge_and_unload"):
         raise UsageError(f"PEFT merges no adapter of type {_method(model)}", _AS_IT_IS)
     stored = dtype if dtype != "auto" else _stored_dtype(loaded.source.folder)
-    inputs = _probe(loaded.head, model)
-    before = logits_of(model, inputs)
+    head = head_of(loaded.head)
+    inputs = _probe(head, model)
+    before = logits_of(head, model, inputs)
     kind: Any = type(model.get_base_model())
     size = model.get_input_embeddings().weight.shape
     merged = _merged(model)
-    drift = difference(before, logits_of(merged, inputs))
+    drift = difference(before, logits_of(head, merged, inputs))
     _refuse(drift, _MERGE_DRIFT, "merging changes what the model computes", _AS_IT_IS)
     if merged.get_input_embeddings().weight.shape != size:
         raise CheckpointError("merging changed the size of the embeddings", "report this with the adapter's config")
-    if loaded.head is not Head.SPAN:
+    if head.writes:
         declare_ends(loaded)
     building = output.parent / f".{output.name}.building"
     shutil.rmtree(building, ignore_errors=True)
@@ -98,7 +99,7 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
             loaded.tokenizer.save_pretrained(building)
             del merged, model
             again = kind.from_pretrained(building, dtype=torch.float32)
-        rounding = difference(before, logits_of(again.eval(), inputs))
+        rounding = difference(before, logits_of(head, again.eval(), inputs))
         fix = _AS_IT_IS + ("" if stored == "float32" else ", or merge with --dtype float32")
         _refuse(rounding, ROUNDING.get(stored, 0.1), f"the files, in {stored}, hold another model", fix)
         if (loaded.source.adapter / CONTRACT_FILE).is_file():
@@ -158,25 +159,19 @@ def _stored_dtype(folder: Path) -> str:
     return str(named) if named in ROUNDING else "float32"
 
 
-def _probe(head: Head, model: Any) -> dict[str, torch.Tensor]:
+def _probe(head: BaseHead, model: Any) -> dict[str, torch.Tensor]:
     import torch
 
     words = int(model.get_input_embeddings().weight.shape[0])
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, words, (2, min(_PROBE, words)), generator=generator)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return inputs | ({"decoder_input_ids": ids} if head is Head.SEQ2SEQ else {})
+    return head.probe(torch.randint(0, words, (2, min(_PROBE, words)), generator=generator))
 
 
-def logits_of(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def logits_of(head: BaseHead, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     import torch
 
     with torch.no_grad():
-        output = model.eval()(**inputs)
-    if getattr(output, "logits", None) is not None:
-        logits: torch.Tensor = output.logits.float()
-        return logits
-    return torch.stack([output.start_logits, output.end_logits]).float()
+        return head.logits(model.eval()(**inputs))
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 
+from llmkit.heads import head_of
+from llmkit.heads.objective import Objective
 from llmkit.models.memory import available_memory
-from llmkit.training.collate import collate
-from llmkit.training.objective import Objective
 from llmkit.training.preflight import Preflight
 from llmkit.training.saved import saved_bytes
 
@@ -85,8 +85,9 @@ def _activations(ready: Preflight, *, half: bool) -> int:
     per_token = _CHECKPOINTED
     if not train.activation_checkpointing:
         lines = [part.examples[index] for index in longest]
-        batch = collate(lines, loaded.head, pad_id=loaded.tokenizer.pad_token_id or 0, packed=False, masked=False)
-        objective = Objective.of(model, loaded.head, train.label_smoothing_factor)
+        head = head_of(loaded.head)
+        batch = head.batch(lines, pad_id=loaded.tokenizer.pad_token_id or 0, masked=False)
+        objective = Objective.of(model, head, train.label_smoothing_factor)
         if (saved := saved_bytes(model, objective, batch, half=half)) is not None:
             return saved
         per_token = _BYTES_A_TOKEN_AND_WIDTH

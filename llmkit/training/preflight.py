@@ -15,18 +15,18 @@ from llmkit.config.recipe import Recipe
 from llmkit.data.sources import files_of
 from llmkit.errors import InputError, UsageError
 from llmkit.evaluation.evaluate import given_part, references_of
+from llmkit.heads import BaseHead, head_of
+from llmkit.heads.objective import Objective
 from llmkit.log import log
 from llmkit.metrics.judge import MEASURES
 from llmkit.models.disk import file_hash
 from llmkit.models.load import Loaded, has_bfloat16, pick_device
 from llmkit.models.quantize import quantization_config
-from llmkit.tasks import Head, Task
+from llmkit.tasks import Task
 from llmkit.training.batches import count_updates
-from llmkit.training.collate import collate
 from llmkit.training.dataset import Part, Prepared, prepare
 from llmkit.training.encoding import make_encoder
 from llmkit.training.ledger import describe
-from llmkit.training.objective import Objective
 from llmkit.training.optimizer import check_schedule, make_optimizer
 from llmkit.training.saved import failure_of
 from llmkit.training.sharding import check_sharding, check_trackers
@@ -87,7 +87,7 @@ def preflight(recipe: Recipe, processes: int) -> Preflight:
     model = make_trainable(recipe, loaded)
     check_schedule(train, updates, len(make_optimizer(model, train).param_groups))
     if train.packing is True:
-        _check_packing(recipe, model, loaded.head)
+        _check_packing(recipe, model, head_of(loaded.head))
     if _is_prompt_learning(model):
         _check_virtual_tokens(recipe, model, loaded, prepared.train)
     half = not train.fp16 and (has_bfloat16(device) if train.bf16 == "auto" else train.bf16)
@@ -170,7 +170,7 @@ def expected_rows(part: Part, task: Task, metric: str) -> list[tuple[dict[str, A
     return found
 
 
-def _check_packing(recipe: Recipe, model: Any, head: Head) -> None:
+def _check_packing(recipe: Recipe, model: Any, head: BaseHead) -> None:
     fix = "leave it out: examples of like length are padded together"
     if _is_prompt_learning(model):
         assert recipe.adapter is not None
@@ -180,18 +180,19 @@ def _check_packing(recipe: Recipe, model: Any, head: Head) -> None:
             fix,
         )
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if head is not Head.CAUSAL or "position_ids" not in inspect.signature(base.forward).parameters:
+    if not head.one_sequence or "position_ids" not in inspect.signature(base.forward).parameters:
         raise UsageError(f"train.packing: {type(base).__name__} does not take packed examples", fix)
 
 
 def _check_virtual_tokens(recipe: Recipe, model: Any, loaded: Loaded, part: Part) -> None:
     """Run an example with and without the virtual tokens, since PEFT puts them on models that do not take them."""
     pad_id = loaded.tokenizer.pad_token_id or 0
-    batch = collate([part.examples[0]], loaded.head, pad_id=pad_id, packed=False)
+    head = head_of(loaded.head)
+    batch = head.batch([part.examples[0]], pad_id=pad_id)
     base = model.get_base_model()
-    if failure_of(base, Objective.of(base, loaded.head, 0.0), batch) is not None:
+    if failure_of(base, Objective.of(base, head, 0.0), batch) is not None:
         return  # nothing is known of it without weights
-    if (error := failure_of(model, Objective.of(model, loaded.head, 0.0), batch)) is not None:
+    if (error := failure_of(model, Objective.of(model, head, 0.0), batch)) is not None:
         assert recipe.adapter is not None
         reason = " ".join(str(error).split())[:200]
         raise UsageError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmkit.config.recipe import Recipe
 from llmkit.errors import NotEnoughMemoryError
+from llmkit.heads import head_of
 from llmkit.training.ledger import describe
 from llmkit.training.plan import Plan, make_plan
 from llmkit.training.preflight import Preflight, preflight
@@ -43,7 +44,7 @@ def _tried_packing(ready: Preflight) -> Iterator[str]:
     except NotEnoughMemoryError as error:
         yield f"packing could not be tried: {error}"
         return
-    packs(recipe, make_trainable(recipe, loaded), loaded.head, ready.device)
+    packs(recipe, make_trainable(recipe, loaded), head_of(loaded.head), ready.device)
 
 
 def _sentences(plan: Plan, device: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ from llmkit.config.settings import DType, GenerationSettings
 from llmkit.errors import UsageError
 from llmkit.evaluation.evaluate import given_part, greedy, prediction_of, references_of, spoken, target_language
 from llmkit.evaluation.no_answer import fit_no_answer_threshold
-from llmkit.heads.decoding import pad_id
+from llmkit.heads import BaseHead, head_of
 from llmkit.heads.end_tokens import declare_ends
 from llmkit.inference.contract import Contract, write_contract
 from llmkit.inference.output import Output
@@ -34,7 +34,7 @@ from llmkit.models.load import Loaded, pick_device
 from llmkit.models.memory import peak_memory
 from llmkit.models.processes import Member, join
 from llmkit.models.quiet import quiet_transformers
-from llmkit.tasks import Head, Task, Wording
+from llmkit.tasks import Task, Wording
 from llmkit.training.card import draw_losses, model_card
 from llmkit.training.checkpoint import BUILDING, checkpoints, last_intact, load_trained
 from llmkit.training.dataset import Part
@@ -201,8 +201,9 @@ def _prepare(recipe: Recipe, told: Callable[[Measured], None], stop_asked: Calla
             parameter.data = parameter.data.float()
     precision = "fp16" if train.fp16 else "bf16" if ready.half else "no"
     accelerator = make_accelerator(recipe, device, precision, member)
-    packed = packs(recipe, model, loaded.head, device)
-    masked = loaded.head is not Head.CAUSAL or not sees_nothing_ahead(model)
+    head = head_of(loaded.head)
+    packed = packs(recipe, model, head, device)
+    masked = not head.one_sequence or not sees_nothing_ahead(model)
     set_seed(train.seed + member.rank)  # the same weights everywhere, but not the same dropout
     if train.torch_compile:
         model = torch.compile(model)
@@ -211,11 +212,11 @@ def _prepare(recipe: Recipe, told: Callable[[Measured], None], stop_asked: Calla
     trainer = Trainer(
         accelerator=accelerator,
         model=model,
-        head=loaded.head,
+        head=head,
         train=train,
         examples=examples,
         validation=parts["validation"].examples if "validation" in parts and train.eval_strategy != "no" else None,
-        pad_id=pad_id(loaded) if loaded.head is not Head.SPAN else int(loaded.tokenizer.pad_token_id or 0),
+        pad_id=head.pad_id(loaded),
         packed=packed,
         masked=masked,
         local_sgd_steps=recipe.accelerate.local_sgd_steps,
@@ -268,7 +269,7 @@ def _expected(part: Part, recipe: Recipe) -> list[dict[str, Any]]:
     return [given for row in part.used_rows() if (given := given_part(row, recipe.task)) is not None]
 
 
-def packs(recipe: Recipe, model: Any, head: Head, device: str) -> bool:
+def packs(recipe: Recipe, model: Any, head: BaseHead, device: str) -> bool:
     """Whether the examples of a micro-batch go through the model as one row.
 
     Raises:
@@ -277,13 +278,13 @@ def packs(recipe: Recipe, model: Any, head: Head, device: str) -> bool:
     wanted = recipe.train.packing
     if wanted is False or (wanted == "auto" and device == "cpu"):  # where one long row is no faster than several
         return False
-    able = head is Head.CAUSAL and keeps_examples_apart(model)
+    able = head.one_sequence and keeps_examples_apart(model)
     if wanted is True and not able:
         raise UsageError(
             "train.packing: this model lets packed examples see each other",
             "leave it out: examples of like length are padded together",
         )
-    if not able and head is Head.CAUSAL:
+    if not able and head.one_sequence:
         log.info("not packed, since the model would not keep examples apart: those of like length are padded together")
     return able
 
@@ -337,7 +338,7 @@ def _write_model(run: _Run, model: Any, weights: Any, folder: Path) -> None:
     if hasattr(model, "peft_config"):
         # New tokens are kept as such; to find out whether there are any, PEFT would ask the Hub about the base model.
         options["save_embedding_layers"] = False
-    if run.loaded.head is not Head.SPAN:
+    if run.trainer.head.writes:
         declare_ends(run.loaded)
     with quiet_transformers():
         model.eval().save_pretrained(folder, **options)
@@ -363,8 +364,7 @@ def _write_report(run: _Run, threshold: Threshold | None, folder: Path) -> None:
     if threshold is not None:
         metrics |= {"no_answer_threshold": threshold.value, "f1_with_no_answer_threshold": 100 * threshold.figure}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    unit = "window" if trainer.head is Head.SPAN else "predicted token"
-    draw_losses(trainer.progress.log, folder / "loss.png", unit)
+    draw_losses(trainer.progress.log, folder / "loss.png", trainer.head.unit)
     ledgers = [list(describe(part.ledger, name)) for name, part in run.parts.items()]
     card = model_card(recipe, run.provenance, metrics, trainer.folder.name, ledgers)
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -379,7 +379,7 @@ def _no_answer_threshold(run: _Run) -> Threshold | None:
     """The best on the validation rows, where the model marks answers, some rows have none, and the recipe is silent."""
     recipe, trainer, task = run.recipe, run.trainer, open_task(run.recipe)
     part = run.parts.get("validation")
-    if part is None or trainer.head is not Head.SPAN or recipe.settings.no_answer_threshold is not None:
+    if part is None or trainer.head.writes or recipe.settings.no_answer_threshold is not None:
         return None
     rows = _expected(part, recipe)
     if trainer.sharded:

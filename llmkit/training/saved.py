@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from llmkit.heads.batch import Batch
+from llmkit.heads.objective import Objective
 from llmkit.log import log
-from llmkit.training.collate import Batch
-from llmkit.training.objective import Objective
 
 if TYPE_CHECKING:
     import torch

@@ -24,8 +24,9 @@ from llmkit.models.locate import locate_tokenizer
 from llmkit.models.reach import go_offline
 from llmkit.models.resolve import resolve
 from llmkit.models.source import Source
+from llmkit.models.tables import writes
 from llmkit.models.tokenizer import load_tokenizer
-from llmkit.tasks import Head, Task, find_task
+from llmkit.tasks import Task, find_task
 from llmkit.training.dataset import divide
 from llmkit.training.row_table import read_rows
 from llmkit.training.store import code_version, digest, kept_folder
@@ -79,7 +80,7 @@ def open_model(recipe: Recipe, task: Task, *, weights: bool, dtype: DType = "aut
     loaded = _beside_virtual_tokens(recipe, loaded)
     tokenizer: Any = loaded.tokenizer
     if section.chat_template is not None:
-        if loaded.head is Head.SPAN:
+        if not writes(loaded.head):
             raise UsageError("tokenizer.chat_template has no effect on a model that marks answers", "leave it out")
         tokenizer.chat_template = choose_template(tokenizer, section.chat_template)
     if section.add_tokens and not tokenizer.add_tokens(section.add_tokens):

@@ -10,7 +10,6 @@ from llmkit.errors import CheckpointError, LlmkitError, NotEnoughMemoryError
 from llmkit.log import log
 from llmkit.models.load import load_source
 from llmkit.models.source import Source
-from llmkit.training.collate import collate
 from llmkit.training.loop import Trainer
 from llmkit.training.merge import ROUNDING, difference, logits_of
 from llmkit.training.start import load_settings
@@ -28,10 +27,10 @@ _ROWS = 2
 def logits_of_rows(trainer: Trainer, model: Any) -> torch.Tensor:
     """Of the first examples of training. All processes take part where the model is in shards."""
     lines = [trainer.examples[index] for index in range(min(_ROWS, len(trainer.examples)))]
-    batch = collate(lines, trainer.head, pad_id=trainer.pad_id, packed=False)
+    batch = trainer.head.batch(lines, pad_id=trainer.pad_id)
     inputs = {name: each.to(trainer.accelerator.device) for name, each in batch.inputs.items()}
     with trainer.accelerator.autocast():
-        return logits_of(model, inputs)
+        return logits_of(trainer.head, model, inputs)
 
 
 def check_written(recipe: Recipe, trainer: Trainer, source: Source, trained: torch.Tensor) -> None:

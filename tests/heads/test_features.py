@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 import llmkit
-from llmkit.config.settings import LoadSettings, TaskSettings, TranslationSettings
+from llmkit.config.settings import AnswerSettings, LoadSettings, TaskSettings, TranslationSettings
 from llmkit.errors import InputError, UsageError
-from llmkit.heads import decoding, head_ops
+from llmkit.heads import decoding, head_of
 from llmkit.heads.base import IGNORED, Features
 from llmkit.heads.end_tokens import turn_ends
 from llmkit.heads.reasoning import reasoning_format
-from llmkit.heads.span import split
-from llmkit.heads.span_features import span_features
+from llmkit.heads.span import SpanHead
+from llmkit.heads.windows import split
 from llmkit.inference import engine
 from llmkit.inference.traits import traits_of
 from llmkit.models.load import Loaded, load_model
@@ -54,7 +54,7 @@ def learn(folder: Path, name: str, row: dict[str, Any], *, loss_on_all: bool = F
     loaded = load_model(LoadSettings(model=str(folder), offline=True), name, training=True, weights=False)
     task = get_task(name, settings(name))
     examples = task.examples(row, traits_of(loaded, task), Wording())
-    return loaded, head_ops(loaded.head).features(loaded, examples, loss_on_all=loss_on_all)
+    return loaded, head_of(loaded.head).features(loaded, examples, loss_on_all=loss_on_all)
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, row: dict[str, Any]) -> Any:
@@ -168,10 +168,10 @@ def test_a_reply_is_learned_so_that_it_is_found_again(name: str, reasoning: str,
     row = {"messages": [{"role": "user", "content": "The fox"}, {"role": "assistant", "content": content}]}
     task = get_task("dialogue")
     (example,) = task.examples(row, traits_of(loaded, task), Wording())
-    ops = head_ops(loaded.head)
-    (features,) = ops.features(loaded, [example], loss_on_all=False)
+    head = head_of(loaded.head)
+    (features,) = head.features(loaded, [example], loss_on_all=False)
     assert example.prompt is not None
-    prompt = ops.encode(loaded, example.prompt).input_ids
+    prompt = head.encode(loaded, example.prompt).input_ids
     assert features.input_ids[: len(prompt)] == prompt
     reply = tokenizer.decode(learned(features)[:-1])
     assert learned(features)[-1] in turn_ends(loaded)
@@ -230,11 +230,10 @@ def test_the_labelled_tokens_are_the_answer(family: str, context: str, answer: s
     loaded = load_model(LoadSettings(model=str(checkpoint(family)), offline=True), "answer", weights=False)
     long = f"{context} " * 8
     start = long.rindex(answer)
-    prompt = QuestionContext("Who?", long)
-    windows = span_features(
-        loaded, Example(prompt, answer, ((start, start + len(answer)),)), max_seq_len=48, doc_stride=8
-    )
-    document = split(loaded, prompt, max_seq_len=48, doc_stride=8)
+    prompt = QuestionContext("Who?", long, AnswerSettings(max_seq_len=48, doc_stride=8))
+    example = Example(prompt, answer, ((start, start + len(answer)),))
+    windows = SpanHead().features(loaded, [example], loss_on_all=False)
+    document = split(loaded, prompt)
     assert [each.input_ids for each in windows] == [window.input_ids for window in document.windows]
     found = 0
     for each, window in zip(windows, document.windows, strict=True):
@@ -250,14 +249,14 @@ def test_the_labelled_tokens_are_the_answer(family: str, context: str, answer: s
 
 def test_all_answers_of_a_window_are_learned(checkpoint: Checkpoint) -> None:
     loaded = load_model(LoadSettings(model=str(checkpoint("bert")), offline=True), "answer", weights=False)
-    task = get_task("question-answering")
+    task = get_task("question-answering", AnswerSettings(max_seq_len=64, doc_stride=8))
     context = "In 1997, that is late, the fox slept. " + "The quick brown fox jumps. " * 30 + "It was 1997."
     texts, starts = ["1997", "In 1997", "1997", "late", "1997"], [3, 0, 3, 0, len(context) - 5]
     row = {"question": "When?", "context": context, "answers": {"text": texts, "answer_start": starts}}
     (example,) = task.examples(row, traits_of(loaded, task), Wording())
     # Each place once; a place where the answer does not stand is left out as long as there are others.
     assert example.spans == ((3, 7), (0, 7), (len(context) - 5, len(context) - 1))
-    first, *between, last = span_features(loaded, example, max_seq_len=64, doc_stride=8)
+    first, *between, last = SpanHead().features(loaded, [example], loss_on_all=False)
     assert len(first.start_positions) == 2
     assert len(set(first.end_positions)) == 1
     assert len(last.start_positions) == 1
@@ -266,10 +265,10 @@ def test_all_answers_of_a_window_are_learned(checkpoint: Checkpoint) -> None:
 
 def test_no_answer_is_the_null_position_in_every_window(checkpoint: Checkpoint) -> None:
     loaded = load_model(LoadSettings(model=str(checkpoint("bert")), offline=True), "answer", weights=False)
-    task = get_task("question-answering")
+    task = get_task("question-answering", AnswerSettings(max_seq_len=48, doc_stride=8))
     row = {"question": "Who?", "context": "The quick brown fox. " * 20, "answers": {"text": [], "answer_start": []}}
     (example,) = task.examples(row, traits_of(loaded, task), Wording())
-    windows = span_features(loaded, example, max_seq_len=48, doc_stride=8)
+    windows = SpanHead().features(loaded, [example], loss_on_all=False)
     assert len(windows) > 1
     assert {(each.start_positions, each.end_positions) for each in windows} == {((0,), (0,))}
 

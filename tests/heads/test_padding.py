@@ -9,8 +9,9 @@ from unittest.mock import Mock
 import pytest
 
 from llmkit.config.settings import LoadSettings
-from llmkit.heads import Encoded, head_ops
+from llmkit.heads import Encoded, head_of
 from llmkit.heads.padding import batch_mates
+from llmkit.heads.writing import WritingHead
 from llmkit.models.load import load_model
 from llmkit.tasks import Head
 from tests.zoo.models import build
@@ -37,6 +38,8 @@ def test_a_model_gets_the_batches_that_change_no_row(
     batch = [Encoded(tuple(range(9, 9 + length)), start) for length in (5, 12)]
     generate: Any = Mock(wraps=loaded.model.generate)
     monkeypatch.setattr(loaded.model, "generate", generate)
+    writing = head_of(head)
+    assert isinstance(writing, WritingHead)
     for _ in range(2):
-        assert batch_mates(loaded, head_ops(head), batch, 0) == mates
+        assert batch_mates(loaded, writing, batch) == mates
     assert generate.call_count <= 3  # once a model

@@ -16,10 +16,12 @@ import torch
 import transformers
 
 import llmkit
-from llmkit.config.settings import LoadSettings
+from llmkit.config.settings import AnswerSettings, LoadSettings
 from llmkit.errors import ContextOverflowError, LlmkitError, UsageError
 from llmkit.heads.batching import Budget
-from llmkit.heads.span import answer_all, split, takes_token_types
+from llmkit.heads.span import SpanHead
+from llmkit.heads.windows import split, takes_token_types
+from llmkit.inference.engine import mark
 from llmkit.models.context import ContextLength
 from llmkit.models.load import Loaded, load_model
 from llmkit.tasks import QuestionContext, Reading
@@ -46,11 +48,16 @@ def load(checkpoint: Checkpoint) -> Load:
 
 
 def read(loaded: Loaded, *prompts: QuestionContext, batch_size: int = 4, **given: int) -> list[Reading]:
-    measures = {**MEASURES, **given}
-    sizes = {name: measures.pop(name) for name in ("max_seq_len", "doc_stride")}
-    documents = [split(loaded, prompt, **sizes) for prompt in prompts]
-    readings = answer_all(loaded, documents, budget=Budget(10**6, rows=batch_size), **measures)
+    documents = [split(loaded, asked(prompt, **given)) for prompt in prompts]
+    readings = mark(loaded, SpanHead(), documents, Budget(10**6, rows=batch_size))
     return [reading for reading in readings if isinstance(reading, Reading)]
+
+
+def asked(prompt: QuestionContext, **given: int) -> QuestionContext:
+    measures = MEASURES | given
+    settings = AnswerSettings(**(measures | {"top": 1}))
+    vars(settings)["top"] = measures["top"]  # more than a caller may ask for, to add all scores up
+    return replace(prompt, settings=settings)
 
 
 def places(reading: Reading) -> list[tuple[int, int]]:
@@ -134,7 +141,7 @@ def test_windows_are_those_of_the_tokenizer(load: Load, family: str, side: str) 
     loaded = load(family)
     loaded.tokenizer.padding_side = side
     prompt = QuestionContext(QUESTION, LONG)
-    document = split(loaded, prompt, max_seq_len=60, doc_stride=13)
+    document = split(loaded, asked(prompt, max_seq_len=60, doc_stride=13))
     encoding, _ = tokenized(loaded, prompt, max_length=60, stride=13)
 
     assert [list(window.input_ids) for window in document.windows] == encoding["input_ids"]
@@ -143,7 +150,7 @@ def test_windows_are_those_of_the_tokenizer(load: Load, family: str, side: str) 
     covered = {token for window in document.windows for token in range(window.begin, window.end)}
     assert covered == set(range(len(document.chars))) == set(range(len(document.extents)))
     assert read(loaded, prompt)[0].tokens == sum(
-        len(window.input_ids) for window in split(loaded, prompt, max_seq_len=64, doc_stride=16).windows
+        len(window.input_ids) for window in split(loaded, asked(prompt)).windows
     )
 
 
@@ -342,14 +349,14 @@ def test_a_question_is_never_cut(load: Load) -> None:
     # As long as it may be: the overlap gives way, and windows of 16 tokens of the text remain.
     words = ["e"] * 45
     assert len(loaded.tokenizer(" ".join(words), add_special_tokens=False)["input_ids"]) == 45
-    document = split(loaded, QuestionContext(" ".join(words), LONG), max_seq_len=64, doc_stride=16)
+    document = split(loaded, asked(QuestionContext(" ".join(words), LONG)))
     assert {window.end - window.begin for window in document.windows[:-1]} == {16}
     assert document.windows[1].begin == 8
     assert all(window.input_ids[:46] == document.windows[0].input_ids[:46] for window in document.windows)
     with pytest.raises(ContextOverflowError):
-        split(loaded, QuestionContext(" ".join([*words, "e"]), LONG), max_seq_len=64, doc_stride=16)
+        split(loaded, asked(QuestionContext(" ".join([*words, "e"]), LONG)))
     # A text that fits whole may be shorter than that.
-    short = split(loaded, QuestionContext(" ".join(["e"] * 58), "dog"), max_seq_len=64, doc_stride=16)
+    short = split(loaded, asked(QuestionContext(" ".join(["e"] * 58), "dog")))
     assert len(short.windows) == 1
 
 
@@ -370,12 +377,6 @@ def test_a_fast_tokenizer_may_give_no_offsets_either(load: Load, monkeypatch: py
     monkeypatch.setattr(type(loaded.tokenizer), "__call__", without)
     with pytest.raises(UsageError, match="answers cannot be located"):
         read(loaded, QuestionContext(QUESTION, LONG))
-
-
-@pytest.mark.parametrize("name", ["top", "max_answer_len"])
-def test_measures_are_checked(load: Load, name: str) -> None:
-    with pytest.raises(UsageError, match=f"{name} is 0; set {name} to 1 or more"):
-        read(load("bert"), QuestionContext(QUESTION, LONG), **{name: 0})
 
 
 def named(folder: Path, source: Path, tokenizer_class: str, **config: Any) -> Path:
@@ -462,7 +463,7 @@ def test_xlnet(load: Load) -> None:
     loaded = xlnet(load("bert"), "XLNetForQuestionAnsweringSimple")
     prompts = [QuestionContext(QUESTION, LONG), QuestionContext(QUESTION, "The lazy <cls> dog.")]
     for prompt in prompts:
-        for window in split(loaded, prompt, max_seq_len=64, doc_stride=16).windows:
+        for window in split(loaded, asked(prompt)).windows:
             # The text, the question and CLS have a type each, which Transformers 5 does not give by itself.
             assert (window.text_at, window.null_at) == (0, len(window.input_ids) - 1)
             assert window.input_ids[-1] == loaded.tokenizer.cls_token_id

@@ -14,7 +14,7 @@ import llmkit
 from llmkit.errors import ContextOverflowError, InputError, UsageError
 from llmkit.heads import decoding
 from llmkit.heads.base import encode_text
-from llmkit.heads.seq2seq import Seq2SeqOps
+from llmkit.heads.seq2seq import Seq2SeqHead
 from llmkit.inference import engine
 from llmkit.models.languages import language_map
 from llmkit.tasks import Chat, Text
@@ -57,7 +57,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch, *texts: str) -> list[str]:
     """The text of every prompt from now on; the "model" answers with ``texts`` in turn, so that long ones are quick."""
     seen: list[str] = []
 
-    def generate(loaded: Any, ops: Any, batch: Sequence[Any], settings: Any, emit: Any, *_: Any, **__: Any) -> None:
+    def generate(loaded: Any, head: Any, batch: Sequence[Any], settings: Any, emit: Any, *_: Any, **__: Any) -> None:
         for number, row in enumerate(batch):
             seen.append(loaded.tokenizer.decode(row.input_ids, skip_special_tokens=True))
             emit(decoding.Piece(number, texts[number % len(texts)], "stop", 1, 0.5))
@@ -265,13 +265,13 @@ def test_the_model_is_told_the_languages(
 
 def test_two_threads_keep_their_languages(checkpoint: Checkpoint) -> None:
     loaded = load("translation", checkpoint("nllb")).loaded
-    ops = Seq2SeqOps()
+    head = Seq2SeqHead()
     wrong: list[int] = []
 
     def encode(source: str, code: str) -> None:
         route = find_route(loaded, source)
         expected = loaded.tokenizer.convert_tokens_to_ids(code)
-        wrong.extend(1 for _ in range(100) if expected not in ops.encode(loaded, Text("fox", route=route)).input_ids)
+        wrong.extend(1 for _ in range(100) if expected not in head.encode(loaded, Text("fox", route=route)).input_ids)
 
     threads = [threading.Thread(target=encode, args=pair) for pair in (("en", "eng_Latn"), ("de", "deu_Latn"))]
     for thread in threads:
@@ -388,7 +388,7 @@ def test_the_best_supported_of_the_windows_answers(checkpoint: Checkpoint, monke
     pipeline = load("question-answering", checkpoint("llama", chat=True, max_position_embeddings=512))
     asked: list[str] = []
 
-    def generate(loaded: Any, ops: Any, batch: Sequence[Any], settings: Any, emit: Any, *_: Any, **__: Any) -> None:
+    def generate(loaded: Any, head: Any, batch: Sequence[Any], settings: Any, emit: Any, *_: Any, **__: Any) -> None:
         for number, row in enumerate(batch):
             asked.append(loaded.tokenizer.decode(row.input_ids))
             said = "fox 13 " if "number 13 says" in asked[-1] else "Paris" if len(asked) % 2 else "No answer"

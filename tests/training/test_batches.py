@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from llmkit.heads.base import IGNORED
-from llmkit.tasks import Head
+from llmkit.heads.causal import CausalHead
+from llmkit.heads.seq2seq import Seq2SeqHead
+from llmkit.heads.span import SpanHead
 from llmkit.training.batches import Schedule
-from llmkit.training.collate import collate
 
 LENGTHS = [(number * 37) % 101 + 1 for number in range(203)]
 
@@ -61,7 +62,7 @@ def line(ids: list[int], labels: list[int], **more: Any) -> dict[str, Any]:
 def test_padding_carries_no_loss_where_the_end_of_text_is_also_the_padding() -> None:
     end = 2
     lines = [line([5, 6, end], [IGNORED, 6, end]), line([5, 6, 7, 8, end], [IGNORED, IGNORED, 7, 8, end])]
-    batch = collate(lines, Head.CAUSAL, pad_id=end, packed=False)
+    batch = CausalHead().batch(lines, pad_id=end)
     assert batch.keep is not None
     assert batch.inputs["input_ids"].tolist() == [[5, 6, end, end, end], [5, 6, 7, 8, end]]
     assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
@@ -71,7 +72,7 @@ def test_padding_carries_no_loss_where_the_end_of_text_is_also_the_padding() -> 
 
 def test_packed_examples_do_not_predict_each_other() -> None:
     lines = [line([5, 6], [5, 6]), line([7, 8, 9], [7, 8, 9])]
-    batch = collate(lines, Head.CAUSAL, pad_id=0, packed=True)
+    batch = CausalHead().batch(lines, pad_id=0, packed=True)
     assert batch.keep is not None
     assert batch.inputs["position_ids"].tolist() == [[0, 1, 0, 1, 2]]
     assert batch.labels.tolist() == [[6, 8, 9]]
@@ -80,10 +81,10 @@ def test_packed_examples_do_not_predict_each_other() -> None:
 
 def test_an_answer_and_a_span() -> None:
     lines = [line([5], [7, 2], decoder_input_ids=[0, 7]), line([5, 6], [2], decoder_input_ids=[0])]
-    batch = collate(lines, Head.SEQ2SEQ, pad_id=0, packed=False)
+    batch = Seq2SeqHead().batch(lines, pad_id=0)
     assert batch.labels.tolist() == [[7, 2], [2, IGNORED]]
     assert batch.inputs["decoder_input_ids"].tolist() == [[0, 7], [0, 0]]
     spans = [line([5, 6], [], token_type_ids=[0, 1], start_positions=[1, 0, 1], end_positions=[1, 1, 1])]
-    batch = collate(spans, Head.SPAN, pad_id=0, packed=False)
+    batch = SpanHead().batch(spans, pad_id=0)
     assert batch.labels.tolist() == [[[0, 1], [1, IGNORED]]]
     assert batch.inputs["token_type_ids"].tolist() == [[0, 1]]

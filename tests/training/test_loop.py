@@ -12,15 +12,16 @@ import pytest
 
 from llmkit.config.recipe import Recipe
 from llmkit.errors import UsageError
+from llmkit.heads import head_of
 from llmkit.heads.base import IGNORED
+from llmkit.heads.batch import Batch
+from llmkit.heads.objective import Objective
 from llmkit.models.adapters import attach
 from llmkit.tasks import Head
 from llmkit.training.checkpoint import checkpoints
-from llmkit.training.collate import Batch, collate
 from llmkit.training.dataset import prepare
 from llmkit.training.encoding import make_encoder
 from llmkit.training.loop import Trainer
-from llmkit.training.objective import Objective, predictions
 from llmkit.training.saved import saved_bytes
 from llmkit.training.start import open_model, open_task
 from tests.conftest import Checkpoint
@@ -60,7 +61,15 @@ def trainer(recipe: Recipe, *, packed: bool = False, **options: Any) -> Trainer:
         model = attach(model, recipe.adapter, loaded.head, tokenizer_name="")
     AcceleratorState._reset_state(reset_partial_state=True)  # another test's precision
     return Trainer(
-        Accelerator(cpu=True), model, loaded.head, recipe.train, part.examples, part.examples, 0, packed, **options
+        Accelerator(cpu=True),
+        model,
+        head_of(loaded.head),
+        recipe.train,
+        part.examples,
+        part.examples,
+        0,
+        packed,
+        **options,
     )
 
 
@@ -129,8 +138,8 @@ def test_the_loss_is_that_of_transformers(family: str, task: str, checkpoint: Ch
     made.model.eval()
     # Transformers lets padding take part in the choice of a span.
     lines = [made.examples[index] for index in range(1 if task == "question-answering" else 6)]
-    batch = collate(lines, made.head, pad_id=0, packed=False)
-    loss = made.objective.loss_sum(made.model, batch, "cpu") / predictions(batch, made.head)
+    batch = made.head.batch(lines, pad_id=0)
+    loss = made.objective.loss_sum(made.model, batch, "cpu") / made.head.predictions(batch)
     inputs = dict(batch.inputs)
     if task == "question-answering":
         inputs |= {"start_positions": batch.labels[:, 0, 0], "end_positions": batch.labels[:, 1, 0]}
@@ -147,7 +156,7 @@ def test_packed_examples_have_the_loss_of_padded_ones(family: str, checkpoint: C
     lines = [made.examples[index] for index in range(6)]
     losses = []
     for packed in (False, True):
-        batch = collate(lines, made.head, pad_id=0, packed=packed)
+        batch = made.head.batch(lines, pad_id=0, packed=packed)
         losses.append(made.objective.loss_sum(made.model, batch, "cpu").item())
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
@@ -241,21 +250,21 @@ def test_the_losses_of_routers_are_added_as_the_model_adds_them(kind: str) -> No
     import torch
 
     model: Any = moe(kind)
-    head = Head.SEQ2SEQ if model.config.is_encoder_decoder else Head.CAUSAL
-    decoded = {"decoder_input_ids": [0, 9, 4]} if head is Head.SEQ2SEQ else {"decoder_input_ids": []}
+    head = head_of(Head.SEQ2SEQ if model.config.is_encoder_decoder else Head.CAUSAL)
+    decoded = {"decoder_input_ids": [0, 9, 4]} if head.target_apart else {"decoder_input_ids": []}
     lines = [
         {"input_ids": [5, 6, 7, 8, 9], "labels": [IGNORED, IGNORED, 7, 8, 9], "token_type_ids": [], **decoded},
         {"input_ids": [11, 12, 13], "labels": [IGNORED, 12, 13], "token_type_ids": [], **decoded},
     ]
-    if head is Head.SEQ2SEQ:
+    if head.target_apart:
         lines = [line | {"labels": [9, 4, 1]} for line in lines]
-    batch = collate(lines, head, pad_id=0, packed=False)
+    batch = head.batch(lines, pad_id=0)
     labels = [line["labels"] + [IGNORED] * (5 - len(line["labels"])) for line in lines]
-    full = batch.labels if head is Head.SEQ2SEQ else torch.tensor(labels)
+    full = batch.labels if head.target_apart else torch.tensor(labels)
     own = model(**batch.inputs, labels=full, output_router_logits=True).loss
     plain = model(**batch.inputs, labels=full, output_router_logits=False).loss
     assert float((own - plain).detach()) > 0.1
-    objective, count = Objective.of(model, head, 0.0), predictions(batch, head)
+    objective, count = Objective.of(model, head, 0.0), head.predictions(batch)
     assert objective.balances
     for each in (objective, replace(objective, keeps=False)):
         loss = each.loss_sum(model, batch, "cpu") / count
@@ -282,7 +291,7 @@ def test_logits_of_label_positions_only(checkpoint: Checkpoint, tmp_path: Path) 
     made = trainer(recipe_for("llama", "text-generation", tmp_path, checkpoint))
     assert made.objective.keeps
     lines = [made.examples[index] for index in range(4)]
-    batch = collate(lines, made.head, pad_id=0, packed=False)
+    batch = made.head.batch(lines, pad_id=0)
     made.model.eval()
     whole = Objective(made.head, keeps=False, smoothing=0.0)
     some, every = (each.loss_sum(made.model, batch, "cpu").item() for each in (made.objective, whole))
@@ -299,7 +308,7 @@ def test_what_autograd_saves_is_counted_without_weights(
     recipe = recipe_for(family, task, tmp_path, checkpoint)
     made = trainer(recipe)
     made.model.train()
-    batch = collate([made.examples[index] for index in range(4)], made.head, pad_id=0, packed=False)
+    batch = made.head.batch([made.examples[index] for index in range(4)], pad_id=0)
     saved: dict[int, Any] = {}
 
     def keep(tensor: Any) -> Any:
@@ -327,7 +336,7 @@ def test_each_answer_is_right_and_padding_takes_no_part(smoothing: float, dtype:
     labels = torch.tensor([[[*each, *[IGNORED] * (3 - len(each))] for each in row] for row in answers])
     logits = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(1)).to(getattr(torch, dtype))
     mask = torch.tensor([[1] * length + [0] * (9 - length) for length in lengths])
-    objective = Objective(Head.SPAN, keeps=False, smoothing=smoothing)
+    objective = Objective(head_of(Head.SPAN), keeps=False, smoothing=smoothing)
 
     def model(**_: Any) -> SimpleNamespace:
         return SimpleNamespace(start_logits=logits[0], end_logits=logits[1])

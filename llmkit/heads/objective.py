@@ -1,0 +1,88 @@
+"""The loss of a micro-batch, summed over what it predicts, so that any division of an update gives the same.
+
+A mixture of experts whose config sets ``output_router_logits`` has the losses of its routers beside that of its
+predictions, with the coefficients of its config, as its class adds them. They are means over the tokens of a
+micro-batch and are counted once for each predicted token: an update has their mean over its micro-batches and
+processes. (The Trainer of Transformers 5.23 adds one for each micro-batch and process: transformers#48690.)
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from llmkit.heads.batch import IGNORED, Batch
+from llmkit.log import log
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmkit.heads.base import BaseHead
+
+__all__ = ["Objective", "token_loss"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How a model is asked for its loss."""
+
+    head: BaseHead
+    keeps: bool
+    """The model can give the logits of some positions only (``logits_to_keep``), which saves most of their memory."""
+    smoothing: float
+    balances: bool = False
+    """The config asks for the losses of the routers. They count padding unless there is an attention mask."""
+    coefficient: float = 0.0
+    """Causal: of the balancing loss."""
+
+    @classmethod
+    def of(cls, model: Any, head: BaseHead, smoothing: float) -> Objective:
+        """For a model, which may be wrapped by an adapter."""
+        virtual = bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        keeps = "logits_to_keep" in inspect.signature(base.forward).parameters and not virtual
+        balances = bool(getattr(base.config.get_text_config(), "output_router_logits", False))
+        return cls(head, keeps, smoothing, balances and head.writes, _coefficient(base))
+
+    def loss_sum(self, model: Any, batch: Batch, device: Any, *, balanced: bool = True) -> torch.Tensor:
+        """The sum of the losses; 0 with a gradient where nothing is predicted.
+
+        Args:
+            balanced: with the losses of routers; False gives that of the predictions alone.
+        """
+        return self.head.loss(model, batch.to(device), self if balanced else replace(self, balances=False))
+
+    def balance(self, output: Any, count: int) -> Any:
+        """Causal: the balancing loss with its coefficient, once for each of ``count`` predictions."""
+        balance = getattr(output, "aux_loss", None)
+        if balance is None:
+            _warn_of_no_balance(type(output).__name__)
+            return 0.0
+        return balance * self.coefficient * count
+
+
+def token_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """The sum of the cross entropies of ``[…, vocabulary]`` logits."""
+    import torch
+
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, -2).float(),
+        labels.flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+        label_smoothing=smoothing,
+    )
+
+
+def _coefficient(base: Any) -> float:
+    """Of the ``aux_loss`` in a causal model's output; classes of Transformers keep it on the model or in its config."""
+    names = ("router_aux_loss_coef", "aux_loss_coef")
+    owners = (base, base.config.get_text_config())
+    return float(next((getattr(each, name) for each in owners for name in names if hasattr(each, name)), 0.0))
+
+
+@cache
+def _warn_of_no_balance(kind: str) -> None:
+    log.warning("output_router_logits has no effect: %s of Transformers computes no balancing loss", kind)

@@ -1,0 +1,56 @@
+"""What the two heads that generate text share. How a batch is generated is the engine's (`llmkit.engines`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from llmkit.heads.base import BaseHead, Encoded, Features
+from llmkit.heads.end_tokens import text_ends
+from llmkit.models.generation import vocabulary_rows
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmkit.models.load import Loaded
+
+__all__ = ["WritingHead"]
+
+
+@runtime_checkable
+class WritingHead(BaseHead, Protocol):
+    """A head that generates text."""
+
+    def collate(self, loaded: Loaded, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """Prompts to the keyword arguments of ``model.generate``: ``[batch, length]`` tensors on the device."""
+
+    def output_start(self, inputs: dict[str, torch.Tensor]) -> int:
+        """Index of the first new token in the sequences that ``model.generate`` returns."""
+
+    def target_loss(self, loaded: Loaded, features: Features) -> tuple[float, int]:
+        """The summed loss in nats of the labels of an example of any length, and how many they are.
+
+        Raises:
+            InputError: the encoder does not read so much.
+        """
+
+    def next_logits(self, loaded: Loaded, encoded: Encoded) -> torch.Tensor:
+        """Logits ``[vocabulary]`` of the first token behind a prompt."""
+        import torch
+
+        with torch.inference_mode():
+            output: Any = loaded.model(**self.collate(loaded, [encoded]))
+        logits: torch.Tensor = output.logits[0, -1]
+        return logits
+
+    def pad_id(self, loaded: Loaded) -> int:
+        rows = vocabulary_rows(loaded.model)
+        own = (loaded.model.generation_config.pad_token_id, loaded.tokenizer.pad_token_id)
+        for candidate in (*own, *sorted(text_ends(loaded))):
+            if candidate is not None and (rows is None or candidate < rows):
+                return int(candidate)
+        return 0
+
+    def logits(self, output: Any) -> torch.Tensor:
+        logits: torch.Tensor = output.logits.float()
+        return logits

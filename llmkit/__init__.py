@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from llmkit.evaluation.evaluate import Evaluation as Evaluation
     from llmkit.inference.conversation import Conversation as Conversation
     from llmkit.inference.next_tokens import NextToken as NextToken
-    from llmkit.inference.output import Output as Output
-    from llmkit.inference.output import Usage as Usage
     from llmkit.inference.pipeline import Pipeline as Pipeline
     from llmkit.tasks.base import Chunk as Chunk
     from llmkit.tasks.base import Message as Message
+    from llmkit.tasks.output import Output as Output
+    from llmkit.tasks.output import Usage as Usage
 
 __version__ = "0.1.0"
 
@@ -56,8 +56,8 @@ _HOME = {
     "Evaluation": "llmkit.evaluation.evaluate",
     "Conversation": "llmkit.inference.conversation",
     "NextToken": "llmkit.inference.next_tokens",
-    "Output": "llmkit.inference.output",
-    "Usage": "llmkit.inference.output",
+    "Output": "llmkit.tasks.output",
+    "Usage": "llmkit.tasks.output",
     "Pipeline": "llmkit.inference.pipeline",
     "CheckpointError": "llmkit.errors",
     "ContextOverflowError": "llmkit.errors",

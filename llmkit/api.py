@@ -5,22 +5,23 @@ Thin: settings are declared in `llmkit.config.settings`, work is done in `llmkit
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from llmkit.config.settings import (
-    AnswerOptions,
     GenerationSettings,
     LoadOptions,
     LoadSettings,
     Options,
-    SummarizationOptions,
-    TaskOptions,
     split_options,
 )
 from llmkit.errors import InputError, UsageError
-from llmkit.tasks import Message, Row, Task, Translation, Wording, find_task
+from llmkit.tasks import Message, Row, Task, Wording, find_task
+from llmkit.tasks.question_answering import AnswerOptions
+from llmkit.tasks.summarization import SummarizationOptions
+from llmkit.tasks.translation import TranslationOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 
     from llmkit.evaluation.evaluate import Evaluation
     from llmkit.inference.next_tokens import NextToken
-    from llmkit.inference.output import Output
     from llmkit.inference.pipeline import Pipeline
     from llmkit.models.load import Loaded
+    from llmkit.tasks.output import Output
 
 __all__ = [
     "answer",
@@ -48,17 +49,18 @@ __all__ = [
 
 Examples = Sequence[Row] | str | Path
 
-_last: dict[tuple[LoadSettings, str, tuple[str | None, str | None], str], tuple[Loaded, object]] = {}
+_last: dict[tuple[LoadSettings, str, tuple[str, ...], str], tuple[Loaded, object]] = {}
 """The model of the last call, and when its files were written."""
+_loading = threading.Lock()
+"""Held while that is looked up or replaced: of two threads the second waits for the first one's model."""
+
+
+class TaskOptions(SummarizationOptions, AnswerOptions, TranslationOptions, total=False):
+    """The keyword arguments of every task."""
 
 
 def _load_model(
-    settings: LoadSettings,
-    task: str,
-    text: str,
-    languages: tuple[str | None, str | None] = (None, None),
-    *,
-    fallback: bool = True,
+    settings: LoadSettings, task: str, text: str, defaults: tuple[str, ...] = (), *, fallback: bool = True
 ) -> Loaded:
     """The model of the last call if it is the same one; else it makes room before the next is loaded.
 
@@ -66,15 +68,16 @@ def _load_model(
     """
     from llmkit.models.load import load_model
 
-    key = (settings, task, languages if settings.model is None else (None, None), str(Path.cwd()))
-    if key in _last:
-        loaded, stamp = _last[key]
-        if loaded.source.stamp() == stamp:
-            return loaded
-    _last.clear()
-    loaded = load_model(settings, task, text=text, languages=languages, fallback=fallback)
-    _last[key] = loaded, loaded.source.stamp()
-    return loaded
+    key = (settings, task, defaults, str(Path.cwd()))
+    with _loading:
+        if key in _last:
+            loaded, stamp = _last[key]
+            if loaded.source.stamp() == stamp:
+                return loaded
+        _last.clear()
+        loaded = load_model(settings, task, text=text, defaults=defaults, fallback=fallback)
+        _last[key] = loaded, loaded.source.stamp()
+        return loaded
 
 
 def build_pipeline(
@@ -83,20 +86,18 @@ def build_pipeline(
     settings: GenerationSettings,
     wording: Wording,
     *,
-    text: str = "",
+    row: Row | None = None,
     fallback: bool = True,
 ) -> Pipeline:
     """A pipeline from settings that are already checked.
 
-    ``text`` lets a fallback model state its limits; without ``fallback`` there is an error in its place.
+    ``row``, if there is only one, decides about the default model, and lets a fallback model state its limits; without
+    ``fallback`` there is an error in its place.
     """
-    languages: tuple[str | None, str | None] = (None, None)
-    if isinstance(task, Translation):
-        if load_settings.model is None:
-            task.require_target()
-        # The default model depends on the pair; a model that was named may know its source language itself.
-        languages = task.two_letter_codes(text if load_settings.model is None else "")
-    loaded = _load_model(load_settings, task.name, text, languages, fallback=fallback)
+    text = "" if row is None else task.text(row)
+    # A model that was named may know its languages itself.
+    defaults = task.default_models(text) if load_settings.model is None else ()
+    loaded = _load_model(load_settings, task.name, text, defaults, fallback=fallback)
     from llmkit.inference.contract import apply_contract
     from llmkit.inference.pipeline import Pipeline
 
@@ -136,18 +137,28 @@ def load(
     Raises:
         LlmkitError: one line that ends in what to do.
     """
-    return _pipeline(task, model, options, make_wording(system, prefill, examples, raw=raw))
+    made, load_settings, settings = _open(task, model, options)
+    return build_pipeline(made, load_settings, settings, make_wording(system, prefill, examples, raw=raw))
 
 
-def _pipeline(task: str, model: str | None, options: Any, wording: Wording, text: str = "") -> Pipeline:
+def _open(task: str, model: str | None, options: Any) -> tuple[Task, LoadSettings, GenerationSettings]:
+    """A task and the settings, from keyword arguments."""
     found = find_task(task)
     load_settings, settings, own = split_options(
         {**options, "model": model}, LoadSettings, GenerationSettings, found.settings_class
     )
-    return build_pipeline(found(own), load_settings, settings, wording, text=text)
+    return found(own), load_settings, settings
 
 
-def make_wording(system: str, prefill: str, examples: Examples, *, raw: bool) -> Wording:
+def _answer(task: str, given: str | Row, model: str | None, wording: Wording, options: Any) -> Output:
+    """The answer to one row."""
+    made, load_settings, settings = _open(task, model, options)
+    row = made.to_row(given)
+    made.validate(row)
+    return build_pipeline(made, load_settings, settings, wording, row=row)(row)
+
+
+def make_wording(system: str = "", prefill: str = "", examples: Examples = (), *, raw: bool = False) -> Wording:
     """What the caller adds to each prompt; examples may be a file."""
     if isinstance(examples, str | Path):
         from llmkit.data.rows import read_rows
@@ -167,8 +178,7 @@ def generate(
     **options: Unpack[Options],
 ) -> Output:
     """Answer or continue one prompt. The model of the last call stays loaded; see `load` for the arguments."""
-    wording = make_wording(system, prefill, examples, raw=raw)
-    return _pipeline("text-generation", model, options, wording, prompt)(prompt)
+    return _answer("text-generation", prompt, model, make_wording(system, prefill, examples, raw=raw), options)
 
 
 def summarize(
@@ -178,8 +188,7 @@ def summarize(
 
     ``length`` is ``short``, ``medium``, ``long`` or a number of tokens; see `load` for the other arguments.
     """
-    wording = make_wording("", "", examples, raw=False)
-    return _pipeline("summarization", model, options, wording, text)(text)
+    return _answer("summarization", text, model, make_wording(examples=examples), options)
 
 
 def answer(
@@ -194,9 +203,8 @@ def answer(
 
     Where the text holds no answer, ``output.answered`` is False; see `load` for the arguments.
     """
-    wording = make_wording("", "", examples, raw=False)
-    pipeline = _pipeline("question-answering", model, options, wording, f"{question} {context}")
-    return pipeline({"question": question, "context": context})
+    row = {"question": question, "context": context}
+    return _answer("question-answering", row, model, make_wording(examples=examples), options)
 
 
 def chat(
@@ -211,9 +219,7 @@ def chat(
 
     `Conversation` keeps one going. See `load` for the arguments.
     """
-    wording = make_wording(system, "", examples, raw=False)
-    row = messages if isinstance(messages, str) else {"messages": messages}
-    return _pipeline("dialogue", model, options, wording, messages if isinstance(messages, str) else "")(row)
+    return _answer("dialogue", {"messages": messages}, model, make_wording(system, examples=examples), options)
 
 
 def translate(
@@ -230,8 +236,8 @@ def translate(
     ``source`` is detected if not given; ``target`` may be left out for a model that knows only one. White space,
     Markdown, code, addresses and placeholders are kept. See `load` for the other arguments.
     """
-    wording = make_wording("", "", examples, raw=False)
-    return _pipeline("translation", model, {**options, "source": source, "target": target}, wording, text)(text)
+    options_of_task = {**options, "source": source, "target": target}
+    return _answer("translation", text, model, make_wording(examples=examples), options_of_task)
 
 
 def pipeline(

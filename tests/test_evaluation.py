@@ -15,15 +15,15 @@ import llmkit
 from llmkit.cli.app import main
 from llmkit.config.recipe import SourceSection
 from llmkit.config.recipe_file import load_recipe
-from llmkit.config.settings import TranslationSettings
 from llmkit.data.proposals import task_rows
 from llmkit.errors import InputError
-from llmkit.evaluation.evaluate import Evaluation, Judged, given_part, references_of, spoken, target_language
+from llmkit.evaluation.evaluate import Evaluation, Judged, spoken
 from llmkit.evaluation.perplexity import _exp_mean
 from llmkit.heads import head_of
 from llmkit.metrics.bootstrap import Interval
-from llmkit.metrics.judge import judge
-from llmkit.tasks import Head, QuestionAnswering, Traits, Translation, Wording
+from llmkit.metrics.score import score
+from llmkit.tasks import TASKS, Dialogue, QuestionAnswering, Traits, Translation, Wording
+from llmkit.tasks.translation import TranslationSettings
 from llmkit.training.dataset import prepare
 from llmkit.training.encoding import make_encoder
 from llmkit.training.start import open_model, open_task
@@ -66,7 +66,7 @@ def test_every_task_is_judged(
         "summarize": ["A quick fox.", "The fox jumps."], "translate": ["Le renard."], "answer": ["fox"],
         "chat": ["The fox"], "generate": [" brown fox"],
     }[verb]  # fmt: skip
-    expected = {each.name: each.value for each in judge(content["task"], answers, [wanted] * 3)}
+    expected = {each.name: each.value for each in score(TASKS[content["task"]].metrics, answers, [wanted] * 3)}
     figures = {name: each["value"] for name, each in content["figures"].items()}
     assert figures.pop("perplexity", 2.0) > 1.0
     assert figures == pytest.approx(expected)
@@ -116,19 +116,19 @@ def test_no_answer_is_none_in_training_as_in_evaluation(answers: Any, tmp_path: 
     (record,) = task_rows(SourceSection(path=[str(path)]), "question-answering")
     assert record.row is not None
     task = QuestionAnswering()
-    assert references_of(record.row, task) == []
-    for head, target in ((Head.SPAN, ""), (Head.CAUSAL, " No answer")):
-        (example,) = task.examples(record.row, Traits(head), Wording())
+    assert task.references(record.row) == []
+    for traits, target in ((Traits(marks_spans=True), ""), (Traits(continues=True), " No answer")):
+        (example,) = task.examples(record.row, traits, Wording())
         assert (example.target, example.spans) == (target, ())
 
 
 def test_the_last_reply_that_is_learned_is_the_one_that_is_judged() -> None:
     turns = [("user", "a", 1), ("assistant", "b", 1), ("user", "c", 1), ("assistant", "d", 0), ("user", "e", 1)]
     messages = [{"role": role, "content": text, "weight": weight} for role, text, weight in turns]
-    assert given_part({"messages": messages}, "dialogue") == {"messages": messages[:1], "reply": "b"}
-    assert given_part({"messages": messages[2:]}, "dialogue") is None
+    assert Dialogue().without_target({"messages": messages}) == {"messages": messages[:1], "reply": "b"}
+    assert Dialogue().without_target({"messages": messages[2:]}) is None
     with pytest.raises(InputError, match="message 1 is empty"):
-        given_part({"messages": [{"role": "user", "content": ""}, messages[1]]}, "dialogue")
+        Dialogue().without_target({"messages": [{"role": "user", "content": ""}, messages[1]]})
 
 
 def test_a_conversation_without_a_reply_is_named_or_left_out(
@@ -246,8 +246,8 @@ def test_the_threshold_that_is_fitted_goes_with_the_model(checkpoint: Checkpoint
 
 
 def test_a_language_that_is_named_is_divided_as_its_code_is() -> None:
-    assert target_language(Translation(TranslationSettings(target="Chinese"))) == "zh"
-    assert target_language(Translation(TranslationSettings())) is None
+    assert Translation(TranslationSettings(target="Chinese")).target_language == "zh"
+    assert Translation(TranslationSettings()).target_language is None
 
 
 def test_both_models_are_asked_as_the_recipe_says(checkpoint: Checkpoint, tmp_path: Path) -> None:

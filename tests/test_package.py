@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 import pytest
 
 import llmkit
+from llmkit import api
 from llmkit.config import settings
 from llmkit.tasks import TASKS
 
@@ -63,7 +64,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
         (settings.LoadOptions, [settings.LoadSettings]),
         (settings.Options, [settings.LoadSettings, settings.GenerationSettings]),
         (
-            settings.TaskOptions,
+            api.TaskOptions,
             [settings.LoadSettings, settings.GenerationSettings, *(task.settings_class for task in TASKS.values())],
         ),
     ],

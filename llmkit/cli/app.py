@@ -7,6 +7,7 @@ Exit codes: 0 done (also when the reader of a pipe went away), 1 runtime, 2 usag
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -21,12 +22,11 @@ import typer
 from typer.exceptions import TyperException
 
 from llmkit import __version__
-from llmkit.cli.chat import chat
 from llmkit.cli.data import data, data_check
 from llmkit.cli.evaluate import evaluate
 from llmkit.cli.finetune import finetune
-from llmkit.cli.generate import generate, next_
 from llmkit.cli.models import download, inspect, models
+from llmkit.cli.next_tokens import next_
 from llmkit.cli.options import Stopped, advice, at_command, command, flags
 from llmkit.cli.recipes import (
     recipes,
@@ -37,29 +37,14 @@ from llmkit.cli.recipes import (
     recipes_validate,
 )
 from llmkit.cli.results import merge, push
-from llmkit.cli.tasks import answer, summarize, translate
+from llmkit.cli.tasks import task_command
 from llmkit.errors import LlmkitError
 from llmkit.log import log, printable
+from llmkit.tasks import TASKS, Task
 
-__all__ = ["app", "main"]
+__all__ = ["application", "main"]
 
-app = typer.Typer(
-    name="llmkit",
-    help="Five language tasks on the right model class.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # half the time of --help
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-command(app, "generate", generate)
-command(app, "summarize", summarize)
-command(app, "answer", answer)
-command(app, "chat", chat)
-command(app, "translate", translate)
-command(app, "next", next_)
-command(app, "finetune", finetune)
 command(data, "check", data_check)
-app.add_typer(data, name="data")
 for _name, _function in (
     ("list", recipes_list),
     ("show", recipes_show),
@@ -68,13 +53,40 @@ for _name, _function in (
     ("schema", recipes_schema),
 ):
     command(recipes, _name, _function)
-app.add_typer(recipes, name="recipes")
-command(app, "inspect", inspect)
-command(app, "models", models)
-command(app, "download", download)
-command(app, "evaluate", evaluate)
-command(app, "merge", merge)
-command(app, "push", push)
+
+
+def application() -> typer.Typer:
+    """The commands, those of all registered tasks first."""
+    return _application(tuple(TASKS.values()))
+
+
+@functools.cache
+def _application(tasks: tuple[type[Task], ...]) -> typer.Typer:
+    app = typer.Typer(
+        name="llmkit",
+        help="Five language tasks on the right model class.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # half the time of --help
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for task in tasks:
+        command(app, task.verb, task_command(task))
+    command(app, "next", next_)
+    command(app, "finetune", finetune)
+    app.add_typer(data, name="data")
+    app.add_typer(recipes, name="recipes")
+    for name, function in (
+        ("inspect", inspect),
+        ("models", models),
+        ("download", download),
+        ("evaluate", evaluate),
+        ("merge", merge),
+        ("push", push),
+    ):
+        command(app, name, function)
+    app.callback()(_root)
+    return app
 
 
 def _print_version(value: bool) -> None:
@@ -83,7 +95,6 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -162,7 +173,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     flags.arguments = list(arguments)
     try:
-        code = app(args=arguments or ["--help"], prog_name="llmkit", standalone_mode=False)
+        code = application()(args=arguments or ["--help"], prog_name="llmkit", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except TyperException as error:

@@ -1,4 +1,4 @@
-"""``llmkit chat``: one reply, or a conversation in the terminal.
+"""``llmkit chat`` without a text: a conversation in the terminal.
 
 Knows commands, what goes to which stream, and what Ctrl+C means. Turns are kept by
 `llmkit.inference.conversation`, lines are read by `llmkit.cli.line_editor`.
@@ -7,101 +7,47 @@ Knows commands, what goes to which stream, and what Ctrl+C means. Turns are kept
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from llmkit.cli.options import flags
-from llmkit.cli.output import AsJson, Encoding, Examples, LiteralText, TextArgument, report, show, write
-from llmkit.cli.rows import answer_rows
-from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, given
+from llmkit.cli.output import StreamPrinter
+from llmkit.config.settings import GenerationSettings, LoadSettings, given
 from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.log import log
 
 if TYPE_CHECKING:
     from llmkit.inference.conversation import Conversation
-    from llmkit.inference.output import Output
     from llmkit.inference.pipeline import Pipeline
-    from llmkit.tasks import Wording
+    from llmkit.tasks import Task, Wording
+    from llmkit.tasks.output import Output
 
-__all__ = ["Session", "chat"]
+__all__ = ["Session", "converse"]
 
 
-def chat(
-    argument: TextArgument = None,
-    text: LiteralText = None,
-    system: Annotated[str, typer.Option(help="System message; text in front on models without chat.")] = "",
-    examples: Examples = None,
-    as_json: AsJson = False,
-    encoding: Encoding = None,
-    *,
-    rows: RowSettings,
-    generation: GenerationSettings,
-    load: LoadSettings,
+def converse(
+    task: Task, wording: Wording, generation: GenerationSettings, load: LoadSettings, *, one_reply: Mapping[str, Any]
 ) -> None:
-    """Talk to a model: a conversation in the terminal, or one reply.
-
-    With a text, also a piped one, prints one reply. Without, a conversation begins; /help lists its commands.
-    """
-    from llmkit.api import make_wording
-
-    wording = make_wording(system, "", examples or (), raw=False)
-    if rows.input is not None:
-        from llmkit.tasks import Dialogue
-
-        instead = {"TEXT": argument, "--text": text, "--json": as_json}
-        answer_rows(Dialogue(), rows, load, generation, wording, encoding=encoding, instead=instead)
-        return
-    if argument is None and text is None and sys.stdin.isatty():
-        if as_json or encoding is not None:
-            option = "--json" if as_json else "--encoding"
-            raise UsageError(
-                f"{option} is for one reply, and there is no message", "give a text, a file, or pipe one in"
-            )
-        _converse(wording, generation, load)
-    else:
-        from llmkit.data.text import read_text
-
-        _reply_once(read_text(argument, text, encoding), wording, generation, load, as_json=as_json)
-
-
-def _reply_once(
-    message: str, wording: Wording, generation: GenerationSettings, load: LoadSettings, *, as_json: bool
-) -> None:
-    from llmkit.api import build_pipeline
-    from llmkit.tasks import Dialogue
-
-    task = Dialogue()
-    task.validate(task.to_row(message))
-    pipeline = build_pipeline(task, load, generation, wording, text=message)
-    if as_json or pipeline.settings.num_return_sequences > 1:
-        show(pipeline, message, as_json=as_json)
-        return
-    started, shown = time.perf_counter(), _Shown()
-    output = pipeline(message, on_text=shown.say, on_reasoning=shown.think)
-    shown.end()
-    report(output, time.perf_counter() - started, pipeline)
-
-
-def _converse(wording: Wording, generation: GenerationSettings, load: LoadSettings) -> None:
+    """A conversation in the terminal. ``one_reply`` are options that have an effect on a single reply only."""
     from llmkit.api import build_pipeline
     from llmkit.cli.line_editor import line_editor
     from llmkit.models.cache import cache_dir
-    from llmkit.tasks import Dialogue
 
+    if option := next((name for name, value in one_reply.items() if value not in (None, False)), None):
+        raise UsageError(f"{option} is for one reply, and there is no message", "give a text, a file, or pipe one in")
     if generation.num_return_sequences > 1:  # said before a model is loaded
         raise UsageError("a conversation goes on with one reply", "leave --num-return-sequences out, or give a text")
     forms = {name: command.argument for command in _COMMANDS for name in command.names}
     read = line_editor(forms, cache_dir() / "chat_history")
-    pipeline = build_pipeline(Dialogue(), load, generation, wording)
+    pipeline = build_pipeline(task, load, generation, wording)
     from llmkit.inference.conversation import Conversation
 
     log.info("%s answers", _describe(pipeline))
@@ -118,39 +64,6 @@ def _describe(pipeline: Pipeline) -> str:
 def _tell(line: str) -> None:
     """What was asked for, also with --quiet. Not on standard output, which holds the replies only."""
     typer.echo(line, err=True)
-
-
-class _Shown:
-    """A reply on its way to the screen: what is said to stdout, what is thought before it to stderr."""
-
-    def __init__(self) -> None:
-        self._thought = self._said = ""
-        """The last piece of each."""
-
-    def think(self, piece: str) -> None:
-        """Show a piece of what the model thinks aloud."""
-        if not self._thought:
-            piece = piece.lstrip("\n")
-        if piece and not flags.quiet:
-            self._thought = piece
-            typer.echo(typer.style(piece, dim=True), nl=False, err=True)  # the style is left out of files
-
-    def say(self, piece: str) -> None:
-        """Show a piece of the reply."""
-        self._end_thought()
-        self._said = piece
-        write(piece)
-
-    def end(self) -> None:
-        """Finish the last line."""
-        self._end_thought()
-        if self._said and not self._said.endswith("\n"):
-            write("\n")
-
-    def _end_thought(self) -> None:
-        if self._thought and not self._thought.endswith("\n"):
-            _tell("")
-        self._thought = ""
 
 
 class _Interrupt:
@@ -254,7 +167,7 @@ class Session:
 
     def _answer(self, answer: Callable[..., Output], *message: str) -> None:
         """Generate a reply and show it."""
-        started, shown, interrupt = time.perf_counter(), _Shown(), _Interrupt()
+        started, shown, interrupt = time.perf_counter(), StreamPrinter(), _Interrupt()
         output = None
         try:
             with interrupt.caught():
@@ -269,7 +182,7 @@ class Session:
             _tell("(ended; nothing of this reply is kept)")
             return
         if output.text:
-            write("\n")
+            shown.say("\n")
         self._explain(output, time.perf_counter() - started)
 
     def _explain(self, output: Output, seconds: float) -> None:

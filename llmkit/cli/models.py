@@ -51,20 +51,18 @@ def models(
     """List recommended models, with size and licence."""
     from dataclasses import asdict
 
-    from llmkit.models.recommended import RECOMMENDED
-    from llmkit.tasks import find_task
+    from llmkit.tasks import TASKS, find_task
 
-    wanted = find_task(task).name if task else None
-    rows = [row for row in RECOMMENDED if wanted in (None, row.task)]
+    rows = [(each.name, row) for each in ([find_task(task)] if task else TASKS.values()) for row in each.recommended]
     if as_json:
-        typer.echo(json.dumps([asdict(row) for row in rows], ensure_ascii=False))
+        typer.echo(json.dumps([{"task": name, **asdict(row)} for name, row in rows], ensure_ascii=False))
         return
-    width = max(len(row.model) for row in rows)
+    width = max(len(row.model) for _, row in rows)
     shown = ""
-    for row in rows:
-        if row.task != shown:
-            typer.echo(f"{'' if not shown else chr(10)}{row.task}")
-            shown = row.task
+    for name, row in rows:
+        if name != shown:
+            typer.echo(f"{'' if not shown else chr(10)}{name}")
+            shown = name
         size = f"{row.megabytes / 1000:.1f} GB" if row.megabytes >= 1000 else f"{row.megabytes} MB"
         typer.echo(f"  {row.model:<{width}}  {row.parameters:>6}  {size:>7}  {row.licence:<15}  {row.note}")
 

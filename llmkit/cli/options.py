@@ -15,17 +15,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from llmkit.config.settings import (
-    AnswerSettings,
-    GenerationSettings,
-    LoadSettings,
-    RowSettings,
-    SummarizationSettings,
-    TaskSettings,
-    TranslationSettings,
-    setting_fields,
-)
+from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, TaskSettings, setting_fields
 from llmkit.log import log
+from llmkit.tasks import TASKS
 
 __all__ = ["Stopped", "advice", "at_command", "command", "flags"]
 
@@ -84,14 +76,11 @@ def advice(fix: str) -> str:
 def _keys() -> dict[str, tuple[str, bool]]:
     """From the options of settings to the keys that a recipe has for them, and whether they are on or off."""
     part = "validation" if "--data" in flags.options else "train"
+    sections: list[tuple[str, type[Any]]] = [("settings", task.settings_class) for task in TASKS.values()]
+    sections.append(("model", LoadSettings))
     return {"--encoding": (f"data.{part}.encoding", False)} | {
         item.metadata["option"] or _option(item.name): (f"{section}.{item.name}", item.default is False)
-        for section, settings in (
-            ("settings", SummarizationSettings),
-            ("settings", AnswerSettings),
-            ("settings", TranslationSettings),
-            ("model", LoadSettings),
-        )
+        for section, settings in sections
         for item in setting_fields(settings)
         if item.name != "model"
     }

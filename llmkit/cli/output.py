@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmkit.cli.options import flags
 from llmkit.log import log, printable
 
 if TYPE_CHECKING:
-    from llmkit.inference.output import Output
     from llmkit.inference.pipeline import Pipeline
     from llmkit.tasks import Row
+    from llmkit.tasks.output import Output
 
-__all__ = ["AsJson", "Encoding", "Examples", "LiteralText", "TextArgument", "report", "show", "write"]
+__all__ = ["AsJson", "Encoding", "Examples", "LiteralText", "StreamPrinter", "TextArgument", "report", "show", "write"]
 
 TextArgument = Annotated[
     str | None, typer.Argument(metavar="TEXT|FILE|-", help="The text, a file, or - for standard input.")
@@ -29,21 +29,59 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Examples = Annotated[Path | None, typer.Option(help="Few-shot rows in the task's columns (.jsonl, .json, .csv, .tsv).")]
 
 
-def show(
-    pipeline: Pipeline, row: str | Row, *, as_json: bool, on_reasoning: Callable[[str], None] | None = None
-) -> Output:
-    """Answer one row and print it: while it is generated, or whole as JSON or where there are several."""
-    started = time.perf_counter()
+def show(pipeline: Pipeline, row: str | Row, *, as_json: bool, reasoning: bool = False) -> Output:
+    """Answer one row and print it: while it is generated, or whole as JSON or where there are several.
+
+    ``reasoning`` shows what the model thinks before its answer.
+    """
+    started, printer = time.perf_counter(), StreamPrinter()
     whole = as_json or pipeline.settings.num_return_sequences > 1
-    output = pipeline(row, on_text=None if whole else write, on_reasoning=None if whole else on_reasoning)
+    output = pipeline(
+        row,
+        on_text=None if whole else printer.say,
+        on_reasoning=printer.think if reasoning and not whole else None,
+    )
     if as_json:
         typer.echo(json.dumps(output.to_dict(), ensure_ascii=False))
     elif whole:
         typer.echo("\n---\n".join(each.text for each in (output, *output.alternatives)))
-    elif not output.text.endswith("\n"):
-        typer.echo()
+    else:
+        printer.end(empty=not reasoning)
     report(output, time.perf_counter() - started, pipeline)
     return output
+
+
+class StreamPrinter:
+    """An answer on its way to the screen: what is said to stdout, what is thought before it to stderr."""
+
+    def __init__(self) -> None:
+        self._thought = self._said = ""
+        """The last piece of each."""
+
+    def think(self, piece: str) -> None:
+        """Show a piece of what the model thinks aloud."""
+        if not self._thought:
+            piece = piece.lstrip("\n")
+        if piece and not flags.quiet:
+            self._thought = piece
+            typer.echo(typer.style(piece, dim=True), nl=False, err=True)  # the style is left out of files
+
+    def say(self, piece: str) -> None:
+        """Show a piece of the answer."""
+        self._end_thought()
+        self._said = piece
+        write(piece)
+
+    def end(self, *, empty: bool = False) -> None:
+        """Finish the last line; ``empty`` makes one of an answer that says nothing."""
+        self._end_thought()
+        if (self._said or empty) and not self._said.endswith("\n"):
+            write("\n")
+
+    def _end_thought(self) -> None:
+        if self._thought and not self._thought.endswith("\n"):
+            typer.echo("", err=True)
+        self._thought = ""
 
 
 def write(piece: str) -> None:

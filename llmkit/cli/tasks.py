@@ -1,165 +1,129 @@
-"""``llmkit summarize``, ``llmkit answer`` and ``llmkit translate``."""
+"""The commands of the tasks: one frame, whose arguments and options follow from what a task declares."""
 
 from __future__ import annotations
 
+import inspect
 import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmkit.cli.output import AsJson, Encoding, Examples, LiteralText, TextArgument, show
+from llmkit.cli.chat import converse
+from llmkit.cli.output import AsJson, Encoding, Examples, LiteralText, show
 from llmkit.cli.rows import answer_rows
-from llmkit.config.settings import (
-    AnswerSettings,
-    GenerationSettings,
-    LoadSettings,
-    RowSettings,
-    SummarizationSettings,
-    TranslationSettings,
-)
+from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
 from llmkit.errors import InputError, UsageError
 from llmkit.log import log
 
 if TYPE_CHECKING:
-    from llmkit.inference.output import Output
+    from llmkit.tasks import Row, Task
 
-__all__ = ["answer", "summarize", "translate"]
+__all__ = ["task_command"]
 
-
-def summarize(
-    argument: TextArgument = None,
-    text: LiteralText = None,
-    examples: Examples = None,
-    as_json: AsJson = False,
-    encoding: Encoding = None,
-    *,
-    summarization: SummarizationSettings,
-    rows: RowSettings,
-    generation: GenerationSettings,
-    load: LoadSettings,
-) -> None:
-    """Summarize a text of any length.
-
-    A text longer than the model reads is summarized in parts, divided between sentences, and then the summaries
-    together. How much was read is said on standard error.
-    """
-    from llmkit.api import build_pipeline, make_wording
-    from llmkit.data.text import read_text
-    from llmkit.tasks import Summarization
-
-    task, wording = Summarization(summarization), make_wording("", "", examples or (), raw=False)
-    if rows.input is not None:
-        instead = {"TEXT": argument, "--text": text, "--json": as_json}
-        answer_rows(task, rows, load, generation, wording, encoding=encoding, instead=instead)
-        return
-    document = read_text(argument, text, encoding)
-    task.validate({"document": document})
-    pipeline = build_pipeline(task, load, generation, wording, text=document)
-    output = show(pipeline, document, as_json=as_json)
-    _cover(output, len(document), "first" if pipeline.settings.truncation_side == "left" else "last")
+_PROMPT_OPTIONS: dict[str, Any] = {
+    "system": Annotated[str, typer.Option(help="System message; text in front on models without chat.")],
+    "prefill": Annotated[str, typer.Option(help="Begin the output with this; it is not repeated.")],
+    "examples": Examples,
+    "raw": Annotated[bool, typer.Option("--raw", help="Continue the text itself, without the chat template.")],
+}
 
 
-def _cover(output: Output, characters: int, cut: str) -> None:
-    """What was read, so that nobody need wonder whether a part was dropped."""
-    parts = len(output.chunks) or 1
-    read = f"{output.usage.prompt_tokens} tokens in, prompts included"
-    if output.truncated:
-        log.info("covered: all but the %s %d tokens of the text (%s)", cut, output.truncated, read)
+def task_command(task: type[Task]) -> Callable[..., None]:
+    """The function of a task's command, for `llmkit.cli.options.command`."""
+
+    def run(
+        *,
+        settings: Any,
+        rows: RowSettings,
+        generation: GenerationSettings,
+        load: LoadSettings,
+        as_json: bool,
+        encoding: str | None,
+        **given: Any,
+    ) -> None:
+        from llmkit.api import build_pipeline, make_wording
+
+        made = task(settings)
+        prompt = {name: given.pop(name, default) for name, default in (("system", ""), ("prefill", ""), ("raw", False))}
+        wording = make_wording(examples=given.pop("examples") or (), **prompt)
+        if rows.input is not None:
+            instead = {_label(task, name): value for name, value in given.items()} | {"--json": as_json}
+            answer_rows(made, rows, load, generation, wording, encoding=encoding, instead=instead)
+            return
+        if task.converses and given["argument"] is None and given["text"] is None and sys.stdin.isatty():
+            converse(made, wording, generation, load, one_reply={"--json": as_json, "--encoding": encoding})
+            return
+        row = made.to_row(_row(task, given, encoding))
+        made.validate(row)
+        pipeline = build_pipeline(made, load, generation, wording, row=row)
+        output = show(pipeline, row, as_json=as_json, reasoning=task.converses)
+        for line in () if as_json else made.further_lines(output):
+            typer.echo(line)
+        for level, message in made.remarks(output, row, pipeline.settings):
+            log.log(level, "%s", message)
+
+    parameters = list(_parameters(task))
+    run.__name__, run.__doc__ = task.verb, inspect.cleandoc(task.help)
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
+
+
+def _parameters(task: type[Task]) -> Iterator[inspect.Parameter]:
+    def parameter(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+    *others, last = task.columns
+    help_of = task.argument_help
+    for name in others:
+        argument = typer.Argument(metavar=name.upper(), help=help_of.get(name))
+        yield parameter(name, Annotated[str | None, argument])
+    if others:
+        argument = typer.Argument(metavar=f"{last.upper()}|FILE|-", help=help_of.get(last))
+        yield parameter("argument", Annotated[str | None, argument])
+        option = typer.Option(f"--{last}", metavar="FILE|TEXT", help="The same, by name.")
+        yield parameter("option", Annotated[str | None, option])
+        literal = typer.Option("--text", help=f"The {last}, also if a file has that name.")
+        yield parameter("text", Annotated[str | None, literal])
     else:
-        log.info(
-            "covered: all %d characters in %d %s (%s)", characters, parts, "chunk" if parts == 1 else "chunks", read
-        )
+        argument = typer.Argument(metavar="TEXT|FILE|-", help="The text, a file, or - for standard input.")
+        yield parameter("argument", Annotated[str | None, argument])
+        yield parameter("text", LiteralText)
+    for name, annotation in _PROMPT_OPTIONS.items():
+        if name == "examples" or name in task.prompt_options:
+            yield parameter(name, annotation, None if name == "examples" else False if name == "raw" else "")
+    yield parameter("as_json", AsJson, False)
+    yield parameter("encoding", Encoding)
+    for name, kind in (
+        ("settings", task.settings_class),
+        ("rows", RowSettings),
+        ("generation", GenerationSettings),
+        ("load", LoadSettings),
+    ):
+        yield parameter(name, kind, inspect.Parameter.empty)
 
 
-def answer(
-    question: Annotated[str | None, typer.Argument(metavar="QUESTION", help="What is asked.")] = None,
-    argument: Annotated[
-        str | None, typer.Argument(metavar="CONTEXT|FILE|-", help="The text that holds the answer, or its file.")
-    ] = None,
-    context: Annotated[str | None, typer.Option("--context", metavar="FILE|TEXT", help="The same, by name.")] = None,
-    text: Annotated[str | None, typer.Option("--text", help="The context, also if a file has that name.")] = None,
-    examples: Examples = None,
-    as_json: AsJson = False,
-    encoding: Encoding = None,
-    *,
-    answering: AnswerSettings,
-    rows: RowSettings,
-    generation: GenerationSettings,
-    load: LoadSettings,
-) -> None:
-    """Answer a question from a text.
+def _label(task: type[Task], name: str) -> str:
+    """What the user calls a parameter."""
+    *others, last = task.columns
+    names = {"argument": last.upper() if others else "TEXT", "option": f"--{last}", "text": "--text"}
+    return names.get(name, name.upper())
 
-    Models like BERT mark the answer in the text, others write it. Prints an empty line where the text does not hold
-    the answer.
-    """
-    from llmkit.api import build_pipeline, make_wording
+
+def _row(task: type[Task], given: Mapping[str, Any], encoding: str | None) -> str | Row:
+    """The row that the arguments are: a text, or all of the task's columns."""
     from llmkit.data.text import read_text
-    from llmkit.tasks import QuestionAnswering
 
-    task, wording = QuestionAnswering(answering), make_wording("", "", examples or (), raw=False)
-    if rows.input is not None:
-        instead = {"QUESTION": question, "--context": context, "--text": text, "--json": as_json}
-        answer_rows(task, rows, load, generation, wording, encoding=encoding, instead=instead)
-        return
-    if question is None:
-        raise UsageError("there is no question", "give it first, then the text, or rows of both with --input")
-    if argument is not None and context is not None:
-        raise UsageError("the text was given twice", "leave out --context or the second argument")
-    argument = context if argument is None else argument
+    *others, last = task.columns
+    argument, option, text = (given.get(name) for name in ("argument", "option", "text"))
+    if not others:
+        return read_text(argument, text, encoding)
+    if missing := next((name for name in others if given[name] is None), None):
+        raise UsageError(f"there is no {missing}", f"give it first, then the {last}, or rows of both with --input")
+    if argument is not None and option is not None:
+        raise UsageError("the text was given twice", f"leave out --{last} or the last argument")
+    argument = option if argument is None else argument
     if argument is None and text is None and sys.stdin.isatty():
-        raise InputError(
-            "there is no text to answer from", "give it after the question, with --context FILE, or pipe it in"
-        )
-    row = {"question": question, "context": read_text(argument, text, encoding)}
-    task.validate(row)
-    pipeline = build_pipeline(task, load, generation, wording, text=f"{question} {row['context']}")
-    output = show(pipeline, row, as_json=as_json)
-    if not as_json:
-        _list_others(output)
-    if output.answered is None:
-        log.warning("so there is no verdict on whether the text holds the answer")
-    elif not output.answered:
-        log.warning("the text does not hold the answer")
-    elif output.start is not None:
-        score = "" if output.score is None else f", score {output.score:.3f}"
-        log.info("the answer stands at characters %d to %d%s", output.start, output.end, score)
-    else:
-        log.warning("these words do not stand in the text; check the answer against it")
-
-
-def _list_others(output: Output) -> None:
-    """The further answers of a span model, one a line."""
-    for other in output.alternatives if output.head == "span" and output.answered else ():
-        typer.echo(other.text)
-
-
-def translate(
-    argument: TextArgument = None,
-    text: LiteralText = None,
-    examples: Examples = None,
-    as_json: AsJson = False,
-    encoding: Encoding = None,
-    *,
-    translation: TranslationSettings,
-    rows: RowSettings,
-    generation: GenerationSettings,
-    load: LoadSettings,
-) -> None:
-    """Translate a text of any length.
-
-    White space, Markdown, code, addresses and placeholders stay as they are.
-    """
-    from llmkit.api import build_pipeline, make_wording
-    from llmkit.data.text import read_text
-    from llmkit.tasks import Translation
-
-    task, wording = Translation(translation), make_wording("", "", examples or (), raw=False)
-    if rows.input is not None:
-        instead = {"TEXT": argument, "--text": text, "--json": as_json}
-        answer_rows(task, rows, load, generation, wording, encoding=encoding, instead=instead)
-        return
-    source = read_text(argument, text, encoding)
-    task.validate({"source": source})
-    output = show(build_pipeline(task, load, generation, wording, text=source), source, as_json=as_json)
-    if output.chunks:
-        log.info("translated: %d parts, %d tokens in", len(output.chunks), output.usage.prompt_tokens)
+        raise InputError(f"there is no {last}", f"give it after the {others[-1]}, with --{last} FILE, or pipe it in")
+    return {name: given[name] for name in others} | {last: read_text(argument, text, encoding)}

@@ -1,15 +1,16 @@
 """The recipe: what is trained, on what, and how. Every key is declared here, with its type, default and bounds.
 
-Names are those of Transformers v5 (`TrainingArguments`), PEFT, Datasets and Accelerate where they have one. What the
-dataclasses of `llmkit.config.settings` declare is taken from there. Knows the shape of a recipe and which keys go
+Names are those of Transformers v5 (`TrainingArguments`), PEFT, Datasets and Accelerate where they have one. What
+`llmkit.config.settings` and the tasks declare is taken from there. Knows the shape of a recipe and which keys go
 together; does not know files (`llmkit.config.recipe_file`), models or data.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -22,15 +23,8 @@ from pydantic import (
     model_validator,
 )
 
-from llmkit.config.settings import (
-    AnswerSettings,
-    LoadSettings,
-    SummarizationSettings,
-    TaskSettings,
-    TranslationSettings,
-    TruncationSide,
-    setting_fields,
-)
+from llmkit.config.settings import LoadSettings, TaskSettings, TruncationSide, setting_fields
+from llmkit.tasks import TASKS, Task, find_task
 
 __all__ = [
     "VERSION",
@@ -217,15 +211,6 @@ Adapter = Annotated[_Lora | _IA3 | _PromptTuning | _PrefixTuning | _PTuning, Fie
 
 # Data.
 
-
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "text-generation": ("text", "prompt", "completion"),
-    "summarization": ("document", "summary"),
-    "question-answering": ("question", "context", "answers", "answer_start", "is_impossible"),
-    "dialogue": ("messages", "prompt", "completion"),
-    "translation": ("source", "target"),
-}
-"""The columns of each task that ``columns`` can name."""
 
 Paths = Annotated[
     list[str],
@@ -523,7 +508,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _columns_are_known(self) -> Recipe:
-        known = COLUMNS[self.task]
+        known = tuple(find_task(self.task).aliases)
         for part, sources in (("train", self.data.train), ("validation", self.data.validation or ())):
             for name in (name for source in sources for name in source.columns if name not in known):
                 near = get_close_matches(name, known, n=1)
@@ -568,21 +553,13 @@ def _recipe_of(name: str, settings: type[TaskSettings]) -> Any:
     return create_model(f"{''.join(map(str.capitalize, name.split('-')))}Recipe", __base__=Recipe, **members)
 
 
-SETTINGS: dict[str, type[TaskSettings]] = {
-    "text-generation": TaskSettings,
-    "summarization": SummarizationSettings,
-    "question-answering": AnswerSettings,
-    "dialogue": TaskSettings,
-    "translation": TranslationSettings,
-}
-"""The settings class of each task; a test compares it with the tasks' own."""
-
-_RECIPES = {name: _recipe_of(name, settings) for name, settings in SETTINGS.items()}
-
-
 def recipe_adapter() -> TypeAdapter[Recipe]:
     """The validator of recipes of any task."""
-    union: Any = None
-    for recipe in _RECIPES.values():
-        union = recipe if union is None else union | recipe
+    return _adapter_of(tuple(TASKS.values()))
+
+
+@functools.cache
+def _adapter_of(tasks: tuple[type[Task], ...]) -> TypeAdapter[Recipe]:
+    recipes = tuple(_recipe_of(task.name, task.settings_class) for task in tasks)
+    union: Any = Union[recipes]  # noqa: UP007 - of a tuple
     return TypeAdapter(Annotated[union, Field(discriminator="task")])

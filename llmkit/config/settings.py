@@ -16,8 +16,6 @@ from typing import Any, Literal, Self, TypedDict, get_args, get_origin, get_type
 from llmkit.errors import UsageError
 
 __all__ = [
-    "AnswerOptions",
-    "AnswerSettings",
     "DType",
     "GenerationSettings",
     "LoadOptions",
@@ -25,15 +23,11 @@ __all__ = [
     "Options",
     "Overflow",
     "RowSettings",
-    "SummarizationOptions",
-    "SummarizationSettings",
-    "TaskOptions",
     "TaskSettings",
-    "TranslationOptions",
-    "TranslationSettings",
     "TruncationSide",
     "changed",
     "given",
+    "setting",
     "setting_fields",
     "split_options",
 ]
@@ -46,7 +40,7 @@ TruncationSide = Literal["left", "right"]
 """Which side of a text is cut, as tokenizers of Transformers call it: ``right`` keeps the beginning."""
 
 
-def _setting(
+def setting(
     default: Any,
     help: str,  # noqa: A002
     *,
@@ -54,7 +48,7 @@ def _setting(
     maximum: float = math.inf,
     option: str | None = None,
 ) -> Any:
-    """``option`` is the name on the command line where that is not the field's own."""
+    """The declaration of a field. ``option`` is the name on the command line where that is not the field's own."""
     return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "option": option})
 
 
@@ -105,18 +99,18 @@ def _range(item: Field[Any]) -> str:
 class LoadSettings(_Checked):
     """Which model is loaded, and how."""
 
-    model: str | None = _setting(None, "Hub id, folder, PEFT adapter folder, GGUF file, or 'starter'.")
-    revision: str | None = _setting(None, "Branch, tag or commit hash on the Hub.")
-    base: str | None = _setting(None, "Base model of an adapter, in place of the one that the adapter names.")
-    head: Literal["causal", "seq2seq", "span"] | None = _setting(None, "Force a head the model type has.")
-    device: Device = _setting("auto", "Where the model runs.")
-    dtype: DType = _setting("auto", "Weights' type; auto takes the checkpoint's where the device is good at it.")
-    quantize: Quantization | None = _setting(None, "Quantize the weights while loading.")
-    attn_implementation: str | None = _setting(None, "Attention kernel, as Transformers names it (sdpa, eager …).")
-    offline: bool = _setting(False, "Never reach for a network.")
-    safetensors_only: bool = _setting(False, "Refuse checkpoints that only have .bin files.")
-    allow_pickle: bool = _setting(False, "Load .bin files that can run code, of the model, its base or a baseline.")
-    trust_remote_code: bool = _setting(False, "Run code that comes with the model, its base, a baseline or a metric.")
+    model: str | None = setting(None, "Hub id, folder, PEFT adapter folder, GGUF file, or 'starter'.")
+    revision: str | None = setting(None, "Branch, tag or commit hash on the Hub.")
+    base: str | None = setting(None, "Base model of an adapter, in place of the one that the adapter names.")
+    head: Literal["causal", "seq2seq", "span"] | None = setting(None, "Force a head the model type has.")
+    device: Device = setting("auto", "Where the model runs.")
+    dtype: DType = setting("auto", "Weights' type; auto takes the checkpoint's where the device is good at it.")
+    quantize: Quantization | None = setting(None, "Quantize the weights while loading.")
+    attn_implementation: str | None = setting(None, "Attention kernel, as Transformers names it (sdpa, eager …).")
+    offline: bool = setting(False, "Never reach for a network.")
+    safetensors_only: bool = setting(False, "Refuse checkpoints that only have .bin files.")
+    allow_pickle: bool = setting(False, "Load .bin files that can run code, of the model, its base or a baseline.")
+    trust_remote_code: bool = setting(False, "Run code that comes with the model, its base, a baseline or a metric.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,25 +124,25 @@ class LoadSettings(_Checked):
 class GenerationSettings(_Checked):
     """How text is generated. A setting left at None is taken from the model's own generation_config.json."""
 
-    max_new_tokens: int | None = _setting(None, "Longest output in tokens; each task has its own default.", minimum=1)
-    min_new_tokens: int | None = _setting(None, "Shortest output in tokens.", minimum=0)
-    temperature: float | None = _setting(None, "Sample at this temperature; 0 is greedy.", minimum=0, maximum=100)
-    top_p: float | None = _setting(None, "Sample from the likeliest tokens that sum to this.", minimum=0, maximum=1)
-    top_k: int | None = _setting(None, "Sample from this many likeliest tokens; 0 means all.", minimum=0)
-    min_p: float | None = _setting(
+    max_new_tokens: int | None = setting(None, "Longest output in tokens; each task has its own default.", minimum=1)
+    min_new_tokens: int | None = setting(None, "Shortest output in tokens.", minimum=0)
+    temperature: float | None = setting(None, "Sample at this temperature; 0 is greedy.", minimum=0, maximum=100)
+    top_p: float | None = setting(None, "Sample from the likeliest tokens that sum to this.", minimum=0, maximum=1)
+    top_k: int | None = setting(None, "Sample from this many likeliest tokens; 0 means all.", minimum=0)
+    min_p: float | None = setting(
         None, "Sample from tokens at least this share as likely as the likeliest.", minimum=0, maximum=1
     )
-    repetition_penalty: float | None = _setting(None, "Above 1 makes repeats less likely.", minimum=0.01, maximum=100)
-    no_repeat_ngram_size: int | None = _setting(None, "Never repeat a run of this many tokens; 0 is off.", minimum=0)
-    num_beams: int | None = _setting(None, "Beam search with this many beams; 1 is off.", minimum=1, maximum=1000)
-    length_penalty: float | None = _setting(None, "Beam search: above 0 favours longer outputs.")
-    num_return_sequences: int = _setting(1, "How many outputs for each input.", minimum=1, maximum=1000)
-    seed: int | None = _setting(None, "Make sampling repeatable.", minimum=0, maximum=2**63 - 1)
-    stop: tuple[str, ...] = _setting((), "Stop before this text (repeatable); it is not printed.")
-    on_overflow: Overflow | None = _setting(
+    repetition_penalty: float | None = setting(None, "Above 1 makes repeats less likely.", minimum=0.01, maximum=100)
+    no_repeat_ngram_size: int | None = setting(None, "Never repeat a run of this many tokens; 0 is off.", minimum=0)
+    num_beams: int | None = setting(None, "Beam search with this many beams; 1 is off.", minimum=1, maximum=1000)
+    length_penalty: float | None = setting(None, "Beam search: above 0 favours longer outputs.")
+    num_return_sequences: int = setting(1, "How many outputs for each input.", minimum=1, maximum=1000)
+    seed: int | None = setting(None, "Make sampling repeatable.", minimum=0, maximum=2**63 - 1)
+    stop: tuple[str, ...] = setting((), "Stop before this text (repeatable); it is not printed.")
+    on_overflow: Overflow | None = setting(
         None, "What to do with input longer than the model reads; each task has its own default."
     )
-    truncation_side: TruncationSide | None = _setting(
+    truncation_side: TruncationSide | None = setting(
         None, "Side that on_overflow truncate cuts: left keeps the end, right the beginning; each task has its default."
     )
 
@@ -180,76 +174,26 @@ class GenerationSettings(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings(_Checked):
-    """The settings of a task that has none of its own; base of those that have."""
-
-
-LENGTHS = ("short", "medium", "long")
-_LONGEST = 100_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class SummarizationSettings(TaskSettings):
-    """How a text is summarized."""
-
-    length: str = _setting("medium", "How long the summary is: short, medium, long, or a number of tokens.")
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "length", str(self.length))
-        super().__post_init__()
-        if self.length not in LENGTHS and not (self.length.isdecimal() and 0 < int(self.length) <= _LONGEST):
-            raise UsageError(
-                f"length={self.length!r} is not a choice",
-                f"choose {', '.join(LENGTHS)} or a number of tokens up to {_LONGEST}",
-            )
-
-    @property
-    def tokens(self) -> int | None:
-        """The length as a number of tokens, if that is what was given."""
-        return None if self.length in LENGTHS else int(self.length)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerSettings(TaskSettings):
-    """How an answer is found in a text. All are about models that mark it there (span head).
-
-    The last three have the names of ``transformers``' v4 pipeline.
-    """
-
-    top: int = _setting(1, "How many answers to give.", minimum=1, maximum=1000)
-    no_answer_threshold: float | None = _setting(
-        None,
-        "Give no answer where its score beats the best answer's by more than this; by default there is always one.",
-    )
-    max_seq_len: int = _setting(384, "Longest window in tokens, question included.", minimum=1)
-    doc_stride: int = _setting(128, "Tokens that a window shares with the one before.", minimum=0)
-    max_answer_len: int = _setting(30, "Longest answer in tokens.", minimum=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TranslationSettings(TaskSettings):
-    """Which languages a text is translated between, by English name or ISO 639 code."""
-
-    source: str | None = _setting(None, "Language of the text; detected if not given.", option="--from")
-    target: str | None = _setting(None, "Language to translate into.", option="--to")
+    """The settings of a task that has none of its own; base of those that have (`llmkit.tasks`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowSettings(_Checked):
     """A file of rows to work through, and how. The others have an effect with ``input`` only."""
 
-    input: str | None = _setting(None, "Rows to answer: .jsonl, .csv, .tsv, .parquet, .txt, .json, .gz of these, or -.")
-    output: str | None = _setting(None, "JSON Lines file for the answers, in the order of the rows; default stdout.")
-    column: tuple[str, ...] = _setting(
+    input: str | None = setting(None, "Rows to answer: .jsonl, .csv, .tsv, .parquet, .txt, .json, .gz of these, or -.")
+    output: str | None = setting(None, "JSON Lines file for the answers, in the order of the rows; default stdout.")
+    column: tuple[str, ...] = setting(
         (), "NAME=COLUMN: the task's NAME is called COLUMN in the rows; a.b looks into an object (repeatable)."
     )
-    window: int = _setting(256, "Rows that are held in memory, sorted by length and written together.", minimum=1)
-    max_batch_tokens: int | None = _setting(
+    window: int = setting(256, "Rows that are held in memory, sorted by length and written together.", minimum=1)
+    max_batch_tokens: int | None = setting(
         None, "Tokens in one batch, read and written, padding included; found from free memory.", minimum=1
     )
-    resume: bool = _setting(False, "Go on where a run into the same output was stopped.")
-    overwrite: bool = _setting(False, "Replace the output file.")
-    fail_fast: bool = _setting(False, "Stop at the first bad row instead of writing an error record.")
-    num_processes: int | None = _setting(None, "Share the rows among this many processes.", minimum=1)
+    resume: bool = setting(False, "Go on where a run into the same output was stopped.")
+    overwrite: bool = setting(False, "Replace the output file.")
+    fail_fast: bool = setting(False, "Stop at the first bad row instead of writing an error record.")
+    num_processes: int | None = setting(None, "Share the rows among this many processes.", minimum=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -317,35 +261,8 @@ class Options(LoadOptions, total=False):
     truncation_side: TruncationSide | None
 
 
-class SummarizationOptions(Options, total=False):
-    """Those of `SummarizationSettings` too."""
-
-    length: str | int
-
-
-class AnswerOptions(Options, total=False):
-    """Those of `AnswerSettings` too."""
-
-    top: int
-    no_answer_threshold: float | None
-    max_seq_len: int
-    doc_stride: int
-    max_answer_len: int
-
-
-class TranslationOptions(Options, total=False):
-    """Those of `TranslationSettings` too."""
-
-    source: str | None
-    target: str | None
-
-
-class TaskOptions(SummarizationOptions, AnswerOptions, TranslationOptions, total=False):
-    """Those of every task."""
-
-
 def setting_fields(settings: type[Any]) -> tuple[Field[Any], ...]:
-    """The declared settings of one of the classes here, in order."""
+    """The declared settings of a class, in order."""
     return fields(settings)
 
 

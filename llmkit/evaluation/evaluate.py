@@ -6,6 +6,7 @@ run goes on, and processes share the work. Knows what is compared with what; the
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,31 +17,25 @@ from typing import Any
 from llmkit.config.settings import LoadSettings, RowSettings
 from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.evaluation.perplexity import perplexity, row_loss
-from llmkit.heads import head_of
 from llmkit.heads.reasoning import reasoning_format
 from llmkit.heads.row_faults import attempt
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.row_files import answer_file, check_output
 from llmkit.log import log
 from llmkit.metrics.bootstrap import Interval, interval, p_value
-from llmkit.metrics.judge import Measure, judge, trivial_answers
+from llmkit.metrics.score import Measure, score
 from llmkit.metrics.wrapped import figures_of
 from llmkit.models.processes import Member
-from llmkit.tasks import QuestionAnswering, Task
-from llmkit.tasks.dialogue import replies, to_messages
-from llmkit.text.languages import find_language
+from llmkit.tasks import Task
 
 __all__ = [
     "Evaluation",
     "Judged",
     "compare",
     "evaluate",
-    "given_part",
     "greedy",
     "prediction_of",
-    "references_of",
     "spoken",
-    "target_language",
 ]
 
 
@@ -106,42 +101,13 @@ def _json_number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def given_part(row: dict[str, Any], task: str) -> dict[str, Any] | None:
-    """A row whose last reply, or target, is what is expected and not what is given; None if nothing is expected.
-
-    Raises:
-        InputError: a message of the conversation is empty.
-    """
-    if task != "dialogue":
-        return row
-    messages = list(row["messages"])
-    if not (places := replies(to_messages(messages))):
-        return None
-    return {"messages": messages[: places[-1]], "reply": messages[places[-1]]["content"]}
-
-
-def _whole(row: dict[str, Any]) -> dict[str, Any]:
-    """What `given_part` had, with what is expected in its place, and nothing else to be learned."""
-    if "reply" not in row:
-        return row
-    given = [{**message, "weight": 0} for message in row["messages"]]
-    return {"messages": [*given, {"role": "assistant", "content": row["reply"]}]}
-
-
-def references_of(row: dict[str, Any], task: Task) -> list[str]:
-    """The expected answers of a row that `given_part` gave."""
-    if isinstance(task, QuestionAnswering):
-        return list(task.answers(row)["text"])
-    if task.name == "dialogue":
-        return [str(row["reply"])]
-    return list(row.get("references") or [str(row[task.target_column])])
-
-
 def greedy(pipeline: Pipeline) -> Pipeline:
     """The pipeline giving its likeliest answers, unless it was asked to draw: a figure is not to depend on luck."""
-    if head_of(pipeline.loaded.head).writes and not pipeline.settings.samples:
-        pipeline.settings = replace(pipeline.settings, temperature=0)
-    return pipeline
+    if pipeline.traits.marks_spans or pipeline.settings.samples:
+        return pipeline
+    found = copy.copy(pipeline)
+    found.settings = replace(pipeline.settings, temperature=0)
+    return found
 
 
 def evaluate(
@@ -159,7 +125,7 @@ def evaluate(
     """Answer rows, and judge the answers.
 
     Args:
-        rows: JSON Lines in the task's columns, as `given_part` has them.
+        rows: JSON Lines in the task's columns, as `Task.without_target` has them.
         predictions: JSON Lines file for the rows with their answers.
         metrics: others of the package evaluate, loaded (`llmkit.metrics.wrapped.load_metric`), by name.
         trivial: judge answers that need no model too.
@@ -188,7 +154,7 @@ def evaluate(
         world=member.world,
         barrier=member.barrier,
     )
-    more = _perplexity(pipeline, given, member) if task.name in ("text-generation", "dialogue") else []
+    more = _perplexity(pipeline, given, member) if task.reports_perplexity else []
     if member.rank:
         return None
     lines = _json_lines(predictions)
@@ -206,8 +172,8 @@ def evaluate(
             len(lines),
             predictions,
         )
-    references = spoken(pipeline, [references_of(row, task) for row in given])
-    measures = judge(task.name, texts, references, language=target_language(task))
+    references = spoken(pipeline, [task.references(row) for row in given])
+    measures = score(task.metrics, texts, references, language=task.target_language)
     found = _evaluation(pipeline, given, [*measures, *more], member)
     assert found is not None
     found = replace(found, failed=failed, unfinished=unfinished)
@@ -235,7 +201,7 @@ def prediction_of(line: Mapping[str, Any]) -> str | None:
 
 
 def _no_verdict(line: Mapping[str, Any]) -> bool:
-    return line.get("task") == "question-answering" and line["answered"] is None
+    return line.get("answered", True) is None
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
@@ -281,7 +247,7 @@ def _perplexity(pipeline: Pipeline, given: Sequence[dict[str, Any]], member: Mem
 
 def _loss(pipeline: Pipeline, row: dict[str, Any]) -> tuple[float, int, str]:
     """The loss of a row, its tokens, and why there are none."""
-    found = attempt(lambda: row_loss(pipeline, _whole(row)))
+    found = attempt(lambda: row_loss(pipeline, pipeline.task.with_target(row)))
     return (0.0, 0, str(found)) if isinstance(found, LlmkitError) else (*found, "")
 
 
@@ -289,21 +255,14 @@ def _trivial(
     task: Task, given: Sequence[Mapping[str, Any]], references: Sequence[Sequence[str]]
 ) -> dict[str, dict[str, float]]:
     """The figures of answers that need no model, by their name."""
-    answers = [trivial_answers(task.name, str(row[task.input_column])) for row in given]
-    language = target_language(task)
+    answers = [task.trivial_answers(row) for row in given]
     return {
         name: {
             each.name: each.value
-            for each in judge(task.name, [row[name] for row in answers], references, language=language)
+            for each in score(task.metrics, [row[name] for row in answers], references, language=task.target_language)
         }
         for name in answers[0]
     }
-
-
-def target_language(task: Task) -> str | None:
-    """BCP 47 tag of what a task translates into, if that is said; of other tasks None."""
-    target: str | None = getattr(task.settings, "target", None)
-    return None if target is None else find_language(target).tag
 
 
 def compare(tuned: Evaluation, baseline: Evaluation) -> Evaluation:

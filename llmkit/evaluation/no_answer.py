@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 from llmkit.config.settings import GenerationSettings
-from llmkit.evaluation.evaluate import references_of
 from llmkit.inference.pipeline import Pipeline
 from llmkit.metrics.answers import Threshold, best_threshold, f1
 from llmkit.tasks import QuestionAnswering
@@ -28,7 +27,7 @@ def fit_no_answer_threshold(pipeline: Pipeline, rows: Sequence[dict[str, Any]]) 
     """
     task = pipeline.task
     assert isinstance(task, QuestionAnswering)
-    references = [references_of(row, task) for row in rows]
+    references = [task.references(row) for row in rows]
     if all(references) or not any(references):
         return None
     # Below any score: every output tells the probability of no answer, and its alternative the best answer's.

@@ -13,7 +13,7 @@ from llmkit.heads import head_of
 from llmkit.heads.base import refuse_unknown_ids
 from llmkit.heads.writing import WritingHead
 from llmkit.inference.pipeline import Pipeline
-from llmkit.metrics.judge import Measure
+from llmkit.metrics.score import Measure
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmkit.inference.output import Output, Usage
 from llmkit.inference.pipeline import Pipeline
+from llmkit.tasks.output import Output, Usage
 
 __all__ = ["Output", "Pipeline", "Usage"]

@@ -19,11 +19,11 @@ from llmkit.heads.decoding import generation_config
 from llmkit.heads.prompt_cache import PromptCache
 from llmkit.inference.engine import OnText, Shown, write
 from llmkit.inference.fitting import Fitted, ModelReader
-from llmkit.inference.output import Output, Usage
 from llmkit.inference.pipeline import Pipeline
 from llmkit.log import log
 from llmkit.tasks import Chat, Message
 from llmkit.tasks.dialogue import Dialogue, shortened, to_messages
+from llmkit.tasks.output import Output, Usage
 
 __all__ = ["Conversation"]
 

@@ -25,11 +25,11 @@ from llmkit.heads.windows import Document
 from llmkit.inference.engine import OnText, Shown, mark, write
 from llmkit.inference.fitting import ModelReader
 from llmkit.inference.jobs import Job, Prompt, kinds
-from llmkit.inference.output import Output, Usage
 from llmkit.inference.traits import traits_of, usual_max_new_tokens
 from llmkit.log import log
 from llmkit.models.load import Loaded
 from llmkit.tasks import Raw, Result, Row, Task, Wording
+from llmkit.tasks.output import Output, Usage
 
 __all__ = ["Pipeline", "StreamedOutput"]
 
@@ -389,6 +389,7 @@ class Pipeline:
             target_language=result.target_language,
             chunks=result.chunks,
             alternatives=alternatives,
+            fields=self.task.output_fields,
         )
 
 

@@ -29,9 +29,9 @@ from llmkit.data import rows as data_rows
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.heads.batching import Budget
 from llmkit.heads.row_faults import attempt
-from llmkit.inference.output import Output
 from llmkit.inference.row_layout import Divided, Layout, answer_record, error_record, with_columns
 from llmkit.inference.run_manifest import describe_run, read_manifest, refuse_changes, write_manifest
+from llmkit.tasks.output import Output
 
 if TYPE_CHECKING:
     from llmkit.inference.pipeline import Pipeline

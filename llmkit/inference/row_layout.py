@@ -19,8 +19,8 @@ from llmkit.config.settings import RowSettings
 from llmkit.data import rows as data_rows
 from llmkit.data.shapes import look_up
 from llmkit.errors import InputError, LlmkitError
-from llmkit.inference.output import SCHEMA_VERSION, Output, Usage
 from llmkit.tasks import Chunk, Task
+from llmkit.tasks.output import SCHEMA_VERSION, Output, Usage
 
 __all__ = ["Divided", "Layout", "answer_record", "error_record", "with_columns"]
 
@@ -75,7 +75,7 @@ class Layout:
     def __init__(self, task: Task, columns: Mapping[str, str]) -> None:
         self.columns = columns
         self.reads = task.columns
-        self.taken = _output_names(task.name)
+        self.taken = _output_names(task)
         self._names: dict[str, list[str]] = {}
         for name, column in columns.items():
             self._names.setdefault(column, []).append(name)
@@ -138,11 +138,12 @@ def _place(row: Mapping[str, Any], name: str) -> str | None:
     return None
 
 
-def _output_names(task: str) -> frozenset[str]:
+def _output_names(task: Task) -> frozenset[str]:
     """The keys that an output record of the task can have."""
     filled = Output(
         text="",
-        task=task,
+        task=task.name,
+        fields=task.output_fields,
         model="",
         commit=None,
         head="",

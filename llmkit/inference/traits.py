@@ -11,9 +11,6 @@ from llmkit.tasks import Task, Traits
 
 __all__ = ["traits_of", "usual_max_new_tokens"]
 
-_PREFIXES = {("t5", "summarization"): "summarize: "}
-"""What T5 was trained with (Raffel et al. 2020, appendix D), for checkpoints whose config does not say."""
-
 _SEPARATORS = {"blenderbot": "  ", "blenderbot-small": "  "}
 """Upstream: ``BlenderbotTokenizer._build_conversation_input_ids`` of Transformers 4."""
 
@@ -24,13 +21,14 @@ def traits_of(loaded: Loaded, task: Task) -> Traits:
     model_type = loaded.resolution.model_type
     chat = head.writes and bool(getattr(loaded.tokenizer, "chat_template", None))
     prefix, languages = "", None
-    if head.target_apart and task.name == "translation":
+    if head.target_apart and task.names_languages:
         languages = language_map(model_type, loaded.source.name, config.to_dict(), loaded.tokenizer)
-    elif head.target_apart and task.name == "summarization":
+    elif head.target_apart and task.prefixes is not None:
         params = (getattr(config, "task_specific_params", None) or {}).get(task.name) or {}
-        prefix = params.get("prefix") or getattr(config, "prefix", None) or _PREFIXES.get((model_type, task.name), "")
+        prefix = params.get("prefix") or getattr(config, "prefix", None) or task.prefixes.get(model_type, "")
     return Traits(
-        head=loaded.head,
+        marks_spans=not head.writes,
+        continues=head.writes and not head.target_apart,
         chat=chat,
         prefix=prefix if prefix.strip() else "",
         separator=_SEPARATORS.get(model_type),

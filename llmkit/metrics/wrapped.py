@@ -11,18 +11,21 @@ from typing import Any
 
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.log import log
-from llmkit.metrics.judge import judge
+from llmkit.metrics.score import score
+from llmkit.tasks import find_task
 
 __all__ = ["figures_of", "load_metric", "task_metric"]
 
 
 def task_metric(task: str, *, language: str | None = None) -> Any:
-    """`judge` of a task as an ``evaluate.Metric``, which reaches for no Hub.
+    """The metrics of a task as an ``evaluate.Metric``, which reaches for no Hub.
 
     ``compute(predictions=[…], references=[[…], …])`` gives the task's figures, 0 to 100, by name.
     """
     import datasets
     import evaluate
+
+    metrics = find_task(task).metrics
 
     class TaskMetric(evaluate.Metric):  # type: ignore[misc]  # it has no types
         def _info(self) -> Any:
@@ -35,7 +38,7 @@ def task_metric(task: str, *, language: str | None = None) -> Any:
             )
 
         def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-            return {each.name: each.value for each in judge(task, predictions, references, language=language)}
+            return {each.name: each.value for each in score(metrics, predictions, references, language=language)}
 
     return TaskMetric()
 

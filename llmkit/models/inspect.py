@@ -39,7 +39,6 @@ _READY, _NEW_HEAD, _NO = "ready", "needs fine-tuning", "no"
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
 # They read a text and write it in another language, whatever the prompt asks for.
 _TRANSLATORS = frozenset({"fsmt", "m2m_100", "marian", "nllb-moe", "seamless_m4t", "seamless_m4t_v2"})
-_TRANSLATOR_TASKS = ("translation", "text-generation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +278,7 @@ def _fit(task: type[Task], source: Source, config: Mapping[str, Any], tokenizer:
     if not writes(found.head) and not tokenizer.offsets:
         return TaskFit(status=_NO)
     new = found.new_head and not brings_head(source.adapter, found.head)
-    new |= found.model_type in _TRANSLATORS and task.name not in _TRANSLATOR_TASKS
+    new |= found.model_type in _TRANSLATORS and not task.suits_translators
     return TaskFit(
         status=_NEW_HEAD if new else _READY,
         head=str(found.head),

@@ -97,7 +97,7 @@ def load_model(
     weights: bool = True,
     fallback: bool = True,
     text: str = "",
-    languages: tuple[str | None, str | None] = (None, None),
+    defaults: Sequence[str] = (),
     config_overrides: Mapping[str, Any] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -117,7 +117,7 @@ def load_model(
     """
     if settings.offline:
         go_offline()
-    source = locate(settings, task, weights=weights, fallback=fallback, text=text, languages=languages)
+    source = locate(settings, task, weights=weights, fallback=fallback, text=text, defaults=defaults)
     return load_source(
         source,
         settings,

@@ -20,11 +20,11 @@ from llmkit.log import log
 from llmkit.models.embedded import EMBEDDED
 from llmkit.models.hub import exists, fetch, is_cached
 from llmkit.models.reach import hub_reachable, is_offline
-from llmkit.models.recommended import default_models
 from llmkit.models.repo_files import part_names
 from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
 from llmkit.models.starter import STARTER, starter_limits
 from llmkit.models.wheels import wheel_source
+from llmkit.tasks import find_task
 
 __all__ = ["locate", "locate_tokenizer"]
 
@@ -38,23 +38,23 @@ def locate(
     weights: bool = True,
     fallback: bool = True,
     text: str = "",
-    languages: tuple[str | None, str | None] = (None, None),
+    defaults: Sequence[str] = (),
 ) -> Source:
     """Find the model that ``settings`` asks for, downloading it where that is allowed.
 
     Args:
         settings: ``model`` may be None, then the task's default is taken.
-        task: name of the task, for the default.
+        task: name of the task that has the default.
         weights: False fetches configs and tokenizer files only.
         fallback: with no model named and no way to the Hub, True answers from the starter and says so, False raises.
         text: the user's text; the starter's limits are stated more strongly for what it cannot read.
-        languages: two-letter codes of source and target of a translation, for the default.
+        defaults: the task's, where they depend on its settings or the text; of several the first that exists is taken.
 
     Raises:
         ModelNotFoundError, HubUnreachableError, CheckpointError, NotEnoughMemoryError: one line each.
     """
     if settings.model is None:
-        candidates = default_models(task, source=languages[0], target=languages[1])
+        candidates = defaults or find_task(task)().default_models(text)
         return _default(settings, task, candidates, weights=weights, fallback=fallback, text=text)
     found = _named(settings.model, settings, weights=weights)
     if settings.base is not None and found.adapter is None:

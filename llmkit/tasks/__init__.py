@@ -8,7 +8,6 @@ from llmkit.config.settings import TaskSettings
 from llmkit.errors import UsageError
 from llmkit.tasks.base import (
     Chat,
-    Chunk,
     Example,
     Head,
     Message,
@@ -28,7 +27,9 @@ from llmkit.tasks.base import (
     Work,
 )
 from llmkit.tasks.dialogue import Dialogue
+from llmkit.tasks.output import Chunk, Output
 from llmkit.tasks.question_answering import QuestionAnswering
+from llmkit.tasks.recommended import Recommended
 from llmkit.tasks.summarization import Summarization
 from llmkit.tasks.text_generation import TextGeneration
 from llmkit.tasks.translation import Translation
@@ -41,12 +42,14 @@ __all__ = [
     "Example",
     "Head",
     "Message",
+    "Output",
     "Prompt",
     "QuestionAnswering",
     "QuestionContext",
     "Raw",
     "Reader",
     "Reading",
+    "Recommended",
     "Result",
     "Row",
     "Span",
@@ -61,11 +64,24 @@ __all__ = [
     "Work",
     "find_task",
     "get_task",
+    "register",
 ]
 
-TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (TextGeneration, Summarization, QuestionAnswering, Dialogue, Translation)
-}
+TASKS: dict[str, type[Task]] = {}
+"""By name, in the order of the commands."""
+
+
+def register(task: type[Task]) -> type[Task]:
+    """Make a task known everywhere: commands, recipes, ``llmkit inspect``. Can be used as a decorator."""
+    for other in TASKS.values():
+        if taken := {task.name, task.verb} & {other.name, other.verb}:
+            raise UsageError(f"{other.name} is called {' and '.join(sorted(taken))} already", "choose another name")
+    TASKS[task.name] = task
+    return task
+
+
+for _task in (TextGeneration, Summarization, QuestionAnswering, Dialogue, Translation):
+    register(_task)
 
 
 def find_task(name: str) -> type[Task]:

@@ -10,17 +10,21 @@ of them, and returns the `Result`. Whoever drives it decides about batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, Protocol
 
-from llmkit.config.settings import AnswerSettings, Overflow, TaskSettings, TruncationSide
+from llmkit.config.settings import GenerationSettings, Overflow, TaskSettings, TruncationSide, setting
 from llmkit.errors import InputError, UsageError
+from llmkit.tasks.output import Chunk, Output
+from llmkit.tasks.recommended import Recommended
 from llmkit.text.languages import LanguageMap, Route
 from llmkit.text.scripts import is_unspaced
 
 __all__ = [
+    "COMPLETION",
+    "PROMPT",
     "Chat",
     "Chunk",
     "Example",
@@ -34,6 +38,7 @@ __all__ = [
     "Result",
     "Row",
     "Span",
+    "SpanSettings",
     "Step",
     "Task",
     "Text",
@@ -41,6 +46,12 @@ __all__ = [
     "Wording",
     "Work",
 ]
+
+PROMPT = ("prompt", "instruction", "input", "inputs", "query", "question", "提示", "指令", "问题", "問題",
+          "質問")  # fmt: skip
+COMPLETION = ("completion", "response", "output", "answer", "chosen", "target", "targets", "回答", "答案", "输出",
+              "輸出", "応答")  # fmt: skip
+"""What the two are called in the wild, the most telling name first."""
 
 Row = Mapping[str, Any]
 Role = Literal["system", "user", "assistant"]
@@ -84,14 +95,23 @@ class Chat:
     """False asks a model that thinks aloud not to, where its template has a way to say so (``enable_thinking``)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpanSettings(TaskSettings):
+    """How an answer is marked in a text of any length. All but the first are named as in ``transformers``' v4."""
+
+    top: int = setting(1, "How many answers to give.", minimum=1, maximum=1000)
+    max_seq_len: int = setting(384, "Longest window in tokens, question included.", minimum=1)
+    doc_stride: int = setting(128, "Tokens that a window shares with the one before.", minimum=0)
+    max_answer_len: int = setting(30, "Longest answer in tokens.", minimum=1)
+
+
 @dataclass(frozen=True)
 class QuestionContext:
     """A question and the text that an extractive model marks the answer in."""
 
     question: str
     context: str
-    settings: AnswerSettings = field(default_factory=AnswerSettings)
-    """Among them how long the windows are that a long text is read in."""
+    settings: SpanSettings = field(default_factory=SpanSettings)
 
 
 Prompt = Text | Chat | QuestionContext
@@ -124,7 +144,10 @@ class Wording:
 class Traits:
     """What a task may know of the model that reads its prompts."""
 
-    head: Head
+    marks_spans: bool = False
+    """It marks answers in a text and writes none."""
+    continues: bool = False
+    """It writes on where its prompt ends (decoder-only); others read a text and write another."""
     chat: bool = False
     """The tokenizer has a chat template."""
     prefix: str = ""
@@ -133,6 +156,11 @@ class Traits:
     """What stood between the turns of a conversation in training, where there is no template (BlenderBot)."""
     languages: LanguageMap | None = None
     """The languages of a translation model, and how it is told them; None for a model that follows prompts."""
+
+    @property
+    def is_instructed(self) -> bool:
+        """What is wanted is said in words; others do the one thing they were trained for."""
+        return self.chat or self.continues
 
 
 @dataclass(frozen=True)
@@ -180,15 +208,6 @@ class Raw:
     """How many were written."""
     reading: Reading | None = None
     """Set by the span head, whose ``text`` is empty."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What was made of one part of the input: ``text`` for the characters from ``start`` to ``end``."""
-
-    start: int
-    end: int
-    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,20 +273,40 @@ class Reader(Protocol):
 
 
 class Task:
-    """Base of the five tasks. Subclasses set the class attributes and override the wording methods."""
+    """Base of the tasks. Subclasses set the class attributes and override the methods they differ in.
+
+    All that is known of a task is said here: nothing else asks for its name (`llmkit.tasks.register`).
+    """
 
     name: ClassVar[str]
     verb: ClassVar[str]
     """The verb on the command line, as in ``llmkit generate``."""
+    help: ClassVar[str]
+    """Of the command: a line, and perhaps more after an empty one."""
     sample: ClassVar[str] = '"TEXT"'
     """What follows the verb in an example command."""
     heads: ClassVar[tuple[Head, ...]] = (Head.CAUSAL, Head.SEQ2SEQ)
+    settings_class: ClassVar[type[TaskSettings]] = TaskSettings
+    argument_help: ClassVar[Mapping[str, str]] = {}
+    """What its command says of the columns that are arguments, where there are several."""
+    prompt_options: ClassVar[tuple[str, ...]] = ()
+    """Which of ``system``, ``prefill`` and ``raw`` its command has."""
+    converses: ClassVar[bool] = False
+    """Without a text its command begins a conversation in the terminal."""
+
+    # Rows.
     input_column: ClassVar[str]
     """The column that carries the text which may be too long; `render` reads it."""
     columns: ClassVar[tuple[str, ...]]
-    """All columns of a row that are read."""
+    """All columns of a row that are read, in the order of the command's arguments."""
     target_column: ClassVar[str]
     """The column with the expected output, in examples and in training data."""
+    aliases: ClassVar[Mapping[str, tuple[str, ...]]]
+    """The columns of training data, and what they are called in the wild, the most telling name first."""
+    shapes: ClassVar[tuple[str, ...]] = ("columns",)
+    """How its training data may be laid out, in the order in which that is found out (`llmkit.data.shapes`)."""
+
+    # Output and input length.
     max_new_tokens: ClassVar[int]
     overflow: ClassVar[Overflow] = "error"
     """What is done with a text longer than the model reads, unless the caller says otherwise."""
@@ -276,11 +315,31 @@ class Task:
     truncation_side: ClassVar[TruncationSide | None] = "right"
     """Side of the text that is cut under ``truncate``, unless the caller says otherwise: documents say what they are
     about at their beginning. None: whole messages are left out, the oldest first."""
-    settings_class: ClassVar[type[TaskSettings]] = TaskSettings
+    learns_parts: ClassVar[bool] = False
+    """Whether an example that is too long for training can be learned in parts."""
     thinks: ClassVar[bool] = False
     """Whether a model that thinks aloud should."""
     strips: ClassVar[bool] = True
     """Whether white space around the model's text is none of the answer."""
+    output_fields: ClassVar[tuple[str, ...]] = ()
+    """The attributes of `Output` that its JSON has, beside those of every task."""
+
+    # Models.
+    recommended: ClassVar[tuple[Recommended, ...]] = ()
+    """The default first."""
+    prefixes: ClassVar[Mapping[str, str] | None] = None
+    """Where a config may say what its model saw in front of the text: what families saw whose configs do not."""
+    names_languages: ClassVar[bool] = False
+    """Whether a translation model is told languages."""
+    suits_translators: ClassVar[bool] = False
+    """Whether a model that can do nothing but translate does it."""
+    pipeline_tag: ClassVar[str] = ""
+    """The Hub's name of the task, where it is another one."""
+
+    # Evaluation.
+    metrics: ClassVar[tuple[str, ...]] = ("rouge",)
+    """What its answers are measured by (`llmkit.metrics.score`)."""
+    reports_perplexity: ClassVar[bool] = False
 
     def __init__(self, settings: TaskSettings | None = None) -> None:
         self.settings: Any = self.settings_class() if settings is None else settings
@@ -306,6 +365,53 @@ class Task:
     def reference(self, row: Row) -> str:
         """The expected output of one row."""
         return str(row[self.target_column])
+
+    def references(self, row: Row) -> list[str]:
+        """All expected outputs of a row that `without_target` gave; none: that there is no answer."""
+        return list(row.get("references") or [self.reference(row)])
+
+    def without_target(self, row: dict[str, Any]) -> dict[str, Any] | None:
+        """A row to evaluate on, what is expected apart from what is given; None if nothing is expected.
+
+        Raises:
+            InputError: what is given is not complete.
+        """
+        return row
+
+    def with_target(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What `without_target` had, with what is expected in its place, and nothing else to be learned."""
+        return row
+
+    def trivial_answers(self, row: Row) -> dict[str, str]:
+        """Answers that no model is needed for, which a model has to beat: by name."""
+        return {}
+
+    @property
+    def target_language(self) -> str | None:
+        """BCP 47 tag of the language that its answers are in, where its settings say so."""
+        return None
+
+    def default_models(self, text: str = "") -> tuple[str, ...]:
+        """Models for somebody who named none, the first that exists is to be taken.
+
+        Args:
+            text: what it is to read, as far as that is known.
+        """
+        if not self.recommended:
+            raise UsageError(f"{self.name} has no default model", "name one with --model")
+        return (self.recommended[0].model,)
+
+    def text(self, row: Row) -> str:
+        """All that a model is given to read of a row."""
+        return " ".join(str(row.get(name, "")) for name in self.columns)
+
+    def further_lines(self, output: Output) -> Iterable[str]:
+        """What is printed after the answer."""
+        return ()
+
+    def remarks(self, output: Output, row: Row, settings: GenerationSettings) -> Iterable[tuple[int, str]]:
+        """What is to be said of an answer on standard error: levels of logging, and sentences."""
+        return ()
 
     def generation_defaults(self, traits: Traits, own: int) -> dict[str, Any]:
         """Generation settings that the task's own settings ask for; ``own`` is the model's usual longest output."""
@@ -349,7 +455,7 @@ class Task:
             return
         if wording.system:
             raise UsageError("this model has no chat template to put a system message in", "leave it out")
-        if wording.examples and traits.head is Head.SEQ2SEQ and not traits.prefix:
+        if wording.examples and not traits.continues and not traits.prefix:
             raise UsageError(
                 "this model was tuned to read one text and would take the examples for a part of it",
                 "leave them out, or use a chat model",
@@ -367,7 +473,7 @@ class Task:
         shots = "".join(f"{self.shot(example, traits)}\n\n" for example in wording.examples)
         system = f"{wording.system}\n\n" if wording.system else ""
         text = f"{system}{shots}{self.plain(row, traits)}"
-        stop = self.stop(traits) if traits.head is Head.CAUSAL else ()
+        stop = self.stop(traits) if traits.continues else ()
         return Text(text, wording.prefill, self.route(row, traits), stop)
 
     def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
@@ -376,9 +482,16 @@ class Task:
         if not target.strip():
             return ()
         prompt = self.render(row, traits, wording)
-        if isinstance(prompt, Text) and traits.head is Head.CAUSAL:
+        if isinstance(prompt, Text) and traits.continues:
             target = self.joint(prompt.text + prompt.prefill, target) + target
         return (Example(prompt, target),)
+
+    def parts(self, row: Row, room: int, count: Callable[[str], int]) -> list[Row]:
+        """What is learned of a row that is too long, in parts of at most ``room`` tokens; empty: no part has an answer.
+
+        Only where `learns_parts`.
+        """
+        return []
 
     def teaches(self, row: Row, text: str) -> bool:
         """Whether a row of training data is still right when its input is a part of ``text``."""

@@ -8,10 +8,27 @@ long loses its oldest messages, whole ones, and never its system message. Does n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from llmkit.errors import InputError, UsageError
 from llmkit.log import log
-from llmkit.tasks.base import Chat, Example, Message, Prompt, Reader, Row, Step, Task, Text, Traits, Wording, Work
+from llmkit.tasks.base import (
+    COMPLETION,
+    PROMPT,
+    Chat,
+    Example,
+    Message,
+    Prompt,
+    Reader,
+    Row,
+    Step,
+    Task,
+    Text,
+    Traits,
+    Wording,
+    Work,
+)
+from llmkit.tasks.recommended import QWEN, QWEN_SMALL, SMOL, STARTER
 
 __all__ = ["Dialogue", "replies", "shortened", "to_messages"]
 
@@ -74,14 +91,30 @@ def shortened(messages: Sequence[Message], fits: Callable[[Sequence[Message]], b
 class Dialogue(Task):
     name = "dialogue"
     verb = "chat"
+    help = """Talk to a model: a conversation in the terminal, or one reply.
+
+    With a text, also a piped one, prints one reply. Without, a conversation begins; /help lists its commands.
+    """
     sample = ""
+    prompt_options = ("system",)
+    converses = True
     input_column = "messages"
     columns = ("messages",)
     target_column = "reply"
+    aliases = {"messages": ("messages",), "prompt": PROMPT, "completion": COMPLETION}
+    shapes = ("messages", "alpaca")
     max_new_tokens = 1024
     overflow = "truncate"
     truncation_side = None
     thinks = True
+    recommended = (
+        SMOL,
+        STARTER,
+        QWEN_SMALL.noted("stronger, still runs on a CPU; thinks before it answers"),
+        QWEN,
+    )
+    pipeline_tag = "text-generation"
+    reports_perplexity = True
 
     def to_row(self, given: str | Row) -> Row:
         if isinstance(given, str):
@@ -90,6 +123,20 @@ class Dialogue(Task):
             return {"messages": given}
         text = given.get("messages")
         return {**given, **self.to_row(text)} if isinstance(text, str) else given
+
+    def text(self, row: Row) -> str:
+        return "\n".join(message.content for message in to_messages(row["messages"]))
+
+    def without_target(self, row: dict[str, Any]) -> dict[str, Any] | None:
+        """The conversation up to its last reply, and that."""
+        messages = list(row["messages"])
+        if not (places := replies(to_messages(messages))):
+            return None
+        return {"messages": messages[: places[-1]], "reply": messages[places[-1]]["content"]}
+
+    def with_target(self, row: dict[str, Any]) -> dict[str, Any]:
+        given = [{**message, "weight": 0} for message in row["messages"]]
+        return {"messages": [*given, {"role": "assistant", "content": row["reply"]}]}
 
     def validate(self, row: Row) -> None:
         messages = to_messages(row.get("messages"))

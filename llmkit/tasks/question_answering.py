@@ -9,14 +9,15 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.config.settings import AnswerSettings, changed
+from llmkit.config.settings import GenerationSettings, Options, changed, setting
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks.base import (
     Chunk,
@@ -29,16 +30,19 @@ from llmkit.tasks.base import (
     Reading,
     Result,
     Row,
+    SpanSettings,
     Step,
     Task,
     Traits,
     Wording,
     Work,
 )
+from llmkit.tasks.output import Output
+from llmkit.tasks.recommended import QWEN, STARTER, Recommended
 from llmkit.text.scripts import is_unspaced
 from llmkit.text.sentences import pack, script_language, sentences
 
-__all__ = ["NO_ANSWER", "QuestionAnswering", "find_in", "to_answers"]
+__all__ = ["NO_ANSWER", "AnswerOptions", "AnswerSettings", "QuestionAnswering", "find_in", "to_answers"]
 
 NO_ANSWER = "No answer"
 """What a generative model is asked to say where the text does not hold the answer."""
@@ -63,19 +67,73 @@ _OVERLAP = 8
 """Windows share an eighth of their tokens, so that what stands across two of them is seen whole in one."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class AnswerSettings(SpanSettings):
+    """How an answer is found in a text. All are about models that mark it there."""
+
+    no_answer_threshold: float | None = setting(
+        None,
+        "Give no answer where its score beats the best answer's by more than this; by default there is always one.",
+    )
+
+
+class AnswerOptions(Options, total=False):
+    """The fields of `AnswerSettings` too, as keyword arguments."""
+
+    top: int
+    no_answer_threshold: float | None
+    max_seq_len: int
+    doc_stride: int
+    max_answer_len: int
+
+
 class QuestionAnswering(Task):
     name = "question-answering"
     verb = "answer"
+    help = """Answer a question from a text.
+
+    Models like BERT mark the answer in the text, others write it. Prints an empty line where the text does not hold
+    the answer.
+    """
     sample = '"QUESTION" --context FILE'
+    argument_help = {"question": "What is asked.", "context": "The text that holds the answer, or its file."}
     heads = (Head.SPAN, Head.CAUSAL, Head.SEQ2SEQ)
     input_column = "context"
     columns = ("question", "context")
-    target_column = "answer"
+    target_column = "answers"
+    aliases = {
+        "question": ("question", "query", "prompt", "问题", "問題", "質問"),
+        "context": ("context", "passage", "paragraph", "document", "text", "article", "story", "content", "文章",
+                    "上下文", "原文", "内容", "內容", "本文"),
+        "answers": ("answers", "answer", "answer_text", "output", "label", "答案", "回答", "解答"),
+        "answer_start": (),
+        "is_impossible": (),
+    }  # fmt: skip
+    shapes = ("squad", "questions")
     max_new_tokens = 64
     overflow = "chunk"
     overflows = ("error", "truncate", "chunk")
+    learns_parts = True
     settings_class = AnswerSettings
     settings: AnswerSettings
+    output_fields = ("answered", "score", "start", "end")
+    recommended = (
+        Recommended(
+            *("distilbert/distilbert-base-cased-distilled-squad", "65M", 261, "Apache-2.0", "English"),
+            "the default; marks answers in the text",
+        ),
+        STARTER,
+        Recommended(
+            *("deepset/roberta-base-squad2", "124M", 496, "CC-BY-4.0", "English"),
+            "better, and can say that there is no answer",
+        ),
+        Recommended(
+            *("luhua/chinese_pretrain_mrc_roberta_wwm_ext_large", "324M", 1300, "Apache-2.0", "Chinese"),
+            "marks answers in Chinese text; .bin weights only",
+        ),
+        QWEN.noted("writes its answer; wants a GPU"),
+    )
+    metrics = ("squad",)
 
     def instruct(self, row: Row) -> str:
         return (
@@ -84,7 +142,7 @@ class QuestionAnswering(Task):
         )
 
     def plain(self, row: Row, traits: Traits) -> str:
-        if traits.head is Head.SEQ2SEQ:  # as T5 was trained on SQuAD, and most that were tuned after it
+        if not traits.continues:  # as T5 was trained on SQuAD, and most that were tuned after it
             return f"question: {row['question']} context: {row['context']}"
         return f'{row["context"]}\n\nQuestion: {row["question"]}\nAnswer (or "{NO_ANSWER}"):'
 
@@ -96,9 +154,15 @@ class QuestionAnswering(Task):
         texts = self.answers(row)["text"]
         return str(texts[0]) if texts else NO_ANSWER
 
+    def references(self, row: Row) -> list[str]:
+        return list(self.answers(row)["text"])
+
+    def trivial_answers(self, row: Row) -> dict[str, str]:
+        return {"always no answer": ""}
+
     def answers(self, row: Row) -> dict[str, list[Any]]:
         """The answers of a row, as `to_answers` has them; that it holds none may be said in words too."""
-        found = to_answers(row[self.target_column] if self.target_column in row else row.get("answers"))
+        found = to_answers(row["answer"] if "answer" in row else row.get("answers"))
         said = [text for text in found["text"] if self.parse(text) or text in str(row["context"])]
         return found if said else to_answers(None)
 
@@ -112,7 +176,7 @@ class QuestionAnswering(Task):
         self._require_columns(row, number, "question", "context", "answers" if "answers" in row else "answer")
 
     def check(self, traits: Traits, wording: Wording) -> None:
-        if traits.head is not Head.SPAN:
+        if not traits.marks_spans:
             super().check(traits, wording)
             if options := changed(self.settings):
                 raise UsageError(
@@ -125,13 +189,13 @@ class QuestionAnswering(Task):
             )
 
     def render(self, row: Row, traits: Traits, wording: Wording) -> Prompt:
-        if traits.head is Head.SPAN:
+        if traits.marks_spans:
             return QuestionContext(str(row["question"]), str(row["context"]), self.settings)
         return super().render(row, traits, wording)
 
     def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
         """For a span model all answers that stand in the text are right; none given means that there is no answer."""
-        if traits.head is not Head.SPAN:
+        if not traits.marks_spans:
             return super().examples(row, traits, wording)
         prompt, context = self.render(row, traits, wording), str(row["context"])
         answers = self.answers(row)
@@ -174,7 +238,7 @@ class QuestionAnswering(Task):
         return super().to_row(given)
 
     def work(self, row: Row, reader: Reader) -> Work:
-        if reader.traits.head is Head.SPAN:
+        if reader.traits.marks_spans:
             (raw,) = yield Step([row])
             assert raw.reading is not None
             return self._marked(raw.reading)
@@ -238,6 +302,21 @@ class QuestionAnswering(Task):
         if raw.thinking or (raw.finish_reason != "stop" and not raw.text.strip()):
             return None
         return bool(self.parse(raw.text))
+
+    def further_lines(self, output: Output) -> Iterator[str]:
+        """The next best spans."""
+        return (other.text for other in output.alternatives if output.answered and other.start is not None)
+
+    def remarks(self, output: Output, row: Row, settings: GenerationSettings) -> Iterator[tuple[int, str]]:
+        if output.answered is None:
+            yield logging.WARNING, "so there is no verdict on whether the text holds the answer"
+        elif not output.answered:
+            yield logging.WARNING, "the text does not hold the answer"
+        elif output.start is not None:
+            score = "" if output.score is None else f", score {output.score:.3f}"
+            yield logging.INFO, f"the answer stands at characters {output.start} to {output.end}{score}"
+        else:
+            yield logging.WARNING, "these words do not stand in the text; check the answer against it"
 
     def parse(self, raw: str) -> str:
         """The answer, empty where the model says that there is none."""

@@ -6,17 +6,21 @@ between sentences, each part summarized, and the summaries summarized until they
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from llmkit.config.settings import SummarizationSettings
+from llmkit.config.settings import GenerationSettings, Options, TaskSettings, setting
+from llmkit.errors import UsageError
 from llmkit.log import log
-from llmkit.tasks.base import Chunk, Head, Raw, Reader, Result, Row, Step, Task, Traits, Work
+from llmkit.tasks.base import Chunk, Raw, Reader, Result, Row, Step, Task, Traits, Work
+from llmkit.tasks.output import Output
+from llmkit.tasks.recommended import QWEN, STARTER, Recommended
 from llmkit.text.sentences import pack, script_language, sentences
 
-__all__ = ["Summarization"]
+__all__ = ["Summarization", "SummarizationOptions", "SummarizationSettings"]
 
 _IN_WORDS = {
     "short": "Summarize the following text in one sentence.",
@@ -29,18 +33,75 @@ _PART = "_part"
 """Marks rows that are a part of a longer text: their summary is an intermediate result."""
 
 
+LENGTHS = ("short", "medium", "long")
+_LONGEST = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummarizationSettings(TaskSettings):
+    """How a text is summarized."""
+
+    length: str = setting("medium", "How long the summary is: short, medium, long, or a number of tokens.")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "length", str(self.length))
+        super().__post_init__()
+        if self.length not in LENGTHS and not (self.length.isdecimal() and 0 < int(self.length) <= _LONGEST):
+            raise UsageError(
+                f"length={self.length!r} is not a choice",
+                f"choose {', '.join(LENGTHS)} or a number of tokens up to {_LONGEST}",
+            )
+
+    @property
+    def tokens(self) -> int | None:
+        """The length as a number of tokens, if that is what was given."""
+        return None if self.length in LENGTHS else int(self.length)
+
+
+class SummarizationOptions(Options, total=False):
+    """The fields of `SummarizationSettings` too, as keyword arguments."""
+
+    length: str | int
+
+
 class Summarization(Task):
     name = "summarization"
     verb = "summarize"
+    help = """Summarize a text of any length.
+
+    A text longer than the model reads is summarized in parts, divided between sentences, and then the summaries
+    together. How much was read is said on standard error.
+    """
     sample = "FILE"
     input_column = "document"
     columns = ("document",)
     target_column = "summary"
+    aliases = {
+        "document": ("document", "article", "dialogue", "text", "passage", "report", "source", "content", "body",
+                     "abstract", "input", "正文", "内容", "文章", "原文", "內容", "本文"),
+        "summary": ("summary", "highlights", "tldr", "abstract", "title", "headline", "target", "summaries", "output",
+                    "摘要", "标题", "总结", "標題", "總結", "要約"),
+    }  # fmt: skip
+    shapes = ("long and short",)
     max_new_tokens = 256
     overflow = "chunk"
     overflows = ("error", "truncate", "chunk")
     settings_class = SummarizationSettings
     settings: SummarizationSettings
+    recommended = (
+        Recommended(
+            *("sshleifer/distilbart-cnn-12-6", "306M", 1220, "Apache-2.0", "English"),
+            "the default; news; .bin weights only",
+        ),
+        STARTER,
+        Recommended("facebook/bart-large-cnn", "406M", 1630, "MIT", "English", "news; a little better"),
+        Recommended(
+            *("csebuetnlp/mT5_multilingual_XLSum", "582M", 2330, "CC-BY-NC-SA-4.0", "44 languages"),
+            "one sentence; not for commercial use; .bin weights only",
+        ),
+        QWEN.noted("follows instructions; wants a GPU"),
+    )
+    prefixes = {"t5": "summarize: "}  # Raffel et al. 2020, appendix D
 
     def instruct(self, row: Row) -> str:
         if self.settings.tokens:
@@ -52,7 +113,7 @@ class Summarization(Task):
         return f"{wish} Write in the language of the text.\n\n{row[self.input_column]}"
 
     def plain(self, row: Row, traits: Traits) -> str:
-        if traits.head is Head.SEQ2SEQ:
+        if not traits.continues:
             return super().plain(row, traits)
         return f"{row[self.input_column]}\n\nTL;DR:"  # as GPT-2 was first asked (Radford et al. 2019, section 3.6)
 
@@ -60,7 +121,7 @@ class Summarization(Task):
         return ("\n\n",)
 
     def generation_defaults(self, traits: Traits, own: int) -> dict[str, Any]:
-        told = traits.head is Head.CAUSAL or traits.chat  # in words; others are held to it
+        told = traits.is_instructed  # others are held to it
         if tokens := self.settings.tokens:
             return {"max_new_tokens": tokens} | ({} if told else {"min_new_tokens": tokens // 2})
         if told:
@@ -94,6 +155,21 @@ class Summarization(Task):
                 return Result(text=text, chunks=chunks)
         (raw,) = yield Step([{**row, self.input_column: text}], final=True)
         return replace(self.finish(raw), chunks=chunks)
+
+    def trivial_answers(self, row: Row) -> dict[str, str]:
+        text = str(row[self.input_column])
+        return {"lead-1": "".join(sentences(text, script_language(text))[:1]).strip()}
+
+    def remarks(self, output: Output, row: Row, settings: GenerationSettings) -> Iterator[tuple[int, str]]:
+        """What was read, so that nobody need wonder whether a part was dropped."""
+        read = f"({output.usage.prompt_tokens} tokens in, prompts included)"
+        if output.truncated:
+            cut = "first" if settings.truncation_side == "left" else "last"
+            yield logging.INFO, f"covered: all but the {cut} {output.truncated} tokens of the text {read}"
+            return
+        parts, characters = len(output.chunks) or 1, len(str(row[self.input_column]))
+        chunks = "chunk" if parts == 1 else "chunks"
+        yield logging.INFO, f"covered: all {characters} characters in {parts} {chunks} {read}"
 
     def _chunks(self, parts: Sequence[str], raws: Sequence[Raw]) -> tuple[Chunk, ...]:
         ends = list(accumulate(map(len, parts)))

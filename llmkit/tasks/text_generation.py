@@ -6,7 +6,8 @@ as the user's message, others continue it.
 
 from __future__ import annotations
 
-from llmkit.tasks.base import Example, Row, Task, Traits, Wording
+from llmkit.tasks.base import COMPLETION, PROMPT, Example, Row, Task, Traits, Wording
+from llmkit.tasks.recommended import QWEN, QWEN_SMALL, SMOL, STARTER
 
 __all__ = ["TextGeneration"]
 
@@ -14,13 +15,30 @@ __all__ = ["TextGeneration"]
 class TextGeneration(Task):
     name = "text-generation"
     verb = "generate"
+    help = """Answer a prompt, or continue a text with --raw; with --input, a file of prompts.
+
+    Settings that are not given come from the model's own generation_config.json; without one,
+    decoding is greedy and 256 tokens long at most.
+    """
+    prompt_options = ("system", "prefill", "raw")
     input_column = "prompt"
     columns = ("prompt",)
     target_column = "completion"
+    aliases = {
+        "text": ("text", "content", "body", "paragraphs", "poem", "story", "code", "内容", "正文", "文本", "诗", "內容",
+                 "本文", "テキスト"),
+        "prompt": PROMPT,
+        "completion": COMPLETION,
+    }  # fmt: skip
+    shapes = ("alpaca", "text or pair")
     max_new_tokens = 256
     truncation_side = "left"  # the end is what is continued
+    learns_parts = True  # of plain text
     thinks = True
     strips = False
+    recommended = (SMOL, STARTER, QWEN_SMALL, QWEN)
+    suits_translators = True
+    reports_perplexity = True
 
     def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
         """A row with a ``text`` is learned whole, as in pretraining; others have a prompt and its completion."""

@@ -7,14 +7,17 @@ its white space and its lines, and how a translation is asked for. How a model f
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from llmkit.config.settings import TranslationSettings
+from llmkit.config.settings import GenerationSettings, Options, TaskSettings, setting
 from llmkit.errors import InputError, UsageError
 from llmkit.log import log
-from llmkit.tasks.base import Chunk, Example, Head, Raw, Reader, Result, Row, Step, Task, Traits, Wording, Work
+from llmkit.tasks.base import Chunk, Example, Raw, Reader, Result, Row, Step, Task, Traits, Wording, Work
+from llmkit.tasks.output import Output
+from llmkit.tasks.recommended import STARTER, Recommended
 from llmkit.text.detection import detect_language
 from llmkit.text.languages import Language, Route, find_language
 from llmkit.text.lines import meant_breaks, spread
@@ -23,7 +26,7 @@ from llmkit.text.protected import Block, around, protected, survives
 from llmkit.text.scripts import is_unspaced
 from llmkit.text.sentences import pack, sentences
 
-__all__ = ["Translation"]
+__all__ = ["Translation", "TranslationOptions", "TranslationSettings"]
 
 _ROUTE = "_route"
 """The column that carries the languages of a row once they are known."""
@@ -33,18 +36,75 @@ _UNSURE = 0.7
 """Below this probability the detected language is said to be a guess."""
 
 
+_ANY_PAIR = "facebook/m2m100_418M"
+# The two-letter codes among the members that Helsinki-NLP gives for the group.
+_ROMANCE = frozenset(("fr", "wa", "oc", "ca", "rm", "es", "pt", "gl", "an", "it", "co", "sc", "ro", "la"))
+
+
+def _opus(pair: str, parameters: str, megabytes: int, languages: str) -> Recommended:
+    name = f"Helsinki-NLP/opus-mt-{pair}"
+    return Recommended(name, parameters, megabytes, "Apache-2.0", languages, ".bin weights only")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslationSettings(TaskSettings):
+    """Which languages a text is translated between, by English name or ISO 639 code."""
+
+    source: str | None = setting(None, "Language of the text; detected if not given.", option="--from")
+    target: str | None = setting(None, "Language to translate into.", option="--to")
+
+
+class TranslationOptions(Options, total=False):
+    """The fields of `TranslationSettings` too, as keyword arguments."""
+
+    source: str | None
+    target: str | None
+
+
 class Translation(Task):
     name = "translation"
     verb = "translate"
+    help = """Translate a text of any length.
+
+    White space, Markdown, code, addresses and placeholders stay as they are.
+    """
     sample = '"TEXT" --from en --to fr'
     input_column = "source"
     columns = ("source",)
     target_column = "target"
+    aliases = {
+        "source": ("source", "src", "input", "sentence1", "original", "原文"),
+        "target": ("target", "tgt", "output", "sentence2", "translation", "译文", "譯文", "訳文"),
+    }
+    shapes = ("languages",)
     max_new_tokens = 512
     overflow = "chunk"
     overflows = ("error", "truncate", "chunk")
     settings_class = TranslationSettings
     settings: TranslationSettings
+    output_fields = ("source_language", "target_language")
+    recommended = (
+        Recommended(
+            *("Helsinki-NLP/opus-mt-{source}-{target}", "75M", 300, "Apache-2.0 or CC-BY-4.0", "one pair"),
+            "the default where there is one for the pair; mostly .bin weights",
+        ),
+        _opus("ROMANCE-en", "78M", 312, "Romance to English"),
+        _opus("en-ROMANCE", "78M", 312, "English to Romance"),
+        _opus("mul-en", "77M", 310, "120 languages to English"),
+        _opus("en-mul", "77M", 310, "English to 120 languages"),
+        Recommended(
+            *(_ANY_PAIR, "484M", 1940, "MIT", "any pair of 100 languages"),
+            "the default for all other pairs; .bin weights only",
+        ),
+        STARTER.noted(f"{STARTER.note}; knows English only"),
+        Recommended(
+            *("facebook/nllb-200-distilled-600M", "615M", 2460, "CC-BY-NC-4.0", "any pair of 196 languages"),
+            "better; not for commercial use; .bin weights only",
+        ),
+    )
+    names_languages = True
+    suits_translators = True
+    metrics = ("sacrebleu",)
 
     def __init__(self, settings: TranslationSettings | None = None) -> None:
         super().__init__(settings)
@@ -53,13 +113,18 @@ class Translation(Task):
         if self.source is not None and self.source == self.target:
             raise UsageError(f"source and target are both {self.source.name}", "name two languages")
 
-    def two_letter_codes(self, text: str) -> tuple[str | None, str | None]:
-        """The languages as models are named by them; that of ``text`` if none was given."""
+    def default_models(self, text: str = "") -> tuple[str, ...]:
+        """The models for the pair, the most special first, and then the one for any pair."""
+        self.require_target()
         source = self.source
-        if source is None and any(character.isalpha() for character in text):
-            source = self._detect(text, None)
-            self.source = source  # so that it is neither looked for nor told twice
-        return source.alpha2 if source else None, self.target.alpha2 if self.target else None
+        if source is None and any(map(str.isalpha, text)):
+            source, _ = self._guess(text, None)
+        pairs = [] if source is None or self.target is None else _pairs(source.alpha2, self.target.alpha2)
+        return (*(f"Helsinki-NLP/opus-mt-{pair}" for pair in pairs), _ANY_PAIR)
+
+    @property
+    def target_language(self) -> str | None:
+        return None if self.target is None else self.target.tag
 
     def instruct(self, row: Row) -> str:
         route = self._route_of(row)
@@ -71,7 +136,7 @@ class Translation(Task):
 
     def plain(self, row: Row, traits: Traits) -> str:
         route, text = self._route_of(row), str(row[self.input_column])
-        if traits.head is Head.SEQ2SEQ:
+        if not traits.continues:
             return f"{route.prefix}{text}"
         source = route.source.name if route.source else "Text"
         return f"{source}: {text}\n{route.target.name if route.target else 'Translation'}:"
@@ -88,7 +153,7 @@ class Translation(Task):
 
     def check(self, traits: Traits, wording: Wording) -> None:
         super().check(traits, wording)
-        if traits.head is Head.CAUSAL or traits.chat:
+        if traits.is_instructed:
             self.require_target()
         if traits.languages is not None and (self.source is not None or self.target is not None):
             self._check_pair(traits)
@@ -149,6 +214,13 @@ class Translation(Task):
             log.warning("%d of %d sentences came back empty from the model", empty, len(document.segments))
         return _in_languages(Result(text=document.translated, chunks=document.chunks()), route)
 
+    def trivial_answers(self, row: Row) -> dict[str, str]:
+        return {"copy of the source": str(row[self.input_column])}
+
+    def remarks(self, output: Output, row: Row, settings: GenerationSettings) -> Iterator[tuple[int, str]]:
+        if output.chunks:
+            yield logging.INFO, f"translated: {len(output.chunks)} parts, {output.usage.prompt_tokens} tokens in"
+
     def _route_for(self, text: str, traits: Traits) -> Route:
         try:
             return self._find_route(text, traits)
@@ -161,7 +233,7 @@ class Translation(Task):
     def _find_route(self, text: str, traits: Traits) -> Route:
         languages = traits.languages
         source = self.source
-        if languages is None and traits.head is Head.SEQ2SEQ and not traits.chat:
+        if languages is None and not traits.is_instructed:
             if self.source or self.target:
                 log.warning("this model does not say which languages it knows, so it is not told them")
             return Route(self.source, self.target)
@@ -176,21 +248,26 @@ class Translation(Task):
         return Route(source, self.target)
 
     def _detect(self, text: str, among: frozenset[Language] | None) -> Language:
+        language, sure = self._guess(text, among)
+        if sure:
+            log.info("the text is in %s", language.name)
+        else:
+            log.warning("the text is taken for %s, which is a guess; name its language with --from", language.name)
+        return language
+
+    def _guess(self, text: str, among: frozenset[Language] | None) -> tuple[Language, bool]:
+        """The language of a text, and whether that is sure."""
         found = detect_language(text, among)
         language, english = found.language, find_language("en")
-        if found.probability >= _UNSURE:
-            log.info("the text is in %s", language.name)
-            return language
         # A few plain words fit many languages; a guess without hold is better the likeliest one.
         if found.probability < _UNSURE / 2 and text.isascii() and english != self.target:
             language = english if among is None or english in among else language
-        log.warning("the text is taken for %s, which is a guess; name its language with --from", language.name)
-        return language
+        return language, found.probability >= _UNSURE
 
     def _segments(self, text: str, route: Route, reader: Reader, room: int | None) -> Iterator[_Segment]:
         """What is translated on its own: sentences for models trained on them, paragraphs for those that read more."""
         tag = route.source.tag if route.source else "en"
-        by_sentence = reader.traits.head is Head.SEQ2SEQ and not reader.traits.chat
+        by_sentence = not reader.traits.is_instructed
         start = 0
         for block in blocks(text):
             offset, start = start, start + len(block.text)
@@ -238,6 +315,18 @@ class Translation(Task):
             )
         document.advance()
         return Result(text="")
+
+
+def _pairs(source: str, target: str) -> list[str]:
+    """The Marian models for a pair, the most special first. From no other language to another is there a group."""
+    if source == target:
+        return []
+    pairs = [f"{source}-{target}"]
+    if target == "en":
+        pairs += [*(["ROMANCE-en"] if source in _ROMANCE else []), "mul-en"]
+    elif source == "en":
+        pairs += [*(["en-ROMANCE"] if target in _ROMANCE else []), "en-mul"]
+    return pairs
 
 
 @dataclass

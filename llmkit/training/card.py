@@ -19,9 +19,6 @@ from llmkit.training.provenance import Provenance
 
 __all__ = ["draw_losses", "model_card"]
 
-_PIPELINE_TAGS = {"dialogue": "text-generation"}
-"""The Hub's name of a task, where it is another one."""
-
 
 def model_card(
     recipe: Recipe, provenance: Provenance, metrics: Mapping[str, Any], name: str, ledgers: Sequence[Sequence[str]]
@@ -37,10 +34,10 @@ def model_card(
 def _lines(
     recipe: Recipe, provenance: Provenance, metrics: Mapping[str, Any], name: str, ledgers: Sequence[Sequence[str]]
 ) -> Iterator[str]:
-    command, fresh = find_task(recipe.task).verb, getattr(recipe.model, "config", None) is not None
+    task, fresh = find_task(recipe.task), getattr(recipe.model, "config", None) is not None
     matter: dict[str, Any] = {
         "library_name": "transformers" if provenance.method is None else "peft",
-        "pipeline_tag": _PIPELINE_TAGS.get(recipe.task, recipe.task),
+        "pipeline_tag": task.pipeline_tag or task.name,
         "tags": ["llmkit", recipe.task],
     }
     if not fresh and "/" in provenance.base and not Path(provenance.base).exists():  # an id of the Hub
@@ -54,7 +51,7 @@ def _lines(
     how = "all weights" if provenance.method is None else f"a PEFT adapter ({provenance.method})"
     begun = "random weights" if fresh else _plain(without_folders(provenance.base))
     yield f"Trained for {recipe.task} from {begun}, {how}, with llmkit {provenance.versions['llmkit']}.\n"
-    yield _fenced(f"llmkit {command} --model {shlex.quote(_line(name))}")
+    yield _fenced(f"llmkit {task.verb} --model {shlex.quote(_line(name))}")
     yield "It needs no other options: `llmkit.json` holds how it was asked in training.\n"
     yield "## Data and licences\n"
     yield "| data | part | licence | SHA-256 or commit |\n|---|---|---|---|"

@@ -19,7 +19,7 @@ from llmkit.heads.chat_template import check_template
 from llmkit.heads.row_faults import attempt
 from llmkit.inference.traits import traits_of
 from llmkit.models.load import Loaded
-from llmkit.tasks import QuestionAnswering, Row, Task, Traits, Wording
+from llmkit.tasks import Row, Task, Traits, Wording
 from llmkit.tasks.dialogue import shortened, to_messages
 
 __all__ = ["Encoder", "Outcome", "make_encoder"]
@@ -132,15 +132,14 @@ class Encoder:
                 yield Features(each.input_ids[start:end], (*context, *each.labels[start + 1 : end]))
 
     def _windows(self, row: Row, longest: int) -> Outcome:
-        """A question is asked of each window of its text, as at inference."""
-        assert isinstance(self.task, QuestionAnswering)
+        """What is learned of each part of the text, as a part is read at inference."""
         bare = self._features({**row, self.task.input_column: ""})
         room = (self.max_length or 0) - max(map(_length, bare)) - _SLACK
         if room < 1:
             return Outcome("too_long", tokens=longest)
         count = self._count
         features = [each for part in self.task.parts(row, room, count) for each in self._features(part)]
-        if not all(map(self._fits, features)):
+        if not features or not all(map(self._fits, features)):
             return Outcome("too_long", tokens=longest)
         return Outcome("chunked", tuple(features), longest)
 
@@ -276,7 +275,7 @@ def _check_lengths(data: DataSection, task: Task, loaded: Loaded) -> None:
         raise UsageError(
             f"data.truncation_side has no effect on {task.name}, which leaves out its oldest messages", "leave it out"
         )
-    if data.on_overflow == "chunk" and not isinstance(task, QuestionAnswering) and task.name != "text-generation":
+    if data.on_overflow == "chunk" and not task.learns_parts:
         raise UsageError(
             f"a part of the input of {task.name} has no answer of its own to learn, so on_overflow cannot be chunk",
             "use truncate, drop or error",

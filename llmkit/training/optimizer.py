@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.config.recipe import TrainSection
 from llmkit.errors import MissingDependencyError, UsageError
 from llmkit.log import log
-from llmkit.metrics.judge import LOWER_IS_BETTER
+from llmkit.metrics.score import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
     import torch

@@ -14,15 +14,14 @@ from typing import Any
 from llmkit.config.recipe import Recipe
 from llmkit.data.sources import files_of
 from llmkit.errors import InputError, UsageError
-from llmkit.evaluation.evaluate import given_part, references_of
 from llmkit.heads import BaseHead, head_of
 from llmkit.heads.objective import Objective
 from llmkit.log import log
-from llmkit.metrics.judge import MEASURES
+from llmkit.metrics.score import measure_names
 from llmkit.models.disk import file_hash
 from llmkit.models.load import Loaded, has_bfloat16, pick_device
 from llmkit.models.quantize import quantization_config
-from llmkit.tasks import Task
+from llmkit.tasks import Task, find_task
 from llmkit.training.batches import count_updates
 from llmkit.training.dataset import Part, Prepared, prepare
 from llmkit.training.encoding import make_encoder
@@ -112,7 +111,7 @@ def _check_settings(recipe: Recipe, device: str, processes: int) -> None:
         quantization_config(bits, device, torch.float32)
     if train.fp16 and device == "cpu":
         raise UsageError("train.fp16 needs a GPU", "leave it out")
-    known = MEASURES[recipe.task]
+    known = measure_names(find_task(recipe.task).metrics)
     if train.best_metric not in ("loss", *known):
         raise UsageError(
             f"train.metric_for_best_model: {recipe.task} has no metric {train.metric_for_best_model}",
@@ -165,8 +164,8 @@ def expected_rows(part: Part, task: Task, metric: str) -> list[tuple[dict[str, A
                 f"train.metric_for_best_model: {metric} compares answers, and the validation rows are plain text",
                 "use eval_loss, or rows with an input and an answer",
             )
-        if (given := given_part(row, task.name)) is not None:
-            found.append((given, references_of(given, task)))
+        if (given := task.without_target(row)) is not None:
+            found.append((given, task.references(given)))
     return found
 
 

@@ -19,22 +19,22 @@ from llmkit.config.recipe import Recipe
 from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe
 from llmkit.config.settings import DType, GenerationSettings
 from llmkit.errors import UsageError
-from llmkit.evaluation.evaluate import given_part, greedy, prediction_of, references_of, spoken, target_language
+from llmkit.evaluation.evaluate import greedy, prediction_of, spoken
 from llmkit.evaluation.no_answer import fit_no_answer_threshold
 from llmkit.heads import BaseHead, head_of
 from llmkit.heads.end_tokens import declare_ends
 from llmkit.inference.contract import Contract, write_contract
-from llmkit.inference.output import Output
 from llmkit.inference.pipeline import Pipeline
 from llmkit.log import log
 from llmkit.metrics.answers import Threshold
-from llmkit.metrics.judge import judge
+from llmkit.metrics.score import score
 from llmkit.models.disk import disk_errors, write_whole
 from llmkit.models.load import Loaded, pick_device
 from llmkit.models.memory import peak_memory
 from llmkit.models.processes import Member, join
 from llmkit.models.quiet import quiet_transformers
 from llmkit.tasks import Task, Wording
+from llmkit.tasks.output import Output
 from llmkit.training.card import draw_losses, model_card
 from llmkit.training.checkpoint import BUILDING, checkpoints, last_intact, load_trained
 from llmkit.training.dataset import Part
@@ -249,7 +249,6 @@ def _judged(
     pipeline = greedy(Pipeline(task, loaded, GenerationSettings(), wording))
     references = spoken(pipeline, references)
     rank, world = accelerator.process_index, accelerator.num_processes
-    language = target_language(task)
 
     def judged() -> dict[str, float]:
         with accelerator.autocast():
@@ -259,14 +258,14 @@ def _judged(
                 for number, answer in enumerate(answers)
             ]
         texts = [text for _, text in sorted(gather_object(mine), key=itemgetter(0))]
-        return {each.name: each.value for each in judge(recipe.task, texts, references, language=language)}
+        return {each.name: each.value for each in score(task.metrics, texts, references, language=task.target_language)}
 
     return judged
 
 
-def _expected(part: Part, recipe: Recipe) -> list[dict[str, Any]]:
+def _expected(part: Part, task: Task) -> list[dict[str, Any]]:
     """Rows with what is expected apart from what the model gets."""
-    return [given for row in part.used_rows() if (given := given_part(row, recipe.task)) is not None]
+    return [given for row in part.used_rows() if (given := task.without_target(row)) is not None]
 
 
 def packs(recipe: Recipe, model: Any, head: BaseHead, device: str) -> bool:
@@ -381,9 +380,9 @@ def _no_answer_threshold(run: _Run) -> Threshold | None:
     part = run.parts.get("validation")
     if part is None or trainer.head.writes or recipe.settings.no_answer_threshold is not None:
         return None
-    rows = _expected(part, recipe)
+    rows = _expected(part, task)
     if trainer.sharded:
-        if not all(references_of(row, task) for row in rows):
+        if not all(task.references(row) for row in rows):
             log.warning("no no_answer_threshold is fitted, since the model is in shards; set it in the recipe")
         return None
     loaded = replace(run.loaded, model=trainer.model)

@@ -19,7 +19,7 @@ from llmkit.config.settings import GenerationSettings, LoadSettings, TruncationS
 from llmkit.data.proposals import task_rows
 from llmkit.data.records import Record
 from llmkit.errors import InputError, UsageError
-from llmkit.evaluation.evaluate import Evaluation, compare, evaluate, given_part
+from llmkit.evaluation.evaluate import Evaluation, compare, evaluate
 from llmkit.inference.contract import apply_contract
 from llmkit.inference.pipeline import Pipeline
 from llmkit.log import log
@@ -50,7 +50,7 @@ class Trial:
     load: LoadSettings
     wording: Wording
     rows: Iterable[dict[str, Any]]
-    """In the task's columns, what is expected apart from what is given (`llmkit.evaluation.evaluate.given_part`)."""
+    """In the task's columns, what is expected apart from what is given (`Task.without_target`)."""
     truncates: bool = False
     """Whether an input that is too long is cut, as it was in training, unless the caller says otherwise."""
     truncation_side: TruncationSide | None = None
@@ -104,9 +104,9 @@ def _trial_of(recipe: Recipe, load: LoadSettings, data: Sequence[SourceSection] 
     wording = Wording(system=recipe.prompt.system, raw=recipe.prompt.raw)
     sources = data or recipe.data.validation
     if sources is not None:
-        rows = _expected(_of_sources(sources, task), recipe)
+        rows = _expected(_of_sources(sources, task), recipe, task)
     elif recipe.data.validation_fraction is not None:
-        rows = _expected(_held_back(recipe, task), recipe)
+        rows = _expected(_held_back(recipe, task), recipe, task)
     else:
         raise UsageError("the recipe has no validation data", "set data.validation or data.validation_fraction")
     return Trial(
@@ -126,14 +126,14 @@ def _held_back(recipe: Recipe, task: Task) -> Iterator[Record]:
     return (Record(rows.where(index), rows[index]) for index in held if rows.table[index]["row"])
 
 
-def _expected(records: Iterable[Record], recipe: Recipe) -> Iterator[dict[str, Any]]:
+def _expected(records: Iterable[Record], recipe: Recipe, task: Task) -> Iterator[dict[str, Any]]:
     """Rows with what is expected apart from what is given, as far as the recipe lets them be left out."""
     left, unused = Counter[str](), Counter[str]()
     for record in records:
         row, error, key = None, record.error, "on_bad_row: skip"
         policy: str = recipe.data.on_bad_row
         try:
-            if record.row is not None and (row := given_part(record.row, recipe.task)) is None:
+            if record.row is not None and (row := task.without_target(record.row)) is None:
                 key, policy = "on_no_label: drop", recipe.data.on_no_label
                 error = InputError(f"{record.where} has no reply that could be judged", f"leave it out with data.{key}")
         except InputError as failure:

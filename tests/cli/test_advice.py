@@ -13,7 +13,7 @@ import pytest
 import typer
 
 import llmkit
-from llmkit.cli.app import app
+from llmkit.cli.app import application
 from llmkit.cli.options import advice, at_command, flags
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Checkpoint
@@ -31,7 +31,7 @@ def options_of(command: Any, name: str = "llmkit") -> Iterator[tuple[str, frozen
     yield name, frozenset(option for each in command.params for option in each.opts)
 
 
-COMMANDS = dict(options_of(typer.main.get_command(app)))
+COMMANDS = dict(options_of(typer.main.get_command(application())))
 
 
 def messages() -> Iterator[tuple[str, str]]:

@@ -27,8 +27,8 @@ from llmkit.cli.line_editor import line_editor
 from llmkit.cli.options import Stopped, flags
 from llmkit.config.settings import GenerationSettings
 from llmkit.inference.conversation import Conversation
-from llmkit.inference.output import Output, Usage
 from llmkit.log import log
+from llmkit.tasks.output import Output, Usage
 from tests.cli.conftest import Run
 from tests.conftest import Checkpoint
 
@@ -269,7 +269,7 @@ def test_reasoning_stays_off_stdout(type_lines: TypeLines, monkeypatch: pytest.M
         patch.setattr(flags, "quiet", True)
         out, err, _ = type_lines("hi", talk=Fake("The reply.", reasoning=("Hmm.",)))
         assert "Hmm" not in out + err
-    monkeypatch.setattr("llmkit.cli.chat.write", lambda piece: sys.stderr.write(piece))  # as where both are shown
+    monkeypatch.setattr("llmkit.cli.output.write", lambda piece: sys.stderr.write(piece))  # as where both are shown
     _, err, _ = type_lines("hi", talk=Fake("The reply.", reasoning=("Hmm.",)))
     assert err.startswith("Hmm.\nThe reply.\n\n5 tokens")
 
@@ -313,7 +313,7 @@ def test_an_interrupted_reply_is_kept(type_lines: TypeLines, folder: Path, monke
         if len(said) == 3:
             interrupt()
 
-    monkeypatch.setattr("llmkit.cli.chat.write", piece)
+    monkeypatch.setattr("llmkit.cli.output.write", piece)
     _, err, _ = type_lines(HELLO, talk=talk)
     assert talk.last is not None
     assert talk.last.finish_reason == "interrupted"
@@ -321,7 +321,7 @@ def test_an_interrupted_reply_is_kept(type_lines: TypeLines, folder: Path, monke
     assert talk.messages[1].content.strip() == "".join(said).strip() == talk.last.text
     assert "(stopped; the reply so far is kept)" in err
     assert signal.getsignal(signal.SIGINT) is before
-    monkeypatch.setattr("llmkit.cli.chat.write", said.append)
+    monkeypatch.setattr("llmkit.cli.output.write", said.append)
     type_lines("/retry", talk=talk)  # the session goes on
     assert talk.last.finish_reason != "interrupted"
     assert len(talk.messages) == 2
@@ -359,7 +359,7 @@ def test_a_reply_that_was_ended_leaves_the_conversation_as_it_was(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("llmkit.cli.chat.write", end)
+        patch.setattr("llmkit.cli.output.write", end)
         _, err, _ = type_lines("What is the meaning of life?", talk=conversation)
     assert "(ended; nothing of this reply is kept)" in err
     assert conversation.messages == messages

@@ -57,7 +57,7 @@ def test_answer_takes_the_text_in_every_way(
     for way in ((), ("-",)):
         assert run(*base, *way, stdin=TEXT.encode())[1] == expected
     assert "the text was given twice" in one_line(run(*base, TEXT, "--context", TEXT)[2])
-    assert "there is no text to answer from" in one_line(run(*base)[2])
+    assert "there is no context; give it after the question" in one_line(run(*base)[2])
 
 
 def test_marked_answers(run: Run, checkpoint: Checkpoint) -> None:

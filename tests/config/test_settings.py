@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from llmkit.config.settings import (
-    AnswerSettings,
     GenerationSettings,
     LoadSettings,
     changed,
@@ -14,6 +13,7 @@ from llmkit.config.settings import (
     split_options,
 )
 from llmkit.errors import UsageError
+from llmkit.tasks.question_answering import AnswerSettings
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import llmkit
-from llmkit.config.settings import AnswerSettings, LoadSettings, TaskSettings, TranslationSettings
+from llmkit.config.settings import LoadSettings, TaskSettings
 from llmkit.errors import InputError, UsageError
 from llmkit.heads import decoding, head_of
 from llmkit.heads.base import IGNORED, Features
@@ -21,6 +21,8 @@ from llmkit.inference import engine
 from llmkit.inference.traits import traits_of
 from llmkit.models.load import Loaded, load_model
 from llmkit.tasks import Example, Head, QuestionContext, Wording, get_task
+from llmkit.tasks.question_answering import AnswerSettings
+from llmkit.tasks.translation import TranslationSettings
 from tests import tiny
 from tests.conftest import Checkpoint
 

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 import llmkit
-from llmkit.config.settings import AnswerSettings, LoadSettings
+from llmkit.config.settings import LoadSettings
 from llmkit.errors import ContextOverflowError, LlmkitError, UsageError
 from llmkit.heads.batching import Budget
 from llmkit.heads.span import SpanHead
@@ -25,6 +25,7 @@ from llmkit.inference.engine import mark
 from llmkit.models.context import ContextLength
 from llmkit.models.load import Loaded, load_model
 from llmkit.tasks import QuestionContext, Reading
+from llmkit.tasks.question_answering import AnswerSettings
 from tests import tiny
 from tests.conftest import Checkpoint
 

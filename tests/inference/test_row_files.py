@@ -22,17 +22,18 @@ from typing import Any
 
 import pytest
 
-from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, SummarizationSettings
+from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
 from llmkit.data import rows as data_rows
 from llmkit.data.rows import Layout, Record
 from llmkit.errors import InputError, LlmkitError, NotEnoughMemoryError, UsageError
 from llmkit.heads.batching import Budget
 from llmkit.inference import row_files, row_layout
-from llmkit.inference.output import Output, Usage
 from llmkit.inference.row_files import Report, answer_file, check_output
 from llmkit.models.source import Source
 from llmkit.tasks import Dialogue, QuestionAnswering, Summarization, Wording
 from llmkit.tasks.base import Row, Task
+from llmkit.tasks.output import Output, Usage
+from llmkit.tasks.summarization import SummarizationSettings
 
 ROWS = 11
 WINDOW = 3
@@ -121,6 +122,7 @@ class FakePipeline:
             head="causal",
             finish_reason="stop",
             usage=Usage(3, 2),
+            fields=self.task.output_fields,
             score=float("nan") if text == "no number" else None,
         )
 

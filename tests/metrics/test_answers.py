@@ -12,7 +12,7 @@ import pytest
 
 from llmkit.metrics.answers import best_threshold, exact_match, f1
 from llmkit.metrics.bootstrap import interval, p_value
-from llmkit.metrics.judge import judge
+from llmkit.metrics.score import score
 
 
 def squad_normal(text: str) -> str:
@@ -89,7 +89,7 @@ def test_where_no_answer_is_always_better_the_threshold_is_below_all_scores() ->
 def test_questions_without_an_answer_are_counted_apart_where_there_are_both_kinds() -> None:
     """As SQuAD v2's script does (HasAns_f1, NoAns_exact)."""
     said, wanted = ["fox", "a big dog", "", "cat"], [["fox"], ["dog"], [], []]
-    found = {each.name: each.value for each in judge("question-answering", said, wanted)}
+    found = {each.name: each.value for each in score(["squad"], said, wanted)}
     assert found == pytest.approx(
         {
             "exact_match": 50.0,
@@ -99,8 +99,8 @@ def test_questions_without_an_answer_are_counted_apart_where_there_are_both_kind
             "no_answer_exact_match": 50.0,
         }
     )
-    measure = next(each for each in judge("question-answering", said, wanted) if each.name == "no_answer_exact_match")
+    measure = next(each for each in score(["squad"], said, wanted) if each.name == "no_answer_exact_match")
     around = interval(measure.statistics, measure.figure)
     assert (around.low, around.high) == (0.0, 100.0)
     assert 0 < p_value(measure.statistics, measure.statistics) <= 1
-    assert [each.name for each in judge("question-answering", said[:2], wanted[:2])] == ["exact_match", "f1"]
+    assert [each.name for each in score(["squad"], said[:2], wanted[:2])] == ["exact_match", "f1"]

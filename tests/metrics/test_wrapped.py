@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from llmkit.errors import UsageError
-from llmkit.metrics.judge import MEASURES, judge
+from llmkit.metrics.score import measure_names, score
 from llmkit.metrics.wrapped import figures_of, load_metric, task_metric
+from llmkit.tasks import TASKS
 
 SCRIPT = """\
 import datasets
@@ -26,12 +27,12 @@ class Longer(evaluate.Metric):
 """
 
 
-@pytest.mark.parametrize("task", list(MEASURES))
+@pytest.mark.parametrize("task", list(TASKS))
 def test_a_task_is_a_metric_without_a_hub(task: str) -> None:
     said, wanted = ["the fox", "今天"], [["the quick fox", "a fox"], ["今天天气"]]
     found = task_metric(task).compute(predictions=said, references=wanted)
-    assert found == pytest.approx({each.name: each.value for each in judge(task, said, wanted)})
-    assert set(found) == set(MEASURES[task])
+    assert found == pytest.approx({each.name: each.value for each in score(TASKS[task].metrics, said, wanted)})
+    assert set(found) == set(measure_names(TASKS[task].metrics))
 
 
 def test_another_metric_is_loaded_by_its_path(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from llmkit.config.settings import TranslationSettings
 from llmkit.errors import InputError
-from llmkit.tasks import Head, Raw, Row, Traits, Translation
+from llmkit.tasks import Raw, Row, Traits, Translation
+from llmkit.tasks.translation import TranslationSettings
 from llmkit.text.lines import meant_breaks, spread
 from llmkit.text.sentences import script_language, sentences
 
@@ -23,7 +23,7 @@ class Reader:
     max_new_tokens = 512
 
     def __init__(self, chat: bool) -> None:
-        self.traits = Traits(head=Head.CAUSAL if chat else Head.SEQ2SEQ, chat=chat)
+        self.traits = Traits(continues=chat, chat=chat)
         self.shown = ""
 
     def count(self, text: str) -> int:

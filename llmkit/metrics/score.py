@@ -1,11 +1,12 @@
-"""Which figures judge the answers of a task, and what they say of some answers.
+"""Figures of answers, by the names that tasks call their metrics by.
 
-Knows texts only: what a row's references are is the task's business, what was answered the model's.
+Knows texts only: which metrics a task has and what a row's references are is the task's business, what was answered the
+model's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,16 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["LOWER_IS_BETTER", "MEASURES", "Measure", "judge", "trivial_answers"]
+__all__ = ["LOWER_IS_BETTER", "METRICS", "Measure", "Metric", "measure_names", "score"]
 
-MEASURES = {
-    "summarization": rouge.ROUGE,
-    "text-generation": rouge.ROUGE,
-    "dialogue": rouge.ROUGE,
-    "question-answering": ("exact_match", "f1"),  # and of rows with or without an answer, where there are both
-    "translation": ("bleu", "chrf++", "ter"),
-}
-"""The names of each task's measures."""
 LOWER_IS_BETTER = frozenset({"ter", "perplexity", "loss"})
 """Measures, and the loss, of which less is more."""
 
@@ -52,31 +45,58 @@ class Measure:
         return self.figure(self.statistics.sum(axis=0))
 
 
-def judge(
-    task: str, predictions: Sequence[str | None], references: Sequence[Sequence[str]], *, language: str | None = None
+@dataclass(frozen=True)
+class Metric:
+    names: tuple[str, ...]
+    """Of its measures; some answers have more."""
+    measure: Callable[[Sequence[str | None], Sequence[Sequence[str]], str | None], list[Measure]]
+    """The measures of predictions and references in a language."""
+
+
+def score(
+    metrics: Sequence[str],
+    predictions: Sequence[str | None],
+    references: Sequence[Sequence[str]],
+    *,
+    language: str | None = None,
 ) -> list[Measure]:
-    """The measures of a task, on a scale of 0 to 100.
+    """The measures of some metrics, on a scale of 0 to 100.
 
     Args:
-        task: its name, such as ``summarization``.
+        metrics: their names in `METRICS`.
         predictions: an answer for each row; empty: that there is none. None: the model gave no answer at all, which is
             wrong, also where there is none.
         references: what was expected, one or several a row; of questions none means that there is no answer.
-        language: BCP 47 tag of the language translated to, if it is known.
+        language: BCP 47 tag of the language that the answers are to be in, if it is known.
     """
-    if task == "question-answering":
-        return _of_answers(predictions, references)
-    texts = [said or "" for said in predictions]
-    if task == "translation":
-        return [
-            Measure(each.name, each.statistics(texts, references), each.figure, each.signature)
-            for each in translation_metrics(language, references)
-        ]
-    rows = [rouge.rouge(said, wanted) for said, wanted in zip(texts, references, strict=True)]
+    return [each for name in metrics for each in METRICS[name].measure(predictions, references, language)]
+
+
+def measure_names(metrics: Sequence[str]) -> tuple[str, ...]:
+    """The names of the measures of some metrics."""
+    return tuple(name for metric in metrics for name in METRICS[metric].names)
+
+
+def _of_rouge(
+    predictions: Sequence[str | None], references: Sequence[Sequence[str]], _language: str | None
+) -> list[Measure]:
+    rows = [rouge.rouge(said or "", wanted) for said, wanted in zip(predictions, references, strict=True)]
     return [_of_rows(name, [row[name] for row in rows], rouge.SIGNATURE) for name in rouge.ROUGE]
 
 
-def _of_answers(predictions: Sequence[str | None], references: Sequence[Sequence[str]]) -> list[Measure]:
+def _of_translations(
+    predictions: Sequence[str | None], references: Sequence[Sequence[str]], language: str | None
+) -> list[Measure]:
+    texts = [said or "" for said in predictions]
+    return [
+        Measure(each.name, each.statistics(texts, references), each.figure, each.signature)
+        for each in translation_metrics(language, references)
+    ]
+
+
+def _of_answers(
+    predictions: Sequence[str | None], references: Sequence[Sequence[str]], _language: str | None
+) -> list[Measure]:
     """SQuAD v1's figures; where some questions have no answer, v2's of either kind too."""
     pairs = list(zip(predictions, references, strict=True))
     exact = [0.0 if said is None else answers.exact_match(said, wanted) for said, wanted in pairs]
@@ -97,15 +117,8 @@ def _of_rows(name: str, values: Sequence[float], signature: str, counted: Sequen
     return Measure(name, np.stack([100 * np.asarray(values) * weights, weights], axis=1), mean_of, signature)
 
 
-def trivial_answers(task: str, text: str) -> dict[str, str]:
-    """Answers that no model is needed for, which a model has to beat: by name, of one row's input text."""
-    if task == "summarization":
-        from llmkit.text.sentences import script_language, sentences
-
-        first = sentences(text, script_language(text))[:1]
-        return {"lead-1": "".join(first).strip()}
-    if task == "translation":
-        return {"copy of the source": text}
-    if task == "question-answering":
-        return {"always no answer": ""}
-    return {}
+METRICS = {
+    "rouge": Metric(rouge.ROUGE, _of_rouge),
+    "squad": Metric(("exact_match", "f1"), _of_answers),
+    "sacrebleu": Metric(("bleu", "chrf++", "ter"), _of_translations),
+}

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from llmkit.tasks import Chunk
-
-__all__ = ["SCHEMA_VERSION", "Output", "Usage"]
+__all__ = ["SCHEMA_VERSION", "Chunk", "Output", "Usage"]
 
 SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What was made of one part of the input: ``text`` for the characters from ``start`` to ``end``."""
+
+    start: int
+    end: int
+    text: str
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,9 @@ class Output:
     alternatives: tuple[Output, ...] = ()
     """The other sequences, with ``num_return_sequences`` above 1; the next best spans, with ``top`` above 1."""
 
+    fields: tuple[str, ...] = field(default=(), repr=False)
+    """Which of the attributes the JSON of its task has, beside those of every task."""
+
     def __str__(self) -> str:
         return self.text
 
@@ -86,10 +96,7 @@ class Output:
         }
         if self.base_commit is not None:
             result["base_commit"] = self.base_commit
-        if self.task == "question-answering":
-            result |= {"answered": self.answered, "score": self.score, "start": self.start, "end": self.end}
-        if self.task == "translation":
-            result |= {"source_language": self.source_language, "target_language": self.target_language}
+        result |= {name: getattr(self, name) for name in self.fields}
         if self.reasoning:
             result["reasoning"] = self.reasoning
         if self.still_thinking:

@@ -1,6 +1,7 @@
 """How many tokens a checkpoint takes, read from its config.json and tokenizer_config.json.
 
-Knows the keys that model families use for it. Knows nothing of files, and does not import torch.
+Knows the keys that configs use for it; what a model makes of them is read from its source (`upstream`). Knows nothing
+of files, and does not import torch.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+from llmkit.models.upstream import reads_setting, unused_positions
 
 __all__ = ["ContextLength", "context_length"]
 
@@ -43,32 +46,6 @@ _KEYS = (
 # Where the text model's own config is, in models of several parts. What is read is what the encoder takes.
 _PARTS = ("text_config", "encoder", "language_config", "llm_config", "thinker_config", "decoder")
 
-# These number positions from padding_idx + 1, so that the first rows of the position table are never used:
-# model type → pad_token_id where config.json has none.
-_POSITIONS_AFTER_PADDING = {
-    "camembert": 1,
-    "data2vec-text": 1,
-    "esm": 1,
-    "ibert": 1,
-    "layoutlmv3": 1,
-    "lilt": 0,
-    "longformer": 1,
-    "luke": 1,
-    "markuplm": 0,
-    "mpnet": 1,
-    "roberta": 1,
-    "roberta-prelayernorm": 1,
-    "xlm-roberta": 1,
-    "xlm-roberta-xl": 1,
-    "xmod": 1,
-}
-_PADDING_ROW_IS_FIXED = frozenset({"mpnet"})  # takes 1, whatever its config says
-
-# Relative positions, ALiBi or a state: what their configs name is the length they were trained on.
-_NO_POSITION_TABLE = frozenset(
-    {"bloom", "funnel", "longt5", "mamba", "mamba2", "mt5", "rwkv", "switch_transformers", "t5", "umt5", "xlnet"}
-)
-
 # Rope scalings whose factor lengthens max_position_embeddings. The others (llama3, longrope) come with configs that
 # state the scaled length already.
 _FROM_ORIGINAL = ("yarn", "deepseek_yarn")
@@ -90,8 +67,8 @@ def context_length(config: Config, tokenizer_config: Config | None = None) -> Co
     if scaled > stated == limit and not _states_original(part):
         # Some configs state the scaled length beside the factor (DeepSeek Coder), and only the tokenizer tells.
         return ContextLength(stated, hard=False)
-    usable = scaled - _reserved_positions(part)
-    # A tokenizer's limit a few tokens lower tells of reserved positions in a family not listed above. One far
+    usable = scaled - unused_positions(str(part.get("model_type")), part)
+    # A tokenizer's limit a few tokens lower tells of unused positions in a model with code of its own. One far
     # lower is only how a model was tuned (DeepSeek-R1-Distill: 16,384 of 131,072).
     if limit is not None and 0 < usable - limit <= 4:
         usable = limit
@@ -155,16 +132,5 @@ def _is_soft(config: Config) -> bool:
     # DeBERTa v2 and v3 clamp relative positions and have no absolute ones.
     if config.get("relative_attention") and config.get("position_biased_input") is False:
         return True
-    return config.get("model_type") in _NO_POSITION_TABLE
-
-
-def _reserved_positions(config: Config) -> int:
-    model_type = str(config.get("model_type", ""))
-    if model_type not in _POSITIONS_AFTER_PADDING:
-        return 0
-    if model_type == "esm" and config.get("position_embedding_type", "absolute") != "absolute":
-        return 0
-    padding = config.get("pad_token_id")
-    if not isinstance(padding, int) or model_type in _PADDING_ROW_IS_FIXED:
-        padding = _POSITIONS_AFTER_PADDING[model_type]
-    return padding + 1
+    # Relative positions or a state: what the config names is the length it was trained on.
+    return not reads_setting(str(config.get("model_type")), _KEYS)

@@ -16,9 +16,9 @@ from llmkit.models.tables import (
     HEADS,
     auto_class,
     class_names,
+    config_class,
     decoder_class,
     encoder_decoder_class,
-    has_config_class,
     masked_lm_types,
     multimodal_class,
 )
@@ -104,7 +104,7 @@ def _heads(config: Config) -> dict[Head, str]:
         heads.pop(Head.SEQ2SEQ, None)
         if found := multimodal_class(model_type):
             heads.setdefault(Head.CAUSAL, found)
-    if not heads and has_config_class(model_type):
+    if not heads and config_class(model_type):
         # The part of a larger model that was saved alone: its class is known, though its type has no entry.
         heads = {head: name for head in Head for name in _architectures(config) if name in class_names(head).values()}
     heads = _remote_heads(config) | heads

@@ -20,12 +20,14 @@ __all__ = [
     "HeadFacts",
     "auto_class",
     "class_names",
+    "config_class",
     "decoder_class",
     "encoder_decoder_class",
-    "has_config_class",
     "is_native",
     "masked_lm_types",
+    "module_name",
     "multimodal_class",
+    "package",
     "writes",
 ]
 
@@ -76,23 +78,30 @@ HEADS: dict[Head, HeadFacts] = {
 """In the order in which a type that several heads fit gets one, where no architecture decides."""
 _MASKED_LM = "MODEL_FOR_MASKED_LM_MAPPING_NAMES"
 _CONFIGS = "CONFIG_MAPPING_NAMES"
+_MODULES = "SPECIAL_MODEL_TYPE_TO_MODULE_NAME"
 _MULTIMODAL = ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES")
 """The second holds the first, beside types of its own."""
 
 
 @cache
-def _mappings() -> dict[str, dict[str, str]]:
-    """Each ``…_MAPPING_NAMES`` table of `modeling_auto`: model type → class name (the first, if several)."""
+def package() -> Path:
+    """The folder of Transformers."""
     spec = find_spec("transformers")
     if spec is None or not spec.submodule_search_locations:
         raise MissingDependencyError("transformers is not installed", "run: pip install transformers")
-    folder = Path(spec.submodule_search_locations[0], "models", "auto")
+    return Path(spec.submodule_search_locations[0])
+
+
+@cache
+def _mappings() -> dict[str, dict[str, str]]:
+    """Each ``…_MAPPING_NAMES`` table of `modeling_auto`: model type → class name (the first, if several)."""
+    folder = package() / "models" / "auto"
     tables: dict[str, dict[str, str]] = {}
     sources = [(folder / name).read_text(encoding="utf-8") for name in ("modeling_auto.py", "auto_mappings.py")]
     for node in (node for source in sources for node in ast.parse(source).body):
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(args=[ast.List() as pairs])):
-                if name in (*(each.mapping for each in HEADS.values()), _MASKED_LM, *_MULTIMODAL, _CONFIGS):
+                if name in (*(each.mapping for each in HEADS.values()), _MASKED_LM, *_MULTIMODAL, _CONFIGS, _MODULES):
                     own = (ast.literal_eval(pair) for pair in pairs.elts if not isinstance(pair, ast.Starred))
                     entries = dict(own)
                     tables[name] = {k: v if isinstance(v, str) else v[0] for k, v in entries.items()}
@@ -124,9 +133,14 @@ def masked_lm_types() -> frozenset[str]:
     return frozenset(_mappings()[_MASKED_LM])
 
 
-def has_config_class(model_type: str) -> bool:
-    """Whether Transformers knows the type, be it only as a part of another."""
-    return model_type in _mappings()[_CONFIGS]
+def config_class(model_type: str) -> str:
+    """The config class of a type, be it only a part of another; empty for one that Transformers does not know."""
+    return _mappings()[_CONFIGS].get(model_type, "")
+
+
+def module_name(model_type: str) -> str:
+    """The folder of a type among Transformers' models."""
+    return _mappings()[_MODULES].get(model_type, model_type.replace("-", "_"))
 
 
 def multimodal_class(model_type: str) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.models.source import check_encoding, read_json
+from llmkit.models.upstream import has_offsets, needs_vocabulary, tokenizer_class
 
 __all__ = ["SpecialToken", "TokenizerFiles", "added_tokens", "has_chat_template", "has_vocabulary", "read_tokenizer"]
 
@@ -22,29 +23,6 @@ _VOCABULARIES = (
 )
 _ADDED = '"added_tokens":'
 _HEAD = 2_000_000  # characters of tokenizer.json: the added tokens come before the vocabulary
-
-# Python tokenizers of Transformers 5: none maps tokens to characters, and the first two do not even say so.
-_NO_OFFSETS = frozenset(
-    {
-        "ByT5Tokenizer",
-        "CanineTokenizer",
-        "BertJapaneseTokenizer",
-        "BertTokenizerLegacy",
-        "BertweetTokenizer",
-        "EsmTokenizer",
-        "FlaubertTokenizer",
-        "PerceiverTokenizer",
-        "PhobertTokenizer",
-        "RoCBertTokenizer",
-        "XLMTokenizer",
-    }
-)
-_CLASS_OF_TYPE = {  # where no file names a class
-    "canine": "CanineTokenizer",
-    "flaubert": "FlaubertTokenizer",
-    "roc_bert": "RoCBertTokenizer",
-    "xlm": "XLMTokenizer",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +48,7 @@ class TokenizerFiles:
     @property
     def offsets(self) -> bool:
         """Whether each token comes with its place in the text."""
-        return self.class_name not in _NO_OFFSETS
+        return has_offsets(self.class_name)
 
 
 def read_tokenizer(folder: Path, config: Mapping[str, Any], generation: Mapping[str, Any]) -> TokenizerFiles:
@@ -96,7 +74,7 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], generation: Mapping[
 
 def _needs_none(tokenizer_config: Mapping[str, Any], class_name: str) -> bool:
     """Whether a tokenizer counts bytes or characters (ByT5, Canine), or has code of its own, as far as is known."""
-    return bool(tokenizer_config) and (class_name in _NO_OFFSETS or "auto_map" in tokenizer_config)
+    return bool(tokenizer_config) and (not needs_vocabulary(class_name) or "auto_map" in tokenizer_config)
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -105,7 +83,7 @@ def _optional(path: Path) -> dict[str, Any]:
 
 def _class_name(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> str:
     named = tokenizer_config.get("tokenizer_class") or config.get("tokenizer_class")
-    return str(named or _CLASS_OF_TYPE.get(str(config.get("model_type")), ""))
+    return str(named or tokenizer_class(str(config.get("model_type"))))
 
 
 def has_chat_template(folder: Path) -> bool:

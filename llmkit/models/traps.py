@@ -13,8 +13,9 @@ from typing import Any
 
 from llmkit.models.context import ContextLength
 from llmkit.models.generation import FIELDS, clean, fit_vocabulary
-from llmkit.models.tables import HEADS, decoder_class, is_native, writes
+from llmkit.models.tables import HEADS, class_names, decoder_class, is_native, writes
 from llmkit.models.tokenizer_files import SpecialToken, TokenizerFiles
+from llmkit.models.upstream import lets_packed_examples_leak
 from llmkit.tasks import Head
 
 __all__ = ["MULTILINGUAL", "Facts", "find_traps", "hub_kernels", "needs_own_code"]
@@ -22,7 +23,6 @@ __all__ = ["MULTILINGUAL", "Facts", "find_traps", "hub_kernels", "needs_own_code
 MULTILINGUAL = frozenset({"m2m_100", "mbart", "nllb-moe", "seamless_m4t", "seamless_m4t_v2"})
 """Model types whose tokenizer holds the language codes and whose output language is a forced first token."""
 
-_LEAKS_WHEN_PACKED = frozenset({"bloom", "mamba", "mamba2", "opt"})
 _INSTRUCT = re.compile(r"(?i)(?:^|[-_./])(?:instruct|chat|it|dpo|rlhf|sft)(?:[-_./]|$)")
 
 
@@ -148,7 +148,7 @@ def _templates(facts: Facts) -> Iterator[str]:
     if facts.one_sequence and not facts.tokenizer.chat_template:
         instruct = "although its name says it follows instructions, " if _INSTRUCT.search(facts.name) else ""
         yield f"{instruct}no chat template: prompts are continued as plain text"
-    if not facts.tokenizer.offsets:
+    if not facts.tokenizer.offsets and facts.config.get("model_type") in class_names(Head.SPAN):
         yield f"{facts.tokenizer.class_name} gives no character offsets: no extractive question answering"
 
 
@@ -177,8 +177,8 @@ def _prefixes(config: Mapping[str, Any]) -> list[str]:
 
 
 def _training(facts: Facts) -> Iterator[str]:
-    if facts.config.get("model_type") in _LEAKS_WHEN_PACKED:
-        yield "packed training examples see each other, although position_ids are accepted: train it padded"
+    if facts.one_sequence and lets_packed_examples_leak(str(facts.config.get("model_type"))):
+        yield "packed training examples see each other, whatever position_ids say: train it padded"
     if facts.config.get("tie_word_embeddings") is True and facts.one_sequence:
         yield "input and output embeddings are tied: training one moves the other"
     window = facts.config.get("sliding_window") or 0

@@ -90,6 +90,9 @@ def test_it_runs_at_that_length_and_not_beyond(name: str, settings: dict[str, An
         ("T5Model", {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}),
         ("DebertaV2Model", {**_COMMON, "relative_attention": True, "position_biased_input": False,
                             "pos_att_type": ["p2c", "c2p"]}),
+        ("JambaModel", {**_COMMON, "num_hidden_layers": 2, "num_key_value_heads": 2, "num_experts": 1,
+                        "num_experts_per_tok": 1, "use_mamba_kernels": False, "attn_layer_period": 2,
+                        "attn_layer_offset": 1}),
         ("BloomModel", {"vocab_size": 40, "hidden_size": 16, "n_layer": 1, "n_head": 2, "seq_length": 24}),
     ],
 )  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 
 from llmkit.config.settings import LoadSettings
 from llmkit.models.load import load_model
+from llmkit.models.upstream import lets_packed_examples_leak
 from llmkit.tasks import Head
 from llmkit.training.probes import keeps_examples_apart, sees_nothing_ahead
 from tests.zoo.models import build
@@ -27,6 +28,8 @@ def load(model_type: str, folder: Path) -> Any:
         ("llama", True),
         ("mixtral", True),  # experts take the tokens of all examples at once, which moves the last bits
         ("bloom", False),  # takes no positions
+        ("opt", False),  # takes positions, and its mask does not
+        ("falcon", False),
         ("jamba", False),  # takes positions, and its state goes on into the next example
     ],
 )
@@ -34,6 +37,7 @@ def test_examples_are_packed_where_none_sees_another(model_type: str, apart: boo
     model = load(model_type, tmp_path / model_type)
     assert keeps_examples_apart(model) is apart
     assert not model.training
+    assert not (apart and lets_packed_examples_leak(model_type))
 
 
 @pytest.mark.parametrize(("model_type", "blind"), [("llama", True), ("mamba", True), ("xlnet", False)])

@@ -16,7 +16,7 @@ from llmkit.cli.app import main
 from llmkit.config.recipe import SourceSection
 from llmkit.config.recipe_file import load_recipe
 from llmkit.data.proposals import task_rows
-from llmkit.errors import InputError
+from llmkit.errors import CheckpointError, InputError
 from llmkit.evaluation.evaluate import Evaluation, Judged, spoken
 from llmkit.evaluation.perplexity import _exp_mean
 from llmkit.heads import head_of
@@ -351,6 +351,24 @@ def test_each_token_of_a_long_text_counts_once(checkpoint: Checkpoint) -> None:
             expected -= float(logits.log_softmax(-1)[ids[place]])
     assert count == len(begins)
     assert loss == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("family", "weight"), [("llama", "down_proj"), ("t5", "DenseReluDense.wo")])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_there_is_no_perplexity_of_logits_that_are_not_finite(
+    value: float, family: str, weight: str, checkpoint: Checkpoint
+) -> None:
+    import torch
+
+    from llmkit.evaluation.perplexity import row_loss
+
+    pipeline = llmkit.load("generate", str(checkpoint(family)), offline=True, device="cpu")
+    with torch.no_grad():
+        for name, parameter in pipeline.loaded.model.named_parameters():
+            if weight in name:
+                parameter.fill_(value)
+    with pytest.raises(CheckpointError, match="computes NaN or infinity in float32; use another checkpoint"):
+        row_loss(pipeline, {"prompt": "The", "completion": "quick fox"})
 
 
 def test_plain_text_is_judged_by_its_perplexity_alone(

@@ -6,21 +6,27 @@ Of a damaged checkpoint: nothing is loaded, or exactly what was written.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from llmkit.config.paths import user_path
-from llmkit.config.recipe import SourceSection
+from llmkit.config.recipe import SourceSection, _recipe_of
 from llmkit.config.recipe_file import load_recipe
+from llmkit.config.settings import GenerationSettings, RowSettings
 from llmkit.data.rows import SUFFIXES, open_records
 from llmkit.data.shapes import INPUTS, mapped_rows
-from llmkit.errors import LlmkitError
+from llmkit.errors import LlmkitError, UsageError
+from llmkit.tasks import TASKS
+from llmkit.tasks.question_answering import AnswerSettings
 from llmkit.text.languages import find_language
 from llmkit.training.checkpoint import (
     Progress,
@@ -168,3 +174,44 @@ def test_of_a_damaged_checkpoint_nothing_is_loaded_or_exactly_what_was_written(d
             assert mine["exp_avg"].equal(other["exp_avg"])
 
         _ends_in_one_line(resume)
+
+
+def _numbers(section: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """The numeric keys of a section of recipes, and of those in it."""
+    for name, field in section.model_fields.items():
+        hints = [field.annotation]
+        for hint in hints:  # to which it adds
+            hints += get_args(hint)
+        if {int, float} & set(hints):
+            yield f"{place}{name}", section
+        for each in hints:
+            if isinstance(each, type) and issubclass(each, BaseModel):
+                yield from _numbers(each, f"{place}{name}.")
+
+
+RECIPES = [_recipe_of(task.name, task.settings_class) for task in TASKS.values()]
+KEYS = sorted({key: section for each in RECIPES for key, section in _numbers(each, "") if key != "version"}.items())
+HUGE = [10**30, 2**63, 2**31, float("inf"), float("-inf"), float("nan"), -(10**30), 10**400, 10**5000]
+
+
+@settings(FEW, max_examples=200)
+@given(some.sampled_from(KEYS), some.sampled_from(HUGE))
+def test_no_number_of_a_recipe_is_beyond_what_can_be_computed_with(key: tuple[str, Any], value: Any) -> None:
+    """Integers are refused above 31 bits (seeds: above 32), and what is not finite is refused everywhere."""
+    name = key[0].rpartition(".")[2]
+    field, limits = key[1].model_fields[name], key[1].model_config
+    adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field], config=limits)  # type: ignore[arg-type]
+    with suppress(ValidationError):
+        taken = adapter.validate_python(value)
+        assert math.isfinite(taken)
+        assert name == "seed" or isinstance(taken, float)
+
+
+@FEW
+@given(some.sampled_from([GenerationSettings, RowSettings, AnswerSettings]), some.sampled_from(HUGE))
+def test_no_number_of_a_setting_is_beyond_what_can_be_computed_with(kind: Any, value: Any) -> None:
+    hints = get_type_hints(kind)
+    for name in (name for name in hints if {int, float} & {hints[name], *get_args(hints[name])}):
+        with suppress(UsageError):
+            made = getattr(kind(**{name: value}), name)
+            assert name in ("seed", "no_answer_threshold"), made

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
-from llmkit.errors import LlmkitError
+from llmkit.errors import LlmkitError, UsageError
 from llmkit.models.processes import PARENT
 
 __all__ = ["Machines", "start"]
@@ -30,6 +30,8 @@ _DELIBERATE = (0, 3, 130, 143)
 """Exit codes of a run that ended as it was told to, some rows perhaps with errors."""
 
 
+_MOST = 64
+"""Processes on one machine, where it has few cores for a number of devices."""
 _SIGKILL = 9
 """Which Windows has no name for."""
 _GO_ON = "go on with --resume"
@@ -53,11 +55,14 @@ def start(count: int, arguments: Sequence[str], *, on_cpu: bool, machines: Machi
     each time they come; none is left behind.
 
     Raises:
+        UsageError: there are more than any machine of this size runs.
         LlmkitError: one of the others failed, or any was ended by a signal that it did not expect.
     """
     port = machines.port or (_PORT if machines.count > 1 else _free_port())
     local = count // machines.count
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if local > max(_MOST, 4 * cores):
+        raise UsageError(f"{local} processes are too many for a machine with {cores} cores", "lower num_processes")
     common = {
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(local),

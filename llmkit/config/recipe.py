@@ -8,9 +8,10 @@ together; does not know files (`llmkit.config.recipe_file`), models or data.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, Union, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -23,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from llmkit.config.settings import LoadSettings, TaskSettings, TruncationSide, setting_fields
+from llmkit.config.settings import MOST, LoadSettings, TaskSettings, TruncationSide, bounds, setting_fields
 from llmkit.tasks import TASKS, Task, find_task
 
 __all__ = [
@@ -42,7 +43,7 @@ __all__ = [
 VERSION = 1
 """Of the recipe's form. It rises when a recipe that was right would mean something else or be refused."""
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=MOST)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32 - 2**16)]
 """NumPy takes 32 bits, and each process adds its number."""
@@ -71,13 +72,15 @@ def _from_settings(name: str, settings: type[Any], *, without: tuple[str, ...] =
     for item in setting_fields(settings):
         if item.name in without:
             continue
-        low, high = item.metadata["minimum"], item.metadata["maximum"]
-        bounds = {
-            key: value for key, value in (("ge", low), ("le", high)) if value not in (float("-inf"), float("inf"))
-        }
         hint = hints[item.name]
-        members[item.name] = (hint, Field(item.default, description=item.metadata["help"], **bounds))
+        limits = zip(("ge", "le"), bounds(item, hint), strict=True)
+        given: dict[str, Any] = {key: value for key, value in limits if math.isfinite(value) and _is_number(hint)}
+        members[item.name] = (hint, Field(item.default, description=item.metadata["help"], **given))
     return create_model(name, __base__=base, **members)
+
+
+def _is_number(hint: Any) -> bool:
+    return bool({int, float} & {hint, *get_args(hint)})
 
 
 # The model.
@@ -86,7 +89,7 @@ def _from_settings(name: str, settings: type[Any], *, without: tuple[str, ...] =
 class TrainedTokenizer(Section):
     """A tokenizer that is trained on the training data: byte-level BPE, which knows every character."""
 
-    vocab_size: Annotated[int, Field(ge=300)] = 8192
+    vocab_size: Annotated[int, Field(ge=300, le=MOST)] = 8192
     """Tokens, the special ones included."""
     min_frequency: Positive = 2
     """How often a pair of tokens must occur to become one."""
@@ -292,7 +295,7 @@ class DataSection(Section):
     """Hold back this share of the training rows, drawn by ``seed``."""
     seed: Seed = 42
     """Of the split, and of a mixture."""
-    max_length: Annotated[int, Field(ge=2)] | None = None
+    max_length: Annotated[int, Field(ge=2, le=MOST)] | None = None
     """Longest example in tokens: prompt and answer (causal), or what the encoder reads (seq2seq). The model's context
     if not said. Windows of extractive models have ``settings.max_seq_len``."""
     max_target_length: Positive | None = None
@@ -334,8 +337,8 @@ class TrainSection(Section):
 
     output_dir: Annotated[str, Field(min_length=1)]
     """Folder for the result. A folder with a run in it is refused."""
-    num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
-    max_steps: Annotated[int, Field(ge=-1)] = -1
+    num_train_epochs: Annotated[float, Field(gt=0, le=MOST)] = 3.0
+    max_steps: Annotated[int, Field(ge=-1, le=MOST)] = -1
     """Optimizer steps; wins over epochs if positive."""
     per_device_train_batch_size: Positive = 8
     per_device_eval_batch_size: Positive = 8
@@ -460,7 +463,7 @@ class AccelerateSection(Section):
     num_processes: Positive | None = None
     """Processes on all machines together, one a device."""
     num_machines: Positive = 1
-    machine_rank: Annotated[int, Field(ge=0)] = 0
+    machine_rank: Annotated[int, Field(ge=0, le=MOST)] = 0
     main_process_ip: str | None = None
     main_process_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     fsdp_config: FsdpSection | None = None

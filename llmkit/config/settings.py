@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, TypedDict, get_args, get_origin, get_type
 from llmkit.errors import UsageError
 
 __all__ = [
+    "MOST",
     "DType",
     "GenerationSettings",
     "LoadOptions",
@@ -25,6 +26,7 @@ __all__ = [
     "RowSettings",
     "TaskSettings",
     "TruncationSide",
+    "bounds",
     "changed",
     "given",
     "setting",
@@ -38,6 +40,10 @@ Quantization = Literal["8bit", "4bit"]
 Overflow = Literal["error", "truncate", "chunk"]
 TruncationSide = Literal["left", "right"]
 """Which side of a text is cut, as tokenizers of Transformers call it: ``right`` keeps the beginning."""
+
+
+MOST = 2**31 - 1
+"""Of what is counted in tokens, rows or steps: more than any run has, and no more than the libraries below can take."""
 
 
 def setting(
@@ -82,14 +88,21 @@ def _check(item: Field[Any], hint: Any, value: Any) -> None:
     numeric = next((kind for kind in (int, float) if kind in (hint, *get_args(hint))), None)
     if numeric is None:
         return
+    low, high = bounds(item, hint)
     if isinstance(value, bool) or not isinstance(value, (int, float) if numeric is float else int):
-        raise UsageError(f"{item.name}={value!r} is not a number", f"give {_range(item)}")
-    if not item.metadata["minimum"] <= value <= item.metadata["maximum"]:
-        raise UsageError(f"{item.name}={value} is out of range", f"give {_range(item)}")
+        raise UsageError(f"{item.name}={value!r} is not a number", f"give {_range(low, high)}")
+    if not low <= value <= high:
+        shown = value if isinstance(value, float) or abs(value) < 10**20 else "…"
+        raise UsageError(f"{item.name}={shown} is out of range", f"give {_range(low, high)}")
 
 
-def _range(item: Field[Any]) -> str:
+def bounds(item: Field[Any], hint: Any) -> tuple[float, float]:
+    """The smallest and the largest value of a numeric setting with this type."""
     low, high = item.metadata["minimum"], item.metadata["maximum"]
+    return low, MOST if int in (hint, *get_args(hint)) and high == math.inf else high
+
+
+def _range(low: float, high: float) -> str:
     if math.isinf(high):
         return f"a number of {low:g} or more" if math.isfinite(low) else "a number"
     return f"a number from {low:g} to {high:g}"
@@ -135,7 +148,9 @@ class GenerationSettings(_Checked):
     repetition_penalty: float | None = setting(None, "Above 1 makes repeats less likely.", minimum=0.01, maximum=100)
     no_repeat_ngram_size: int | None = setting(None, "Never repeat a run of this many tokens; 0 is off.", minimum=0)
     num_beams: int | None = setting(None, "Beam search with this many beams; 1 is off.", minimum=1, maximum=1000)
-    length_penalty: float | None = setting(None, "Beam search: above 0 favours longer outputs.")
+    length_penalty: float | None = setting(
+        None, "Beam search: above 0 favours longer outputs.", minimum=-10, maximum=10
+    )
     num_return_sequences: int = setting(1, "How many outputs for each input.", minimum=1, maximum=1000)
     seed: int | None = setting(None, "Make sampling repeatable.", minimum=0, maximum=2**63 - 1)
     stop: tuple[str, ...] = setting((), "Stop before this text (repeatable); it is not printed.")

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import UsageError
-from llmkit.heads.base import IGNORED, Encoded, Features, encode_text, pad
+from llmkit.heads.base import IGNORED, Encoded, Features, encode_text, pad, refuse_not_finite
 from llmkit.heads.batch import Batch, Line, fill, padded, shifted
 from llmkit.heads.chat_template import encode_chat, render_chat, reply_frame
 from llmkit.heads.end_tokens import end_id, turn_ends
@@ -105,6 +105,7 @@ class CausalHead(WritingHead):
             with torch.no_grad():
                 logits = loaded.model(input_ids=ids, use_cache=False).logits[0]
             logits = logits[logits.shape[0] - ids.shape[1] :]  # prompt tuning puts virtual tokens in front
+            refuse_not_finite(loaded, logits)
             before = torch.tensor([place - 1 - begin for place in wanted], device=logits.device)
             labels = torch.tensor([features.labels[place] for place in wanted], device=logits.device)
             total, count = total + float(token_loss(logits[before], labels)), count + len(wanted)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import CheckpointError, InputError, UsageError
-from llmkit.heads.base import IGNORED, Encoded, Features, encode_text, pad
+from llmkit.heads.base import IGNORED, Encoded, Features, encode_text, pad, refuse_not_finite
 from llmkit.heads.batch import Batch, Line, fill, padded
 from llmkit.heads.chat_template import encode_chat
 from llmkit.heads.end_tokens import end_id, turn_ends
@@ -135,6 +135,7 @@ class Seq2SeqHead(WritingHead):
         ids, written, labels = (torch.tensor([part], device=loaded.device) for part in parts)
         with torch.no_grad():
             logits = loaded.model(input_ids=ids, decoder_input_ids=written, use_cache=False).logits
+        refuse_not_finite(loaded, logits)
         return float(token_loss(logits, labels.to(logits.device))), int((labels != IGNORED).sum())
 
     def probe(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:

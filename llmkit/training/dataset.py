@@ -60,6 +60,8 @@ class Prepared:
     validation: Part | None
 
 
+_MOST_ROWS = 10**8
+"""Of an epoch whose rows repeat."""
 NO_LABEL = "its answer is empty, or none of its replies is to be learned"
 
 # Examples.
@@ -243,8 +245,15 @@ def _mix(rows: Rows, trained: Sequence[int], weights: Sequence[float | None], se
         raise UsageError("some sources of data.train have a weight and others do not", "give it to all, or to none")
     source = rows.table["source"][:]
     members = [[index for index in trained if source[index] == number] for number in range(len(weights))]
-    shares = [float(weight or 0) / sum(float(weight or 0) for weight in weights) for weight in weights]
-    total = max(len(indices) / share for indices, share in zip(members, shares, strict=True))
+    largest = max(float(weight or 0) for weight in weights)
+    shares = [float(weight or 0) / largest for weight in weights]
+    shares = [share / sum(shares) for share in shares]
+    total = max(len(indices) / max(share, 1 / _MOST_ROWS) for indices, share in zip(members, shares, strict=True))
+    if total > max(_MOST_ROWS, 10 * len(trained)):
+        raise UsageError(
+            f"the weights of data.train repeat rows until an epoch has {total:.0e} of them",
+            "bring the weights nearer to the sizes of their sources",
+        )
     random, order = np.random.default_rng(seed), []
     for indices, share in zip(members, shares, strict=True):
         if indices:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from llmkit.cli.processes import start
-from llmkit.errors import LlmkitError
+from llmkit.cli.processes import _wait, start
+from llmkit.errors import LlmkitError, UsageError
 
 
 @pytest.fixture
@@ -37,6 +39,11 @@ def test_a_process_that_is_killed_is_named(signal: str, problem: str, code: int,
     assert caught.value.exit_code == code
 
 
+def test_the_one_that_was_killed_is_the_cause_though_the_first_fails_for_want_of_it() -> None:
+    ended: Any = [SimpleNamespace(poll=lambda code=code: code) for code in (1, None, -9)]
+    assert _wait(ended) == 2
+
+
 @pytest.mark.parametrize(
     ("script", "code"), [("exit 3", 3), ("exit 1", 1), ("kill -TERM $$", 143), ("kill -INT $$", 130)]
 )
@@ -51,3 +58,8 @@ def test_what_another_says_of_its_failure_is_shown(ends: Path) -> None:
     )
     with pytest.raises(LlmkitError, match=r"^process 1 failed: no luck; try again$"):
         start(2, [], on_cpu=True)
+
+
+def test_more_than_a_machine_can_run_are_not_started(ends: Path) -> None:
+    with pytest.raises(UsageError, match="are too many for a machine with"):
+        start(2**31 - 1, [], on_cpu=True)

@@ -306,11 +306,12 @@ def test_large_logits_overflow_nothing(load: Load, monkeypatch: pytest.MonkeyPat
     assert math.fsum(span.score for span in reading.spans) + reading.no_answer == pytest.approx(1)
 
 
-def test_numbers_that_are_none_are_refused(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_none_are_refused(value: float, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load("bert")
 
     def forward(input_ids: Any, **_: Any) -> Any:
-        logits = torch.full(input_ids.shape, math.nan)
+        logits = torch.full(input_ids.shape, value)
         return SimpleNamespace(start_logits=logits, end_logits=logits)
 
     monkeypatch.setattr(loaded.model, "forward", forward)

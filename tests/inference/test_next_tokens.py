@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import llmkit
-from llmkit.errors import InputError, UsageError
+from llmkit.errors import CheckpointError, InputError, UsageError
+from llmkit.inference.next_tokens import next_tokens
 from tests.conftest import Checkpoint
 
 
@@ -40,3 +41,17 @@ def test_bad_arguments(checkpoint: Checkpoint) -> None:
         llmkit.next_tokens("The", folder, top=0)
     with pytest.raises(InputError, match="the text is empty"):
         llmkit.next_tokens("", folder)
+
+
+@pytest.mark.parametrize(("family", "weight"), [("llama", "down_proj"), ("t5", "DenseReluDense.wo")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_an_error(
+    value: float, family: str, weight: str, checkpoint: Checkpoint
+) -> None:
+    loaded = llmkit.load("generate", str(checkpoint(family)), device="cpu").loaded
+    with torch.no_grad():
+        for name, parameter in loaded.model.named_parameters():
+            if weight in name:
+                parameter.fill_(value)
+    with pytest.raises(CheckpointError, match="computes NaN or infinity in float32; use another checkpoint"):
+        next_tokens(loaded, "The quick")

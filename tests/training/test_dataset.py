@@ -135,6 +135,9 @@ def test_a_mixture_has_its_shares_and_leaves_no_row_out(llama: Path, tmp_path: P
     assert len(counts) == 70
     assert prepared.train.ledger.sources == ((str(many), 60, 60), (str(few), 10, 20))
     assert set(counts.values()) == {1, 2}
+    rare = [{"path": str(many), "weight": 1e-300}, {"path": str(few), "weight": 1e300}]
+    with pytest.raises(UsageError, match="repeat rows until an epoch has"):
+        run(make_recipe("text-generation", llama, rare))
     with pytest.raises(UsageError, match="weight"):
         run(make_recipe("text-generation", llama, [{"path": str(many), "weight": 3.0}, str(few)]))
 

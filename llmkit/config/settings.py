@@ -105,7 +105,7 @@ def bounds(item: Field[Any], hint: Any) -> tuple[float, float]:
 def _range(low: float, high: float) -> str:
     if math.isinf(high):
         return f"a number of {low:g} or more" if math.isfinite(low) else "a number"
-    return f"a number from {low:g} to {high:g}"
+    return f"a number from {low:g} to {high:.10g}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from llmkit.tasks.question_answering import AnswerSettings
         ({"temperature": -1}, "temperature=-1 is out of range; give a number from 0 to 100"),
         ({"temperature": float("nan")}, "temperature=nan is out of range"),
         ({"temperature": "hot"}, "temperature='hot' is not a number"),
-        ({"max_new_tokens": 0}, "give a number of 1 or more"),
+        ({"max_new_tokens": 0}, "give a number from 1 to 2147483647"),
         ({"max_new_tokens": 1.5}, "max_new_tokens=1.5 is not a number"),
         ({"num_beams": True}, "num_beams=True is not a number"),
         ({"top_p": 0.0}, "top_p=0 leaves no token"),

@@ -35,10 +35,13 @@ MARKS: tuple[Mark, ...] = (
 )
 _PHRASES: tuple[Mark, ...] = (("Here is my thought process:", "Here is my response:"),)
 """Marks in plain words, which count only where the chat template names both (Granite 3.2)."""
-_AROUND_ANSWERS: tuple[Mark, ...] = (("<answer>", "</answer>"), ("<response>", "</response>"))
-"""Tags around an answer that follows reasoning (Hunyuan, Granite 3.3)."""
+_AROUND_ANSWERS: tuple[Mark, ...] = tuple(
+    (f"<{name}>", f"</{name}>") for name in ("answer", "response", "output", "Output")
+)
+"""Tags around an answer that follows reasoning (Hunyuan, Granite 3.3, Reflection, Marco)."""
 
 _TAG = re.compile(r"<[^<>\s]{2,40}>|\[[^\[\]\s]{2,40}\]|◁[^◁▷\s]{2,40}▷")
+_XML = re.compile(r"<[A-Za-z]\w*>")
 _ABOUT_REASONING = re.compile("think|thought|reason", re.IGNORECASE)
 _CLOSES = (("/", ""), ("END", "START"), ("END", "BEGIN"), ("end", "start"), ("end", "begin"), ("eo", "bo"))
 """How the closing tag of a pair differs from the opening one."""
@@ -107,8 +110,9 @@ def _format(tokenizer: Any, template: str, _size: int) -> ReasoningFormat:
 
 
 def _pairs(added: Iterable[str], template: str) -> list[Mark]:
-    """Pairs of tags about reasoning among the added tokens and in a template."""
+    """Pairs of tags about reasoning among the added tokens and in a template, which may only name the opening one."""
     tags = dict.fromkeys(tag for text in (*added, template) for tag in _TAG.findall(text))
+    tags |= dict.fromkeys(f"</{tag[1:]}" for tag in tags if _XML.fullmatch(tag))
     about = [tag for tag in tags if _ABOUT_REASONING.search(tag)]
     return [
         (opening, tag)

@@ -169,6 +169,11 @@ def _with_base(
     model: str, adapter: Path, adapter_commit: str | None, settings: LoadSettings, *, weights: bool
 ) -> Source:
     config, file = read_json(adapter / ADAPTER_CONFIG), adapter / ADAPTER_CONFIG
+    if "peft_type" not in config:
+        raise CheckpointError(
+            f"{file} has no peft_type, so the adapter is not in PEFT's format (mlx-lm and AdapterHub have others)",
+            "merge it with the program that trained it, such as mlx_lm.fuse, and use the merged model",
+        )
     base = settings.base or config.get("base_model_name_or_path")
     if not base or not isinstance(base, str):
         raise CheckpointError(f"{file} names no base model", _NAME_IT)

@@ -104,6 +104,13 @@ def test_marks_that_only_the_chat_template_names(tokenizer: Any) -> None:
     assert split(tokenizer, plain) == split(tokenizer, tags) == ("Hm.", "Paris.", False)
 
 
+def test_a_template_may_name_only_the_opening_tag(tokenizer: Any) -> None:
+    tokenizer.chat_template += "{# Think within <Thought>, and answer within <Output>. #}"
+    splitter = reasoning_format(tokenizer).splitter("")
+    found = splitter.push("<Thought>\nhm\n</Thought>\n\n<Output>\nParis\n</Output>") + splitter.flush(finished=True)
+    assert (splitter.reasoning.strip(), found.strip()) == ("hm", "Paris")
+
+
 def test_a_response_template_says_what_is_reasoning(tokenizer: Any) -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|say|>", "<|muse|>", "<|over|>"]})
     reply = "<|muse|>Hm.<|over|><|say|>Paris.<|over|><|call|>{not json<|over|>"

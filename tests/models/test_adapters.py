@@ -269,6 +269,14 @@ def test_an_adapter_of_another_model_is_refused(checkpoint: Checkpoint, tmp_path
         load(described())
 
 
+def test_an_adapter_of_another_format_is_refused_as_such(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    mlx = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": {"rank": 4, "scale": 2.0}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(mlx), encoding="utf-8")
+    settings = LoadSettings(model=str(tmp_path), base=str(checkpoint("llama")), offline=True, device="cpu")
+    with pytest.raises(CheckpointError, match=r"not in PEFT's format .*; merge it with the program that trained it"):
+        load_model(settings, "text-generation")
+
+
 def test_a_base_whose_headers_tell_nothing_is_compared_when_loaded(checkpoint: Checkpoint, tmp_path: Path) -> None:
     published(checkpoint("llama", num_hidden_layers=3), tmp_path / "adapter")
     shutil.copytree(checkpoint("llama"), tmp_path / "base")

@@ -22,7 +22,7 @@ from llmkit.evaluation.perplexity import _exp_mean
 from llmkit.heads import head_of
 from llmkit.metrics.bootstrap import Interval
 from llmkit.metrics.score import score
-from llmkit.tasks import TASKS, Dialogue, QuestionAnswering, Traits, Translation, Wording
+from llmkit.tasks import TASKS, Dialogue, QuestionAnswering, Traits, Translation, Wording, get_task
 from llmkit.tasks.translation import TranslationSettings
 from llmkit.training.dataset import prepare
 from llmkit.training.encoding import make_encoder
@@ -113,7 +113,7 @@ NONE: list[Any] = [{"text": [""], "answer_start": [-1]}, [], None, "", [" "], {"
 @pytest.mark.parametrize("answers", [*NONE, ["No answer"], "unanswerable."])
 def test_no_answer_is_none_in_training_as_in_evaluation(answers: Any, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"question": "Who?", "context": "The fox.", "answers": answers}])
-    (record,) = task_rows(SourceSection(path=[str(path)]), "question-answering")
+    (record,) = task_rows(SourceSection(path=[str(path)]), get_task("question-answering"))
     assert record.row is not None
     task = QuestionAnswering()
     assert task.references(record.row) == []

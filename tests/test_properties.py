@@ -23,9 +23,9 @@ from llmkit.config.recipe import SourceSection, _recipe_of
 from llmkit.config.recipe_file import load_recipe
 from llmkit.config.settings import GenerationSettings, RowSettings
 from llmkit.data.rows import SUFFIXES, open_records
-from llmkit.data.shapes import INPUTS, mapped_rows
+from llmkit.data.shapes import mapped_rows, shapes_of
 from llmkit.errors import LlmkitError, UsageError
-from llmkit.tasks import TASKS
+from llmkit.tasks import TASKS, get_task
 from llmkit.tasks.question_answering import AnswerSettings
 from llmkit.text.languages import find_language
 from llmkit.training.checkpoint import (
@@ -70,13 +70,14 @@ def test_any_bytes_are_rows_or_an_error(content: bytes, suffix: str) -> None:
 
 
 @settings(FEW, max_examples=15)
-@given(some.lists(ROWS, min_size=1, max_size=3), some.sampled_from(list(INPUTS)))
+@given(some.lists(ROWS, min_size=1, max_size=3), some.sampled_from(list(TASKS)))
 def test_each_odd_row_is_a_record(rows: list[dict[str, Any]], task: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-        for shape in ("columns", "squad", "messages", "alpaca"):
-            records = list(mapped_rows(SourceSection(path=[str(path)], shape=shape), task))
+        shape: Any
+        for shape in ("columns", *(each.written for each in shapes_of(get_task(task)))):
+            records = list(mapped_rows(SourceSection(path=[str(path)], shape=shape), get_task(task)))
             assert len(records) >= (0 if shape == "squad" else len(rows))
             assert all((record.row is None) == (record.error is not None) for record in records)
 

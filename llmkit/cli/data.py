@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmkit.config.settings import LoadSettings, given
+from llmkit.config.settings import LoadSettings, given, setting_fields
 from llmkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ def data_check(
     else:
         if overrides:
             raise UsageError("--set changes a recipe, and this is data", "give a recipe, or leave it out")
-        recipe, notes = _propose(given_paths, task, (source, target), validation, encoding, max_length, load)
+        recipe, notes = _propose(
+            given_paths, task, {"source": source, "target": target}, validation, encoding, max_length, load
+        )
     opened = open_task(recipe)
     encoder = make_encoder(recipe, opened, open_model(recipe, opened, weights=False))
     report = check(prepare(recipe, encoder, strict=False), encoder, samples=rows)
@@ -94,7 +96,7 @@ def _is_recipe(paths: list[str]) -> bool:
 def _propose(
     paths: list[str],
     task: str | None,
-    languages: tuple[str | None, str | None],
+    languages: dict[str, str | None],
     validation: str | None,
     encoding: str | None,
     max_length: int | None,
@@ -108,7 +110,11 @@ def _propose(
 
     if task is None:
         raise UsageError("what the data are for is missing", "name the task, such as --task summarization")
-    name = find_task(task).name
+    kind = find_task(task)
+    settings = {key: value for key, value in languages.items() if value is not None}
+    if settings and not settings.keys() <= {item.name for item in setting_fields(kind.settings_class)}:
+        raise UsageError(f"{kind.name} has no languages to name with --from and --to", "leave them out")
+    made = kind(kind.settings_class(**settings))
     parts = {"train": SourceSection(path=paths, encoding=encoding)}
     if validation is not None:
         parts["validation"] = SourceSection(path=[validation], encoding=encoding)
@@ -118,15 +124,15 @@ def _propose(
             for part in ("train", "validation")
             if part in found
         }
-    proposals = {part: propose(section, name, languages=languages) for part, section in parts.items()}
+    proposals = {part: propose(section, made) for part, section in parts.items()}
     model = {"name_or_path": load.model or "starter"}
     model |= {key: getattr(load, key) for key in given(load) if key != "model"}
     data: dict[str, Any] = {part: [_set(proposal.source)] for part, proposal in proposals.items()}
     recipe = recipe_adapter().validate_python(
         {
             "version": 1,
-            "task": name,
-            "settings": proposals["train"].settings,
+            "task": made.name,
+            "settings": settings | proposals["train"].settings,
             "model": model,
             "data": data | {"max_length": max_length},
             "train": {"output_dir": "unused"},

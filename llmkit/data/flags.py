@@ -13,6 +13,8 @@ from typing import Any
 from llmkit.data.column_names import find_column
 from llmkit.data.conversations import is_empty, turn_columns
 from llmkit.errors import InputError
+from llmkit.tasks import Task
+from llmkit.tasks.base import COMPLETION, PROMPT
 
 __all__ = ["obeyed_flags", "refuse_flagged", "refuse_preferences"]
 
@@ -30,9 +32,9 @@ _NUMBERED = re.compile(r"(.*?)_?(?:\d|[abjkABJK])")
 _NO, _YES = ("false", "0", "0.0"), ("true", "1", "1.0")
 
 
-def refuse_preferences(row: Mapping[str, Any], named: Collection[str], task: str) -> None:
+def refuse_preferences(row: Mapping[str, Any], named: Collection[str], task: Task) -> None:
     """`InputError` for a row with a better and a worse answer, unless the one to learn was named."""
-    if {"completion", "text", "messages", "summary", "answers", "target"} & set(named):
+    if set(task.learned_columns or (task.target_column,)) & set(named):
         return
     texts = {
         str(name): value
@@ -56,29 +58,31 @@ def _numbered(texts: Mapping[str, Any]) -> tuple[str, str] | None:
     """Two columns that are called like answers, with a number or a letter behind: ``response_0``, ``response_b``."""
     stems: dict[str, str] = {}
     for name in texts:
-        if (found := _NUMBERED.fullmatch(name)) and find_column([found[1]], "completion", ()):
+        if (found := _NUMBERED.fullmatch(name)) and find_column([found[1]], COMPLETION, ()):
             if found[1] in stems:
                 return stems[found[1]], name
             stems[found[1]] = name
     return None
 
 
-def _to_learn(texts: Mapping[str, Any], better: str | None, worse: str, task: str) -> str:
+def _to_learn(texts: Mapping[str, Any], better: str | None, worse: str, task: Task) -> str:
     """The columns that learn the better answer; where there is only the worse one, the conversation before it."""
+    if "completion" not in task.aliases:
+        return f"{{{task.target_column}: {better or '…'}}}"
     others = [name for name in turn_columns(texts) if name not in (better, worse)]
     if better is None:
         return f"{{messages: {others[0]}}}" if others else "{completion: …}"
     answer = texts[better]
     if isinstance(answer, list) and len(answer) > 1:
         return f"{{messages: {better}}}"
-    prompt = find_column(texts, "prompt", (better, worse))
+    prompt = find_column(texts, PROMPT, (better, worse))
     if prompt is not None and isinstance(texts[prompt], Mapping):
         prompt = next((f"{prompt}.{name}" for name in turn_columns(texts[prompt])), None)
     if prompt is None and others:
         prompt = others[0]
     if prompt is not None:
         return f"{{prompt: {prompt}, completion: {better}}}"
-    return f"{{text: {better}}}" + (", with the task text-generation" if task == "dialogue" else "")
+    return f"{{text: {better}}}" + ("" if "text" in task.aliases else ", with the task text-generation")
 
 
 def refuse_flagged(others: Mapping[str, Any], learned: Mapping[str, Any]) -> None:

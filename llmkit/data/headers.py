@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from llmkit.data.column_names import KNOWN_NAMES, is_known_name, language_named
+from llmkit.data.column_names import is_known_name, known_names, language_named
 from llmkit.errors import InputError
 from llmkit.text.scripts import is_unspaced
 
@@ -31,7 +31,7 @@ def find_header(rows: Sequence[Sequence[str]], named: Collection[str], name: str
     first, body = [cell.strip() for cell in rows[0]], rows[1:]
     if "" in first and (lower := next((n for n, row in enumerate(body[:5], start=2) if _is_header(row, named)), None)):
         raise InputError(f"{name}: row {lower} names the columns", "remove the rows above it")
-    if any(cell in named or cell.lower() in KNOWN_NAMES for cell in first):
+    if any(cell in named or cell.lower() in known_names() for cell in first):
         return list(rows[0])
     columns = [[row[place].strip() for row in body if len(row) == len(first)] for place in range(len(first))]
     if any(_is_number(values) and not _is_number([cell]) for cell, values in zip(first, columns, strict=True)):
@@ -53,7 +53,7 @@ def find_header(rows: Sequence[Sequence[str]], named: Collection[str], name: str
 
 def _is_header(cells: Sequence[str], named: Collection[str]) -> bool:
     """Whether two cells are names of columns."""
-    return sum(cell in named or cell.strip().lower() in KNOWN_NAMES for cell in cells) > 1
+    return sum(cell in named or cell.strip().lower() in known_names() for cell in cells) > 1
 
 
 def _is_number(values: Sequence[str]) -> bool:

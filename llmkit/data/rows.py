@@ -18,7 +18,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -28,7 +28,7 @@ from llmkit.data.tables import DELIMITERS, table_records
 from llmkit.data.text import decode_text, find_codec, refuse_wide
 from llmkit.errors import InputError
 
-__all__ = ["MAX_ROW_BYTES", "SUFFIXES", "Layout", "Record", "is_rows", "open_records", "read_rows"]
+__all__ = ["MAX_ROW_BYTES", "SUFFIXES", "Layout", "Record", "first_lines", "is_rows", "open_records", "read_rows"]
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 _BINARY = (".parquet", ".arrow")
@@ -64,6 +64,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise record.error or InputError(f"{record.where} cannot be read", "fix the row")
         rows.append(record.row)
     return rows
+
+
+def first_lines(path: Path, count: int, *, encoding: str | None) -> list[str]:
+    """The first lines of a text file, whatever its form."""
+    records = open_records(path, encoding=encoding, layout=Layout(format="txt"))
+    return [record.row["text"] for record in islice(records, count) if record.row is not None]
 
 
 def open_records(

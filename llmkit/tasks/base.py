@@ -303,6 +303,8 @@ class Task:
     """The column with the expected output, in examples and in training data."""
     aliases: ClassVar[Mapping[str, tuple[str, ...]]]
     """The columns of training data, and what they are called in the wild, the most telling name first."""
+    learned_columns: ClassVar[tuple[str, ...]] = ()
+    """Which of them may hold what is learned, where it is not always the target."""
     shapes: ClassVar[tuple[str, ...]] = ("columns",)
     """How its training data may be laid out, in the order in which that is found out (`llmkit.data.shapes`)."""
 

@@ -102,7 +102,8 @@ class Dialogue(Task):
     columns = ("messages",)
     target_column = "reply"
     aliases = {"messages": ("messages",), "prompt": PROMPT, "completion": COMPLETION}
-    shapes = ("messages", "alpaca")
+    learned_columns = ("messages", "completion")
+    shapes = ("messages", "alpaca", "pair of turns")
     max_new_tokens = 1024
     overflow = "truncate"
     truncation_side = None

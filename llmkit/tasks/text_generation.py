@@ -30,6 +30,7 @@ class TextGeneration(Task):
         "prompt": PROMPT,
         "completion": COMPLETION,
     }  # fmt: skip
+    learned_columns = ("text", "completion")
     shapes = ("alpaca", "text or pair")
     max_new_tokens = 256
     truncation_side = "left"  # the end is what is continued

@@ -156,8 +156,7 @@ def prepare(recipe: Recipe, encoder: Encoder, *, strict: bool = True) -> Prepare
         InputError: the first row that the recipe does not allow, and how many more there are.
     """
     data = recipe.data
-    languages = (getattr(encoder.task.settings, "source", None), getattr(encoder.task.settings, "target", None))
-    rows = read_rows(data.train, recipe.task, languages)
+    rows = read_rows(data.train, encoder.task)
     outcomes = _outcomes(rows, encoder, data.num_proc)
     if strict:
         _refuse(recipe, rows, outcomes, encoder)
@@ -166,7 +165,7 @@ def prepare(recipe: Recipe, encoder: Encoder, *, strict: bool = True) -> Prepare
     if kept:
         held = _part(rows, outcomes, kept, encoder)
     elif data.validation is not None:
-        own = read_rows(data.validation, recipe.task, languages)
+        own = read_rows(data.validation, encoder.task)
         own_outcomes = _outcomes(own, encoder, data.num_proc)
         if strict:
             _refuse(recipe, own, own_outcomes, encoder)

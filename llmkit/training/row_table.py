@@ -13,6 +13,7 @@ from llmkit.data.proposals import task_rows
 from llmkit.data.sources import commit_of, files_of
 from llmkit.errors import InputError
 from llmkit.models.disk import file_hash
+from llmkit.tasks import Task
 from llmkit.training.store import code_version, digest, kept_table
 
 if TYPE_CHECKING:
@@ -46,15 +47,15 @@ def source_name(source: SourceSection) -> str:
     return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
-def read_rows(sources: Sequence[SourceSection], task: str, languages: tuple[str | None, str | None]) -> Rows:
+def read_rows(sources: Sequence[SourceSection], task: Task) -> Rows:
     """Read all rows of the sources, or find them as they were read before. Bad rows are kept, with their error."""
     # The bytes of files, the commit of what is on the Hub.
     content = [commit_of(source) or [(str(path), file_hash(path)) for path in files_of(source)] for source in sources]
-    key = digest("rows", [source.model_dump() for source in sources], content, task, languages, code_version())
+    key = digest("rows", [source.model_dump() for source in sources], content, task.name, task.settings, code_version())
 
     def write() -> Iterator[dict[str, Any]]:
         for number, source in enumerate(sources):
-            for record in task_rows(source, task, languages=languages):
+            for record in task_rows(source, task):
                 row = "" if record.row is None else json.dumps(record.row, ensure_ascii=False, default=str)
                 yield {
                     "where": record.where,

@@ -31,18 +31,13 @@ from llmkit.training.dataset import divide
 from llmkit.training.row_table import read_rows
 from llmkit.training.store import code_version, digest, kept_folder
 
-__all__ = ["languages_of", "open_model", "open_task"]
+__all__ = ["open_model", "open_task"]
 
 
 def open_task(recipe: Recipe) -> Task:
     """The task of a recipe, with the settings that it says."""
     task = find_task(recipe.task)
     return task(task.settings_class(**recipe.settings.model_dump(exclude_unset=True)))
-
-
-def languages_of(task: Task) -> tuple[str | None, str | None]:
-    """Source and target language of a translation, as the recipe names them."""
-    return getattr(task.settings, "source", None), getattr(task.settings, "target", None)
 
 
 def load_settings(recipe: Recipe) -> LoadSettings:
@@ -124,7 +119,7 @@ def _fresh(recipe: Recipe, task: Task, settings: LoadSettings) -> Source:
         origin = locate_tokenizer(named, task.name)
         key = digest("model", config, _tokenizer_hash(origin.folder), code_version())
     else:
-        rows = read_rows(recipe.data.train, recipe.task, languages_of(task))
+        rows = read_rows(recipe.data.train, task)
         trained, _ = divide(recipe, rows, task.input_column)
         key = digest("model", config, section.model_dump(), rows.key, trained, code_version())
 

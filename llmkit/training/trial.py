@@ -29,7 +29,7 @@ from llmkit.models.tables import writes
 from llmkit.tasks import Task, Wording, find_task
 from llmkit.training.dataset import divide
 from llmkit.training.row_table import read_rows
-from llmkit.training.start import languages_of, load_settings, open_task
+from llmkit.training.start import load_settings, open_task
 
 __all__ = ["Shown", "Trial", "find_trial", "judge_trial", "not_shown"]
 
@@ -116,12 +116,12 @@ def _trial_of(recipe: Recipe, load: LoadSettings, data: Sequence[SourceSection] 
 
 def _of_sources(sources: Sequence[SourceSection], task: Task) -> Iterator[Record]:
     for source in sources:
-        yield from task_rows(source, task.name, languages=languages_of(task))
+        yield from task_rows(source, task)
 
 
 def _held_back(recipe: Recipe, task: Task) -> Iterator[Record]:
     """The rows that training leaves out."""
-    rows = read_rows(recipe.data.train, recipe.task, languages_of(task))
+    rows = read_rows(recipe.data.train, task)
     _, held = divide(recipe, rows, task.input_column)
     return (Record(rows.where(index), rows[index]) for index in held if rows.table[index]["row"])
 

@@ -11,6 +11,7 @@ from llmkit.config.recipe import SourceSection
 from llmkit.data.proposals import propose, task_rows
 from llmkit.data.records import Record
 from llmkit.errors import InputError
+from llmkit.tasks import get_task
 from tests.training.recipes import write_rows
 
 
@@ -21,8 +22,8 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def records(task: str, *rows: dict[str, Any], **columns: str) -> list[Record]:
     section = SourceSection(path=[str(write_rows(Path("a.jsonl"), rows))], columns=columns)
-    found = list(task_rows(section, task))
-    frozen = list(task_rows(propose(section, task).source, task))
+    found = list(task_rows(section, get_task(task)))
+    frozen = list(task_rows(propose(section, get_task(task)).source, get_task(task)))
     assert [(each.row, str(each.error), each.unused) for each in frozen] == [
         (each.row, str(each.error), each.unused) for each in found
     ]
@@ -111,7 +112,7 @@ def test_a_mask_beside_the_turns_is_refused() -> None:
 def test_a_conversation_may_be_said_to_be_in_a_column() -> None:
     row = {"messages": [turn("user", "a"), turn("assistant", "b")], "source": "web"}
     section = SourceSection(path=[str(write_rows(Path("a.jsonl"), [row]))], shape="columns")
-    (record,) = task_rows(section, "dialogue")
+    (record,) = task_rows(section, get_task("dialogue"))
     assert (record.row, record.unused) == ({"messages": row["messages"]}, ("source",))
 
 

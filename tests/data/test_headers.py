@@ -12,6 +12,7 @@ from llmkit.data.headers import find_header
 from llmkit.data.proposals import propose, task_rows
 from llmkit.data.rows import Layout, open_records
 from llmkit.errors import InputError
+from llmkit.tasks import get_task
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +29,9 @@ def table(*lines: str) -> SourceSection:
 def read(section: SourceSection, task: str) -> list[dict[str, Any]]:
     """The rows; those of inference, and of the frozen proposal, have the same columns."""
     assert section.path is not None
-    found = [record.row for record in task_rows(section, task)]
-    proposal = propose(section, task).source
-    assert [record.row for record in task_rows(proposal, task)] == found
+    found = [record.row for record in task_rows(section, get_task(task))]
+    proposal = propose(section, get_task(task)).source
+    assert [record.row for record in task_rows(proposal, get_task(task))] == found
     named = frozenset(proposal.columns.values())
     raw = [record.row for record in open_records(section.path[0], layout=Layout(named=named))]
     assert len(raw) == len(found)
@@ -97,7 +98,7 @@ def test_in_doubt_the_user_is_asked(rows: tuple[str, ...]) -> None:
 def test_a_name_that_the_caller_gives_makes_the_header() -> None:
     rows = ("Alpha One,Beta Two", "Gamma One,Delta Two")
     section = table(*rows).model_copy(update={"columns": {"prompt": "Alpha One", "completion": "Beta Two"}})
-    assert [record.row for record in task_rows(section, "text-generation")] == [
+    assert [record.row for record in task_rows(section, get_task("text-generation"))] == [
         {"prompt": "Gamma One", "completion": "Delta Two"}
     ]
     layout = Layout(named=frozenset({"Alpha One"}))
@@ -105,13 +106,13 @@ def test_a_name_that_the_caller_gives_makes_the_header() -> None:
         {"Alpha One": "Gamma One", "Beta Two": "Delta Two"}
     ]
     section = table(*rows).model_copy(update={"column_names": ["prompt", "completion"]})
-    assert len(list(task_rows(section, "text-generation"))) == 2
+    assert len(list(task_rows(section, get_task("text-generation")))) == 2
 
 
 def test_column_names_that_stand_in_the_file_are_no_row() -> None:
     section = table("prompt,completion", *QUESTIONS).model_copy(update={"column_names": ["prompt", "completion"]})
     with pytest.raises(InputError, match=r"a\.csv has the column_names in its first row; leave column_names out"):
-        list(task_rows(section, "text-generation"))
+        list(task_rows(section, get_task("text-generation")))
 
 
 def test_the_advice_of_a_doubtful_table_works() -> None:

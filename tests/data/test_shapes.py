@@ -11,7 +11,9 @@ import pytest
 from llmkit.config.recipe import SourceSection
 from llmkit.data.proposals import Proposal, propose, task_rows
 from llmkit.data.shapes import mapped_rows
-from llmkit.errors import InputError
+from llmkit.errors import InputError, UsageError
+from llmkit.tasks import Task, get_task
+from llmkit.tasks.translation import TranslationSettings
 
 
 @pytest.fixture(autouse=True)
@@ -30,18 +32,22 @@ def source(name: str, *rows: Any, **settings: Any) -> SourceSection:
     return SourceSection(path=[name], **settings)
 
 
-def read(section: SourceSection, task: str, **options: Any) -> list[dict[str, Any]]:
+def task_of(name: str, source: str | None = None, target: str | None = None) -> Task:
+    return get_task(name, TranslationSettings(source=source, target=target) if source or target else None)
+
+
+def read(section: SourceSection, task: str, *languages: str | None) -> list[dict[str, Any]]:
     rows = []
-    for record in task_rows(section, task, **options):
+    for record in task_rows(section, task_of(task, *languages)):
         assert record.row is not None, record.error
         rows.append(record.row)
     return rows
 
 
-def proposed(section: SourceSection, task: str, **options: Any) -> tuple[Proposal, dict[str, Any]]:
+def proposed(section: SourceSection, task: str, *languages: str | None) -> tuple[Proposal, dict[str, Any]]:
     """The proposal, and what it sets; the frozen source must read the same rows as the one that was not."""
-    found = propose(section, task, **options)
-    assert read(found.source, task, **options) == read(section, task, **options)
+    found = propose(section, task_of(task, *languages))
+    assert read(found.source, task, *languages) == read(section, task, *languages)
     return found, found.source.model_dump(exclude_defaults=True, exclude={"path"})
 
 
@@ -76,7 +82,7 @@ def test_nested_squad() -> None:
         "answers": {"text": [], "answer_start": []},
         "id": "b",
     }
-    assert [record.where for record in task_rows(section, "question-answering")] == [
+    assert [record.where for record in task_rows(section, task_of("question-answering"))] == [
         "a.json, item 1, question a",
         "a.json, item 1, question b",
     ]
@@ -125,10 +131,10 @@ def test_answers_in_any_form(answers: Any, found: Any) -> None:
 def test_answers_that_are_missing_or_unclear_are_a_bad_row(row: dict[str, Any]) -> None:
     section = source("a.jsonl", {"question": "Who?", "context": "The fox.", **row}, shape="columns")
     section = section.model_copy(update={"columns": {"answers": "answer"} if "answer" in row else {}})
-    (record,) = task_rows(section, "question-answering")
+    (record,) = task_rows(section, task_of("question-answering"))
     assert record.row is None
     nested = [{"context": "The fox.", "qas": [{"question": "Who?", **row}]}]
-    (record,) = task_rows(source("b.json", nested), "question-answering")
+    (record,) = task_rows(source("b.json", nested), task_of("question-answering"))
     assert record.row is None
 
 
@@ -186,7 +192,7 @@ def test_a_text_file_that_is_a_table_of_pairs() -> None:
     assert shape["format"] == "tsv"
     assert shape["columns"] == {"source": "column1", "target": "column2"}
     assert found.settings == {"source": "en", "target": "zh"}
-    back, shape = proposed(source("a.txt", *rows), "translation", languages=("zh", "en"))
+    back, shape = proposed(source("a.txt", *rows), "translation", "zh", "en")
     assert shape["columns"] == {"source": "column2", "target": "column1"}
     assert back.settings == {"source": "zh", "target": "en"}
     assert read(source("a.txt", *rows), "translation")[4] == {"source": 'He said "no.', "target": '他说"不。'}
@@ -194,7 +200,7 @@ def test_a_text_file_that_is_a_table_of_pairs() -> None:
 
 def test_marks_that_enclose_no_field() -> None:
     rows = ["source\ttarget", '"Yes" is short.\t“是”很短。', "No.\t不。"]
-    _, shape = proposed(source("a.tsv", *rows), "translation", languages=("en", "zh"))
+    _, shape = proposed(source("a.tsv", *rows), "translation", "en", "zh")
     assert shape["quotes"] is False
 
 
@@ -214,10 +220,10 @@ def test_columns_called_by_languages(row: dict[str, Any], columns: dict[str, str
     found, shape = proposed(source("a.jsonl", row), "translation")
     assert shape["columns"] == columns
     assert found.settings == {"source": "en", "target": "fr"}
-    back = propose(source("a.jsonl", row), "translation", languages=("fr", None))
+    back = propose(source("a.jsonl", row), task_of("translation", "fr", None))
     assert back.source.columns == {"source": columns["target"], "target": columns["source"]}
     with pytest.raises(InputError, match="no column is in German"):
-        propose(source("a.jsonl", row), "translation", languages=("de", None))
+        propose(source("a.jsonl", row), task_of("translation", "de", None))
 
 
 @pytest.mark.parametrize("identity", [1, "s-1", "3f2a9c"])
@@ -239,7 +245,7 @@ def test_aligned_files(paths: list[str]) -> None:
     found, shape = proposed(SourceSection(path=paths), "translation")
     assert shape == {"aligned": {"source": "a.eng", "target": "a.zho"}, "shape": "columns"}
     assert found.settings == {"source": "en", "target": "zh"}
-    back, shape = proposed(SourceSection(path=paths), "translation", languages=("zh", None))
+    back, shape = proposed(SourceSection(path=paths), "translation", "zh", None)
     assert shape["aligned"] == {"source": "a.zho", "target": "a.eng"}
     assert back.settings == {"source": "zh", "target": "en"}
 
@@ -273,7 +279,7 @@ def test_turns_of_one_speaker_are_one_message_and_a_system_message_stays() -> No
 
 def test_three_strangers_are_a_bad_row() -> None:
     turns = [{"speaker": who, "text": "x"} for who in ("A", "B", "C")]
-    (record,) = task_rows(source("a.jsonl", {"turns": turns}), "dialogue")
+    (record,) = task_rows(source("a.jsonl", {"turns": turns}), task_of("dialogue"))
     assert str(record.error).startswith("a.jsonl:1 has speakers whose roles are not known (A, B, C)")
 
 
@@ -285,7 +291,7 @@ def test_alpaca() -> None:
         {"prompt": "Hi", "completion": "Ho"},
     ]
     assert read(section, "dialogue")[1]["messages"][0] == {"role": "user", "content": "Hi"}
-    (record,) = task_rows(source("b.json", [{**rows[0], "history": [["a", "b"]]}]), "text-generation")
+    (record,) = task_rows(source("b.json", [{**rows[0], "history": [["a", "b"]]}]), task_of("text-generation"))
     assert "use the task dialogue" in str(record.error)
 
 
@@ -307,7 +313,7 @@ def test_prose_is_a_document_and_pairs_are_pairs() -> None:
 def test_named_columns_win_and_missing_ones_are_named() -> None:
     section = source("a.jsonl", {"x": {"y": "text"}, "z": "short", "summary": "no"}, {"z": "short"})
     section = section.model_copy(update={"columns": {"document": "x.y", "summary": "z"}})
-    good, bad = task_rows(section, "summarization")
+    good, bad = task_rows(section, task_of("summarization"))
     assert good.row == {"document": "text", "summary": "short"}
     assert str(bad.error) == (
         "a.jsonl:2 has no column 'x.y' (its columns: z); say which one is the document:"
@@ -317,7 +323,7 @@ def test_named_columns_win_and_missing_ones_are_named() -> None:
 
 def test_only_what_is_missing_is_named() -> None:
     with pytest.raises(InputError, match=r"^a.jsonl:1: no column looks like answers of .*columns: {answers: …}$"):
-        propose(source("a.jsonl", {"question": "Who?", "context": "The fox."}), "question-answering")
+        propose(source("a.jsonl", {"question": "Who?", "context": "The fox."}), task_of("question-answering"))
 
 
 _TURNS = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "The fox."}]
@@ -335,19 +341,19 @@ _TURNS = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": 
 )
 def test_what_cannot_be_proposed_names_its_place(rows: list[dict[str, Any]], task: str, begins: str) -> None:
     with pytest.raises(InputError) as failure:
-        propose(source("a.jsonl", *rows), task)
+        propose(source("a.jsonl", *rows), task_of(task))
     assert str(failure.value).startswith(begins)
 
 
 @pytest.mark.parametrize("task", ["summarization", "question-answering", "translation", "dialogue"])
 def test_nothing_fits(task: str) -> None:
     with pytest.raises(InputError, match=r"no column looks like .* \(columns: foo, bar\)"):
-        propose(source("a.jsonl", {"foo": 1, "bar": 2}), task)
+        propose(source("a.jsonl", {"foo": 1, "bar": 2}), task_of(task))
 
 
 def test_values_of_another_kind_are_bad_rows() -> None:
     section = source("a.jsonl", {"document": {"a": 1}, "summary": "s"}, {"document": 5, "summary": "s"})
-    bad, good = task_rows(section, "summarization")
+    bad, good = task_rows(section, task_of("summarization"))
     assert "has a dict as its document" in str(bad.error)
     assert good.row == {"document": "5", "summary": "s"}
 
@@ -367,7 +373,7 @@ QUESTION = {"question": "When?", "context": "It was 1999."}
 )
 def test_answers_that_are_numbers(answers: Any, found: Any) -> None:
     section = source("a.jsonl", {**QUESTION, "answers": answers}).model_copy(update={"shape": "columns"})
-    (record,) = mapped_rows(section, "question-answering")
+    (record,) = mapped_rows(section, task_of("question-answering"))
     assert record.row == {**QUESTION, "answers": found}
 
 
@@ -387,6 +393,13 @@ def test_answers_that_are_numbers(answers: Any, found: Any) -> None:
 )
 def test_an_odd_row_costs_only_itself(shape: Any, task: str, row: dict[str, Any]) -> None:
     section = source("a.jsonl", row, row).model_copy(update={"shape": shape})
-    records = list(mapped_rows(section, task))
+    records = list(mapped_rows(section, task_of(task)))
     assert [record.row for record in records] == [None, None]
     assert str(records[1].error).startswith("a.jsonl:2 ")
+
+
+@pytest.mark.parametrize(("shape", "task"), [("squad", "summarization"), ("messages", "text-generation")])
+def test_a_shape_that_a_task_does_not_have_is_refused(shape: Any, task: str) -> None:
+    section = source("a.jsonl", {"document": "a", "summary": "b"}).model_copy(update={"shape": shape})
+    with pytest.raises(UsageError, match=rf"^shape: {shape} is not for {task}; leave it out, or choose"):
+        list(mapped_rows(section, task_of(task)))

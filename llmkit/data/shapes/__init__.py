@@ -1,0 +1,87 @@
+"""From rows as they are found to the columns of a task.
+
+A shape knows how it is told from others and how its rows are converted; a task lists those that its data can have.
+Does not know files (`llmkit.data.sources`), nor what their form is (`llmkit.data.proposals`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from llmkit.config.recipe import SourceSection
+from llmkit.data.conversations import is_empty, unused_in_turns
+from llmkit.data.flags import obeyed_flags, refuse_flagged, refuse_preferences
+from llmkit.data.rows import Record
+from llmkit.data.shapes.base import Shape, Suggested, look_up
+from llmkit.data.shapes.columns import Columns, LongAndShort, TextOrPair
+from llmkit.data.shapes.languages import LanguagePair
+from llmkit.data.shapes.questions import Questions, Squad
+from llmkit.data.shapes.turns import Alpaca, Messages, PairOfTurns
+from llmkit.data.sources import open_source
+from llmkit.errors import InputError, UsageError
+from llmkit.tasks import Task
+
+__all__ = ["SHAPES", "Shape", "Suggested", "look_up", "mapped_rows", "shapes_of"]
+
+SHAPES: dict[str, Shape] = {
+    "columns": Columns(),
+    "long and short": LongAndShort(),
+    "text or pair": TextOrPair(),
+    "questions": Questions(),
+    "squad": Squad(),
+    "messages": Messages(),
+    "pair of turns": PairOfTurns(),
+    "alpaca": Alpaca(),
+    "languages": LanguagePair(),
+}
+"""By the names that tasks list them by."""
+
+
+def shapes_of(task: Task) -> list[Shape]:
+    """The shapes that a task's data can have."""
+    return [SHAPES[name] for name in task.shapes]
+
+
+def mapped_rows(source: SourceSection, task: Task) -> Iterator[Record]:
+    """The rows of a source whose shape is known, in the columns of the task. A bad one is a record with an error."""
+    shape = _shape_of(source, task)
+    for record in open_source(source):
+        if record.row is None:
+            yield record
+            continue
+        try:
+            refuse_preferences(record.row, source.columns, task)
+            for suffix, row in shape.convert(record.row, source, task):
+                used = shape.used(record.row, source, task)
+                others = {name: value for name, value in record.row.items() if name not in used}
+                refuse_flagged(others, row)
+                unused = _unused(record.row, {*used, *obeyed_flags(others, row)})
+                yield Record(record.where + suffix, row, unused=tuple(unused))
+        except InputError as error:
+            yield Record(record.where, None, InputError(f"{record.where} {error.problem}", error.fix))
+
+
+def _shape_of(source: SourceSection, task: Task) -> Shape:
+    """The one that a source says; "columns" and nothing mean the task's first with names of columns."""
+    shapes = shapes_of(task)
+    written = source.shape or "columns"
+    found = next((shape for shape in shapes if shape.written == written), None)
+    if found is None and written != "columns":
+        known = ", ".join(dict.fromkeys(shape.written for shape in shapes))
+        raise UsageError(f"shape: {written} is not for {task.name}", f"leave it out, or choose from {known}")
+    return found or shapes[0]
+
+
+def _unused(row: Mapping[str, Any], used: Collection[str]) -> Iterator[str]:
+    """The columns that something is in, and that are not used; of a list of turns or questions, their fields."""
+    for name, value in row.items():
+        inner = {path.partition(".")[2] for path in used if path.startswith(f"{name}.")}
+        if is_empty(value):
+            continue
+        if name in used:
+            yield from (f"{name}.{field}" for field in unused_in_turns(value if isinstance(value, list) else ()))
+        elif inner and isinstance(value, Mapping):
+            yield from (f"{name}.{field}" for field in _unused(value, inner))
+        else:
+            yield str(name)

@@ -1,0 +1,90 @@
+"""What a shape of rows is: how it is told from others, and how its rows become those of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from llmkit.config.recipe import SourceSection
+from llmkit.data.column_names import find_column
+from llmkit.errors import InputError
+from llmkit.tasks import Task
+
+__all__ = ["MISSING", "Aligned", "Found", "Rows", "Shape", "Suggested", "by_name", "look_up", "nothing_fits", "renamed"]
+
+Rows = Sequence[Mapping[str, Any]]
+Found = Iterator[tuple[str, dict[str, Any]]]
+"""What is added to the place of a row, and the row in the task's columns."""
+Aligned = tuple[SourceSection, dict[str, str]]
+"""A source of files whose lines belong together, and settings of the task."""
+MISSING = object()
+
+
+@dataclass(frozen=True)
+class Suggested:
+    """How some rows can be read."""
+
+    source: dict[str, Any]
+    """Keys of the source that are to be set."""
+    settings: dict[str, str] = field(default_factory=dict)
+    """Of the task."""
+    notes: tuple[str, ...] = ()
+
+
+class Shape:
+    """One layout of rows. A task lists those its data can have (`Task.shapes`)."""
+
+    written: ClassVar[str]
+    """What a recipe calls it."""
+
+    def align(self, names: Sequence[str], source: SourceSection, task: Task) -> Aligned | None:
+        """Two files whose names differ in their suffix as one source; None: they are read apart."""
+        return None
+
+    def suggest(self, source: SourceSection, rows: Rows, task: Task) -> Suggested | None:
+        """How the rows can be read; None: they have another shape.
+
+        Raises:
+            InputError: they have this one, and something is missing or not clear.
+        """
+        raise NotImplementedError
+
+    def convert(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> Found:
+        """The task's rows that a row is, or `InputError`."""
+        raise NotImplementedError
+
+    def used(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> set[str]:
+        """The columns that they are made of, by their paths."""
+        raise NotImplementedError
+
+
+def look_up(row: Mapping[str, Any], path: str, missing: Any = None) -> Any:
+    """The value of a column; ``a.b`` looks into an object where no column has that name."""
+    if path in row:
+        return row[path]
+    value: Any = row
+    for part in path.split("."):
+        value = value.get(part, missing) if isinstance(value, Mapping) else missing
+    return value
+
+
+def by_name(row: Mapping[str, Any], wanted: Sequence[str], given: Mapping[str, str], task: Task) -> dict[str, str]:
+    """Columns by their names, each for one purpose; those that are given stay."""
+    found = {name: given[name] for name in wanted if name in given}
+    for name in wanted:
+        if name not in found and (column := find_column(map(str, row), task.aliases[name], found.values())) is not None:
+            found[name] = column
+    return found
+
+
+def renamed(found: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """Only those whose name differs, or that were given."""
+    return {name: column for name, column in found.items() if column != name or name in given}
+
+
+def nothing_fits(rows: Rows, task: Task, needed: Sequence[str], fix: str = "") -> InputError:
+    """The error of rows that have no columns for what is needed."""
+    columns = ", ".join(map(str, rows[0]))
+    named = f"name them in the recipe: data.train.columns: {{{', '.join(f'{name}: …' for name in needed)}}}"
+    return InputError(f"no column looks like {' or '.join(needed)} of {task.name} (columns: {columns})", fix or named)

@@ -1,0 +1,117 @@
+"""Columns, or files, of two languages that belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmkit.config.recipe import SourceSection
+from llmkit.data.column_names import language_in, language_named
+from llmkit.data.rows import first_lines
+from llmkit.data.shapes.base import Aligned, Rows, Suggested, by_name, look_up, nothing_fits, renamed
+from llmkit.data.shapes.columns import Columns, texts_of
+from llmkit.errors import InputError, UsageError
+from llmkit.tasks import Task
+from llmkit.text.detection import detect_language
+from llmkit.text.languages import Language, find_language
+
+__all__ = ["LanguagePair"]
+
+_SIDES = ("source", "target")
+_SAMPLE = 200
+"""Texts of a column whose language is detected."""
+
+
+class LanguagePair(Columns):
+    """A column each for a text and its translation, which may be called by their languages."""
+
+    def align(self, names: Sequence[str], source: SourceSection, task: Task) -> Aligned | None:
+        """In the order of the languages; English first if none are given."""
+        spoken: dict[str, Language] = {}
+        for name in names:
+            language = language_named(Path(name).suffix.removeprefix("."))
+            if language := language or _detect(first_lines(Path(name), _SAMPLE, encoding=source.encoding)):
+                spoken[name] = language
+        if len(spoken) == 2 and len({language.tag for language in spoken.values()}) == 2:
+            order = sorted(spoken, key=lambda name: spoken[name].alpha2 != "en")
+            columns, settings = _pick({name: spoken[name] for name in order}, task)
+        else:
+            columns, settings = dict(zip(_SIDES, names, strict=True)), {}
+        return source.model_copy(update={"path": None, "aligned": columns}), settings
+
+    def suggest(self, source: SourceSection, rows: Rows, task: Task) -> Suggested | None:
+        return self._suggested(source, rows, task, *self._columns(source, rows, task))
+
+    def _columns(self, source: SourceSection, rows: Rows, task: Task) -> tuple[dict[str, str], dict[str, str]]:
+        """The two columns, and the languages."""
+        row = rows[0]
+        if source.columns.keys() >= set(_SIDES):
+            return dict(source.columns), _languages_of(rows, source.columns, task)
+        inner = row.get("translation")
+        prefix, inner = ("translation.", inner) if isinstance(inner, Mapping) else ("", row)
+        spoken = {f"{prefix}{name}": language for name in inner if (language := language_named(str(name)))}
+        spoken = {path: language for path, language in spoken.items() if _is_text(rows, path)}
+        if len(spoken) >= 2:
+            return _pick(spoken, task)
+        found = by_name(row, _SIDES, source.columns, task)
+        if len(found) == 2:
+            return renamed(found, source.columns), _languages_of(rows, found, task)
+        named = {
+            path: language for name in row if (language := language_in(path := str(name))) and _is_text(rows, path)
+        }
+        if len(named) >= 2:
+            return _pick(named, task)
+        guessed = {column: language for column, values in texts_of(rows, 2).items() if (language := _detect(values))}
+        if len(guessed) < 2:
+            raise nothing_fits(rows, task, _SIDES)
+        return _pick(guessed, task)
+
+
+def _is_text(rows: Rows, path: str) -> bool:
+    """Whether a column holds text, and not numbers or what identifies rows: ``id`` is Indonesian too."""
+    values = [look_up(row, path) for row in rows]
+    texts = [value for value in values if isinstance(value, str)]
+    marked = [text for text in texts if len(text.split()) == 1 and any(map(str.isdigit, text))]
+    return 2 * len(texts) >= len(values) and 2 * len(marked) < len(values)
+
+
+def _wanted(task: Task, side: str) -> Language | None:
+    """The language of a side, if the task's settings name it."""
+    name = getattr(task.settings, side, None)
+    return find_language(name) if name else None
+
+
+def _pick(spoken: Mapping[str, Language], task: Task) -> tuple[dict[str, str], dict[str, str]]:
+    order = list(spoken)
+    columns: dict[str, str] = {}
+    for side in _SIDES:
+        if (language := _wanted(task, side)) is None:
+            continue
+        column = next((each for each in order if spoken[each].alpha2 == language.alpha2), None)
+        if column is None:
+            names = ", ".join(f"{each} ({spoken[each].name})" for each in order)
+            raise InputError(f"no column is in {language.name}", f"the columns are {names}")
+        columns[side] = column
+    for side in _SIDES:
+        if side not in columns:
+            columns[side] = next(each for each in order if each not in columns.values())
+    columns = {side: columns[side] for side in _SIDES}
+    return columns, {side: spoken[column].tag for side, column in columns.items()}
+
+
+def _detect(values: Sequence[str]) -> Language | None:
+    try:
+        return detect_language("\n".join(values[:_SAMPLE])).language
+    except UsageError:
+        return None
+
+
+def _languages_of(rows: Rows, columns: Mapping[str, str], task: Task) -> dict[str, str]:
+    """The languages of two columns: as given, else as their texts show."""
+    settings = {}
+    for side in _SIDES:
+        values: list[Any] = [value for row in rows if isinstance(value := look_up(row, columns.get(side, side)), str)]
+        if language := _wanted(task, side) or _detect(values):
+            settings[side] = language.tag
+    return settings

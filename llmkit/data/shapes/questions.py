@@ -1,0 +1,76 @@
+"""Questions with their texts and answers: in columns of their own, or in SQuAD's form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.config.recipe import SourceSection
+from llmkit.data.conversations import as_flag
+from llmkit.data.shapes.base import Found, Rows, Shape, Suggested, look_up
+from llmkit.data.shapes.columns import Columns
+from llmkit.errors import InputError
+from llmkit.tasks import Task
+from llmkit.tasks.question_answering import to_answers
+
+__all__ = ["Questions", "Squad"]
+
+_EXTRAS = ("answer_start", "is_impossible")
+
+
+class Questions(Columns):
+    """A column each for question, text and answers; where these begin, and that there is none, may be said apart."""
+
+    def used(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> set[str]:
+        return super().used(row, source, task) | {source.columns.get(name, name) for name in _EXTRAS}
+
+    def _value(
+        self, name: str, value: Any, row: Mapping[str, Any], source: SourceSection, task: Task
+    ) -> dict[str, Any]:
+        if name != task.target_column:
+            return super()._value(name, value, row, source, task)
+        return {name: _answers(value, *(look_up(row, source.columns.get(extra, extra)) for extra in _EXTRAS))}
+
+
+class Squad(Shape):
+    """SQuAD v1.1 and v2.0, CMRC 2018: an article with paragraphs with questions; or a paragraph, or a question."""
+
+    written = "squad"
+
+    def suggest(self, source: SourceSection, rows: Rows, task: Task) -> Suggested | None:
+        return Suggested({"shape": self.written}) if {"paragraphs", "qas"} & rows[0].keys() else None
+
+    def used(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> set[str]:
+        return {"paragraphs", "qas", "question", "context", "answers", *_EXTRAS, "id"}
+
+    def convert(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> Found:
+        if "paragraphs" not in row and "qas" not in row:
+            yield "", _question(row, row.get("context"))
+            return
+        paragraphs = row.get("paragraphs", [row])
+        for paragraph in paragraphs if isinstance(paragraphs, list) else [paragraphs]:
+            context = paragraph.get("context") if isinstance(paragraph, Mapping) else None
+            if not isinstance(context, str) or not isinstance(paragraph.get("qas"), list):
+                raise InputError("has a paragraph without context and qas", "give SQuAD's form")
+            for number, question in enumerate(paragraph["qas"], start=1):
+                if not isinstance(question, Mapping):
+                    raise InputError(f"has a question that is not an object (number {number})", "give SQuAD's form")
+                yield f", question {question.get('id', number)}", _question(question, context)
+
+
+def _answers(value: Any, start: Any, impossible: Any) -> dict[str, list[Any]]:
+    if impossible is not None and as_flag("is_impossible", impossible):
+        return to_answers(None)
+    return to_answers(value, start)
+
+
+def _question(item: Mapping[str, Any], context: Any) -> dict[str, Any]:
+    question = item.get("question")
+    if not isinstance(question, str) or not isinstance(context, str):
+        raise InputError("has a question without its text or its context", "give SQuAD's form")
+    impossible = item.get("is_impossible")
+    if "answers" not in item and impossible is None:
+        raise InputError("has a question without answers", "write answers: [] if its text holds none")
+    identity = {"id": item["id"]} if item.get("id") is not None else {}
+    answers = _answers(item.get("answers"), item.get("answer_start"), impossible)
+    return {"question": question, "context": context, "answers": answers, **identity}

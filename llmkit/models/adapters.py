@@ -57,7 +57,7 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new
     if new_tokens:
         if kind != "LORA":
             raise UsageError(f"PEFT trains no new tokens beside {kind}", "use LORA, or leave tokenizer.add_tokens out")
-        settings["trainable_token_indices"] = dict.fromkeys(embedding_names(model), sorted(new_tokens))
+        settings["trainable_token_indices"] = dict.fromkeys(_own_names(model), sorted(new_tokens))
     given = {name: value for name, value in settings.items() if value is not None}
     _refuse_unmatched(model, section)
     try:
@@ -72,6 +72,21 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new
             if getattr(model, "is_activation_checkpointing", False):
                 fix += ", or leave train.activation_checkpointing out"
         raise UsageError(f"PEFT cannot put {kind} on {type(model).__name__} ({reason})", fix) from error
+
+
+def _own_names(model: Any) -> list[str]:
+    """The modules that hold a vector for each token, if PEFT, which looks at endings, takes no other for one."""
+    modules = list(model.named_modules(remove_duplicate=False))
+    names = embedding_names(model)
+    for name in names:
+        found = {id(module): each for each, module in modules if each.endswith(name)}
+        if len(found) > 1:
+            one, other, *_ = found.values()
+            raise UsageError(
+                f"PEFT cannot train new tokens of {type(model).__name__}: it takes {one} and {other} for one",
+                "leave tokenizer.add_tokens out, or train all weights without the section adapter",
+            )
+    return names
 
 
 def _refuse_unmatched(model: Any, section: Adapter) -> None:
@@ -274,7 +289,7 @@ def embedding_names(model: Any) -> list[str]:
     for part, read in parts:
         name = next(name for name, module in modules if module is part and _is_read_by(model, name, read))
         tail = name.rpartition(".")[2]
-        found.append(tail if sum(each.rpartition(".")[2] == tail for each in every) == 1 else name)
+        found.append(tail if sum(each.endswith(tail) for each in every) == 1 else name)
     return found
 
 

@@ -35,6 +35,8 @@ def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
         )
     if added and len(loaded.tokenizer) > model.get_input_embeddings().weight.shape[0]:
         resize_embeddings(model, len(loaded.tokenizer))
+    if added:
+        _refuse_reserved(model, len(loaded.tokenizer))
     if recipe.adapter is not None:
         ids: Any = loaded.tokenizer.convert_tokens_to_ids(added) if added else []
         _refuse_twice(recipe.adapter, model, added)
@@ -49,6 +51,17 @@ def is_swept_in(recipe: Recipe, name: str) -> bool:
     if recipe.adapter is None:
         return True
     return getattr(recipe.adapter, "target_modules", None) == "all-linear" and ".lora_" in name
+
+
+def _refuse_reserved(model: Any, tokens: int) -> None:
+    """New tokens have no place where a model has embeddings that no output belongs to, of images or prompts."""
+    output = model.get_output_embeddings()
+    if output is not None and (rows := output.weight.shape[0]) < tokens:
+        raise UsageError(
+            f"tokenizer.add_tokens: {type(model).__name__} writes {rows:,} tokens, and keeps the embeddings after them "
+            "for something else",
+            "leave it out, or use a model of another type",
+        )
 
 
 def _refuse_twice(section: Any, model: Any, added: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from llmkit.config.recipe import Adapter
 from llmkit.config.settings import LoadSettings
-from llmkit.errors import CheckpointError, TaskMismatchError
+from llmkit.errors import CheckpointError, TaskMismatchError, UsageError
 from llmkit.models.adapters import attach
 from llmkit.models.inspect import inspect_source
 from llmkit.models.load import load_model
@@ -125,6 +126,16 @@ def test_a_span_model_takes_keys_and_values_of_an_adapter(family: str, tmp_path:
         model = attach(base, section, Head.SPAN, tokenizer_name="").eval()
         model.prompt_encoder["default"].embedding.weight.fill_(1.0)
         assert (model(input_ids=IDS).start_logits - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("model_type", "said"), [("fuyu", ""), ("git", "new tokens of Git"), ("blt", "Blt")])
+def test_new_tokens_are_those_of_the_embeddings_that_are_read(model_type: str, said: str, tmp_path: Path) -> None:
+    build(Head.CAUSAL, model_type, tmp_path / model_type)
+    base = load(tmp_path / model_type)
+    section = TypeAdapter(Adapter).validate_python({"peft_type": "LORA", "r": 4})
+    with pytest.raises(UsageError, match=said) if said else nullcontext():
+        model = attach(base, section, Head.CAUSAL, tokenizer_name="", new_tokens=[5])
+        assert model.get_input_embeddings().token_adapter is not None
 
 
 def test_weights_that_peft_renames_away_are_loaded(tmp_path: Path) -> None:

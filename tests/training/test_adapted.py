@@ -19,12 +19,14 @@ from llmkit.errors import CheckpointError, UsageError
 from llmkit.models.inspect import inspect_source
 from llmkit.models.load import load_model
 from llmkit.models.locate import locate
+from llmkit.tasks import Head
 from llmkit.training.merge import merge
 from llmkit.training.report import dry_run
 from llmkit.training.run import finetune
 from llmkit.training.trainable import make_trainable
 from tests.conftest import Checkpoint
 from tests.training.recipes import make_recipe, write_rows
+from tests.zoo.models import build
 
 LORA = {"peft_type": "LORA", "r": 4}
 
@@ -76,6 +78,13 @@ def test_changed_settings_of_the_config_stay_with_the_adapter(
     assert "a PEFT adapter (LORA)" in card
     assert str(tmp_path) not in card
     assert next(iter(dry_run(recipe_of(adapter, tmp_path, "dry")))).startswith("text-generation")
+
+
+def test_tokens_are_not_added_where_other_embeddings_are(tmp_path: Path) -> None:
+    build(Head.CAUSAL, "moshi", tmp_path / "moshi")
+    recipe = recipe_of(tmp_path / "moshi", tmp_path, adapter=LORA, tokenizer={"add_tokens": ["<new>"]})
+    with pytest.raises(UsageError, match="keeps the embeddings after them for something else"):
+        list(dry_run(recipe))
 
 
 def test_the_context_is_that_of_the_changed_config(adapter: Path) -> None:

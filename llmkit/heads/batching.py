@@ -15,7 +15,7 @@ from llmkit.errors import LlmkitError, NotEnoughMemoryError
 from llmkit.heads.row_faults import attempt, raise_common
 from llmkit.log import log
 from llmkit.models.load import Loaded
-from llmkit.models.memory import available_memory
+from llmkit.models.memory import available_memory, is_out_of_memory
 from llmkit.models.tables import writes
 
 __all__ = ["Budget", "budget_from_memory", "fitting"]
@@ -101,7 +101,7 @@ def _within_memory(batch: Sequence[Item], answer: Callable[[Sequence[Item]], Ans
     try:
         return (answer(batch),)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     # Out here the error is gone, and with it the frames that held the tensors.
     import torch
@@ -110,12 +110,6 @@ def _within_memory(batch: Sequence[Item], answer: Callable[[Sequence[Item]], Ans
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    import torch
-
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def budget_from_memory(loaded: Loaded) -> Budget:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmkit.errors import NotEnoughMemoryError
 
-__all__ = ["available_memory", "check_fits", "peak_memory"]
+__all__ = ["available_memory", "check_fits", "is_out_of_memory", "peak_memory"]
 
 
 def _cgroup_room() -> int | None:
@@ -46,6 +46,13 @@ def check_fits(needed: int, device: str, name: str) -> None:
             f"{name} needs {needed / 1e9:.1f} GB for its weights and {device} has {available / 1e9:.1f} GB free",
             "choose a smaller model (llmkit models), a smaller --dtype, or --quantize 4bit",
         )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that memory ran out; on a CPU torch raises a RuntimeError."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def peak_memory(device: str) -> int:

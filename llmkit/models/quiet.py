@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from llmkit.errors import CheckpointError, LlmkitError, NotEnoughMemoryError
+from llmkit.models.memory import is_out_of_memory
 from llmkit.models.source import Source
 
 __all__ = ["no_bar_off_a_terminal", "one_line_errors", "quiet_transformers"]
@@ -40,17 +41,15 @@ def no_bar_off_a_terminal() -> AbstractContextManager[Any]:
 @contextlib.contextmanager
 def one_line_errors(source: Source) -> Iterator[None]:
     """Turn what a loader raises over bad files into one line; the original stays as the cause."""
-    import torch
-
     try:
         yield
     except LlmkitError:
         raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise NotEnoughMemoryError(
-            f"memory ran out while loading {source.name}", "choose a smaller model, dtype, or --quantize 4bit"
-        ) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise NotEnoughMemoryError(
+                f"memory ran out while loading {source.name}", "choose a smaller model, dtype, or --quantize 4bit"
+            ) from error
         reason = " ".join(str(error).split())
         reason = f"{reason[:300]}…" if len(reason) > 300 else reason
         fix = _upgrade(source) or "see the whole error with --debug; if a file is damaged, download it again"

@@ -18,7 +18,7 @@ from typing import Any
 from llmkit.config.recipe import Recipe
 from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe
 from llmkit.config.settings import DType, GenerationSettings
-from llmkit.errors import UsageError
+from llmkit.errors import NotEnoughMemoryError, UsageError
 from llmkit.evaluation.evaluate import greedy, prediction_of, spoken
 from llmkit.evaluation.no_answer import fit_no_answer_threshold
 from llmkit.heads import BaseHead, head_of
@@ -30,7 +30,7 @@ from llmkit.metrics.answers import Threshold
 from llmkit.metrics.score import score
 from llmkit.models.disk import disk_errors, write_whole
 from llmkit.models.load import Loaded, pick_device
-from llmkit.models.memory import peak_memory
+from llmkit.models.memory import is_out_of_memory, peak_memory
 from llmkit.models.processes import Member, join
 from llmkit.models.quiet import quiet_transformers
 from llmkit.tasks import Task, Wording
@@ -86,17 +86,31 @@ def finetune(
     with _claimed(folder, member):
         if recipe.train.push_to_hub and not member.rank:
             reserve(recipe.train.hub_model_id or folder.name, private=recipe.train.hub_private_repo)
-        run = _prepare(recipe, told, stop_asked, member)
-        if found is not None:
-            run.trainer.resume(found)
-            log.info("resumed from %s", found)
-        if not member.rank:
-            with disk_errors(folder, _GO_ON):
-                write_whole(folder / RESOLVED, commented_recipe(recipe, run.provenance))
-        run.trainer.run()
+        with _memory_errors():
+            run = _prepare(recipe, told, stop_asked, member)
+            if found is not None:
+                run.trainer.resume(found)
+                log.info("resumed from %s", found)
+            if not member.rank:
+                with disk_errors(folder, _GO_ON):
+                    write_whole(folder / RESOLVED, commented_recipe(recipe, run.provenance))
+            run.trainer.run()
         if not run.trainer.stopped:
             _finish(run)
     return run.trainer
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise NotEnoughMemoryError(
+            "memory ran out in training",
+            "lower train.per_device_train_batch_size or data.max_length; llmkit finetune --dry-run says what it takes",
+        ) from error
 
 
 # The folder.

@@ -470,6 +470,21 @@ def test_a_disk_that_is_full_for_the_state_alone_leaves_the_checkpoint_before(tm
     assert list(tmp_path.iterdir()) == [first]
 
 
+def test_memory_that_runs_out_is_one_line(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU torch raises a RuntimeError that speaks of its allocator."""
+
+    def allocate(*_: object) -> None:
+        torch.empty(2**45, dtype=torch.int8)
+
+    monkeypatch.setattr("llmkit.training.loop.Trainer.run", allocate)
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": "The fox."}])
+    recipe = make_recipe("text-generation", checkpoint("llama"), rows, train={"output_dir": str(tmp_path / "out")})
+    with pytest.raises(NotEnoughMemoryError, match="memory ran out in training; lower"):
+        finetune(recipe)
+
+
 def test_what_a_killed_run_left_is_removed_when_it_goes_on(checkpoint: Checkpoint, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": f"The fox {number}."} for number in range(8)])
     out = tmp_path / "out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,10 +11,11 @@ from typing import Any, Literal, NamedTuple
 
 from llmkit.errors import InputError
 
-__all__ = ["MAX_ROW_BYTES", "Layout", "Line", "Record", "bad_row", "check_columns", "located"]
+__all__ = ["MAX_ROW_BYTES", "Layout", "Line", "Record", "bad_row", "check_columns", "located", "too_long"]
 
 MAX_ROW_BYTES = 16 * 2**20
-"""The longest row of a text format, which is also the most that is held of one. UTF-16 and UTF-32 count as UTF-8."""
+"""The longest row, which is also the most that is held of one. UTF-16 and UTF-32 count as UTF-8, columns as they are
+written out. Of a format without lines a row may be as long as its file."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,12 @@ class Line(NamedTuple):
 
 def bad_row(where: str, problem: str, fix: str) -> Record:
     return Record(where, None, InputError(f"{where} {problem}", fix))
+
+
+def too_long(where: str, size: int) -> InputError:
+    """The error of a row above the limit."""
+    megabytes = math.ceil(size / 2**20 * 10) / 10
+    return InputError(f"{where} has {megabytes:g} MB, more than the {MAX_ROW_BYTES / 2**20:g} MB of a row", "divide it")
 
 
 @contextmanager

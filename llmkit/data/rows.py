@@ -2,8 +2,7 @@
 
 Knows the formats and their encodings, and says of everything that cannot be read where it stands and why: a row that
 is bad becomes a `Record` with an error and reading goes on, a file that is bad raises. Holds one row at a time (of
-Parquet and Arrow a small batch), except of ``.json`` and of text by document, which are read whole: give large inputs
-as JSON Lines. Does not know what the columns mean, which are needed, or what is done with a bad row.
+Parquet and Arrow a small batch). Does not know what the columns mean, which are needed, or what is done with a bad row.
 """
 
 from __future__ import annotations
@@ -12,20 +11,21 @@ import codecs
 import gzip
 import io
 import json
-import math
 import re
 import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import groupby, islice
+from functools import partial
+from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from llmkit.data.binary_rows import binary_records
-from llmkit.data.records import MAX_ROW_BYTES, Layout, Line, Record, bad_row
+from llmkit.data.json_documents import JSON, document_rows, json_reason
+from llmkit.data.records import MAX_ROW_BYTES, Layout, Line, Record, bad_row, too_long
 from llmkit.data.tables import DELIMITERS, table_records
-from llmkit.data.text import decode_text, find_codec, refuse_wide
+from llmkit.data.text import find_codec, refuse_wide, undecodable
 from llmkit.errors import InputError
 
 __all__ = ["MAX_ROW_BYTES", "SUFFIXES", "Layout", "Record", "first_lines", "is_rows", "open_records", "read_rows"]
@@ -228,15 +228,32 @@ def _as_utf8(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[bytes]:
         ) from error
 
 
+def _text_chunks(file: io.BufferedIOBase, name: str, codec: str) -> tuple[Iterator[bytes], str]:
+    """What a text file holds, and an encoding in which only LF has the byte 0x0A."""
+    chunks = _checked(_chunks(file, name), name, codec)
+    return (chunks, codec) if _has_byte_lines(codec) else (_as_utf8(chunks, name, codec), "utf-8")
+
+
+def _decoded(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[str]:
+    """Text without its byte order mark."""
+    decoder, done, mark = codecs.getincrementaldecoder(codec)(), 0, "\ufeff"
+    for chunk in chain(chunks, [b""]):
+        begun = done - len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            raise undecodable(name, codec, error.object[error.start], begun + error.start) from error
+        done += len(chunk)
+        yield text.removeprefix(mark)
+        mark = "" if text else mark
+
+
 def _lines(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[Line]:
     for number, (content, size) in enumerate(_divided(chunks), start=1):
         where = f"{name}:{number}"
         error = None
         if size > MAX_ROW_BYTES:
-            megabytes = math.ceil(size / 2**20 * 10) / 10
-            error = InputError(
-                f"{where} has {megabytes:g} MB, more than the {MAX_ROW_BYTES / 2**20:g} MB of a row", "divide it"
-            )
+            error = too_long(where, size)
         try:
             text = content.decode(codec)
         except UnicodeDecodeError as failure:
@@ -274,16 +291,12 @@ def _text_records(
     path: Path | None, name: str, suffix: str, packed: bool, codec: str, text_column: str, layout: Layout
 ) -> Iterator[Record]:
     with _opened(path, name, packed) as file:
-        chunks = _checked(_chunks(file, name), name, codec)
-        if not _has_byte_lines(codec):
-            chunks, codec = _as_utf8(chunks, name, codec), "utf-8"
-        if suffix == ".json":
-            yield from _json_records(decode_text(b"".join(chunks), name, codec), name)
+        if suffix == ".json" and path is not None:
+            yield from _json_records(file, path, name, packed, codec)
             return
-        if suffix == ".txt" and layout.sample_by == "document":
-            text = decode_text(b"".join(chunks), name, codec).removeprefix("\ufeff")
-            if text.strip():
-                yield Record(name, {text_column: text})
+        chunks, codec = _text_chunks(file, name, codec)
+        if suffix == ".txt" and path is not None and layout.sample_by == "document":
+            yield from _document_record(_decoded(chunks, name, codec), path, name, text_column)
             return
         lines = _lines(chunks, name, codec)
         if suffix in DELIMITERS:
@@ -313,79 +326,85 @@ def _line_records(
             yield Record(where, {text_column: line.text.removesuffix("\n").removesuffix("\r")})
 
 
+def _document_record(pieces: Iterator[str], path: Path, name: str, text_column: str) -> Iterator[Record]:
+    parts, size, limit = [], 0, _document_limit(path)
+    for piece in pieces:
+        parts.append(piece)
+        size += len(piece)
+        if size > limit:
+            raise InputError(f"{name} holds more than {limit / 2**20:g} MB, and is to be one row", "divide it")
+    text = "".join(parts)
+    if text.strip():
+        yield Record(name, {text_column: text})
+
+
 def _paragraph_records(lines: Iterator[Line], name: str, text_column: str) -> Iterator[Record]:
     for blank, run in groupby(lines, key=lambda line: not line.text.strip() and line.error is None):
         if blank:
             continue
-        paragraph = list(run)
-        where = f"{name}:{paragraph[0].number}"
-        error = next((line.error for line in paragraph if line.error is not None), None)
-        text = "".join(line.text.replace("\r\n", "\n") for line in paragraph).removesuffix("\n")
+        first = next(run)
+        where, error, size, texts = f"{name}:{first.number}", None, 0, []
+        for line in chain([first], run):
+            error, size = error or line.error, size + line.size
+            if size <= MAX_ROW_BYTES:
+                texts.append(line.text.replace("\r\n", "\n"))
+        if size > MAX_ROW_BYTES:
+            error = error or too_long(where, size)
+        text = "".join(texts).removesuffix("\n")
         yield Record(where, None if error else {text_column: text}, error)
 
 
-def _no_json(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is Python's")
-
-
-_JSON = json.JSONDecoder(parse_constant=_no_json)
 _HALF_OF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _json_record(text: str, where: str) -> Record:
     try:
-        row = _JSON.decode(text)
+        row = JSON.decode(text)
     except RecursionError:
         return bad_row(where, "is nested too deeply", "flatten it")
     except ValueError as error:
         spread = text.strip() in ("[", "{", "[{")
         fix = "write one object a line, or rename the file to .json if it is one list" if spread else "fix the line"
-        return bad_row(where, f"is not JSON ({_reason(error)})", fix)
+        return bad_row(where, f"is not JSON ({json_reason(error)})", fix)
     return _object_record(row, where, escapes=bool(_HALF_OF_A_PAIR.search(text)))
 
 
-def _json_records(text: str, name: str) -> Iterator[Record]:
-    text = text.removeprefix("\ufeff")
-    if not text.strip():
+def _json_records(file: io.BufferedIOBase, path: Path, name: str, packed: bool, encoding: str) -> Iterator[Record]:
+    chunks, codec = _text_chunks(file, name, encoding)
+    seen, lines = _looks_like_lines(chunks)
+    chunks = chain(seen, chunks)
+    if lines:  # JSON Lines by the name of .json
+        yield from _line_records(_lines(chunks, name, codec), name, ".jsonl", "", False)
         return
-    try:
-        content = _JSON.decode(text)
-    except RecursionError as error:
-        raise InputError(f"{name} is nested too deeply", "flatten it") from error
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and re.match(r"\s*\{.*\}\s*\n", text):  # JSON Lines by the name of .json
-            lines = enumerate(text.split("\n"), start=1)
-            yield from (_json_record(line, f"{name}:{number}") for number, line in lines if line.strip())
-            return
-        raise InputError(f"{name}:{error.lineno} is not JSON ({error.msg})", "fix the line") from error
-    except ValueError as error:
-        raise InputError(f"{name} is not JSON ({_reason(error)})", "fix the file") from error
-    if isinstance(content, dict):
-        content = _only_list(content, name)
-    if not isinstance(content, list):
-        raise InputError(f"{name} does not hold a list", "give a JSON list of objects, or JSON Lines as .jsonl")
-    escapes = bool(_HALF_OF_A_PAIR.search(text))
-    for number, row in enumerate(content, start=1):
-        yield _object_record(row, f"{name}, item {number}", escapes=escapes)
+    again = partial(_reopened, path, name, packed, encoding) if path.is_file() else None
+    rows = document_rows(_decoded(chunks, name, codec), name, _document_limit(path), again)
+    for number, (row, text) in enumerate(rows, start=1):
+        yield _object_record(row, f"{name}, item {number}", escapes=bool(_HALF_OF_A_PAIR.search(text)))
 
 
-def _only_list(content: dict[str, Any], name: str) -> list[Any]:
-    """The rows of a file that has something around them, such as SQuAD's ``{"version": …, "data": […]}``."""
-    lists = {
-        key: value for key, value in content.items() if isinstance(value, list) and value and isinstance(value[0], dict)
-    }
-    if len(lists) == 1:
-        return next(iter(lists.values()))
-    keys = ", ".join(list(lists or content)[:8])
-    raise InputError(
-        f"{name} holds an object with {'several lists' if lists else 'no list'} of objects ({keys})",
-        "give a JSON list of objects, or JSON Lines as .jsonl",
-    )
+def _looks_like_lines(chunks: Iterator[bytes]) -> tuple[list[bytes], bool]:
+    """The chunks that were read to find out, and whether the first line is an object and another line follows it."""
+    seen: list[bytes] = []
+
+    def first_chunks() -> Iterator[bytes]:
+        while sum(map(len, seen)) <= MAX_ROW_BYTES and (chunk := next(chunks, b"")):
+            seen.append(chunk)
+            yield chunk
+
+    first = list(islice((line for line, _ in _divided(first_chunks()) if line.strip()), 2))
+    text = first[0].decode("utf-8", "replace").removeprefix("\ufeff") if len(first) == 2 else ""
+    return seen, text.startswith("{") and _json_record(text, "").row is not None
 
 
-def _reason(error: ValueError) -> str:
-    """Without the advice that Python gives its programmers on a number of thousands of digits."""
-    return error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]
+def _reopened(path: Path, name: str, packed: bool, encoding: str) -> Iterator[str]:
+    with _opened(path, name, packed) as file:
+        chunks, codec = _text_chunks(file, name, encoding)
+        yield from _decoded(chunks, name, codec)
+
+
+def _document_limit(path: Path) -> int:
+    """The longest row of a format without lines; one that is longer than the file was packed."""
+    return max(MAX_ROW_BYTES, path.stat().st_size)
 
 
 def _object_record(row: object, where: str, *, escapes: bool) -> Record:
@@ -406,6 +425,8 @@ def _object_record(row: object, where: str, *, escapes: bool) -> Record:
 
 
 def _binary_records(path: Path, name: str, suffix: str) -> Iterator[Record]:
+    if not path.is_file():
+        raise InputError(f"{name} is a pipe, and Parquet and Arrow are read from files", "give a file, or JSON Lines")
     with _opened(path, name, packed=False) as file:
         head = next(_chunks(file, name), b"")
     if suffix == ".parquet" and head and not head.startswith(b"PAR1"):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import re
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
-from itertools import chain, islice
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import chain
+from typing import Any, TypeVar
 
 from llmkit.data.headers import LOOKED_AT, find_header
 from llmkit.data.records import MAX_ROW_BYTES, Layout, Line, Record, bad_row, check_columns
@@ -15,6 +15,8 @@ from llmkit.errors import InputError
 from llmkit.log import log
 
 __all__ = ["DELIMITERS", "table_records"]
+
+_Item = TypeVar("_Item")
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _OTHERS = {";": "semicolons", "\t": "tabs", "|": "pipes"}
@@ -64,7 +66,7 @@ def table_records(lines: Iterator[Line], name: str, suffix: str, layout: Layout)
             raise InputError(f"{name} has the column_names in its first row", "leave column_names out: it has a header")
         rows = chain([first], rows)
     elif not header and layout.named is not None:
-        ahead = list(islice(rows, LOOKED_AT))
+        ahead = _ahead(rows, lambda row: 0 if isinstance(row[1], InputError) else sum(map(len, row[1])))
         header = _found_header(ahead, layout.named, name)
         rows = chain(ahead[bool(ahead and header == ahead[0][1]) :], rows)
     elif not header:
@@ -142,7 +144,7 @@ def _find_delimiter(lines: Iterator[Line], name: str, usual: str) -> tuple[str, 
     It is not what the name of the file says where the first lines do not have that, and agree in another: spreadsheets
     write semicolons where commas are decimal marks.
     """
-    ahead = list(islice(lines, LOOKED_AT))
+    ahead = _ahead(lines, lambda line: line.size)
     if ahead and (named := _EXCEL.match(ahead[0].text)):
         return named[1], chain(ahead[1:], lines)
     texts = [line.text for line in ahead if line.text.strip()]
@@ -156,6 +158,16 @@ def _find_delimiter(lines: Iterator[Line], name: str, usual: str) -> tuple[str, 
             fix = "separate all rows so, with the same number of columns, or save it with commas, or with tabs as .tsv"
             raise InputError(f"{name} seems to be separated by {_OTHERS[other]}", fix)
     return usual, chain(ahead, lines)
+
+
+def _ahead(items: Iterator[_Item], size: Callable[[_Item], int]) -> list[_Item]:
+    """The first items, and of long ones no more than a row may have."""
+    ahead: list[_Item] = []
+    held = 0
+    while len(ahead) < LOOKED_AT and held <= MAX_ROW_BYTES and (item := next(items, None)) is not None:
+        ahead.append(item)
+        held += size(item)
+    return ahead
 
 
 def _parsed(texts: Sequence[str], delimiter: str) -> list[list[str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmkit.errors import InputError
 
-__all__ = ["decode_text", "find_codec", "read_text", "read_text_file", "refuse_wide"]
+__all__ = ["decode_text", "find_codec", "read_text", "read_text_file", "refuse_wide", "undecodable"]
 
 _WIDE_BOMS = {  # UTF-32 first: its little-endian mark begins with that of UTF-16
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -45,10 +45,15 @@ def decode_text(content: bytes, name: str, encoding: str = "utf-8") -> str:
     try:
         return content.decode(codec)
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{name} is not {encoding} text (byte 0x{content[error.start]:02x} at position {error.start})",
-            "name its encoding, such as --encoding gb18030 or latin-1",
-        ) from error
+        raise undecodable(name, encoding, content[error.start], error.start) from error
+
+
+def undecodable(name: str, encoding: str, byte: int, position: int) -> InputError:
+    """The error of a text with a byte that its encoding does not have."""
+    return InputError(
+        f"{name} is not {encoding} text (byte 0x{byte:02x} at position {position})",
+        "name its encoding, such as --encoding gb18030 or latin-1",
+    )
 
 
 def read_text_file(path: Path, encoding: str = "utf-8") -> str:

@@ -21,6 +21,7 @@ from llmkit.inference.engine import OnText, Shown, write
 from llmkit.inference.fitting import Fitted, ModelReader
 from llmkit.inference.pipeline import Pipeline
 from llmkit.log import log
+from llmkit.models.disk import write_whole
 from llmkit.tasks import Chat, Message
 from llmkit.tasks.dialogue import Dialogue, shortened, to_messages
 from llmkit.tasks.output import Output, Usage
@@ -123,12 +124,9 @@ class Conversation:
         rows = [{"role": message.role, "content": message.content} for message in (*system, *self.messages)]
         text = json.dumps({"messages": rows}, ensure_ascii=False, indent=2) + "\n"
         path = Path(path)
-        part = path.with_name(f"{path.name}.part")
         try:
-            part.write_text(text, encoding="utf-8", errors="replace")
-            part.replace(path)  # an earlier save is not lost when the disk is full
+            write_whole(path, text.encode("utf-8", "replace").decode())  # half a pair of surrogates is "?"
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise InputError(f"{path} cannot be written ({error.strerror})", "choose another file") from error
 
     def load(self, path: str | Path) -> None:

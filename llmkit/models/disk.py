@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmkit.errors import LlmkitError, NotEnoughMemoryError
@@ -58,7 +59,7 @@ def _hash_of(path: Path) -> str | None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Put a file in its place in one step, so that no half of one is ever found there."""
+    """Put a file in its place in one step, so that no half of one is ever found there, with the permissions it had."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -66,6 +67,8 @@ def write_whole(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        with suppress(FileNotFoundError):
+            shutil.copymode(path, temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import shutil
 import sys
 from collections import Counter
@@ -27,6 +26,7 @@ from llmkit.errors import (
     NotEnoughMemoryError,
 )
 from llmkit.log import log
+from llmkit.models.disk import write_whole
 from llmkit.models.reach import UnreachableError, ask, forget_unreachable, hub_name, is_offline, reason
 from llmkit.models.repo_files import Wanted, choose, weights_of
 from llmkit.models.source import read_json
@@ -233,9 +233,7 @@ def _note_revision(wanted: Wanted, commit: str) -> None:
         if revision == commit or (ref.is_file() and ref.read_text() == commit):
             return
         ref.parent.mkdir(parents=True, exist_ok=True)
-        temporary = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
-        temporary.write_text(commit)
-        temporary.replace(ref)
+        write_whole(ref, commit)
 
 
 def is_cached(repo_id: str, revision: str | None = None) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from llmkit.models.cache import cache_dir
+from llmkit.models.disk import write_whole
 
 # huggingface_hub is imported inside functions: it costs 0.3 s, and a local folder never needs it.
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _remember(endpoint: str, why: str) -> None:
     with suppress(OSError):
         _memory().parent.mkdir(parents=True, exist_ok=True)
         content = {without_password(endpoint): {"at": time.time(), "why": why}}
-        _memory().write_text(json.dumps(content), encoding="utf-8")
+        write_whole(_memory(), json.dumps(content))
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import subprocess
 import sys
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from datetime import date
@@ -17,9 +19,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from llmkit.data import binary_rows, tables
 from llmkit.data import rows as rows_module
-from llmkit.data import tables
-from llmkit.data.rows import Record, open_records, read_rows
+from llmkit.data.rows import Layout, Record, open_records, read_rows
 from llmkit.errors import InputError
 
 
@@ -273,6 +275,149 @@ def test_rows_come_before_the_file_is_read() -> None:
     write("a.txt", "x\n" * 2_000_000)
     records = open_records("a.txt")
     assert [record.where for record in islice(records, 2)] == ["a.txt:1", "a.txt:2"]
+
+
+ROW = b'{"a": "' + b"x" * 2**20 + b'"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json.gz", b"[" + b",".join([ROW] * 64) + b"]"),
+        ("a.json.gz", b'{"version": 1, "data": [' + b",".join([ROW] * 64) + b"]}"),
+        ("a.json.gz", b"[" + b" " * 64 * 2**20 + b"{}]"),
+        ("a.jsonl.gz", b"\n".join([ROW] * 64)),
+        ("a.csv.gz", b"a\n" + (b"x" * 2**20 + b"\n") * 64),
+    ],
+)
+def test_unpacked_rows_are_not_held(name: str, content: bytes) -> None:
+    Path(name).write_bytes(gzip.compress(content, 1))
+    del content
+    tracemalloc.start()
+    assert all(record.error is None for record in open_records(name))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 48 * 2**20  # the first rows are looked at, up to the limit of one
+
+
+def test_a_packed_row_above_the_limit() -> None:
+    long = b'{"a": "' + b"x" * 17 * 2**20 + b'"}'
+    Path("a.json.gz").write_bytes(gzip.compress(b'[{"a": 1},\n' + long + b"]", 1))
+    records = open_records("a.json.gz")
+    assert next(records).row == {"a": 1}
+    with pytest.raises(InputError, match=r"^a.json.gz:2 has a row of more than 16 MB; divide it$"):
+        next(records)
+    assert len(good(read("a.json", b"[" + long + b"]"))) == 1  # a file that is as long itself
+    Path("a.txt.gz").write_bytes(gzip.compress(long, 1))
+    with pytest.raises(InputError, match=r"^a.txt.gz holds more than 16 MB, and is to be one row; divide it$"):
+        list(open_records("a.txt.gz", layout=Layout(sample_by="document")))
+
+
+def test_a_paragraph_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module, "MAX_ROW_BYTES", 100)
+    records = list(open_records(write("a.txt", "a\n\n" + "b\n" * 200 + "\nc\n"), layout=Layout(sample_by="paragraph")))
+    assert [record.row for record in records] == [{"text": "a"}, None, {"text": "c"}]
+    assert "a.txt:3 has" in str(records[1].error)
+
+
+def test_a_document_in_any_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"a": 'é中😀\n"\\', "b": [1.5e-7, True, None, {"c": "]},"}]}, {"a": -10, "b": []}, {"a": 2.5e3, "b": {}}]
+    for indent in (None, 2):
+        text = json.dumps({"version": 1.5, "other": [1, 2], "data": rows}, ensure_ascii=False, indent=indent)
+        for size in (1, 2, 3, 7, 64):
+            monkeypatch.setattr(rows_module, "_CHUNK_BYTES", size)
+            assert good(read("a.json", text)) == rows
+            assert good(read("a.json", text.encode("utf-16"), "utf-16")) == rows
+            with pytest.raises(InputError, match=rf"^a.json:{text.count(chr(10)) + 1} is not JSON \(Extra data\)"):
+                read("a.json", text + "]")
+
+
+def lists(values: pa.Array, *offsets: int) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
+
+
+LONG = pa.array(["x" * 2**20, "y"])
+REPEATED = pa.DictionaryArray.from_arrays(pa.array([0] * 20 + [1] * 20, pa.int32()), LONG)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["x" * 20 * 2**20, "y"]),
+        lists(pa.nulls(20 * 2**20), 0, 20 * 2**20 - 1, 20 * 2**20),
+        lists(REPEATED, 0, 20, 40),
+        pa.ListViewArray.from_arrays([0, 1], [20 * 2**20, 1], pa.nulls(20 * 2**20, pa.int8())),
+        pa.StructArray.from_arrays([lists(REPEATED, 0, 20, 40)], ["a"]),
+        lists(pa.RunEndEncodedArray.from_arrays(pa.array([20, 40], pa.int32()), LONG), 0, 20, 40),
+        pa.array(["x" * 20 * 2**20, "y"], pa.string_view()),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_a_row_of_columns_above_the_limit(column: pa.Array) -> None:
+    table = pa.table({"a": column})
+    with pa.OSFile("a.arrow", "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    first, second = open_records("a.arrow")
+    assert "a.arrow, row 1 has" in str(first.error)
+    assert "MB, more than the 16 MB of a row; divide it" in str(first.error)
+    assert second.error is None
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+def test_compressed_columns_that_unpack_to_too_much(compression: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binary_rows, "_MAX_UNPACKED", 2**20)
+    table = pa.table({"a": ["x" * 2**20] * 2, "b": pa.array(["y" * 2**20] * 2).dictionary_encode()})
+    for new in (pa.ipc.new_stream, pa.ipc.new_file):
+        options = pa.ipc.IpcWriteOptions(compression=compression)
+        with pa.OSFile("a.arrow", "wb") as sink, new(sink, table.schema, options=options) as writer:
+            writer.write_table(table)
+        with pytest.raises(InputError, match=r"^a.arrow has a (dictionary|record batch) that .* MB unpack to \d MB"):
+            list(open_records("a.arrow"))
+    parquet.write_table(table, "a.parquet", compression=compression, use_dictionary=False)
+    with pytest.raises(InputError, match=r"^a.parquet has a column 'a' that .* MB unpack to 2 MB; write it anew"):
+        list(open_records("a.parquet"))
+
+
+def test_parquet_holds_repeated_texts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binary_rows, "_MAX_HELD", 2**22)
+    monkeypatch.setattr(binary_rows, "_MAX_UNPACKED", 2**22)
+    texts = pa.array(["x" * 2**20] * 60)
+    table = pa.table({"a": texts, "b": lists(texts, *range(61))})
+    parquet.write_table(table, "a.parquet", compression="zstd", store_schema=False, dictionary_pagesize_limit=2**26)
+    del table, texts
+    with Path("a.parquet").open("rb") as file:
+        assert binary_rows._dictionary_bytes(file, _first_column("a.parquet")) == 2**20 + 4
+    pool = pa.default_memory_pool()
+    held, most = pool.bytes_allocated(), 0
+    for record in open_records("a.parquet"):
+        assert record.row == {"a": "x" * 2**20, "b": ["x" * 2**20]}
+        most = max(most, pool.bytes_allocated() - held)
+    assert most < 20 * 2**20
+
+
+def _first_column(name: str) -> object:
+    with parquet.ParquetFile(name) as file:
+        return file.metadata.row_group(0).column(0)
+
+
+def test_a_long_list_in_parquet_is_refused_by_its_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binary_rows, "_MAX_UNPACKED", 2**20)
+    parquet.write_table(pa.table({"a": lists(pa.nulls(2**20, pa.int8()), 0, 2**20)}), "a.parquet")
+    with pytest.raises(InputError, match=r"column 'a.list.element' that .* unpack to 4 MB; write it anew"):
+        list(open_records("a.parquet"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])
+def test_a_named_pipe(name: str) -> None:
+    os.mkfifo(name)
+    writer = threading.Thread(target=lambda: Path(name).write_text('[{"a": 1}]' if name == "a.json" else '{"a": 1}'))
+    if name == "a.parquet":
+        with pytest.raises(InputError, match=r"^a.parquet is a pipe, and Parquet and Arrow are read from files; give"):
+            list(open_records(name))
+        return
+    writer.start()
+    assert good(list(open_records(name))) == [{"a": 1}]
+    writer.join()
 
 
 # Files that cannot be used.

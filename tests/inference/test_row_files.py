@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import random
 import re
 import signal
@@ -29,6 +30,7 @@ from llmkit.errors import InputError, LlmkitError, NotEnoughMemoryError, UsageEr
 from llmkit.heads.batching import Budget
 from llmkit.inference import row_files, row_layout
 from llmkit.inference.row_files import Report, answer_file, check_output
+from llmkit.models.disk import write_whole
 from llmkit.models.source import Source
 from llmkit.tasks import Dialogue, QuestionAnswering, Summarization, Wording
 from llmkit.tasks.base import Row, Task
@@ -976,3 +978,26 @@ def test_an_orphan_of_a_killed_run_keeps_its_shard(tmp_path: Path, source: Path)
         results = run_processes(source, output)
     assert "another run is writing" in str(results[1])
     assert not output.exists()
+
+
+def test_a_named_pipe_with_an_output_is_read_once(tmp_path: Path) -> None:
+    content = "".join(f'{{"document": "{number}"}}\n' for number in range(ROWS))
+    pipe, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(content,), daemon=True)
+    writer.start()
+    assert run(pipe, output).rows == ROWS
+    writer.join()
+    with pytest.raises(UsageError, match=r"^what came through a pipe cannot be read again to resume; give a file"):
+        check_output(RowSettings(input=str(pipe), output=str(output), resume=True))
+
+
+def test_files_that_are_replaced_follow_no_link_and_keep_their_permissions(tmp_path: Path) -> None:
+    precious, path, part = tmp_path / "precious", tmp_path / "a.json", tmp_path / "a.json.tmp"
+    precious.write_text("precious")
+    part.symlink_to(precious)
+    path.touch()
+    path.chmod(0o640)
+    write_whole(path, "new")
+    assert (path.read_text(), precious.read_text(), part.exists()) == ("new", "precious", False)
+    assert path.stat().st_mode & 0o777 == 0o640

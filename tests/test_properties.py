@@ -24,6 +24,8 @@ from llmkit.config.recipe_file import load_recipe
 from llmkit.config.settings import GenerationSettings, RowSettings
 from llmkit.data.rows import SUFFIXES, open_records
 from llmkit.data.shapes import mapped_rows, shapes_of
+from llmkit.data.sources import aligned_files, files_of
+from llmkit.data.text import read_text_file
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.tasks import TASKS, get_task
 from llmkit.tasks.question_answering import AnswerSettings
@@ -95,9 +97,17 @@ def test_any_name_is_a_language_or_an_error(name: str) -> None:
 
 
 @FEW
-@given(some.text() | some.builds(lambda count: "a" * count, some.integers(200, 6000)))
+@given(some.text(some.characters()) | some.builds(lambda count: "a" * count, some.integers(200, 6000)))
 def test_any_text_is_a_path_or_an_error(name: str) -> None:
-    _ends_in_one_line(lambda: user_path(name))
+    for call in (
+        user_path,
+        lambda name: read_text_file(Path(f"no{name}")),
+        lambda name: list(open_records(f"no{name}")),
+    ):
+        _ends_in_one_line(lambda call=call: call(name))  # type: ignore[misc]
+    for path in (f"./no{name}", f"~no{name}"):
+        _ends_in_one_line(lambda path=path: files_of(SourceSection(path=[path])))  # type: ignore[misc]
+        _ends_in_one_line(lambda path=path: aligned_files([path, path]))  # type: ignore[misc]
 
 
 STEPS = (1, 2, 3)

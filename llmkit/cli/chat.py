@@ -20,6 +20,7 @@ import typer
 
 from llmkit.cli.options import flags
 from llmkit.cli.output import StreamPrinter
+from llmkit.config.paths import user_path
 from llmkit.config.settings import GenerationSettings, LoadSettings, given
 from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.log import log
@@ -292,7 +293,7 @@ def _path(argument: str) -> Path:
     """A file name may hold spaces; who is used to a shell puts it in quotes."""
     if len(argument) > 2 and argument[0] == argument[-1] and argument[0] in "\"'":
         argument = argument[1:-1]
-    return Path(argument).expanduser()
+    return user_path(argument)
 
 
 def _unknown(name: str) -> UsageError:

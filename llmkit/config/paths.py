@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ def user_path(name: str) -> Path:
     try:
         path = Path(name).expanduser()
         path.exists()
+        if b"\0" in os.fsencode(path):  # of which `exists` only says that there is none
+            raise ValueError("it has a NUL in it")
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         shown = name if len(name) <= _WIDTH else f"{name[:_WIDTH]}…"

@@ -388,7 +388,7 @@ def _beside(content: dict[str, Any], folder: Path) -> None:
     """Make paths that are found beside the recipe's file absolute, in place."""
 
     def resolve(value: Any) -> Any:
-        if not isinstance(value, str) or "{{" in value or "{%" in value or Path(value).expanduser().is_absolute():
+        if not isinstance(value, str) or "{{" in value or "{%" in value or user_path(value).is_absolute():
             return value
         near = folder / value
         matched = any(sign in value for sign in "*?[") and glob.glob(str(near), recursive=True)  # noqa: PTH207

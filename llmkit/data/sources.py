@@ -12,6 +12,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
+from llmkit.config.paths import user_path
 from llmkit.config.recipe import SourceSection
 from llmkit.data.rows import SUFFIXES, Layout, Record, is_rows, open_records
 from llmkit.errors import HubUnreachableError, InputError, UsageError
@@ -73,7 +74,7 @@ def files_of(source: SourceSection) -> list[Path]:
 
 def splits_of(paths: Sequence[str]) -> list[str]:
     """The splits that the names of files in a folder tell, such as train and validation; none of anything else."""
-    if len(paths) != 1 or not Path(paths[0]).is_dir():
+    if len(paths) != 1 or not user_path(paths[0]).is_dir():
         return []
     return sorted({split for path in _in_folder(Path(paths[0])) if (split := _split(path, Path(paths[0])))})
 
@@ -93,7 +94,7 @@ def _plain(source: SourceSection) -> Iterator[Record]:
 def _hub_id(source: SourceSection) -> str | None:
     """The Hub's data set that a path means: owner/name, where no file has that name."""
     (first, *more) = source.path or [""]
-    local = first.startswith((".", "/", "~")) or Path(first).exists() or any(sign in first for sign in "*?[")
+    local = first.startswith((".", "/", "~")) or user_path(first).exists() or any(sign in first for sign in "*?[")
     if more or local or first.count("/") != 1 or is_rows(Path(first)):
         if named := [name for name in ("name", "revision") if getattr(source, name) is not None]:
             raise UsageError(f"{first} is not on the Hub, so {' and '.join(named)} has no effect", "leave it out")
@@ -105,7 +106,7 @@ def _split_files(source: SourceSection) -> list[Path]:
     files: list[Path] = []
     for name in source.path or ():
         found = _files(name, any_name=source.format is not None)
-        root = Path(name).expanduser()
+        root = user_path(name)
         splits = {path: _split(path, root) for path in found} if root.is_dir() else {}
         known = sorted({split for split in splits.values() if split})
         if source.split is not None:
@@ -122,7 +123,7 @@ def _split_files(source: SourceSection) -> list[Path]:
 
 
 def _files(name: str, *, any_name: bool) -> list[Path]:
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         found = _saved(path) or _in_folder(path)
         if not found:
@@ -138,12 +139,12 @@ def _files(name: str, *, any_name: bool) -> list[Path]:
 
 
 def _matching(pattern: str) -> list[Path]:
-    pattern = str(Path(pattern).expanduser())
+    pattern = str(user_path(pattern))
     return sorted(Path(each) for each in glob.glob(pattern, recursive=True))  # noqa: PTH207 - absolute too
 
 
 def _existing(name: str) -> Path:
-    path = Path(name).expanduser()
+    path = user_path(name)
     if not path.is_file():
         near = "a Hub id has the form owner/name" if "/" not in name else "check the path"
         raise InputError(f"there is no file {name}", near)
@@ -198,7 +199,7 @@ def _split(path: Path, root: Path) -> str | None:
 def aligned_files(paths: Sequence[str]) -> list[str]:
     """The two files of lines that some paths mean, if they do: given as such, or matched by a pattern."""
     names = [name for path in paths for name in (map(str, _matching(path)) if "*" in path else [path])]
-    files = [Path(name).expanduser() for name in names]
+    files = [user_path(name) for name in names]
     if len(files) != 2 or not all(path.is_file() for path in files) or any(map(is_rows, files)):
         plain = len(files) == 2 and all(path.is_file() and path.suffix == ".txt" for path in files)
         if not plain:

@@ -6,6 +6,7 @@ import codecs
 import sys
 from pathlib import Path
 
+from llmkit.config.paths import user_path
 from llmkit.errors import InputError
 
 __all__ = ["decode_text", "find_codec", "read_text", "read_text_file", "refuse_wide", "undecodable"]
@@ -22,6 +23,7 @@ def find_codec(encoding: str) -> str:
     """Python's name of a text encoding. `InputError` if there is none of that name."""
     try:
         "\n".encode(encoding)  # lookup() also finds what is no text encoding, such as base64
+        b"\n".decode(encoding, "replace")  # which IDNA refuses
         return codecs.lookup(encoding).name
     except (LookupError, ValueError) as error:
         raise InputError(f"unknown encoding {encoding!r}", "use a name such as utf-8, gb18030 or latin-1") from error
@@ -58,7 +60,7 @@ def undecodable(name: str, encoding: str, byte: int, position: int) -> InputErro
 
 def read_text_file(path: Path, encoding: str = "utf-8") -> str:
     """The text of a file."""
-    if path.is_dir():
+    if user_path(str(path)).is_dir():
         raise InputError(f"{path} is a folder", "give a text file")
     try:
         content = path.read_bytes()

@@ -141,6 +141,8 @@ class Conversation:
             raise InputError(
                 f"{path}:{error.lineno} is not JSON ({error.msg})", "give a file that /save wrote"
             ) from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+            raise InputError(f"{path} cannot be read as JSON", "give a file that /save wrote") from error
         messages = to_messages(content.get("messages") if isinstance(content, dict) else content)
         turns = [message for message in messages if message.role != "system"]
         roles = [message.role for message in turns]

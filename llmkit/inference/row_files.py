@@ -96,6 +96,8 @@ def check_output(settings: RowSettings) -> None:
 
 
 def _check_place(output: Path) -> None:
+    if not output.name:
+        raise UsageError(f"{output} is a folder", "name a file as --output")
     user_path(str(output.with_name(f"{output.name}.shard-00-of-00.lock")))  # the longest name beside it
     if output.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"{output}: JSON Lines are written, uncompressed", f"name a file in {' or '.join(_SUFFIXES)}")

@@ -64,7 +64,7 @@ def locate(
 
 def locate_tokenizer(settings: LoadSettings, task: str) -> Source:
     """Find the tokenizer of what ``settings`` names: a folder of ``tokenizer.save_pretrained`` is enough."""
-    folder = Path(str(settings.model)).expanduser()
+    folder = user_path(str(settings.model))
     if any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
         return Source(name=str(settings.model), folder=folder)
     return locate(settings, task, weights=False, fallback=False)
@@ -214,5 +214,5 @@ def _is_adapter(model: str, base: str) -> CheckpointError:
 
 def _for_base(settings: LoadSettings, base: str, revision: str | None) -> LoadSettings:
     """The user's revision is the adapter's; its own base has the one it was tuned from, unless it is a folder."""
-    local = settings.base is not None or Path(base).expanduser().exists()
+    local = settings.base is not None or user_path(base).exists()
     return replace(settings, model=base, base=None, revision=None if local else revision)

@@ -1001,3 +1001,9 @@ def test_files_that_are_replaced_follow_no_link_and_keep_their_permissions(tmp_p
     write_whole(path, "new")
     assert (path.read_text(), precious.read_text(), part.exists()) == ("new", "precious", False)
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("name", [".", "/", ""])
+def test_a_folder_is_no_output(name: str, source: Path) -> None:
+    with pytest.raises(UsageError, match=r"is a folder; name a file as --output$"):
+        check_output(RowSettings(input=str(source), output=name))

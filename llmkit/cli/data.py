@@ -50,6 +50,7 @@ def data_check(
 
     Of a PATH, a mapping of its columns is proposed first, as the YAML that freezes it in a recipe.
     """
+    from llmkit.models.reach import offline
     from llmkit.training.check import check
     from llmkit.training.dataset import prepare
     from llmkit.training.encoding import make_encoder
@@ -72,8 +73,9 @@ def data_check(
             given_paths, task, {"source": source, "target": target}, validation, encoding, max_length, load
         )
     opened = open_task(recipe)
-    encoder = make_encoder(recipe, opened, open_model(recipe, opened, weights=False))
-    report = check(prepare(recipe, encoder, strict=False), encoder, samples=rows)
+    with offline(getattr(recipe.model, "offline", False)):
+        encoder = make_encoder(recipe, opened, open_model(recipe, opened, weights=False))
+        report = check(prepare(recipe, encoder, strict=False), encoder, samples=rows)
     proposal = _frozen(recipe)
     if as_json:
         found = {"task": recipe.task, "proposal": proposal, "notes": list(notes), **report.to_dict()}

@@ -22,7 +22,9 @@ def inspect(
     revision: Revision = None,
     base: Base = None,
     exact: Annotated[bool, typer.Option("--exact", help="Count parameters on the meta device if need be.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Never reach for a network.")] = False,
+    offline: Annotated[  # noqa: ARG001 - holds for the whole command (`llmkit.cli.options`)
+        bool, typer.Option("--offline", help="Never reach for a network.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Tell what a model is and can do.
@@ -33,10 +35,8 @@ def inspect(
     from llmkit.models.hub import hub_parameter_counts
     from llmkit.models.inspect import inspect_source, render
     from llmkit.models.locate import locate
-    from llmkit.models.reach import go_offline, is_offline
+    from llmkit.models.reach import is_offline
 
-    if offline:
-        go_offline()
     source = locate(LoadSettings(model=model, revision=revision, base=base), "text-generation", weights=False)
     on_hub = source.commit and not source.adapter and not source.gguf_file and not is_offline()
     counts = hub_parameter_counts(model, revision) if on_hub else None

@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Any, get_type_hints
 
@@ -133,6 +134,15 @@ def _program_options() -> list[inspect.Parameter]:
     ]
 
 
+def _offline(values: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """No network for the whole command where it is not wanted."""
+    if not (values.get("offline") or any(getattr(value, "offline", False) for value in values.values())):
+        return nullcontext()
+    from llmkit.models.reach import offline
+
+    return offline()
+
+
 def command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
     """Add a command to the application, with its settings spread out as options."""
     hints = get_type_hints(function, include_extras=True)
@@ -158,7 +168,8 @@ def command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
             fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
             values[bundle] = settings(**fields)
         try:
-            function(**values)
+            with _offline(values):
+                function(**values)
         except KeyboardInterrupt as error:
             raise Stopped(130) from error
         except BrokenPipeError as error:

@@ -41,7 +41,7 @@ from llmkit.models.locate import locate
 from llmkit.models.memory import check_fits
 from llmkit.models.quantize import quantization_config
 from llmkit.models.quiet import no_bar_off_a_terminal, one_line_errors, quiet_transformers
-from llmkit.models.reach import go_offline
+from llmkit.models.reach import offline
 from llmkit.models.resolve import Resolution, resolve
 from llmkit.models.source import Source, read_json
 from llmkit.models.tables import is_native, writes
@@ -115,19 +115,18 @@ def load_model(
     Raises:
         LlmkitError: one of its kinds, with one line that ends in what to do.
     """
-    if settings.offline:
-        go_offline()
-    source = locate(settings, task, weights=weights, fallback=fallback, text=text, defaults=defaults)
-    return load_source(
-        source,
-        settings,
-        task,
-        training=training,
-        weights=weights,
-        config_overrides=config_overrides,
-        model_kwargs=model_kwargs,
-        tokenizer=tokenizer,
-    )
+    with offline(settings.offline):
+        source = locate(settings, task, weights=weights, fallback=fallback, text=text, defaults=defaults)
+        return load_source(
+            source,
+            settings,
+            task,
+            training=training,
+            weights=weights,
+            config_overrides=config_overrides,
+            model_kwargs=model_kwargs,
+            tokenizer=tokenizer,
+        )
 
 
 def load_source(

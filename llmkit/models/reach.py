@@ -11,9 +11,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -31,10 +31,10 @@ __all__ = [
     "UnreachableError",
     "ask",
     "forget_unreachable",
-    "go_offline",
     "hub_name",
     "hub_reachable",
     "is_offline",
+    "offline",
     "reason",
     "without_password",
 ]
@@ -62,12 +62,29 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def go_offline() -> None:
-    """Use no network from now on, in this process and those it starts."""
+_offline: list[tuple[bool, str | None]] = []
+"""What held before, for each that is offline now."""
+_switching = threading.Lock()
+
+
+@contextmanager
+def offline(wanted: bool = True) -> Iterator[None]:
+    """Meanwhile no network is used, by any thread of this process and by those it starts; then it is as before."""
     from huggingface_hub import constants
 
-    constants.HF_HUB_OFFLINE = True
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    if not wanted:
+        yield
+        return
+    with _switching:
+        _offline.append((constants.HF_HUB_OFFLINE, os.environ.get("HF_HUB_OFFLINE")))
+        constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
+    try:
+        yield
+    finally:
+        with _switching:
+            # Whoever leaves takes the newest entry, so that the last to leave finds what held before the first came.
+            constants.HF_HUB_OFFLINE, value = _offline.pop()
+            os.environ.pop("HF_HUB_OFFLINE") if value is None else os.environ.update(HF_HUB_OFFLINE=value)
 
 
 def hub_reachable() -> bool:

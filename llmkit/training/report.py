@@ -8,6 +8,7 @@ from pathlib import Path
 from llmkit.config.recipe import Recipe
 from llmkit.errors import NotEnoughMemoryError
 from llmkit.heads import head_of
+from llmkit.models.reach import offline
 from llmkit.training.ledger import describe
 from llmkit.training.plan import Plan, make_plan
 from llmkit.training.preflight import Preflight, preflight
@@ -24,6 +25,11 @@ def dry_run(recipe: Recipe) -> Iterator[str]:
     Raises:
         LlmkitError: what training would raise before its first update.
     """
+    with offline(getattr(recipe.model, "offline", False)):
+        yield from _report(recipe)
+
+
+def _report(recipe: Recipe) -> Iterator[str]:
     find_checkpoint(recipe, Path(recipe.train.output_dir), resume=False)
     ready = preflight(recipe, recipe.accelerate.num_processes or 1)
     resolution = ready.loaded.resolution

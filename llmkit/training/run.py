@@ -33,6 +33,7 @@ from llmkit.models.load import Loaded, pick_device
 from llmkit.models.memory import is_out_of_memory, peak_memory
 from llmkit.models.processes import Member, join
 from llmkit.models.quiet import quiet_transformers
+from llmkit.models.reach import offline
 from llmkit.tasks import Task, Wording
 from llmkit.tasks.output import Output
 from llmkit.training.card import draw_losses, model_card
@@ -77,6 +78,11 @@ def finetune(
     Raises:
         UsageError: what the recipe asks for cannot be, or is not there yet.
     """
+    with offline(getattr(recipe.model, "offline", False)):
+        return _train(recipe, resume, told, stop_asked)
+
+
+def _train(recipe: Recipe, resume: bool, told: Callable[[Measured], None], stop_asked: Callable[[], bool]) -> Trainer:
     member = join(recipe.accelerate.num_processes, pick_device(str(getattr(recipe.model, "device", "auto"))))
     if member.rank:
         log.setLevel("ERROR")  # the first says it

@@ -21,7 +21,7 @@ from llmkit.models.disk import file_hash
 from llmkit.models.fresh import train_tokenizer, write_fresh
 from llmkit.models.load import Loaded, load_model, load_source, pick_device
 from llmkit.models.locate import locate_tokenizer
-from llmkit.models.reach import go_offline
+from llmkit.models.reach import offline
 from llmkit.models.resolve import resolve
 from llmkit.models.source import Source
 from llmkit.models.tables import writes
@@ -113,10 +113,9 @@ def _fresh(recipe: Recipe, task: Task, settings: LoadSettings) -> Source:
     config: dict[str, Any] = recipe.model.config  # type: ignore[attr-defined]
     section = recipe.tokenizer
     if section.name_or_path is not None:
-        if settings.offline:
-            go_offline()
         named = LoadSettings(model=section.name_or_path, trust_remote_code=settings.trust_remote_code)
-        origin = locate_tokenizer(named, task.name)
+        with offline(settings.offline):
+            origin = locate_tokenizer(named, task.name)
         key = digest("model", config, _tokenizer_hash(origin.folder), code_version())
     else:
         rows = read_rows(recipe.data.train, task)

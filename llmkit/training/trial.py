@@ -25,6 +25,7 @@ from llmkit.inference.pipeline import Pipeline
 from llmkit.log import log
 from llmkit.models.load import load_model
 from llmkit.models.processes import Member
+from llmkit.models.reach import offline
 from llmkit.models.tables import writes
 from llmkit.tasks import Task, Wording, find_task
 from llmkit.training.dataset import divide
@@ -207,7 +208,7 @@ def judge_trial(
                 progress=progress,
             )
 
-    with nullcontext() if member.rank else _removed_if_unanswered(output):
+    with offline(trial.load.offline), nullcontext() if member.rank else _removed_if_unanswered(output):
         if not member.rank:
             output.mkdir(parents=True, exist_ok=True)
             _write(trial, rows, max_rows)

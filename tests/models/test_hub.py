@@ -105,7 +105,13 @@ def test_offline_opens_no_socket(fake: FakeHub, monkeypatch: pytest.MonkeyPatch)
     fake.add("org/tiny", TINY)
     online = hub.fetch("org/tiny")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    reach.go_offline()
+    with reach.offline():
+        _uses_no_network(online, monkeypatch)
+    assert not reach.is_offline()
+    assert os.environ["HF_HUB_OFFLINE"] == "0"
+
+
+def _uses_no_network(online: hub.Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     assert reach.is_offline()
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     refuse_connections(monkeypatch)

@@ -98,11 +98,12 @@ def build_pipeline(
     # A model that was named may know its languages itself.
     defaults = task.default_models(text) if load_settings.model is None else ()
     loaded = _load_model(load_settings, task.name, text, defaults, fallback=fallback)
+    from llmkit.engines.transformers import TransformersEngine
     from llmkit.inference.contract import apply_contract
     from llmkit.inference.pipeline import Pipeline
 
     task, wording, settings = apply_contract(loaded, task, wording, settings)
-    return Pipeline(task, loaded, settings, wording)
+    return Pipeline(task, TransformersEngine(loaded), settings, wording)
 
 
 def load(

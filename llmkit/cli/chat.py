@@ -57,9 +57,8 @@ def converse(
 
 
 def _describe(pipeline: Pipeline) -> str:
-    loaded = pipeline.loaded
-    dtype = str(loaded.model.dtype).removeprefix("torch.")
-    return f"{loaded.source.name} ({loaded.head}, {dtype} on {loaded.device})"
+    model = pipeline.engine.facts
+    return f"{model.source.name} ({model.head}, {model.dtype} on {model.device})"
 
 
 def _tell(line: str) -> None:
@@ -209,7 +208,7 @@ class Session:
     def _explain_length(self, output: Output) -> None:
         pipeline = self.conversation.pipeline
         if output.usage.completion_tokens < pipeline.max_new_tokens:
-            limit = pipeline.loaded.context.tokens
+            limit = pipeline.engine.facts.context.tokens
             log.warning("stopped because the model's context of %s tokens is full; /reset begins anew", limit)
         elif output.text:
             log.warning('stopped at %d new tokens; say "go on", or raise --max-new-tokens', pipeline.max_new_tokens)
@@ -266,7 +265,7 @@ class Session:
         _tell("\n".join(f"{name:9} {value}" for name, value in rows.items()))
 
     def _context(self) -> str:
-        limit, last = self.conversation.pipeline.loaded.context.tokens, self.conversation.last
+        limit, last = self.conversation.pipeline.engine.facts.context.tokens, self.conversation.last
         context = "of unknown length" if limit is None else f"{limit} tokens"
         if last is None:
             return context

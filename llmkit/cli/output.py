@@ -100,7 +100,9 @@ def report(output: Output, seconds: float, pipeline: Pipeline) -> None:
         if output.usage.completion_tokens >= pipeline.max_new_tokens or output.alternatives:
             log.warning("stopped at %d new tokens; more with --max-new-tokens", pipeline.max_new_tokens)
         else:
-            log.warning("stopped because the model's context of %d tokens is full", pipeline.loaded.context.tokens)
+            log.warning(
+                "stopped because the model's context of %d tokens is full", pipeline.engine.facts.context.tokens
+            )
     if not any(each.still_thinking for each in everything):
         return
     if output.finish_reason == "stop":

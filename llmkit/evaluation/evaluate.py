@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.config.settings import LoadSettings, RowSettings
+from llmkit.engines.row_faults import attempt
 from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.evaluation.perplexity import perplexity, row_loss
 from llmkit.heads.reasoning import reasoning_format
-from llmkit.heads.row_faults import attempt
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.row_files import answer_file, check_output
 from llmkit.log import log

@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from llmkit.data.text import read_text_file
+from llmkit.engines.base import OnText, Request, never
 from llmkit.errors import InputError, UsageError
-from llmkit.heads import head_of
-from llmkit.heads.base import encode_text
-from llmkit.heads.chat_template import render_chat
-from llmkit.heads.decoding import generation_config
-from llmkit.heads.prompt_cache import PromptCache
-from llmkit.inference.engine import OnText, Shown, write
-from llmkit.inference.fitting import Fitted, ModelReader
+from llmkit.inference.fitting import ModelReader
 from llmkit.inference.pipeline import Pipeline
+from llmkit.inference.streaming import Shown
 from llmkit.log import log
 from llmkit.models.disk import write_whole
-from llmkit.tasks import Chat, Message
+from llmkit.tasks import Message
 from llmkit.tasks.dialogue import Dialogue, shortened, to_messages
 from llmkit.tasks.output import Output, Usage
 
@@ -32,14 +28,6 @@ _SHARE_AFTER_CUT = 0.75
 """Of the context that is filled after the oldest messages had to go: each cut makes the model read all the rest
 again, so room is made for a few turns at once."""
 _RETRY_TEMPERATURE = 0.8
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """The text of the last prompt and reply, and the ids they had. The model knows these ids."""
-
-    text: str = ""
-    ids: tuple[int, ...] = ()
 
 
 class Conversation:
@@ -64,8 +52,7 @@ class Conversation:
         """The last reply; None at the beginning and after `undo`."""
         self._forgotten = 0
         self._interrupted = False
-        self._cache = PromptCache()
-        self._seen = _Seen()
+        self._session = pipeline.engine.session(continues=True)
 
     @property
     def forgotten(self) -> int:
@@ -78,7 +65,7 @@ class Conversation:
         *,
         on_text: OnText | None = None,
         on_reasoning: OnText | None = None,
-        cancelled: Callable[[], bool] = lambda: False,
+        cancelled: Callable[[], bool] = never,
     ) -> Output:
         """Say something and get the reply. A reply that is ``cancelled`` is kept as far as it came.
 
@@ -94,7 +81,7 @@ class Conversation:
         *,
         on_text: OnText | None = None,
         on_reasoning: OnText | None = None,
-        cancelled: Callable[[], bool] = lambda: False,
+        cancelled: Callable[[], bool] = never,
     ) -> Output:
         """Another reply to the last message. Where the model would repeat itself (greedy), this one is sampled."""
         if not self.messages:
@@ -115,8 +102,8 @@ class Conversation:
         """Forget all turns. The system message stays."""
         self.messages.clear()
         self._forgotten, self.last, self._interrupted = 0, None, False
-        self._cache.forget()
-        self._seen = _Seen()
+        self._session.close()
+        self._session = self.pipeline.engine.session(continues=True)
 
     def save(self, path: str | Path) -> None:
         """Write the conversation as JSON: ``{"messages": [{"role": …, "content": …}, …]}``, system message first."""
@@ -165,7 +152,7 @@ class Conversation:
     ) -> Output:
         pipeline = self.pipeline
         reader = pipeline.reader(lambda text: on_text(text) if on_text else None)
-        reader.wording = replace(reader.wording, system=self.system)
+        reader.wording, reader.encoder = replace(reader.wording, system=self.system), self._session
         forgotten = self._cut(messages, reader)
         fitted = reader.fit({"messages": messages[forgotten:]})
         if forgotten > self._forgotten:
@@ -177,37 +164,21 @@ class Conversation:
         settings = pipeline.settings
         if again and not self._interrupted:
             settings = replace(settings, seed=None)
-            if not generation_config(pipeline.loaded, settings, 1).do_sample:
+            if not pipeline.engine.samples(settings):
                 log.info("a greedy reply would be the same, so this is sampled at temperature %g", _RETRY_TEMPERATURE)
                 settings = replace(settings, temperature=_RETRY_TEMPERATURE)
-        cache = self._cache if head_of(pipeline.loaded.head).one_sequence else None
-        fitted, rendered = self._splice(fitted)
-        if self.pipeline.settings.stop:
-            rendered = None  # what came after the stop string is known to the model and not part of its reply
-        shown = Shown(reader.emit, strip=True)
-        (raw,) = write(
-            pipeline.loaded,
-            [fitted],
-            settings,
-            on_text=shown.push if on_text else None,
-            on_reasoning=on_reasoning,
-            cancelled=cancelled,
-            cache=cache,
-        )
+        shown = Shown(reader.emit, strip=True).push if on_text else None
+        request = Request(fitted.prompt, fitted.encoded, settings)
+        request.on_text, request.on_reasoning, request.cancelled = shown, on_reasoning, cancelled
+        raw = self._session.run(request)
         result = pipeline.task.finish(raw)
-        known = cache.reused if cache else 0
-        usage = Usage(len(fitted.encoded.input_ids), raw.tokens, cached_tokens=known)
+        usage = Usage(len(fitted.encoded.input_ids), raw.tokens, cached_tokens=raw.cached_tokens)
         self.last = pipeline.output(result, raw.finish_reason, usage, still_thinking=raw.thinking)
         if raw.text.strip() or raw.finish_reason != "interrupted":  # a turn that was stopped at once is none
             # As it was written, white space and all, so that the ids that the model knows are those of the text.
             self.messages = [*messages, Message("assistant", f"{reader.wording.prefill}{raw.text}")]
             self._interrupted = raw.finish_reason == "interrupted"
             self._forgotten = forgotten
-            end = {*(pipeline.loaded.tokenizer.all_special_ids or ())}
-            ids = cache.sequence if cache else ()
-            ids = ids[:-1] if ids and ids[-1] in end else ids  # the template writes it
-            plain = rendered is not None and not raw.marked
-            self._seen = _Seen(f"{rendered}{raw.text}", tuple(ids)) if plain else _Seen()
         return self.last
 
     def _cut(self, messages: Sequence[Message], reader: ModelReader) -> int:
@@ -220,23 +191,4 @@ class Conversation:
         return len(messages) - len(shortened(kept, lambda some: self._fits(some, reader, _SHARE_AFTER_CUT)))
 
     def _fits(self, messages: Sequence[Message], reader: ModelReader, share: float) -> bool:
-        fitted, _ = self._splice(reader.encode({"messages": messages}))
-        return reader.holds(len(fitted.encoded.input_ids), share)
-
-    def _splice(self, fitted: Fitted) -> tuple[Fitted, str | None]:
-        """Keep the ids of what the model has read and written, and tokenize only what is new.
-
-        The text of a reply can have other ids than those the model wrote it with; then it would be read again. Also
-        returns the prompt's text, None where it has none of its own.
-        """
-        if not isinstance(fitted.prompt, Chat):
-            return fitted, None
-        tokenizer, seen = self.pipeline.loaded.tokenizer, self._seen
-        rendered = render_chat(tokenizer, fitted.prompt)
-        if not seen.ids or not rendered.startswith(seen.text):
-            return fitted, rendered
-        new = encode_text(tokenizer, rendered[len(seen.text) :], special=False)
-        # Only a special token at the seam keeps the two sides from forming other tokens together.
-        if not new or new[0] not in {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}:
-            return fitted, rendered
-        return replace(fitted, encoded=replace(fitted.encoded, input_ids=(*seen.ids, *new))), rendered
+        return reader.holds(len(reader.encode({"messages": messages}).encoded.input_ids), share)

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from llmkit.config.settings import GenerationSettings, Overflow
+from llmkit.engines.base import Engine, ModelFacts, Session
 from llmkit.errors import ContextOverflowError, UsageError
-from llmkit.heads import head_of
-from llmkit.heads.base import Encoded, cut_to_fit, encode_text, refuse_unknown_ids
+from llmkit.heads.base import Encoded
 from llmkit.log import log
-from llmkit.models.load import Loaded
+from llmkit.models.tables import HEADS
 from llmkit.tasks import Prompt, Row, Task, Traits, Wording
 
 __all__ = ["Fitted", "ModelReader"]
@@ -41,8 +41,8 @@ class _Budget:
     hard: bool
 
 
-def _budget(loaded: Loaded, max_new_tokens: int) -> _Budget | None:
-    context, head = loaded.context, head_of(loaded.head)
+def _budget(model: ModelFacts, max_new_tokens: int) -> _Budget | None:
+    context, head = model.context, HEADS[model.head]
     if context.tokens is None or not head.writes:  # a text is marked in windows
         return None
     if not head.one_sequence:
@@ -58,12 +58,14 @@ class ModelReader:
     task: Task
     traits: Traits
     wording: Wording
-    loaded: Loaded
+    engine: Engine
     settings: GenerationSettings
     emit: Callable[[str], None]
+    encoder: Engine | Session | None = None
+    """What makes ids of prompts; None is the engine."""
 
     def __post_init__(self) -> None:
-        self._limits = _budget(self.loaded, self.max_new_tokens)
+        self._limits = _budget(self.engine.facts, self.max_new_tokens)
         self.policy: Overflow = self.settings.on_overflow or self.task.overflow
         if self.policy not in self.task.overflows:
             choices = " or ".join(self.task.overflows)
@@ -76,7 +78,7 @@ class ModelReader:
 
     def count(self, text: str) -> int:
         """Tokens in a text, without special ones."""
-        return len(encode_text(self.loaded.tokenizer, text, special=False))
+        return self.engine.count(text)
 
     def fits(self, row: Row) -> bool:
         """Whether the row's prompt leaves the output its room; True where nothing may be cut. Examples give way."""
@@ -148,16 +150,14 @@ class ModelReader:
             return fitted
         cut = ", or cut it with --on-overflow truncate" if self.policy == "error" else ""
         raise ContextOverflowError(
-            f"the input has {length} tokens and {self.loaded.source.name} reads {self._limits.limit}",
+            f"the input has {length} tokens and {self.engine.facts.source.name} reads {self._limits.limit}",
             f"shorten it{',' if cut else ' or'} use a model with a longer context{cut}",
         )
 
     def encode(self, row: Row) -> Fitted:
         """Render and encode a row, whatever its length."""
         prompt = self.task.render(row, self.traits, self.wording)
-        encoded = head_of(self.loaded.head).encode(self.loaded, prompt)
-        refuse_unknown_ids(self.loaded, encoded.input_ids)
-        return Fitted(prompt, encoded)
+        return Fitted(prompt, (self.encoder or self.engine).encode(prompt))
 
     def _length(self, row: Row) -> int:
         return len(self.encode(row).encoded.input_ids)
@@ -178,9 +178,7 @@ class ModelReader:
         column, side = self.task.input_column, self.settings.truncation_side or self.task.truncation_side
         assert side is not None
         text = str(row[column])
-        rest = cut_to_fit(
-            self.loaded.tokenizer, text, side, lambda part: self._length({**row, column: part}) - limits.comfortable
-        )
+        rest = self.engine.cut(text, side, lambda part: self._length({**row, column: part}) - limits.comfortable)
         if rest is None:
             raise self._no_room(limits)
         kept, whole = self.count(rest), self.count(text)

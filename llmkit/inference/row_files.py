@@ -26,9 +26,9 @@ from filelock import FileLock, Timeout
 from llmkit.config.paths import user_path
 from llmkit.config.settings import LoadSettings, RowSettings
 from llmkit.data import rows as data_rows
+from llmkit.engines.base import Session
+from llmkit.engines.row_faults import attempt
 from llmkit.errors import LlmkitError, UsageError
-from llmkit.heads.batching import Budget
-from llmkit.heads.row_faults import attempt
 from llmkit.inference.row_layout import Divided, Layout, answer_record, error_record, with_columns
 from llmkit.inference.run_manifest import describe_run, read_manifest, refuse_changes, write_manifest
 from llmkit.tasks.output import Output
@@ -150,8 +150,8 @@ def answer_file(
     records = data_rows.open_records(name, encoding=encoding, text_column=text_column, layout=form)
     records = with_columns(records, layout, settings)
     if settings.output is None:
-        budget = pipeline.budget(settings.max_batch_tokens)
-        run = _Run(pipeline, layout, settings, _Lines(None), budget, progress)
+        session = pipeline.session(settings.max_batch_tokens)
+        run = _Run(pipeline, layout, settings, _Lines(None), session, progress)
         run.work_through(records)
         return run.report(begun)
 
@@ -162,17 +162,24 @@ def answer_file(
         if rank == 0:
             describe = partial(describe_run, pipeline, settings, load, encoding=encoding, num_processes=world)
             with _writing(output):
-                _prepare(output, settings, describe, lambda: pipeline.budget().tokens)
+                _prepare(output, settings, describe, lambda: pipeline.session().max_batch_tokens)
         barrier()
         if world > 1 and output.exists() and output.stat().st_size:
             shard.unlink(missing_ok=True)  # left by a run that was killed after joining
             run = _Run(
-                pipeline, layout, settings, _Lines(output if rank == 0 else None), Budget(1), progress, rank, world
+                pipeline,
+                layout,
+                settings,
+                _Lines(output if rank == 0 else None),
+                pipeline.session(1),
+                progress,
+                rank,
+                world,
             )
             progress(run.resumed, 0)
             return run.report(begun)
-        budget = pipeline.budget(read_manifest(_manifest(output))["max_batch_tokens"])
-        run = _Run(pipeline, layout, settings, _Lines(shard), budget, progress, rank, world)
+        session = pipeline.session(read_manifest(_manifest(output))["max_batch_tokens"])
+        run = _Run(pipeline, layout, settings, _Lines(shard), session, progress, rank, world)
         run.work_through(records)
         barrier()
         if world > 1 and rank == 0:
@@ -274,13 +281,13 @@ class _Run:
         layout: Layout,
         settings: RowSettings,
         lines: _Lines,
-        budget: Budget,
+        session: Session,
         progress: Progress,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.pipeline, self.layout, self.settings = pipeline, layout, settings
-        self.lines, self.budget, self.progress = lines, budget, progress
+        self.lines, self.session, self.progress = lines, session, progress
         self.rank, self.world = rank, world
         self.resumed = self.left = lines.total
         self.rows = self.prompt_tokens = self.completion_tokens = 0
@@ -328,7 +335,7 @@ class _Run:
         if bad := len(window) - len(good):
             self.progress(bad, 0)
         answers: Iterator[Output | LlmkitError] = iter(
-            self.pipeline.answer_all(good, self.budget, number=number, progress=self.progress) if good else ()
+            self.pipeline.answer_all(good, self.session, number=number, progress=self.progress) if good else ()
         )
         lines: list[str] = []
         errors = thinking = 0

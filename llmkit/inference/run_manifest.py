@@ -48,18 +48,18 @@ def describe_run(
     Raises:
         InputError: the input cannot be read.
     """
-    loaded, wording = pipeline.loaded, pipeline.wording
+    model, wording = pipeline.engine.facts, pipeline.wording
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "made_with": {  # told to who asks, not compared
             **{name: _version(name) for name in ("llmkit", "torch", "transformers")},
-            "device": str(loaded.device),
+            "device": model.device,
         },
         "input": _input(str(settings.input)),
         "model": {
-            **_model(loaded.source),
-            "head": str(loaded.head),
-            "dtype": str(loaded.model.dtype).removeprefix("torch."),
+            **_model(model.source),
+            "head": str(model.head),
+            "dtype": model.dtype,
         },
         "settings": {
             "task": pipeline.task.name,

@@ -206,6 +206,8 @@ class Raw:
     alternatives: tuple[Raw, ...] = ()
     tokens: int = 0
     """How many were written."""
+    cached_tokens: int = 0
+    """Of the prompt, those that were known from the last one and not read again."""
     reading: Reading | None = None
     """Set by the span head, whose ``text`` is empty."""
 

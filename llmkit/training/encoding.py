@@ -12,12 +12,12 @@ from typing import Literal
 
 from llmkit.config.recipe import DataSection, Recipe
 from llmkit.config.settings import TruncationSide
+from llmkit.engines.row_faults import attempt
+from llmkit.engines.transformers.traits import traits_of
 from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.heads import head_of
 from llmkit.heads.base import IGNORED, Features, cut_to_fit, encode_text, refuse_unknown_ids
 from llmkit.heads.chat_template import check_template
-from llmkit.heads.row_faults import attempt
-from llmkit.inference.traits import traits_of
 from llmkit.models.load import Loaded
 from llmkit.tasks import Row, Task, Traits, Wording
 from llmkit.tasks.dialogue import shortened, to_messages

@@ -18,6 +18,7 @@ from typing import Any
 from llmkit.config.recipe import Recipe
 from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe
 from llmkit.config.settings import DType, GenerationSettings
+from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import NotEnoughMemoryError, UsageError
 from llmkit.evaluation.evaluate import greedy, prediction_of, spoken
 from llmkit.evaluation.no_answer import fit_no_answer_threshold
@@ -266,7 +267,7 @@ def _judged(
     expected = expected_rows(parts["validation"], task, recipe.train.best_metric)
     rows, references = [row for row, _ in expected], [each for _, each in expected]
     wording = Wording(system=recipe.prompt.system, raw=recipe.prompt.raw)
-    pipeline = greedy(Pipeline(task, loaded, GenerationSettings(), wording))
+    pipeline = greedy(Pipeline(task, TransformersEngine(loaded), GenerationSettings(), wording))
     references = spoken(pipeline, references)
     rank, world = accelerator.process_index, accelerator.num_processes
 
@@ -407,7 +408,9 @@ def _no_answer_threshold(run: _Run) -> Threshold | None:
         return None
     loaded = replace(run.loaded, model=trainer.model)
     with trainer.accelerator.autocast():
-        found = fit_no_answer_threshold(Pipeline(task, loaded, GenerationSettings(), Wording()), rows)
+        found = fit_no_answer_threshold(
+            Pipeline(task, TransformersEngine(loaded), GenerationSettings(), Wording()), rows
+        )
     if found is not None:
         log.info("no_answer_threshold %.4f, fitted on the validation rows: F1 %.2f", found.value, 100 * found.figure)
     return found

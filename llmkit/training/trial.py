@@ -18,6 +18,7 @@ from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe, make_recipe
 from llmkit.config.settings import GenerationSettings, LoadSettings, TruncationSide, given
 from llmkit.data.proposals import task_rows
 from llmkit.data.records import Record
+from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import InputError, UsageError
 from llmkit.evaluation.evaluate import Evaluation, compare, evaluate
 from llmkit.inference.contract import apply_contract
@@ -197,7 +198,7 @@ def judge_trial(
         task, wording, asked = apply_contract(loaded, trial.task, trial.wording, asked)
         with shown(loaded.source.name, count) as progress:
             return evaluate(
-                Pipeline(task, loaded, asked, wording),
+                Pipeline(task, TransformersEngine(loaded), asked, wording),
                 rows,
                 output / name,
                 load=load,

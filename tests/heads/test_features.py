@@ -10,15 +10,15 @@ import pytest
 
 import llmkit
 from llmkit.config.settings import LoadSettings, TaskSettings
+from llmkit.engines.transformers import decoding, outputs
+from llmkit.engines.transformers.traits import traits_of
 from llmkit.errors import InputError, UsageError
-from llmkit.heads import decoding, head_of
+from llmkit.heads import head_of
 from llmkit.heads.base import IGNORED, Features
 from llmkit.heads.end_tokens import turn_ends
 from llmkit.heads.reasoning import reasoning_format
 from llmkit.heads.span import SpanHead
 from llmkit.heads.windows import split
-from llmkit.inference import engine
-from llmkit.inference.traits import traits_of
 from llmkit.models.load import Loaded, load_model
 from llmkit.tasks import Example, Head, QuestionContext, Wording, get_task
 from llmkit.tasks.question_answering import AnswerSettings
@@ -64,11 +64,11 @@ def asked(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, row: dict[st
     seen: list[Any] = []
 
     def generate(loaded: Any, ops: Any, batch: Sequence[Any], settings: Any, emit: Any, *_: Any, **__: Any) -> None:
-        for number, encoded in enumerate(batch):
-            seen.append(encoded)
+        for number, request in enumerate(batch):
+            seen.append(request.encoded)
             emit(decoding.Piece(number, "fox", "stop", 1, 0.5))
 
-    monkeypatch.setattr(engine, "generate", generate)
+    monkeypatch.setattr(outputs, "generate", generate)
     options: dict[str, Any] = {"source": "en", "target": "fr"} if name == "translation" else {}
     given = {**row, "messages": row["messages"][:-1]} if "messages" in row else row
     llmkit.load(name, str(folder), device="cpu", max_new_tokens=96, **options)(given)

@@ -17,11 +17,11 @@ import transformers
 
 import llmkit
 from llmkit.config.settings import LoadSettings
+from llmkit.engines.transformers.batching import Budget
+from llmkit.engines.transformers.engine import mark
 from llmkit.errors import ContextOverflowError, LlmkitError, UsageError
-from llmkit.heads.batching import Budget
 from llmkit.heads.span import SpanHead
 from llmkit.heads.windows import split, takes_token_types
-from llmkit.inference.engine import mark
 from llmkit.models.context import ContextLength
 from llmkit.models.load import Loaded, load_model
 from llmkit.tasks import QuestionContext, Reading

@@ -15,9 +15,9 @@ import torch
 import transformers
 
 import llmkit
+from llmkit.engines.transformers import decoding
+from llmkit.engines.transformers.batching import Budget
 from llmkit.errors import ContextOverflowError, InputError, LlmkitError, NotEnoughMemoryError, UsageError
-from llmkit.heads import decoding
-from llmkit.heads.batching import Budget
 from tests import tiny
 from tests.conftest import Checkpoint
 
@@ -143,8 +143,9 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     def answer(batch: Any) -> None:
         raise RuntimeError("shapes do not match")
 
-    with pytest.raises(RuntimeError, match="shapes"):
-        list(Budget(1000).run([1, 2], int, answer))
+    for _, error in Budget(1000).run([1, 2], int, answer):
+        assert isinstance(error, LlmkitError)
+        assert "shapes do not match" in str(error)
 
 
 def test_a_row_that_memory_is_too_small_for_becomes_an_error(
@@ -179,7 +180,7 @@ def test_progress_counts_every_row_once(checkpoint: Checkpoint) -> None:
     pipeline = load(checkpoint("gpt2"), "summarize", max_new_tokens=4)
     rows = ["The quick brown fox. " * count for count in (1, 200, 2)] + [""]
     told: list[tuple[int, int]] = []
-    answers = pipeline.answer_all(rows, Budget(10**6), progress=lambda *counts: told.append(counts))
+    answers = pipeline.answer_all(rows, pipeline.session(10**6), progress=lambda *counts: told.append(counts))
     outputs = [answer for answer in answers if not isinstance(answer, LlmkitError)]
     assert sum(rows for rows, _ in told) == 4
     assert sum(tokens for _, tokens in told) == sum(output.usage.completion_tokens for output in outputs)

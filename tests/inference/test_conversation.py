@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import llmkit
+from llmkit.engines.transformers.prompt_cache import PromptCache
 from llmkit.errors import ContextOverflowError, InputError, UsageError
-from llmkit.heads.prompt_cache import PromptCache
 from llmkit.tasks import Message
 from llmkit.tasks.dialogue import shortened
 from tests.conftest import Checkpoint

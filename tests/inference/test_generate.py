@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 import llmkit
 from llmkit.errors import CheckpointError, ContextOverflowError, InputError, UsageError
+from llmkit.models.context import ContextLength
 from tests import tiny
 from tests.conftest import Checkpoint
 
@@ -93,7 +95,7 @@ def test_temperature_zero_is_greedy_on_a_model_that_samples_by_default(checkpoin
 
 def test_sampling_draws_from_the_whole_vocabulary_unless_told(checkpoint: Checkpoint) -> None:
     from llmkit.config.settings import GenerationSettings
-    from llmkit.heads.decoding import generation_config
+    from llmkit.engines.transformers.decoding import generation_config
 
     loaded = load(checkpoint("gpt2")).loaded
     assert generation_config(loaded, GenerationSettings(temperature=1.0), 5).top_k == 0
@@ -285,7 +287,7 @@ def test_relative_positions_take_longer_input_with_a_warning(
     checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     pipeline = load(checkpoint("t5"))
-    object.__setattr__(pipeline.loaded, "context", type(pipeline.loaded.context)(tokens=16, hard=False))
+    pipeline.engine.facts = replace(pipeline.engine.facts, context=ContextLength(16, hard=False))
     with caplog.at_level("WARNING", logger="llmkit"):
         output = pipeline("The quick brown fox jumps over the lazy dog.")
     assert output.truncated == 0

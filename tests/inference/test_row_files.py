@@ -26,13 +26,14 @@ import pytest
 from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
 from llmkit.data import rows as data_rows
 from llmkit.data.rows import Layout, Record
+from llmkit.engines.base import ModelFacts, Session
 from llmkit.errors import InputError, LlmkitError, NotEnoughMemoryError, UsageError
-from llmkit.heads.batching import Budget
 from llmkit.inference import row_files, row_layout
 from llmkit.inference.row_files import Report, answer_file, check_output
+from llmkit.models.context import ContextLength
 from llmkit.models.disk import write_whole
 from llmkit.models.source import Source
-from llmkit.tasks import Dialogue, QuestionAnswering, Summarization, Wording
+from llmkit.tasks import Dialogue, Head, QuestionAnswering, Summarization, Wording
 from llmkit.tasks.base import Row, Task
 from llmkit.tasks.output import Output, Usage
 from llmkit.tasks.summarization import SummarizationSettings
@@ -78,32 +79,29 @@ class FakePipeline:
         self.task = task or Summarization()
         self.settings = settings or GenerationSettings(max_new_tokens=64)
         self.wording = wording or Wording()
-        self.loaded = SimpleNamespace(
-            source=Source(name="tiny", folder=folder, commit=commit, **source),
-            head="causal",
-            device="cpu",
-            model=SimpleNamespace(dtype="torch.float32"),
-        )
+        made = Source(name="tiny", folder=folder, commit=commit, **source)
+        facts = ModelFacts(made, Head.CAUSAL, ContextLength(None, hard=False), dtype="float32", device="cpu")
+        self.engine: Any = SimpleNamespace(facts=facts)
         self.free = 1000
         self.calls: list[int] = []
         self.budgets: set[int | None] = set()
         self.before: Callable[[], None] = lambda: None
 
-    def budget(self, max_batch_tokens: int | None = None) -> Budget:
-        return Budget(max_batch_tokens or self.free)
+    def session(self, max_batch_tokens: int | None = None) -> Session:
+        return Session(self.engine, max_batch_tokens or self.free)
 
     def answer_all(
         self,
         rows: Sequence[str | Row],
-        budget: Budget,
+        session: Session,
         *,
         number: int = 0,
         progress: Callable[[int, int], None] = lambda _rows, _tokens: None,
     ) -> list[Output | LlmkitError]:
         self.before()
         self.calls.append(number)
-        self.budgets.add(budget.tokens)
-        together = hashlib.sha256(repr((rows, number, budget.tokens)).encode()).hexdigest()[:8]
+        self.budgets.add(session.max_batch_tokens)
+        together = hashlib.sha256(repr((rows, number, session.max_batch_tokens)).encode()).hexdigest()[:8]
         progress(len(rows), 2 * len(rows))
         return [self._answer(row, f"{together}-{place}") for place, row in enumerate(rows)]
 

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 import llmkit
+from llmkit.engines.transformers import decoding, outputs
 from llmkit.errors import ContextOverflowError, InputError, UsageError
-from llmkit.heads import decoding
 from llmkit.heads.base import encode_text
 from llmkit.heads.seq2seq import Seq2SeqHead
-from llmkit.inference import engine
 from llmkit.models.languages import language_map
 from llmkit.tasks import Chat, Text
 from llmkit.text.languages import Route, find_language
@@ -59,10 +58,10 @@ def prompts(monkeypatch: pytest.MonkeyPatch, *texts: str) -> list[str]:
 
     def generate(loaded: Any, head: Any, batch: Sequence[Any], settings: Any, emit: Any, *_: Any, **__: Any) -> None:
         for number, row in enumerate(batch):
-            seen.append(loaded.tokenizer.decode(row.input_ids, skip_special_tokens=True))
+            seen.append(loaded.tokenizer.decode(row.encoded.input_ids, skip_special_tokens=True))
             emit(decoding.Piece(number, texts[number % len(texts)], "stop", 1, 0.5))
 
-    monkeypatch.setattr(engine, "generate", generate)
+    monkeypatch.setattr(outputs, "generate", generate)
     return seen
 
 
@@ -390,11 +389,11 @@ def test_the_best_supported_of_the_windows_answers(checkpoint: Checkpoint, monke
 
     def generate(loaded: Any, head: Any, batch: Sequence[Any], settings: Any, emit: Any, *_: Any, **__: Any) -> None:
         for number, row in enumerate(batch):
-            asked.append(loaded.tokenizer.decode(row.input_ids))
+            asked.append(loaded.tokenizer.decode(row.encoded.input_ids))
             said = "fox 13 " if "number 13 says" in asked[-1] else "Paris" if len(asked) % 2 else "No answer"
             emit(decoding.Piece(number, said, "stop", 1, 0.5))
 
-    monkeypatch.setattr(engine, "generate", generate)
+    monkeypatch.setattr(outputs, "generate", generate)
     context = DOCUMENT[:3000]
     output = pipeline({"question": "?", "context": context})
     assert len(asked) > 2

@@ -297,7 +297,7 @@ def test_a_text_is_cut_in_training_as_at_inference(
     prepared = run(recipe)
     (trained,) = prepared.train.examples["input_ids"]
     pipeline = llmkit.load(task, str(model), device="cpu", dtype="float32", **cut, **languages)
-    object.__setattr__(pipeline.loaded, "context", replace(pipeline.loaded.context, tokens=128))
+    pipeline.engine.facts = replace(pipeline.engine.facts, context=replace(pipeline.loaded.context, tokens=128))
     given = {name: value for name, value in row.items() if name in pipeline.task.columns}
     fitted = pipeline.reader(lambda _: None).fit(given)
     assert fitted.truncated

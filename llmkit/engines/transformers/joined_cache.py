@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmkit.heads.prompt_cache import has_ordinary_cache, new_cache
+from llmkit.engines.transformers.prompt_cache import has_ordinary_cache, new_cache
 
 if TYPE_CHECKING:
     import torch

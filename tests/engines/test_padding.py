@@ -9,8 +9,8 @@ from unittest.mock import Mock
 import pytest
 
 from llmkit.config.settings import LoadSettings
+from llmkit.engines.transformers.padding import batch_mates
 from llmkit.heads import Encoded, head_of
-from llmkit.heads.padding import batch_mates
 from llmkit.heads.writing import WritingHead
 from llmkit.models.load import load_model
 from llmkit.tasks import Head

@@ -1,17 +1,22 @@
 """Keys and values of a conversation that goes on, so that a turn reads its own tokens only.
 
-Knows which caches of Transformers can be kept and cut back. Knows nothing of messages.
+Knows which caches of Transformers can be kept and cut back, and that the ids of what is kept must stay as they are.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from llmkit.heads.base import Encoded, encode_text
+from llmkit.heads.chat_template import render_chat
 from llmkit.models.generation import cache_name
+from llmkit.tasks import Chat, Prompt, Raw
 
 if TYPE_CHECKING:
+    from llmkit.engines.base import Request
     from llmkit.models.load import Loaded
 
 __all__ = ["PromptCache", "has_ordinary_cache", "new_cache"]
@@ -25,15 +30,18 @@ class PromptCache:
         self._ids: list[int] = []
         self.reused = 0
         """Tokens of the last prompt that were not read again."""
-        self.sequence: tuple[int, ...] = ()
+        self._sequence: tuple[int, ...] = ()
         """The last prompt and what was written after it."""
+        self._text = ""
+        """Of the last prompt and reply."""
+        self._text_ids: tuple[int, ...] = ()
 
     def take(self, loaded: Loaded, ids: Sequence[int]) -> Any:
         """The cache for a prompt, cut back to what it shares with the last; None where the model keeps another kind.
 
         Until `put` is called the cache counts as empty: a run that was cut short leaves it in an unknown state.
         """
-        known, self._ids, self.sequence = self._ids, [], ()
+        known, self._ids, self._sequence = self._ids, [], ()
         cache, self._cache, self.reused = self._cache, None, 0
         if not has_ordinary_cache(loaded):
             return None
@@ -46,12 +54,36 @@ class PromptCache:
 
     def put(self, ids: Sequence[int]) -> None:
         """Remember prompt and answer, whose beginning is what the cache holds now."""
-        self.sequence = tuple(ids)
+        self._sequence = tuple(ids)
         self._ids = [] if self._cache is None else list(ids[: self._cache.get_seq_length()])
 
-    def forget(self) -> None:
-        """Free the memory."""
-        self._cache, self._ids, self.sequence = None, [], ()
+    def splice(self, loaded: Loaded, prompt: Prompt, encoded: Encoded) -> Encoded:
+        """A prompt with the ids of what the model has read and written, so that only what is new is tokenized.
+
+        The text of a reply can have other ids than those the model wrote it with; then it would be read again.
+        """
+        if not isinstance(prompt, Chat) or not self._text_ids:
+            return encoded
+        tokenizer, rendered = loaded.tokenizer, render_chat(loaded.tokenizer, prompt)
+        if not rendered.startswith(self._text):
+            return encoded
+        new = encode_text(tokenizer, rendered[len(self._text) :], special=False)
+        # Only a special token at the seam keeps the two sides from forming other tokens together.
+        if not new or new[0] not in {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}:
+            return encoded
+        return replace(encoded, input_ids=(*self._text_ids, *new))
+
+    def remember(self, loaded: Loaded, request: Request, raw: Raw) -> None:
+        """Keep the text and ids of a turn, where the ids are those of the text."""
+        if raw.finish_reason == "interrupted" and not raw.text.strip():  # a turn that was stopped at once is none
+            return
+        self._text, self._text_ids = "", ()
+        # What came after a stop string is known to the model and not part of its reply.
+        if isinstance(request.prompt, Chat) and not raw.marked and not request.settings.stop:
+            ids = self._sequence
+            closed = bool(ids) and ids[-1] in {*(loaded.tokenizer.all_special_ids or ())}
+            self._text = f"{render_chat(loaded.tokenizer, request.prompt)}{raw.text}"
+            self._text_ids = ids[:-1] if closed else ids  # the template writes the end
 
 
 def new_cache(loaded: Loaded) -> Any:

@@ -1,4 +1,4 @@
-"""Generating with the causal and the seq2seq head: one path, as pieces of text for each row.
+"""Generating with the heads that write: one path, as pieces of text for each row.
 
 `generate` hands pieces over as they become certain; whoever wants the whole text joins them. Everything is
 done in a stopping criterion, which sees each step's tokens of the whole batch: decoding, stop strings and
@@ -16,13 +16,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.config.settings import GenerationSettings
+from llmkit.engines.base import never
+from llmkit.engines.transformers.batching import fitting
+from llmkit.engines.transformers.joined_cache import can_join, join, pad_left
+from llmkit.engines.transformers.padding import Mates, batch_mates
+from llmkit.engines.transformers.prompt_cache import new_cache
 from llmkit.errors import CheckpointError, UsageError
 from llmkit.heads.base import refuse_not_finite
-from llmkit.heads.batching import fitting
 from llmkit.heads.end_tokens import text_ends
-from llmkit.heads.joined_cache import can_join, join, pad_left
-from llmkit.heads.padding import Mates, batch_mates
-from llmkit.heads.prompt_cache import new_cache
 from llmkit.heads.text_stream import Stops, StopScanner, TextStream
 from llmkit.log import log
 from llmkit.models.generation import cache_name, without_own_settings
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig
 
+    from llmkit.engines.base import Request
+    from llmkit.engines.transformers.prompt_cache import PromptCache
     from llmkit.heads.base import Encoded
-    from llmkit.heads.prompt_cache import PromptCache
     from llmkit.heads.writing import WritingHead
     from llmkit.models.load import Loaded
 
@@ -63,6 +65,7 @@ class _Row:
     stop: StopScanner
     limit: int
     eos: frozenset[int]
+    cancelled: Callable[[], bool]
     forced_bos_token_id: int | None = None
     count: int = 0
     done: bool = False
@@ -226,21 +229,20 @@ def _groups(batch: Sequence[Encoded], rooms: Sequence[int | None], max_new_token
 def generate(
     loaded: Loaded,
     head: WritingHead,
-    batch: Sequence[Encoded],
+    requests: Sequence[Request],
     settings: GenerationSettings,
     emit: Callable[[Piece], None],
-    cancelled: Callable[[], bool] = lambda: False,
     *,
     scored: bool = False,
     cache: PromptCache | None = None,
     shown: Mapping[int, str] | None = None,
 ) -> None:
-    """Generate for a batch of prompts; ``emit`` gets each piece as soon as it is certain.
+    """Generate for a batch of requests; ``emit`` gets each piece as soon as it is certain.
 
     Rows are numbered prompt by prompt: output ``r`` belongs to prompt ``r // num_return_sequences``. Each row
     stops at EOS, at a stop string, at ``settings.max_new_tokens`` (which must be set) or where the context is
-    full. Beam search gives each row as one piece, when the beams are done. ``cancelled`` is asked after every
-    token; rows it ends get the finish reason ``interrupted``.
+    full. Beam search gives each row as one piece, when the beams are done. Rows of a request that is cancelled end
+    after the next token, ``interrupted``.
 
     Args:
         scored: compute `Piece.score`; not with beams.
@@ -248,33 +250,35 @@ def generate(
         shown: special tokens whose text is kept, between two `llmkit.heads.text_stream.EDGE`.
     """
     assert settings.max_new_tokens is not None
+    batch = [request.encoded for request in requests]
     rooms = [head.room(loaded, encoded) for encoded in batch]
     with loaded.lock:
         mates = _mates(loaded, head, batch)
     for group in _groups(batch, rooms, settings.max_new_tokens, mates):
-        if cancelled():
-            return
+        if all(requests[index].cancelled() for index in group.indices):
+            continue
         config = generation_config(loaded, settings, group.limit, group.forced_bos_token_id, group.ends)
         config.pad_token_id = head.pad_id(loaded)
         texts, config.stop_strings = (*settings.stop, *(config.stop_strings or ())), None
         rows = [
-            _row(loaded, config, batch[index], texts, shown, index * settings.num_return_sequences + sequence)
+            _row(loaded, config, requests[index], texts, shown, index * settings.num_return_sequences + sequence)
             for index in group.indices
             for sequence in range(settings.num_return_sequences)
         ]
         with loaded.lock:
-            run = _Run(loaded, head, config, emit, cancelled, scored=scored)
+            run = _Run(loaded, head, config, emit, scored=scored)
             run.generate([batch[index] for index in group.indices], rows, settings.seed, cache)
 
 
 def _row(
     loaded: Loaded,
     config: GenerationConfig,
-    encoded: Encoded,
+    request: Request,
     texts: tuple[str, ...],
     shown: Mapping[int, str] | None,
     number: int,
 ) -> _Row:
+    encoded = request.encoded
     stops = Stops.of(loaded.tokenizer, (*texts, *encoded.stop), shown or {})
     return _Row(
         number,
@@ -283,6 +287,7 @@ def _row(
         StopScanner(stops.texts),
         int(config.max_new_tokens or 0),
         frozenset(config.eos_token_id or ()),
+        request.cancelled,
         config.forced_bos_token_id,
     )
 
@@ -326,10 +331,11 @@ class _Run:
     head: WritingHead
     config: GenerationConfig
     emit: Callable[[Piece], None]
-    cancelled: Callable[[], bool]
     scored: bool = False
     _rows: list[_Row] = field(default_factory=list)
     """Those that the model is writing now."""
+    _watched: list[_Row] = field(default_factory=list)
+    """Those of them that may be cancelled."""
     _stays: float = 0.0
     """The share of them that must go on, or the model is stopped."""
 
@@ -359,7 +365,7 @@ class _Run:
                 self._write_at_once(batch, rows, cache)
         for row in rows:
             if not row.done:
-                self.emit(row.interrupt() if self.cancelled() else row.run_out())
+                self.emit(row.interrupt() if row.cancelled() else row.run_out())
 
     def _write_at_once(self, batch: Sequence[Encoded], rows: Sequence[_Row], cache: PromptCache | None) -> None:
         """One call of ``model.generate``."""
@@ -367,10 +373,11 @@ class _Run:
         if cache is not None and not self._beams:
             part.cache = cache.take(self.loaded, part.inputs["input_ids"][0].tolist())
         output = self._call(part, self.config)
-        if self._beams and not self.cancelled():
+        if self._beams:
             sequences = output.sequences[:, self.head.output_start(part.inputs) :].tolist()
             for row, sequence in zip(rows, sequences, strict=True):
-                self.emit(row.push_all(sequence))
+                if not row.cancelled():
+                    self.emit(row.push_all(sequence))
         if cache is not None and not self._beams:
             cache.put(output.sequences[0].tolist())
 
@@ -389,14 +396,15 @@ class _Run:
         each = len(rows) // len(batch)
         together = _READ_TOGETHER.get(self.loaded.device.type, _READ_TOGETHER_ELSEWHERE)
         parts, at = [], 0
-        while at < len(batch) and not self.cancelled():
+        while at < len(batch):
             some = fitting(batch, at, lambda encoded: len(encoded.input_ids), together)
-            inputs = self.head.collate(self.loaded, some)
-            part = _Part(list(rows[at * each : (at + len(some)) * each]), inputs, new_cache(self.loaded))
-            parts.append(self._write(part, self.config, stays=math.inf).going())
+            own = list(rows[at * each : (at + len(some)) * each])
             at += len(some)
+            if not all(row.cancelled() for row in own):
+                part = _Part(own, self.head.collate(self.loaded, some), new_cache(self.loaded))
+                parts.append(self._write(part, self.config, stays=math.inf).going())
         parts = [part for part in parts if part.rows]
-        while parts and not self.cancelled():
+        while parts:
             part = self._join(parts)
             part = self._write(part, self._rest(part.rows[0]), stays=_STAYS).going()
             parts = [part] if part.rows else []
@@ -433,6 +441,7 @@ class _Run:
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
         self._rows, self._stays = part.rows, stays
+        self._watched = [row for row in part.rows if row.cancelled is not never]
         for module in self._with_shifts:
             module.rope_deltas = None
         with without_own_settings(self.loaded.model), _explained(self.loaded):
@@ -452,7 +461,7 @@ class _Run:
         """Beams are rearranged at every step, so none of their text is certain before the end."""
         import torch
 
-        return torch.full((len(input_ids),), self.cancelled(), device=input_ids.device)
+        return torch.full((len(input_ids),), all(row.cancelled() for row in self._rows), device=input_ids.device)
 
     def _step(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         import torch
@@ -464,8 +473,11 @@ class _Run:
         for row, token, log_probability in zip(self._rows, tokens, logs, strict=True):
             if not row.done and (piece := row.push(token, log_probability)):
                 self.emit(piece)
+        for row in self._watched:
+            if not row.done and row.cancelled():
+                self.emit(row.interrupt())
         done = [row.done for row in self._rows]
-        if self.cancelled() or done.count(False) <= self._stays * len(done):
+        if done.count(False) <= self._stays * len(done):
             return torch.ones(len(tokens), dtype=torch.bool, device=input_ids.device)
         return torch.tensor(done, device=input_ids.device)
 

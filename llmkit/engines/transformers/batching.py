@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from llmkit.engines.row_faults import attempt
 from llmkit.errors import LlmkitError, NotEnoughMemoryError
-from llmkit.heads.row_faults import attempt, raise_common
 from llmkit.log import log
 from llmkit.models.load import Loaded
 from llmkit.models.memory import available_memory, is_out_of_memory
@@ -29,6 +29,7 @@ _MOST_TOKENS = {"cpu": 16_384, "mps": 65_536, "cuda": 1_048_576}
 """Where a larger batch is no faster any more."""
 _MOST_ROWS = {"cpu": 64, "mps": 64, "cuda": 256}
 _LEAST_TOKENS = 512
+_ANY = 1_000_000
 
 
 @dataclass
@@ -37,54 +38,58 @@ class Budget:
 
     tokens: int
     """Rows times the longest, padding and new tokens included."""
-    rows: int = 1_000_000
-    answered: bool = False
-    """Whether any item was."""
+    rows: int = _ANY
+    _most: int = _ANY
+    """Rows at most, until the one that made a batch fail is found."""
+
+    def take(
+        self,
+        items: Sequence[Item],
+        length: Callable[[Item], int],
+        answer: Callable[[Sequence[Item]], Answer],
+        at: int = 0,
+    ) -> tuple[Sequence[Item], Answer | LlmkitError]:
+        """Answer as many of the items from ``at`` on as fit; one over the budget goes alone.
+
+        A batch that memory is too small for, or that one of its items makes fail, is divided in two and tried again;
+        for one that cannot be divided comes the error.
+        """
+        while True:
+            batch = fitting(items, at, length, self.tokens, min(self.rows, self._most))
+            answered = attempt(partial(_within_memory, batch, answer))
+            if isinstance(answered, LlmkitError):
+                if len(batch) == 1:
+                    self._most = _ANY
+                    return batch, answered
+                self._most = len(batch) // 2  # look for the item whose fault it is
+            elif answered is None and len(batch) > 1:
+                self.tokens = max(1, len(batch) // 2 * max(map(length, batch)))
+                self.rows = len(batch) // 2
+                log.warning("memory ran out, batches have at most %d tokens from here on", self.tokens)
+            else:
+                self._most = min(2 * self._most, _ANY)
+                return batch, _too_long(batch, length) if answered is None else answered[0]
 
     def run(
         self, items: Sequence[Item], length: Callable[[Item], int], answer: Callable[[Sequence[Item]], Answer]
     ) -> Iterator[tuple[Sequence[Item], Answer | LlmkitError]]:
-        """Answer the items in batches, in the order they come; an item over the budget goes alone.
-
-        A batch that memory is too small for, or that one of its items makes fail, is divided in two and tried again;
-        for one that cannot be divided comes the error. Where no item was ever answered and all fail alike, that is
-        raised.
-        """
-        failed: list[LlmkitError] = []
-        at, most = 0, len(items)
+        """Answer all items in batches, in the order they come."""
+        at = 0
         while at < len(items):
-            batch = fitting(items, at, length, self.tokens, min(self.rows, most))
-            answered = attempt(partial(_within_memory, batch, answer))
-            if isinstance(answered, LlmkitError):
-                if len(batch) > 1:  # look for the item whose fault it is
-                    most = len(batch) // 2
-                    continue
-                yield batch, answered
-                failed.append(answered)
-                at, most = at + 1, len(items)
-                continue
-            if answered is None and len(batch) > 1:
-                self.tokens = max(1, len(batch) // 2 * max(map(length, batch)))
-                self.rows = len(batch) // 2
-                log.warning("memory ran out, batches have at most %d tokens from here on", self.tokens)
-                continue
-            yield (
-                batch,
-                NotEnoughMemoryError(
-                    f"{max(map(length, batch))} tokens are more than there is memory for",
-                    "shorten the input, or choose a smaller model, --dtype or --max-new-tokens",
-                )
-                if answered is None
-                else answered[0],
-            )
-            at, most = at + len(batch), 2 * most
-            self.answered = self.answered or answered is not None
-        if not self.answered:
-            raise_common(failed)
+            batch, answered = self.take(items, length, answer, at)
+            at += len(batch)
+            yield batch, answered
+
+
+def _too_long(batch: Sequence[Item], length: Callable[[Item], int]) -> LlmkitError:
+    return NotEnoughMemoryError(
+        f"{max(map(length, batch))} tokens are more than there is memory for",
+        "shorten the input, or choose a smaller model, --dtype or --max-new-tokens",
+    )
 
 
 def fitting(
-    items: Sequence[Item], at: int, length: Callable[[Item], int], tokens: int, rows: int = 1_000_000
+    items: Sequence[Item], at: int, length: Callable[[Item], int], tokens: int, rows: int = _ANY
 ) -> Sequence[Item]:
     """As many items from ``at`` on as fit, padded to the longest; one at least."""
     end, longest = at + 1, length(items[at])

@@ -9,7 +9,7 @@ from llmkit.models.languages import language_map
 from llmkit.models.load import Loaded
 from llmkit.tasks import Task, Traits
 
-__all__ = ["traits_of", "usual_max_new_tokens"]
+__all__ = ["own_max_new_tokens", "traits_of"]
 
 _SEPARATORS = {"blenderbot": "  ", "blenderbot-small": "  "}
 """Upstream: ``BlenderbotTokenizer._build_conversation_input_ids`` of Transformers 4."""
@@ -28,7 +28,7 @@ def traits_of(loaded: Loaded, task: Task) -> Traits:
         prefix = params.get("prefix") or getattr(config, "prefix", None) or task.prefixes.get(model_type, "")
     return Traits(
         marks_spans=not head.writes,
-        continues=head.writes and not head.target_apart,
+        continues=head.one_sequence,
         chat=chat,
         prefix=prefix if prefix.strip() else "",
         separator=_SEPARATORS.get(model_type),
@@ -36,14 +36,14 @@ def traits_of(loaded: Loaded, task: Task) -> Traits:
     )
 
 
-def usual_max_new_tokens(loaded: Loaded, task: Task) -> int:
-    """How long the model's outputs may be when nobody says: its own setting, else the task's."""
+def own_max_new_tokens(loaded: Loaded) -> int | None:
+    """How long the model's outputs may be by its own settings."""
     own: Any = getattr(loaded.model, "generation_config", None)
     head = head_of(loaded.head)
     if not head.writes or own is None:
-        return task.max_new_tokens
+        return None
     if own.max_new_tokens:
         return int(own.max_new_tokens)
     if head.target_apart and own.max_length:
         return max(1, int(own.max_length) - 1)  # it counts the start token
-    return task.max_new_tokens
+    return None

@@ -1,0 +1,83 @@
+"""An engine without a model, for tests of all that works with texts: tasks, conversations, files of rows, servers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from llmkit.config.settings import GenerationSettings, TruncationSide
+from llmkit.engines.base import Answer, ModelFacts, Request, Session
+from llmkit.heads.base import Encoded
+from llmkit.models.context import ContextLength
+from llmkit.models.source import Source
+from llmkit.models.tables import HEADS
+from llmkit.tasks import Chat, Prompt, QuestionContext, Raw, Task, Traits
+
+__all__ = ["CHAT", "FakeEngine"]
+
+CHAT = Traits(continues=True, chat=True)
+"""What a task knows of a model that answers messages."""
+
+
+class FakeEngine:
+    """Gives what ``answer`` makes of each prompt's text. A word is a token."""
+
+    def __init__(self, answer: Callable[[str], str], traits: Traits = CHAT, context: int | None = None) -> None:
+        self.answer, self.own = answer, traits
+        kinds = {(not facts.writes, facts.one_sequence): head for head, facts in HEADS.items()}
+        head = kinds[traits.marks_spans, traits.continues]
+        self.facts = ModelFacts(Source("fake", Path(), commit="fake"), head, ContextLength(context, hard=True))
+        self.prompts: list[str] = []
+
+    def traits(self, task: Task, *, raw: bool) -> Traits:
+        return self.own
+
+    def encode(self, prompt: Prompt) -> Encoded:
+        return Encoded(tuple(range(self.count(_text(prompt)))))
+
+    def count(self, text: str) -> int:
+        return len(text.split())
+
+    def cut(self, text: str, side: TruncationSide, excess: Callable[[str], int]) -> str | None:
+        while text and excess(text) > 0:
+            text = text.partition(" ")[2] if side == "left" else text.rpartition(" ")[0]
+        return text or None
+
+    def samples(self, settings: GenerationSettings) -> bool:
+        return settings.samples
+
+    def session(
+        self, max_batch_tokens: int | None = None, *, rows: int | None = None, continues: bool = False
+    ) -> Session:
+        return _Session(self, max_batch_tokens or 1000)
+
+
+class _Session(Session):
+    engine: FakeEngine
+
+    def _run(self) -> Sequence[tuple[Request, Answer]]:
+        return [(request, self._answer(request)) for request in self.waiting]
+
+    def _answer(self, request: Request) -> Raw:
+        self.engine.prompts.append(_text(request.prompt))
+        pieces = re.findall(r"\s*\S+\s*", self.engine.answer(self.engine.prompts[-1]))
+        said: list[str] = []
+        for piece in pieces[: request.max_new_tokens or request.settings.max_new_tokens]:
+            said.append(piece)
+            if request.on_text is not None:
+                request.on_text(piece)
+            if request.cancelled():
+                return Raw("".join(said), "interrupted", tokens=len(said))
+        reason = "stop" if len(said) == len(pieces) else "length"
+        return Raw("".join(said), reason, score=0.5 if request.scored else None, tokens=len(said))
+
+
+def _text(prompt: Prompt) -> str:
+    match prompt:
+        case Chat():
+            return "\n".join(message.content for message in prompt.messages) + prompt.prefill
+        case QuestionContext():
+            return f"{prompt.question}\n{prompt.context}"
+        case _:
+            return prompt.text + prompt.prefill

@@ -1,0 +1,160 @@
+"""Transformers behind the protocol of engines.
+
+Requests run in batches of about the same length, as many as a budget of tokens allows. A batch runs to its end: a
+request that is added meanwhile joins at the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice, repeat
+from typing import Any
+
+from llmkit.config.settings import GenerationSettings, TruncationSide
+from llmkit.engines.base import Answer, ModelFacts, Request, Session
+from llmkit.engines.transformers.batching import Budget, budget_from_memory
+from llmkit.engines.transformers.decoding import generation_config
+from llmkit.engines.transformers.outputs import write
+from llmkit.engines.transformers.prompt_cache import PromptCache
+from llmkit.engines.transformers.traits import own_max_new_tokens, traits_of
+from llmkit.errors import LlmkitError
+from llmkit.heads import head_of
+from llmkit.heads.base import Encoded, cut_to_fit, encode_text, refuse_unknown_ids
+from llmkit.heads.chat_template import check_template
+from llmkit.heads.span import SpanHead
+from llmkit.heads.windows import Document
+from llmkit.heads.writing import WritingHead
+from llmkit.models.load import Loaded
+from llmkit.tasks import Prompt, Raw, Reading, Task, Traits
+
+__all__ = ["TransformersEngine", "mark"]
+
+
+class TransformersEngine:
+    """A loaded model as an engine."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.head = head_of(loaded.head)
+        self.facts = ModelFacts(
+            loaded.source,
+            loaded.head,
+            loaded.context,
+            max_new_tokens=own_max_new_tokens(loaded),
+            dtype=str(loaded.model.dtype).removeprefix("torch."),
+            device=str(loaded.device),
+        )
+
+    def traits(self, task: Task, *, raw: bool) -> Traits:
+        traits = traits_of(self.loaded, task)
+        if traits.chat and not raw:
+            check_template(self.loaded.tokenizer)
+        return traits
+
+    def encode(self, prompt: Prompt) -> Encoded:
+        encoded = self.head.encode(self.loaded, prompt)
+        refuse_unknown_ids(self.loaded, encoded.input_ids)
+        return encoded
+
+    def count(self, text: str) -> int:
+        return len(encode_text(self.loaded.tokenizer, text, special=False))
+
+    def cut(self, text: str, side: TruncationSide, excess: Callable[[str], int]) -> str | None:
+        return cut_to_fit(self.loaded.tokenizer, text, side, excess)
+
+    def samples(self, settings: GenerationSettings) -> bool:
+        return bool(generation_config(self.loaded, settings, 1).do_sample)
+
+    def session(
+        self, max_batch_tokens: int | None = None, *, rows: int | None = None, continues: bool = False
+    ) -> Session:
+        budget = budget_from_memory(self.loaded)
+        return _Session(
+            self,
+            replace(budget, tokens=max_batch_tokens or budget.tokens, rows=min(budget.rows, rows or budget.rows)),
+            PromptCache() if continues and self.head.one_sequence else None,
+        )
+
+
+class _Session(Session):
+    def __init__(self, engine: TransformersEngine, budget: Budget, cache: PromptCache | None) -> None:
+        super().__init__(engine, budget.tokens)
+        self._loaded, self._head = engine.loaded, engine.head
+        self._budget, self._cache = budget, cache
+
+    def encode(self, prompt: Prompt) -> Encoded:
+        encoded = self.engine.encode(prompt)
+        return encoded if self._cache is None else self._cache.splice(self._loaded, prompt, encoded)
+
+    def _run(self) -> Sequence[tuple[Request, Answer]]:
+        requests = self._alike()
+        if isinstance(self._head, SpanHead):
+            return list(zip(requests, self._mark(self._head, requests), strict=True))
+        batch, answers = self._budget.take(requests, _size, self._write)
+        return list(zip(batch, repeat(answers) if isinstance(answers, LlmkitError) else answers, strict=False))
+
+    def _alike(self) -> list[Request]:
+        """What can run with the first that waits, the longest first: memory runs out at once or never."""
+
+        def kind(request: Request) -> tuple[object, ...]:
+            return id(request.settings), request.max_new_tokens, request.scored
+
+        alike = [each for each in self.waiting if kind(each) == kind(self.waiting[0])]
+        if not any(each.in_order for each in alike):
+            alike.sort(key=lambda each: len(each.encoded.input_ids), reverse=True)
+        return alike
+
+    def _write(self, requests: Sequence[Request]) -> list[Raw]:
+        assert isinstance(self._head, WritingHead)
+        cache = self._cache if len(requests) == 1 else None
+        raws = write(self._loaded, self._head, requests, cache)
+        if cache is not None:
+            cache.remember(self._loaded, requests[0], raws[0])
+            raws = [replace(raws[0], cached_tokens=cache.reused)]
+        return raws
+
+    def _mark(self, head: SpanHead, requests: Sequence[Request]) -> list[Answer]:
+        documents = [each.encoded for each in requests if isinstance(each.encoded, Document)]
+        readings = mark(self._loaded, head, documents, self._budget)
+        return [each if isinstance(each, LlmkitError) else Raw("", reading=each) for each in readings]
+
+    def close(self) -> None:
+        super().close()
+        self._cache = None
+
+
+def _size(request: Request) -> int:
+    """Tokens that a request takes, read and written."""
+    settings = request.settings
+    copies = max(settings.num_beams or 1, settings.num_return_sequences)
+    limits = [each for each in (request.max_new_tokens, settings.max_new_tokens) if each is not None]
+    return copies * (len(request.encoded.input_ids) + min(limits, default=0))
+
+
+def mark(loaded: Loaded, head: SpanHead, documents: Sequence[Document], budget: Budget) -> list[Reading | LlmkitError]:
+    """Mark the answers to questions in their texts; one `Reading` a document, in order.
+
+    Args:
+        budget: how many windows, of any document, the model reads at once; results do not depend on it.
+    """
+    if head.alone(loaded):
+        budget = Budget(budget.tokens, rows=1)
+    windows = [window for document in documents for window in document.windows]
+    results: dict[int, Any] = {}
+    # Alike lengths waste no padding; the longest first, so that memory runs out at once or never.
+    order = sorted(range(len(windows)), key=lambda number: -len(windows[number].input_ids))
+    batches = budget.run(
+        order,
+        lambda number: len(windows[number].input_ids),
+        lambda numbers: head.read(loaded, [windows[number] for number in numbers]),
+    )
+    for numbers, read in batches:
+        results.update(zip(numbers, repeat(read) if isinstance(read, LlmkitError) else read, strict=False))
+    logits = iter([results[number] for number in range(len(windows))])
+    readings: list[Reading | LlmkitError] = []
+    for document in documents:
+        own = list(islice(logits, len(document.windows)))
+        failed = next((error for error in own if isinstance(error, LlmkitError)), None)
+        readings.append(failed or head.answer(document, own))
+    return readings

@@ -1,0 +1,101 @@
+"""The texts of a batch while they are generated: reasoning is kept apart, and pieces are handed on as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from llmkit.config.settings import GenerationSettings
+from llmkit.engines.base import OnText, Request
+from llmkit.engines.transformers.decoding import Piece, generate
+from llmkit.engines.transformers.prompt_cache import PromptCache
+from llmkit.heads.chat_template import render_chat
+from llmkit.heads.reasoning import ReasoningFormat, ReasoningSplitter, reasoning_format
+from llmkit.heads.writing import WritingHead
+from llmkit.models.load import Loaded
+from llmkit.tasks import Chat, Prompt, Raw
+
+__all__ = ["write"]
+
+
+@dataclass
+class _Draft:
+    """An output while its pieces arrive."""
+
+    splitter: ReasoningSplitter | None
+    on_text: OnText | None = None
+    on_reasoning: OnText | None = None
+    text: str = ""
+    finish_reason: str = "interrupted"
+    tokens: int = 0
+    score: float | None = None
+    _told: int = field(default=0)
+
+    def add(self, piece: Piece, *, ends_itself: bool) -> None:
+        """Add a piece. ``ends_itself`` is False where a stop string may have ended the output, not the model."""
+        self._add(self.splitter.push(piece.text) if self.splitter else piece.text)
+        if piece.finish_reason is not None:
+            self.finish_reason, self.tokens, self.score = piece.finish_reason, piece.tokens, piece.score
+            finished = ends_itself and piece.finish_reason == "stop"
+            self._add(self.splitter.flush(finished=finished) if self.splitter else "")
+
+    def _add(self, text: str) -> None:
+        self.text += text
+        if text and self.on_text:
+            self.on_text(text)
+        if self.splitter and self.on_reasoning and len(self.splitter.reasoning) > self._told:
+            self.on_reasoning(self.splitter.reasoning[self._told :])
+            self._told = len(self.splitter.reasoning)
+
+    def raw(self) -> Raw:
+        raw = Raw(self.text, self.finish_reason, self.score, tokens=self.tokens)
+        if self.splitter is None:
+            return raw
+        found = self.splitter
+        return replace(raw, reasoning=found.reasoning.strip(), marked=found.marked, thinking=found.thinking)
+
+
+def write(
+    loaded: Loaded, head: WritingHead, requests: Sequence[Request], cache: PromptCache | None = None
+) -> list[Raw]:
+    """Generate for requests with the same settings, one `Raw` each, further sequences in its ``alternatives``."""
+    settings = _settings(requests[0])
+    count = settings.num_return_sequences
+    reasoning = _reasoning(loaded, requests)
+    drafts = [_Draft(_splitter(loaded, each.prompt, reasoning)) for each in requests for _ in range(count)]
+    for request, draft in zip(requests, drafts[::count], strict=True):
+        draft.on_text, draft.on_reasoning = request.on_text, request.on_reasoning
+
+    def emit(piece: Piece) -> None:
+        drafts[piece.row].add(piece, ends_itself=not settings.stop)
+
+    shown = reasoning.shown if reasoning else {}
+    generate(loaded, head, requests, settings, emit, scored=requests[0].scored, cache=cache, shown=shown)
+    raws = [draft.raw() for draft in drafts]
+    return [
+        replace(raws[first], alternatives=tuple(raws[first + 1 : first + count]))
+        for first in range(0, len(raws), count)
+    ]
+
+
+def _settings(request: Request) -> GenerationSettings:
+    """Those of a batch whose first request it is."""
+    settings, most = request.settings, request.max_new_tokens
+    if most is not None and most < (settings.max_new_tokens or most + 1):
+        least = None if settings.min_new_tokens is None else min(settings.min_new_tokens, most)
+        settings = replace(settings, max_new_tokens=most, min_new_tokens=least)
+    if settings.seed is not None and request.number:
+        settings = replace(settings, seed=(settings.seed + request.number) % 2**63)
+    return settings
+
+
+def _reasoning(loaded: Loaded, requests: Sequence[Request]) -> ReasoningFormat | None:
+    """Only a model that is talked to thinks aloud; a text that is continued is left as it comes."""
+    return reasoning_format(loaded.tokenizer) if any(isinstance(each.prompt, Chat) for each in requests) else None
+
+
+def _splitter(loaded: Loaded, prompt: Prompt, reasoning: ReasoningFormat | None) -> ReasoningSplitter | None:
+    if reasoning is None or not isinstance(prompt, Chat):
+        return None
+    # The prefill is not part of the opening: it would be taken for a mark that the template set.
+    return reasoning.splitter("" if prompt.prefill else render_chat(loaded.tokenizer, prompt))

@@ -176,7 +176,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
             raise CheckpointError(f"{path} is cut off or corrupt ({size:,} bytes)", _AGAIN)
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} has a corrupt header", _AGAIN) from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} has a corrupt header", _AGAIN)

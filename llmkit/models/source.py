@@ -18,6 +18,10 @@ CONTRACT_FILE = "llmkit.json"
 """What a model was tuned for (`llmkit.inference.contract`)."""
 
 
+_TYPES = {"model_type": str, "architectures": list, "auto_map": dict, "task_specific_params": dict}
+"""Of the keys of config.json that are read before Transformers checks any."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A model on disk. Every loader reads from here, so that only `llmkit.models.reach` and `hub` meet a network."""
@@ -53,7 +57,12 @@ class Source:
         path = self.folder / "config.json"
         if not path.is_file():
             raise CheckpointError(f"{self.name} has no config.json", "give a folder written by save_pretrained")
-        return read_json(path) | self.config_overrides()
+        config = read_json(path)
+        for key, kind in _TYPES.items():
+            if (value := config.get(key)) is not None and not isinstance(value, kind):
+                problem = f"{path} has {key}: {str(value)[:40]}, where a {kind.__name__} is expected"
+                raise CheckpointError(problem, "correct it, or download the checkpoint again")
+        return config | self.config_overrides()
 
     def config_overrides(self) -> dict[str, Any]:
         """Settings of the base's config that were changed when the adapter was trained (by llmkit)."""

@@ -771,3 +771,11 @@ def test_an_adapter_on_itself_is_refused(tmp_path: Path) -> None:
     for name in ("one", "two", "self", "odd"):
         with pytest.raises(CheckpointError, match=r"is an adapter itself|names no base model"):
             locate(LoadSettings(model=str(tmp_path / name)), "text-generation", weights=False)
+
+
+@pytest.mark.parametrize("key", ["model_type", "architectures", "auto_map", "task_specific_params"])
+def test_a_config_with_a_value_of_another_type_is_refused(key: str, tmp_path: Path) -> None:
+    content: dict[str, Any] = {"model_type": "llama", key: 1.5}
+    write(tmp_path, **content)
+    with pytest.raises(CheckpointError, match=rf"config.json has {key}: 1.5, where a \w+ is expected; correct it"):
+        Source(name="odd", folder=tmp_path).config()

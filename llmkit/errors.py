@@ -11,10 +11,12 @@
     ├── NotEnoughMemoryError        exit 1   the model does not fit in memory or on disk
     └── MissingDependencyError      exit 1   an optional package is needed
 
-Each message is one line that ends in what to do. This module knows nothing of tasks or models.
+Each message is one line that ends in what to do, and holds no password. This module knows nothing of tasks or models.
 """
 
 from __future__ import annotations
+
+import re
 
 __all__ = [
     "CheckpointError",
@@ -27,7 +29,18 @@ __all__ = [
     "NotEnoughMemoryError",
     "TaskMismatchError",
     "UsageError",
+    "without_password",
 ]
+
+_PASSWORD = re.compile(
+    r"(?<=//)[^/\s'\"()<>]*@|(?<![\w/.@-])[\w.+%-]+:[^\s'\"()<>@]+@(?=[\w.-]+:\d)|\bhf_(?=[A-Za-z0-9]{30})\w+"
+)
+"""What stands before the host of an address, also where ``https://`` was forgotten, and tokens of the Hub."""
+
+
+def without_password(text: str) -> str:
+    """A text without the names, passwords and tokens that addresses in it hold."""
+    return _PASSWORD.sub("", text)
 
 
 class LlmkitError(Exception):
@@ -36,8 +49,8 @@ class LlmkitError(Exception):
     exit_code: int = 1
 
     def __init__(self, problem: str, fix: str = "") -> None:
-        self.problem = " ".join(problem.split())
-        self.fix = " ".join(fix.split())
+        self.problem = without_password(" ".join(problem.split()))
+        self.fix = without_password(" ".join(fix.split()))
         super().__init__(f"{self.problem}; {self.fix}" if self.fix else self.problem)
 
 

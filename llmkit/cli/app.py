@@ -7,6 +7,7 @@ Exit codes: 0 done (also when the reader of a pipe went away), 1 runtime, 2 usag
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -38,8 +39,9 @@ from llmkit.cli.recipes import (
 )
 from llmkit.cli.results import merge, push
 from llmkit.cli.tasks import task_command
-from llmkit.errors import LlmkitError
+from llmkit.errors import LlmkitError, without_password
 from llmkit.log import log, printable
+from llmkit.models.memory import is_out_of_memory
 from llmkit.tasks import TASKS, Task
 
 __all__ = ["application", "main"]
@@ -111,9 +113,20 @@ class _Handler(logging.Handler):
     """Log lines to stderr, found anew at each line since tests and callers replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"llmkit: {printable(at_command(record.getMessage()))}", file=sys.stderr, flush=True)  # noqa: T201
+        _tell(f"llmkit: {at_command(record.getMessage())}")
         if record.exc_info and record.exc_info[1] is not None:  # --debug
-            traceback.print_exception(record.exc_info[1], file=sys.stderr)
+            _trace(record.exc_info[1])
+
+
+def _tell(text: str) -> None:
+    """A line on standard error, without control characters and passwords. Work does not end where it takes none."""
+    with contextlib.suppress(OSError, ValueError):
+        print(printable(without_password(text)), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _trace(error: BaseException) -> None:
+    for line in "".join(traceback.format_exception(error)).splitlines():
+        _tell(line)
 
 
 @contextlib.contextmanager
@@ -124,8 +137,9 @@ def _program() -> Iterator[None]:
         setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: PTH123, SIM115 - closed below
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure") and (stream.encoding or "").lower().replace("-", "") != "utf8":
-            stream.reconfigure(encoding="utf-8")  # a code page cannot print every language
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)  # a code page cannot print every language
+    for library in ("TRANSFORMERS", "HF_HUB", "DATASETS"):  # some of what they say holds whole addresses
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     handler, level = _Handler(), log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -181,16 +195,28 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     except LlmkitError as error:
         if flags.debug:
-            raise
-        _complain(error.problem, advice(error.fix))
+            _trace(error)
+        else:
+            _complain(error.problem, advice(error.fix))
         return error.exit_code
     except Exception as error:  # the last resort: one line, and how to see more
-        if flags.debug:
+        if isinstance(error, BrokenPipeError):
             raise
-        _complain(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", "see the whole error with --debug")
+        if flags.debug:
+            _trace(error)
+        else:
+            _complain(*_last_resort(error))
         return 1
 
 
+def _last_resort(error: Exception) -> tuple[str, str]:
+    """What to say of an error that nobody foresaw."""
+    if is_out_of_memory(error):
+        return "memory ran out", "use a smaller model, batch or --dtype, or free some memory"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename or 'the output'} cannot be written ({error.strerror})", "make room, or write elsewhere"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", "see the whole error with --debug"
+
+
 def _complain(problem: str, fix: str) -> None:
-    line = f"llmkit: error: {printable(problem)}"
-    print(f"{line}; {printable(fix)}" if fix else line, file=sys.stderr)  # noqa: T201
+    _tell(f"llmkit: error: {problem}" + (f"; {fix}" if fix else ""))

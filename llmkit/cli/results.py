@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from llmkit.errors import without_password
+
 __all__ = ["merge", "push"]
 
 
@@ -50,4 +52,4 @@ def push(
     """Upload a tuned model to the Hub, without its checkpoints."""
     from llmkit.training.hub import push as upload
 
-    typer.echo(upload(folder, repo, private=private or None))
+    typer.echo(without_password(upload(folder, repo, private=private or None)))

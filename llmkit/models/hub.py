@@ -27,7 +27,7 @@ from llmkit.errors import (
 )
 from llmkit.log import log
 from llmkit.models.disk import write_whole
-from llmkit.models.reach import UnreachableError, ask, forget_unreachable, hub_name, is_offline, reason
+from llmkit.models.reach import UnreachableError, ask, forget_unreachable, hub_address, hub_name, is_offline, reason
 from llmkit.models.repo_files import Wanted, choose, weights_of
 from llmkit.models.source import read_json
 
@@ -352,7 +352,6 @@ def _explained(wanted: Wanted) -> Iterator[None]:
 
 def _refusal(wanted: Wanted, error: HfHubHTTPError) -> LlmkitError:
     """What a status code of the Hub means for the user."""
-    from huggingface_hub import constants
     from huggingface_hub.errors import (
         DisabledRepoError,
         EntryNotFoundError,
@@ -362,7 +361,7 @@ def _refusal(wanted: Wanted, error: HfHubHTTPError) -> LlmkitError:
     )
 
     repo, status = wanted.repo_id, error.response.status_code
-    page = f"{constants.ENDPOINT}/{repo}"
+    page = f"{hub_address()}/{repo}"
     if isinstance(error, GatedRepoError):
         return ModelNotFoundError(f"access to {repo} must be granted", f"ask for it at {page}, then run: hf auth login")
     if isinstance(error, DisabledRepoError):

@@ -5,11 +5,30 @@ Knows sizes only. The check is for weights: activations and the KV cache depend 
 
 from __future__ import annotations
 
+import errno
+import re
 from pathlib import Path
 
 from llmkit.errors import NotEnoughMemoryError
 
 __all__ = ["available_memory", "check_fits", "is_out_of_memory", "peak_memory"]
+
+_WANT = re.compile(
+    r"(?i)(can't|cannot|could not|unable to|failed to) (allocate|mmap)|out of memory|not enough memory|bad_alloc"
+    r"|alloc_failed|\(os error 12\)"
+)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error is want of memory, which each library says in its own way, some hidden by another error."""
+    while error is not None:
+        kind = type(error).__name__  # torch is not imported for the question
+        if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or getattr(error, "errno", 0) == errno.ENOMEM:
+            return True
+        if _WANT.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _cgroup_room() -> int | None:
@@ -46,13 +65,6 @@ def check_fits(needed: int, device: str, name: str) -> None:
             f"{name} needs {needed / 1e9:.1f} GB for its weights and {device} has {available / 1e9:.1f} GB free",
             "choose a smaller model (llmkit models), a smaller --dtype, or --quantize 4bit",
         )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an exception says that memory ran out; on a CPU torch raises a RuntimeError."""
-    import torch
-
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def peak_memory(device: str) -> int:

@@ -43,13 +43,15 @@ def one_line_errors(source: Source) -> Iterator[None]:
     """Turn what a loader raises over bad files into one line; the original stays as the cause."""
     try:
         yield
-    except LlmkitError:
-        raise
     except Exception as error:
-        if is_out_of_memory(error):
+        # What reads a file takes any error of its library for a damaged file.
+        cause = error.__cause__ if isinstance(error, CheckpointError) else error
+        if not isinstance(cause, LlmkitError) and is_out_of_memory(cause):
             raise NotEnoughMemoryError(
                 f"memory ran out while loading {source.name}", "choose a smaller model, dtype, or --quantize 4bit"
             ) from error
+        if isinstance(error, LlmkitError):
+            raise
         reason = " ".join(str(error).split())
         reason = f"{reason[:300]}…" if len(reason) > 300 else reason
         fix = _upgrade(source) or "see the whole error with --debug; if a file is damaged, download it again"

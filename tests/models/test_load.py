@@ -443,3 +443,28 @@ def test_python_too_hears_of_the_limits_for_its_text(
     with caplog.at_level("WARNING", logger="llmkit"):
         llmkit.generate("今天天气怎么样？", max_new_tokens=2)
     assert "does not look English" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(12, "Cannot allocate memory"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+        ),
+        RuntimeError("unable to mmap 4096 bytes from file <model.safetensors>: Cannot allocate memory (12)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+        torch.OutOfMemoryError("CUDA"),
+        ValueError("hidden by another"),
+    ],
+)
+def test_want_of_memory_is_said_as_such(
+    error: Exception, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error from (MemoryError() if isinstance(error, ValueError) else None)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(NotEnoughMemoryError, match="memory ran out while loading"):
+        load_model(LoadSettings(model=str(checkpoint("gpt2"))), GENERATION)

@@ -13,9 +13,8 @@ import httpx2
 import pytest
 from huggingface_hub import close_session, constants
 
-from llmkit.errors import HubUnreachableError
+from llmkit.errors import HubUnreachableError, LlmkitError, without_password
 from llmkit.models import hub, reach
-from llmkit.models.reach import without_password
 from tests.models.conftest import TINY, closed_port, one_line, refuse_connections
 from tests.models.fake_hub import FakeHub, point_at
 
@@ -140,3 +139,30 @@ def test_a_token_is_never_quoted(fake: FakeHub, monkeypatch: pytest.MonkeyPatch)
 def test_passwords_in_addresses_are_not_shown() -> None:
     text = "GET https://user:s3cret@hub.invalid/api failed; see http://a@b/c and https://hub.invalid/a@b"
     assert without_password(text) == "GET https://hub.invalid/api failed; see http://b/c and https://hub.invalid/a@b"
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["https://user:s3cret@127.0.0.1:9", "https://us/er:s3cret@127.0.0.1:9", "user:s3cret@127.0.0.1:9"]
+)
+def test_no_password_is_told_or_kept_and_nobody_else_reads_what_is(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    point_at(endpoint, monkeypatch, tmp_path)
+    monkeypatch.setenv("LLMKIT_CACHE", str(tmp_path / "own"))
+    reach.forget_unreachable()
+    for _ in range(2):  # asked, and remembered
+        with pytest.raises(HubUnreachableError) as caught:
+            hub.fetch("org/tiny")
+        assert "s3cret" not in str(caught.value)
+        assert "127.0.0.1:9" in str(caught.value)
+    kept = tmp_path / "own" / "unreachable.json"
+    assert "s3cret" not in kept.read_text()
+    assert (kept.stat().st_mode & 0o777, kept.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+def test_errors_hold_no_passwords_and_no_tokens() -> None:
+    token = "hf_" + "a1B2" * 9
+    error = LlmkitError(
+        f"401 for url https://me:s3cret@hub.invalid/api?token={token}", "ask at https://me:s3cret@hub.invalid"
+    )
+    assert str(error) == "401 for url https://hub.invalid/api?token=; ask at https://hub.invalid"

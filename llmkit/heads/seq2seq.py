@@ -14,7 +14,7 @@ from llmkit.heads.chat_template import encode_chat
 from llmkit.heads.end_tokens import end_id, turn_ends
 from llmkit.heads.objective import Objective, token_loss
 from llmkit.heads.writing import WritingHead
-from llmkit.models.languages import apply_source
+from llmkit.models.language_map import apply_source
 from llmkit.tasks import Chat, Example, Head, Prompt, Text
 from llmkit.text.languages import Route
 

@@ -17,6 +17,7 @@ from llmkit.heads.base import IGNORED, BaseHead, Features, pad, refuse_not_finit
 from llmkit.heads.batch import Batch, Line, fill, padded
 from llmkit.heads.objective import Objective
 from llmkit.heads.windows import Document, Window, split, takes
+from llmkit.models.families import family
 from llmkit.tasks import Example, Head, Prompt, QuestionContext, Reading, Span
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from llmkit.models.load import Loaded
 
 __all__ = ["SpanHead"]
-
-_READS_PADDING = frozenset({"big_bird", "bigbird_pegasus", "convbert", "fnet", "funnel", "nystromformer", "yoso"})
-"""These mix positions by means that no mask reaches, so that a row's answers would depend on its batch."""
 
 Logits = tuple[Any, Any]
 """Start and end logits of a window, ``[length]`` float64 on the CPU."""
@@ -97,7 +95,7 @@ class SpanHead(BaseHead):
 
     def alone(self, loaded: Loaded) -> bool:
         """Whether the model has to read one window at a time."""
-        return getattr(loaded.model.config, "model_type", "") in _READS_PADDING
+        return family(loaded.model.config.model_type).reads_padding
 
     def read(self, loaded: Loaded, windows: Sequence[Window]) -> list[Logits]:
         """The logits of one batch."""

@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import CheckpointError, NotEnoughMemoryError
 from llmkit.log import log
+from llmkit.models.families import FAMILIES
 from llmkit.models.repo_files import part_names
 from llmkit.models.source import read_json
+from llmkit.models.tables import decoder_class, encoder_decoder_class
+from llmkit.models.upstream import type_of_gguf
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -312,25 +315,14 @@ def _explained(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} is no complete GGUF file ({error})", _AGAIN) from error
 
 
-# As modeling_gguf_pytorch_utils does it: GGUF architecture → model type, where the names differ.
-_GGUF_TYPES = {
-    "gemma3": "gemma3_text",
-    "gemma4": "gemma4_text",
-    "gpt-oss": "gpt_oss",
-    "minimax-m2": "minimax_m2",
-    "qwen2moe": "qwen2_moe",
-    "qwen3moe": "qwen3_moe",
-    "t5encoder": "t5",
-}
-
-
 def gguf_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What a config.json beside a GGUF file would say, as far as heads, context and special tokens go."""
     architecture = str(metadata.get("general.architecture", ""))
-    model_type = _GGUF_TYPES.get(architecture, architecture)
-    if model_type == "t5" and "umt5" in str(metadata.get("general.name", "")).lower():
-        model_type = "umt5"
-    config: dict[str, Any] = {"model_type": model_type, "is_encoder_decoder": model_type in ("t5", "umt5")}
+    named = str(metadata.get("general.name", "")).lower()
+    shared = (name for name, each in FAMILIES.items() if each.gguf_architecture == architecture and name in named)
+    model_type = next(shared, None) or type_of_gguf(architecture)
+    is_pair = encoder_decoder_class(model_type) is not None and decoder_class(model_type) is None
+    config: dict[str, Any] = {"model_type": model_type, "is_encoder_decoder": is_pair}
     keys = {
         "max_position_embeddings": f"{architecture}.context_length",
         "bos_token_id": "tokenizer.ggml.bos_token_id",

@@ -7,6 +7,7 @@ Loads no weight and does not import torch or transformers, except to count on th
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -25,20 +26,20 @@ from llmkit.models.checkpoint import (
     weight_files,
 )
 from llmkit.models.context import ContextLength, context_length
+from llmkit.models.families import family
+from llmkit.models.families.translators import pair_in
 from llmkit.models.generation import read_settings
 from llmkit.models.resolve import natural_head, resolve
 from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
 from llmkit.models.tables import HEADS, writes
 from llmkit.models.tokenizer_files import SpecialToken, TokenizerFiles, has_chat_template, read_tokenizer
-from llmkit.models.traps import MULTILINGUAL, Facts, find_traps, needs_own_code
+from llmkit.models.traps import Facts, find_traps, needs_own_code
 from llmkit.tasks import TASKS, Task
 
 __all__ = ["Adapter", "ModelReport", "TaskFit", "inspect_source", "render"]
 
 _READY, _NEW_HEAD, _NO = "ready", "needs fine-tuning", "no"
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
-# They read a text and write it in another language, whatever the prompt asks for.
-_TRANSLATORS = frozenset({"fsmt", "m2m_100", "marian", "nllb-moe", "seamless_m4t", "seamless_m4t_v2"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +127,7 @@ def inspect_source(source: Source, *, exact: bool = False, hub_counts: dict[str,
         parameters = _count_on_meta(source, config)
     context = context_length(config, tokenizer.config).without(source.virtual_tokens)
     tasks = {name: _fit(task, source, config, tokenizer) for name, task in TASKS.items()}
+    direction = _direction(source, config, tokenizer)
     card = card_metadata(source.folder / "README.md")
     facts = Facts(
         name=source.name,
@@ -137,7 +139,7 @@ def inspect_source(source: Source, *, exact: bool = False, hub_counts: dict[str,
         weights=weights,
         local=source.commit is None,
         method=adapter.method if adapter else "",
-        target_codes=config.get("model_type") == "marian" and _has_target_codes(source.folder),
+        target_codes=family(config.get("model_type")).only_translates and _has_target_codes(source.folder),
     )
     return ModelReport(
         model=source.name,
@@ -153,8 +155,8 @@ def inspect_source(source: Source, *, exact: bool = False, hub_counts: dict[str,
         tasks=tasks,
         chat_template=tokenizer.chat_template,
         special_tokens=tokenizer.tokens,
-        languages=_languages(source, config, card, metadata),
-        direction=_direction(source, config, tokenizer),
+        languages=_languages(direction, config, card, metadata),
+        direction=direction,
         license=_license(source.folder, card, metadata),
         memory={dtype: None if parameters is None else int(parameters * size) for dtype, size in _BYTES.items()},
         traps=tuple(find_traps(facts)),
@@ -278,7 +280,7 @@ def _fit(task: type[Task], source: Source, config: Mapping[str, Any], tokenizer:
     if not writes(found.head) and not tokenizer.offsets:
         return TaskFit(status=_NO)
     new = found.new_head and not brings_head(source.adapter, found.head)
-    new |= found.model_type in _TRANSLATORS and not task.suits_translators
+    new |= family(found.model_type).only_translates and not task.suits_translators
     return TaskFit(
         status=_NEW_HEAD if new else _READY,
         head=str(found.head),
@@ -321,28 +323,18 @@ def _license(folder: Path, card: Mapping[str, Any], metadata: Mapping[str, Any])
 
 
 def _languages(
-    source: Source, config: Mapping[str, Any], card: Mapping[str, Any], metadata: Mapping[str, Any]
+    direction: tuple[str, str] | None, config: Mapping[str, Any], card: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    if config.get("model_type") in MULTILINGUAL:
+    if family(config.get("model_type")).forces_language:
         return ("multilingual (codes in the tokenizer)",)
     named = _names(card.get("language")) or _names(metadata.get("general.languages"))
-    return named or _marian_pair(source, config) or ()
-
-
-def _marian_pair(source: Source, config: Mapping[str, Any]) -> tuple[str, str] | None:
-    if config.get("model_type") != "marian":
-        return None
-    for name in (source.name, str(config.get("_name_or_path", ""))):
-        base = name.rstrip("/").rpartition("/")[2]
-        parts = base.split("-")
-        if base.startswith("opus-mt-") and len(parts) >= 4:
-            return parts[-2], parts[-1]
-    return None
+    return named or direction or ()
 
 
 def _direction(source: Source, config: Mapping[str, Any], tokenizer: TokenizerFiles) -> tuple[str, str] | None:
-    pair = _marian_pair(source, config)
-    if pair or config.get("model_type") not in ("marian", "fsmt"):
+    if not family(config.get("model_type")).only_translates:
+        return None
+    if pair := pair_in(source.name) or pair_in(str(config.get("_name_or_path", ""))):
         return pair
     languages = tokenizer.config.get("langs") or [tokenizer.config.get(f"{side}_lang") for side in ("source", "target")]
     named = _names(languages)
@@ -351,7 +343,8 @@ def _direction(source: Source, config: Mapping[str, Any], tokenizer: TokenizerFi
 
 def _has_target_codes(folder: Path) -> bool:
     vocabulary = folder / "vocab.json"
-    return vocabulary.is_file() and '">>' in vocabulary.read_text(encoding="utf-8", errors="replace")
+    text = vocabulary.read_text(encoding="utf-8", errors="replace") if vocabulary.is_file() else ""
+    return re.search('">>[a-z]\\w+<<"', text) is not None
 
 
 # The text for a terminal.

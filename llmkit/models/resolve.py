@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.errors import CheckpointError, TaskMismatchError
+from llmkit.models.families import OTHER_INPUTS
 from llmkit.models.tables import (
     HEADS,
     auto_class,
@@ -63,22 +64,8 @@ def _is_encoder_only(config: Config, model_type: str) -> bool:
     return not decoder_class(model_type) or model_type in masked_lm_types()
 
 
-_OTHER_INPUT = {
-    "audio_encoder": "codes of sound",  # MusicGen
-    "backbone_hidden_size": "hidden states of the model that it drafts for",  # Gemma 4 assistants
-    "coordinate_size": "words with their boxes on a page",  # LayoutLM 2 and 3
-    "default_num_delay_tokens": "sound",  # Voxtral Realtime
-    "image_text_hidden_size": "images",  # BLIP, BLIP-2
-    "max_state_dim": "images and the state of a robot",  # PI0
-    "num_query_tokens": "images",  # BLIP-2, InstructBLIP
-    "visual_feat_dim": "features of images",  # LXMERT
-    "xpath_unit_hidden_size": "the nodes of web pages",  # MarkupLM
-}
-"""Settings of models that cannot do without another input → what that is."""
-
-
 def _other_input(config: Config) -> str | None:
-    return next((what for name, what in _OTHER_INPUT.items() if name in config), None)
+    return next((what for name, what in OTHER_INPUTS.items() if name in config), None)
 
 
 def _reads_more_than_text(config: Config) -> bool:

@@ -7,6 +7,7 @@ names of classes, not the classes.
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -25,6 +26,7 @@ __all__ = [
     "encoder_decoder_class",
     "is_native",
     "masked_lm_types",
+    "model_types",
     "module_name",
     "multimodal_class",
     "package",
@@ -136,6 +138,11 @@ def masked_lm_types() -> frozenset[str]:
 def config_class(model_type: str) -> str:
     """The config class of a type, be it only a part of another; empty for one that Transformers does not know."""
     return _mappings()[_CONFIGS].get(model_type, "")
+
+
+def model_types() -> Iterable[str]:
+    """Every type that Transformers knows, parts of others among them."""
+    return _mappings()[_CONFIGS]
 
 
 def module_name(model_type: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import CheckpointError
+from llmkit.models.families import FRAMED
 from llmkit.models.slow_tokenizer import arguments, convert_slow
 from llmkit.models.source import check_encoding, read_json
 from llmkit.models.tokenizer_files import has_vocabulary
@@ -25,16 +26,6 @@ _MODEL = '\n  "model": {'
 """How tokenizers writes the start of the vocabulary, which comes last and is nearly all of the file."""
 
 _PARTS = ("normalizer", "pre_tokenizer", "decoder", "post_processor")
-
-_FRAMED = {
-    "CodeLlamaTokenizer": True,
-    "CohereTokenizer": True,
-    "GemmaTokenizer": True,
-    "GPTNeoXTokenizer": False,
-    "LlamaTokenizer": True,
-}
-"""The classes whose bos_token and eos_token version 4 set by ``add_bos_token`` and ``add_eos_token``, whatever the
-file says, and the default of the first. Version 5 has no trace of which they were."""
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, **kwargs: Any) -> PreTrainedTokenizerBase:
@@ -171,7 +162,7 @@ def _restore(tokenizer: Any, parts: dict[str, Any], config: dict[str, Any], kwar
     for name in _PARTS:
         if name != "post_processor" or not keep:
             setattr(backend, name, getattr(file, name))
-    if {"add_bos_token", "add_eos_token"} & kwargs.keys() or (by_4 and type(tokenizer).__name__ in _FRAMED):
+    if {"add_bos_token", "add_eos_token"} & kwargs.keys() or (by_4 and type(tokenizer).__name__ in FRAMED):
         _frame(tokenizer, config | kwargs)
 
 
@@ -182,7 +173,7 @@ def _apply_settings(cls: type, parts: dict[str, Any], settings: dict[str, Any]) 
         normalizer["lowercase"] = settings.get("do_lower_case", True)
         normalizer["strip_accents"] = settings.get("strip_accents")
         normalizer["handle_chinese_chars"] = settings.get("tokenize_chinese_chars", True)
-    default = None if cls.__name__ in _FRAMED and arguments(cls).get("add_prefix_space", ...) is None else False
+    default = None if cls.__name__ in FRAMED and arguments(cls).get("add_prefix_space", ...) is None else False
     prefix = settings.get("add_prefix_space", default)
     if prefix is not None and "add_prefix_space" in pre_tokenizer:
         pre_tokenizer["add_prefix_space"] = prefix
@@ -193,7 +184,7 @@ def _apply_settings(cls: type, parts: dict[str, Any], settings: dict[str, Any]) 
 
 def _frame(tokenizer: Any, settings: dict[str, Any]) -> None:
     """Put the first and the last token around a text as the settings say."""
-    begins = settings.get("add_bos_token", _FRAMED.get(type(tokenizer).__name__, False))
+    begins = settings.get("add_bos_token", FRAMED.get(type(tokenizer).__name__, False))
     tokenizer.add_bos_token = begins and tokenizer.bos_token is not None
     tokenizer.add_eos_token = settings.get("add_eos_token", False) and tokenizer.eos_token is not None
 

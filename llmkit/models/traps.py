@@ -12,16 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.models.context import ContextLength
+from llmkit.models.families import family
 from llmkit.models.generation import FIELDS, clean, fit_vocabulary
 from llmkit.models.tables import HEADS, class_names, decoder_class, is_native, writes
 from llmkit.models.tokenizer_files import SpecialToken, TokenizerFiles
 from llmkit.models.upstream import lets_packed_examples_leak
 from llmkit.tasks import Head
 
-__all__ = ["MULTILINGUAL", "Facts", "find_traps", "hub_kernels", "needs_own_code"]
-
-MULTILINGUAL = frozenset({"m2m_100", "mbart", "nllb-moe", "seamless_m4t", "seamless_m4t_v2"})
-"""Model types whose tokenizer holds the language codes and whose output language is a forced first token."""
+__all__ = ["Facts", "find_traps", "hub_kernels", "needs_own_code"]
 
 _INSTRUCT = re.compile(r"(?i)(?:^|[-_./])(?:instruct|chat|it|dpo|rlhf|sft)(?:[-_./]|$)")
 
@@ -43,7 +41,7 @@ class Facts:
     method: str = ""
     """PEFT's name of the adapter's method."""
     target_codes: bool = False
-    """Marian: the vocabulary has ``>>xxx<<`` tokens."""
+    """The vocabulary has ``>>xxx<<`` tokens, as Marian's may."""
 
     @property
     def one_sequence(self) -> bool:
@@ -155,7 +153,7 @@ def _templates(facts: Facts) -> Iterator[str]:
 def _family(facts: Facts) -> Iterator[str]:
     config, model_type = facts.config, facts.config.get("model_type")
     forced = facts.generation.get("forced_bos_token_id")
-    if model_type in MULTILINGUAL and forced is None:
+    if family(model_type).forces_language and forced is None:
         yield "the output language is a forced first token, and none is set: without one it may be any language"
     if facts.generation and forced is None and config.get("forced_bos_token_id") is not None:
         yield "forced_bos_token_id is only in config.json: Transformers 5 reads it from generation_config.json"

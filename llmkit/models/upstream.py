@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from llmkit.models.tables import config_class, module_name, package
+from llmkit.models.tables import config_class, model_types, module_name, package
 
 __all__ = [
     "has_offsets",
@@ -20,6 +20,7 @@ __all__ = [
     "needs_vocabulary",
     "reads_setting",
     "tokenizer_class",
+    "type_of_gguf",
     "unused_positions",
 ]
 
@@ -67,6 +68,16 @@ def lets_packed_examples_leak(model_type: str) -> bool:
     source = _source(model_type, "modeling")
     masks = re.findall(r"create_causal_mask\(\s*(.*?)\n\s*\)", source, re.DOTALL)
     return bool(source) and not any("position_ids" in mask for mask in masks or [source])
+
+
+def type_of_gguf(architecture: str) -> str:
+    """The model type for an architecture of GGUF files, which hold the text side of a model alone.
+
+    Both are spelled from one name (qwen2moe, gpt-oss). Transformers has no table of them, only code with conditions.
+    """
+    types = {re.sub("[-_.]", "", model_type): model_type for model_type in model_types()}
+    plain = re.sub("[-_.]", "", architecture)
+    return types.get(f"{plain}text") or types.get(plain, architecture)
 
 
 # Tokenizers.

@@ -331,8 +331,8 @@ class Task:
     # Models.
     recommended: ClassVar[tuple[Recommended, ...]] = ()
     """The default first."""
-    prefixes: ClassVar[Mapping[str, str] | None] = None
-    """Where a config may say what its model saw in front of the text: what families saw whose configs do not."""
+    takes_prefix: ClassVar[bool] = False
+    """Whether models were trained with words in front of the text that name the task."""
     names_languages: ClassVar[bool] = False
     """Whether a translation model is told languages."""
     suits_translators: ClassVar[bool] = False

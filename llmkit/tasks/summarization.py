@@ -101,7 +101,7 @@ class Summarization(Task):
         ),
         QWEN.noted("follows instructions; wants a GPU"),
     )
-    prefixes = {"t5": "summarize: "}  # Raffel et al. 2020, appendix D
+    takes_prefix = True
 
     def instruct(self, row: Row) -> str:
         if self.settings.tokens:

@@ -1,7 +1,7 @@
 """Languages: what one is called, and how a model is told of two of them.
 
 Built on the tables of `langcodes`, imported when first needed. Knows nothing of texts (`llmkit.text.detection`) nor of
-models: which languages one speaks, and by which codes, is read in `llmkit.models.languages`.
+models: which languages one speaks, and by which codes, is read in `llmkit.models.families`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from llmkit.engines.transformers import decoding, outputs
 from llmkit.errors import ContextOverflowError, InputError, UsageError
 from llmkit.heads.base import encode_text
 from llmkit.heads.seq2seq import Seq2SeqHead
-from llmkit.models.languages import language_map
+from llmkit.models.families import family as known
 from llmkit.tasks import Chat, Text
 from llmkit.text.languages import Route, find_language
 from tests import tiny
@@ -281,7 +281,7 @@ def test_two_threads_keep_their_languages(checkpoint: Checkpoint) -> None:
 
 
 def find_route(loaded: Any, source: str) -> Route:
-    languages = language_map("m2m_100", "nllb", {}, loaded.tokenizer)
+    languages = known("m2m_100").languages("nllb", {}, loaded.tokenizer)
     assert languages is not None
     return languages.route(find_language(source), find_language("fr"))
 

@@ -14,7 +14,8 @@ from transformers.models.mbart50 import tokenization_mbart50 as mbart50
 from transformers.models.nllb import tokenization_nllb as nllb
 
 from llmkit.errors import UsageError
-from llmkit.models.languages import _Languages, language_map
+from llmkit.models.families import family as known
+from llmkit.models.language_map import ModelLanguages
 from llmkit.text.languages import Language, Route, find_language
 
 # The targets in the vocabulary of google/madlad400-3b-mt.
@@ -112,7 +113,9 @@ class MBart(Vocabulary):
 
 
 class MBart50(MBart):
-    """Told from the other by its name."""
+    """Told from the other by where it puts the code."""
+
+    prefix_tokens = (0,)
 
 
 class M2M100(MBart):
@@ -136,10 +139,10 @@ FAMILIES: dict[str, tuple[str, Vocabulary, list[str]]] = {
 
 
 @cache
-def languages_of(family: str) -> _Languages:
+def languages_of(family: str) -> ModelLanguages:
     model_type, tokenizer, _ = FAMILIES[family]
-    found = language_map(model_type, family, {}, tokenizer)
-    assert isinstance(found, _Languages)
+    found = known(model_type).languages(family, {}, tokenizer)
+    assert isinstance(found, ModelLanguages)
     return found
 
 
@@ -272,7 +275,7 @@ def test_nothing_is_said_where_nothing_was_chosen(family: str, name: str, caplog
 
 def test_a_code_of_the_models_own_goes_before_the_language_it_belongs_to() -> None:
     tokens: Any = Vocabulary([f">>{code}<<" for code in ("swa", "swh", "nor", "nob", "ara", "arb")])
-    languages = language_map("marian", "opus-mt-en-mul", {}, tokens)
+    languages = known("marian").languages("opus-mt-en-mul", {}, tokens)
     assert languages is not None
     for name, code in {"sw": "swa", "swh": "swh", "no": "nor", "nb": "nob", "ar": "ara", "arb": "arb"}.items():
         assert languages.route(Language("en"), find_language(name)).prefix == f">>{code}<< "

@@ -10,7 +10,9 @@ import pytest
 import transformers
 
 from llmkit.errors import UsageError
-from llmkit.models.languages import _language, apply_source, language_map
+from llmkit.models.families import family as known
+from llmkit.models.families.translators import _language
+from llmkit.models.language_map import apply_source
 from llmkit.models.tokenizer import load_tokenizer
 from llmkit.text.languages import Language, LanguageMap, Route, find_language
 from tests.tiny import train_tokenizer
@@ -68,7 +70,7 @@ def t5_with(*tokens: str) -> Any:
 
 
 def make(model_type: str, name: str, tokenizer: Any = None, **config: Any) -> LanguageMap:
-    languages = language_map(model_type, name, config, tokenizer)
+    languages = known(model_type).languages(name, config, tokenizer)
     assert languages is not None
     return languages
 
@@ -392,11 +394,11 @@ def test_madlad_is_told_the_target_by_a_token(model_type: str) -> None:
 
 @pytest.mark.parametrize("model_type", ["llama", "bart", "pegasus", "blenderbot", "mt5", "umt5", "longt5"])
 def test_other_models_are_told_nothing(model_type: str) -> None:
-    assert language_map(model_type, "any", {}, t5_with()) is None
+    assert known(model_type).languages("any", {}, t5_with()) is None
 
 
 def test_an_mbart_with_another_tokenizer_is_told_nothing(marian: Any) -> None:
-    assert language_map("mbart", "any", {}, marian) is None
+    assert known("mbart").languages("any", {}, marian) is None
 
 
 # What is refused.

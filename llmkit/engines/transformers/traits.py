@@ -5,33 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 from llmkit.heads import head_of
-from llmkit.models.languages import language_map
+from llmkit.models.families import family
 from llmkit.models.load import Loaded
 from llmkit.tasks import Task, Traits
 
 __all__ = ["own_max_new_tokens", "traits_of"]
 
-_SEPARATORS = {"blenderbot": "  ", "blenderbot-small": "  "}
-"""Upstream: ``BlenderbotTokenizer._build_conversation_input_ids`` of Transformers 4."""
-
 
 def traits_of(loaded: Loaded, task: Task) -> Traits:
     """The traits of a model for a task."""
     config, head = loaded.model.config, head_of(loaded.head)
-    model_type = loaded.resolution.model_type
+    known = family(loaded.resolution.model_type)
     chat = head.writes and bool(getattr(loaded.tokenizer, "chat_template", None))
     prefix, languages = "", None
     if head.target_apart and task.names_languages:
-        languages = language_map(model_type, loaded.source.name, config.to_dict(), loaded.tokenizer)
-    elif head.target_apart and task.prefixes is not None:
+        languages = known.languages(loaded.source.name, config.to_dict(), loaded.tokenizer)
+    elif head.target_apart and task.takes_prefix:
         params = (getattr(config, "task_specific_params", None) or {}).get(task.name) or {}
-        prefix = params.get("prefix") or getattr(config, "prefix", None) or task.prefixes.get(model_type, "")
+        prefix = params.get("prefix") or getattr(config, "prefix", None) or known.prefixes.get(task.name, "")
     return Traits(
         marks_spans=not head.writes,
         continues=head.one_sequence,
         chat=chat,
         prefix=prefix if prefix.strip() else "",
-        separator=_SEPARATORS.get(model_type),
+        separator=known.separator,
         languages=languages,
     )
 

@@ -1,0 +1,188 @@
+"""The languages that a model translates, and which of them a user means.
+
+Knows languages, their varieties and scripts, not how a model is told them (`llmkit.models.families.translators`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmkit.errors import UsageError
+from llmkit.log import log
+from llmkit.text.languages import Language, Route
+
+__all__ = ["ModelLanguages", "apply_source", "choose"]
+
+# The limit langcodes itself sets for a good match; beyond it, a speaker of one does not read the other.
+_NEAR = 25
+_RELATED = 80  # from here on langcodes knows of no relation
+
+
+@contextlib.contextmanager
+def apply_source(tokenizer: Any, code: str | None) -> Iterator[None]:
+    """Make the tokenizer mark its texts as written in the language of a `Route.source_code`; None changes nothing."""
+    if code is None:
+        yield
+        return
+    # The setter also rebuilds the template that puts the code beside the text.
+    if not isinstance(getattr(type(tokenizer), "src_lang", None), property):
+        raise UsageError(
+            f"the tokenizer's class {type(tokenizer).__name__} cannot tell the model the language of the text",
+            "set tokenizer_class in tokenizer_config.json to the class of the family, such as NllbTokenizer",
+        )
+    before, tokenizer.src_lang = tokenizer.src_lang, code
+    try:
+        yield
+    finally:
+        tokenizer.src_lang = before
+
+
+@dataclass(frozen=True)
+class ModelLanguages:
+    """The languages of one model; ``write`` puts two of them into its own terms."""
+
+    name: str
+    sources: frozenset[Language] | None
+    targets: frozenset[Language] | None
+    write: Callable[[Language | None, Language], Route]
+    asks_source: bool = False
+    """The model must be told the language of the text, and not only that of the translation."""
+    told: set[Language] = field(default_factory=set, compare=False, repr=False)
+    """The languages whose choice was looked at, so that it is said once."""
+    told_regions: set[Language] = field(default_factory=set, compare=False, repr=False)
+
+    def route(self, source: Language | None, target: Language | None) -> Route:
+        """See `LanguageMap.route`."""
+        if target is None:
+            target = self._only(self.targets)
+        if target is None:
+            known = f"(targets: {_list(self.targets)})" if self.targets else "(such as --to fr)"
+            raise UsageError("the language to translate into is missing", f"name the target language with --to {known}")
+        source = source or self._only(self.sources)
+        if source is None and self.asks_source:
+            raise UsageError(f"{self.name} needs the language of the text", "name it with --from")
+        known_source = source and self._known(source, self.sources, "from")
+        known_target = self._known(target, self.targets, "to")
+        if source is not None and (source == target or known_source == known_target):
+            same = source.name if source == target else f"{source} and {target}, which are one language to {self.name},"
+            raise UsageError(
+                f"the text and its translation would both be in {same}", "name another language with --to or --from"
+            )
+        return self.write(known_source, known_target)
+
+    @staticmethod
+    def _only(languages: frozenset[Language] | None) -> Language | None:
+        return next(iter(languages)) if languages is not None and len(languages) == 1 else None
+
+    def _known(self, wanted: Language, known: frozenset[Language] | None, side: str) -> Language:
+        """The model's language that is meant."""
+        if known is None:
+            return wanted
+        found = choose(wanted, known, exact=side == "to")
+        if found is not None:
+            self._tell(wanted, found, known)
+            if side == "to":
+                self._tell_region(wanted, found)
+            return found
+        near = _nearest(wanted, known)
+        what, option = ("into", "--to") if side == "to" else ("from", "--from")
+        hint = f"nearest it knows: {', '.join(map(str, near))}" if near else f"it knows {_list(known)}"
+        raise UsageError(
+            f"{self.name} does not translate {what} {wanted}",
+            f"{hint}; name one with {option}, or choose another model",
+        )
+
+    def _tell_region(self, wanted: Language, found: Language) -> None:
+        if wanted.region is not None and found.region is None and wanted not in self.told_regions:
+            self.told_regions.add(wanted)
+            log.info("%s is taken as %s: %s knows no regions of it", wanted, found, self.name)
+
+    def _tell(self, wanted: Language, found: Language, known: frozenset[Language]) -> None:
+        """Say once which variety a name was taken for, where the model has others that go by it as well."""
+        if wanted in self.told:
+            return
+        self.told.add(wanted)
+        others = _others(wanted, found, known)
+        if not others:
+            return
+        named = [f"{other.tag} for {other.name}" for other in others[:3]]
+        more = f" ({len(others) - 3} more)" if len(others) > 3 else ""
+        taken = found.name_with_script if any(other.alpha2 == found.alpha2 for other in others) else found.name
+        log.info("%s is taken as %s (%s); name %s%s", wanted.asked_name, taken, found.tag, " or ".join(named), more)
+
+
+def _others(wanted: Language, found: Language, known: Iterable[Language]) -> list[Language]:
+    """What else of the known languages goes by the name that was asked for: other scripts, regions and varieties."""
+    from langcodes.data_dicts import MACROLANGUAGES
+
+    base, *more = wanted.asked.split("-")
+    if not base or more:  # it was not a name or a plain code
+        return []
+    others = []
+    for language in known:
+        if language.alpha2 == found.alpha2:
+            # Mandarin does not say its script; Iranian Persian does say that it is not Dari.
+            other = language.script != found.script or base == found.alpha2
+        else:
+            # By name as well: to ISO 639, Indonesian is a Malay and Latgalian a Latvian.
+            other = MACROLANGUAGES.get(language.alpha2) == base and wanted.asked_name in language.name
+        if other and language != found:
+            others.append(language)
+    return sorted(others, key=lambda language: (len(language.tag), language.tag))
+
+
+def choose(wanted: Language, known: Iterable[Language], *, exact: bool) -> Language | None:
+    """The one of the known languages that is meant by the wanted one.
+
+    Args:
+        wanted: what is asked for. Its region counts only where there is a choice.
+        known: what there is.
+        exact: the answer is what will be written, so it is not enough that it is much the same to a reader.
+    """
+    known = sorted(known, key=lambda language: (len(language.tag), language.tag))
+    if (asked := Language(wanted.asked)) in known:  # the model's own name for just this: no beside nb
+        return asked
+    if wanted in known:
+        return wanted
+    same = [language for language in known if language.alpha2 == wanted.alpha2]
+    written = [language for language in same if language.script == wanted.script]
+    if written:
+        return written[0]
+    # A plain tag means the usual script, or the only one there is (sat is there as sat-Beng).
+    if same and (wanted.without_region.tag == wanted.alpha2 or not exact):
+        return same[0]
+    members = [language for language in known if _whole(language) == wanted.alpha2 and language.script == wanted.script]
+    if len(members) == 1:
+        return members[0]
+    if not exact:
+        wholes = (language for language in known if language.alpha2 == _whole(wanted))
+        return next((language for language in wholes if _distance(wanted, language) <= _NEAR), None)
+    return None
+
+
+def _whole(language: Language) -> str | None:
+    """The macrolanguage of a variety that has no two-letter code of its own, as Pashto is that of Southern Pashto."""
+    from langcodes.data_dicts import MACROLANGUAGES
+
+    return MACROLANGUAGES.get(language.alpha2) if len(language.alpha2) == 3 else None
+
+
+def _nearest(wanted: Language, known: Iterable[Language]) -> list[Language]:
+    scored = sorted((_distance(wanted, language), language.tag, language) for language in known)
+    near = [language for distance, _, language in scored if distance < _RELATED]
+    return near[:3]
+
+
+def _distance(wanted: Language, known: Language) -> int:
+    import langcodes
+
+    # With their scripts, since langcodes takes what it knows little of for Latin.
+    return langcodes.tag_distance(f"{wanted.alpha2}-{wanted.script}", f"{known.alpha2}-{known.script}")
+
+
+def _list(languages: Iterable[Language]) -> str:
+    tags = sorted(language.tag for language in languages)
+    return ", ".join(tags) if len(tags) <= 12 else f"{', '.join(tags[:10])} and {len(tags) - 10} more"

@@ -15,6 +15,7 @@ from llmkit.errors import UsageError
 if TYPE_CHECKING:
     from llmkit.config.recipe import Recipe, SourceSection
     from llmkit.training.check import Histogram, PartReport, Piece, Report
+    from llmkit.training.encoding import Encoder
 
 __all__ = ["data", "data_check"]
 
@@ -81,7 +82,7 @@ def data_check(
         found = {"task": recipe.task, "proposal": proposal, "notes": list(notes), **report.to_dict()}
         typer.echo(json.dumps(found, ensure_ascii=False, default=str))
         return
-    for line in _page(recipe, proposal, notes, report, encoder.max_length):
+    for line in _page(recipe, proposal, notes, report, encoder):
         typer.echo(line)
 
 
@@ -172,7 +173,7 @@ def _short(source: SourceSection) -> Any:
 
 
 def _page(
-    recipe: Recipe, proposal: dict[str, Any], notes: tuple[str, ...], report: Report, limit: int | None
+    recipe: Recipe, proposal: dict[str, Any], notes: tuple[str, ...], report: Report, encoder: Encoder
 ) -> Iterator[str]:
     import yaml
 
@@ -181,20 +182,20 @@ def _page(
     for name, part in (("train", report.train), ("validation", report.validation)):
         if part is not None:
             yield ""
-            yield from _part(name, part, limit, recipe)
+            yield from _part(name, part, recipe, encoder)
     if report.validation is not None:
         yield ""
         yield f"overlap: {report.overlap:,} validation rows have an input that is trained on"
 
 
-def _part(name: str, part: PartReport, limit: int | None, recipe: Recipe) -> Iterator[str]:
+def _part(name: str, part: PartReport, recipe: Recipe, encoder: Encoder) -> Iterator[str]:
     from llmkit.training.ledger import Ledger, describe
 
     yield from describe(Ledger(**part.ledger), name)
     if not part.ledger["examples"]:
         yield f"{name}: no example is left"
     share = part.ledger["target_tokens"] / max(1, part.ledger["tokens"])
-    if part.ledger["target_tokens"] and recipe.task != "question-answering":
+    if part.ledger["target_tokens"] and not encoder.traits.marks_spans:
         yield f"{name}: {part.ledger['target_tokens']:,} tokens carry loss ({share:.1%})"
     yield f"{name}: {part.duplicate_rows:,} duplicates, {part.conflicting_rows:,} inputs again with another answer"
     for status, what, key in _PROBLEMS:
@@ -202,7 +203,7 @@ def _part(name: str, part: PartReport, limit: int | None, recipe: Recipe) -> Ite
         yield from (f"  {what}: {line}" for line in lines)
         if lines and getattr(recipe.data, key) in (None, "error"):
             yield f"  training would stop at the first of these; data.{key} says what else to do"
-    yield from _histogram(part.lengths, limit)
+    yield from _histogram(part.lengths, encoder.max_length)
     for sample in part.samples:
         yield ""
         yield f"{sample.where} ({sample.tokens} tokens)"

@@ -37,7 +37,7 @@ def inspect(
     from llmkit.models.locate import locate
     from llmkit.models.reach import is_offline
 
-    source = locate(LoadSettings(model=model, revision=revision, base=base), "text-generation", weights=False)
+    source = locate(LoadSettings(model=model, revision=revision, base=base), weights=False)
     on_hub = source.commit and not source.adapter and not source.gguf_file and not is_offline()
     counts = hub_parameter_counts(model, revision) if on_hub else None
     report = inspect_source(source, exact=exact, hub_counts=counts)

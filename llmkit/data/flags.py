@@ -85,7 +85,7 @@ def _to_learn(texts: Mapping[str, Any], better: str | None, worse: str, task: Ta
     return f"{{text: {better}}}" + ("" if "text" in task.aliases else ", with the task text-generation")
 
 
-def refuse_flagged(others: Mapping[str, Any], learned: Mapping[str, Any]) -> None:
+def refuse_flagged(others: Mapping[str, Any], learned: Mapping[str, Any], task: Task) -> None:
     """`InputError` for a row that is flagged as bad, or as not to be learned.
 
     Args:
@@ -94,7 +94,7 @@ def refuse_flagged(others: Mapping[str, Any], learned: Mapping[str, Any]) -> Non
     """
     if mask := next((name for name in _MASKS if "messages" in learned and isinstance(others.get(name), list)), None):
         raise InputError(f"has a list that says which turns are learned ({mask})", "write weight: 0 or 1 in each turn")
-    for name in _flags(learned):
+    for name in _flags(learned, task):
         text = str(others.get(name)).strip().lower()
         # 0 is also the first of many classes, but not beside a completion.
         number = name in _LEARN or "completion" in learned
@@ -105,11 +105,11 @@ def refuse_flagged(others: Mapping[str, Any], learned: Mapping[str, Any]) -> Non
             )
 
 
-def obeyed_flags(others: Mapping[str, Any], learned: Mapping[str, Any]) -> Iterator[str]:
+def obeyed_flags(others: Mapping[str, Any], learned: Mapping[str, Any], task: Task) -> Iterator[str]:
     """The flags of a row that let it be learned."""
-    yield from (name for name in _flags(learned) if str(others.get(name)).strip().lower() in _YES)
+    yield from (name for name in _flags(learned, task) if str(others.get(name)).strip().lower() in _YES)
 
 
-def _flags(learned: Mapping[str, Any]) -> tuple[str, ...]:
+def _flags(learned: Mapping[str, Any], task: Task) -> tuple[str, ...]:
     """Those that say something of a row; the label of plain text is its class."""
-    return _LEARN if "text" in learned else (*_LEARN, *_GOOD)
+    return _LEARN if task.is_plain(learned) else (*_LEARN, *_GOOD)

@@ -134,7 +134,7 @@ def evaluate(
     """
     task, member = pipeline.task, member or Member()
     given = _json_lines(rows)
-    plain = ["text" in row for row in given]
+    plain = [task.is_plain(row) for row in given]
     if any(plain) and metrics:
         raise UsageError("plain text has no answers that a metric could judge", "leave --metric out")
     if any(plain):

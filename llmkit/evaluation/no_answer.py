@@ -14,7 +14,6 @@ from typing import Any
 from llmkit.config.settings import GenerationSettings
 from llmkit.inference.pipeline import Pipeline
 from llmkit.metrics.answers import Threshold, best_threshold, f1
-from llmkit.tasks import QuestionAnswering
 
 __all__ = ["fit_no_answer_threshold"]
 
@@ -26,7 +25,6 @@ def fit_no_answer_threshold(pipeline: Pipeline, rows: Sequence[dict[str, Any]]) 
         None where all rows have an answer, or none has: nothing could be learned from them.
     """
     task = pipeline.task
-    assert isinstance(task, QuestionAnswering)
     references = [task.references(row) for row in rows]
     if all(references) or not any(references):
         return None

@@ -19,7 +19,7 @@ from llmkit.inference.streaming import Shown
 from llmkit.log import log
 from llmkit.models.disk import write_whole
 from llmkit.tasks import Message
-from llmkit.tasks.dialogue import Dialogue, shortened, to_messages
+from llmkit.tasks.dialogue import shortened, to_messages
 from llmkit.tasks.output import Output, Usage
 
 __all__ = ["Conversation"]
@@ -39,7 +39,7 @@ class Conversation:
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
-        if not isinstance(pipeline.task, Dialogue):
+        if not pipeline.task.converses:
             raise UsageError(f"a conversation is dialogue, not {pipeline.task.name}", 'use llmkit.load("dialogue", …)')
         if pipeline.settings.num_return_sequences > 1:
             raise UsageError("a conversation goes on with one reply", "leave num_return_sequences out")

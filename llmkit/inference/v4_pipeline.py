@@ -193,7 +193,7 @@ def _tokenizer(tokenizer: Any, loading: dict[str, Any]) -> Any:
     if not isinstance(name, str | Path):
         return tokenizer
     settings = _settings(str(name), loading)
-    folder = locate(settings, "text-generation", weights=False).folder
+    folder = locate(settings, weights=False).folder
     return load_tokenizer(folder, trust_remote_code=settings.trust_remote_code, **kwargs)
 
 
@@ -203,5 +203,5 @@ def _config(config: Any, loading: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
     settings = _settings(str(config), loading)
-    folder = locate(settings, "text-generation", weights=False).folder
+    folder = locate(settings, weights=False).folder
     return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=settings.trust_remote_code)

@@ -33,7 +33,7 @@ _NAME_IT = "name the base model with --base (base= in Python)"
 
 def locate(
     settings: LoadSettings,
-    task: str,
+    task: str = "",
     *,
     weights: bool = True,
     fallback: bool = True,
@@ -73,6 +73,9 @@ def locate_tokenizer(settings: LoadSettings, task: str) -> Source:
 def _default(
     settings: LoadSettings, task: str, candidates: Sequence[str], *, weights: bool, fallback: bool, text: str
 ) -> Source:
+    if Path(candidates[0]).is_absolute():
+        log.info("model: %s (the default for %s)", candidates[0], task)
+        return _named(candidates[0], settings, weights=weights)
     cached = next((name for name in candidates if is_cached(name)), None)
     if not is_offline() and hub_reachable():
         # One candidate is simply fetched; of several, the last is the one that always exists.

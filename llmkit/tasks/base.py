@@ -490,6 +490,21 @@ class Task:
             target = self.joint(prompt.text + prompt.prefill, target) + target
         return (Example(prompt, target),)
 
+    def is_plain(self, row: Row) -> bool:
+        """Whether a row of training data is text that is learned whole, with nothing given before it."""
+        return False
+
+    def validate_learned(self, row: Row, *, all_of_it: bool) -> None:
+        """Raise `InputError` for a row of training data that inference would refuse, or that is not to be learned.
+
+        ``all_of_it``: what is given is learned too.
+        """
+        self.validate(row)
+
+    def shortened(self, row: Row, fits: Callable[[Row], bool]) -> Row | None:
+        """A row without as much as it takes to fit; None where one side of the text is cut."""
+        return None
+
     def parts(self, row: Row, room: int, count: Callable[[str], int]) -> list[Row]:
         """What is learned of a row that is too long, in parts of at most ``room`` tokens; empty: no part has an answer.
 

@@ -146,6 +146,15 @@ class Dialogue(Task):
         if not messages[-1].content.strip():
             raise InputError("the message is empty", "give llmkit chat some text")
 
+    def validate_learned(self, row: Row, *, all_of_it: bool) -> None:
+        if all_of_it and not all(message.learned for message in to_messages(row["messages"])):
+            raise InputError("a reply is not to be learned (weight: 0), and data.loss_on: all would teach it")
+
+    def shortened(self, row: Row, fits: Callable[[Row], bool]) -> Row | None:
+        """Without the oldest messages."""
+        kept = shortened(to_messages(row["messages"]), lambda some: fits({**row, "messages": some}))
+        return {**row, "messages": kept}
+
     def validate_example(self, row: Row, number: int) -> None:
         messages = to_messages(row.get("messages", ()))
         if len(messages) < 2 or messages[-1].role != "assistant" or messages[0].role != "user":

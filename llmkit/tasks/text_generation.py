@@ -41,9 +41,16 @@ class TextGeneration(Task):
     suits_translators = True
     reports_perplexity = True
 
+    def is_plain(self, row: Row) -> bool:
+        return "text" in row
+
+    def validate_learned(self, row: Row, *, all_of_it: bool) -> None:
+        if not self.is_plain(row):
+            self.validate(row)
+
     def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
         """A row with a ``text`` is learned whole, as in pretraining; others have a prompt and its completion."""
-        if "text" in row:
+        if self.is_plain(row):
             return (Example(None, str(row["text"])),) if str(row["text"]).strip() else ()
         completion = self.reference(row)
         # As it is, without a space in front: a completion goes on in the middle of a word if it is to.

@@ -110,7 +110,7 @@ def _keys(part: Part, task: Task) -> Iterator[tuple[str, str]]:
     for text in part.rows.table.select(mine)["row"]:
         if text:
             row = json.loads(text)
-            yield digest([row.get(name) for name in task.columns] if "text" not in row else row), digest(row)
+            yield digest([row.get(name) for name in task.columns] if not task.is_plain(row) else row), digest(row)
 
 
 def _histogram(lengths: Sequence[int]) -> Histogram:

@@ -14,13 +14,12 @@ from llmkit.config.recipe import DataSection, Recipe
 from llmkit.config.settings import TruncationSide
 from llmkit.engines.row_faults import attempt
 from llmkit.engines.transformers.traits import traits_of
-from llmkit.errors import InputError, LlmkitError, UsageError
+from llmkit.errors import LlmkitError, UsageError
 from llmkit.heads import head_of
 from llmkit.heads.base import IGNORED, Features, cut_to_fit, encode_text, refuse_unknown_ids
 from llmkit.heads.chat_template import check_template
 from llmkit.models.load import Loaded
 from llmkit.tasks import Row, Task, Traits, Wording
-from llmkit.tasks.dialogue import shortened, to_messages
 
 __all__ = ["Encoder", "Outcome", "make_encoder"]
 
@@ -75,7 +74,7 @@ class Encoder:
 
     def encode(self, row: Row) -> Outcome:
         """The features of a row, or why it has none."""
-        if (refused := attempt(lambda: self._validate(row))) is not None:
+        if (refused := attempt(lambda: self.task.validate_learned(row, all_of_it=self.loss_on_all))) is not None:
             return Outcome("bad", message=refused.problem)
         outcome = attempt(lambda: self._outcome(row))
         return Outcome("bad", message=str(outcome)) if isinstance(outcome, LlmkitError) else outcome
@@ -91,14 +90,6 @@ class Encoder:
             return Outcome("ok", tuple(features), longest)
         return self._shorten(row, features, longest)
 
-    def _validate(self, row: Row) -> None:
-        """Refuse what inference would refuse, and what ``loss_on`` would teach against the row's own flags."""
-        if "messages" in row:
-            if self.loss_on_all and not all(message.learned for message in to_messages(row["messages"])):
-                raise InputError("a reply is not to be learned (weight: 0), and data.loss_on: all would teach it")
-        elif "text" not in row:
-            self.task.validate(row)
-
     def _features(self, row: Row) -> list[Features]:
         examples = self.task.examples(row, self.traits, self.wording)
         return head_of(self.loaded.head).features(self.loaded, examples, loss_on_all=self.loss_on_all)
@@ -112,8 +103,9 @@ class Encoder:
         return self.max_target_length is None or len(features.decoder_input_ids) <= self.max_target_length
 
     def _shorten(self, row: Row, features: list[Features], longest: int) -> Outcome:
-        policy = self.policy or ("chunk" if "text" in row else "error")
-        if policy == "chunk" and "text" in row:
+        plain = self.task.is_plain(row)
+        policy = self.policy or ("chunk" if plain else "error")
+        if policy == "chunk" and plain:
             blocks = tuple(self._blocks(features))
             return Outcome("chunked", blocks, longest)
         if policy == "chunk":
@@ -147,13 +139,14 @@ class Encoder:
         return len(encode_text(self.loaded.tokenizer, text, special=False))
 
     def _truncate(self, row: Row, features: list[Features], longest: int) -> Outcome:
-        if "text" in row:
+        if self.task.is_plain(row):
             assert self.max_length is not None
             (whole,) = features
             part = slice(-self.max_length, None) if self.truncation_side == "left" else slice(self.max_length)
-            kept = Features(whole.input_ids[part], whole.labels[part])
-            return Outcome("truncated", (kept,), longest, longest - self.max_length)
-        features = self._shorten_dialogue(row) if "messages" in row else self._shorten_text(row)
+            rest = Features(whole.input_ids[part], whole.labels[part])
+            return Outcome("truncated", (rest,), longest, longest - self.max_length)
+        kept = self.task.shortened(row, lambda some: all(map(self._fits, self._features(some))))
+        features = self._shorten_text(row) if kept is None else self._features(kept)
         features = [self._cut_answer(each) for each in features if self._has_label(each)]
         if not features or not all(map(self._fits, features)):
             return Outcome("too_long", tokens=longest)
@@ -173,13 +166,6 @@ class Encoder:
         if rest is None or not self.task.teaches({**row, column: rest}, text):
             return []
         return self._features({**row, column: rest})
-
-    def _shorten_dialogue(self, row: Row) -> list[Features]:
-        """Leave out the oldest messages, as at inference."""
-        kept = shortened(
-            to_messages(row["messages"]), lambda some: all(map(self._fits, self._features({**row, "messages": some})))
-        )
-        return self._features({**row, "messages": kept})
 
     def _cut_answer(self, features: Features) -> Features:
         """Cut the end of an answer, but for the token that ends it: else a model would not learn to stop."""

@@ -24,6 +24,8 @@ from llmkit.models.disk import disk_errors
 from llmkit.models.load import load_model
 from llmkit.models.quiet import quiet_transformers
 from llmkit.models.source import read_json
+from llmkit.models.tables import HEADS
+from llmkit.tasks import TASKS, Head
 
 if TYPE_CHECKING:
     import torch
@@ -149,8 +151,14 @@ def _task_of(adapter: str) -> str:
     for name, key in ((CONTRACT_FILE, "task"), ("adapter_config.json", "task_type")):
         path = Path(adapter) / name
         if path.is_file() and isinstance(found := read_json(path).get(key), str):
-            return found if key == "task" else "question-answering" if found == "QUESTION_ANS" else "text-generation"
-    return "text-generation"
+            return found if key == "task" else _first_task(found)
+    return _first_task("")
+
+
+def _first_task(task_type: str) -> str:
+    """A task of the head that PEFT calls so; of the causal one if there is none."""
+    head = next((head for head, facts in HEADS.items() if facts.task_type == task_type), Head.CAUSAL)
+    return next(name for name, task in TASKS.items() if head in task.heads)
 
 
 def _stored_dtype(folder: Path) -> str:

@@ -159,7 +159,7 @@ def expected_rows(part: Part, task: Task, metric: str) -> list[tuple[dict[str, A
     """
     found = []
     for row in part.used_rows():
-        if "text" in row:
+        if task.is_plain(row):
             raise InputError(
                 f"train.metric_for_best_model: {metric} compares answers, and the validation rows are plain text",
                 "use eval_loss, or rows with an input and an answer",

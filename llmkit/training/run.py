@@ -399,7 +399,7 @@ def _no_answer_threshold(run: _Run) -> Threshold | None:
     """The best on the validation rows, where the model marks answers, some rows have none, and the recipe is silent."""
     recipe, trainer, task = run.recipe, run.trainer, open_task(run.recipe)
     part = run.parts.get("validation")
-    if part is None or trainer.head.writes or recipe.settings.no_answer_threshold is not None:
+    if part is None or trainer.head.writes or getattr(recipe.settings, "no_answer_threshold", 0) is not None:
         return None
     rows = _expected(part, task)
     if trainer.sharded:

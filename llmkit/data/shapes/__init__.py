@@ -55,8 +55,8 @@ def mapped_rows(source: SourceSection, task: Task) -> Iterator[Record]:
             for suffix, row in shape.convert(record.row, source, task):
                 used = shape.used(record.row, source, task)
                 others = {name: value for name, value in record.row.items() if name not in used}
-                refuse_flagged(others, row)
-                unused = _unused(record.row, {*used, *obeyed_flags(others, row)})
+                refuse_flagged(others, row, task)
+                unused = _unused(record.row, {*used, *obeyed_flags(others, row, task)})
                 yield Record(record.where + suffix, row, unused=tuple(unused))
         except InputError as error:
             yield Record(record.where, None, InputError(f"{record.where} {error.problem}", error.fix))

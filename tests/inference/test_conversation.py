@@ -14,6 +14,7 @@ from llmkit.errors import ContextOverflowError, InputError, UsageError
 from llmkit.tasks import Message
 from llmkit.tasks.dialogue import shortened
 from tests.conftest import Checkpoint
+from tests.fakes import fake
 
 GREEDY: dict[str, Any] = {"dtype": "float32", "device": "cpu", "max_new_tokens": 6}
 
@@ -77,13 +78,18 @@ def test_models_whose_memory_cannot_be_cut_back_read_everything(checkpoint: Chec
         assert conversation.send(line).usage.cached_tokens == 0
 
 
-def test_history_is_cut_by_whole_messages_and_said(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
-    conversation = start(checkpoint("llama", chat=True), max_new_tokens=8)
+def pretend(*said: str, **options: Any) -> llmkit.Conversation:
+    """A conversation without a model."""
+    return llmkit.Conversation(fake("dialogue", *said, **options)[0])
+
+
+def test_history_is_cut_by_whole_messages_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    conversation = pretend("I am the lazy dog.", context=40, max_new_tokens=8)
     conversation.system = "Be the quick fox."
     before = 0
     for turn in range(12):
         output = conversation.send(f"The quick brown fox {turn}")
-        assert output.usage.prompt_tokens <= 120
+        assert output.usage.prompt_tokens <= 32
         assert conversation.forgotten % 2 == 0
         if conversation.forgotten > before:
             assert f"the oldest {conversation.forgotten - before} messages" in caplog.text
@@ -92,8 +98,8 @@ def test_history_is_cut_by_whole_messages_and_said(checkpoint: Checkpoint, caplo
     assert len(conversation.messages) == 24, "what the model no longer sees is still there"
 
 
-def test_one_message_that_does_not_fit_changes_nothing(checkpoint: Checkpoint) -> None:
-    conversation = start(checkpoint("llama", chat=True))
+def test_one_message_that_does_not_fit_changes_nothing() -> None:
+    conversation = pretend(context=128, max_new_tokens=6)
     conversation.send("The fox")
     before = list(conversation.messages)
     with pytest.raises(ContextOverflowError, match="the input has"):
@@ -112,14 +118,15 @@ def test_shortened_keeps_system_and_the_last_message() -> None:
     assert [message.content for message in shortened(messages, lambda some: False)] == ["s", "4"]
 
 
-def test_a_history_that_does_not_fit_in_one_call(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_history_that_does_not_fit_in_one_call(caplog: pytest.LogCaptureFixture) -> None:
     turns = [{"role": "assistant" if n % 2 else "user", "content": f"The quick brown fox {n}"} for n in range(31)]
-    folder = str(checkpoint("llama", chat=True))
-    output = llmkit.chat([{"role": "system", "content": "fox"}, *turns], folder, **GREEDY)
+    output = fake("dialogue", context=128, max_new_tokens=6)[0](
+        {"messages": [{"role": "system", "content": "fox"}, *turns]}
+    )
     assert "of 32 messages do not fit" in caplog.text
     assert output.usage.prompt_tokens <= 122
     with pytest.raises(ContextOverflowError):
-        llmkit.chat(turns, folder, on_overflow="error", **GREEDY)
+        fake("dialogue", context=128, on_overflow="error")[0]({"messages": turns})
 
 
 def test_an_interrupted_reply_is_kept_and_the_conversation_goes_on(checkpoint: Checkpoint) -> None:
@@ -160,9 +167,8 @@ def test_a_prefill_is_part_of_the_history(checkpoint: Checkpoint) -> None:
     assert conversation.send("jumps").usage.cached_tokens == known
 
 
-def test_save_and_load(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    folder = checkpoint("llama", chat=True, max_position_embeddings=2048)
-    conversation = start(folder)
+def test_save_and_load(tmp_path: Path) -> None:
+    conversation = pretend()
     conversation.system = "系统"
     conversation.send("今天天气?")
     conversation.send("fox")
@@ -170,7 +176,7 @@ def test_save_and_load(checkpoint: Checkpoint, tmp_path: Path) -> None:
     conversation.save(path)
     assert json.loads(path.read_text(encoding="utf-8"))["messages"][0] == {"role": "system", "content": "系统"}
     assert "今天" in path.read_text(encoding="utf-8")
-    other = start(folder)
+    other = pretend()
     other.load(path)
     assert (other.system, other.messages) == (conversation.system, conversation.messages)
     for text, message in (
@@ -185,8 +191,8 @@ def test_save_and_load(checkpoint: Checkpoint, tmp_path: Path) -> None:
         assert other.messages == conversation.messages
 
 
-def test_what_is_refused(checkpoint: Checkpoint) -> None:
-    conversation = start(checkpoint("llama", chat=True))
+def test_what_is_refused() -> None:
+    conversation = pretend()
     for call in (conversation.undo, conversation.retry):
         with pytest.raises(InputError, match="say something first"):
             call()
@@ -194,6 +200,6 @@ def test_what_is_refused(checkpoint: Checkpoint) -> None:
         conversation.send(" ")
     for bad in ([Message("user", "a"), Message("system", "b"), Message("user", "c")], [Message("user", None)]):  # type: ignore[arg-type]
         with pytest.raises(InputError, match="message"):
-            llmkit.chat(bad, str(checkpoint("llama", chat=True)))
+            conversation.pipeline({"messages": bad})
     with pytest.raises(UsageError, match="a conversation is dialogue"):
-        llmkit.Conversation(llmkit.load("generate", str(checkpoint("gpt2"))))
+        llmkit.Conversation(fake("generate")[0])

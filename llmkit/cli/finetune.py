@@ -14,6 +14,7 @@ import typer
 from llmkit.cli.options import Stopped, flags
 from llmkit.cli.processes import Machines, start
 from llmkit.errors import UsageError
+from llmkit.files import in_units
 from llmkit.log import log
 from llmkit.models.processes import is_member, on_cpu
 
@@ -151,5 +152,5 @@ def _figures(measured: Measured) -> str:
     rate = f"{measured.learning_rate:.2e}"
     return (
         f"loss {measured.loss:.4f}, learning rate {rate}, {measured.tokens_per_second:,.0f} tokens/s, "
-        f"{measured.memory / 1e9:.1f} GB"
+        f"{in_units(measured.memory)}"
     )

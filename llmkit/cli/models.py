@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llmkit.errors import UsageError
+from llmkit.files import in_units
 from llmkit.log import printable
 
 __all__ = ["download", "inspect", "models"]
@@ -63,7 +64,7 @@ def models(
         if name != shown:
             typer.echo(f"{'' if not shown else chr(10)}{name}")
             shown = name
-        size = f"{row.megabytes / 1000:.1f} GB" if row.megabytes >= 1000 else f"{row.megabytes} MB"
+        size = in_units(row.megabytes * 1e6)
         typer.echo(f"  {row.model:<{width}}  {row.parameters:>6}  {size:>7}  {row.licence:<15}  {row.note}")
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from llmkit.data.text import read_text_file
 from llmkit.engines.base import OnText, Request, never
 from llmkit.errors import InputError, UsageError
+from llmkit.files import write_whole
 from llmkit.inference.fitting import ModelReader
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.streaming import Shown
 from llmkit.log import log
-from llmkit.models.disk import write_whole
 from llmkit.tasks import Message
 from llmkit.tasks.dialogue import shortened, to_messages
 from llmkit.tasks.output import Output, Usage
@@ -112,7 +112,7 @@ class Conversation:
         text = json.dumps({"messages": rows}, ensure_ascii=False, indent=2) + "\n"
         path = Path(path)
         try:
-            write_whole(path, text.encode("utf-8", "replace").decode())  # half a pair of surrogates is "?"
+            write_whole(path, text, errors="replace")  # an earlier save is not lost when the disk is full
         except OSError as error:
             raise InputError(f"{path} cannot be written ({error.strerror})", "choose another file") from error
 

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from glob import escape
@@ -21,14 +21,13 @@ from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from filelock import FileLock, Timeout
-
 from llmkit.config.paths import user_path
 from llmkit.config.settings import LoadSettings, RowSettings
 from llmkit.data import rows as data_rows
 from llmkit.engines.base import Session
 from llmkit.engines.row_faults import attempt
 from llmkit.errors import LlmkitError, UsageError
+from llmkit.files import locked, whole_file
 from llmkit.inference.row_layout import Divided, Layout, answer_record, error_record, with_columns
 from llmkit.inference.run_manifest import describe_run, read_manifest, refuse_changes, write_manifest
 from llmkit.tasks.output import Output
@@ -158,7 +157,8 @@ def answer_file(
     output = Path(settings.output)
     _check_place(output)  # else the lock would make the folder
     shard = _shard(output, rank, world) if world > 1 else output
-    with _locked(output if rank == 0 else shard):
+    written = output if rank == 0 else shard
+    with locked(Path(f"{written}.lock"), f"writing {written}", "wait for it, or name another --output"):
         if rank == 0:
             describe = partial(describe_run, pipeline, settings, load, encoding=encoding, num_processes=world)
             with _writing(output):
@@ -387,10 +387,6 @@ def _manifest(output: Path) -> Path:
     return output.with_name(f"{output.name}.run.json")
 
 
-def _joining(output: Path) -> Path:
-    return output.with_name(f"{output.name}.joining")
-
-
 def _shard(output: Path, rank: int, world: int) -> Path:
     return output.with_name(f"{output.name}.shard-{rank}-of-{world}")
 
@@ -406,7 +402,6 @@ def _prepare(
     """See that the run may go on, or make place for a new one and say what it is."""
     check_output(settings)  # again: what was free before the model was loaded need not be now
     manifest = _manifest(output)
-    _joining(output).unlink(missing_ok=True)
     if settings.resume and manifest.exists():
         before = read_manifest(manifest)
         now = describe(max_batch_tokens=settings.max_batch_tokens or before["max_batch_tokens"])
@@ -422,8 +417,7 @@ def _prepare(
 def _join(output: Path, world: int, window: int) -> None:
     """Put the windows of all processes in the order of the rows, in one step; then their shards can go."""
     shards = [_shard(output, rank, world) for rank in range(world)]
-    _joining(output).unlink(missing_ok=True)
-    with _joining(output).open("xb") as joined:  # a link of that name is not followed
+    with whole_file(output) as joined:
         files = [path.open("rb") for path in shards]
         try:
             for number in count():
@@ -438,27 +432,8 @@ def _join(output: Path, world: int, window: int) -> None:
         finally:
             for file in files:
                 file.close()
-        joined.flush()
-        os.fsync(joined.fileno())
-    _joining(output).replace(output)
     for path in shards:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Nobody else writes the file. The lock ends with the process, however that ends."""
-    lock = FileLock(f"{path}.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise UsageError(f"another run is writing {path}", "wait for it, or name another --output") from None
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # Windows removes no file that is open; filelock sees one that was removed elsewhere
-            Path(f"{path}.lock").unlink()
-        lock.release()
 
 
 @contextmanager

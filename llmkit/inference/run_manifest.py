@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import LoadSettings, RowSettings
 from llmkit.errors import InputError, UsageError
-from llmkit.models.disk import file_hash, write_whole
+from llmkit.files import file_hash, write_whole
 from llmkit.models.source import Source
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import CheckpointError, NotEnoughMemoryError
+from llmkit.files import in_units
 from llmkit.log import log
 from llmkit.models.families import FAMILIES
 from llmkit.models.repo_files import part_names
@@ -253,7 +254,7 @@ def joined_gguf(path: Path) -> Iterator[Path]:
     size, target = sum(part.stat().st_size for part in parts), Path(tempfile.gettempdir())
     if size > shutil.disk_usage(target).free:
         raise NotEnoughMemoryError(
-            f"the {len(parts)} parts of {path.name} are joined in {target}, which lacks room for {size / 1e9:.1f} GB",
+            f"the {len(parts)} parts of {path.name} are joined in {target}, which lacks room for {in_units(size)}",
             "set TMPDIR to a folder with more, or join them yourself: llama-gguf-split --merge FIRST_PART NEW_FILE",
         )
     log.warning(

@@ -25,8 +25,8 @@ from llmkit.errors import (
     ModelNotFoundError,
     NotEnoughMemoryError,
 )
+from llmkit.files import in_units, write_whole
 from llmkit.log import log
-from llmkit.models.disk import write_whole
 from llmkit.models.reach import UnreachableError, ask, forget_unreachable, hub_address, hub_name, is_offline, reason
 from llmkit.models.repo_files import Wanted, choose, weights_of
 from llmkit.models.source import read_json
@@ -171,17 +171,11 @@ def _check_space(wanted: Wanted, missing: list[RepoSibling]) -> None:
     free = shutil.disk_usage(place).free
     if size > free:
         raise NotEnoughMemoryError(
-            f"{wanted.repo_id} needs {_size(size)} on the disk and {place} has {_size(free)} free",
+            f"{wanted.repo_id} needs {in_units(size)} on the disk and {place} has {in_units(free)} free",
             "free some space, or set HF_HOME to a folder on a larger disk",
         )
     if size:
-        log.warning("downloading %s (%s) to %s", wanted.repo_id, _size(size), repo.parent)
-
-
-def _size(count: int) -> str:
-    if count >= 1_000_000_000:
-        return f"{count / 1e9:.1f} GB"
-    return f"{count / 1e6:.0f} MB" if count >= 1_000_000 else f"{count / 1e3:.0f} kB"
+        log.warning("downloading %s (%s) to %s", wanted.repo_id, in_units(size), repo.parent)
 
 
 def _download(wanted: Wanted, commit: str, names: list[str]) -> None:

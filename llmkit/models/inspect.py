@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import CheckpointError, TaskMismatchError
+from llmkit.files import in_units
 from llmkit.models.adapter_files import brings_head, check_adapter, check_base, embedding_rows, weights_file
 from llmkit.models.card import card_metadata
 from llmkit.models.checkpoint import (
@@ -376,15 +377,7 @@ def render(report: ModelReport) -> str:
 
 
 def _short(number: int) -> str:
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size * 0.9995:
-            value = number / size
-            return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:.3g} {unit}"
-    return str(number)
-
-
-def _bytes_text(number: int) -> str:
-    return f"{number / 1e9:.2f} GB" if number >= 5e6 else f"{number / 1e6:.2f} MB"
+    return in_units(number, ("", "k", "M", "B", "T"))
 
 
 def _parameters_text(report: ModelReport) -> str:
@@ -398,7 +391,7 @@ def _parameters_text(report: ModelReport) -> str:
 
 
 def _memory_text(memory: Mapping[str, int | None]) -> str:
-    known = [f"{dtype} {_bytes_text(size)}" for dtype, size in memory.items() if size is not None]
+    known = [f"{dtype} {in_units(size)}" for dtype, size in memory.items() if size is not None]
     return f"{', '.join(known)} (weights only)" if known else "unknown"
 
 

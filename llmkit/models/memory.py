@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from llmkit.errors import NotEnoughMemoryError
+from llmkit.files import in_units
 
 __all__ = ["available_memory", "check_fits", "is_out_of_memory", "peak_memory"]
 
@@ -62,7 +63,7 @@ def check_fits(needed: int, device: str, name: str) -> None:
     available = available_memory(device)
     if needed > available:
         raise NotEnoughMemoryError(
-            f"{name} needs {needed / 1e9:.1f} GB for its weights and {device} has {available / 1e9:.1f} GB free",
+            f"{name} needs {in_units(needed)} for its weights and {device} has {in_units(available)} free",
             "choose a smaller model (llmkit models), a smaller --dtype, or --quantize 4bit",
         )
 

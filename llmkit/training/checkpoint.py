@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,13 +15,12 @@ from pickle import UnpicklingError
 from typing import Any
 
 from llmkit.errors import CheckpointError
+from llmkit.files import damaged_file, remove_whole, whole_folder, write_hashes
 from llmkit.log import log
-from llmkit.models.disk import damaged_file, write_hashes
 from llmkit.models.source import read_json
 from llmkit.training.sharding import load_optimizer_state, load_parameter
 
 __all__ = [
-    "BUILDING",
     "Progress",
     "Unlogged",
     "checkpoints",
@@ -120,31 +118,15 @@ def save_checkpoint(
     from safetensors.torch import save_file
 
     final = folder / f"checkpoint-{progress.step}"
-    building = folder / f"{BUILDING}{progress.step}"
     state = {"optimizer": optimizer, "scheduler": scheduler.state_dict(), "random": list(random_states)}
     tensors = {name: each.detach().contiguous() for name, each in trained.items()}
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
+    with whole_folder(final) as building:
         save_file(tensors, building / "trained.safetensors")
         with (building / "state.pt").open("wb") as file:  # given a path, torch does not say why it cannot write
             torch.save(state, file)
         (building / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
         write_hashes(building)
-        if final.exists():
-            _remove(final)
-        building.rename(final)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return final
-
-
-def _remove(checkpoint: Path) -> None:
-    """Under its name there is all of it or nothing."""
-    away = checkpoint.with_name(f"{BUILDING}{checkpoint.name}")
-    shutil.rmtree(away, ignore_errors=True)
-    checkpoint.rename(away)
-    shutil.rmtree(away)
 
 
 def load_checkpoint(
@@ -196,7 +178,7 @@ def prune(folder: Path, limit: int | None, keep: int | None) -> None:
     spare = [path for path in found if path.name != f"checkpoint-{keep}"]
     excess = 0 if limit is None else len(found) - limit
     for path in spare[: max(0, min(excess, len(spare) - 1))]:
-        _remove(path)
+        remove_whole(path)
 
 
 def random_state() -> dict[str, Any]:

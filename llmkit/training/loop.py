@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import TrainSection
 from llmkit.errors import LlmkitError, UsageError
+from llmkit.files import disk_errors
 from llmkit.heads.base import IGNORED, BaseHead
 from llmkit.heads.batch import Batch
 from llmkit.heads.objective import Objective
 from llmkit.log import log
-from llmkit.models.disk import disk_errors
 from llmkit.models.memory import peak_memory
 from llmkit.training.batches import Schedule, count_updates
 from llmkit.training.checkpoint import (

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import DType, LoadSettings
 from llmkit.errors import CheckpointError, UsageError
+from llmkit.files import disk_errors, whole_folder
 from llmkit.heads import BaseHead, head_of
 from llmkit.heads.end_tokens import declare_ends
 from llmkit.inference.contract import CONTRACT_FILE
 from llmkit.log import log
 from llmkit.models.adapters import quiet_peft
-from llmkit.models.disk import disk_errors
 from llmkit.models.load import load_model
 from llmkit.models.quiet import quiet_transformers
 from llmkit.models.source import read_json
@@ -93,9 +93,7 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
         raise CheckpointError("merging changed the size of the embeddings", "report this with the adapter's config")
     if head.writes:
         declare_ends(loaded)
-    building = output.parent / f".{output.name}.building"
-    shutil.rmtree(building, ignore_errors=True)
-    try:
+    with whole_folder(output) as building:
         with disk_errors(output.parent, "or give another folder"), quiet_transformers():
             merged.to(getattr(torch, stored)).save_pretrained(building)
             loaded.tokenizer.save_pretrained(building)
@@ -106,11 +104,6 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
         _refuse(rounding, ROUNDING.get(stored, 0.1), f"the files, in {stored}, hold another model", fix)
         if (loaded.source.adapter / CONTRACT_FILE).is_file():
             shutil.copy(loaded.source.adapter / CONTRACT_FILE, building / CONTRACT_FILE)
-        if output.exists():
-            output.rmdir()
-        building.rename(output)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     log.info("merged in %s: logits differ by %.1e of the largest, %.1e after rounding", stored, drift, rounding)
     return Merged(output, stored, drift, rounding)
 

@@ -14,11 +14,11 @@ from typing import Any
 from llmkit.config.recipe import Recipe
 from llmkit.data.sources import files_of
 from llmkit.errors import InputError, UsageError
+from llmkit.files import file_hash
 from llmkit.heads import BaseHead, head_of
 from llmkit.heads.objective import Objective
 from llmkit.log import log
 from llmkit.metrics.score import measure_names
-from llmkit.models.disk import file_hash
 from llmkit.models.load import Loaded, has_bfloat16, pick_device
 from llmkit.models.quantize import quantization_config
 from llmkit.tasks import Task, find_task

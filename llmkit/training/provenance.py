@@ -15,9 +15,9 @@ from llmkit.config.paths import without_folders
 from llmkit.config.recipe import Recipe, SourceSection
 from llmkit.config.recipe_file import resolved_yaml
 from llmkit.data.sources import commit_of, files_of
+from llmkit.files import file_hash
 from llmkit.inference.run_manifest import model_hashes
 from llmkit.models.card import card_metadata
-from llmkit.models.disk import file_hash
 from llmkit.models.load import Loaded
 from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmkit.config.recipe import Recipe
 from llmkit.errors import NotEnoughMemoryError
+from llmkit.files import in_units
 from llmkit.heads import head_of
 from llmkit.models.reach import offline
 from llmkit.training.ledger import describe
@@ -56,15 +57,11 @@ def _tried_packing(ready: Preflight) -> Iterator[str]:
 def _sentences(plan: Plan, device: str) -> Iterator[str]:
     share = plan.trainable / plan.parameters
     yield f"parameters: {plan.parameters:,}, of which {plan.trainable:,} are trained ({share:.2%})"
-    parts = ", ".join(f"{name} {_size(getattr(plan, name))}" for name in _SIZES)
-    yield f"memory, estimated for the longest batch: {_size(plan.memory)} ({parts})"
+    parts = ", ".join(f"{name} {in_units(getattr(plan, name))}" for name in _SIZES)
+    yield f"memory, estimated for the longest batch: {in_units(plan.memory)} ({parts})"
     room = "fits in" if plan.memory < plan.available else "is more than"
-    yield f"which {room} the {_size(plan.available)} free on {device}"
+    yield f"which {room} the {in_units(plan.available)} free on {device}"
     yield f"updates: {plan.updates:,}"
 
 
 _SIZES = ("weights", "gradients", "optimizer", "activations", "logits")
-
-
-def _size(number: int) -> str:
-    return f"{number / 1e9:.2f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"

@@ -12,7 +12,7 @@ from llmkit.config.recipe import SourceSection
 from llmkit.data.proposals import task_rows
 from llmkit.data.sources import commit_of, files_of
 from llmkit.errors import InputError
-from llmkit.models.disk import file_hash
+from llmkit.files import file_hash
 from llmkit.tasks import Task
 from llmkit.training.store import code_version, digest, kept_table
 

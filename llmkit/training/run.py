@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
@@ -22,6 +22,7 @@ from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import NotEnoughMemoryError, UsageError
 from llmkit.evaluation.evaluate import greedy, prediction_of, spoken
 from llmkit.evaluation.no_answer import fit_no_answer_threshold
+from llmkit.files import BUILDING, disk_errors, locked, write_whole
 from llmkit.heads import BaseHead, head_of
 from llmkit.heads.end_tokens import declare_ends
 from llmkit.inference.contract import Contract, write_contract
@@ -29,7 +30,6 @@ from llmkit.inference.pipeline import Pipeline
 from llmkit.log import log
 from llmkit.metrics.answers import Threshold
 from llmkit.metrics.score import score
-from llmkit.models.disk import disk_errors, write_whole
 from llmkit.models.load import Loaded, pick_device
 from llmkit.models.memory import is_out_of_memory, peak_memory
 from llmkit.models.processes import Member, join
@@ -38,7 +38,7 @@ from llmkit.models.reach import offline
 from llmkit.tasks import Task, Wording
 from llmkit.tasks.output import Output
 from llmkit.training.card import draw_losses, model_card
-from llmkit.training.checkpoint import BUILDING, checkpoints, last_intact, load_trained
+from llmkit.training.checkpoint import checkpoints, last_intact, load_trained
 from llmkit.training.dataset import Part
 from llmkit.training.hub import push, reserve
 from llmkit.training.ledger import describe
@@ -55,9 +55,9 @@ from llmkit.training.written import check_written, logits_of_rows
 __all__ = ["find_checkpoint", "finetune", "packs"]
 
 _LOCK = ".lock"
-_BUILDING = ".result"
+_BUILDING = f"{BUILDING}result"
 """Where the result is written, before it is moved to its place."""
-_BEFORE_CHECKPOINTS = (RESOLVED, f"{RESOLVED}.tmp", _LOCK, TRACKERS, _BUILDING)
+_BEFORE_CHECKPOINTS = (RESOLVED, f"{RESOLVED}.tmp", _LOCK, TRACKERS)
 """What a run writes before its first checkpoint, beside one that is not complete."""
 _GO_ON = "and go on with --resume"
 
@@ -159,29 +159,25 @@ def find_checkpoint(recipe: Recipe, folder: Path, *, resume: bool) -> Path | Non
 @contextmanager
 def _claimed(folder: Path, member: Member) -> Iterator[None]:
     """The folder is this run's alone; if nothing comes of it, none is left."""
-    from filelock import FileLock, Timeout
-
     if member.rank:
         yield
         return
     new = not folder.exists()
-    lock = FileLock(folder / _LOCK)
-    try:
+    lock = locked(folder / _LOCK, f"writing to {folder}", "set train.output_dir")
+    with ExitStack() as stack:
         with disk_errors(folder, "or set train.output_dir"):
             folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(blocking=False)
-    except Timeout as error:
-        raise UsageError(f"another run is writing to {folder}", "set train.output_dir") from error
-    for left in (folder / _BUILDING, *folder.glob(f"{BUILDING}*")):  # by a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    try:
+            if new:
+                stack.callback(_remove_empty, folder)
+            stack.enter_context(lock)
+        for left in folder.glob(f"{BUILDING}*"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         yield
-    finally:
-        lock.release()
-        with suppress(OSError):  # of a disk that went away, which has been said
-            (folder / _LOCK).unlink(missing_ok=True)
-            if new and not any(folder.iterdir()):
-                folder.rmdir()
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # it has content, or the disk went away, which has been said
+        folder.rmdir()
 
 
 # Before the first update.

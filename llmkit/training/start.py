@@ -15,9 +15,9 @@ from typing import Any
 from llmkit.config.recipe import Recipe
 from llmkit.config.settings import DType, LoadSettings, setting_fields
 from llmkit.errors import UsageError
+from llmkit.files import file_hash
 from llmkit.heads.chat_template import choose_template
 from llmkit.log import log
-from llmkit.models.disk import file_hash
 from llmkit.models.fresh import train_tokenizer, write_fresh
 from llmkit.models.load import Loaded, load_model, load_source, pick_device
 from llmkit.models.locate import locate_tokenizer

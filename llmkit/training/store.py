@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from llmkit.files import BUILDING, damaged_file, disk_errors, remove_whole, write_hashes
 from llmkit.log import log
 from llmkit.models.cache import cache_dir
-from llmkit.models.disk import damaged_file, disk_errors, write_hashes
 
 if TYPE_CHECKING:
     import datasets
@@ -32,7 +32,6 @@ __all__ = ["UNUSED_DAYS", "code_version", "digest", "kept_folder", "kept_table"]
 
 UNUSED_DAYS = 30
 """How long what no run opens is kept. A run that opened it before goes on with what it has mapped into memory."""
-_BUILDING = ".building-"
 
 
 def digest(*parts: object) -> str:
@@ -80,7 +79,7 @@ def kept_folder(key: str, build: Callable[[Path], None]) -> Path:
             write_hashes(result)
             _make_private(result)
             if folder.is_dir() and damaged_file(folder) is not None:
-                _remove(folder)
+                remove_whole(folder)
             try:
                 result.rename(folder)
             except OSError:
@@ -94,7 +93,7 @@ def _scratch(root: Path) -> Iterator[Path]:
     """A folder to build in. The lock in it is free once this process is gone, however it ended."""
     with FileLock(root / ".lock"):
         _prune(root)
-        folder = Path(tempfile.mkdtemp(dir=root, prefix=_BUILDING))
+        folder = Path(tempfile.mkdtemp(dir=root, prefix=BUILDING))
         lock = FileLock(folder / "lock")
         lock.acquire()
     try:
@@ -111,7 +110,7 @@ def _prune(root: Path) -> None:
             if _is_abandoned(path):
                 shutil.rmtree(path, ignore_errors=True)
         elif time.time() - path.stat().st_mtime > UNUSED_DAYS * 86_400:
-            _remove(path)
+            remove_whole(path)
 
 
 def _is_abandoned(scratch: Path) -> bool:
@@ -120,14 +119,6 @@ def _is_abandoned(scratch: Path) -> bool:
             return True
     except Timeout:
         return False
-
-
-def _remove(folder: Path) -> None:
-    """In one step, so that nobody finds half of it. Windows refuses it where a process has its files open."""
-    away = folder.with_name(f"{_BUILDING}{folder.name}-{os.getpid()}")
-    with suppress(OSError):
-        folder.rename(away)
-    shutil.rmtree(away, ignore_errors=True)
 
 
 def _make_private(folder: Path) -> None:

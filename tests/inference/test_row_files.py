@@ -28,10 +28,10 @@ from llmkit.data import rows as data_rows
 from llmkit.data.rows import Layout, Record
 from llmkit.engines.base import ModelFacts, Session
 from llmkit.errors import InputError, LlmkitError, NotEnoughMemoryError, UsageError
-from llmkit.inference import row_files, row_layout
+from llmkit.files import locked, write_whole
+from llmkit.inference import row_layout
 from llmkit.inference.row_files import Report, answer_file, check_output
 from llmkit.models.context import ContextLength
-from llmkit.models.disk import write_whole
 from llmkit.models.source import Source
 from llmkit.tasks import Dialogue, Head, QuestionAnswering, Summarization, Wording
 from llmkit.tasks.base import Row, Task
@@ -840,7 +840,7 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path, source: Path) -> None:
     refusals: list[str] = []
     pipeline.before = lambda: refusals.append(refused(source, output, overwrite=True))
     run(source, output, pipeline)
-    assert set(refusals) == {f"another run is writing {output}; wait for it, or name another --output"}
+    assert set(refusals) == {f"another process is writing {output}; wait for it, or name another --output"}
     assert len(records_of(output)) == ROWS
     assert not (tmp_path / "out.jsonl.lock").exists()
 
@@ -871,7 +871,7 @@ def test_an_output_that_another_program_changes_ends_the_run(
         run(source, output, pipeline=pipeline, window=window)
 
 
-@pytest.mark.parametrize("name", ["out.jsonl.run.json.tmp", "other.jsonl.joining"])
+@pytest.mark.parametrize("name", ["out.jsonl.run.json.tmp", "other.jsonl.tmp"])
 def test_a_link_where_a_temporary_file_goes_is_not_followed(name: str, tmp_path: Path, source: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("precious")
@@ -945,7 +945,7 @@ def test_processes_killed_while_they_join(tmp_path: Path, source: Path, monkeypa
                 patch.setattr(
                     Path,
                     "replace",
-                    lambda path, to: killed() if path.name.endswith(".joining") else replaces(path, to),
+                    lambda path, to: killed() if path.name == "out.jsonl.tmp" else replaces(path, to),
                 )
                 results = run_processes(source, output)
                 assert not output.exists()
@@ -972,9 +972,9 @@ def test_another_number_of_processes_is_another_run(tmp_path: Path, source: Path
 
 def test_an_orphan_of_a_killed_run_keeps_its_shard(tmp_path: Path, source: Path) -> None:
     output = tmp_path / "out.jsonl"
-    with row_files._locked(tmp_path / "out.jsonl.shard-1-of-2"):
+    with locked(tmp_path / "out.jsonl.shard-1-of-2.lock", "writing it"):
         results = run_processes(source, output)
-    assert "another run is writing" in str(results[1])
+    assert "another process is writing" in str(results[1])
     assert not output.exists()
 
 

@@ -79,7 +79,7 @@ def test_the_size_is_said_before_a_download(fake: FakeHub, caplog: pytest.LogCap
     fake.add("org/tiny", TINY | {"vocab.txt": b"x" * 2_600_000})
     hub.fetch("org/tiny")
     assert [r.getMessage() for r in caplog.records if r.name == "llmkit"] == [
-        f"downloading org/tiny (3 MB) to {constants.HF_HUB_CACHE}"
+        f"downloading org/tiny (2.6 MB) to {constants.HF_HUB_CACHE}"
     ]
 
 
@@ -329,7 +329,7 @@ def test_a_disk_that_is_too_small(fake: FakeHub, monkeypatch: pytest.MonkeyPatch
     fake.add("org/tiny", TINY)
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(free=200))
-    with pytest.raises(NotEnoughMemoryError, match=r"needs 0 kB on the disk and .* has 0 kB free") as error:
+    with pytest.raises(NotEnoughMemoryError, match=r"needs 270 bytes on the disk and .* has 200 bytes free") as error:
         hub.fetch("org/tiny")
     assert "HF_HOME" in one_line(error)
     assert len(fake.requests) == 1

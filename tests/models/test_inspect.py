@@ -744,7 +744,7 @@ def test_the_text_is_short_and_says_what_a_beginner_asks_first(tmp_path: Path) -
     assert max(map(len, lines)) <= 120
     assert "parameters      752 M (bfloat16)" in lines
     assert "context         40,960 tokens" in lines
-    assert "memory          float32 3.01 GB, bfloat16 1.50 GB, int8 0.75 GB, int4 0.38 GB (weights only)" in lines
+    assert "memory          float32 3.01 GB, bfloat16 1.5 GB, int8 752 MB, int4 376 MB (weights only)" in lines
     assert "model           Qwen/Qwen3-0.6B (cccccccccccc)" in lines
 
 

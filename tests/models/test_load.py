@@ -336,7 +336,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
 ) -> None:
     monkeypatch.setattr("llmkit.models.memory.available_memory", lambda device: 1000)
     monkeypatch.setattr(loading, "_build", lambda *_, **__: pytest.fail("it was loaded"))
-    with pytest.raises(NotEnoughMemoryError, match=r"needs 0.0 GB for its weights and cpu has 0.0 GB free"):
+    with pytest.raises(NotEnoughMemoryError, match=r"needs 59.8 kB for its weights and cpu has 1 kB free"):
         load_model(LoadSettings(model=str(checkpoint("gpt2"))), GENERATION)
 
 

@@ -30,9 +30,9 @@ from llmkit.errors import (
     NotEnoughMemoryError,
     UsageError,
 )
+from llmkit.files import HASHES
 from llmkit.models import starter, wheels
 from llmkit.models.cache import cache_dir
-from llmkit.models.disk import HASHES
 from llmkit.models.source import Source
 from llmkit.models.starter import STARTER, STARTER_LIMITS, starter_limits
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.errors import HubUnreachableError, TaskMismatchError
-from llmkit.models.disk import HASHES
+from llmkit.files import HASHES
 from llmkit.models.embedded import EMBEDDED
 from llmkit.models.minilm import MINILM
 from llmkit.models.wheels import Wheel, wheel_source

@@ -162,5 +162,5 @@ def test_two_runs_do_not_share_a_folder(checkpoint: Checkpoint, tmp_path: Path) 
     from filelock import FileLock
 
     (tmp_path / "out").mkdir()
-    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(UsageError, match="another run is writing to"):
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(UsageError, match="another process is writing to"):
         run(checkpoint, tmp_path)

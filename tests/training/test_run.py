@@ -17,13 +17,13 @@ from llmkit.cli.app import main
 from llmkit.config.recipe_file import load_recipe, shipped_recipes
 from llmkit.config.settings import given
 from llmkit.errors import CheckpointError, LlmkitError, NotEnoughMemoryError, UsageError
-from llmkit.models.disk import disk_errors
+from llmkit.files import disk_errors
 from llmkit.models.inspect import inspect_source
 from llmkit.training.checkpoint import Progress, checkpoints, last_intact, random_state, save_checkpoint
 from llmkit.training.run import finetune
 from llmkit.training.start import open_task
 from tests.conftest import Checkpoint
-from tests.models.test_disk import files_of_at_most
+from tests.test_files import files_of_at_most
 from tests.training.recipes import make_recipe, write_rows
 
 _FAMILIES = {"starter": "llama", "minilm": "bert", "runs": "llama"}
@@ -144,7 +144,7 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_again(checkpoint: Ch
     lower = make_recipe("text-generation", checkpoint("gpt2"), rows, train=train | {"learning_rate": 1e-3})
     with pytest.raises(UsageError, match="the recipe changed since"):
         finetune(lower, resume=True)
-    (out / ".checkpoint-1").mkdir()  # one that was not completed
+    (out / ".building-checkpoint-1").mkdir()  # one that was not completed
     (out / "thesis.tex").touch()
     with pytest.raises(UsageError, match="is not empty; remove it, or set another"):
         finetune(lower)
@@ -488,7 +488,7 @@ def test_memory_that_runs_out_is_one_line(
 def test_what_a_killed_run_left_is_removed_when_it_goes_on(checkpoint: Checkpoint, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": f"The fox {number}."} for number in range(8)])
     out = tmp_path / "out"
-    for name in (".checkpoint-7", ".checkpoint-checkpoint-1", ".result"):
+    for name in (".building-checkpoint-7", ".building-checkpoint-1-99", ".building-result"):
         (out / name).mkdir(parents=True)
         (out / name / "weights").touch()
     (out / "resolved.yaml.tmp").touch()

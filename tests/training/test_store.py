@@ -12,7 +12,7 @@ from filelock import FileLock
 from llmkit.errors import NotEnoughMemoryError
 from llmkit.models.cache import cache_dir
 from llmkit.training.store import UNUSED_DAYS, kept_folder, kept_table
-from tests.models.test_disk import files_of_at_most
+from tests.test_files import files_of_at_most
 
 
 def _table(key: str = "key") -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import resource
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,17 @@ from typing import Any
 
 import pytest
 
-from llmkit.errors import LlmkitError, NotEnoughMemoryError
-from llmkit.models.disk import HASHES, damaged_file, disk_errors, write_hashes, write_whole
+from llmkit.errors import LlmkitError, NotEnoughMemoryError, UsageError
+from llmkit.files import (
+    HASHES,
+    damaged_file,
+    disk_errors,
+    in_units,
+    locked,
+    whole_folder,
+    write_hashes,
+    write_whole,
+)
 
 
 @contextmanager
@@ -119,3 +129,53 @@ def test_a_file_that_changed_is_named(damage: Callable[[Path], None], named: str
     assert damaged_file(tmp_path) is None
     damage(tmp_path)
     assert damaged_file(tmp_path) == named
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    with whole_folder(folder) as building:
+        _write(building / "a", "one")
+        assert not folder.exists()
+    with pytest.raises(FileNotFoundError), whole_folder(folder) as building:
+        (building / "missing" / "a").touch()
+    assert (folder / "a").read_text() == "one"
+    with whole_folder(folder) as building:
+        _write(building / "b", "three")
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["model", "model/b"]
+
+
+def test_a_lock_is_refused_to_others_or_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, got = tmp_path / ".lock", threading.Event()
+
+    def wait() -> None:
+        with locked(path, "writing out.jsonl"):
+            got.set()
+
+    waiting = threading.Thread(target=wait)
+    with locked(path, "writing out.jsonl", "wait for it"):
+        refusal = "another process is writing out.jsonl; wait for it"
+        with pytest.raises(UsageError, match=refusal), locked(path, "writing out.jsonl", "wait for it"):
+            pass
+        waiting.start()
+        assert not got.wait(0.05)
+    assert got.wait(10)
+    waiting.join()
+    assert caplog.messages == ["waiting for another process that is writing out.jsonl"]
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (93_200_000, "93.2 MB"),
+        (270_400_000, "270 MB"),
+        (999_600_000, "1 GB"),
+        (1_504_000_000, "1.5 GB"),
+        (2**63, "9,223,372 TB"),
+    ],
+)
+def test_sizes_have_three_digits_and_the_largest_unit(number: int, text: str) -> None:
+    assert in_units(number) == text

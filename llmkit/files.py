@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, hashes by which damage is noticed, and one error where the disk refuses.
+"""Files: written whole or not at all, locked, hashed, their sizes in words, and one error where the disk refuses.
 
 Knows folders and bytes; does not know what is in them.
 """
@@ -11,13 +11,31 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from llmkit.errors import LlmkitError, NotEnoughMemoryError
+from llmkit.errors import LlmkitError, NotEnoughMemoryError, UsageError
+from llmkit.log import log
 
-__all__ = ["HASHES", "damaged_file", "disk_errors", "file_hash", "write_hashes", "write_whole"]
+__all__ = [
+    "BUILDING",
+    "HASHES",
+    "damaged_file",
+    "disk_errors",
+    "file_hash",
+    "in_units",
+    "locked",
+    "remove_whole",
+    "whole_file",
+    "whole_folder",
+    "write_hashes",
+    "write_whole",
+]
+
+BUILDING = ".building-"
+"""What the name of a folder begins with that is not complete, or on its way out."""
 
 HASHES = "hashes.json"
 """In a folder that `write_hashes` was called on."""
@@ -58,13 +76,22 @@ def _hash_of(path: Path) -> str | None:
         return None
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Put a file in its place in one step, so that no half of one is ever found there, with the permissions it had."""
+def in_units(number: float, units: Sequence[str] = ("bytes", "kB", "MB", "GB", "TB")) -> str:
+    """A number of bytes, or of something else, in the largest unit that it fills, to three digits: ``1.23 GB``."""
+    power = 0
+    while number >= 999.5 and power < len(units) - 1:
+        number, power = number / 1000, power + 1
+    return f"{number:{'.3g' if number < 100 else ',.0f'}} {units[power]}".rstrip()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes its place in one step, with the permissions of the one before: never half of it."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("x", encoding="utf-8") as file:  # a link of that name is not followed
-            file.write(text)
+        with temporary.open("xb") as file:  # a link of that name is not followed
+            yield file
             file.flush()
             os.fsync(file.fileno())
         with suppress(FileNotFoundError):
@@ -73,6 +100,66 @@ def write_whole(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_whole(path: Path, text: str, errors: str = "strict") -> None:
+    """The same for a text. ``errors`` is Python's name of what becomes of characters that UTF-8 does not know."""
+    content = text.encode("utf-8", errors)
+    with whole_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which then takes the place of ``folder`` in one step, or leaves nothing."""
+    building = folder.with_name(f"{BUILDING}{folder.name}")
+    shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
+    building.mkdir(parents=True)
+    try:
+        yield building
+        if folder.exists():
+            remove_whole(folder)
+        building.rename(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def remove_whole(folder: Path) -> None:
+    """Remove a folder in one step: no half of one is found. Windows refuses that where a process has its files open."""
+    away = folder.with_name(f"{BUILDING}{folder.name}-{os.getpid()}")
+    with suppress(OSError):
+        folder.rename(away)
+    shutil.rmtree(away, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path, doing: str, fix: str | None = None) -> Iterator[None]:
+    """Hold a lock file, which is free again once this process has ended, however that was.
+
+    Args:
+        path: of the lock file.
+        doing: what the lock is for, as in "writing out.jsonl".
+        fix: what to do if another process holds it; without one, it is waited for.
+
+    Raises:
+        UsageError: another process holds it, and there is a ``fix``.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        if fix is not None:
+            raise UsageError(f"another process is {doing}", fix) from None
+        log.warning("waiting for another process that is %s", doing)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no file that is open; filelock notices one that was removed
+            path.unlink()
+        lock.release()
 
 
 @contextmanager

@@ -16,29 +16,9 @@ from typing import Any
 from llmkit.heads.chat_template import template_of
 from llmkit.heads.text_stream import EDGE, StopScanner
 from llmkit.log import log
+from llmkit.models.families.reasoning_marks import AROUND_ANSWERS, MARKS, MESSAGES, PHRASES, Mark
 
-__all__ = ["MARKS", "ReasoningFormat", "ReasoningSplitter", "TagSplitter", "reasoning_format"]
-
-Mark = tuple[str, str]
-"""The tags that open and close a block of reasoning."""
-
-MARKS: tuple[Mark, ...] = (
-    ("<think>", "</think>"),  # DeepSeek R1, Qwen3, SmolLM3, GLM, and most others
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),  # EXAONE Deep
-    ("<reasoning>", "</reasoning>"),
-    ("[THINK]", "[/THINK]"),  # Magistral
-    ("<seed:think>", "</seed:think>"),  # Seed-OSS
-    ("<|channel>thought\n", "<channel|>"),  # Gemma 4
-    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
-    ("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
-)
-_PHRASES: tuple[Mark, ...] = (("Here is my thought process:", "Here is my response:"),)
-"""Marks in plain words, which count only where the chat template names both (Granite 3.2)."""
-_AROUND_ANSWERS: tuple[Mark, ...] = tuple(
-    (f"<{name}>", f"</{name}>") for name in ("answer", "response", "output", "Output")
-)
-"""Tags around an answer that follows reasoning (Hunyuan, Granite 3.3, Reflection, Marco)."""
+__all__ = ["ReasoningFormat", "ReasoningSplitter", "TagSplitter", "reasoning_format"]
 
 _TAG = re.compile(r"<[^<>\s]{2,40}>|\[[^\[\]\s]{2,40}\]|◁[^◁▷\s]{2,40}▷")
 _XML = re.compile(r"<[A-Za-z]\w*>")
@@ -46,26 +26,6 @@ _ABOUT_REASONING = re.compile("think|thought|reason", re.IGNORECASE)
 _CLOSES = (("/", ""), ("END", "START"), ("END", "BEGIN"), ("end", "start"), ("end", "begin"), ("eo", "bo"))
 """How the closing tag of a pair differs from the opening one."""
 
-_MESSAGE_ENDS = ["<|end|>", "<|return|>", "<|call|>", "<|eom|>", "<|eot|>"]
-_MESSAGES: dict[str, Any] = {
-    "start_anchor": "<|start|>assistant",
-    "fields": {
-        "answer": {
-            "open_pattern": r"(<\|start\|>[^<]*)?"
-            r"(<\|channel\|>final[^<]*(<\|constrain\|>[^<]*)?| to=user)<\|message\|>",
-            "close": _MESSAGE_ENDS,
-        },
-        "reasoning": {
-            "open_pattern": r"(<\|start\|>[^<]*| to=[^<]*)?"
-            r"<\|channel\|>(?!final)[^<]*(<\|constrain\|>[^<]*)?<\|message\|>"
-            r"|(<\|start\|>[^<]*)? to=(?!user<)[^<]*<\|message\|>",
-            "close": _MESSAGE_ENDS,
-        },
-        "content": {},
-    },
-}
-"""Replies of several messages as a response template. The answer is gpt-oss's channel ``final``, or what is addressed
-to the user; text outside of messages is too, since tuned models may write no marks."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """The names that response templates have for it. Other regions, such as tool calls, stay in the answer as they are."""
 
@@ -96,13 +56,13 @@ def _format(tokenizer: Any, template: str, _size: int) -> ReasoningFormat:
     special = {added[token]: token for token in tokenizer.all_special_tokens if token in added}
     special |= {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     in_messages = {"<|start|>", "<|message|>"} <= added.keys() and ("<|channel|>" in added or " to=" in template)
-    if (spec := _MESSAGES if in_messages else _response_template(tokenizer)) is not None:
+    if (spec := MESSAGES if in_messages else _response_template(tokenizer)) is not None:
         text = json.dumps(spec, ensure_ascii=False).replace("\\", "")
         shown = {number: token for number, token in special.items() if token in text}
         tokens = tuple(shown.values())
-        marks = () if spec is _MESSAGES else MARKS
+        marks = () if spec is MESSAGES else MARKS
         return ReasoningFormat(lambda prompt: _ParsedSplitter(prompt, spec, tokens), shown, marks)
-    phrases = [pair for pair in _PHRASES if all(text in template for text in pair)]
+    phrases = [pair for pair in PHRASES if all(text in template for text in pair)]
     marks = tuple(dict.fromkeys((*_pairs(added, template), *MARKS, *phrases)))
     texts = [text for pair in marks for text in pair]
     shown = {number: token for number, token in special.items() if any(token in text for text in texts)}
@@ -213,7 +173,7 @@ class TagSplitter(ReasoningSplitter):
             self.reasoning += inside
             if not self._scanner.found:
                 return ""
-            self._given, self._waits_for = False, _AROUND_ANSWERS
+            self._given, self._waits_for = False, AROUND_ANSWERS
         pair, text = self._begin(text, special=special)
         if pair is not None:
             self._answering, self._scanner = True, StopScanner(pair[1:])

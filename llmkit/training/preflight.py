@@ -19,7 +19,8 @@ from llmkit.heads import BaseHead, head_of
 from llmkit.heads.objective import Objective
 from llmkit.log import log
 from llmkit.metrics.score import measure_names
-from llmkit.models.load import Loaded, has_bfloat16, pick_device
+from llmkit.models.devices import has_bfloat16, pick_device
+from llmkit.models.load import Loaded
 from llmkit.models.quantize import quantization_config
 from llmkit.tasks import Task, find_task
 from llmkit.training.batches import count_updates

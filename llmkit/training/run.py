@@ -30,7 +30,8 @@ from llmkit.inference.pipeline import Pipeline
 from llmkit.log import log
 from llmkit.metrics.answers import Threshold
 from llmkit.metrics.score import score
-from llmkit.models.load import Loaded, pick_device
+from llmkit.models.devices import pick_device
+from llmkit.models.load import Loaded
 from llmkit.models.memory import is_out_of_memory, peak_memory
 from llmkit.models.processes import Member, join
 from llmkit.models.quiet import quiet_transformers

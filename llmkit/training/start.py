@@ -18,8 +18,9 @@ from llmkit.errors import UsageError
 from llmkit.files import file_hash
 from llmkit.heads.chat_template import choose_template
 from llmkit.log import log
+from llmkit.models.devices import pick_device
 from llmkit.models.fresh import train_tokenizer, write_fresh
-from llmkit.models.load import Loaded, load_model, load_source, pick_device
+from llmkit.models.load import Loaded, load_model, load_source
 from llmkit.models.locate import locate_tokenizer
 from llmkit.models.reach import offline
 from llmkit.models.resolve import resolve

@@ -27,6 +27,7 @@ from llmkit.errors import (
 )
 from llmkit.models import load as loading
 from llmkit.models import locate as locating
+from llmkit.models.devices import pick_device
 from llmkit.models.load import load_model
 from llmkit.models.source import Source
 from llmkit.tasks import Head
@@ -328,14 +329,14 @@ def test_dtype_auto_is_the_checkpoints_where_the_device_is_good_at_it(
 def test_a_device_that_is_not_there() -> None:
     device = "mps" if torch.cuda.is_available() else "cuda"
     with pytest.raises(UsageError, match=f"device={device}: this PyTorch sees no such device"):
-        loading.pick_device(device)
+        pick_device(device)
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llmkit.models.memory.available_memory", lambda device: 1000)
-    monkeypatch.setattr(loading, "_build", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr(loading, "build", lambda *_, **__: pytest.fail("it was loaded"))
     with pytest.raises(NotEnoughMemoryError, match=r"needs 59.8 kB for its weights and cpu has 1 kB free"):
         load_model(LoadSettings(model=str(checkpoint("gpt2"))), GENERATION)
 

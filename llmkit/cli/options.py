@@ -6,6 +6,7 @@ replaced by one option a field.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import re
@@ -105,7 +106,8 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _parameters(settings: type[Any]) -> list[inspect.Parameter]:
+@functools.cache
+def _parameters(settings: type[Any]) -> tuple[inspect.Parameter, ...]:
     hints = get_type_hints(settings)
     parameters = []
     for item in setting_fields(settings):
@@ -115,7 +117,7 @@ def _parameters(settings: type[Any]) -> list[inspect.Parameter]:
         names = [item.metadata["option"] or _option(item.name)] + (["-m"] if item.name == "model" else [])
         option = typer.Option(*names, help=item.metadata["help"], show_default=default not in (None, False, []))
         parameters.append(_parameter(item.name, Annotated[kind, option], default))
-    return parameters
+    return tuple(parameters)
 
 
 def _is_given(invocation: typer.Context, name: str) -> bool:

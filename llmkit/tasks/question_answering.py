@@ -40,7 +40,6 @@ from llmkit.tasks.base import (
 from llmkit.tasks.output import Output
 from llmkit.tasks.recommended import QWEN, STARTER, Recommended
 from llmkit.text.scripts import is_unspaced
-from llmkit.text.sentences import pack, script_language, sentences
 
 __all__ = ["NO_ANSWER", "AnswerOptions", "AnswerSettings", "QuestionAnswering", "find_in", "to_answers"]
 
@@ -398,6 +397,8 @@ class _Window:
 
 def _windows(context: str, room: int, count: Callable[[str], int]) -> list[_Window]:
     """Runs of whole sentences of at most ``room`` tokens that overlap and together hold everything."""
+    from llmkit.text.sentences import pack, script_language, sentences
+
     if count(context) <= room:
         return [_Window(0, context)]
     overlap = room // _OVERLAP

@@ -7,7 +7,7 @@ between sentences, each part summarized, and the summaries summarized until they
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -18,7 +18,6 @@ from llmkit.log import log
 from llmkit.tasks.base import Chunk, Raw, Reader, Result, Row, Step, Task, Traits, Work
 from llmkit.tasks.output import Output
 from llmkit.tasks.recommended import QWEN, STARTER, Recommended
-from llmkit.text.sentences import pack, script_language, sentences
 
 __all__ = ["Summarization", "SummarizationOptions", "SummarizationSettings"]
 
@@ -142,7 +141,7 @@ class Summarization(Task):
         limit = max(1, min(reader.max_new_tokens, room // 4))
         chunks: tuple[Chunk, ...] = ()
         while size > room:
-            parts = pack(sentences(text, script_language(text)), room, reader.count)
+            parts = _parts(text, room, reader.count)
             raws = yield Step([{**row, self.input_column: part, _PART: True} for part in parts], max_new_tokens=limit)
             chunks = chunks or self._chunks(parts, raws)
             text = "\n".join(filter(None, (self.parse(raw.text) for raw in raws)))
@@ -157,6 +156,8 @@ class Summarization(Task):
         return replace(self.finish(raw), chunks=chunks)
 
     def trivial_answers(self, row: Row) -> dict[str, str]:
+        from llmkit.text.sentences import script_language, sentences
+
         text = str(row[self.input_column])
         return {"lead-1": "".join(sentences(text, script_language(text))[:1]).strip()}
 
@@ -176,3 +177,9 @@ class Summarization(Task):
         return tuple(
             Chunk(end - len(part), end, self.parse(raw.text)) for part, end, raw in zip(parts, ends, raws, strict=True)
         )
+
+
+def _parts(text: str, room: int, count: Callable[[str], int]) -> list[str]:
+    from llmkit.text.sentences import pack, script_language, sentences
+
+    return pack(sentences(text, script_language(text)), room, count)

@@ -1,16 +1,15 @@
 """Translation of a text of any length.
 
-Knows how a document is taken apart (markup, sentences, lines, what must not be translated) and put together again with
-its white space and its lines, and how a translation is asked for. How a model family is told the languages is
-`LanguageMap`'s business.
+Knows how a translation is asked for, and translates the pieces of a document one by one (`llmkit.text.document`). How a
+model family is told the languages is `LanguageMap`'s business.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from llmkit.config.settings import GenerationSettings, Options, TaskSettings, setting
 from llmkit.errors import InputError, UsageError
@@ -18,20 +17,15 @@ from llmkit.log import log
 from llmkit.tasks.base import Chunk, Example, Raw, Reader, Result, Row, Step, Task, Traits, Wording, Work
 from llmkit.tasks.output import Output
 from llmkit.tasks.recommended import STARTER, Recommended
-from llmkit.text.detection import detect_language
 from llmkit.text.languages import Language, Route, find_language
-from llmkit.text.lines import meant_breaks, spread
-from llmkit.text.markup import blocks, is_catalog
-from llmkit.text.protected import Block, around, protected, survives
-from llmkit.text.scripts import is_unspaced
-from llmkit.text.sentences import pack, sentences
+
+if TYPE_CHECKING:
+    from llmkit.text.document import Document
 
 __all__ = ["Translation", "TranslationOptions", "TranslationSettings"]
 
 _ROUTE = "_route"
 """The column that carries the languages of a row once they are known."""
-_JOINING = frozenset(("and", "or", "to", "und", "oder", "bzw.", "en", "of", "och", "og", "eller"))
-"""Words after a hyphen that stands for a part of the next word."""
 _UNSURE = 0.7
 """Below this probability the detected language is said to be a guess."""
 
@@ -173,12 +167,20 @@ class Translation(Task):
         text = str(row[self.input_column]).strip()
         if not any(character.isalpha() for character in text):  # is not given to the model at inference
             return ()
-        text = text if traits.chat else _unwrap(text)
+        from llmkit.text.lines import unwrap
+
+        text = text if traits.chat else unwrap(text)
         return super().examples(
             {**row, self.input_column: text, _ROUTE: self._route_for(text, traits)}, traits, wording
         )
 
     def work(self, row: Row, reader: Reader) -> Work:
+        # Not at the top of the module, since the many patterns are compiled then, also for --help.
+        from llmkit.text.document import Document, segments_of
+        from llmkit.text.lines import unwrap
+        from llmkit.text.markup import is_catalog
+        from llmkit.text.protected import survives
+
         text = str(row[self.input_column])
         if is_catalog(text):
             raise InputError(
@@ -194,8 +196,10 @@ class Translation(Task):
             # The translation of a part must not be cut: some languages take twice the tokens of others.
             room = max(1, min(room, reader.max_new_tokens // 2))
         # Who follows prompts is shown the lines of a poem; to others a line break is only where an editor was narrow.
-        line = str if reader.traits.chat else _unwrap
-        document = _Document(text, list(self._segments(text, route, reader, room)), reader.emit)
+        line = str if reader.traits.chat else unwrap
+        tag, by_sentence = route.source.tag if route.source else "en", not reader.traits.is_instructed
+        segments = segments_of(text, tag, by_sentence=by_sentence, room=room, count=reader.count)
+        document = Document(text, list(segments), reader.emit)
         first = document.segments[0] if len(document.segments) == 1 else None
         if first is not None and first.text == text.strip() and not first.lines and survives(text, ""):
             segment = document.segments[0]
@@ -212,7 +216,11 @@ class Translation(Task):
         empty = sum(not segment.translation for segment in document.segments)
         if empty:
             log.warning("%d of %d sentences came back empty from the model", empty, len(document.segments))
-        return _in_languages(Result(text=document.translated, chunks=document.chunks()), route)
+        chunks = tuple(
+            Chunk(segment.start, segment.start + len(segment.text), segment.translation or "")
+            for segment in document.segments
+        )
+        return _in_languages(Result(text=document.translated, chunks=chunks), route)
 
     def trivial_answers(self, row: Row) -> dict[str, str]:
         return {"copy of the source": str(row[self.input_column])}
@@ -257,6 +265,8 @@ class Translation(Task):
 
     def _guess(self, text: str, among: frozenset[Language] | None) -> tuple[Language, bool]:
         """The language of a text, and whether that is sure."""
+        from llmkit.text.detection import detect_language
+
         found = detect_language(text, among)
         language, english = found.language, find_language("en")
         # A few plain words fit many languages; a guess without hold is better the likeliest one.
@@ -264,38 +274,10 @@ class Translation(Task):
             language = english if among is None or english in among else language
         return language, found.probability >= _UNSURE
 
-    def _segments(self, text: str, route: Route, reader: Reader, room: int | None) -> Iterator[_Segment]:
-        """What is translated on its own: sentences for models trained on them, paragraphs for those that read more."""
-        tag = route.source.tag if route.source else "en"
-        by_sentence = not reader.traits.is_instructed
-        start = 0
-        for block in blocks(text):
-            offset, start = start, start + len(block.text)
-            if not block.translate:
-                continue
-            cut = by_sentence or bool(block.unquoted)
-            whole = block.unquoted or block.text
-            for piece in sentences(whole, tag, wrapped=block.cue) if cut else [whole]:
-                for part in self._parts(piece, tag, reader, room):
-                    stripped = part.strip()
-                    if any(character.isalpha() for character in stripped) and protected(part) != [(0, len(part))]:
-                        lines = _kept_lines(stripped, block.cue, meant=not cut)
-                        at = offset + part.index(stripped)
-                        yield _Segment(stripped, at, lines, bool(block.unquoted), block.mark, block.written)
-                    offset += len(part)
-
-    def _parts(self, piece: str, tag: str, reader: Reader, room: int | None) -> list[str]:
-        """A piece that the model can read, or what it has to be divided into; never inside what must survive."""
-        if room is None or reader.count(piece) <= room:
-            return [piece]
-        return [
-            part
-            for block in around(piece)
-            for part in (pack(sentences(block.text, tag), room, reader.count) if block.translate else [block.text])
-        ]
-
-    def _mend(self, document: _Document, row: Row) -> Work:
+    def _mend(self, document: Document, row: Row) -> Work:
         """Translate again, around what had to survive and did not: code, addresses, placeholders, lines."""
+        from llmkit.text.document import on_one_line
+
         hurt = [segment for segment in document.segments if not segment.settled]
         pieces = {id(segment): segment.pieces() for segment in hurt}
         rows = [
@@ -309,7 +291,7 @@ class Translation(Task):
         for segment in hurt:
             segment.settle(
                 "".join(
-                    _on_one_line(self.parse(next(texts).text)) if piece.translate else piece.text
+                    on_one_line(self.parse(next(texts).text)) if piece.translate else piece.text
                     for piece in pieces[id(segment)]
                 )
             )
@@ -329,121 +311,6 @@ def _pairs(source: str, target: str) -> list[str]:
     return pairs
 
 
-@dataclass
-class _Segment:
-    """A sentence or paragraph of the document, ``start`` characters into it."""
-
-    text: str
-    start: int
-    lines: Literal["", "meant", "cue"] = ""
-    """What its line breaks are: nothing that is kept, of lines on their own, or of a subtitle."""
-    quoted: bool = False
-    """Whether further lines would need marks before them."""
-    mark: str = ""
-    """The quotation mark that encloses it in its file."""
-    written: str = ""
-    """What stands for such a mark within."""
-    translation: str | None = None
-    settled: bool = False
-
-    def put(self, translation: str) -> None:
-        """Its translation. It is settled if everything that must survive did, lines included."""
-        lines = self.text.splitlines()
-        newline = "\r\n" if "\r\n" in self.text else "\n"
-        found = [line.strip() for line in translation.splitlines()]
-        joined = _on_one_line(translation)
-        if self.lines == "cue":
-            found = spread(joined, lines, protected(joined))
-        elif len(lines) == 1 or self.quoted:
-            found = [joined]
-        joined = newline.join(found)
-        self.settle(joined)
-        self.settled = survives(self.words, joined) and (self.lines != "meant" or len(found) == len(lines))
-
-    @property
-    def words(self) -> str:
-        """The text as it is meant, with the quotation marks that its file writes otherwise."""
-        return self.text.replace(self.written, self.mark) if self.mark else self.text
-
-    def settle(self, translation: str) -> None:
-        """Its translation, as its file writes it."""
-        if self.mark:
-            translation = translation.replace(self.written, self.mark).replace(self.mark, self.written)
-        self.translation, self.settled = translation, True
-
-    def pieces(self) -> list[Block]:
-        """What is translated on its own where the whole was not settled, and what is kept between."""
-        if not self.lines:
-            return around(self.words)
-        return [piece for line in self.words.splitlines(keepends=True) for piece in around(line)]
-
-
-@dataclass
-class _Document:
-    """The text, its segments in order, and how far its translation has been shown."""
-
-    text: str
-    segments: list[_Segment]
-    emit: Callable[[str], None]
-    translated: str = ""
-    _next: int = 0
-    _read: int = field(default=0)
-
-    def put(self, index: int, translation: str) -> None:
-        """A segment's translation."""
-        self.segments[index].put(translation)
-        self.advance()
-
-    def advance(self) -> None:
-        """Show what has become certain: settled segments in order, and what stands between them as it is."""
-        new = ""
-        while self._next < len(self.segments) and self.segments[self._next].settled:
-            segment = self.segments[self._next]
-            new += self.text[self._read : segment.start] + (segment.translation or "")
-            self._read = segment.start + len(segment.text)
-            self._next += 1
-        until = self.segments[self._next].start if self._next < len(self.segments) else len(self.text)
-        new += self.text[self._read : until]
-        self._read = until
-        self.translated += new
-        if new:
-            self.emit(new)
-
-    def chunks(self) -> tuple[Chunk, ...]:
-        """Which characters became which translation."""
-        return tuple(
-            Chunk(segment.start, segment.start + len(segment.text), segment.translation or "")
-            for segment in self.segments
-        )
-
-
-def _on_one_line(text: str) -> str:
-    return " ".join(filter(None, map(str.strip, text.splitlines())))
-
-
-def _kept_lines(text: str, cue: bool, *, meant: bool) -> Literal["", "meant", "cue"]:
-    """What the line breaks of a segment are; ``meant`` is whether some may be: sentences end at them already."""
-    if len(lines := text.splitlines()) < 2:
-        return ""
-    return "cue" if cue else "meant" if meant and any(meant_breaks(lines)) else ""
-
-
 def _in_languages(result: Result, route: Route) -> Result:
     source, target = (language.tag if language else None for language in (route.source, route.target))
     return replace(result, source_language=source, target_language=target)
-
-
-def _unwrap(text: str) -> str:
-    """Lines joined by a space, or by nothing between characters of scripts that write none."""
-    lines = [line.strip() for line in text.splitlines()]
-    joined = lines[0] if lines else ""
-    for line in filter(None, lines[1:]):
-        unspaced = is_unspaced(joined[-1:]) and is_unspaced(line[0])
-        joined += line if unspaced or _is_divided(joined, line) else f" {line}"
-    return joined
-
-
-def _is_divided(line: str, following: str) -> bool:
-    """Whether a word goes on in the next line: "govern-", "ment"; not "Ein-", "und Ausgabe"."""
-    word = following.split(maxsplit=1)[0]
-    return len(line) > 1 and line[-1] == "-" and line[-2].isalpha() and word[0].islower() and word not in _JOINING

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from llmkit.text.scripts import is_unspaced
 
-__all__ = ["meant_breaks", "spread"]
+__all__ = ["meant_breaks", "spread", "unwrap"]
 
 _MARKED = re.compile(
     r"[^\S\n]*(?:(?:#{1,6}|\[[ xX✓✗]?\]|[-*+•‣◦·▪●○■□◆◇★☆→✓✔✗]|\(?\d{1,3}[.)]|\(?[A-Za-z]\))[^\S\n]"
@@ -177,3 +177,23 @@ def spread(text: str, lines: Sequence[str], kept: Sequence[tuple[int, int]]) -> 
         if later := [place for place in places if place > cuts[-1]]:
             cuts.append(min(later, key=lambda place: abs(place - target)))
     return [part for start, end in pairwise([*cuts, len(text)]) if (part := text[start:end].strip())]
+
+
+_JOINING = frozenset(("and", "or", "to", "und", "oder", "bzw.", "en", "of", "och", "og", "eller"))
+"""Words after a hyphen that stands for a part of the next word."""
+
+
+def unwrap(text: str) -> str:
+    """Lines joined by a space, or by nothing between characters of scripts that write none."""
+    lines = [line.strip() for line in text.splitlines()]
+    joined = lines[0] if lines else ""
+    for line in filter(None, lines[1:]):
+        unspaced = is_unspaced(joined[-1:]) and is_unspaced(line[0])
+        joined += line if unspaced or _is_divided(joined, line) else f" {line}"
+    return joined
+
+
+def _is_divided(line: str, following: str) -> bool:
+    """Whether a word goes on in the next line: "govern-", "ment"; not "Ein-", "und Ausgabe"."""
+    word = following.split(maxsplit=1)[0]
+    return len(line) > 1 and line[-1] == "-" and line[-2].isalpha() and word[0].islower() and word not in _JOINING

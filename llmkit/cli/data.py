@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmkit.config.settings import LoadSettings, given, setting_fields
+from llmkit.config.yaml12 import dump
 from llmkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -175,10 +176,8 @@ def _short(source: SourceSection) -> Any:
 def _page(
     recipe: Recipe, proposal: dict[str, Any], notes: tuple[str, ...], report: Report, encoder: Encoder
 ) -> Iterator[str]:
-    import yaml
-
     yield from (f"# {note}" for note in notes)
-    yield yaml.safe_dump(proposal, allow_unicode=True, sort_keys=False, width=120).rstrip()
+    yield dump(proposal).rstrip()
     for name, part in (("train", report.train), ("validation", report.validation)):
         if part is not None:
             yield ""

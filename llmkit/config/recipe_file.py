@@ -1,6 +1,6 @@
-"""Recipes as files: YAML with the lines of its keys, changes from the command line, and errors that say where.
+"""Recipes as files: changes from the command line, and errors that say where.
 
-Knows YAML, the names that other tools and older versions use, and where shipped recipes are. What a recipe may say is
+Knows the names that other tools and older versions use, and where shipped recipes are. What a recipe may say is
 declared in `llmkit.config.recipe`.
 """
 
@@ -16,12 +16,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from llmkit.config.paths import user_path
 from llmkit.config.recipe import VERSION, Recipe, recipe_adapter
-from llmkit.errors import UsageError
+from llmkit.config.yaml12 import Place, dump, parse
+from llmkit.errors import InputError, UsageError
 
 __all__ = [
     "MAY_RUN_CODE",
@@ -166,94 +166,8 @@ _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From a version of the form to the function that makes the next one of it."""
 
 
-# YAML.
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema: ``no`` is Norwegian, ``1e-4`` is a number, a date is text."""
-
-
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", "~nN"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf)|\.(nan|NaN)", "-+.0123456789"),
-):  # fmt: skip
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first])
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^$"), [""])
-# SafeLoader reads 010 as eight and 1:30 as ninety.
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(str(node.value)))
-
-_MOST_NODES = 100_000
-"""Keys, items and values of a recipe, each alias counted as what it stands for."""
-
 _WIDTH = 100
 """Characters of a wrong value that a message shows."""
-
-Place = tuple[str | int, ...]
-
-
-def _parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:
-    """The content, and the line of each key and item."""
-    try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            lines: dict[Place, int] = {}
-            if node is not None:
-                _refuse_large(node, name)
-                _walk(node, (), lines, name)
-            return None if node is None else loader.construct_document(node), lines
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{name}:{mark.line + 1}" if mark else name
-        raise UsageError(f"{where}: {error.problem or 'cannot be read as YAML'}", "fix the YAML") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{name} cannot be read as YAML ({error})", "fix it") from error
-    except RecursionError as error:
-        raise UsageError(f"{name} is nested too deeply", "flatten it") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:  # of a value that its tag does not fit
-        raise UsageError(
-            f"{name} has a value that cannot be read ({error})", "correct it, or remove its tag"
-        ) from error
-
-
-def _refuse_large(root: yaml.Node, name: str) -> None:
-    """Refuse aliases that expand to very much, or to themselves, before anything walks through them."""
-    sizes: dict[int, int] = {}
-    open_nodes: set[int] = set()
-
-    def size(node: yaml.Node) -> int:
-        if id(node) in open_nodes:
-            raise UsageError(f"{name}:{node.start_mark.line + 1}: an alias contains itself", "write the value out")
-        if id(node) not in sizes:
-            open_nodes.add(id(node))
-            children = [] if isinstance(node, yaml.ScalarNode) else node.value
-            inner = [part for each in children for part in (each if isinstance(each, tuple) else (each,))]
-            sizes[id(node)] = 1 + sum(map(size, inner))
-            open_nodes.discard(id(node))
-        return sizes[id(node)]
-
-    if size(root) > _MOST_NODES:
-        raise UsageError(f"{name} expands to more than {_MOST_NODES:,} values", "write fewer, or no aliases")
-
-
-def _walk(node: yaml.Node, place: Place, lines: dict[Place, int], name: str) -> None:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            inner = (*place, str(key.value))
-            line = key.start_mark.line + 1
-            if inner in lines:
-                raise UsageError(f"{name}:{line}: {'.'.join(map(str, inner))} stands there twice", "remove one of them")
-            lines[inner] = line
-            _walk(value, inner, lines, name)
-    elif isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            lines[(*place, number)] = value.start_mark.line + 1
-            _walk(value, (*place, number), lines, name)
 
 
 # Files.
@@ -287,7 +201,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), *, trusted: Collection
         raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
     except OSError as error:
         raise UsageError(f"{name} cannot be read ({error.strerror})", "check the path and its permissions") from error
-    content, lines = _parse(text, name)
+    content, lines = parse(text, name)
     if not isinstance(content, dict):
         raise UsageError(f"{name} holds no recipe", "write keys and values, or begin with: llmkit recipes copy NAME")
     content = _migrate(content, name, lines)
@@ -388,7 +302,10 @@ def _beside(content: dict[str, Any], folder: Path) -> None:
     """Make paths that are found beside the recipe's file absolute, in place."""
 
     def resolve(value: Any) -> Any:
-        if not isinstance(value, str) or "{{" in value or "{%" in value or user_path(value).is_absolute():
+        try:
+            if not isinstance(value, str) or "{{" in value or "{%" in value or user_path(value).is_absolute():
+                return value
+        except InputError:  # the text of a template, or refused where it is opened
             return value
         near = folder / value
         matched = any(sign in value for sign in "*?[") and glob.glob(str(near), recursive=True)  # noqa: PTH207
@@ -421,7 +338,7 @@ def _override(content: dict[str, Any], override: str) -> Place:
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
         raise UsageError(f"--set {override} is no pair", "write --set KEY=VALUE, such as train.learning_rate=1e-4")
-    value, _ = _parse(text, f"--set {path}")
+    value, _ = parse(text, f"--set {path}")
     *parents, last = place = tuple(int(part) if _INDEX.fullmatch(part) else part for part in path.strip().split("."))
     inner: Any = content
     for depth, part in enumerate(parents):
@@ -636,7 +553,7 @@ def _section_names(*path: str) -> set[str]:
 
 def resolved_yaml(recipe: Recipe) -> str:
     """The whole recipe, defaults included; `load_recipe` reads the same from it."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), allow_unicode=True, sort_keys=False, width=120)
+    return dump(recipe.model_dump(mode="json"))
 
 
 def json_schema() -> dict[str, Any]:

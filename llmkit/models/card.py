@@ -1,10 +1,16 @@
-"""The metadata of a model card: the YAML between the first two ``---`` of README.md."""
+"""The metadata of a model card: the YAML between the first two ``---`` of README.md.
+
+Not read by huggingface_hub, whose YAML 1.1 makes ``no`` false and dates of versions, and raises whatever PyYAML does.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 from typing import Any
+
+from llmkit.config.yaml12 import parse
+from llmkit.errors import UsageError
 
 __all__ = ["card_metadata"]
 
@@ -14,13 +20,11 @@ _MOST = 2**18
 
 
 def card_metadata(path: Path) -> dict[str, Any]:
-    """Keys and values, each a text as it is in the file: ``no`` is Norwegian. Empty where nothing can be read."""
-    import yaml
-
+    """Its keys and values. Empty where nothing can be read."""
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             found = _FRONT_MATTER.match(file.read(_MOST))
-        card = yaml.load(found[1], yaml.BaseLoader) if found else None  # noqa: S506 - it makes strings only
-    except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError):
+        card = parse(found[1], str(path))[0] if found else None
+    except (OSError, UsageError):
         return {}
     return card if isinstance(card, dict) else {}

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llmkit.config.paths import without_folders
 from llmkit.config.recipe import Recipe
+from llmkit.config.yaml12 import dump
 from llmkit.log import printable
 from llmkit.tasks import find_task
 from llmkit.training.provenance import Provenance
@@ -34,19 +33,18 @@ def model_card(
 def _lines(
     recipe: Recipe, provenance: Provenance, metrics: Mapping[str, Any], name: str, ledgers: Sequence[Sequence[str]]
 ) -> Iterator[str]:
+    from huggingface_hub import ModelCardData
+
     task, fresh = find_task(recipe.task), getattr(recipe.model, "config", None) is not None
-    matter: dict[str, Any] = {
-        "library_name": "transformers" if provenance.method is None else "peft",
-        "pipeline_tag": task.pipeline_tag or task.name,
-        "tags": ["llmkit", recipe.task],
-    }
-    if not fresh and "/" in provenance.base and not Path(provenance.base).exists():  # an id of the Hub
-        matter["base_model"] = provenance.base
-    if provenance.license is not None:
-        matter["license"] = provenance.license
-    yield "---"
-    yield yaml.safe_dump(matter, allow_unicode=True, sort_keys=False).rstrip()
-    yield "---"
+    on_hub = not fresh and "/" in provenance.base and not Path(provenance.base).exists()
+    metadata = ModelCardData(
+        library_name="transformers" if provenance.method is None else "peft",
+        pipeline_tag=task.pipeline_tag or task.name,
+        tags=["llmkit", recipe.task],
+        base_model=provenance.base if on_hub else None,
+        license=provenance.license,
+    )
+    yield f"---\n{metadata.to_yaml()}\n---"
     yield f"\n# {_plain(name)}\n"
     how = "all weights" if provenance.method is None else f"a PEFT adapter ({provenance.method})"
     begun = "random weights" if fresh else _plain(without_folders(provenance.base))
@@ -66,7 +64,7 @@ def _lines(
     content = without_folders(recipe.model_dump(mode="json", exclude_defaults=True))
     for part in ("train", "validation"):
         content["data"].pop(part, None)  # the table above has them, without the folders of this machine
-    yield _fenced(yaml.safe_dump(content, allow_unicode=True, sort_keys=False).rstrip(), "yaml")
+    yield _fenced(dump(content).rstrip(), "yaml")
     yield "## Results\n"
     yield "| measure | value |\n|---|---|"
     for key, value in metrics.items():

@@ -9,11 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llmkit.config.paths import without_folders
 from llmkit.config.recipe import Recipe, SourceSection
 from llmkit.config.recipe_file import resolved_yaml
+from llmkit.config.yaml12 import dump, parse
 from llmkit.data.sources import commit_of, files_of
 from llmkit.files import file_hash
 from llmkit.inference.run_manifest import model_hashes
@@ -92,7 +91,7 @@ def _of_source(source: SourceSection, part: str) -> Iterator[DataOrigin]:
 
 def _license(card: Path) -> str | None:
     found = card_metadata(card).get("license")
-    return found if isinstance(found, str) and found not in ("", "~", "null") else None
+    return found if isinstance(found, str) and found else None
 
 
 def commented_recipe(recipe: Recipe, provenance: Provenance) -> str:
@@ -106,15 +105,15 @@ def commented_recipe(recipe: Recipe, provenance: Provenance) -> str:
 
 
 def _commented(told: dict[str, Any]) -> str:
-    lines = yaml.safe_dump(told, allow_unicode=True, sort_keys=False, width=10_000).splitlines()
+    lines = dump(told).splitlines()
     return "".join(f"# {line}\n" for line in lines) + "\n"
 
 
 def published_recipe(text: str) -> str:
     """What `commented_recipe` gave, for others: without the folders of this machine."""
-    told = yaml.safe_load("".join(line[2:] for line in text.splitlines(keepends=True) if line.startswith("# ")))
-    recipe = yaml.safe_dump(without_folders(yaml.safe_load(text)), allow_unicode=True, sort_keys=False, width=10_000)
-    return (_commented(without_folders(told)) if told else "") + recipe
+    comments = "".join(line[2:] for line in text.splitlines(keepends=True) if line.startswith("# "))
+    told, recipe = (without_folders(parse(each, RESOLVED)[0]) for each in (comments, text))
+    return (_commented(told) if told else "") + dump(recipe)
 
 
 def changes(before: Recipe, after: Recipe) -> list[str]:

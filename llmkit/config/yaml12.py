@@ -1,0 +1,123 @@
+"""YAML as recipes, reports and cards have it: the core schema of YAML 1.2, read and written by one pair.
+
+What is written reads as the same again, here and by readers of YAML 1.1: a text that either would take for something
+else is in quotation marks. PyYAML does the work. Not ruamel.yaml, which takes dates, ``1_000``, ``=`` and ``<<`` for
+more than text even as YAML 1.2, and has no lines for what it reads as plain values.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from llmkit.errors import UsageError
+
+__all__ = ["Place", "dump", "parse"]
+
+Place = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """``no`` is Norwegian, ``1e-4`` is a number, a date is text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Knows what YAML 1.1 reads as no text, and what `_Loader` does."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", "~nN"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf)|\.(nan|NaN)", "-+.0123456789"),
+):  # fmt: skip
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^$"), [""])
+# SafeLoader reads 010 as eight and 1:30 as ninety.
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(str(node.value)))
+
+# Other line breaks than \n are written as they are, and read as spaces, unless they are escaped.
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style='"' if re.search("[\x85\u2028\u2029]", text) else None
+    ),
+)
+
+_MOST_NODES = 100_000
+"""Keys, items and values of a document, each alias counted as what it stands for."""
+
+
+def dump(value: Any) -> str:
+    """What JSON can hold, as YAML that `parse` reads the same from."""
+    return yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=120)
+
+
+def parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:
+    """The content, and the line of each key and item.
+
+    Raises:
+        UsageError: it cannot be read, has a key twice, or expands to very much; with ``name`` and line.
+    """
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            lines: dict[Place, int] = {}
+            if node is not None:
+                _refuse_large(node, name)
+                _walk(node, (), lines, name)
+            return None if node is None else loader.construct_document(node), lines
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise UsageError(f"{where}: {error.problem or 'cannot be read as YAML'}", "fix the YAML") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{name} cannot be read as YAML ({error})", "fix it") from error
+    except RecursionError as error:
+        raise UsageError(f"{name} is nested too deeply", "flatten it") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # of a value that its tag does not fit
+        raise UsageError(
+            f"{name} has a value that cannot be read ({error})", "correct it, or remove its tag"
+        ) from error
+
+
+def _refuse_large(root: yaml.Node, name: str) -> None:
+    """Refuse aliases that expand to very much, or to themselves, before anything walks through them."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in open_nodes:
+            raise UsageError(f"{name}:{node.start_mark.line + 1}: an alias contains itself", "write the value out")
+        if id(node) not in sizes:
+            open_nodes.add(id(node))
+            children = [] if isinstance(node, yaml.ScalarNode) else node.value
+            inner = [part for each in children for part in (each if isinstance(each, tuple) else (each,))]
+            sizes[id(node)] = 1 + sum(map(size, inner))
+            open_nodes.discard(id(node))
+        return sizes[id(node)]
+
+    if size(root) > _MOST_NODES:
+        raise UsageError(f"{name} expands to more than {_MOST_NODES:,} values", "write fewer, or no aliases")
+
+
+def _walk(node: yaml.Node, place: Place, lines: dict[Place, int], name: str) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = (*place, str(key.value))
+            line = key.start_mark.line + 1
+            if inner in lines:
+                raise UsageError(f"{name}:{line}: {'.'.join(map(str, inner))} stands there twice", "remove one of them")
+            lines[inner] = line
+            _walk(value, inner, lines, name)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            lines[(*place, number)] = value.start_mark.line + 1
+            _walk(value, (*place, number), lines, name)

@@ -29,7 +29,7 @@ def load(model_type: str, folder: Path) -> Any:
         ("mixtral", True),  # experts take the tokens of all examples at once, which moves the last bits
         ("bloom", False),  # takes no positions
         ("opt", False),  # takes positions, and its mask does not
-        ("falcon", False),
+        ("mpt", False),
         ("jamba", False),  # takes positions, and its state goes on into the next example
     ],
 )

@@ -163,6 +163,8 @@ class Scheduler:
             touched[id(job)] = job
             if isinstance(answer, LlmkitError):
                 job.error = answer
+                for other in [each for each, (owner, _) in self._asked.items() if owner is job]:
+                    self.session.cancel(other)
             elif answer.finish_reason == "interrupted" and not job.step.final:
                 raise Cancelled
             else:

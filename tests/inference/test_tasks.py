@@ -374,6 +374,23 @@ def test_the_best_supported_of_the_windows_answers() -> None:
     assert ends[-1] == len(context)
 
 
+def test_what_is_left_of_a_row_that_fails_is_not_run() -> None:
+    def answer(prompt: str) -> str:
+        if "number 13 says" in prompt:
+            raise InputError("it fails")
+        return "No answer"
+
+    row = {"question": "?", "context": DOCUMENT[:6000]}
+    pipeline, engine = fake("question-answering", answer, context=200)
+    failed, answered = pipeline.map([row, {"question": "?", "context": "x"}], errors="yield")
+    assert isinstance(failed, InputError)
+    assert str(answered) == ""
+    asked = len(engine.prompts)
+    whole, other = fake("question-answering", "No answer", context=200)
+    whole(row)
+    assert asked < len(other.prompts)
+
+
 @pytest.mark.parametrize(
     ("task", "row", "message"),
     [

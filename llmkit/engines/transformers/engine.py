@@ -100,7 +100,8 @@ class _Session(Session):
         def kind(request: Request) -> tuple[object, ...]:
             return id(request.settings), request.max_new_tokens, request.scored
 
-        alike = [each for each in self.waiting if kind(each) == kind(self.waiting[0])]
+        first = kind(self.waiting[0])
+        alike = [each for each in self.waiting if kind(each) == first]
         if not any(each.in_order for each in alike):
             alike.sort(key=lambda each: len(each.encoded.input_ids), reverse=True)
         return alike

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from llmkit.inference.conversation import Conversation as Conversation
     from llmkit.inference.next_tokens import NextToken as NextToken
     from llmkit.inference.pipeline import Pipeline as Pipeline
-    from llmkit.tasks.base import Chunk as Chunk
-    from llmkit.tasks.base import Message as Message
+    from llmkit.tasks.output import Chunk as Chunk
     from llmkit.tasks.output import Output as Output
     from llmkit.tasks.output import Usage as Usage
+    from llmkit.tasks.types import Message as Message
 
 __version__ = "0.1.0"
 
@@ -51,8 +51,8 @@ _HOME = {
     "pipeline": "llmkit.api",
     "summarize": "llmkit.api",
     "translate": "llmkit.api",
-    "Chunk": "llmkit.tasks.base",
-    "Message": "llmkit.tasks.base",
+    "Chunk": "llmkit.tasks.output",
+    "Message": "llmkit.tasks.types",
     "Evaluation": "llmkit.evaluation.evaluate",
     "Conversation": "llmkit.inference.conversation",
     "NextToken": "llmkit.inference.next_tokens",

@@ -6,7 +6,15 @@ from difflib import get_close_matches
 
 from llmkit.config.settings import TaskSettings
 from llmkit.errors import UsageError
-from llmkit.tasks.base import (
+from llmkit.tasks.base import Task
+from llmkit.tasks.dialogue import Dialogue
+from llmkit.tasks.output import Chunk, Output
+from llmkit.tasks.question_answering import QuestionAnswering
+from llmkit.tasks.recommended import Recommended
+from llmkit.tasks.summarization import Summarization
+from llmkit.tasks.text_generation import TextGeneration
+from llmkit.tasks.translation import Translation
+from llmkit.tasks.types import (
     Chat,
     Example,
     Head,
@@ -20,19 +28,11 @@ from llmkit.tasks.base import (
     Row,
     Span,
     Step,
-    Task,
     Text,
     Traits,
     Wording,
     Work,
 )
-from llmkit.tasks.dialogue import Dialogue
-from llmkit.tasks.output import Chunk, Output
-from llmkit.tasks.question_answering import QuestionAnswering
-from llmkit.tasks.recommended import Recommended
-from llmkit.tasks.summarization import Summarization
-from llmkit.tasks.text_generation import TextGeneration
-from llmkit.tasks.translation import Translation
 
 __all__ = [
     "TASKS",

@@ -12,23 +12,9 @@ from typing import Any
 
 from llmkit.errors import InputError, UsageError
 from llmkit.log import log
-from llmkit.tasks.base import (
-    COMPLETION,
-    PROMPT,
-    Chat,
-    Example,
-    Message,
-    Prompt,
-    Reader,
-    Row,
-    Step,
-    Task,
-    Text,
-    Traits,
-    Wording,
-    Work,
-)
+from llmkit.tasks.base import COMPLETION, PROMPT, Task
 from llmkit.tasks.recommended import QWEN, QWEN_SMALL, SMOL, STARTER
+from llmkit.tasks.types import Chat, Example, Message, Prompt, Reader, Row, Step, Text, Traits, Wording, Work
 
 __all__ = ["Dialogue", "replies", "shortened", "to_messages"]
 

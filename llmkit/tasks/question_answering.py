@@ -19,8 +19,10 @@ from typing import Any
 
 from llmkit.config.settings import GenerationSettings, Options, changed, setting
 from llmkit.errors import InputError, UsageError
-from llmkit.tasks.base import (
-    Chunk,
+from llmkit.tasks.base import Task
+from llmkit.tasks.output import Chunk, Output
+from llmkit.tasks.recommended import QWEN, STARTER, Recommended
+from llmkit.tasks.types import (
     Example,
     Head,
     Prompt,
@@ -32,13 +34,10 @@ from llmkit.tasks.base import (
     Row,
     SpanSettings,
     Step,
-    Task,
     Traits,
     Wording,
     Work,
 )
-from llmkit.tasks.output import Output
-from llmkit.tasks.recommended import QWEN, STARTER, Recommended
 from llmkit.text.scripts import is_unspaced
 
 __all__ = ["NO_ANSWER", "AnswerOptions", "AnswerSettings", "QuestionAnswering", "find_in", "to_answers"]

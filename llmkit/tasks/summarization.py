@@ -15,9 +15,10 @@ from typing import Any
 from llmkit.config.settings import GenerationSettings, Options, TaskSettings, setting
 from llmkit.errors import UsageError
 from llmkit.log import log
-from llmkit.tasks.base import Chunk, Raw, Reader, Result, Row, Step, Task, Traits, Work
-from llmkit.tasks.output import Output
+from llmkit.tasks.base import Task
+from llmkit.tasks.output import Chunk, Output
 from llmkit.tasks.recommended import QWEN, STARTER, Recommended
+from llmkit.tasks.types import Raw, Reader, Result, Row, Step, Traits, Work
 
 __all__ = ["Summarization", "SummarizationOptions", "SummarizationSettings"]
 

@@ -6,8 +6,9 @@ as the user's message, others continue it.
 
 from __future__ import annotations
 
-from llmkit.tasks.base import COMPLETION, PROMPT, Example, Row, Task, Traits, Wording
+from llmkit.tasks.base import COMPLETION, PROMPT, Task
 from llmkit.tasks.recommended import QWEN, QWEN_SMALL, SMOL, STARTER
+from llmkit.tasks.types import Example, Row, Traits, Wording
 
 __all__ = ["TextGeneration"]
 

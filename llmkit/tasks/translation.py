@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from llmkit.config.settings import GenerationSettings, Options, TaskSettings, setting
 from llmkit.errors import InputError, UsageError
 from llmkit.log import log
-from llmkit.tasks.base import Chunk, Example, Raw, Reader, Result, Row, Step, Task, Traits, Wording, Work
-from llmkit.tasks.output import Output
+from llmkit.tasks.base import Task
+from llmkit.tasks.output import Chunk, Output
 from llmkit.tasks.recommended import STARTER, Recommended
+from llmkit.tasks.types import Example, Raw, Reader, Result, Row, Step, Traits, Wording, Work
 from llmkit.text.languages import Language, Route, find_language
 
 if TYPE_CHECKING:

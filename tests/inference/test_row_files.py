@@ -34,9 +34,10 @@ from llmkit.inference.row_files import Report, answer_file, check_output
 from llmkit.models.context import ContextLength
 from llmkit.models.source import Source
 from llmkit.tasks import Dialogue, Head, QuestionAnswering, Summarization, Wording
-from llmkit.tasks.base import Row, Task
+from llmkit.tasks.base import Task
 from llmkit.tasks.output import Output, Usage
 from llmkit.tasks.summarization import SummarizationSettings
+from llmkit.tasks.types import Row
 
 ROWS = 11
 WINDOW = 3

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmkit.errors import CheckpointError, TaskMismatchError
-from llmkit.models.checkpoint import tensor_counts, tensor_shapes, weight_files
+from llmkit.models.checkpoint import tensor_shapes, weight_files
 from llmkit.models.source import ADAPTER_CONFIG, read_json
 from llmkit.models.tables import HEADS, writes
 from llmkit.tasks import Head
@@ -145,10 +145,7 @@ def _no_fit(adapter: Path, reason: str, fix: str) -> CheckpointError:
 def _shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
     """By name; empty for pickles, which have no header."""
     file = weights_file(adapter)
-    if file.suffix == ".bin":
-        return {}
-    tensor_counts(file)  # sound
-    return tensor_shapes(file)
+    return {} if file.suffix == ".bin" else tensor_shapes(file)
 
 
 def _base_shapes(folder: Path) -> dict[tuple[str, ...], tuple[int, ...]]:

@@ -57,7 +57,7 @@ def join(wanted: int | None, device: str) -> Member:
         LlmkitError: there are other processes than were asked for.
     """
     world = int(os.environ["WORLD_SIZE"]) if is_member() else 1
-    asked = wanted or _asked_of_accelerate() or world
+    asked = wanted or world
     if world == 1:
         _compare(asked, 1)
         return Member()
@@ -91,23 +91,6 @@ def _compare(asked: int, found: int) -> None:
             f"{asked} processes were asked for and {found} found each other",
             "start llmkit itself with --num-processes",
         )
-
-
-def _asked_of_accelerate() -> int | None:
-    """What ``accelerate launch --num_processes`` asks for; without a GPU it runs one and does not say so (1.15)."""
-    import psutil
-
-    try:
-        parent = psutil.Process().parent()
-        words = [] if parent is None else " ".join(parent.cmdline()).replace("=", " ").split()
-    except psutil.Error:
-        return None
-    if not any(word.endswith("accelerate") or "accelerate.commands" in word for word in words[:4]):
-        return None
-    for name in ("--num_processes", "--num-processes"):
-        if name in words[:-1] and words[words.index(name) + 1].isdecimal():
-            return int(words[words.index(name) + 1])
-    return None
 
 
 def _end_with_parent() -> None:

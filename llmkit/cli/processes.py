@@ -1,7 +1,7 @@
 """One command as several processes: this program, started several times under Accelerate's variables.
 
 Not by ``accelerate launch``, which without a GPU runs one process and does not say so (Accelerate 1.15). Nor by
-``elastic_launch``, torchrun's (PyTorch 2.13): it takes any exit code but 0 for a failure and ends the others, also where
+torchrun's ``elastic_launch`` (PyTorch 2.13): it takes any exit code but 0 for a failure and ends the others, as when
 some rows have errors; the workers of a parent that was killed go on; and the parent would load torch, 4 s and 220 MB.
 Started by either, the program finds its place all the same. Knows processes; does not know what they do.
 """

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from llmkit.inference.next_tokens import NextToken as NextToken
     from llmkit.inference.pipeline import Pipeline as Pipeline
     from llmkit.tasks.output import Chunk as Chunk
+    from llmkit.tasks.output import Note as Note
     from llmkit.tasks.output import Output as Output
     from llmkit.tasks.output import Usage as Usage
     from llmkit.tasks.types import Message as Message
@@ -56,6 +57,7 @@ _HOME = {
     "Evaluation": "llmkit.evaluation.evaluate",
     "Conversation": "llmkit.inference.conversation",
     "NextToken": "llmkit.inference.next_tokens",
+    "Note": "llmkit.tasks.output",
     "Output": "llmkit.tasks.output",
     "Usage": "llmkit.tasks.output",
     "Pipeline": "llmkit.inference.pipeline",
@@ -85,6 +87,7 @@ __all__ = [
     "ModelNotFoundError",
     "NextToken",
     "NotEnoughMemoryError",
+    "Note",
     "Output",
     "Pipeline",
     "TaskMismatchError",

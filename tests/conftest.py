@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from llmkit.tasks.output import Output
 from tests import tiny
 
 Checkpoint = Callable[..., Path]
@@ -42,3 +43,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
         return built[key]
 
     return get
+
+
+def noted(output: Output) -> dict[str, str]:
+    """The texts of an answer's notes, by their codes."""
+    return {note.code: note.text for note in output.notes}

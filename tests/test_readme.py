@@ -8,8 +8,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from llmkit.tasks.output import NoteCode
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,6 +22,14 @@ def block(name: str) -> str:
     found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```", README, re.DOTALL)
     assert found, f"the README has no block {name}"
     return found[1]
+
+
+def test_every_code_of_a_note_is_listed_and_given_by_something() -> None:
+    codes = get_args(NoteCode)
+    listed = README[README.index("is in its `notes`") : README.index("Exit codes:")]
+    assert re.findall(r"`([a-z]+_[a-z_]+)`", listed) == list(codes)
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "llmkit").rglob("*.py"))
+    assert [code for code in codes if not re.search(rf'(?:note|Note)\(\s*"{code}"', sources)] == []
 
 
 @pytest.fixture

@@ -66,6 +66,10 @@ def _tell(line: str) -> None:
     typer.echo(line, err=True)
 
 
+_HINTS = {"output_cut": ', or say "go on"', "context_full": "; /reset begins anew"}
+"""What can be done in a conversation about what a note says."""
+
+
 class _Interrupt:
     """Ctrl+C while a reply is generated: the first asks for its end, the second does not wait for it.
 
@@ -200,20 +204,8 @@ class Session:
             usage.cached_tokens,
             usage.prompt_tokens,
         )
-        if output.still_thinking and output.finish_reason == "stop":
-            log.warning("the model ended its reply without an answer, only with reasoning; ask in other words")
-        if output.finish_reason == "length":
-            self._explain_length(output)
-
-    def _explain_length(self, output: Output) -> None:
-        pipeline = self.conversation.pipeline
-        if output.usage.completion_tokens < pipeline.max_new_tokens:
-            limit = pipeline.engine.facts.context.tokens
-            log.warning("stopped because the model's context of %s tokens is full; /reset begins anew", limit)
-        elif output.text:
-            log.warning('stopped at %d new tokens; say "go on", or raise --max-new-tokens', pipeline.max_new_tokens)
-        else:
-            log.warning("the model was still thinking when it was stopped; start with more --max-new-tokens")
+        for note in output.notes:
+            log.warning("%s%s", note.text, _HINTS.get(note.code, "") if output.text else "")
 
     # Commands.
 

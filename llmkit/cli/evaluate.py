@@ -101,6 +101,8 @@ def _table(result: Evaluation) -> Iterator[str]:
     counts = ((result.failed, "failed"), (result.unfinished, "unfinished"))
     lost = "".join(f", {number} {what}" for number, what in counts if number)
     yield f"{result.task}: {result.model}, {result.rows} rows{lost}"
+    if result.notes:
+        yield "notes: " + ", ".join(f"{count} {code}" for code, count in result.notes.items())
     if other is not None:
         yield f"baseline: {other.model}"
     others = {} if other is None else {each.name: each.interval.value for each in other.figures}

@@ -47,7 +47,7 @@ def show(pipeline: Pipeline, row: str | Row, *, as_json: bool, reasoning: bool =
         typer.echo("\n---\n".join(each.text for each in (output, *output.alternatives)))
     else:
         printer.end(empty=not reasoning)
-    report(output, time.perf_counter() - started, pipeline)
+    report(output, time.perf_counter() - started)
     return output
 
 
@@ -90,22 +90,10 @@ def write(piece: str) -> None:
     sys.stdout.flush()
 
 
-def report(output: Output, seconds: float, pipeline: Pipeline) -> None:
-    """Speed, what was read, and the reason for stopping; a cut answer must not look like a finished one."""
-    everything = (output, *output.alternatives)
-    tokens = sum(each.usage.completion_tokens for each in everything)
+def report(output: Output, seconds: float) -> None:
+    """Speed, and what must be known of the answer; a cut one must not look like a finished one."""
+    tokens = sum(each.usage.completion_tokens for each in (output, *output.alternatives))
     if tokens:
         log.info("%d tokens in %.1f s (%.1f tokens/s)", tokens, seconds, tokens / seconds)
-    if any(each.finish_reason == "length" for each in everything) and not output.chunks:
-        if output.usage.completion_tokens >= pipeline.max_new_tokens or output.alternatives:
-            log.warning("stopped at %d new tokens; more with --max-new-tokens", pipeline.max_new_tokens)
-        else:
-            log.warning(
-                "stopped because the model's context of %d tokens is full", pipeline.engine.facts.context.tokens
-            )
-    if not any(each.still_thinking for each in everything):
-        return
-    if output.finish_reason == "stop":
-        log.warning("the model ended its reply without an answer, only reasoning (--json shows it); ask in other words")
-    else:
-        log.warning("the model was still thinking when it was stopped; more with --max-new-tokens")
+    for note in output.notes:
+        log.warning("%s", note.text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -74,7 +73,7 @@ def _run(
     pipeline = build_pipeline(task, load, generation, wording, fallback=False)
     written = 0
     try:
-        with _bar(rows, encoding, member) as bar, _each_once(bar):
+        with _bar(rows, encoding, member) as bar:
 
             def progress(done: int, tokens: int) -> None:
                 nonlocal written
@@ -112,7 +111,16 @@ def _bar(rows: RowSettings, encoding: str | None, member: Member) -> Iterator[tq
         disable=not shown,
         dynamic_ncols=True,
     ) as bar:
-        yield bar
+
+        def clear(_: logging.LogRecord) -> bool:
+            bar.clear()  # the line would go on where the bar ends
+            return True
+
+        log.addFilter(clear)
+        try:
+            yield bar
+        finally:
+            log.removeFilter(clear)
 
 
 def _count(rows: RowSettings, encoding: str | None) -> int:
@@ -120,33 +128,6 @@ def _count(rows: RowSettings, encoding: str | None) -> int:
 
     layout = Layout(named=frozenset(rows.columns().values()))
     return sum(1 for _ in open_records(str(rows.input), encoding=encoding, layout=layout))
-
-
-@contextmanager
-def _each_once(bar: tqdm[Any]) -> Iterator[None]:
-    """What is said of single rows is said of the first; of warnings there is a count at the end."""
-    said: Counter[str] = Counter()
-    warnings: set[str] = set()
-
-    def first(record: logging.LogRecord) -> bool:
-        if record.exc_info:
-            return True
-        message = str(record.msg)
-        said[message] += 1
-        if record.levelno >= logging.WARNING:
-            warnings.add(message)
-        if said[message] == 1:
-            bar.clear()  # the line would go on where the bar ends
-        return said[message] == 1
-
-    log.addFilter(first)
-    try:
-        yield
-    finally:
-        log.removeFilter(first)
-        for message, count in said.items():
-            if count > 1 and message in warnings:
-                log.warning("%d times in all: %s", count, message.replace("%d", "…").replace("%s", "…"))
 
 
 def _tell(report: Report, rows: RowSettings, world: int) -> None:
@@ -164,13 +145,8 @@ def _tell(report: Report, rows: RowSettings, world: int) -> None:
             before,
         )
     where = rows.output or "the output"
-    if report.thinking:
-        log.warning(
-            "%d of %d replies ended while the model was still thinking; see 'still_thinking' in %s, and raise"
-            " --max-new-tokens",
-            report.thinking,
-            report.total,
-            where,
-        )
+    if report.notes:
+        counts = ", ".join(f"{count} {code}" for code, count in sorted(report.notes.items()))
+        log.warning("of %d answers %s; see 'notes' in %s", report.total, counts, where)
     if report.errors:
         log.warning("%d of %d rows could not be answered; see 'error' in %s", report.errors, report.total, where)

@@ -60,8 +60,8 @@ def task_command(task: type[Task]) -> Callable[..., None]:
         output = show(pipeline, row, as_json=as_json, reasoning=task.converses)
         for line in () if as_json else made.further_lines(output):
             typer.echo(line)
-        for level, message in made.remarks(output, row, pipeline.settings):
-            log.log(level, "%s", message)
+        for remark in made.remarks(output, row, pipeline.settings):
+            log.info("%s", remark)
 
     parameters = list(_parameters(task))
     run.__name__, run.__doc__ = task.verb, inspect.cleandoc(task.help)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from llmkit.evaluation.perplexity import perplexity, row_loss
 from llmkit.heads.reasoning import reasoning_format
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.row_files import answer_file, check_output
+from llmkit.inference.row_layout import note_codes
 from llmkit.log import log
 from llmkit.metrics.bootstrap import Interval, interval, p_value
 from llmkit.metrics.score import Measure, score
@@ -67,6 +69,8 @@ class Evaluation:
     """What other metrics say, by the name they were asked for by."""
     trivial: dict[str, dict[str, float]] = field(default_factory=dict)
     """The same figures of answers that need no model."""
+    notes: dict[str, int] = field(default_factory=dict)
+    """How many of the answers have a note, by its code (`llmkit.tasks.output.NoteCode`)."""
     measures: tuple[Measure, ...] = field(default=(), repr=False)
     baseline: Evaluation | None = None
     """The model it was compared with, on the same rows."""
@@ -92,6 +96,7 @@ class Evaluation:
             },
             **({"trivial": self.trivial} if self.trivial else {}),
             **({"others": self.others} if self.others else {}),
+            **({"notes": self.notes} if self.notes else {}),
             **({} if self.baseline is None else {"baseline": self.baseline.to_dict()}),
         }
 
@@ -176,7 +181,8 @@ def evaluate(
     measures = score(task.metrics, texts, references, language=task.target_language)
     found = _evaluation(pipeline, given, [*measures, *more], member)
     assert found is not None
-    found = replace(found, failed=failed, unfinished=unfinished)
+    notes = dict(sorted(Counter(code for line in lines for code in note_codes(line)).items()))
+    found = replace(found, failed=failed, unfinished=unfinished, notes=notes)
     said = [text or "" for text in texts]
     others = {name: figures_of(metric, name, said, references) for name, metric in (metrics or {}).items()}
     return replace(found, others=others, trivial=_trivial(task, given, references) if trivial else {})

@@ -17,7 +17,6 @@ from llmkit.files import write_whole
 from llmkit.inference.fitting import ModelReader
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.streaming import Shown
-from llmkit.log import log
 from llmkit.tasks import Message
 from llmkit.tasks.dialogue import shortened, to_messages
 from llmkit.tasks.output import Output, Usage
@@ -156,16 +155,15 @@ class Conversation:
         forgotten = self._cut(messages, reader)
         fitted = reader.fit({"messages": messages[forgotten:]})
         if forgotten > self._forgotten:
-            log.warning(
-                "the context is full: the oldest %d messages are no longer seen by the model (%d in all)",
-                forgotten - self._forgotten,
-                forgotten,
-            )
+            gone = f"the oldest {forgotten - self._forgotten} messages"
+            text = f"the context is full: {gone} are no longer seen by the model ({forgotten} in all)"
+            reader.note("messages_dropped", text)
         settings = pipeline.settings
         if again and not self._interrupted:
             settings = replace(settings, seed=None)
             if not pipeline.engine.samples(settings):
-                log.info("a greedy reply would be the same, so this is sampled at temperature %g", _RETRY_TEMPERATURE)
+                sampled = f"this is sampled at temperature {_RETRY_TEMPERATURE:g}"
+                reader.note("reply_sampled", f"a greedy reply would be the same, so {sampled}")
                 settings = replace(settings, temperature=_RETRY_TEMPERATURE)
         shown = Shown(reader.emit, strip=True).push if on_text else None
         request = Request(fitted.prompt, fitted.encoded, settings)
@@ -173,7 +171,8 @@ class Conversation:
         raw = self._session.run(request)
         result = pipeline.task.finish(raw)
         usage = Usage(len(fitted.encoded.input_ids), raw.tokens, cached_tokens=raw.cached_tokens)
-        self.last = pipeline.output(result, raw.finish_reason, usage, still_thinking=raw.thinking)
+        output = pipeline.output(result, raw.finish_reason, usage, still_thinking=raw.thinking)
+        self.last = pipeline.noted(output, reader)
         if raw.text.strip() or raw.finish_reason != "interrupted":  # a turn that was stopped at once is none
             # As it was written, white space and all, so that the ids that the model knows are those of the text.
             self.messages = [*messages, Message("assistant", f"{reader.wording.prefill}{raw.text}")]

@@ -1,21 +1,21 @@
 """Making prompts fit the model's context, without losing anything unseen.
 
 Knows the order in which things give way: examples first, then what the task allows (parts, whole messages, one side of
-the text). What was cut is counted and logged. Is what a task asks about its model (`llmkit.tasks.Reader`).
+the text). What was cut is counted and noted. Is what a task asks about its model (`llmkit.tasks.Reader`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from llmkit.config.settings import GenerationSettings, Overflow
 from llmkit.engines.base import Engine, ModelFacts, Session
 from llmkit.errors import ContextOverflowError, UsageError
 from llmkit.heads.base import Encoded
-from llmkit.log import log
 from llmkit.models.tables import HEADS
 from llmkit.tasks import Prompt, Row, Task, Traits, Wording
+from llmkit.tasks.output import Note, NoteCode
 
 __all__ = ["Fitted", "ModelReader"]
 
@@ -63,9 +63,11 @@ class ModelReader:
     emit: Callable[[str], None]
     encoder: Engine | Session | None = None
     """What makes ids of prompts; None is the engine."""
+    _notes: list[Note] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._limits = _budget(self.engine.facts, self.max_new_tokens)
+        self._given = len(self.wording.examples)
         self.policy: Overflow = self.settings.on_overflow or self.task.overflow
         if self.policy not in self.task.overflows:
             choices = " or ".join(self.task.overflows)
@@ -75,6 +77,18 @@ class ModelReader:
     def max_new_tokens(self) -> int:
         """How long an output may be, in tokens."""
         return self.settings.max_new_tokens or self.task.max_new_tokens
+
+    def note(self, code: NoteCode, text: str) -> None:
+        """Keep what the user must know about this answer."""
+        self._notes.append(Note(code, text))
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What was noted so far, each once."""
+        kept = len(self.wording.examples)
+        text = f"{self._given - kept} of {self._given} examples left out: they do not fit the context"
+        dropped = [Note("examples_dropped", text)] if kept < self._given else []
+        return tuple(dict.fromkeys([*dropped, *self._notes]))
 
     def count(self, text: str) -> int:
         """Tokens in a text, without special ones."""
@@ -93,7 +107,6 @@ class ModelReader:
         if not self.wording.examples:
             return False
         self.wording = replace(self.wording, examples=self.wording.examples[1:])
-        log.info("an example is left out: it does not fit the context")
         return True
 
     @property
@@ -114,11 +127,8 @@ class ModelReader:
             return None
         bare = {**row, self.task.input_column: ""}
         enough = self._limits.comfortable // 4
-        dropped = 0
-        while (room := self._limits.comfortable - _SLACK - self._length(bare)) < enough and self.wording.examples:
-            self.wording = replace(self.wording, examples=self.wording.examples[1:])
-            dropped += 1
-        self._tell_dropped(dropped)
+        while (room := self._limits.comfortable - _SLACK - self._length(bare)) < enough and self.give_way():
+            pass
         if room < 1:
             raise self._no_room(self._limits)
         return room
@@ -132,21 +142,16 @@ class ModelReader:
         fitted = self.encode(row)
         if self._limits is None:
             return fitted
-        dropped = 0
-        while self.wording.examples and len(fitted.encoded.input_ids) > self._limits.comfortable:
-            dropped += 1
-            self.wording = replace(self.wording, examples=self.wording.examples[1:])
+        while len(fitted.encoded.input_ids) > self._limits.comfortable and self.give_way():
             fitted = self.encode(row)
-        self._tell_dropped(dropped)
         length = len(fitted.encoded.input_ids)
         if length <= self._limits.limit:
             return fitted
         if self.policy == "truncate" and isinstance(row[self.task.input_column], str):
             return self._truncate(row, self._limits)
         if not self._limits.hard:
-            log.warning(
-                "the input has %d tokens, more than the %d this model was trained on", length, self._limits.limit
-            )
+            trained = f"more than the {self._limits.limit} this model was trained on"
+            self.note("context_exceeded", f"the input has {length} tokens, {trained}")
             return fitted
         cut = ", or cut it with --on-overflow truncate" if self.policy == "error" else ""
         raise ContextOverflowError(
@@ -161,11 +166,6 @@ class ModelReader:
 
     def _length(self, row: Row) -> int:
         return len(self.encode(row).encoded.input_ids)
-
-    def _tell_dropped(self, dropped: int) -> None:
-        if dropped:
-            total = dropped + len(self.wording.examples)
-            log.warning("%d of %d examples left out: they do not fit the context", dropped, total)
 
     def _no_room(self, limits: _Budget) -> ContextOverflowError:
         return ContextOverflowError(
@@ -183,5 +183,6 @@ class ModelReader:
             raise self._no_room(limits)
         kept, whole = self.count(rest), self.count(text)
         part = "first" if side == "right" else "last"
-        log.warning("the input is too long and was cut: the %s %d of its %d tokens are kept", part, kept, whole)
+        left = f"the {part} {kept} of its {whole} tokens are kept"
+        self.note("input_truncated", f"the input is too long and was cut: {left}")
         return replace(self.encode({**row, column: rest}), truncated=whole - kept)

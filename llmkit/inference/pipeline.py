@@ -20,11 +20,10 @@ from llmkit.errors import LlmkitError, UsageError
 from llmkit.inference.fitting import ModelReader
 from llmkit.inference.scheduler import Cancelled, Job, Progress, Scheduler
 from llmkit.inference.streaming import StreamedOutput
-from llmkit.log import log
 from llmkit.models.load import Loaded
 from llmkit.models.tables import writes
 from llmkit.tasks import Raw, Result, Row, Task, Wording
-from llmkit.tasks.output import Output, Usage
+from llmkit.tasks.output import Note, Output, Usage
 
 __all__ = ["Pipeline", "StreamedOutput"]
 
@@ -222,8 +221,6 @@ class Pipeline:
         assert result is not None
         if len(job.shown) < len(result.text):
             job.reader.emit(result.text[len(job.shown) :])
-        if result.chunks and job.cut:
-            log.warning("%d of the outputs were cut at their longest; more with --max-new-tokens", job.cut)
         last = next((raw for raw in job.raws if raw is not None), Raw(""))
         others = [
             self.output(other, raw.finish_reason, Usage(job.prompt_tokens, raw.tokens), still_thinking=raw.thinking)
@@ -231,7 +228,7 @@ class Pipeline:
             if isinstance(other, Result)
         ]
         usage = Usage(job.prompt_tokens, job.completion_tokens)
-        return self.output(
+        output = self.output(
             result,
             job.finish_reason,
             usage,
@@ -239,6 +236,7 @@ class Pipeline:
             still_thinking=job.thinking > 0,
             alternatives=tuple(others),
         )
+        return self.noted(output, job.reader, job.cut)
 
     def output(
         self,
@@ -274,3 +272,25 @@ class Pipeline:
             alternatives=alternatives,
             fields=self.task.output_fields,
         )
+
+    def noted(self, output: Output, reader: ModelReader, cut: int = 1) -> Output:
+        """An output with what was noted on the way to it, and why it ends before it is whole."""
+        return replace(output, notes=(*reader.notes, *self._ending(output, cut)))
+
+    def _ending(self, output: Output, cut: int) -> Iterator[Note]:
+        """``cut``: how many of the outputs to the parts of a long text were cut."""
+        everything = (output, *output.alternatives)
+        if any(each.finish_reason == "length" for each in everything):
+            if output.chunks:
+                yield Note("output_cut", f"{cut} of the outputs were cut at their longest; more with --max-new-tokens")
+            elif output.usage.completion_tokens >= self.max_new_tokens or output.alternatives:
+                yield Note("output_cut", f"stopped at {self.max_new_tokens} new tokens; more with --max-new-tokens")
+            else:
+                limit = self.engine.facts.context.tokens
+                yield Note("context_full", f"stopped because the model's context of {limit} tokens is full")
+        if any(each.still_thinking for each in everything):
+            if output.finish_reason == "stop":
+                text = "the model ended its reply without an answer, only with reasoning; ask in other words"
+            else:
+                text = "the model was still thinking when it was stopped; more with --max-new-tokens"
+            yield Note("still_thinking", text)

@@ -12,7 +12,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,7 @@ from llmkit.engines.base import Session
 from llmkit.engines.row_faults import attempt
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.files import locked, whole_file
-from llmkit.inference.row_layout import Divided, Layout, answer_record, error_record, with_columns
+from llmkit.inference.row_layout import Divided, Layout, answer_record, error_record, note_codes, with_columns
 from llmkit.inference.run_manifest import describe_run, read_manifest, refuse_changes, write_manifest
 from llmkit.tasks.output import Output
 
@@ -43,7 +44,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What this process did in this run, but for ``total``, ``errors`` and ``thinking``, which count the file's lines.
+    """What this process did in this run, but for ``total``, ``errors`` and ``notes``, which count the file's lines.
 
     With several processes the first one's file is the output, and another's are the lines it has added to it.
     """
@@ -55,8 +56,8 @@ class Report:
     total: int
     errors: int
     """Error records among ``total``, also of earlier runs."""
-    thinking: int
-    """Replies among ``total`` that ended in their reasoning, before an answer."""
+    notes: Mapping[str, int]
+    """How many of ``total`` have a note, by its code."""
     prompt_tokens: int
     completion_tokens: int
     seconds: float
@@ -197,16 +198,17 @@ class _Lines:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.total = self.errors = self.thinking = 0
+        self.total = self.errors = 0
+        self.notes: Counter[str] = Counter()
         self._state = (0, 0, 0)
         if path is not None:
             with _writing(path), path.open("a+b") as file:
                 file.seek(0)
-                self.total, self.errors, self.thinking, whole = _count(file)
+                self.total, self.errors, self.notes, whole = _count(file)
                 file.truncate(whole)
                 self._state = _state(file)
 
-    def write(self, lines: list[str], errors: int, thinking: int) -> None:
+    def write(self, lines: list[str], errors: int, notes: Counter[str]) -> None:
         """Add lines, in one call, so that a run which is killed tears one of them at most."""
         text = "".join(lines)
         if self.path is None:
@@ -220,7 +222,7 @@ class _Lines:
                 self._state = _state(file)
         self.total += len(lines)
         self.errors += errors
-        self.thinking += thinking
+        self.notes += notes
 
     def check(self) -> None:
         """Raise a `UsageError` if another program replaced, removed, emptied or extended the file."""
@@ -253,9 +255,10 @@ def _changed(path: Path, how: str) -> UsageError:
     )
 
 
-def _count(file: BinaryIO) -> tuple[int, int, int, int]:
-    """Whole lines, among them error records and replies without an answer, and the bytes they take."""
-    total = errors = thinking = size = 0
+def _count(file: BinaryIO) -> tuple[int, int, Counter[str], int]:
+    """Whole lines, error records among them, their notes by code, and the bytes they take."""
+    total = errors = size = 0
+    notes: Counter[str] = Counter()
     for line in file:
         try:
             record = json.loads(line) if line.endswith(b"\n") else None
@@ -264,8 +267,8 @@ def _count(file: BinaryIO) -> tuple[int, int, int, int]:
         if not isinstance(record, dict):
             break
         total, errors, size = total + 1, errors + ("error" in record), size + len(line)
-        thinking += record.get("still_thinking") is True
-    return total, errors, thinking, size
+        notes.update(note_codes(record))
+    return total, errors, notes, size
 
 
 class _Run:
@@ -311,7 +314,7 @@ class _Run:
             resumed=self.resumed,
             total=self.lines.total,
             errors=self.lines.errors,
-            thinking=self.lines.thinking,
+            notes=self.lines.notes,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             seconds=time.monotonic() - begun,
@@ -338,7 +341,7 @@ class _Run:
             self.pipeline.answer_all(good, self.session, number=number, progress=self.progress) if good else ()
         )
         lines: list[str] = []
-        errors = thinking = 0
+        errors, notes = 0, Counter[str]()
         failure: LlmkitError | None = None
         for place, (record, row) in enumerate(zip(window, divided, strict=True)):
             answer = row.error or next(answers)
@@ -347,14 +350,14 @@ class _Run:
                 continue
             if isinstance(made, str):
                 lines.append(made)
-                thinking += isinstance(answer, Output) and answer.still_thinking
+                notes.update(note_codes(answer.to_dict()) if isinstance(answer, Output) else ())
             elif self.settings.fail_fast:
                 failure = _located(made, record.where)
                 break
             else:
                 lines.append(error_record(row, record.where, made))
                 errors += 1
-        self.lines.write(lines, errors, thinking)
+        self.lines.write(lines, errors, notes)
         self.rows += len(lines)
         if failure is not None:
             raise failure

@@ -20,9 +20,9 @@ from llmkit.data import rows as data_rows
 from llmkit.data.shapes import look_up
 from llmkit.errors import InputError, LlmkitError
 from llmkit.tasks import Chunk, Task
-from llmkit.tasks.output import SCHEMA_VERSION, Output, Usage
+from llmkit.tasks.output import SCHEMA_VERSION, Note, Output, Usage
 
-__all__ = ["Divided", "Layout", "answer_record", "error_record", "with_columns"]
+__all__ = ["Divided", "Layout", "answer_record", "error_record", "note_codes", "with_columns"]
 
 _LOOKED_AT = 20
 """Rows at the beginning of which one must have the columns."""
@@ -153,6 +153,7 @@ def _output_names(task: Task) -> frozenset[str]:
         still_thinking=True,
         chunks=(Chunk(0, 0, ""),),
         base_commit="…",
+        notes=(Note("output_cut", ""),),
     )
     return frozenset({*filled.to_dict(), "alternatives", "error"})
 
@@ -166,6 +167,11 @@ def error_record(divided: Divided, where: str, error: LlmkitError) -> str:
     """The line of a row that was not answered."""
     about = {"type": type(error).__name__, "message": str(error), "where": where}
     return _line({**divided.others, "schema_version": str(SCHEMA_VERSION), "error": _to_json("error", about)})
+
+
+def note_codes(record: Mapping[str, Any]) -> set[str]:
+    """The codes of a record's notes."""
+    return {str(note["code"]) for note in record.get("notes", ())}
 
 
 def with_columns(

@@ -184,8 +184,8 @@ class Task:
         """What is printed after the answer."""
         return ()
 
-    def remarks(self, output: Output, row: Row, settings: GenerationSettings) -> Iterable[tuple[int, str]]:
-        """What is to be said of an answer on standard error: levels of logging, and sentences."""
+    def remarks(self, output: Output, row: Row, settings: GenerationSettings) -> Iterable[str]:
+        """What is to be said of an answer on standard error beside its notes."""
         return ()
 
     def generation_defaults(self, traits: Traits, own: int) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llmkit.errors import InputError, UsageError
-from llmkit.log import log
 from llmkit.tasks.base import COMPLETION, PROMPT, Task
 from llmkit.tasks.recommended import QWEN, QWEN_SMALL, SMOL, STARTER
 from llmkit.tasks.types import Chat, Example, Message, Prompt, Reader, Row, Step, Text, Traits, Wording, Work
@@ -184,8 +183,7 @@ class Dialogue(Task):
         reader.fits(row)  # examples give way before messages do
         kept = shortened(messages, lambda some: reader.fits({**row, "messages": some}))
         if len(kept) < len(messages):
-            log.warning(
-                "the oldest %d of %d messages do not fit and are left out", len(messages) - len(kept), len(messages)
-            )
+            gone = f"the oldest {len(messages) - len(kept)} of {len(messages)} messages"
+            reader.note("messages_dropped", f"{gone} do not fit and are left out")
         (raw,) = yield Step([{**row, "messages": kept}], final=True)
         return self.finish(raw)

@@ -3,11 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["SCHEMA_VERSION", "Chunk", "Output", "Usage"]
+__all__ = ["SCHEMA_VERSION", "Chunk", "Note", "NoteCode", "Output", "Usage"]
 
 SCHEMA_VERSION = 1
+
+
+NoteCode = Literal[
+    # What the model was not given.
+    "input_truncated",  # a side of the input was cut to fit the context
+    "examples_dropped",  # few-shot examples were left out to fit the context
+    "messages_dropped",  # the oldest messages of a conversation were left out to fit the context
+    "context_exceeded",  # the input is longer than what the model was trained on, and was read all the same
+    # What had to be assumed.
+    "language_detected",  # translation: the text's language, found out
+    "language_guessed",  # translation: the text's language, unsure
+    "languages_unknown",  # translation: the model was told no languages, since it does not say which it knows
+    "reply_sampled",  # retry: another greedy reply would have been the same
+    # What is missing from the answer, or wrong with it.
+    "output_cut",  # the answer, or one to a part of the input, ended at max_new_tokens
+    "context_full",  # the answer ended where the context did
+    "still_thinking",  # the answer, or one to a part of the input, ended in its reasoning
+    "no_answer",  # question answering: the text does not hold the answer
+    "no_verdict",  # question answering: the model was stopped before it answered
+    "not_in_text",  # question answering: the words of the answer do not occur in the text
+    "sentences_empty",  # translation: the model wrote nothing for some sentences
+    "summaries_empty",  # summarization: the model wrote nothing for any part
+    "summaries_long",  # summarization: those of the parts hardly shorten the text, and are given as they are
+]
+"""Every code of a `Note`; they stay as they are from version to version."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that the user must know about one answer."""
+
+    code: NoteCode
+    text: str
 
 
 @dataclass(frozen=True)
@@ -74,6 +107,8 @@ class Output:
     """Commit hash of an adapter's base model."""
     alternatives: tuple[Output, ...] = ()
     """The other sequences, with ``num_return_sequences`` above 1; the next best spans, with ``top`` above 1."""
+    notes: tuple[Note, ...] = ()
+    """What must be known to use the answer: what was cut, left out or guessed, in the order in which it came about."""
 
     fields: tuple[str, ...] = field(default=(), repr=False)
     """Which of the attributes the JSON of its task has, beside those of every task."""
@@ -105,6 +140,8 @@ class Output:
             result["chunks"] = [asdict(chunk) for chunk in self.chunks]
         if self.alternatives:
             result["alternatives"] = [_alternative(other) for other in self.alternatives]
+        if self.notes:
+            result["notes"] = [asdict(note) for note in self.notes]
         return result
 
 

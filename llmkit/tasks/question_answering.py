@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
-import logging
 import re
 import unicodedata
 from collections import Counter
@@ -239,12 +238,21 @@ class QuestionAnswering(Task):
         if reader.traits.marks_spans:
             (raw,) = yield Step([row])
             assert raw.reading is not None
-            return self._marked(raw.reading)
+            return self._noted(self._marked(raw.reading), reader)
         context, room = str(row["context"]), reader.room(row)
         windows = [_Window(0, context)] if room is None else _windows(context, room, reader.count)
         one = len(windows) == 1
         raws = yield Step([{**row, "context": window.text} for window in windows], scored=not one, several=one)
-        return self._written(windows, raws)
+        return self._noted(self._written(windows, raws), reader)
+
+    def _noted(self, result: Result, reader: Reader) -> Result:
+        if result.answered is None:
+            reader.note("no_verdict", "there is no verdict on whether the text holds the answer")
+        elif not result.answered:
+            reader.note("no_answer", "the text does not hold the answer")
+        elif result.start is None:
+            reader.note("not_in_text", "these words do not stand in the text; check the answer against it")
+        return result
 
     def _marked(self, reading: Reading) -> Result:
         """The result of a span model: its best spans, or that there is none."""
@@ -305,16 +313,10 @@ class QuestionAnswering(Task):
         """The next best spans."""
         return (other.text for other in output.alternatives if output.answered and other.start is not None)
 
-    def remarks(self, output: Output, row: Row, settings: GenerationSettings) -> Iterator[tuple[int, str]]:
-        if output.answered is None:
-            yield logging.WARNING, "so there is no verdict on whether the text holds the answer"
-        elif not output.answered:
-            yield logging.WARNING, "the text does not hold the answer"
-        elif output.start is not None:
+    def remarks(self, output: Output, row: Row, settings: GenerationSettings) -> Iterator[str]:
+        if output.start is not None:
             score = "" if output.score is None else f", score {output.score:.3f}"
-            yield logging.INFO, f"the answer stands at characters {output.start} to {output.end}{score}"
-        else:
-            yield logging.WARNING, "these words do not stand in the text; check the answer against it"
+            yield f"the answer stands at characters {output.start} to {output.end}{score}"
 
     def parse(self, raw: str) -> str:
         """The answer, empty where the model says that there is none."""

@@ -6,7 +6,6 @@ between sentences, each part summarized, and the summaries summarized until they
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -14,7 +13,6 @@ from typing import Any
 
 from llmkit.config.settings import GenerationSettings, Options, TaskSettings, setting
 from llmkit.errors import UsageError
-from llmkit.log import log
 from llmkit.tasks.base import Task
 from llmkit.tasks.output import Chunk, Output
 from llmkit.tasks.recommended import QWEN, STARTER, Recommended
@@ -148,10 +146,11 @@ class Summarization(Task):
             text = "\n".join(filter(None, (self.parse(raw.text) for raw in raws)))
             before, size = size, reader.count(text)
             if not text:
-                log.warning("none of the %d parts has a summary: the model wrote nothing", len(parts))
+                reader.note("summaries_empty", f"none of the {len(parts)} parts has a summary: the model wrote nothing")
                 return Result(text="", chunks=chunks)
             if room < size > before // 2:
-                log.warning("the summaries of the parts hardly shorten the text, so they are given one after the other")
+                problem = "the summaries of the parts hardly shorten the text"
+                reader.note("summaries_long", f"{problem}, so they are given one after the other")
                 return Result(text=text, chunks=chunks)
         (raw,) = yield Step([{**row, self.input_column: text}], final=True)
         return replace(self.finish(raw), chunks=chunks)
@@ -162,16 +161,16 @@ class Summarization(Task):
         text = str(row[self.input_column])
         return {"lead-1": "".join(sentences(text, script_language(text))[:1]).strip()}
 
-    def remarks(self, output: Output, row: Row, settings: GenerationSettings) -> Iterator[tuple[int, str]]:
+    def remarks(self, output: Output, row: Row, settings: GenerationSettings) -> Iterator[str]:
         """What was read, so that nobody need wonder whether a part was dropped."""
         read = f"({output.usage.prompt_tokens} tokens in, prompts included)"
         if output.truncated:
             cut = "first" if settings.truncation_side == "left" else "last"
-            yield logging.INFO, f"covered: all but the {cut} {output.truncated} tokens of the text {read}"
+            yield f"covered: all but the {cut} {output.truncated} tokens of the text {read}"
             return
         parts, characters = len(output.chunks) or 1, len(str(row[self.input_column]))
         chunks = "chunk" if parts == 1 else "chunks"
-        yield logging.INFO, f"covered: all {characters} characters in {parts} {chunks} {read}"
+        yield f"covered: all {characters} characters in {parts} {chunks} {read}"
 
     def _chunks(self, parts: Sequence[str], raws: Sequence[Raw]) -> tuple[Chunk, ...]:
         ends = list(accumulate(map(len, parts)))

@@ -6,8 +6,7 @@ model family is told the languages is `LanguageMap`'s business.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from llmkit.config.settings import GenerationSettings, Options, TaskSettings, se
 from llmkit.errors import InputError, UsageError
 from llmkit.log import log
 from llmkit.tasks.base import Task
-from llmkit.tasks.output import Chunk, Output
+from llmkit.tasks.output import Chunk, NoteCode, Output
 from llmkit.tasks.recommended import STARTER, Recommended
 from llmkit.tasks.types import Example, Raw, Reader, Result, Row, Step, Traits, Wording, Work
 from llmkit.text.languages import Language, Route, find_language
@@ -171,9 +170,8 @@ class Translation(Task):
         from llmkit.text.lines import unwrap
 
         text = text if traits.chat else unwrap(text)
-        return super().examples(
-            {**row, self.input_column: text, _ROUTE: self._route_for(text, traits)}, traits, wording
-        )
+        route = self._route_for(text, traits, lambda _code, text: log.info("%s", text))
+        return super().examples({**row, self.input_column: text, _ROUTE: route}, traits, wording)
 
     def work(self, row: Row, reader: Reader) -> Work:
         # Not at the top of the module, since the many patterns are compiled then, also for --help.
@@ -190,7 +188,7 @@ class Translation(Task):
             )
         if not any(character.isalpha() for character in text):
             return _in_languages(Result(text=text), Route(self.source, self.target))
-        route = self._route_for(text, reader.traits)
+        route = self._route_for(text, reader.traits, reader.note)
         row = {**row, _ROUTE: route}
         room = reader.room(row)
         if room is not None:
@@ -216,7 +214,8 @@ class Translation(Task):
         yield from self._mend(document, row)
         empty = sum(not segment.translation for segment in document.segments)
         if empty:
-            log.warning("%d of %d sentences came back empty from the model", empty, len(document.segments))
+            share = f"{empty} of {len(document.segments)} sentences"
+            reader.note("sentences_empty", f"{share} came back empty from the model")
         chunks = tuple(
             Chunk(segment.start, segment.start + len(segment.text), segment.translation or "")
             for segment in document.segments
@@ -226,28 +225,33 @@ class Translation(Task):
     def trivial_answers(self, row: Row) -> dict[str, str]:
         return {"copy of the source": str(row[self.input_column])}
 
-    def remarks(self, output: Output, row: Row, settings: GenerationSettings) -> Iterator[tuple[int, str]]:
+    def remarks(self, output: Output, row: Row, settings: GenerationSettings) -> Iterator[str]:
         if output.chunks:
-            yield logging.INFO, f"translated: {len(output.chunks)} parts, {output.usage.prompt_tokens} tokens in"
+            yield f"translated: {len(output.chunks)} parts, {output.usage.prompt_tokens} tokens in"
 
-    def _route_for(self, text: str, traits: Traits) -> Route:
+    def _route_for(self, text: str, traits: Traits, note: Callable[[NoteCode, str], None]) -> Route:
         try:
-            return self._find_route(text, traits)
+            return self._find_route(text, traits, note)
         except UsageError as error:
             if self.source is not None or self.target is None:
                 raise
             # It is this text's language that was not found or does not fit; another's may.
             raise InputError(error.problem, error.fix) from error
 
-    def _find_route(self, text: str, traits: Traits) -> Route:
+    def _find_route(self, text: str, traits: Traits, note: Callable[[NoteCode, str], None]) -> Route:
         languages = traits.languages
         source = self.source
         if languages is None and not traits.is_instructed:
             if self.source or self.target:
-                log.warning("this model does not say which languages it knows, so it is not told them")
+                note("languages_unknown", "this model does not say which languages it knows, so it is not told them")
             return Route(self.source, self.target)
         if source is None and (languages is None or languages.sources is None or len(languages.sources) > 1):
-            source = self._detect(text, None if languages is None else languages.sources)
+            source, sure = self._guess(text, None if languages is None else languages.sources)
+            if sure:
+                note("language_detected", f"the text is in {source.name}")
+            else:
+                guess = f"the text is taken for {source.name}, which is a guess"
+                note("language_guessed", f"{guess}; name its language with --from")
         if languages is not None:
             return languages.route(source, self.target)
         if source == self.target and source is not None:
@@ -255,14 +259,6 @@ class Translation(Task):
                 f"the text is in {source.name} already", "name another language with --to, or the text's with --from"
             )
         return Route(source, self.target)
-
-    def _detect(self, text: str, among: frozenset[Language] | None) -> Language:
-        language, sure = self._guess(text, among)
-        if sure:
-            log.info("the text is in %s", language.name)
-        else:
-            log.warning("the text is taken for %s, which is a guess; name its language with --from", language.name)
-        return language
 
     def _guess(self, text: str, among: frozenset[Language] | None) -> tuple[Language, bool]:
         """The language of a text, and whether that is sure."""

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 from llmkit.config.settings import TaskSettings, setting
-from llmkit.tasks.output import Chunk
+from llmkit.tasks.output import Chunk, NoteCode
 from llmkit.text.languages import LanguageMap, Route
 
 __all__ = [
@@ -251,3 +251,6 @@ class Reader(Protocol):
 
     def emit(self, text: str) -> None:
         """Show a piece of the answer that is certain; the pieces join to `Result.text`."""
+
+    def note(self, code: NoteCode, text: str) -> None:
+        """Add to `Output.notes` what the user must know about this answer."""

@@ -202,7 +202,7 @@ def test_replies_on_stdout_and_the_rest_on_stderr(type_lines: TypeLines, convers
     known, prompt = conversation.last.usage.cached_tokens, conversation.last.usage.prompt_tokens
     assert known > 0
     assert f"; {known} of {prompt} prompt tokens reused" in lines[1]
-    assert 'stopped at 5 new tokens; say "go on", or raise --max-new-tokens' in err
+    assert 'stopped at 5 new tokens; more with --max-new-tokens, or say "go on"' in err
 
 
 def test_a_full_context_is_said(type_lines: TypeLines, checkpoint: Checkpoint) -> None:
@@ -284,7 +284,7 @@ def test_thinking_that_was_cut_is_said(type_lines: TypeLines) -> None:
     out, err, _ = type_lines("hi", talk=Fake(reasoning=("Hmm.",), reason="length"))
     assert out == ""
     assert "(the model said nothing)" in err
-    assert "the model was still thinking when it was stopped; start with more --max-new-tokens" in err
+    assert "the model was still thinking when it was stopped; more with --max-new-tokens" in err
 
 
 def test_reasoning_before_one_reply(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

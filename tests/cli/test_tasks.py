@@ -148,10 +148,12 @@ def test_cut_off_while_thinking_is_no_verdict_on_a_question(checkpoint: Checkpoi
     _, out, err = run("answer", "--input", data, *short)
     record = json.loads(out)
     assert (record["answered"], record["still_thinking"], record["text"]) == (None, True, "")
-    assert "1 of 1 replies ended while the model was still thinking; see 'still_thinking' in the output" in err
+    assert [note["code"] for note in record["notes"]] == ["no_verdict", "output_cut", "still_thinking"]
+    summary = "of 1 answers 1 no_verdict, 1 output_cut, 1 still_thinking; see 'notes' in "
+    assert f"{summary}the output" in err
     resumed = ("--output", tmp_path / "out.jsonl")
     run("answer", "--input", data, *short, *resumed)
-    assert "1 of 1 replies ended while" in run("answer", "--input", data, *short, *resumed, "--resume")[2]
+    assert summary in run("answer", "--input", data, *short, *resumed, "--resume")[2]
     folder = tmp_path / "evaluation"
     code, out, err = run("evaluate", "--task", "answer", "--data", data, *short[:4], "-o", folder)
     assert code == 0

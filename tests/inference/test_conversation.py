@@ -13,7 +13,7 @@ from llmkit.engines.transformers.prompt_cache import PromptCache
 from llmkit.errors import ContextOverflowError, InputError, UsageError
 from llmkit.tasks import Message
 from llmkit.tasks.dialogue import shortened
-from tests.conftest import Checkpoint
+from tests.conftest import Checkpoint, noted
 from tests.fakes import fake
 
 GREEDY: dict[str, Any] = {"dtype": "float32", "device": "cpu", "max_new_tokens": 6}
@@ -83,7 +83,7 @@ def pretend(*said: str, **options: Any) -> llmkit.Conversation:
     return llmkit.Conversation(fake("dialogue", *said, **options)[0])
 
 
-def test_history_is_cut_by_whole_messages_and_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_history_is_cut_by_whole_messages_and_noted() -> None:
     conversation = pretend("I am the lazy dog.", context=40, max_new_tokens=8)
     conversation.system = "Be the quick fox."
     before = 0
@@ -92,7 +92,7 @@ def test_history_is_cut_by_whole_messages_and_said(caplog: pytest.LogCaptureFixt
         assert output.usage.prompt_tokens <= 32
         assert conversation.forgotten % 2 == 0
         if conversation.forgotten > before:
-            assert f"the oldest {conversation.forgotten - before} messages" in caplog.text
+            assert f"the oldest {conversation.forgotten - before} messages" in noted(output)["messages_dropped"]
             before = conversation.forgotten
     assert before > 2
     assert len(conversation.messages) == 24, "what the model no longer sees is still there"
@@ -118,12 +118,12 @@ def test_shortened_keeps_system_and_the_last_message() -> None:
     assert [message.content for message in shortened(messages, lambda some: False)] == ["s", "4"]
 
 
-def test_a_history_that_does_not_fit_in_one_call(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_history_that_does_not_fit_in_one_call() -> None:
     turns = [{"role": "assistant" if n % 2 else "user", "content": f"The quick brown fox {n}"} for n in range(31)]
     output = fake("dialogue", context=128, max_new_tokens=6)[0](
         {"messages": [{"role": "system", "content": "fox"}, *turns]}
     )
-    assert "of 32 messages do not fit" in caplog.text
+    assert "of 32 messages do not fit" in noted(output)["messages_dropped"]
     assert output.usage.prompt_tokens <= 122
     with pytest.raises(ContextOverflowError):
         fake("dialogue", context=128, on_overflow="error")[0]({"messages": turns})
@@ -142,13 +142,12 @@ def test_an_interrupted_reply_is_kept_and_the_conversation_goes_on(checkpoint: C
     assert (nothing.text == "") == (len(conversation.messages) == 4)
 
 
-def test_retry_gives_another_reply(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+def test_retry_gives_another_reply(checkpoint: Checkpoint) -> None:
     conversation = start(checkpoint("llama", chat=True, max_position_embeddings=2048), max_new_tokens=20)
     first = conversation.send("The quick")
-    with caplog.at_level("INFO", logger="llmkit"):
-        second = conversation.retry()
+    second = conversation.retry()
     assert second.text != first.text
-    assert "sampled at temperature" in caplog.text
+    assert "sampled at temperature" in noted(second)["reply_sampled"]
     assert [message.role for message in conversation.messages] == ["user", "assistant"]
 
 

@@ -13,7 +13,7 @@ import llmkit
 from llmkit.errors import CheckpointError, ContextOverflowError, InputError, UsageError
 from llmkit.models.context import ContextLength
 from tests import tiny
-from tests.conftest import Checkpoint
+from tests.conftest import Checkpoint, noted
 
 PROMPTS = ["The quick", "What is the meaning of life? The meaning of life is", "今天天气", "emoji 😀", "a"]
 GREEDY: dict[str, Any] = {"dtype": "float32", "device": "cpu", "max_new_tokens": 12}
@@ -231,13 +231,13 @@ def test_examples_are_turns_or_text(checkpoint: Checkpoint) -> None:
     assert seen(load(checkpoint("gpt2"), examples=EXAMPLES), "three") == "one uno\n\ntwo dos\n\nthree"
 
 
-def test_examples_give_way_before_the_input_does(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+def test_examples_give_way_before_the_input_does(checkpoint: Checkpoint) -> None:
     many = [{"prompt": f"word {n}", "completion": f"wort {n}"} for n in range(40)]
-    with caplog.at_level("WARNING", logger="llmkit"):
-        text = seen(load(checkpoint("gpt2"), examples=many), "last")
+    pipeline = load(checkpoint("gpt2"), examples=many)
+    text = seen(pipeline, "last")
     assert text.endswith("wort 39\n\nlast")
     assert "word 0 " not in text
-    assert "of 40 examples left out" in caplog.text
+    assert "of 40 examples left out" in noted(pipeline("last"))["examples_dropped"]
 
 
 def test_an_example_without_its_columns_is_named(checkpoint: Checkpoint) -> None:
@@ -264,6 +264,7 @@ def test_truncation_keeps_the_end_and_is_counted(family: str, chat: bool, checkp
     output = pipeline(text)
     whole = len(pipeline.loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
     assert 0 < output.truncated < whole
+    assert f"of its {whole} tokens are kept" in noted(output)["input_truncated"]
     assert output.usage.prompt_tokens <= 128
     assert "今天天气" in seen(pipeline, text)
     assert load(checkpoint(family), on_overflow="truncate")("The").truncated == 0
@@ -279,19 +280,17 @@ def test_the_output_ends_where_the_context_does(checkpoint: Checkpoint) -> None:
     pipeline = load(checkpoint("gpt2"), max_new_tokens=500)
     output = pipeline(prompt)
     assert output.finish_reason == "length"
+    assert list(noted(output)) == ["context_full"]
     assert output.usage.prompt_tokens + output.usage.completion_tokens == 128
     assert list(pipeline.map(["The", prompt]))[1] == output
 
 
-def test_relative_positions_take_longer_input_with_a_warning(
-    checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_relative_positions_take_longer_input_with_a_note(checkpoint: Checkpoint) -> None:
     pipeline = load(checkpoint("t5"))
     pipeline.engine.facts = replace(pipeline.engine.facts, context=ContextLength(16, hard=False))
-    with caplog.at_level("WARNING", logger="llmkit"):
-        output = pipeline("The quick brown fox jumps over the lazy dog.")
+    output = pipeline("The quick brown fox jumps over the lazy dog.")
     assert output.truncated == 0
-    assert "more than the 16 this model was trained on" in caplog.text
+    assert "more than the 16 this model was trained on" in noted(output)["context_exceeded"]
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n"])
@@ -309,6 +308,7 @@ def test_output_is_json_with_stable_keys(checkpoint: Checkpoint) -> None:
     output = load(checkpoint("gpt2"))("The")
     assert list(output.to_dict()) == [
         "schema_version", "task", "model", "commit", "head", "text", "finish_reason", "usage", "truncated",
+        "notes",
     ]  # fmt: skip
     assert str(output) == output.text
 

@@ -12,6 +12,7 @@ import yaml
 
 from llmkit.errors import InputError
 from llmkit.tasks import Raw, Row, Traits, Translation
+from llmkit.tasks.output import NoteCode
 from llmkit.tasks.translation import TranslationSettings
 from llmkit.text.lines import meant_breaks, spread
 from llmkit.text.sentences import script_language, sentences
@@ -34,6 +35,9 @@ class Reader:
 
     def fits(self, row: Row) -> bool:
         return True
+
+    def note(self, code: NoteCode, text: str) -> None:
+        raise AssertionError(text)
 
     def emit(self, text: str) -> None:
         self.shown += text

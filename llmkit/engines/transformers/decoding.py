@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.config.settings import GenerationSettings
@@ -143,9 +144,14 @@ def generation_config(
         config.temperature = config.top_p = config.top_k = config.min_p = None
     config.eos_token_id = sorted(text_ends(loaded) | set(ends)) or None
     if (config.min_length or 0) > max_new_tokens:
-        log.warning("the model's own min_length %d is lowered to %d", config.min_length, max_new_tokens)
+        _tell_lowered(config.min_length or 0, max_new_tokens)
         config.min_length = max_new_tokens
     return config
+
+
+@cache
+def _tell_lowered(own: int, longest: int) -> None:
+    log.warning("the model's own min_length %d is lowered to %d", own, longest)
 
 
 def _set_sampling(config: GenerationConfig, settings: GenerationSettings) -> None:

@@ -28,7 +28,7 @@ from llmkit.cli.options import Stopped, flags
 from llmkit.config.settings import GenerationSettings
 from llmkit.inference.conversation import Conversation
 from llmkit.log import log
-from llmkit.tasks.output import Output, Usage
+from llmkit.tasks.output import Note, Output, Usage
 from tests.cli.conftest import Run
 from tests.conftest import Checkpoint
 
@@ -89,9 +89,9 @@ class Fake:
     """Answers as it was told to: each reply is what is done on the way, and the text."""
 
     def __init__(
-        self, *pieces: str | Callable[[], None], reasoning: tuple[str, ...] = (), reason: str = "stop"
+        self, *pieces: str | Callable[[], None], reasoning: tuple[str, ...] = (), notes: tuple[Note, ...] = ()
     ) -> None:
-        self.pieces, self.reasoning, self.reason = pieces, reasoning, reason
+        self.pieces, self.reasoning, self.notes = pieces, reasoning, notes
         self.asked: list[str] = []
 
     def send(
@@ -120,14 +120,11 @@ class Fake:
             model="fake",
             commit=None,
             head="causal",
-            finish_reason="interrupted" if cancelled() else self.reason,
+            finish_reason="interrupted" if cancelled() else "stop",
             usage=Usage(10, 5, cached_tokens=4),
             reasoning="".join(self.reasoning),
+            notes=self.notes,
         )
-
-    @property
-    def pipeline(self) -> Any:
-        return type("Pipeline", (), {"max_new_tokens": 5})
 
 
 def interrupt() -> None:
@@ -280,11 +277,12 @@ def test_reasoning_is_dim_on_a_terminal(type_lines: TypeLines, monkeypatch: pyte
     assert err.startswith("\x1b[2mHmm.\x1b[0m\n")
 
 
-def test_thinking_that_was_cut_is_said(type_lines: TypeLines) -> None:
-    out, err, _ = type_lines("hi", talk=Fake(reasoning=("Hmm.",), reason="length"))
+def test_what_is_noted_is_said(type_lines: TypeLines) -> None:
+    notes = Note("output_cut", "stopped at 5 new tokens"), Note("still_thinking", "the model was still thinking")
+    out, err, _ = type_lines("hi", talk=Fake(reasoning=("Hmm.",), notes=notes))
     assert out == ""
     assert "(the model said nothing)" in err
-    assert "the model was still thinking when it was stopped; more with --max-new-tokens" in err
+    assert err.endswith("stopped at 5 new tokens\nthe model was still thinking\n")
 
 
 def test_reasoning_before_one_reply(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

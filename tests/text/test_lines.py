@@ -37,7 +37,7 @@ class Reader:
         return True
 
     def note(self, code: NoteCode, text: str) -> None:
-        raise AssertionError(text)
+        """Not looked at."""
 
     def emit(self, text: str) -> None:
         self.shown += text

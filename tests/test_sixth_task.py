@@ -14,7 +14,9 @@ import yaml
 import llmkit
 from llmkit.cli.app import main
 from llmkit.config.settings import TaskSettings, setting
+from llmkit.data.shapes import shapes_of
 from llmkit.errors import UsageError
+from llmkit.metrics.score import measure_names
 from llmkit.tasks import TASKS, Recommended, Row, Task, Traits, find_task, register
 from tests.conftest import Checkpoint
 from tests.training.recipes import write_rows
@@ -120,6 +122,23 @@ def test_it_is_listed_while_it_is_registered(model: Path, capsys: pytest.Capture
     register(Simplification)
 
 
-def test_two_tasks_cannot_have_one_name() -> None:
+def test_a_task_that_is_not_whole_is_refused_with_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="simplification is called simplification and simplify already"):
         register(Simplification)
+    with pytest.raises(UsageError, match=r"^Task lacks name, verb, help, .*max_new_tokens; set them"):
+        register(Task)
+    monkeypatch.setattr(Simplification, "metrics", ("blue",))
+    with pytest.raises(UsageError, match="there is no metric 'blue'; choose from rouge, squad, sacrebleu"):
+        measure_names(Simplification.metrics)
+    monkeypatch.setattr(Simplification, "shapes", ("rows",))
+    with pytest.raises(UsageError, match="simplification lists the shape 'rows'; choose from columns, "):
+        shapes_of(Simplification())
+    monkeypatch.setattr(Simplification, "recommended", ())
+    with pytest.raises(UsageError, match="simplification has no default model; name one with --model"):
+        llmkit.load("simplify")
+
+
+def test_languages_are_for_tasks_that_have_some(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = write_rows(Path("rows.jsonl"), ROWS)
+    assert main(["data", "check", str(rows), "--task", "simplify", "--from", "en"]) == 2
+    assert "simplification has no languages to name with --from and --to" in capsys.readouterr().err

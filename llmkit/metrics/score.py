@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmkit.errors import UsageError
 from llmkit.metrics import answers, rouge
 from llmkit.metrics.bootstrap import Figure, mean_of
 from llmkit.metrics.translation import translation_metrics
@@ -69,12 +70,18 @@ def score(
         references: what was expected, one or several a row; of questions none means that there is no answer.
         language: BCP 47 tag of the language that the answers are to be in, if it is known.
     """
-    return [each for name in metrics for each in METRICS[name].measure(predictions, references, language)]
+    return [each for metric in _found(metrics) for each in metric.measure(predictions, references, language)]
 
 
 def measure_names(metrics: Sequence[str]) -> tuple[str, ...]:
     """The names of the measures of some metrics."""
-    return tuple(name for metric in metrics for name in METRICS[metric].names)
+    return tuple(name for metric in _found(metrics) for name in metric.names)
+
+
+def _found(metrics: Sequence[str]) -> list[Metric]:
+    if unknown := next((name for name in metrics if name not in METRICS), None):
+        raise UsageError(f"there is no metric {unknown!r}", f"choose from {', '.join(METRICS)}")
+    return [METRICS[name] for name in metrics]
 
 
 def _of_rouge(

@@ -73,6 +73,8 @@ TASKS: dict[str, type[Task]] = {}
 
 def register(task: type[Task]) -> type[Task]:
     """Make a task known everywhere: commands, recipes, ``llmkit inspect``. Can be used as a decorator."""
+    if missing := [name for name in Task.__annotations__ if not hasattr(task, name)]:
+        raise UsageError(f"{task.__name__} lacks {', '.join(missing)}", "set them as attributes of the class")
     for other in TASKS.values():
         if taken := {task.name, task.verb} & {other.name, other.verb}:
             raise UsageError(f"{other.name} is called {' and '.join(sorted(taken))} already", "choose another name")

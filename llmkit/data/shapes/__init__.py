@@ -40,6 +40,8 @@ SHAPES: dict[str, Shape] = {
 
 def shapes_of(task: Task) -> list[Shape]:
     """The shapes that a task's data can have."""
+    if unknown := next((name for name in task.shapes if name not in SHAPES), None):
+        raise UsageError(f"{task.name} lists the shape {unknown!r}", f"choose from {', '.join(SHAPES)}")
     return [SHAPES[name] for name in task.shapes]
 
 

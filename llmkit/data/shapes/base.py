@@ -73,7 +73,10 @@ def by_name(row: Mapping[str, Any], wanted: Sequence[str], given: Mapping[str, s
     """Columns by their names, each for one purpose; those that are given stay."""
     found = {name: given[name] for name in wanted if name in given}
     for name in wanted:
-        if name not in found and (column := find_column(map(str, row), task.aliases[name], found.values())) is not None:
+        if (
+            name not in found
+            and (column := find_column(map(str, row), task.aliases.get(name, (name,)), found.values())) is not None
+        ):
             found[name] = column
     return found
 

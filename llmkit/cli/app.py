@@ -38,6 +38,7 @@ from llmkit.cli.recipes import (
     recipes_validate,
 )
 from llmkit.cli.results import merge, push
+from llmkit.cli.streams import echo, guard_terminal
 from llmkit.cli.tasks import task_command
 from llmkit.errors import LlmkitError, without_password
 from llmkit.log import log, printable
@@ -93,7 +94,7 @@ def _application(tasks: tuple[type[Task], ...]) -> typer.Typer:
 
 def _print_version(value: bool) -> None:
     if value:
-        typer.echo(f"llmkit {__version__}")
+        echo(f"llmkit {__version__}")
         raise typer.Exit
 
 
@@ -119,9 +120,8 @@ class _Handler(logging.Handler):
 
 
 def _tell(text: str) -> None:
-    """A line on standard error, without control characters and passwords. Work does not end where it takes none."""
-    with contextlib.suppress(OSError, ValueError):
-        print(printable(without_password(text)), file=sys.stderr, flush=True)  # noqa: T201
+    """A line on standard error, without control characters and passwords."""
+    echo(printable(without_password(text)), err=True)
 
 
 def _trace(error: BaseException) -> None:
@@ -138,6 +138,8 @@ def _program() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure") and (stream.encoding or "").lower().replace("-", "") != "utf8":
             stream.reconfigure(encoding="utf-8", errors=stream.errors)  # a code page cannot print every language
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = guard_terminal(sys.stdout), guard_terminal(sys.stderr, bars=True)
     for library in ("TRANSFORMERS", "HF_HUB", "DATASETS"):  # some of what they say holds whole addresses
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     handler, level = _Handler(), log.level
@@ -150,6 +152,7 @@ def _program() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        sys.stdout, sys.stderr = streams
         for name in closed:
             getattr(sys, name).close()
             setattr(sys, name, None)

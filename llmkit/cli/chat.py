@@ -16,10 +16,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from llmkit.cli.options import flags
 from llmkit.cli.output import StreamPrinter
+from llmkit.cli.streams import echo
 from llmkit.config.paths import user_path
 from llmkit.config.settings import GenerationSettings, LoadSettings, given
 from llmkit.errors import InputError, LlmkitError, UsageError
@@ -63,7 +62,7 @@ def _describe(pipeline: Pipeline) -> str:
 
 def _tell(line: str) -> None:
     """What was asked for, also with --quiet. Not on standard output, which holds the replies only."""
-    typer.echo(line, err=True)
+    echo(line, err=True)
 
 
 _HINTS = {"output_cut": ', or say "go on"', "context_full": "; /reset begins anew"}

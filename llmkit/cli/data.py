@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmkit.cli.streams import echo
 from llmkit.config.settings import LoadSettings, given, setting_fields
 from llmkit.config.yaml12 import dump
 from llmkit.errors import UsageError
@@ -81,10 +82,10 @@ def data_check(
     proposal = _frozen(recipe)
     if as_json:
         found = {"task": recipe.task, "proposal": proposal, "notes": list(notes), **report.to_dict()}
-        typer.echo(json.dumps(found, ensure_ascii=False, default=str))
+        echo(json.dumps(found, ensure_ascii=False, default=str))
         return
     for line in _page(recipe, proposal, notes, report, encoder):
-        typer.echo(line)
+        echo(line) if isinstance(line, str) else _show(line)
 
 
 def _is_recipe(paths: list[str]) -> bool:
@@ -175,7 +176,7 @@ def _short(source: SourceSection) -> Any:
 
 def _page(
     recipe: Recipe, proposal: dict[str, Any], notes: tuple[str, ...], report: Report, encoder: Encoder
-) -> Iterator[str]:
+) -> Iterator[str | tuple[Piece, ...]]:
     yield from (f"# {note}" for note in notes)
     yield dump(proposal).rstrip()
     for name, part in (("train", report.train), ("validation", report.validation)):
@@ -187,7 +188,7 @@ def _page(
         yield f"overlap: {report.overlap:,} validation rows have an input that is trained on"
 
 
-def _part(name: str, part: PartReport, recipe: Recipe, encoder: Encoder) -> Iterator[str]:
+def _part(name: str, part: PartReport, recipe: Recipe, encoder: Encoder) -> Iterator[str | tuple[Piece, ...]]:
     from llmkit.training.ledger import Ledger, describe
 
     yield from describe(Ledger(**part.ledger), name)
@@ -206,7 +207,7 @@ def _part(name: str, part: PartReport, recipe: Recipe, encoder: Encoder) -> Iter
     for sample in part.samples:
         yield ""
         yield f"{sample.where} ({sample.tokens} tokens)"
-        yield _coloured(sample.pieces)
+        yield sample.pieces
 
 
 def _histogram(lengths: Histogram, limit: int | None) -> Iterator[str]:
@@ -221,8 +222,13 @@ def _histogram(lengths: Histogram, limit: int | None) -> Iterator[str]:
         yield f"  {start:>{width},}–{end - 1:<{width},}{bar}".rstrip()
 
 
-def _coloured(pieces: tuple[Piece, ...]) -> str:
+def _show(pieces: tuple[Piece, ...]) -> None:
     """What is learned in green; between ⟦ and ⟧ where there is no colour."""
-    if sys.stdout.isatty():
-        return "".join(typer.style(each.text, fg="green") if each.learned else each.text for each in pieces)
-    return "".join(f"⟦{each.text}⟧" if each.learned else each.text for each in pieces)
+    for each in pieces:
+        if not each.learned:
+            echo(each.text, end="")
+        elif sys.stdout.isatty():
+            echo(each.text, end="", fg="green")
+        else:
+            echo(f"⟦{each.text}⟧", end="")
+    echo()

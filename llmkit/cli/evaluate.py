@@ -14,7 +14,9 @@ import typer
 from llmkit.cli.options import flags
 from llmkit.cli.output import AsJson
 from llmkit.cli.processes import start
+from llmkit.cli.streams import echo, terminal
 from llmkit.config.settings import GenerationSettings, LoadSettings
+from llmkit.log import printable
 from llmkit.models.processes import Member, is_member, join, on_cpu
 
 if TYPE_CHECKING:
@@ -81,14 +83,14 @@ def evaluate(
         shown=_bar if sys.stderr.isatty() and not flags.quiet and not member.rank else not_shown,
     )
     if result is not None:
-        typer.echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else "\n".join(_table(result)))
+        echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else "\n".join(_table(result)))
 
 
 @contextmanager
 def _bar(model: str, rows: int) -> Iterator[Callable[[int, int], None]]:
     from tqdm import tqdm
 
-    with tqdm(total=rows, unit="rows", desc=model, file=sys.stderr, dynamic_ncols=True) as bar:
+    with tqdm(total=rows, unit="rows", desc=printable(model), file=terminal(sys.stderr), dynamic_ncols=True) as bar:
 
         def update(done: int, _tokens: int) -> None:
             bar.update(done)

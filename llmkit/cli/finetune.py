@@ -6,13 +6,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmkit.cli.options import Stopped, flags
 from llmkit.cli.processes import Machines, start
+from llmkit.cli.streams import echo, guard_terminal, terminal
 from llmkit.errors import UsageError
 from llmkit.files import in_units
 from llmkit.log import log
@@ -65,9 +66,9 @@ def finetune(
             raise UsageError("--dry-run trains nothing, so there is nothing to resume", "give one of them")
         from llmkit.training.report import dry_run as estimate
 
-        typer.echo(resolved_yaml(loaded), nl=False)
+        echo(resolved_yaml(loaded), end="")
         for line in estimate(loaded):
-            typer.echo(f"# {line}")
+            echo(f"# {line}")
         return
     if (loaded.accelerate.num_processes or 1) > 1 and not is_member():
         raise typer.Exit(_start(loaded))
@@ -81,7 +82,7 @@ def finetune(
         # The signal may have reached another process only.
         raise Stopped(143 if signal.SIGTERM in asked[:1] else 130)
     if trainer.accelerator.is_main_process:
-        typer.echo(str(trainer.folder))
+        echo(str(trainer.folder))
 
 
 def _start(recipe: Recipe) -> int:
@@ -133,8 +134,9 @@ def _progress() -> Iterator[Any]:
 
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
     times = (TimeElapsedColumn(), TextColumn("/"), TimeRemainingColumn(), TextColumn("left"))
-    console = Console(stderr=True)
-    with Progress(*columns, *times, console=console) as bar:
+    console = Console(file=terminal(sys.stderr))
+    # Rich puts a stream of its own in the place of standard error.
+    with Progress(*columns, *times, console=console) as bar, redirect_stderr(guard_terminal(sys.stderr)):
         # Only known once the data is prepared.
         line = bar.add_task("preparing", total=None)
 

@@ -17,6 +17,8 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import Output, create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 
+from llmkit.cli.streams import terminal
+
 __all__ = ["line_editor"]
 
 _PROMPT = "> "
@@ -52,7 +54,7 @@ def line_editor(
         enable_suspend=True,
         input=input,
         # Standard output may be a file that takes the replies; the line is drawn on the terminal all the same.
-        output=output or create_output(stdout=sys.stdout if sys.stdout.isatty() else sys.stderr),
+        output=output or create_output(stdout=terminal(sys.stdout if sys.stdout.isatty() else sys.stderr)),
     )
     return lambda default: _printable(session.prompt(default=default))
 

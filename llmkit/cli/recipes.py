@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llmkit.cli.streams import echo
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.log import log
 
@@ -24,11 +25,11 @@ def recipes_list(*, as_json: Annotated[bool, typer.Option("--json", help="Print 
 
     found = [{"name": name, "task": path.parent.name, **_opening(path)} for name, path in shipped_recipes().items()]
     if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False))
+        echo(json.dumps(found, ensure_ascii=False))
         return
     width = max(len(each["name"]) for each in found)
     for each in found:
-        typer.echo(f"{each['name']:<{width}}  {each['about']}")
+        echo(f"{each['name']:<{width}}  {each['about']}")
 
 
 def _opening(path: Path) -> dict[str, str]:
@@ -40,7 +41,7 @@ def _opening(path: Path) -> dict[str, str]:
 
 def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME", help="See: llmkit recipes list.")]) -> None:
     """Print a recipe as it is."""
-    typer.echo(_shipped(name).read_text(encoding="utf-8"), nl=False)
+    echo(_shipped(name).read_text(encoding="utf-8"), end="")
 
 
 def _shipped(name: str) -> Path:
@@ -65,7 +66,7 @@ def recipes_copy(
             raise UsageError(f"{copy} is there already", "remove it, or name another folder")
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(original, copy)
-        typer.echo(str(copy))
+        echo(str(copy))
 
 
 def _data_of(path: Path) -> Iterator[Path]:
@@ -99,7 +100,7 @@ def recipes_validate(
             bad += 1
             log.error("%s", error)
         else:
-            typer.echo(f"{name}: ok")
+            echo(f"{name}: ok")
     if bad:
         raise typer.Exit(UsageError.exit_code)
 
@@ -109,4 +110,4 @@ def recipes_schema() -> None:
     from llmkit.config.recipe_file import json_schema
 
     schema: dict[str, Any] = json_schema()
-    typer.echo(json.dumps(schema, ensure_ascii=False, indent=2))
+    echo(json.dumps(schema, ensure_ascii=False, indent=2))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from llmkit.cli.streams import echo
 from llmkit.errors import without_password
 
 __all__ = ["merge", "push"]
@@ -41,7 +42,7 @@ def merge(
     settings = LoadSettings(
         model=adapter, base=base, offline=offline, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
     )
-    typer.echo(str(make_one(adapter, output, dtype=checked.dtype, settings=settings).folder))
+    echo(str(make_one(adapter, output, dtype=checked.dtype, settings=settings).folder))
 
 
 def push(
@@ -52,4 +53,4 @@ def push(
     """Upload a tuned model to the Hub, without its checkpoints."""
     from llmkit.training.hub import push as upload
 
-    typer.echo(without_password(upload(folder, repo, private=private or None)))
+    echo(without_password(upload(folder, repo, private=private or None)))

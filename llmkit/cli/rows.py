@@ -12,6 +12,7 @@ import typer
 
 from llmkit.cli import processes
 from llmkit.cli.options import Stopped, flags
+from llmkit.cli.streams import terminal
 from llmkit.errors import UsageError
 from llmkit.log import log
 from llmkit.models.processes import Member, is_member, join, on_cpu
@@ -107,7 +108,7 @@ def _bar(rows: RowSettings, encoding: str | None, member: Member) -> Iterator[tq
     with tqdm(
         total=None if total is None else -(-total // member.world),
         unit="rows",
-        file=sys.stderr,
+        file=terminal(sys.stderr),
         disable=not shown,
         dynamic_ncols=True,
     ) as bar:

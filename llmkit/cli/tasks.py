@@ -12,6 +12,7 @@ import typer
 from llmkit.cli.chat import converse
 from llmkit.cli.output import AsJson, Encoding, Examples, LiteralText, show
 from llmkit.cli.rows import answer_rows
+from llmkit.cli.streams import echo
 from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
 from llmkit.errors import InputError, UsageError
 from llmkit.log import log
@@ -59,7 +60,7 @@ def task_command(task: type[Task]) -> Callable[..., None]:
         pipeline = build_pipeline(made, load, generation, wording, row=row)
         output = show(pipeline, row, as_json=as_json, reasoning=task.converses)
         for line in () if as_json else made.further_lines(output):
-            typer.echo(line)
+            echo(line)
         for remark in made.remarks(output, row, pipeline.settings):
             log.info("%s", remark)
 

@@ -1,0 +1,68 @@
+"""Standard output and error. Files and pipes get texts as they are; a terminal gets nothing that it would act on.
+
+The only module that writes to either; bars and the line editor draw on `terminal`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from contextlib import nullcontext, suppress
+from typing import Any, TextIO, cast
+
+import typer
+
+from llmkit.log import printable
+
+__all__ = ["echo", "guard_terminal", "terminal"]
+
+_MOVE = re.compile("\r|(?:\x1b\\[A)+$")
+"""How a write of tqdm begins, which libraries draw bars with."""
+
+
+class _Guarded:
+    """A terminal that shows control characters as their codes.
+
+    Args:
+        terminal: the stream itself.
+        bars: whether a write may begin with a move of the cursor.
+    """
+
+    def __init__(self, terminal: TextIO, *, bars: bool) -> None:
+        self.terminal = terminal
+        self._bars = bars
+
+    def write(self, text: str) -> int:
+        move = _MOVE.match(text) if self._bars else None
+        end = move.end() if move else 0
+        self.terminal.write(text[:end] + printable(text[end:]))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.terminal, name)
+
+
+def guard_terminal(stream: TextIO, *, bars: bool = False) -> TextIO:
+    """The stream to print to in place of this one, which is another only for a terminal."""
+    return cast(TextIO, _Guarded(stream, bars=bars)) if stream.isatty() else stream
+
+
+def terminal(stream: TextIO) -> TextIO:
+    """The stream itself, for colours and bars, whose texts are made printable by who draws them."""
+    return stream.terminal if isinstance(stream, _Guarded) else stream
+
+
+def echo(text: str = "", *, end: str = "\n", err: bool = False, **style: Any) -> None:
+    """Print at once, on a terminal in a style of `typer.style`. Where standard error takes nothing, work goes on."""
+    stream = sys.stderr if err else sys.stdout
+    with suppress(OSError, ValueError) if err else nullcontext():
+        if style and stream.isatty():
+            terminal(stream).write(typer.style(printable(text), **style) + end)
+        else:
+            stream.write(text + end)
+        stream.flush()

@@ -105,8 +105,9 @@ class _History(FileHistory):
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600)  # nobody else's business
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            path.chmod(0o600)  # an earlier version may have made it readable by others
 
     def load_history_strings(self) -> Iterable[str]:
         """The lines, the newest first."""

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from llmkit.files import BUILDING, damaged_file, disk_errors, remove_whole, write_hashes
 from llmkit.log import log
-from llmkit.models.cache import cache_dir
+from llmkit.models.cache import cache_dir, make_cache_dir
 
 if TYPE_CHECKING:
     import datasets
@@ -70,7 +70,8 @@ def kept_folder(key: str, build: Callable[[Path], None]) -> Path:
                     os.utime(folder)
                 return folder
             log.warning("%s in the cache is damaged (%s), so it is made again", folder, damaged)
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_cache_dir()
+        root.mkdir(exist_ok=True)
         root.chmod(0o700)
         with _scratch(root) as scratch:
             result = scratch / "result"

@@ -266,7 +266,7 @@ def test_reasoning_stays_off_stdout(type_lines: TypeLines, monkeypatch: pytest.M
         patch.setattr(flags, "quiet", True)
         out, err, _ = type_lines("hi", talk=Fake("The reply.", reasoning=("Hmm.",)))
         assert "Hmm" not in out + err
-    monkeypatch.setattr("llmkit.cli.output.write", lambda piece: sys.stderr.write(piece))  # as where both are shown
+    monkeypatch.setattr(sys, "stdout", sys.stderr)  # as where both are shown
     _, err, _ = type_lines("hi", talk=Fake("The reply.", reasoning=("Hmm.",)))
     assert err.startswith("Hmm.\nThe reply.\n\n5 tokens")
 
@@ -568,9 +568,11 @@ def test_history_is_kept_and_private(keyboard: PipeInput, tmp_path: Path) -> Non
     history = tmp_path / "new folder" / "history"
     keyboard.send_text("first\x1b\rline\r")
     editor(keyboard, history)("")
-    assert history.stat().st_mode & 0o077 == 0
+    assert (history.stat().st_mode & 0o777, history.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    history.chmod(0o644)  # as an earlier version left it
     keyboard.send_text("\x1b[A\r")
     assert editor(keyboard, history)("") == "first\nline"
+    assert history.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_history_that_cannot_be_written_is_no_error(keyboard: PipeInput, tmp_path: Path) -> None:

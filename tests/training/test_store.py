@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock
 
 from llmkit.errors import NotEnoughMemoryError
-from llmkit.models.cache import cache_dir
+from llmkit.models.cache import cache_dir, make_cache_dir
 from llmkit.training.store import UNUSED_DAYS, kept_folder, kept_table
 from tests.test_files import files_of_at_most
 
@@ -46,15 +46,17 @@ def test_a_damaged_entry_is_made_again_with_a_word(caplog: pytest.LogCaptureFixt
     assert not caplog.text
 
 
-def test_nobody_else_can_read_it() -> None:
-    (cache_dir() / "training").mkdir(mode=0o755, parents=True)  # by an older version
+@pytest.mark.parametrize("older", [False, True])
+def test_nobody_else_can_read_it(older: bool) -> None:
+    if older:  # a version that left it open
+        (make_cache_dir() / "training").mkdir(mode=0o755)
     before = os.umask(0o022)
     try:
         _table()
     finally:
         os.umask(before)
     root = cache_dir() / "training"
-    modes = {path: path.stat().st_mode & 0o777 for path in (root, root / "key", *(root / "key").iterdir())}
+    modes = {path: path.stat().st_mode & 0o777 for path in (root.parent, root, root / "key", *(root / "key").iterdir())}
     assert {mode for path, mode in modes.items() if path.is_dir()} == {0o700}
     assert {mode for path, mode in modes.items() if path.is_file()} == {0o600}
 

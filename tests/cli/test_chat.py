@@ -306,12 +306,12 @@ def test_an_interrupted_reply_is_kept(type_lines: TypeLines, folder: Path, monke
     talk = Conversation(llmkit.load("chat", str(folder), dtype="float32", max_new_tokens=500))
     before, said = signal.getsignal(signal.SIGINT), list[str]()
 
-    def piece(text: str) -> None:
+    def piece(text: str = "", **_: object) -> None:
         said.append(text)
         if len(said) == 3:
             interrupt()
 
-    monkeypatch.setattr("llmkit.cli.output.write", piece)
+    monkeypatch.setattr("llmkit.cli.output.echo", piece)
     _, err, _ = type_lines(HELLO, talk=talk)
     assert talk.last is not None
     assert talk.last.finish_reason == "interrupted"
@@ -319,7 +319,7 @@ def test_an_interrupted_reply_is_kept(type_lines: TypeLines, folder: Path, monke
     assert talk.messages[1].content.strip() == "".join(said).strip() == talk.last.text
     assert "(stopped; the reply so far is kept)" in err
     assert signal.getsignal(signal.SIGINT) is before
-    monkeypatch.setattr("llmkit.cli.output.write", said.append)
+    monkeypatch.setattr("llmkit.cli.output.echo", lambda text="", **_: said.append(text))
     type_lines("/retry", talk=talk)  # the session goes on
     assert talk.last.finish_reason != "interrupted"
     assert len(talk.messages) == 2
@@ -352,12 +352,12 @@ def test_a_reply_that_was_ended_leaves_the_conversation_as_it_was(
     type_lines(HELLO)
     messages = list(conversation.messages)
 
-    def end(text: str) -> None:
+    def end(text: str = "", **_: object) -> None:
         if text.strip():
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("llmkit.cli.output.write", end)
+        patch.setattr("llmkit.cli.output.echo", end)
         _, err, _ = type_lines("What is the meaning of life?", talk=conversation)
     assert "(ended; nothing of this reply is kept)" in err
     assert conversation.messages == messages

@@ -22,6 +22,7 @@ from llmkit.inference.contract import CONTRACT_FILE
 from llmkit.log import log
 from llmkit.models.adapters import quiet_peft
 from llmkit.models.load import load_model
+from llmkit.models.logits import DTYPES, difference, tolerance
 from llmkit.models.quiet import quiet_transformers
 from llmkit.models.source import read_json
 from llmkit.models.tables import HEADS
@@ -30,12 +31,8 @@ from llmkit.tasks import TASKS, Head
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ROUNDING", "Merged", "difference", "logits_of", "merge"]
+__all__ = ["Merged", "logits_of", "merge"]
 
-_MERGE_DRIFT = 1e-3
-"""Largest difference by the largest logit that merging in float32 may make."""
-ROUNDING = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
-"""The same where the weights are rounded to this type afterwards: that of a merged weight has its last bits lost."""
 _AS_IT_IS = "use the adapter as it is"
 _PROBE = 64
 """Tokens that the logits are compared on."""
@@ -88,7 +85,7 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
     size = model.get_input_embeddings().weight.shape
     merged = _merged(model)
     drift = difference(before, logits_of(head, merged, inputs))
-    _refuse(drift, _MERGE_DRIFT, "merging changes what the model computes", _AS_IT_IS)
+    _refuse(drift, "float32", "merging changes what the model computes", _AS_IT_IS)
     if merged.get_input_embeddings().weight.shape != size:
         raise CheckpointError("merging changed the size of the embeddings", "report this with the adapter's config")
     if head.writes:
@@ -101,7 +98,7 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
             again = kind.from_pretrained(building, dtype=torch.float32)
         rounding = difference(before, logits_of(head, again.eval(), inputs))
         fix = _AS_IT_IS + ("" if stored == "float32" else ", or merge with --dtype float32")
-        _refuse(rounding, ROUNDING.get(stored, 0.1), f"the files, in {stored}, hold another model", fix)
+        _refuse(rounding, stored, f"the files, in {stored}, hold another model", fix)
         if (loaded.source.adapter / CONTRACT_FILE).is_file():
             shutil.copy(loaded.source.adapter / CONTRACT_FILE, building / CONTRACT_FILE)
     log.info("merged in %s: logits differ by %.1e of the largest, %.1e after rounding", stored, drift, rounding)
@@ -157,7 +154,7 @@ def _first_task(task_type: str) -> str:
 def _stored_dtype(folder: Path) -> str:
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     named = config.get("dtype") or config.get("torch_dtype")
-    return str(named) if named in ROUNDING else "float32"
+    return str(named) if named in DTYPES else "float32"
 
 
 def _probe(head: BaseHead, model: Any) -> dict[str, torch.Tensor]:
@@ -175,12 +172,8 @@ def logits_of(head: BaseHead, model: Any, inputs: dict[str, torch.Tensor]) -> to
         return head.logits(model.eval()(**inputs))
 
 
-def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max() / one.abs().max().clamp(min=1e-9))
-
-
-def _refuse(found: float, allowed: float, what: str, fix: str) -> None:
-    if not found <= allowed:  # neither a NaN
+def _refuse(found: float, dtype: str, what: str, fix: str) -> None:
+    if not found <= tolerance(dtype):  # neither a NaN
         raise CheckpointError(
-            f"{what}: logits differ by {found:.1e} of the largest, {allowed:.0e} would be rounding", fix
+            f"{what}: logits differ by {found:.1e} of the largest, {tolerance(dtype):.0e} would be rounding", fix
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from llmkit.models.logits import LAST_BITS, difference
+
 if TYPE_CHECKING:
     import torch
 
@@ -11,8 +13,6 @@ __all__ = ["keeps_examples_apart", "sees_nothing_ahead"]
 
 _LENGTH = 24
 """Tokens of an example that is tried."""
-_ROUNDING = 1e-5
-"""Of the largest logit, in float32. A leak is a hundred times as much."""
 
 
 def keeps_examples_apart(model: Any) -> bool:
@@ -32,7 +32,7 @@ def keeps_examples_apart(model: Any) -> bool:
     one, other = (
         _logits(base, torch.cat([front, after]), position_ids=positions)[_LENGTH:] for front in (first, second)
     )
-    return _same(one, other)
+    return difference(one, other) <= LAST_BITS
 
 
 def sees_nothing_ahead(model: Any) -> bool:
@@ -44,15 +44,7 @@ def sees_nothing_ahead(model: Any) -> bool:
         return False
     first, second, front = _tokens(base)
     one, other = (_logits(base, torch.cat([front, behind]))[:_LENGTH] for behind in (first, second))
-    return _same(one, other)
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Experts are computed for all their tokens at once, so that those of other examples move the last bits."""
-    import torch
-
-    rounding = _ROUNDING if one.dtype == torch.float32 else 0.0
-    return bool((one - other).abs().max() <= rounding * one.abs().max())
+    return difference(one, other) <= LAST_BITS
 
 
 def _base(model: Any) -> Any:

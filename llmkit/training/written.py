@@ -9,9 +9,10 @@ from llmkit.config.recipe import Recipe
 from llmkit.errors import CheckpointError, LlmkitError, NotEnoughMemoryError
 from llmkit.log import log
 from llmkit.models.load import load_source
+from llmkit.models.logits import difference, tolerance
 from llmkit.models.source import Source
 from llmkit.training.loop import Trainer
-from llmkit.training.merge import ROUNDING, difference, logits_of
+from llmkit.training.merge import logits_of
 from llmkit.training.start import load_settings
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["check_written", "logits_of_rows"]
 
-_HALF = 0.1
-"""Largest difference by the largest logit where something is computed or kept in half precision or less."""
 _ROWS = 2
 
 
@@ -66,7 +65,7 @@ def check_written(recipe: Recipe, trainer: Trainer, source: Source, trained: tor
         ) from error
     finally:
         log.setLevel(level)
-    if not found <= (_HALF if half else ROUNDING["float32"]):
+    if not found <= tolerance("bfloat16" if half else "float32"):
         raise CheckpointError(
             f"{folder} holds another model than was trained: logits differ by {found:.1e} of the largest",
             "report it with the recipe; the weights are kept there",

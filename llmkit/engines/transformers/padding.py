@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from llmkit.models.generation import without_own_settings
+from llmkit.models.logits import difference, tolerance
 
 if TYPE_CHECKING:
     from llmkit.heads.base import Encoded
@@ -23,9 +24,6 @@ __all__ = ["Mates", "batch_mates"]
 
 _SHORT, _LONG = 7, 40
 """Tokens of the rows that are tried."""
-_ROUNDING = {"float32": 1e-3, "float64": 1e-3}
-"""Difference of two logits, by the largest, that a batch may make; more in half precision."""
-_ROUNDING_OF_HALF = 0.05
 
 Mates = Literal["any", "equally long", "none"]
 
@@ -40,7 +38,7 @@ def batch_mates(loaded: Loaded, head: WritingHead, batch: Sequence[Encoded]) -> 
         first, last = by_length[0], by_length[-1]
         row, longer, other = _of_length(first, _SHORT), _of_length(last, _LONG), _of_length(last, _SHORT)
         alone, padded = (_logits(loaded, head, rows) for rows in ([row], [row, longer]))
-        most = _ROUNDING.get(str(model.dtype).removeprefix("torch."), _ROUNDING_OF_HALF)
+        most = tolerance(model.dtype)
         if not _differ(alone, padded, most):
             _known[model] = "any"
         else:
@@ -51,7 +49,7 @@ def batch_mates(loaded: Loaded, head: WritingHead, batch: Sequence[Encoded]) -> 
 
 def _differ(alone: Sequence[Any], padded: Sequence[Any], most: float) -> bool:
     for one, other in zip(alone, padded, strict=False):
-        if float((one - other).abs().max()) > most * float(one.abs().max()):
+        if difference(one, other) > most:
             return True
         if one.argmax() != other.argmax():  # a tie, after which the two went on differently
             return False

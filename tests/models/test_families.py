@@ -42,14 +42,16 @@ def test_entries_agree_with_themselves() -> None:
 
 
 def named(path: Path) -> set[str]:
-    """The model types and tokenizer classes that a module has as strings."""
+    """The model types and the classes of one family that a module has as strings."""
     texts = {
         node.value
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     types = {spelled for name in model_types() for spelled in (name, name.replace("_", "-"))}
-    return {text for text in texts if text in types or (text.endswith("Tokenizer") and hasattr(transformers, text))}
+    modules: dict[str, str] = vars(transformers)["_class_to_module"]  # without importing one
+    ours = {text for text in texts if modules.get(text, "").startswith("models.") and ".auto" not in modules[text]}
+    return ours | (texts & types)
 
 
 def test_no_other_module_names_a_family() -> None:

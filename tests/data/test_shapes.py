@@ -403,3 +403,16 @@ def test_a_shape_that_a_task_does_not_have_is_refused(shape: Any, task: str) -> 
     section = source("a.jsonl", {"document": "a", "summary": "b"}).model_copy(update={"shape": shape})
     with pytest.raises(UsageError, match=rf"^shape: {shape} is not for {task}; leave it out, or choose"):
         list(mapped_rows(section, task_of(task)))
+
+
+def test_a_column_that_was_named_is_not_replaced_by_one_of_another_length() -> None:
+    rows = [
+        {"a": f"{number} {'word ' * 50}", "b": f"{number} a longer text", "c": f"{number} short"} for number in "xyz"
+    ]
+    section = source("a.jsonl", *rows, columns={"summary": "c"})
+    with pytest.raises(InputError, match="no column looks like document of summarization"):
+        propose(section, task_of("summarization"))
+    assert (
+        read(source("a.jsonl", *rows, columns={"document": "a", "summary": "c"}), "summarization")[0]["summary"]
+        == "x short"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 import tomllib
@@ -77,6 +78,17 @@ def test_keyword_arguments_mirror_the_settings(options: type, classes: list[Any]
         assert written.pop("length") == str | int
         assert declared.pop("length") is str
     assert written == declared
+
+
+def test_nobody_asks_which_head_it_is() -> None:
+    """But for what decides which one a checkpoint gets; the rest asks for facts, or the head to do it."""
+    asked = []
+    for path in Path(llmkit.__file__).parent.rglob("*.py"):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if path.parent.name != "heads" and re.search(r"\bHead\.[A-Z]", line):
+                asked.append(f"{path.name}:{number}: {line.strip()}")
+    declared = [line for line in asked if re.search(r"Head\.\w+: HeadFacts\(|: heads\b", line)]
+    assert len(asked) - len(declared) <= 10, asked
 
 
 def test_version_is_that_of_the_distribution() -> None:

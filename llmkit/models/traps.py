@@ -146,7 +146,8 @@ def _templates(facts: Facts) -> Iterator[str]:
     if facts.one_sequence and not facts.tokenizer.chat_template:
         instruct = "although its name says it follows instructions, " if _INSTRUCT.search(facts.name) else ""
         yield f"{instruct}no chat template: prompts are continued as plain text"
-    if not facts.tokenizer.offsets and facts.config.get("model_type") in class_names(Head.SPAN):
+    marks = any(facts.config.get("model_type") in class_names(head) for head in HEADS if not writes(head))
+    if marks and not facts.tokenizer.offsets:
         yield f"{facts.tokenizer.class_name} gives no character offsets: no extractive question answering"
 
 

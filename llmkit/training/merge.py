@@ -26,7 +26,7 @@ from llmkit.models.logits import DTYPES, difference, tolerance
 from llmkit.models.quiet import quiet_transformers
 from llmkit.models.source import read_json
 from llmkit.models.tables import HEADS
-from llmkit.tasks import TASKS, Head
+from llmkit.tasks import TASKS
 
 if TYPE_CHECKING:
     import torch
@@ -146,9 +146,9 @@ def _task_of(adapter: str) -> str:
 
 
 def _first_task(task_type: str) -> str:
-    """A task of the head that PEFT calls so; of the causal one if there is none."""
-    head = next((head for head, facts in HEADS.items() if facts.task_type == task_type), Head.CAUSAL)
-    return next(name for name, task in TASKS.items() if head in task.heads)
+    """A task of the head that PEFT calls so; text generation if there is none."""
+    head = next((head for head, facts in HEADS.items() if facts.task_type == task_type), None)
+    return next(name for name, task in TASKS.items() if head in (None, *task.heads))
 
 
 def _stored_dtype(folder: Path) -> str:

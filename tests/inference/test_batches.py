@@ -20,6 +20,7 @@ from llmkit.engines.transformers.batching import Budget
 from llmkit.errors import ContextOverflowError, InputError, LlmkitError, NotEnoughMemoryError, UsageError
 from tests import tiny
 from tests.conftest import Checkpoint
+from tests.fakes import fake
 
 GREEDY: dict[str, Any] = {"dtype": "float32", "device": "cpu", "temperature": 0}
 PROMPTS = [" ".join(tiny.SENTENCES[:1] * count) + word for count in (1, 3, 2) for word in ("", " A", " fox", " 今天")]
@@ -59,8 +60,8 @@ def test_several_sequences_of_one_prompt_in_a_batch(family: str, checkpoint: Che
         assert [output.text, *(other.text for other in output.alternatives)] == [expected, expected]
 
 
-def test_windows_are_taken_when_they_are_needed(checkpoint: Checkpoint) -> None:
-    pipeline = load(checkpoint("gpt2"), max_new_tokens=2)
+def test_windows_are_taken_when_they_are_needed() -> None:
+    pipeline, _ = fake("generate")
     taken = []
 
     def endless() -> Iterator[str]:
@@ -107,9 +108,9 @@ def test_a_question_that_is_too_long_takes_its_own_place_only(checkpoint: Checkp
 
 
 @pytest.mark.parametrize("option", [{"window": 0}, {"max_batch_tokens": 0}, {"errors": "drop"}])
-def test_bad_options_are_refused_at_the_call(option: dict[str, Any], checkpoint: Checkpoint) -> None:
+def test_bad_options_are_refused_at_the_call(option: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(option))):
-        load(checkpoint("gpt2")).map(["a"], **option)
+        fake("generate")[0].map(["a"], **option)
 
 
 def test_a_budget_counts_padding() -> None:
@@ -176,13 +177,14 @@ def test_rows_draw_differently_and_repeatably(checkpoint: Checkpoint) -> None:
     assert texts == [output.text for output in pipeline.map(["The quick"] * 6, window=1)]
 
 
-def test_progress_counts_every_row_once(checkpoint: Checkpoint) -> None:
-    pipeline = load(checkpoint("gpt2"), "summarize", max_new_tokens=4)
+def test_progress_counts_every_row_once() -> None:
+    pipeline, engine = fake("summarize", "The fox jumps.", context=128, max_new_tokens=4)
     rows = ["The quick brown fox. " * count for count in (1, 200, 2)] + [""]
     told: list[tuple[int, int]] = []
     answers = pipeline.answer_all(rows, pipeline.session(10**6), progress=lambda *counts: told.append(counts))
     outputs = [answer for answer in answers if not isinstance(answer, LlmkitError)]
     assert sum(rows for rows, _ in told) == 4
+    assert len(engine.prompts) > 3, "no row was read in parts"
     assert sum(tokens for _, tokens in told) == sum(output.usage.completion_tokens for output in outputs)
 
 

@@ -133,7 +133,7 @@ def _propose(
     model = {"name_or_path": load.model or "starter"}
     model |= {key: getattr(load, key) for key in given(load) if key != "model"}
     data: dict[str, Any] = {part: [_set(proposal.source)] for part, proposal in proposals.items()}
-    recipe = recipe_adapter().validate_python(
+    recipe = recipe_adapter({}).validate_python(
         {
             "version": 1,
             "task": made.name,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Union, get_args, get_type_hints
 
@@ -24,13 +25,14 @@ from pydantic import (
     model_validator,
 )
 
+from llmkit.config.peft_methods import adapter_section, peft_methods
 from llmkit.config.settings import MOST, LoadSettings, TaskSettings, TruncationSide, bounds, setting_fields
 from llmkit.tasks import TASKS, Task, find_task
 
 __all__ = [
     "VERSION",
     "AccelerateSection",
-    "Adapter",
+    "AdapterSection",
     "DataSection",
     "Recipe",
     "SourceSection",
@@ -150,66 +152,25 @@ class PromptSection(Section):
 
 # Adapters, by PEFT's names.
 
-_Targets = str | list[str] | None
+class AdapterSection(Section):
+    """What PEFT trains in place of all weights: the method, and any field of its config class."""
 
-
-class _Lora(Section):
-    peft_type: Literal["LORA"]
-    r: Positive = 8
-    """Rank."""
-    lora_alpha: Annotated[float, Field(gt=0)] = 16
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: _Targets = "all-linear"
-    """Module names, a regular expression, or all-linear."""
-    exclude_modules: _Targets = None
-    modules_to_save: list[str] | None = None
-    """Modules trained in full beside the adapter."""
-    bias: Literal["none", "all", "lora_only"] = "none"
-    use_rslora: bool = False
-    """Scale by the square root of the rank (Kalajdzievski 2023)."""
-    use_dora: bool = False
-    """Train magnitude and direction apart (Liu et al. 2024)."""
-    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
-
-
-class _IA3(Section):
-    peft_type: Literal["IA3"]
-    target_modules: _Targets = None
-    feedforward_modules: _Targets = None
-    exclude_modules: _Targets = None
-    modules_to_save: list[str] | None = None
-
-
-class _PromptTuning(Section):
-    peft_type: Literal["PROMPT_TUNING"]
-    num_virtual_tokens: Positive = 20
-    prompt_tuning_init: Literal["RANDOM", "SAMPLE_VOCAB", "TEXT"] = "RANDOM"
-    prompt_tuning_init_text: str | None = None
+    peft_type: str
 
     @model_validator(mode="after")
-    def _text(self) -> _PromptTuning:
-        if (self.prompt_tuning_init == "TEXT") != (self.prompt_tuning_init_text is not None):
+    def _text(self) -> AdapterSection:
+        text = getattr(self, "prompt_tuning_init_text", None)
+        if (getattr(self, "prompt_tuning_init", None) == "TEXT") != (text is not None):
             raise ValueError("prompt_tuning_init_text goes with prompt_tuning_init: TEXT; give both or neither")
         return self
 
 
-class _PrefixTuning(Section):
-    peft_type: Literal["PREFIX_TUNING"]
-    num_virtual_tokens: Positive = 20
-    prefix_projection: bool = False
-    encoder_hidden_size: Positive | None = None
-
-
-class _PTuning(Section):
-    peft_type: Literal["P_TUNING"]
-    num_virtual_tokens: Positive = 20
-    encoder_reparameterization_type: Literal["MLP", "LSTM"] = "MLP"
-    encoder_hidden_size: Positive | None = None
-    encoder_num_layers: Positive = 2
-    encoder_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-Adapter = Annotated[_Lora | _IA3 | _PromptTuning | _PrefixTuning | _PTuning, Field(discriminator="peft_type")]
+_TARGETS = Field("all-linear", description="Module names, a regular expression, or all-linear.")
+_OTHER_DEFAULTS: dict[str, dict[str, tuple[Any, Any]]] = {
+    "LORA": {"lora_alpha": (float, Field(16, gt=0)), "target_modules": (str | list[str] | None, _TARGETS)},
+    "": {"num_virtual_tokens": (Positive, 20)},
+}
+"""Of methods, and of all of them, where PEFT has none or one that depends on the type of the model."""
 
 
 # Data.
@@ -503,8 +464,8 @@ class Recipe(Section):
     prompt: PromptSection = PromptSection()
     model: ModelSection  # type: ignore[valid-type]  # made of LoadSettings
     tokenizer: TokenizerSection = TokenizerSection()
-    adapter: Adapter | None = None
-    """What PEFT trains in place of all weights; without it all are trained."""
+    adapter: Any = None
+    """Of the method's `AdapterSection`."""
     data: DataSection
     train: TrainSection
     accelerate: AccelerateSection = AccelerateSection()
@@ -550,19 +511,27 @@ class Recipe(Section):
         return self
 
 
-def _recipe_of(name: str, settings: type[TaskSettings]) -> Any:
-    section = _from_settings(f"{settings.__name__}Section", settings, base=Section)
-    members: dict[str, Any] = {"task": (Literal[name], ...), "settings": (section, section())}
-    return create_model(f"{''.join(map(str.capitalize, name.split('-')))}Recipe", __base__=Recipe, **members)
-
-
-def recipe_adapter() -> TypeAdapter[Recipe]:
-    """The validator of recipes of any task."""
-    return _adapter_of(tuple(TASKS.values()))
+def recipe_adapter(content: Mapping[str, Any] | None = None) -> TypeAdapter[Recipe]:
+    """The validator of recipes of any task, or of one with the adapter's method that ``content`` names."""
+    section = {} if content is None else content.get("adapter")
+    method = section.get("peft_type") if isinstance(section, Mapping) else ""
+    methods = (method,) if method in peft_methods() else () if section is None else tuple(peft_methods())
+    return _adapter_of(tuple(TASKS.values()), methods)
 
 
 @functools.cache
-def _adapter_of(tasks: tuple[type[Task], ...]) -> TypeAdapter[Recipe]:
-    recipes = tuple(_recipe_of(task.name, task.settings_class) for task in tasks)
+def _adapter_of(tasks: tuple[type[Task], ...], methods: tuple[str, ...]) -> TypeAdapter[Recipe]:
+    adapter = adapter_section(methods, AdapterSection, _OTHER_DEFAULTS) | None if methods else None
+    recipes = tuple(_recipe_of(task.name, task.settings_class, adapter) for task in tasks)
     union: Any = Union[recipes]  # noqa: UP007 - of a tuple
     return TypeAdapter(Annotated[union, Field(discriminator="task")])
+
+
+def _recipe_of(name: str, settings: type[TaskSettings], adapter: Any) -> Any:
+    section = _from_settings(f"{settings.__name__}Section", settings, base=Section)
+    members: dict[str, Any] = {"task": (Literal[name], ...), "settings": (section, section())}
+    members["adapter"] = (adapter, Field(None, description=_ADAPTER))
+    return create_model(f"{''.join(map(str.capitalize, name.split('-')))}Recipe", __base__=Recipe, **members)
+
+
+_ADAPTER = "What PEFT trains in place of all weights; without it all are trained."

@@ -257,7 +257,7 @@ def make_recipe(
     lines = lines or {}
     changed = [_override(content, override) for override in overrides]
     try:
-        return recipe_adapter().validate_python(content)
+        return recipe_adapter(content).validate_python(content)
     except ValidationError as error:
         raise _first_problem(error, content, name, lines, changed) from error
 
@@ -374,7 +374,9 @@ def _first_problem(
     place = _place(problem["loc"], content, extra=problem["type"] in ("missing", "extra_forbidden"))
     tag = str(problem.get("ctx", {}).get("discriminator", "")).strip("'")
     # A value that may be of several types has a problem for each.
-    said, fix = _sentence(problem, place, [each for each in problems if _place(each["loc"], content) == place])
+    said, fix = _sentence(
+        problem, place, [each for each in problems if _place(each["loc"], content) == place], content
+    )
     # What does not go together has no place but the key that its message begins with.
     named = place or tuple(said.split(maxsplit=1)[0].split("."))
     where = _where((*named, *([tag] if tag else [])), name, lines, changed)
@@ -410,7 +412,7 @@ def _where(place: Place, name: str, lines: Mapping[Place, int], changed: Sequenc
     return name
 
 
-def _sentence(problem: Any, place: Place, alike: Sequence[Any]) -> tuple[str, str]:
+def _sentence(problem: Any, place: Place, alike: Sequence[Any], content: Mapping[str, Any]) -> tuple[str, str]:
     """What is wrong, and what to do.
 
     Args:
@@ -418,7 +420,7 @@ def _sentence(problem: Any, place: Place, alike: Sequence[Any]) -> tuple[str, st
     """
     key, kind, context = ".".join(map(str, place)), problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"{key} is no key", _instead(str(place[-1]), place[:-1])
+        return f"{key} is no key", _instead(str(place[-1]), place[:-1], content)
     if kind == "missing":
         return f"{key} is missing", "add it"
     if kind in ("union_tag_not_found", "union_tag_invalid"):
@@ -492,17 +494,17 @@ def _choose(given: str, choices: Sequence[str]) -> str:
     return f"{f'did you mean {near[0]}? ' if near else ''}choose from {', '.join(choices)}"
 
 
-def _instead(name: str, parent: Place) -> str:
+def _instead(name: str, parent: Place, content: Mapping[str, Any]) -> str:
     """What an unknown key was likely meant to be."""
     if name in RENAMED:
         return f"write {RENAMED[name]}"
     if name in REMOVED:
         return REMOVED[name]
     sections = tuple(part for part in parent if isinstance(part, str))
-    here = _section_names(*sections)
+    here = _names(content).get(sections, set())
     if near := get_close_matches(name, here, n=1):
         return f"did you mean {near[0]}?"
-    elsewhere = [".".join(path) for path, names in _all_names() if name in names and path != sections]
+    elsewhere = [".".join(path) for path, names in _names().items() if name in names and path != sections]
     if elsewhere:
         return f"it belongs to {elsewhere[0]}"
     return f"keys here are {', '.join(sorted(here))}" if here else "leave it out"
@@ -528,24 +530,20 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(part)
 
 
-def _sections() -> list[type[BaseModel]]:
-    return list(_models(recipe_adapter()._type))  # noqa: SLF001 - the union it was made of
+def _sections(content: Mapping[str, Any] | None = None) -> list[type[BaseModel]]:
+    return list(_models(recipe_adapter(content)._type))  # noqa: SLF001 - the union it was made of
 
 
-def _all_names() -> Iterator[tuple[tuple[str, ...], set[str]]]:
-    """Every section's path and its keys."""
-    pending: list[tuple[tuple[str, ...], type[BaseModel]]] = [((), section) for section in _sections()]
+def _names(content: Mapping[str, Any] | None = None) -> dict[tuple[str, ...], set[str]]:
+    """The keys of each section by its path, in any recipe or in one with the adapter's method of ``content``."""
+    pending: list[tuple[tuple[str, ...], type[BaseModel]]] = [((), section) for section in _sections(content)]
     seen: dict[tuple[str, ...], set[str]] = {}
     while pending:
         path, section = pending.pop(0)
         seen.setdefault(path, set()).update(section.model_fields)
         for name, field in section.model_fields.items():
             pending += [((*path, name), inner) for inner in _models(field.annotation)]
-    yield from seen.items()
-
-
-def _section_names(*path: str) -> set[str]:
-    return dict(_all_names()).get(path, set())
+    return seen
 
 
 # What is printed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import re
 import sys
@@ -13,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.errors import CheckpointError, UsageError
+from llmkit.errors import CheckpointError, MissingDependencyError, UsageError
 from llmkit.log import log
 from llmkit.models.adapter_files import OTHER_BASE, adapter_weights, place_names, vocabulary_size
 from llmkit.models.generation import cache_name
@@ -24,7 +25,7 @@ from llmkit.tasks import Head
 if TYPE_CHECKING:
     import torch
 
-    from llmkit.config.recipe import Adapter
+    from llmkit.config.recipe import AdapterSection
 
 __all__ = ["attach", "embedding_names", "load_adapter", "outline_adapter", "quiet_peft", "resize_embeddings"]
 
@@ -34,7 +35,7 @@ _PEFT_CACHE = "past_key_values"
 """What PEFT 0.21 calls keys and values."""
 
 
-def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new_tokens: Sequence[int] = ()) -> Any:
+def attach(model: Any, section: AdapterSection, head: Head, *, tokenizer_name: str, new_tokens: Sequence[int] = ()) -> Any:
     """The model with a new adapter, the only part of it that is trained (with ``modules_to_save``).
 
     Args:
@@ -46,32 +47,69 @@ def attach(model: Any, section: Adapter, head: Head, *, tokenizer_name: str, new
     """
     import peft
 
-    settings = section.model_dump()
-    kind = settings.pop("peft_type")
-    config_class = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)]
-    if kind == "PROMPT_TUNING" and settings["prompt_tuning_init"] == "TEXT":
+    kind = section.peft_type
+    _refuse_partial(section)
+    config_class: Any = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)]
+    defaults = {item.name: item.default for item in dataclasses.fields(config_class)}
+    settings: dict[str, Any] = {
+        name: value
+        for name, value in section.model_dump(exclude={"peft_type"}).items()
+        if value is not None and value != defaults[name]
+    }
+    if settings.get("prompt_tuning_init") == "TEXT":
         settings["tokenizer_name_or_path"] = tokenizer_name
-    if settings.get("target_modules") == "all-linear" and settings["exclude_modules"] is None:
+    if settings.get("target_modules") == "all-linear" and "exclude_modules" not in settings:
         # Of a span model the head is new, so PEFT trains and saves all of it.
-        settings["exclude_modules"] = [*([] if writes(head) else [_SPAN_HEAD]), *_not_linear(model, kind)] or None
+        excluded = [*([] if writes(head) else [_SPAN_HEAD]), *_not_linear(model, kind)]
+        if excluded and "exclude_modules" in defaults:
+            settings["exclude_modules"] = excluded
     if new_tokens:
-        if kind != "LORA":
+        if "trainable_token_indices" not in defaults:
             raise UsageError(f"PEFT trains no new tokens beside {kind}", "use LORA, or leave tokenizer.add_tokens out")
         settings["trainable_token_indices"] = dict.fromkeys(_own_names(model), sorted(new_tokens))
-    given = {name: value for name, value in settings.items() if value is not None}
     _refuse_unmatched(model, section)
     try:
         with quiet_peft():
-            config = config_class(task_type=HEADS[head].task_type, **given)
+            config = config_class(task_type=HEADS[head].task_type, **settings)
             return _fit_together(peft.get_peft_model(model, config))
+    except ImportError as error:
+        raise MissingDependencyError(f"adapter.peft_type {kind}: {error}", "install it, or use LORA") from error
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
+        if "meta tensor" in reason:
+            reason = "it is computed from the weights of the base, and a dry run has none"
         fix = "correct the settings of the adapter, such as target_modules, or use another peft_type"
-        if "target_modules" not in settings:
+        if "target_modules" not in defaults:
             fix = "use another peft_type, such as LORA"
             if getattr(model, "is_activation_checkpointing", False):
                 fix += ", or leave train.activation_checkpointing out"
         raise UsageError(f"PEFT cannot put {kind} on {type(model).__name__} ({reason})", fix) from error
+
+
+_NEEDS_MORE = {
+    "ADALORA": "between updates PEFT would have to be asked for other ranks, and it adds to the loss",
+    "CPT": "it computes a loss of its own",
+    "MULTITASK_PROMPT_TUNING": "each example would need the number of a task",
+    "POLY": "each example would need the number of a task",
+    "SHADOW": "it adds a loss of its own",
+    "XLORA": "it combines adapters that were trained before",
+}
+"""Methods for which a loss and its gradient are not enough, which PEFT does not say where they are put on."""
+_FROM_DATA = ("eva", "corda", "lora_ga")
+"""Ways to begin that look at rows first; PEFT begins otherwise without them."""
+
+
+def _refuse_partial(section: AdapterSection) -> None:
+    if section.peft_type in _NEEDS_MORE:
+        raise UsageError(
+            f"adapter.peft_type {section.peft_type} cannot be trained here: {_NEEDS_MORE[section.peft_type]}",
+            "use another one, such as LORA",
+        )
+    if (beginning := getattr(section, "init_lora_weights", None)) in _FROM_DATA:
+        raise UsageError(
+            f"adapter.init_lora_weights {beginning} looks at rows before training, which is not done here",
+            "use another one, such as gaussian",
+        )
 
 
 def _own_names(model: Any) -> list[str]:
@@ -89,7 +127,7 @@ def _own_names(model: Any) -> list[str]:
     return names
 
 
-def _refuse_unmatched(model: Any, section: Adapter) -> None:
+def _refuse_unmatched(model: Any, section: AdapterSection) -> None:
     """PEFT passes over a name in a list that no module has, if another one has a module."""
     modules = [name for name, _ in model.named_modules()]
     for key in ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save"):

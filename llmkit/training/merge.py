@@ -83,7 +83,10 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
     before = logits_of(head, model, inputs)
     kind: Any = type(model.get_base_model())
     size = model.get_input_embeddings().weight.shape
-    merged = _merged(model)
+    try:
+        merged = _merged(model)
+    except (ValueError, NotImplementedError) as error:
+        raise UsageError(f"PEFT cannot merge {_method(model)} into this model ({error})", _AS_IT_IS) from error
     drift = difference(before, logits_of(head, merged, inputs))
     _refuse(drift, "float32", "merging changes what the model computes", _AS_IT_IS)
     if merged.get_input_embeddings().weight.shape != size:

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from llmkit.config.peft_methods import peft_methods
 from llmkit.config.recipe import Recipe, recipe_adapter
 from llmkit.config.settings import LoadSettings, setting_fields
 from llmkit.tasks import TASKS
@@ -23,7 +24,7 @@ CONTENT: dict[str, Any] = {
 
 
 def validate(content: dict[str, Any]) -> Recipe:
-    return recipe_adapter().validate_python(content)
+    return recipe_adapter(content).validate_python(content)
 
 
 def changed(section: str, **values: Any) -> dict[str, Any]:
@@ -69,17 +70,21 @@ def test_training_has_the_names_of_transformers() -> None:
     assert ours - theirs == {"packing", "freeze", "early_stopping_patience"}
 
 
-def test_adapters_have_the_names_of_peft() -> None:
+def test_adapters_have_the_methods_names_and_defaults_of_peft() -> None:
+    """They are read from its source, without importing it."""
     import dataclasses
 
     import peft
 
-    from llmkit.config.recipe import Adapter
-
-    for section in get_args(get_args(Adapter)[0]):
-        kind = peft.PeftType(get_args(section.model_fields["peft_type"].annotation)[0])
-        theirs = {item.name for item in dataclasses.fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
-        assert set(section.model_fields) <= theirs
+    assert set(peft_methods()) == {each.value for each in peft.PEFT_TYPE_TO_CONFIG_MAPPING}
+    general = {item.name for item in dataclasses.fields(peft.PeftConfig)} - {"peft_type"}
+    for method, config in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items():
+        ours = validate(changed("adapter", peft_type=method.value)).adapter.model_dump()
+        theirs = {item.name: item.default for item in dataclasses.fields(config) if item.name not in general}
+        assert ours.keys() == theirs.keys(), method
+        simple = {name for name, each in theirs.items() if isinstance(each, bool | int | float | str)} - {"peft_type"}
+        differ = {name for name in simple if ours[name] != theirs[name] and ours[name] is not None}
+        assert differ == ({"lora_alpha"} if method == "LORA" else set()), method
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_a_chat_template_is_looked_for_beside_the_recipe_and_a_text_is_no_path(g
 
 
 def test_renamed_names_are_no_keys_and_their_replacements_are() -> None:
-    keys = dict(recipe_file._all_names())
+    keys = recipe_file._names()
     train_keys = keys[("train",)] | keys[("data",)] | keys[("model",)]
     assert not REMOVED.keys() & (train_keys | RENAMED.keys())
     for old, new in RENAMED.items():
@@ -227,7 +227,8 @@ def test_a_name_that_transformers_5_removed_is_told_its_replacement(name: str, l
         ("train.per_device_train_batch_size=null", "write a whole number, or leave it out"),
         ("train=null", "write keys and values"),
         ("train.freeze=embed", "write a list: [embed]"),
-        ("adapter={r: 8}", "choose from LORA, IA3"),
+        ("adapter={r: 8}", "choose from ADALORA, ADAMSS"),
+        ("adapter={peft_type: IA3, use_dora: true}", "keys here are exclude_modules, fan_in_fan_out"),
         ("adapter.peft_type=lora", "did you mean LORA?"),
         ("train.deepspeed=zero3.json", "accelerate.fsdp_config"),
         ("lora_rank=8", "write adapter.r"),

@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 
-from llmkit.config.recipe import Adapter
+from llmkit.config.recipe import AdapterSection
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import CheckpointError, TaskMismatchError, UsageError
 from llmkit.models.adapters import attach
@@ -27,14 +26,20 @@ from llmkit.models.locate import locate
 from llmkit.tasks import Head
 from llmkit.training.merge import merge
 from tests.conftest import Checkpoint
+from tests.training.recipes import make_recipe
 from tests.zoo.models import build
 
 IDS = torch.tensor([[9, 10, 11, 12]])
 
 
+def section_of(peft_type: str, **settings: Any) -> AdapterSection:
+    content = {"peft_type": peft_type, **settings}
+    return make_recipe("summarization", Path("model"), Path("rows"), adapter=content).adapter
+
+
 def adapted(head: Head, model_type: str, folder: Path) -> Any:
     build(head, model_type, folder)
-    section = TypeAdapter(Adapter).validate_python({"peft_type": "LORA", "r": 4})
+    section = section_of("LORA", r=4)
     return attach(load(folder), section, head, tokenizer_name=str(folder))
 
 
@@ -120,7 +125,7 @@ def test_keys_and_values_of_an_adapter_are_kept_while_it_writes(
 def test_a_span_model_takes_keys_and_values_of_an_adapter(family: str, tmp_path: Path) -> None:
     build(Head.SPAN, family, tmp_path / family)
     base = load(tmp_path / family, "question-answering")
-    section: Any = TypeAdapter(Adapter).validate_python({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4})
+    section: Any = section_of("PREFIX_TUNING", num_virtual_tokens=4)
     with torch.no_grad():
         before = base(input_ids=IDS).start_logits
         model = attach(base, section, Head.SPAN, tokenizer_name="").eval()
@@ -132,7 +137,7 @@ def test_a_span_model_takes_keys_and_values_of_an_adapter(family: str, tmp_path:
 def test_new_tokens_are_those_of_the_embeddings_that_are_read(model_type: str, said: str, tmp_path: Path) -> None:
     build(Head.CAUSAL, model_type, tmp_path / model_type)
     base = load(tmp_path / model_type)
-    section = TypeAdapter(Adapter).validate_python({"peft_type": "LORA", "r": 4})
+    section = section_of("LORA", r=4)
     with pytest.raises(UsageError, match=said) if said else nullcontext():
         model = attach(base, section, Head.CAUSAL, tokenizer_name="", new_tokens=[5])
         assert model.get_input_embeddings().token_adapter is not None
@@ -165,7 +170,7 @@ def test_an_encoder_gets_its_head_from_the_adapter(tmp_path: Path) -> None:
     build(Head.SPAN, "bert", tmp_path / "bert")
     transformers.AutoModel.from_pretrained(tmp_path / "bert").save_pretrained(tmp_path / "bert")
     base = load(tmp_path / "bert", "question-answering", training=True)
-    section = TypeAdapter(Adapter).validate_python({"peft_type": "LORA", "r": 4})
+    section = section_of("LORA", r=4)
     model = attach(base, section, Head.SPAN, tokenizer_name=str(tmp_path / "bert"))
     model.save_pretrained(tmp_path / "adapter")
     model.eval()
@@ -178,7 +183,7 @@ def test_token_types_reach_a_model_below_an_adapter(tmp_path: Path) -> None:
     build(Head.SPAN, "bert", tmp_path / "bert")
     inputs = {"input_ids": IDS, "token_type_ids": torch.tensor([[0, 0, 1, 1]])}
     base = load(tmp_path / "bert", "question-answering")
-    section = TypeAdapter(Adapter).validate_python({"peft_type": "LORA", "r": 4})
+    section = section_of("LORA", r=4)
     with torch.no_grad():
         expected = base(**inputs).start_logits
         model = attach(base, section, Head.SPAN, tokenizer_name="").eval()  # a new adapter changes nothing

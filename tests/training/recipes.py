@@ -24,4 +24,4 @@ def make_recipe(task: str, model: Path | dict[str, Any], rows: Any, **sections: 
     content["data"] = {"train": str(rows) if isinstance(rows, Path) else rows}
     for name, values in sections.items():
         content[name] = {**content.get(name, {}), **values}
-    return recipe_adapter().validate_python(content)
+    return recipe_adapter(content).validate_python(content)

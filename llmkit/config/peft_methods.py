@@ -1,0 +1,135 @@
+"""The methods of the installed PEFT, each as the section of a recipe with the fields of PEFT's own config class.
+
+They are read from PEFT's source, since importing it would import torch: a recipe is checked without that, with the line
+of a misspelled key, and what a newer PEFT adds is known. Does not know which methods work with which model
+(`llmkit.models.adapters`).
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import Field, create_model
+
+__all__ = ["adapter_section", "peft_methods"]
+
+_OF_ALL_METHODS = ("PeftConfig", "PeftConfigMixin")
+"""Whose fields follow from the model, or from where it was loaded."""
+
+
+class _List:
+    """YAML has lists where an annotation says tuple."""
+
+    def __class_getitem__(cls, _: Any) -> Any:
+        return list[Any]
+
+
+def _root() -> Path:
+    spec = find_spec("peft")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+@functools.cache
+def peft_methods() -> dict[str, str]:
+    """From the name of each method to that of its config class."""
+    found = {}
+    for path in sorted(_root().glob("tuners/*/__init__.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "register_peft_method":
+                named = {each.arg: each.value for each in node.keywords}
+                found[str(ast.literal_eval(named["name"])).upper()] = ast.unparse(named["config_cls"])
+    return dict(sorted(found.items()))
+
+
+@functools.cache
+def _declared() -> dict[str, ast.ClassDef | ast.expr]:
+    """The classes and the named types of PEFT's modules of configs."""
+    found: dict[str, ast.ClassDef | ast.expr] = {}
+    root = _root()
+    for path in (root / "config.py", root / "tuners" / "lycoris_utils.py", *root.glob("tuners/*/config.py")):
+        for node in ast.parse(path.read_bytes()).body:
+            match node:
+                case ast.ClassDef():
+                    found[node.name] = node
+                case ast.Assign(targets=[ast.Name(id=name)], value=ast.Subscript() as value):
+                    found[name] = value
+    return found
+
+
+def _fields(name: str) -> Iterator[ast.AnnAssign]:
+    """The fields of a config class, those of its bases first."""
+    node = _declared().get(name)
+    if isinstance(node, ast.ClassDef) and name not in _OF_ALL_METHODS:
+        for base in node.bases:
+            yield from _fields(ast.unparse(base))
+        yield from (each for each in node.body if isinstance(each, ast.AnnAssign))
+
+
+def _type(name: str) -> Any:
+    """What an annotation means by a name: of an enumeration the values, of a nested config a map."""
+    node = _declared()[name]
+    if isinstance(node, ast.expr):
+        return _hint(node)
+    values = [ast.literal_eval(each.value) for each in node.body if isinstance(each, ast.Assign)]
+    return Literal[tuple(values)] if any("Enum" in ast.unparse(base) for base in node.bases) else dict[str, Any]
+
+
+def _hint(annotation: ast.expr) -> Any:
+    names = {each.id for each in ast.walk(annotation) if isinstance(each, ast.Name)}
+    types = {name: _type(name) for name in names if name in _declared()}
+    if choices := [each for each in types.values() if typing.get_origin(each) is Literal]:
+        return choices[0]  # PEFT writes Union[Choices, str], and takes any other string for one of them
+    return eval(ast.unparse(annotation), {**vars(typing), "tuple": _List, **types})  # noqa: S307 - code of PEFT
+
+
+def _member(node: ast.AnnAssign) -> tuple[Any, Any]:
+    """Type and default of a field."""
+    options = {each.arg: each.value for each in getattr(node.value, "keywords", ())}
+    default = _default(options.get("default", node.value))
+    metadata = _literal(options.get("metadata")) or {}
+    hint = _hint(node.annotation)
+    description = " ".join(str(metadata.get("help", "")).split())
+    return hint | None if default is None else hint, Field(default, description=description or None)
+
+
+def _default(node: ast.expr | None) -> Any:
+    """A default, which may be a member of an enumeration."""
+    match node:
+        case ast.Attribute(value=ast.Name(id=name), attr=member) if isinstance(kind := _declared().get(name), ast.ClassDef):
+            values = {ast.unparse(each.targets[0]): each.value for each in kind.body if isinstance(each, ast.Assign)}
+            return _literal(values.get(member))
+    return _literal(node)
+
+
+def _literal(node: ast.expr | None) -> Any:
+    """A value as it is written; None for one that is computed."""
+    try:
+        return None if node is None else ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def adapter_section(methods: Sequence[str], base: type[Any], changes: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> Any:
+    """The section of one of some methods, which ``peft_type`` tells apart.
+
+    Args:
+        changes: by method, "" for all of them, the fields with another type and default than PEFT's.
+    """
+    sections = []
+    for method in methods:
+        members = {str(getattr(node.target, "id", "")): _member(node) for node in _fields(peft_methods()[method])}
+        changed = {**changes.get("", {}), **changes.get(method, {})}
+        members |= {name: change for name, change in changed.items() if name in members}
+        members["peft_type"] = (Literal[method], ...)
+        sections.append(create_model(f"{method}Adapter", __base__=base, **members))
+    if len(sections) == 1:
+        return sections[0]
+    return Annotated[Union[tuple(sections)], Field(discriminator="peft_type")]  # noqa: UP007 - of a tuple

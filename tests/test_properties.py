@@ -19,7 +19,7 @@ from hypothesis import strategies as some
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from llmkit.config.paths import user_path
-from llmkit.config.recipe import SourceSection, _recipe_of
+from llmkit.config.recipe import SourceSection, recipe_adapter
 from llmkit.config.recipe_file import load_recipe
 from llmkit.config.settings import GenerationSettings, RowSettings
 from llmkit.data.rows import SUFFIXES, open_records
@@ -200,7 +200,7 @@ def _numbers(section: Any, place: str) -> Iterator[tuple[str, Any]]:
                 yield from _numbers(each, f"{place}{name}.")
 
 
-RECIPES = [_recipe_of(task.name, task.settings_class) for task in TASKS.values()]
+RECIPES = get_args(get_args(recipe_adapter()._type)[0])
 KEYS = sorted({key: section for each in RECIPES for key, section in _numbers(each, "") if key != "version"}.items())
 HUGE = [10**30, 2**63, 2**31, float("inf"), float("-inf"), float("nan"), -(10**30), 10**400, 10**5000]
 

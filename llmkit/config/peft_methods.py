@@ -17,10 +17,15 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, create_model
 
+from llmkit.config.settings import MOST
+
 __all__ = ["adapter_section", "peft_methods"]
 
 _OF_ALL_METHODS = ("PeftConfig", "PeftConfigMixin")
 """Whose fields follow from the model, or from where it was loaded."""
+
+
+_INT = Annotated[int, Field(ge=-MOST, le=MOST)]
 
 
 class _List:
@@ -87,7 +92,7 @@ def _hint(annotation: ast.expr) -> Any:
     types = {name: _type(name) for name in names if name in _declared()}
     if choices := [each for each in types.values() if typing.get_origin(each) is Literal]:
         return choices[0]  # PEFT writes Union[Choices, str], and takes any other string for one of them
-    return eval(ast.unparse(annotation), {**vars(typing), "tuple": _List, **types})  # noqa: S307 - code of PEFT
+    return eval(ast.unparse(annotation), {**vars(typing), "tuple": _List, "int": _INT, **types})  # noqa: S307 - code of PEFT
 
 
 def _member(node: ast.AnnAssign) -> tuple[Any, Any]:
@@ -103,8 +108,9 @@ def _member(node: ast.AnnAssign) -> tuple[Any, Any]:
 def _default(node: ast.expr | None) -> Any:
     """A default, which may be a member of an enumeration."""
     match node:
-        case ast.Attribute(value=ast.Name(id=name), attr=member) if isinstance(kind := _declared().get(name), ast.ClassDef):
-            values = {ast.unparse(each.targets[0]): each.value for each in kind.body if isinstance(each, ast.Assign)}
+        case ast.Attribute(value=ast.Name(id=name), attr=member) if name in _declared():
+            body = getattr(_declared()[name], "body", ())
+            values = {ast.unparse(each.targets[0]): each.value for each in body if isinstance(each, ast.Assign)}
             return _literal(values.get(member))
     return _literal(node)
 
@@ -117,15 +123,19 @@ def _literal(node: ast.expr | None) -> Any:
         return None
 
 
-def adapter_section(methods: Sequence[str], base: type[Any], changes: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> Any:
+def adapter_section(
+    methods: Sequence[str], base: type[Any], changes: Mapping[str, Mapping[str, tuple[Any, Any]]]
+) -> Any:
     """The section of one of some methods, which ``peft_type`` tells apart.
 
     Args:
         changes: by method, "" for all of them, the fields with another type and default than PEFT's.
     """
-    sections = []
+    sections: list[Any] = []
     for method in methods:
-        members = {str(getattr(node.target, "id", "")): _member(node) for node in _fields(peft_methods()[method])}
+        members: dict[str, Any] = {
+            str(getattr(node.target, "id", "")): _member(node) for node in _fields(peft_methods()[method])
+        }
         changed = {**changes.get("", {}), **changes.get(method, {})}
         members |= {name: change for name, change in changed.items() if name in members}
         members["peft_type"] = (Literal[method], ...)

@@ -152,6 +152,7 @@ class PromptSection(Section):
 
 # Adapters, by PEFT's names.
 
+
 class AdapterSection(Section):
     """What PEFT trains in place of all weights: the method, and any field of its config class."""
 

@@ -374,9 +374,7 @@ def _first_problem(
     place = _place(problem["loc"], content, extra=problem["type"] in ("missing", "extra_forbidden"))
     tag = str(problem.get("ctx", {}).get("discriminator", "")).strip("'")
     # A value that may be of several types has a problem for each.
-    said, fix = _sentence(
-        problem, place, [each for each in problems if _place(each["loc"], content) == place], content
-    )
+    said, fix = _sentence(problem, place, [each for each in problems if _place(each["loc"], content) == place], content)
     # What does not go together has no place but the key that its message begins with.
     named = place or tuple(said.split(maxsplit=1)[0].split("."))
     where = _where((*named, *([tag] if tag else [])), name, lines, changed)

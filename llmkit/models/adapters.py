@@ -35,7 +35,9 @@ _PEFT_CACHE = "past_key_values"
 """What PEFT 0.21 calls keys and values."""
 
 
-def attach(model: Any, section: AdapterSection, head: Head, *, tokenizer_name: str, new_tokens: Sequence[int] = ()) -> Any:
+def attach(
+    model: Any, section: AdapterSection, head: Head, *, tokenizer_name: str, new_tokens: Sequence[int] = ()
+) -> Any:
     """The model with a new adapter, the only part of it that is trained (with ``modules_to_save``).
 
     Args:
@@ -69,15 +71,19 @@ def attach(model: Any, section: AdapterSection, head: Head, *, tokenizer_name: s
         settings["trainable_token_indices"] = dict.fromkeys(_own_names(model), sorted(new_tokens))
     _refuse_unmatched(model, section)
     try:
-        with quiet_peft():
+        with warnings.catch_warnings(record=True) as caught, quiet_peft():
             config = config_class(task_type=HEADS[head].task_type, **settings)
-            return _fit_together(peft.get_peft_model(model, config))
+            adapted = _fit_together(peft.get_peft_model(model, config))
+        if adapted.device.type == "meta":  # the model that is then trained is a second one
+            for message in dict.fromkeys(" ".join(str(each.message).split()) for each in caught):
+                log.warning("PEFT on adapter %s: %s", kind, message)
+        return adapted
     except ImportError as error:
         raise MissingDependencyError(f"adapter.peft_type {kind}: {error}", "install it, or use LORA") from error
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
-        if "meta tensor" in reason:
-            reason = "it is computed from the weights of the base, and a dry run has none"
+        if isinstance(error, NotImplementedError) and model.device.type == "meta":
+            reason = "it is made from the weights of the base, which are only read when all else was checked"
         fix = "correct the settings of the adapter, such as target_modules, or use another peft_type"
         if "target_modules" not in defaults:
             fix = "use another peft_type, such as LORA"

@@ -72,7 +72,7 @@ def provenance_of(recipe: Recipe, loaded: Loaded) -> Provenance:
 
 def _method(recipe: Recipe, source: Source) -> str | None:
     if recipe.adapter is not None:
-        return recipe.adapter.peft_type
+        return str(recipe.adapter.peft_type)
     return None if source.adapter is None else str(read_json(source.adapter / ADAPTER_CONFIG).get("peft_type"))
 
 

@@ -34,7 +34,8 @@ IDS = torch.tensor([[9, 10, 11, 12]])
 
 def section_of(peft_type: str, **settings: Any) -> AdapterSection:
     content = {"peft_type": peft_type, **settings}
-    return make_recipe("summarization", Path("model"), Path("rows"), adapter=content).adapter
+    section: AdapterSection = make_recipe("summarization", Path("model"), Path("rows"), adapter=content).adapter
+    return section
 
 
 def adapted(head: Head, model_type: str, folder: Path) -> Any:

@@ -68,6 +68,23 @@ def test_it_is_the_adapter_on_its_base(
     assert main(["merge", str(adapter), "-o", str(tmp_path / "merged"), "--offline"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("family", "peft_type"), [("llama", "OFT"), ("llama", "LILY"), ("t5", "VERA"), ("bert", "LOHA")]
+)
+def test_other_methods_of_peft_train_and_merge_where_peft_can(
+    family: str, peft_type: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """A run loads its result again and compares the logits; so does merging."""
+    adapter = tuned(family, checkpoint, tmp_path, peft_type=peft_type)
+    assert json.loads((adapter / "adapter_config.json").read_text())["peft_type"] == peft_type
+    if peft_type == "LILY":
+        with pytest.raises(UsageError, match="PEFT cannot merge LILY into this model"):
+            merge(str(adapter), tmp_path / "merged")
+        return
+    merge(str(adapter), tmp_path / "merged")
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+
+
 def test_the_type_of_the_base_is_kept(checkpoint: Checkpoint, tmp_path: Path) -> None:
     adapter = tuned("llama", checkpoint, tmp_path)
     base = Path(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])

@@ -52,32 +52,19 @@ def attach(
     kind = section.peft_type
     _refuse_partial(section)
     config_class: Any = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)]
-    defaults = {item.name: item.default for item in dataclasses.fields(config_class)}
-    settings: dict[str, Any] = {
-        name: value
-        for name, value in section.model_dump(exclude={"peft_type"}).items()
-        if value is not None and value != defaults[name]
-    }
+    settings, known = _settings(section, config_class), {item.name for item in dataclasses.fields(config_class)}
     if settings.get("prompt_tuning_init") == "TEXT":
         settings["tokenizer_name_or_path"] = tokenizer_name
-    if settings.get("target_modules") == "all-linear" and "exclude_modules" not in settings:
+    if settings.get("target_modules") == "all-linear" and "exclude_modules" in known - settings.keys():
         # Of a span model the head is new, so PEFT trains and saves all of it.
-        excluded = [*([] if writes(head) else [_SPAN_HEAD]), *_not_linear(model, kind)]
-        if excluded and "exclude_modules" in defaults:
-            settings["exclude_modules"] = excluded
+        settings["exclude_modules"] = [*([] if writes(head) else [_SPAN_HEAD]), *_not_linear(model, kind)] or None
     if new_tokens:
-        if "trainable_token_indices" not in defaults:
+        if "trainable_token_indices" not in known:
             raise UsageError(f"PEFT trains no new tokens beside {kind}", "use LORA, or leave tokenizer.add_tokens out")
         settings["trainable_token_indices"] = dict.fromkeys(_own_names(model), sorted(new_tokens))
     _refuse_unmatched(model, section)
     try:
-        with warnings.catch_warnings(record=True) as caught, quiet_peft():
-            config = config_class(task_type=HEADS[head].task_type, **settings)
-            adapted = _fit_together(peft.get_peft_model(model, config))
-        if adapted.device.type == "meta":  # the model that is then trained is a second one
-            for message in dict.fromkeys(" ".join(str(each.message).split()) for each in caught):
-                log.warning("PEFT on adapter %s: %s", kind, message)
-        return adapted
+        return _put_on(model, config_class(task_type=HEADS[head].task_type, **settings))
     except ImportError as error:
         raise MissingDependencyError(f"adapter.peft_type {kind}: {error}", "install it, or use LORA") from error
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
@@ -85,11 +72,31 @@ def attach(
         if isinstance(error, NotImplementedError) and model.device.type == "meta":
             reason = "it is made from the weights of the base, which are only read when all else was checked"
         fix = "correct the settings of the adapter, such as target_modules, or use another peft_type"
-        if "target_modules" not in defaults:
+        if "target_modules" not in known:
             fix = "use another peft_type, such as LORA"
             if getattr(model, "is_activation_checkpointing", False):
                 fix += ", or leave train.activation_checkpointing out"
         raise UsageError(f"PEFT cannot put {kind} on {type(model).__name__} ({reason})", fix) from error
+
+
+def _settings(section: AdapterSection, config_class: Any) -> dict[str, Any]:
+    """What a section sets that PEFT does not set by itself."""
+    defaults = {item.name: item.default for item in dataclasses.fields(config_class)}
+    given = section.model_dump(exclude={"peft_type"})
+    return {name: value for name, value in given.items() if value is not None and value != defaults[name]}
+
+
+def _put_on(model: Any, config: Any) -> Any:
+    import peft
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with quiet_peft():
+            adapted = _fit_together(peft.get_peft_model(model, config))
+    if adapted.device.type == "meta":  # the model that is then trained is a second one
+        for message in dict.fromkeys(" ".join(str(each.message).split()) for each in caught):
+            log.warning("PEFT on adapter %s: %s", config.peft_type.value, message)
+    return adapted
 
 
 _NEEDS_MORE = {

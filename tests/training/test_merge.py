@@ -69,7 +69,7 @@ def test_it_is_the_adapter_on_its_base(
 
 
 @pytest.mark.parametrize(
-    ("family", "peft_type"), [("llama", "OFT"), ("llama", "LILY"), ("t5", "VERA"), ("bert", "LOHA")]
+    ("family", "peft_type"), [("llama", "DELORA"), ("llama", "LILY"), ("t5", "VERA"), ("bert", "LOHA")]
 )
 def test_other_methods_of_peft_train_and_merge_where_peft_can(
     family: str, peft_type: str, checkpoint: Checkpoint, tmp_path: Path

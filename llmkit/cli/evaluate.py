@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmkit.cli.options import flags
+from llmkit.cli.options import declared, flags
 from llmkit.cli.output import AsJson
 from llmkit.cli.processes import start
 from llmkit.cli.streams import echo, terminal
-from llmkit.config.settings import GenerationSettings, LoadSettings
+from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
 from llmkit.log import printable
 from llmkit.models.processes import Member, is_member, join, on_cpu
 
@@ -51,8 +51,8 @@ def evaluate(
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the answers and the figures.")
     ] = Path("evaluation"),
     max_rows: Annotated[int | None, typer.Option(min=1, help="Take the first so many rows only.")] = None,
-    num_processes: Annotated[int | None, typer.Option(min=1, help="Share the rows among so many processes.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run into the same folder stopped.")] = False,
+    num_processes: Annotated[int | None, declared(RowSettings, "num_processes", min=1)] = None,
+    resume: Annotated[bool, declared(RowSettings, "resume")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge a model on rows with expected answers, its likeliest ones unless told to sample.

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmkit.cli.options import Stopped, flags
+from llmkit.cli.options import Stopped, declared, flags
 from llmkit.cli.processes import Machines, start
 from llmkit.cli.streams import echo, guard_terminal, terminal
+from llmkit.config.settings import LoadSettings
 from llmkit.errors import UsageError
 from llmkit.files import in_units
 from llmkit.log import log
@@ -44,15 +45,8 @@ def finetune(
         bool, typer.Option("--dry-run", help="Print the resolved recipe and what training will take; train nothing.")
     ] = False,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in train.output_dir.")] = False,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code", help="Run code that comes with the base model; sets model.trust_remote_code."
-        ),
-    ] = False,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Load .bin files that can run code; sets model.allow_pickle.")
-    ] = False,
+    trust_remote_code: Annotated[bool, declared(LoadSettings, "trust_remote_code")] = False,
+    allow_pickle: Annotated[bool, declared(LoadSettings, "allow_pickle")] = False,
 ) -> None:
     """Train a model by a recipe, on one device or several."""
     from llmkit.config.recipe_file import allowing, load_recipe, resolved_yaml

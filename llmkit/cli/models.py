@@ -7,32 +7,30 @@ from typing import Annotated
 
 import typer
 
+from llmkit.cli.options import declared
 from llmkit.cli.streams import echo
+from llmkit.config.settings import LoadSettings
 from llmkit.errors import UsageError
 from llmkit.files import in_units
 
 __all__ = ["download", "inspect", "models"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Base = Annotated[str | None, typer.Option(help="Base model of an adapter, in place of the one that it names.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit hash on the Hub.")]
+Revision = Annotated[str | None, declared(LoadSettings, "revision")]
 
 
 def inspect(
     model: Annotated[str, typer.Argument(help="Hub id, folder, adapter folder, GGUF file, or starter.")],
     revision: Revision = None,
-    base: Base = None,
+    base: Annotated[str | None, declared(LoadSettings, "base")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Count parameters on the meta device if need be.")] = False,
-    offline: Annotated[  # noqa: ARG001 - holds for the whole command (`llmkit.cli.options`)
-        bool, typer.Option("--offline", help="Never reach for a network.")
-    ] = False,
+    offline: Annotated[bool, declared(LoadSettings, "offline")] = False,  # noqa: ARG001 - see `llmkit.cli.options`
     as_json: AsJson = False,
 ) -> None:
     """Tell what a model is and can do.
 
     From its small files alone, without loading it.
     """
-    from llmkit.config.settings import LoadSettings
     from llmkit.models.hub import hub_parameter_counts
     from llmkit.models.inspect import inspect_source, render
     from llmkit.models.locate import locate

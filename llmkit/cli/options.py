@@ -12,7 +12,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -21,7 +21,7 @@ from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
 from llmkit.log import log
 from llmkit.tasks import TASKS
 
-__all__ = ["Stopped", "advice", "at_command", "command", "flags"]
+__all__ = ["Stopped", "advice", "at_command", "command", "declared", "flags"]
 
 
 @dataclass
@@ -106,6 +106,14 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def declared(settings: type[Any], name: str, **own: Any) -> Any:
+    """The option of one setting, for a command that has no use for the others. ``own`` is what differs there."""
+    item = next(item for item in fields(settings) if item.name == name)
+    names = [item.metadata["option"] or _option(name)] + (["-m"] if name == "model" else [])
+    shown = item.default not in (None, False, "", ())
+    return typer.Option(*names, **{"help": item.metadata["help"], "show_default": shown} | own)
+
+
 @functools.cache
 def _parameters(settings: type[Any]) -> tuple[inspect.Parameter, ...]:
     hints = get_type_hints(settings)
@@ -114,9 +122,7 @@ def _parameters(settings: type[Any]) -> tuple[inspect.Parameter, ...]:
         kind, default = hints[item.name], item.default
         if kind == tuple[str, ...]:
             kind, default = list[str], []
-        names = [item.metadata["option"] or _option(item.name)] + (["-m"] if item.name == "model" else [])
-        option = typer.Option(*names, help=item.metadata["help"], show_default=default not in (None, False, []))
-        parameters.append(_parameter(item.name, Annotated[kind, option], default))
+        parameters.append(_parameter(item.name, Annotated[kind, declared(settings, item.name)], default))
     return tuple(parameters)
 
 
@@ -165,10 +171,10 @@ def command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
         flags.options = frozenset(option for each in invocation.command.params for option in each.opts)
         log.setLevel(logging.DEBUG if flags.debug else logging.ERROR if flags.quiet else logging.INFO)
         for bundle, settings in bundles.items():
-            fields = {item.name: values.pop(item.name) for item in setting_fields(settings)}
-            fields = {name: value for name, value in fields.items() if _is_given(invocation, name)}
-            fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-            values[bundle] = settings(**fields)
+            named = {item.name: values.pop(item.name) for item in setting_fields(settings)}
+            named = {name: value for name, value in named.items() if _is_given(invocation, name)}
+            named = {key: tuple(value) if isinstance(value, list) else value for key, value in named.items()}
+            values[bundle] = settings(**named)
         try:
             with _offline(values):
                 function(**values)

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from llmkit.cli.options import declared
 from llmkit.cli.streams import echo
+from llmkit.config.settings import DType, LoadSettings
 from llmkit.errors import without_password
 
 __all__ = ["merge", "push"]
@@ -16,33 +18,22 @@ __all__ = ["merge", "push"]
 def merge(
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Folder or Hub id of a PEFT adapter.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder for the model.")],
-    dtype: Annotated[
-        str, typer.Option(help="Weights' type: auto (the base's), float32, float16 or bfloat16.")
-    ] = "auto",
-    base: Annotated[
-        str | None, typer.Option(help="Base model of an adapter, in place of the one that it names.")
-    ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never reach for a network.")] = False,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Load .bin files that can run code, of the adapter or its base.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the base.")
-    ] = False,
+    dtype: Annotated[DType, declared(LoadSettings, "dtype", help="Weights' type; auto is the base's.")] = "auto",
+    base: Annotated[str | None, declared(LoadSettings, "base")] = None,
+    offline: Annotated[bool, declared(LoadSettings, "offline")] = False,
+    allow_pickle: Annotated[bool, declared(LoadSettings, "allow_pickle")] = False,
+    trust_remote_code: Annotated[bool, declared(LoadSettings, "trust_remote_code")] = False,
 ) -> None:
     """Make one model of an adapter and its base.
 
     Logits are compared before and after; a model that computes something else is not written.
     """
-    from llmkit.config.settings import LoadSettings
     from llmkit.training.merge import merge as make_one
 
-    # Checked with the settings, as everywhere.
-    checked = LoadSettings(dtype=dtype, offline=offline)  # type: ignore[arg-type]
     settings = LoadSettings(
         model=adapter, base=base, offline=offline, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
     )
-    echo(str(make_one(adapter, output, dtype=checked.dtype, settings=settings).folder))
+    echo(str(make_one(adapter, output, dtype=dtype, settings=settings).folder))
 
 
 def push(

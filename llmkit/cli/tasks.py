@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmkit.cli.chat import converse
+from llmkit.cli.options import declared
 from llmkit.cli.output import AsJson, Encoding, Examples, LiteralText, show
 from llmkit.cli.rows import answer_rows
 from llmkit.cli.streams import echo
 from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
 from llmkit.errors import InputError, UsageError
 from llmkit.log import log
+from llmkit.tasks import Wording
 
 if TYPE_CHECKING:
     from llmkit.tasks import Row, Task
@@ -23,10 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["task_command"]
 
 _PROMPT_OPTIONS: dict[str, Any] = {
-    "system": Annotated[str, typer.Option(help="System message; text in front on models without chat.")],
-    "prefill": Annotated[str, typer.Option(help="Begin the output with this; it is not repeated.")],
+    "system": Annotated[str, declared(Wording, "system")],
+    "prefill": Annotated[str, declared(Wording, "prefill")],
     "examples": Examples,
-    "raw": Annotated[bool, typer.Option("--raw", help="Continue the text itself, without the chat template.")],
+    "raw": Annotated[bool, declared(Wording, "raw")],
 }
 
 

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, Union, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -27,7 +27,7 @@ from pydantic import (
 
 from llmkit.config.peft_methods import adapter_section, peft_methods
 from llmkit.config.settings import MOST, LoadSettings, TaskSettings, TruncationSide, bounds, setting_fields
-from llmkit.tasks import TASKS, Task, find_task
+from llmkit.tasks import TASKS, Task, Wording, find_task
 
 __all__ = [
     "VERSION",
@@ -141,13 +141,10 @@ class _ModelBase(Section):
 ModelSection = _from_settings("ModelSection", LoadSettings, without=("model",), base=_ModelBase)
 
 
-class PromptSection(Section):
-    """What is added to the task's wording, in training as later in use."""
-
-    system: str = ""
-    """System message."""
-    raw: bool = False
-    """Leave the chat template of the model unused."""
+if TYPE_CHECKING:
+    PromptSection = Wording
+else:
+    PromptSection = _from_settings("PromptSection", Wording, without=("prefill", "examples"), base=Section)
 
 
 # Adapters, by PEFT's names.
@@ -463,6 +460,7 @@ class Recipe(Section):
     settings: Any = None
     """The task's own settings."""
     prompt: PromptSection = PromptSection()
+    """What is added to the task's wording, in training as later in use."""
     model: ModelSection  # type: ignore[valid-type]  # made of LoadSettings
     tokenizer: TokenizerSection = TokenizerSection()
     adapter: Any = None

@@ -112,11 +112,10 @@ class Example:
 class Wording:
     """What the caller adds to the wording of every row."""
 
-    system: str = ""
-    prefill: str = ""
+    system: str = setting("", "System message; text in front on models without chat.")
+    prefill: str = setting("", "Begin the output with this; it is not repeated.")
     examples: Sequence[Row] = field(default=())
-    raw: bool = False
-    """Continue the text itself, also on a model that has a chat template."""
+    raw: bool = setting(False, "Continue the text itself, without the chat template.")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import typer
 import llmkit
 from llmkit.cli.app import application
 from llmkit.cli.options import advice, at_command, flags
+from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
+from llmkit.tasks import Wording
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Checkpoint
 
@@ -180,3 +183,25 @@ def test_options_of_other_commands_are_written_as_the_command_has_them(
     assert advice(fix) == expected
     monkeypatch.setattr(flags, "options", frozenset({"--to", "--overwrite"}))
     assert at_command(fix) == fix
+
+
+def test_an_option_that_is_a_setting_is_declared_by_it() -> None:
+    commands: Any = typer.main.get_command(application()).commands  # type: ignore[attr-defined]
+    declared = {
+        item.metadata["option"] or f"--{item.name.replace('_', '-')}": item.metadata["help"]
+        for settings in (LoadSettings, GenerationSettings, RowSettings, Wording)
+        for item in fields(settings)
+        if "help" in item.metadata
+    }
+    own = {
+        (name, option): parameter.help
+        for name, command in commands.items()
+        for parameter in command.params
+        for option in parameter.opts
+        if option in declared and parameter.help != declared[option]
+    }
+    assert set(own) == {
+        ("merge", "--dtype"),  # auto means another
+        *((name, "--output") for name in ("evaluate", "merge")),  # folders
+        *(("finetune", option) for option in ("--num-processes", "--resume")),  # of training
+    }

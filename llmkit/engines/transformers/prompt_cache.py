@@ -35,6 +35,8 @@ class PromptCache:
         self._text = ""
         """Of the last prompt and reply."""
         self._text_ids: tuple[int, ...] = ()
+        self._rendered: tuple[Prompt | None, str] = None, ""
+        """The last prompt that was spliced, and its text."""
 
     def take(self, loaded: Loaded, ids: Sequence[int]) -> Any:
         """The cache for a prompt, cut back to what it shares with the last; None where the model keeps another kind.
@@ -62,10 +64,11 @@ class PromptCache:
 
         The text of a reply can have other ids than those the model wrote it with; then it would be read again.
         """
-        if not isinstance(prompt, Chat) or not self._text_ids:
+        if not isinstance(prompt, Chat):
             return encoded
         tokenizer, rendered = loaded.tokenizer, render_chat(loaded.tokenizer, prompt)
-        if not rendered.startswith(self._text):
+        self._rendered = prompt, rendered
+        if not self._text_ids or not rendered.startswith(self._text):
             return encoded
         new = encode_text(tokenizer, rendered[len(self._text) :], special=False)
         # Only a special token at the seam keeps the two sides from forming other tokens together.
@@ -79,10 +82,11 @@ class PromptCache:
             return
         self._text, self._text_ids = "", ()
         # What came after a stop string is known to the model and not part of its reply.
-        if isinstance(request.prompt, Chat) and not raw.marked and not request.settings.stop:
+        prompt, rendered = self._rendered
+        if prompt is request.prompt and not raw.marked and not request.settings.stop:
             ids = self._sequence
             closed = bool(ids) and ids[-1] in {*(loaded.tokenizer.all_special_ids or ())}
-            self._text = f"{render_chat(loaded.tokenizer, request.prompt)}{raw.text}"
+            self._text = f"{rendered}{raw.text}"
             self._text_ids = ids[:-1] if closed else ids  # the template writes the end
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,3 +143,13 @@ def test_languages_are_for_tasks_that_have_some(capsys: pytest.CaptureFixture[st
     rows = write_rows(Path("rows.jsonl"), ROWS)
     assert main(["data", "check", str(rows), "--task", "simplify", "--from", "en"]) == 2
     assert "simplification has no languages to name with --from and --to" in capsys.readouterr().err
+
+
+def test_nothing_outside_asks_which_task_it_is() -> None:
+    names, classes = "|".join(TASKS), "|".join(task.__name__ for task in TASKS.values())
+    question = re.compile(rf'(==|!=|\bin|case) \(?"({names})"|isinstance\([^()]*, ({classes})\)')
+    root = Path(llmkit.__file__).parent
+    # Transformers 4 has tasks of the same names.
+    paths = [path for path in root.rglob("*.py") if path.parent.name != "tasks" and not path.name.startswith("v4_")]
+    for path in (path for path in paths if "compat" not in path.parts):
+        assert not question.search(path.read_text(encoding="utf-8")), path

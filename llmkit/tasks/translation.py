@@ -211,7 +211,7 @@ class Translation(Task):
         document.advance()
         rows = [{**row, self.input_column: line(segment.words)} for segment in document.segments]
         yield Step(rows, each=lambda index, raw: document.put(index, self.parse(raw.text)))
-        yield from self._mend(document, row)
+        yield from self._retranslate(document, row)
         empty = sum(not segment.translation for segment in document.segments)
         if empty:
             share = f"{empty} of {len(document.segments)} sentences"
@@ -271,21 +271,21 @@ class Translation(Task):
             language = english if among is None or english in among else language
         return language, found.probability >= _UNSURE
 
-    def _mend(self, document: Document, row: Row) -> Work:
+    def _retranslate(self, document: Document, row: Row) -> Work:
         """Translate again, around what had to survive and did not: code, addresses, placeholders, lines."""
         from llmkit.text.document import on_one_line
 
-        hurt = [segment for segment in document.segments if not segment.settled]
-        pieces = {id(segment): segment.pieces() for segment in hurt}
+        unsettled = [segment for segment in document.segments if not segment.settled]
+        pieces = {id(segment): segment.pieces() for segment in unsettled}
         rows = [
             {**row, self.input_column: piece.text}
-            for segment in hurt
+            for segment in unsettled
             for piece in pieces[id(segment)]
             if piece.translate
         ]
         raws: Sequence[Raw] = (yield Step(rows)) if rows else ()
         texts = iter(raws)
-        for segment in hurt:
+        for segment in unsettled:
             segment.settle(
                 "".join(
                     on_one_line(self.parse(next(texts).text)) if piece.translate else piece.text

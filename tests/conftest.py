@@ -8,6 +8,8 @@ import signal
 # Before anything imports huggingface_hub, which reads its settings once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each worker: tiny models are no faster on several
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What a script starts in the background ignores Ctrl+C, and so would the processes of the tests that send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

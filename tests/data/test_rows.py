@@ -32,7 +32,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write(name: str, content: str | bytes) -> str:
     content = content.encode() if isinstance(content, str) else content
-    Path(name).write_bytes(gzip.compress(content) if name.lower().endswith(".gz") else content)
+    Path(name).write_bytes(gzip.compress(content, mtime=0) if name.lower().endswith(".gz") else content)
     return name
 
 
@@ -466,8 +466,8 @@ def test_gzip_of_nothing_but_a_name() -> None:
             "a.json holds an object with no list of objects (data); give a JSON list of objects",
         ),
         ("a.json", b"3", "a.json does not hold a list; give a JSON list of objects, or JSON Lines"),
-        ("a.jsonl", gzip.compress(b"{}"), "the content of a.jsonl is gzip; unpack it, or give a file that ends in .gz"),
-        ("a.jsonl.gz", gzip.compress(b"{}"), "the content of a.jsonl.gz is gzip; unpack it"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), "the content of a.jsonl is gzip; unpack it, or give a file that ends in .gz"),
+        ("a.jsonl.gz", gzip.compress(b"{}", mtime=0), "the content of a.jsonl.gz is gzip; unpack it"),
         ("a.csv", b"PAR1\x15\x04", "the content of a.csv is Parquet; give a file that ends in .parquet"),
         ("a.csv", b"PK\x03\x04\x14\0", "the content of a.csv is a zip archive or a spreadsheet; unpack it, or save"),
         ("a.parquet", b"PK\x03\x04\x14\0", "the content of a.parquet is a zip archive"),
@@ -535,7 +535,7 @@ def _until_the_error(records: Iterator[Record]) -> tuple[int, str]:
 
 def test_damaged_gzip() -> None:
     content = "".join(f'{{"n": {number}}}\n' for number in range(30_000)).encode()
-    packed = gzip.compress(content)
+    packed = gzip.compress(content, mtime=0)
     Path("a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
     count, error = _until_the_error(open_records("a.jsonl.gz"))
     assert 12_000 < count < 18_000
@@ -646,7 +646,7 @@ def test_standard_input_tells_where(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe(monkeypatch, b"\n")
     with pytest.raises(InputError, match=r"^standard input holds no rows"):
         list(open_records("-"))
-    pipe(monkeypatch, gzip.compress(b"{}"))
+    pipe(monkeypatch, gzip.compress(b"{}", mtime=0))
     with pytest.raises(InputError, match=r"^the content of standard input is gzip; unpack it"):
         list(open_records("-"))
 

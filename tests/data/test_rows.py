@@ -466,7 +466,11 @@ def test_gzip_of_nothing_but_a_name() -> None:
             "a.json holds an object with no list of objects (data); give a JSON list of objects",
         ),
         ("a.json", b"3", "a.json does not hold a list; give a JSON list of objects, or JSON Lines"),
-        ("a.jsonl", gzip.compress(b"{}", mtime=0), "the content of a.jsonl is gzip; unpack it, or give a file that ends in .gz"),
+        (
+            "a.jsonl",
+            gzip.compress(b"{}", mtime=0),
+            "the content of a.jsonl is gzip; unpack it, or give a file that ends in .gz",
+        ),
         ("a.jsonl.gz", gzip.compress(b"{}", mtime=0), "the content of a.jsonl.gz is gzip; unpack it"),
         ("a.csv", b"PAR1\x15\x04", "the content of a.csv is Parquet; give a file that ends in .parquet"),
         ("a.csv", b"PK\x03\x04\x14\0", "the content of a.csv is a zip archive or a spreadsheet; unpack it, or save"),

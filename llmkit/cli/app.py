@@ -6,6 +6,7 @@ Exit codes: 0 done (also when the reader of a pipe went away), 1 runtime, 2 usag
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import functools
@@ -136,8 +137,9 @@ def _program() -> Iterator[None]:
     for name in closed:  # by whoever started the program
         setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: PTH123, SIM115 - closed below
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure") and (stream.encoding or "").lower().replace("-", "") != "utf8":
-            stream.reconfigure(encoding="utf-8", errors=stream.errors)  # a code page cannot print every language
+        if hasattr(stream, "reconfigure"):  # a code page cannot print every language, nor strict UTF-8 every file's name
+            errors = "surrogateescape" if stream.errors == "strict" else stream.errors
+            stream.reconfigure(encoding="utf-8", errors=errors)
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = guard_terminal(sys.stdout), guard_terminal(sys.stderr, bars=True)
     for library in ("TRANSFORMERS", "HF_HUB", "DATASETS"):  # some of what they say holds whole addresses
@@ -173,6 +175,8 @@ def _leave(code: int) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. Interrupted runs leave the process at once."""
+    if arguments is None:
+        _need_utf8()
     flags.debug = flags.quiet = False
     flags.options = frozenset()
     try:
@@ -184,6 +188,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _leave(130)
     except BrokenPipeError:
         _leave(0)
+
+
+def _need_utf8() -> None:
+    """Start again in UTF-8 mode where the locale knows ASCII only: arguments and names of files may hold any text."""
+    ascii_only = codecs.lookup(sys.getfilesystemencoding()).name == "ascii"
+    if ascii_only and sys.executable and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606
 
 
 def _run(arguments: Sequence[str] | None) -> int:

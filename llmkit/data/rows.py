@@ -96,7 +96,8 @@ def open_records(
     if source == "-":
         records = _text_records(None, "standard input", "", False, codec, text_column, layout)
         return _some(records, "standard input")
-    path, name = Path(source), str(source)
+    # Names that are not UTF-8 hold lone surrogates, which no table takes.
+    path, name = Path(source), str(source).encode("utf-8", "backslashreplace").decode()
     _check_file(path, name)
     suffix, packed = _format(path, name, layout.format)
     if suffix not in _BINARY:

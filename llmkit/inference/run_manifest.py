@@ -140,8 +140,11 @@ def _model_files(folder: Path) -> list[Path]:
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Put the manifest in its place in one step, so that no half of one is ever found there."""
-    write_whole(path, f"{json.dumps(manifest, indent=2, ensure_ascii=False)}\n")
+    """Put the manifest in its place in one step, so that no half of one is ever found there.
+
+    Names of files that are not UTF-8 hold lone surrogates, which Python's escapes write as JSON does.
+    """
+    write_whole(path, f"{json.dumps(manifest, indent=2, ensure_ascii=False)}\n", "backslashreplace")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

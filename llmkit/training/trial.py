@@ -222,7 +222,7 @@ def judge_trial(
             result = None if result is None or other is None else compare(result, other)
         if result is not None:
             text = json.dumps(result.to_dict(), ensure_ascii=False, indent=2)
-            (output / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
+            (output / "metrics.json").write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
     return result
 
 

@@ -137,7 +137,7 @@ def _program() -> Iterator[None]:
     for name in closed:  # by whoever started the program
         setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: PTH123, SIM115 - closed below
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a code page cannot print every language, nor strict UTF-8 every file's name
+        if hasattr(stream, "reconfigure"):  # a code page lacks languages, strict UTF-8 some names of files
             errors = "surrogateescape" if stream.errors == "strict" else stream.errors
             stream.reconfigure(encoding="utf-8", errors=errors)
     streams = sys.stdout, sys.stderr

@@ -15,6 +15,7 @@ from llmkit.config.settings import (
     LoadOptions,
     LoadSettings,
     Options,
+    command_line,
     split_options,
 )
 from llmkit.errors import InputError, UsageError
@@ -314,7 +315,9 @@ def finetune(recipe: str | Path, *, overrides: Sequence[str] = (), resume: bool 
 
     loaded = load_recipe(str(recipe), overrides)
     if (loaded.accelerate.num_processes or 1) > 1:
-        raise UsageError("several processes are started by the command", "llmkit finetune RECIPE --num-processes")
+        raise UsageError(
+            "several processes are started by the command", command_line("finetune", "RECIPE", num_processes="N")
+        )
     return train(loaded, resume=resume).folder
 
 

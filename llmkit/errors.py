@@ -11,7 +11,9 @@
     ├── NotEnoughMemoryError        exit 1   the model does not fit in memory or on disk
     └── MissingDependencyError      exit 1   an optional package is needed
 
-Each message is one line that ends in what to do, and holds no password. This module knows nothing of tasks or models.
+Each message is one line that ends in what to do, and holds no password. Settings in it stand in backticks, as
+`max_new_tokens` or `device=cpu`: that is how Python takes them, and a front end puts its own words in their place.
+This module knows nothing of tasks, models or front ends.
 """
 
 from __future__ import annotations
@@ -44,13 +46,17 @@ def without_password(text: str) -> str:
 
 
 class LlmkitError(Exception):
-    """Base of every error that llmkit raises on purpose; ``exit_code`` is what the command line returns."""
+    """Base of every error that llmkit raises on purpose; ``exit_code`` is what the command line returns.
+
+    Each of ``fixes`` helps by itself, so that a front end can leave out the one whose setting it has not.
+    """
 
     exit_code: int = 1
 
-    def __init__(self, problem: str, fix: str = "") -> None:
+    def __init__(self, problem: str, *fixes: str) -> None:
         self.problem = without_password(" ".join(problem.split()))
-        self.fix = without_password(" ".join(fix.split()))
+        self.fixes = tuple(without_password(" ".join(fix.split())) for fix in fixes if fix)
+        self.fix = ", or ".join(self.fixes)
         super().__init__(f"{self.problem}; {self.fix}" if self.fix else self.problem)
 
 

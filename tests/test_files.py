@@ -71,11 +71,11 @@ def test_a_full_disk_is_one_error_whoever_writes(write: Callable[[Path], None], 
     with (
         files_of_at_most(5000),
         pytest.raises(NotEnoughMemoryError) as caught,
-        disk_errors(tmp_path, "and go on with --resume"),
+        disk_errors(tmp_path, "and go on with `resume`"),
     ):
         write(tmp_path / "file")
     assert str(caught.value) == (
-        f"{tmp_path} cannot be written to (File too large); make room there, and go on with --resume"
+        f"{tmp_path} cannot be written to (File too large); make room there, and go on with `resume`"
     )
 
 

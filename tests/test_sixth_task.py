@@ -135,7 +135,7 @@ def test_a_task_that_is_not_whole_is_refused_with_what_is_wrong(monkeypatch: pyt
     with pytest.raises(UsageError, match="simplification lists the shape 'rows'; choose from columns, "):
         shapes_of(Simplification())
     monkeypatch.setattr(Simplification, "recommended", ())
-    with pytest.raises(UsageError, match="simplification has no default model; name one with --model"):
+    with pytest.raises(UsageError, match="simplification has no default model; name one with `model`"):
         llmkit.load("simplify")
 
 

@@ -29,7 +29,7 @@ from llmkit.cli.evaluate import evaluate
 from llmkit.cli.finetune import finetune
 from llmkit.cli.models import download, inspect, models
 from llmkit.cli.next_tokens import next_
-from llmkit.cli.options import Stopped, advice, at_command, command, flags
+from llmkit.cli.options import Stopped, command, flags, remedy, worded
 from llmkit.cli.recipes import (
     recipes,
     recipes_copy,
@@ -115,7 +115,7 @@ class _Handler(logging.Handler):
     """Log lines to stderr, found anew at each line since tests and callers replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _tell(f"llmkit: {at_command(record.getMessage())}")
+        _tell(f"llmkit: {worded(record.getMessage())}")
         if record.exc_info and record.exc_info[1] is not None:  # --debug
             _trace(record.exc_info[1])
 
@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         _need_utf8()
     flags.debug = flags.quiet = False
-    flags.options = frozenset()
+    flags.options = {}
     try:
         with _program():
             return _run(arguments)
@@ -212,7 +212,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         if flags.debug:
             _trace(error)
         else:
-            _complain(error.problem, advice(error.fix))
+            _complain(worded(error.problem), remedy(error))
         return error.exit_code
     except Exception as error:  # the last resort: one line, and how to see more
         if isinstance(error, BrokenPipeError):

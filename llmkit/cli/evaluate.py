@@ -41,10 +41,12 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as settings.target=de."),
     ] = None,
-    metric: Annotated[
+    metrics: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="Another metric of the package evaluate: a path, or a name on the Hub (repeatable)."
+            "--metric",
+            metavar="NAME",
+            help="Another metric of the package evaluate: a path, or a name on the Hub (repeatable).",
         ),
     ] = None,
     output: Annotated[
@@ -66,17 +68,17 @@ def evaluate(
     from llmkit.training.trial import find_trial, judge_trial, not_shown
 
     asked = find_trial(recipe, task, data, load, overrides or ())
-    metrics = {}
-    if metric:
+    loaded = {}
+    if metrics:
         from llmkit.metrics.wrapped import load_metric
 
-        metrics = {Path(name).stem: load_metric(name, trust_remote_code=load.trust_remote_code) for name in metric}
+        loaded = {Path(name).stem: load_metric(name, trust_remote_code=load.trust_remote_code) for name in metrics}
     result = judge_trial(
         asked,
         generation,
         output,
         baseline=baseline,
-        metrics=metrics,
+        metrics=loaded,
         max_rows=max_rows,
         resume=resume,
         member=member,

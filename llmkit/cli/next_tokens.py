@@ -28,7 +28,7 @@ def next_(
     The text is continued as it stands, without the chat template; probabilities are over the whole vocabulary.
     """
     from llmkit.api import next_tokens_with
-    from llmkit.data.text import read_text
+    from llmkit.cli.text import read_text
 
     loaded, tokens = next_tokens_with(load, read_text(argument, text, encoding), top=top)
     if as_json:

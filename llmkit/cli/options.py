@@ -10,6 +10,7 @@ import functools
 import inspect
 import logging
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
@@ -18,10 +19,11 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, TaskSettings, setting_fields
+from llmkit.errors import LlmkitError
 from llmkit.log import log
 from llmkit.tasks import TASKS
 
-__all__ = ["Stopped", "advice", "at_command", "command", "declared", "flags"]
+__all__ = ["Stopped", "command", "declared", "flags", "remedy", "worded"]
 
 
 @dataclass
@@ -32,56 +34,44 @@ class _Flags:
     quiet: bool = False
     arguments: list[str] = field(default_factory=list)
     """Of the command line, to start it once more."""
-    options: frozenset[str] = frozenset()
-    """That the command has."""
+    options: dict[str, str] = field(default_factory=dict)
+    """What the command calls its settings: options, or arguments without dashes."""
 
 
 flags = _Flags()
 
-_NO_VALUE = r"(?!(?:or|and|if|to|with|where|for)\b)"
-_OPTION = re.compile(rf"(?<![\w-])(--[a-z][a-z-]*[a-z])(?: {_NO_VALUE}([A-Za-z0-9][\w.]*\w|\d))?")
+_SETTING = re.compile(r"`(\w+)(?:=([^`]*))?`")
 
 
-def at_command(message: str) -> str:
-    """A message with the options that the command has: where a recipe's keys are set, others are written as keys."""
-    if "--set" not in flags.options:
-        return message
-    keys = _keys()
-
-    def written(found: re.Match[str]) -> str:
-        key = keys.get(found[1])
-        if key is None or found[1] in flags.options:
-            return found[0]
-        name, is_flag = key
-        value = "true" if is_flag else found[2] or name.rpartition(".")[2].upper()
-        return f"--set {name}={value}{f' {found[2]}' if is_flag and found[2] else ''}"
-
-    return _OPTION.sub(written, message)
+def worded(message: str) -> str:
+    """A message with the settings that it names as the command takes them: options, arguments or keys of its recipe."""
+    return _SETTING.sub(lambda found: _spelled(found[1], found[2]) or found[0], message)
 
 
-def advice(fix: str) -> str:
-    """A remedy in the options that the command has, less the alternatives that are those of other commands."""
-    rows = {item.metadata["option"] or _option(item.name) for item in setting_fields(RowSettings)} - flags.options
-    parts = re.split(r"(, or |, | or )", fix)
-    kept = [
-        (before, part)
-        for before, part in zip(["", *parts[1::2]], parts[::2], strict=True)
-        if "llmkit " in part or not rows & {found[1] for found in _OPTION.finditer(part)}
-    ]
-    if len(kept) == len(parts[::2]) or not flags.options:
-        return at_command(fix)
-    if not kept:
-        return "name another --output" if "--output" in flags.options else ""
-    return at_command("".join([kept[0][1], *(before + part for before, part in kept[1:])]))
+def remedy(error: LlmkitError) -> str:
+    """What to do about an error, less what the command has no setting for."""
+    known = [fix for fix in error.fixes if all(_spelled(*each) for each in _SETTING.findall(fix))]
+    return worded(", or ".join(known or error.fixes))
 
 
-def _keys() -> dict[str, tuple[str, bool]]:
-    """From the options of settings to the keys that a recipe has for them, and whether they are on or off."""
-    part = "validation" if "--data" in flags.options else "train"
+def _spelled(name: str, value: str | None) -> str:
+    """A setting, perhaps with a value, in the words of the command; empty where it has none."""
+    if option := flags.options.get(name):
+        if not option.startswith("-"):
+            return value or name.upper()
+        return f"{option} {shlex.quote(value)}" if value and value != "True" else option
+    if key := _keys().get(name) if "overrides" in flags.options else None:
+        return f"{flags.options['overrides']} {key}={value.replace('True', 'true')}" if value else key
+    return ""
+
+
+def _keys() -> dict[str, str]:
+    """From settings to the keys that a recipe has for them."""
+    part = "validation" if "data" in flags.options else "train"
     sections: list[tuple[str, type[Any]]] = [("settings", task.settings_class) for task in TASKS.values()]
     sections.append(("model", LoadSettings))
-    return {"--encoding": (f"data.{part}.encoding", False)} | {
-        item.metadata["option"] or _option(item.name): (f"{section}.{item.name}", item.default is False)
+    return {"encoding": f"data.{part}.encoding"} | {
+        item.name: f"{section}.{item.name}"
         for section, settings in sections
         for item in setting_fields(settings)
         if item.name != "model"
@@ -102,14 +92,10 @@ def _is_settings(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, LoadSettings | GenerationSettings | RowSettings | TaskSettings)
 
 
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 def declared(settings: type[Any], name: str, **own: Any) -> Any:
     """The option of one setting, for a command that has no use for the others. ``own`` is what differs there."""
     item = next(item for item in fields(settings) if item.name == name)
-    names = [item.metadata["option"] or _option(name)] + (["-m"] if name == "model" else [])
+    names = [f"--{item.metadata['option'] or name.replace('_', '-')}", *(["-m"] if name == "model" else [])]
     shown = item.default not in (None, False, "", ())
     return typer.Option(*names, **{"help": item.metadata["help"], "show_default": shown} | own)
 
@@ -168,7 +154,8 @@ def command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
 
     def run(invocation: typer.Context, **values: Any) -> None:
         flags.debug, flags.quiet = values.pop("debug"), values.pop("quiet")
-        flags.options = frozenset(option for each in invocation.command.params for option in each.opts)
+        flags.options = {each.name: each.opts[0] for each in invocation.command.params if each.name}
+        flags.options["__cause__"] = "--debug"
         log.setLevel(logging.DEBUG if flags.debug else logging.ERROR if flags.quiet else logging.INFO)
         for bundle, settings in bundles.items():
             named = {item.name: values.pop(item.name) for item in setting_fields(settings)}

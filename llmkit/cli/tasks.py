@@ -116,7 +116,7 @@ def _label(task: type[Task], name: str) -> str:
 
 def _row(task: type[Task], given: Mapping[str, Any], encoding: str | None) -> str | Row:
     """The row that the arguments are: a text, or all of the task's columns."""
-    from llmkit.data.text import read_text
+    from llmkit.cli.text import read_text
 
     *others, last = task.columns
     argument, option, text = (given.get(name) for name in ("argument", "option", "text"))

@@ -84,7 +84,7 @@ RENAMED: dict[str, str] = {
     "lora_r": "adapter.r",
     "lora_target_modules": "adapter.target_modules",
     "use_peft": "an adapter section",
-    "resume_from_checkpoint": "llmkit finetune --resume",
+    "resume_from_checkpoint": "`resume`",
     "data_seed": "data.seed",
     "deepspeed": "accelerate.fsdp_config, since DeepSpeed is not supported",
     "fsdp": "accelerate.fsdp_config",
@@ -148,7 +148,7 @@ REMOVED: dict[str, str] = {
     "do_train": "leave it out: llmkit finetune trains",
     "do_predict": "leave it out: llmkit evaluate answers rows with the result",
     "early_stopping_threshold": "leave it out: each better evaluation counts",
-    "generation_max_length": "leave it out: --max-new-tokens is said when answers are generated",
+    "generation_max_length": "leave it out: `max_new_tokens` is said when answers are generated",
     "gradient_checkpointing_kwargs": "leave it out: train.activation_checkpointing is not reentrant",
     "inference_mode": "leave it out: an adapter that is trained is not in it",
     "dataloader_num_workers": "leave it out: examples are prepared before the first update",
@@ -210,8 +210,8 @@ def load_recipe(name: str, overrides: Sequence[str] = (), *, trusted: Collection
     return make_recipe(content, overrides, name=name, lines=lines)
 
 
-MAY_RUN_CODE = {"trust_remote_code": "--trust-remote-code", "allow_pickle": "--allow-pickle"}
-"""Keys of the model section by which files of others run as programs, and the options that allow it."""
+MAY_RUN_CODE = ("trust_remote_code", "allow_pickle")
+"""Keys of the model section by which files of others run as programs."""
 
 
 def allowing(**allowed: bool) -> list[str]:
@@ -229,12 +229,12 @@ def _refuse_code(
     """A file that somebody else wrote may not allow by itself that a model's code runs."""
     section = content.get("model")
     said = {override.partition("=")[0].strip() for override in overrides}
-    for key, option in MAY_RUN_CODE.items():
+    for key in MAY_RUN_CODE:
         if isinstance(section, dict) and section.get(key) and key not in trusted and f"model.{key}" not in said:
             where = f"{name}:{lines.get(('model', key), 1)}"
             raise UsageError(
                 f"{where}: model.{key} lets files of the model run as programs, which a recipe cannot allow by itself",
-                f"if you trust the model, give the override model.{key}=true in Python, or add {option}",
+                f"if you trust the model, give `overrides=model.{key}=true`",
             )
 
 
@@ -273,7 +273,7 @@ def find_recipe(name: str) -> Path:
         return shipped[known]
     if path.is_dir():
         raise UsageError(
-            f"{name} is a folder, not a recipe", "name a recipe's file (llmkit evaluate takes models as --model)"
+            f"{name} is a folder, not a recipe", "name a recipe's file (llmkit evaluate takes models as `model`)"
         )
     near = get_close_matches(known, shipped, n=1)
     fix = f"did you mean {near[0]}?" if near else "see: llmkit recipes list"
@@ -337,8 +337,9 @@ def _override(content: dict[str, Any], override: str) -> Place:
     """Set one key, in place; returns where it is."""
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
-        raise UsageError(f"--set {override} is no pair", "write --set KEY=VALUE, such as train.learning_rate=1e-4")
-    value, _ = parse(text, f"--set {path}")
+        fix = "write KEY=VALUE, such as `overrides=train.learning_rate=1e-4`"
+        raise UsageError(f"`overrides={override}` is no pair", fix)
+    value, _ = parse(text, f"`overrides={path}`")
     *parents, last = place = tuple(int(part) if _INDEX.fullmatch(part) else part for part in path.strip().split("."))
     inner: Any = content
     for depth, part in enumerate(parents):
@@ -350,12 +351,12 @@ def _override(content: dict[str, Any], override: str) -> Place:
             inner = None
         if not isinstance(inner, dict | list):
             raise UsageError(
-                f"--set {path}: {'.'.join(map(str, place[: depth + 1]))} has no keys",
+                f"`overrides={path}`: {'.'.join(map(str, place[: depth + 1]))} has no keys",
                 "set it as a whole",
             )
     if isinstance(inner, list):
         if not isinstance(last, int) or last >= len(inner):
-            raise UsageError(f"--set {path}: there is no item {last}", f"items are 0 to {len(inner) - 1}")
+            raise UsageError(f"`overrides={path}`: there is no item {last}", f"items are 0 to {len(inner) - 1}")
         inner[last] = value
     else:
         inner[str(last)] = value
@@ -403,7 +404,7 @@ def _where(place: Place, name: str, lines: Mapping[Place, int], changed: Sequenc
     new = place not in lines  # the key, or a section that an override began
     for each in changed:
         if place[: len(each)] == each or (new and each[: len(place)] == place):
-            return f"--set {'.'.join(map(str, each))}"
+            return f"`overrides={'.'.join(map(str, each))}`"
     for length in range(len(place), 0, -1):
         if place[:length] in lines:
             return f"{name}:{lines[place[:length]]}"

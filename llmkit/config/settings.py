@@ -8,6 +8,7 @@ so that ``llmkit --help`` stays fast; knows nothing of models.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
@@ -28,6 +29,7 @@ __all__ = [
     "TruncationSide",
     "bounds",
     "changed",
+    "command_line",
     "given",
     "setting",
     "setting_fields",
@@ -54,7 +56,7 @@ def setting(
     maximum: float = math.inf,
     option: str | None = None,
 ) -> Any:
-    """The declaration of a field. ``option`` is the name on the command line where that is not the field's own."""
+    """The declaration of a field. ``option`` is what a command calls it, where that is not the field's own name."""
     return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "option": option})
 
 
@@ -309,3 +311,13 @@ def split_options(options: Mapping[str, Any], *classes: type[Any]) -> tuple[Any,
     return tuple(
         settings(**{name: value for name, value in options.items() if known[name] is settings}) for settings in classes
     )
+
+
+def command_line(verb: str, *arguments: str, **options: str | bool) -> str:
+    """What is typed to have llmkit do something else: for messages, and for files that are read later."""
+    given = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
+        for name, value in options.items()
+        if value
+    ]
+    return " ".join(filter(None, ("llmkit", verb, *arguments, *given)))

@@ -106,7 +106,7 @@ def open_records(
         records = _binary_records(path, name, suffix)
     else:
         kind = suffix.removeprefix(".").capitalize()
-        raise InputError(f"{name} is {kind}, on which --encoding has no effect", "leave it out")
+        raise InputError(f"{name} is {kind}, on which `encoding` has no effect", "leave it out")
     return _some(records, name)
 
 
@@ -199,7 +199,7 @@ def _checked(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[bytes]:
     if _has_byte_lines(codec) and b"\0" in head[:_HEAD_BYTES]:
         raise InputError(
             f"{name} is a binary file (NUL at byte {head.index(0)})",
-            "give a text file; of UTF-16 name the encoding, such as --encoding utf-16-le",
+            "give a text file; of UTF-16 name the encoding, such as `encoding=utf-16-le`",
         )
     yield head
     yield from chunks
@@ -225,7 +225,7 @@ def _as_utf8(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[bytes]:
     except UnicodeError as error:
         reason = error.reason if isinstance(error, UnicodeDecodeError) else error
         raise InputError(
-            f"{name} is not {codec} text ({reason})", "name its encoding, such as --encoding utf-16-le or gb18030"
+            f"{name} is not {codec} text ({reason})", "name its encoding, such as `encoding=utf-16-le` or gb18030"
         ) from error
 
 
@@ -261,7 +261,7 @@ def _lines(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[Line]:
             text = content.decode(codec, "replace")
             error = InputError(
                 f"{where} is not {codec} text (byte 0x{content[failure.start]:02x} at position {failure.start})",
-                "fix the line, or name the encoding of the file, such as --encoding gb18030 or latin-1",
+                "fix the line, or name the encoding of the file, such as `encoding=gb18030` or latin-1",
             )
         if "\0" in text:
             error = error or InputError(f"{where} has a NUL at position {text.index(chr(0))}", "remove it")

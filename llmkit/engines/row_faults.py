@@ -42,7 +42,8 @@ def _described(error: BaseException) -> LlmkitError:
     text = " ".join(str(error).split())[:300]
     described = LlmkitError(
         f"the row cannot be used ({type(error).__name__}{f': {text}' if text else ''})",
-        "check its text, or see where it fails with --debug",
+        "check its text",
+        "see where it fails (`__cause__`)",
     )
     described.__cause__ = error
     log.debug("%s", described.problem, exc_info=error)

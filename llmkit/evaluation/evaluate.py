@@ -141,7 +141,7 @@ def evaluate(
     given = _json_lines(rows)
     plain = [task.is_plain(row) for row in given]
     if any(plain) and metrics:
-        raise UsageError("plain text has no answers that a metric could judge", "leave --metric out")
+        raise UsageError("plain text has no answers that a metric could judge", "leave `metrics` out")
     if any(plain):
         if not all(plain):
             raise InputError("some rows are plain text and others have an answer", "evaluate them apart")
@@ -172,7 +172,7 @@ def evaluate(
     unfinished = sum(_no_verdict(line) or "still_thinking" in line for line in lines)
     if unfinished:
         log.warning(
-            "%d of %d replies ended before an answer and count as wrong; see %s, and raise --max-new-tokens",
+            "%d of %d replies ended before an answer and count as wrong; see %s, and raise `max_new_tokens`",
             unfinished,
             len(lines),
             predictions,

@@ -252,5 +252,5 @@ def refuse_not_finite(loaded: Loaded, logits: torch.Tensor) -> None:
     if bool((logits.amax(-1) < math.inf).all()):  # which NaN is not either
         return
     dtype = str(loaded.model.dtype).removeprefix("torch.")
-    fix = "use another checkpoint" if loaded.model.dtype == torch.float32 else "use dtype float32 (--dtype float32)"
+    fix = "use another checkpoint" if loaded.model.dtype == torch.float32 else "use `dtype=float32`"
     raise CheckpointError(f"{loaded.source.name} computes NaN or infinity in {dtype}", fix)

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from llmkit.config.settings import command_line
 from llmkit.data.text import read_text_file
 from llmkit.errors import CheckpointError, InputError, LlmkitError, UsageError
 from llmkit.heads.base import encode_text
@@ -30,7 +31,8 @@ _MARKER = "Qx{}zQ"
 _LONG = "\n\nIt goes on." * 100
 """What stands between the two ends of a message, so that a template which takes the first line, or so many characters,
 is noticed."""
-_CORRECT = "correct the template in the model's folder, or continue plain text: llmkit generate --raw"
+_PLAIN = f"continue plain text: {command_line('generate', raw=True)}"
+_CORRECT = f"correct the template in the model's folder, or {_PLAIN}"
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ def _of_several(tokenizer: Any, templates: tuple[tuple[str, str], ...]) -> str:
     if not found:
         raise CheckpointError(
             f"the model has the chat templates {names}; none is called default, and none renders a conversation",
-            "add one called default to tokenizer_config.json, or continue plain text: llmkit generate --raw",
+            f"add one called default to tokenizer_config.json, or {_PLAIN}",
         )
     chosen = "default" if "default" in found else next(iter(found))
     if chosen != "default" and len(found) > 1:

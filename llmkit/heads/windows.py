@@ -125,7 +125,7 @@ def _no_offsets(loaded: Loaded) -> UsageError:
     return UsageError(
         f"{loaded.source.name} has a tokenizer that does not tell where its tokens stand in the text, so answers cannot"
         " be located",
-        "use a generative model (--model starter) or a BERT-like checkpoint",
+        "use a generative model (`model=starter`) or a BERT-like checkpoint",
     )
 
 

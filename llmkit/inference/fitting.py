@@ -153,7 +153,7 @@ class ModelReader:
             trained = f"more than the {self._limits.limit} this model was trained on"
             self.note("context_exceeded", f"the input has {length} tokens, {trained}")
             return fitted
-        cut = ", or cut it with --on-overflow truncate" if self.policy == "error" else ""
+        cut = ", or cut it with `on_overflow=truncate`" if self.policy == "error" else ""
         raise ContextOverflowError(
             f"the input has {length} tokens and {self.engine.facts.source.name} reads {self._limits.limit}",
             f"shorten it{',' if cut else ' or'} use a model with a longer context{cut}",
@@ -170,7 +170,7 @@ class ModelReader:
     def _no_room(self, limits: _Budget) -> ContextOverflowError:
         return ContextOverflowError(
             f"without any of the input the prompt has more than the {limits.comfortable} tokens there is room for",
-            "use fewer --max-new-tokens, a shorter question or --system, or a model with a longer context",
+            "use fewer `max_new_tokens`, a shorter question or `system`, or a model with a longer context",
         )
 
     def _truncate(self, row: Row, limits: _Budget) -> Fitted:

@@ -282,9 +282,9 @@ class Pipeline:
         everything = (output, *output.alternatives)
         if any(each.finish_reason == "length" for each in everything):
             if output.chunks:
-                yield Note("output_cut", f"{cut} of the outputs were cut at their longest; more with --max-new-tokens")
+                yield Note("output_cut", f"{cut} of the outputs were cut at their longest; more with `max_new_tokens`")
             elif output.usage.completion_tokens >= self.max_new_tokens or output.alternatives:
-                yield Note("output_cut", f"stopped at {self.max_new_tokens} new tokens; more with --max-new-tokens")
+                yield Note("output_cut", f"stopped at {self.max_new_tokens} new tokens; more with `max_new_tokens`")
             else:
                 limit = self.engine.facts.context.tokens
                 yield Note("context_full", f"stopped because the model's context of {limit} tokens is full")
@@ -292,5 +292,5 @@ class Pipeline:
             if output.finish_reason == "stop":
                 text = "the model ended its reply without an answer, only with reasoning; ask in other words"
             else:
-                text = "the model was still thinking when it was stopped; more with --max-new-tokens"
+                text = "the model was still thinking when it was stopped; more with `max_new_tokens`"
             yield Note("still_thinking", text)

@@ -80,33 +80,34 @@ def check_output(settings: RowSettings) -> None:
     _check_place(output)
     source = Path(str(settings.input))
     if settings.input != "-" and output.exists() and source.exists() and output.samefile(source):
-        raise UsageError(f"{output} is the input", "name another --output")
+        raise UsageError(f"{output} is the input", "name another `output`")
     if settings.overwrite:
         return
     begun = next((path for path in (output, *_shards(output)) if path.exists() and path.stat().st_size), None)
     if begun is None:
         return
     if not settings.resume:
-        raise UsageError(f"{begun} exists", "--resume to go on, --overwrite to replace it")
+        raise UsageError(f"{begun} exists", "`resume` to go on", "`overwrite` to replace it")
     if not _manifest(output).exists():
         raise UsageError(
             f"{begun} exists and no {_manifest(output).name} beside it tells how it was made",
-            "name another --output, or replace it with --overwrite",
+            "name another `output`",
+            "replace it with `overwrite`",
         )
 
 
 def _check_place(output: Path) -> None:
     if not output.name:
-        raise UsageError(f"{output} is a folder", "name a file as --output")
+        raise UsageError(f"{output} is a folder", "name a file as `output`")
     user_path(str(output.with_name(f"{output.name}.shard-00-of-00.lock")))  # the longest name beside it
     if output.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"{output}: JSON Lines are written, uncompressed", f"name a file in {' or '.join(_SUFFIXES)}")
     if not output.parent.is_dir():
-        raise UsageError(f"there is no folder {output.parent}", "create it, or name another --output")
+        raise UsageError(f"there is no folder {output.parent}", "create it, or name another `output`")
     if output.exists() and not output.is_file():
-        raise UsageError(f"{output} is {'a folder' if output.is_dir() else 'no plain file'}", "name another --output")
+        raise UsageError(f"{output} is {'a folder' if output.is_dir() else 'no plain file'}", "name another `output`")
     if not os.access(output if output.exists() else output.parent, os.W_OK):
-        raise UsageError(f"{output} may not be written", "check the permissions, or name another --output")
+        raise UsageError(f"{output} may not be written", "check the permissions, or name another `output`")
 
 
 def answer_file(
@@ -159,7 +160,7 @@ def answer_file(
     _check_place(output)  # else the lock would make the folder
     shard = _shard(output, rank, world) if world > 1 else output
     written = output if rank == 0 else shard
-    with locked(Path(f"{written}.lock"), f"writing {written}", "wait for it, or name another --output"):
+    with locked(Path(f"{written}.lock"), f"writing {written}", "wait for it, or name another `output`"):
         if rank == 0:
             describe = partial(describe_run, pipeline, settings, load, encoding=encoding, num_processes=world)
             with _writing(output):
@@ -251,7 +252,8 @@ def _state(file: BinaryIO) -> tuple[int, int, int]:
 def _changed(path: Path, how: str) -> UsageError:
     return UsageError(
         f"another program {how} {path} while rows were being answered, so its lines would no longer match the rows",
-        "start again with --overwrite",
+        "start again with `overwrite`",
+        "name another `output`",
     )
 
 
@@ -306,7 +308,11 @@ class _Run:
                 break
         self.lines.check()
         if self.left:
-            raise UsageError(f"{self.lines.path} has more lines than the input has rows", "start over with --overwrite")
+            raise UsageError(
+                f"{self.lines.path} has more lines than the input has rows",
+                "start over with `overwrite`",
+                "name another `output`",
+            )
 
     def report(self, begun: float) -> Report:
         return Report(
@@ -431,7 +437,9 @@ def _join(output: Path, world: int, window: int) -> None:
                 if taken < window:
                     break
             if any(file.read(1) for file in files):
-                raise UsageError(f"the parts of {output} do not fit together", "start over with --overwrite")
+                raise UsageError(
+                    f"the parts of {output} do not fit together", "start over with `overwrite`", "name another `output`"
+                )
         finally:
             for file in files:
                 file.close()
@@ -445,5 +453,5 @@ def _writing(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise LlmkitError(
-            f"{output} cannot be written ({error.strerror})", "free some space or fix the disk, then --resume"
+            f"{output} cannot be written ({error.strerror})", "free some space or fix the disk, then `resume`"
         ) from error

@@ -105,20 +105,20 @@ class Layout:
         if missing := [name for name in names if not _has(row, self.columns.get(name, name))]:
             lacking = ", ".join(repr(self.columns.get(name, name)) for name in missing)
             here = ", ".join(map(repr, row)) or "none"
-            fix = f"say what it is called: --column {missing[0]}={_place(row, missing[0]) or 'COLUMN'}"
+            fix = f"say what it is called: `column={missing[0]}={_place(row, missing[0]) or 'COLUMN'}`"
             return InputError(f"there is no column {lacking} (the columns: {here})", fix)
         for name, column in self.columns.items():
             if name != column and name in row and name not in self._names:
                 return InputError(
                     f"the column {column!r} is to be {name!r} and there is another {name!r}",
-                    f"rename that one too: --column other_{name}={name}",
+                    f"rename that one too: `column=other_{name}={name}`",
                 )
         for column in row:
             for name in self._names.get(column, (column,)):
                 if name in self.taken and name not in self.reads:
                     return InputError(
                         f"the column {name!r} is called like a part of the answer",
-                        f"rename it: --column input_{name}={column}",
+                        f"rename it: `column=input_{name}={column}`",
                     )
         return None
 

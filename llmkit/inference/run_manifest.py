@@ -155,7 +155,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, LookupError, TypeError):
         known = False
     if not known:
-        raise UsageError(f"{path} does not tell how the output was made", "start again with --overwrite")
+        raise UsageError(
+            f"{path} does not tell how the output was made", "start again with `overwrite`", "name another `output`"
+        )
     return dict(manifest)
 
 
@@ -169,7 +171,8 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
     raise UsageError(
         f"the run to resume was another one: {', '.join(changes[:_SHOWN])}{more}",
-        "run without --resume into another --output, or with --overwrite",
+        "run without `resume` into another `output`",
+        "with `overwrite`",
     )
 
 

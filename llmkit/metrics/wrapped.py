@@ -54,12 +54,12 @@ def load_metric(name: str, *, trust_remote_code: bool) -> Any:
     if script is None and not trust_remote_code:
         raise UsageError(
             f"there is no metric script {name} here, and a metric of the Hub is code that is downloaded and run",
-            "give the path of a script, or add --trust-remote-code",
+            "give the path of a script, or add `trust_remote_code=True`",
         )
     if script is not None and not name.endswith(".py") and not trust_remote_code:
         raise UsageError(
             f"the metric {name} is a folder whose program would run on this machine",
-            f"read it, then name the program itself ({script}), or add --trust-remote-code",
+            f"read it, then name the program itself ({script}), or add `trust_remote_code=True`",
         )
     import evaluate
 

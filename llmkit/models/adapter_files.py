@@ -33,7 +33,7 @@ __all__ = [
     "weights_file",
 ]
 
-OTHER_BASE = "name the base that it was trained on with --base (base= in Python)"
+OTHER_BASE = "name the base that it was trained on with `base`"
 
 _WRAPPERS = frozenset({"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod", "default", "module"})
 """Parts of a tensor's name that come from how a program held the model, and PEFT's name for the only adapter."""

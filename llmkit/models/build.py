@@ -139,7 +139,7 @@ def _take_own_decoding(source: Source, settings: LoadSettings, model: Any) -> No
     else:
         log.warning(
             "%s comes with decoding code of its own (custom_generate), which is not run; read it, then pass"
-            " --trust-remote-code",
+            " `trust_remote_code=True`",
             source.name,
         )
 

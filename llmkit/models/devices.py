@@ -21,7 +21,7 @@ def pick_device(device: str) -> str:
     if device == "auto":
         return "cuda" if cuda else "mps" if mps else "cpu"
     if (device == "cuda" and not cuda) or (device == "mps" and not mps):
-        raise UsageError(f"device={device}: this PyTorch sees no such device", "use --device auto or cpu")
+        raise UsageError(f"device={device}: this PyTorch sees no such device", "use `device=auto` or cpu")
     return device
 
 

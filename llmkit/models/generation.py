@@ -232,7 +232,7 @@ _REPLACED = {
     "constraints": "constrained beam search is not in Transformers 5; nothing is forced into the output",
     "force_words_ids": "constrained beam search is not in Transformers 5; nothing is forced into the output",
     "token_healing": "the prompt's last token is not replaced",
-    "num_return_sequences": "one output is written for each prompt; ask for more with --num-return-sequences",
+    "num_return_sequences": "one output is written for each prompt; ask for more with `num_return_sequences`",
 }
 """Settings that are left out because nothing does what they say, and what happens in their place."""
 _ONLY_SPEED = frozenset(
@@ -378,7 +378,7 @@ def settle_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fo
     if values["eos_token_id"] is None and own["eos_token_id"] is not None:
         values["eos_token_id"] = end = tokenizer_end(tokenizer, rows)
         notes.append(
-            "no token ends an output before --max-new-tokens; add eos_token to tokenizer_config.json"
+            "no token ends an output before `max_new_tokens`; add eos_token to tokenizer_config.json"
             if end is None
             else f"an output ends at the tokenizer's {tokenizer.convert_ids_to_tokens(end)} ({end}) instead"
         )

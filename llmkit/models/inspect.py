@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llmkit.config.settings import command_line
 from llmkit.errors import CheckpointError, TaskMismatchError
 from llmkit.files import in_units
 from llmkit.models.adapter_files import brings_head, check_adapter, check_base, embedding_rows, weights_file
@@ -203,7 +203,7 @@ def _counts(
 def _count_on_meta(source: Source, config: Mapping[str, Any]) -> int:
     """Parameters of the saved architecture, each tied one once, without memory for any of them."""
     if needs_own_code(config, natural_head(config)):
-        raise CheckpointError(f"{source.name} is built by code of its own, which is not run to count", "omit --exact")
+        raise CheckpointError(f"{source.name} is built by code of its own, which is not run to count", "omit `exact`")
     import torch
     import transformers
 
@@ -219,7 +219,7 @@ def _count_on_meta(source: Source, config: Mapping[str, Any]) -> int:
                 model = auto_class.from_config(model_config)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{source.name} cannot be built from its config ({reason})", "omit --exact") from error
+        raise CheckpointError(f"{source.name} cannot be built from its config ({reason})", "omit `exact`") from error
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -295,7 +295,7 @@ def _commands(source: Source, facts: Facts, tasks: Mapping[str, TaskFit]) -> tup
     if not runs or needs_own_code(facts.config, facts.head):
         return ()
     return tuple(
-        " ".join(filter(None, ("llmkit", task.verb, task.sample, "--model", shlex.quote(source.name))))
+        command_line(task.verb, task.sample, **task.sample_options, model=source.name)
         for name, task in TASKS.items()
         if tasks[name].status == _READY
     )
@@ -382,7 +382,7 @@ def _short(number: int) -> str:
 
 def _parameters_text(report: ModelReport) -> str:
     if report.parameters is None:
-        return "unknown (no safetensors header tells; --exact counts on the meta device)"
+        return "unknown (no safetensors header tells; `exact` counts on the meta device)"
     kinds = report.parameters_by_dtype
     if len(kinds) == 1:
         return f"{_short(report.parameters)} ({next(iter(kinds))})"

@@ -59,17 +59,20 @@ class ModelLanguages:
         if target is None:
             target = self._only(self.targets)
         if target is None:
-            known = f"(targets: {_list(self.targets)})" if self.targets else "(such as --to fr)"
-            raise UsageError("the language to translate into is missing", f"name the target language with --to {known}")
+            known = f"(targets: {_list(self.targets)})" if self.targets else "(such as `target=fr`)"
+            raise UsageError(
+                "the language to translate into is missing", f"name the target language with `target` {known}"
+            )
         source = source or self._only(self.sources)
         if source is None and self.asks_source:
-            raise UsageError(f"{self.name} needs the language of the text", "name it with --from")
+            raise UsageError(f"{self.name} needs the language of the text", "name it with `source`")
         known_source = source and self._known(source, self.sources, "from")
         known_target = self._known(target, self.targets, "to")
         if source is not None and (source == target or known_source == known_target):
             same = source.name if source == target else f"{source} and {target}, which are one language to {self.name},"
             raise UsageError(
-                f"the text and its translation would both be in {same}", "name another language with --to or --from"
+                f"the text and its translation would both be in {same}",
+                "name another language with `target` or `source`",
             )
         return self.write(known_source, known_target)
 
@@ -88,7 +91,7 @@ class ModelLanguages:
                 self._tell_region(wanted, found)
             return found
         near = _nearest(wanted, known)
-        what, option = ("into", "--to") if side == "to" else ("from", "--from")
+        what, option = ("into", "`target`") if side == "to" else ("from", "`source`")
         hint = f"nearest it knows: {', '.join(map(str, near))}" if near else f"it knows {_list(known)}"
         raise UsageError(
             f"{self.name} does not translate {what} {wanted}",

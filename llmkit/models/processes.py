@@ -71,7 +71,7 @@ def join(wanted: int | None, device: str) -> Member:
     if not cpu and local > torch.cuda.device_count():
         raise UsageError(
             f"{local} processes were asked for and there are {torch.cuda.device_count()} GPUs",
-            "lower --num-processes, or use the CPU",
+            "lower `num_processes`, or use the CPU",
         )
     state: Any = PartialState(cpu=cpu, timeout=_SLOWEST)
     _compare(asked, state.num_processes)
@@ -89,7 +89,7 @@ def _compare(asked: int, found: int) -> None:
     if found != asked:
         raise LlmkitError(
             f"{asked} processes were asked for and {found} found each other",
-            "start llmkit itself with --num-processes",
+            "start llmkit itself with `num_processes`",
         )
 
 

@@ -48,16 +48,16 @@ def one_line_errors(source: Source) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, CheckpointError) else error
         if not isinstance(cause, LlmkitError) and is_out_of_memory(cause):
             raise NotEnoughMemoryError(
-                f"memory ran out while loading {source.name}", "choose a smaller model, dtype, or --quantize 4bit"
+                f"memory ran out while loading {source.name}", "choose a smaller model, dtype, or `quantize=4bit`"
             ) from error
         if isinstance(error, LlmkitError):
             raise
         reason = " ".join(str(error).split())
         reason = f"{reason[:300]}…" if len(reason) > 300 else reason
-        fix = _upgrade(source) or "see the whole error with --debug; if a file is damaged, download it again"
+        fix = _upgrade(source) or "see the whole error (`__cause__`); if a file is damaged, download it again"
         if "weights_only" in reason or "WeightsUnpickler" in reason:
             reason = "its .bin file holds more than tensors, and loading it could run code"
-            fix = "choose a safetensors checkpoint, or pass --allow-pickle if you trust it"
+            fix = "choose a safetensors checkpoint, or pass `allow_pickle=True` if you trust it"
         raise CheckpointError(f"{source.name} cannot be loaded: {reason}", fix) from error
 
 

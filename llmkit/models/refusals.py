@@ -28,13 +28,13 @@ def refuse_untrusted(config: dict[str, Any], source: Source, settings: LoadSetti
     if config.get("auto_map") and not native and not settings.trust_remote_code:
         raise CheckpointError(
             f"{source.name} comes with Python code of its own that would run on this machine",
-            "read the code, then pass --trust-remote-code if you trust it",
+            "read the code, then pass `trust_remote_code=True` if you trust it",
         )
     named = [*hub_kernels(config), *hub_kernels({"attn_implementation": settings.attn_implementation})]
     if named and not settings.trust_remote_code:
         raise CheckpointError(
             f"{named[0]} is a kernel of the Hub, whose code would run on this machine",
-            "leave it out of config.json and --attn-implementation, or pass --trust-remote-code if you trust it",
+            "leave it out of config.json and `attn_implementation`, or pass `trust_remote_code=True` if you trust it",
         )
 
 
@@ -54,7 +54,7 @@ def check_files(source: Source, settings: LoadSettings) -> None:
     pickled = []
     if source.gguf_file:
         if settings.quantize:
-            raise UsageError(f"{source.name} is a GGUF file, which is unpacked while loading", "leave --quantize out")
+            raise UsageError(f"{source.name} is a GGUF file, which is unpacked while loading", "leave `quantize` out")
         log.warning("%s is unpacked to full weights each time it is loaded", source.gguf_file)
     else:
         files = weight_files(source.folder)

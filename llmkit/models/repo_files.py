@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from llmkit.config.settings import command_line
 from llmkit.errors import CheckpointError, ModelNotFoundError
 
 __all__ = ["Wanted", "choose", "part_names", "weights_of"]
@@ -37,7 +38,7 @@ class Wanted:
 
     @property
     def command(self) -> str:
-        return f"llmkit download {self.repo_id}" + (f" --revision {self.revision}" if self.revision else "")
+        return command_line("download", self.repo_id, revision=self.revision or "")
 
 
 def part_names(name: str) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llmkit.config.settings import command_line
 from llmkit.errors import CheckpointError, TaskMismatchError
 from llmkit.models.families import OTHER_INPUTS
 from llmkit.models.tables import (
@@ -184,5 +185,5 @@ def _what_fits(config: Config, model: str) -> str:
     task = TASKS[fitting[0]]
     if not tasks_for(config, trained=True):
         return f"after fine-tuning it fits {task.name}"
-    command = " ".join(filter(None, ("llmkit", task.verb, task.sample, "--model", model)))
+    command = command_line(task.verb, task.sample, **task.sample_options, model=model)
     return f"it fits {', '.join(fitting)}; run: {command}"

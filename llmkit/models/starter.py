@@ -61,7 +61,7 @@ def starter_limits(text: str) -> str:
     if foreign > 0.03 * (len(letters) + 60):
         return (
             "The starter knows only English and this text does not look English, so its answer will be invented "
-            "or nonsense; choose a larger model with --model"
+            "or nonsense; choose a larger model with `model`"
         )
     return STARTER_LIMITS
 

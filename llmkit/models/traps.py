@@ -84,9 +84,9 @@ def _files(facts: Facts) -> Iterator[str]:
 
 def _code(facts: Facts) -> Iterator[str]:
     if needs_own_code(facts.config, facts.head):
-        yield "runs Python code of its own (auto_map): read it, then pass --trust-remote-code"
+        yield "runs Python code of its own (auto_map): read it, then pass `trust_remote_code=True`"
     if kernels := ", ".join(hub_kernels(facts.config)):
-        yield f"names kernels of the Hub ({kernels}), whose code would run here: only with --trust-remote-code"
+        yield f"names kernels of the Hub ({kernels}), whose code would run here: only with `trust_remote_code=True`"
     model_type = str(facts.config.get("model_type", ""))
     encoder = not writes(facts.head) and not facts.config.get("is_encoder_decoder")
     causal = decoder_class(model_type)

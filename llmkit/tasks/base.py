@@ -57,6 +57,7 @@ class Task:
     help: ClassVar[str]
     """Of the command: a line, and perhaps more after an empty one."""
     sample: ClassVar[str] = '"TEXT"'
+    sample_options: ClassVar[Mapping[str, str]] = {}
     """What follows the verb in an example command."""
     heads: ClassVar[tuple[Head, ...]] = (Head.CAUSAL, Head.SEQ2SEQ)
     settings_class: ClassVar[type[TaskSettings]] = TaskSettings
@@ -173,7 +174,7 @@ class Task:
             text: what it is to read, as far as that is known.
         """
         if not self.recommended:
-            raise UsageError(f"{self.name} has no default model", "name one with --model")
+            raise UsageError(f"{self.name} has no default model", "name one with `model`")
         return (self.recommended[0].model,)
 
     def text(self, row: Row) -> str:

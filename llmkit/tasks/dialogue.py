@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from llmkit.config.settings import command_line
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks.base import COMPLETION, PROMPT, Task
 from llmkit.tasks.recommended import QWEN, QWEN_SMALL, SMOL, STARTER
@@ -150,12 +151,14 @@ class Dialogue(Task):
 
     def check(self, traits: Traits, wording: Wording) -> None:
         if wording.raw:
-            raise UsageError("raw continues a text, and a conversation is none", "use llmkit generate --raw")
+            raise UsageError(
+                "raw continues a text, and a conversation is none", f"use {command_line('generate', raw=True)}"
+            )
 
     def render(self, row: Row, traits: Traits, wording: Wording) -> Prompt:
         messages = to_messages(row["messages"])
         if wording.system and messages[0].role == "system":
-            raise InputError("there are two system messages", "leave --system out, or the one in the messages")
+            raise InputError("there are two system messages", "leave `system` out, or the one in the messages")
         opening = [Message("system", wording.system)] if wording.system else [m for m in messages if m.role == "system"]
         for example in wording.examples:
             opening += to_messages(example["messages"])

@@ -92,7 +92,8 @@ class QuestionAnswering(Task):
     Models like BERT mark the answer in the text, others write it. Prints an empty line where the text does not hold
     the answer.
     """
-    sample = '"QUESTION" --context FILE'
+    sample = '"QUESTION"'
+    sample_options = {"context": "FILE"}
     argument_help = {"question": "What is asked.", "context": "The text that holds the answer, or its file."}
     heads = (Head.SPAN, Head.CAUSAL, Head.SEQ2SEQ)
     input_column = "context"

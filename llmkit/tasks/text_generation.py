@@ -16,7 +16,7 @@ __all__ = ["TextGeneration"]
 class TextGeneration(Task):
     name = "text-generation"
     verb = "generate"
-    help = """Answer a prompt, or continue a text with --raw; with --input, a file of prompts.
+    help = """Answer a prompt, continue a text as it is, or answer a file of prompts.
 
     Settings that are not given come from the model's own generation_config.json; without one,
     decoding is greedy and 256 tokens long at most.

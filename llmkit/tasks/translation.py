@@ -44,8 +44,8 @@ def _opus(pair: str, parameters: str, megabytes: int, languages: str) -> Recomme
 class TranslationSettings(TaskSettings):
     """Which languages a text is translated between, by English name or ISO 639 code."""
 
-    source: str | None = setting(None, "Language of the text; detected if not given.", option="--from")
-    target: str | None = setting(None, "Language to translate into.", option="--to")
+    source: str | None = setting(None, "Language of the text; detected if not given.", option="from")
+    target: str | None = setting(None, "Language to translate into.", option="to")
 
 
 class TranslationOptions(Options, total=False):
@@ -62,7 +62,7 @@ class Translation(Task):
 
     White space, Markdown, code, addresses and placeholders stay as they are.
     """
-    sample = '"TEXT" --from en --to fr'
+    sample_options = {"from": "en", "to": "fr"}
     input_column = "source"
     columns = ("source",)
     target_column = "target"
@@ -155,7 +155,7 @@ class Translation(Task):
     def require_target(self) -> None:
         """Raise `UsageError` where the model does not have just one target and none was named."""
         if self.target is None:
-            raise UsageError("the language to translate into is missing", "name it with --to, such as --to fr")
+            raise UsageError("the language to translate into is missing", "name it with `target`, such as `target=fr`")
 
     def _check_pair(self, traits: Traits) -> None:
         """Refuse a pair that the model does not know before any text is read."""
@@ -184,7 +184,7 @@ class Translation(Task):
         if is_catalog(text):
             raise InputError(
                 "the text is a gettext catalogue (PO), whose translations belong into msgstr",
-                "translate its msgid texts as rows of a file (--input), and fill them in with a tool for PO files",
+                "translate its msgid texts as rows of a file (`input`), and fill them in with a tool for PO files",
             )
         if not any(character.isalpha() for character in text):
             return _in_languages(Result(text=text), Route(self.source, self.target))
@@ -251,12 +251,13 @@ class Translation(Task):
                 note("language_detected", f"the text is in {source.name}")
             else:
                 guess = f"the text is taken for {source.name}, which is a guess"
-                note("language_guessed", f"{guess}; name its language with --from")
+                note("language_guessed", f"{guess}; name its language with `source`")
         if languages is not None:
             return languages.route(source, self.target)
         if source == self.target and source is not None:
             raise UsageError(
-                f"the text is in {source.name} already", "name another language with --to, or the text's with --from"
+                f"the text is in {source.name} already",
+                "name another language with `target`, or the text's with `source`",
             )
         return Route(source, self.target)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llmkit.config.paths import without_folders
 from llmkit.config.recipe import Recipe
+from llmkit.config.settings import command_line
 from llmkit.config.yaml12 import dump
 from llmkit.log import printable
 from llmkit.tasks import find_task
@@ -49,7 +49,7 @@ def _lines(
     how = "all weights" if provenance.method is None else f"a PEFT adapter ({provenance.method})"
     begun = "random weights" if fresh else _plain(without_folders(provenance.base))
     yield f"Trained for {recipe.task} from {begun}, {how}, with llmkit {provenance.versions['llmkit']}.\n"
-    yield _fenced(f"llmkit {task.verb} --model {shlex.quote(_line(name))}")
+    yield _fenced(command_line(task.verb, model=_line(name)))
     yield "It needs no other options: `llmkit.json` holds how it was asked in training.\n"
     yield "## Data and licences\n"
     yield "| data | part | licence | SHA-256 or commit |\n|---|---|---|---|"

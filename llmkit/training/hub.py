@@ -33,7 +33,7 @@ def reserve(repo: str, *, private: bool | None) -> str:
         LlmkitError: it refused.
     """
     if is_offline():
-        raise UsageError("nothing can be pushed to the Hub offline", "leave --push-to-hub or --offline out")
+        raise UsageError("nothing can be pushed to the Hub offline", "leave `push_to_hub` or `offline` out")
     return _ask(lambda hub: str(hub.create_repo(repo, private=private, exist_ok=True).repo_id), repo)
 
 
@@ -69,7 +69,7 @@ def _stage(folder: Path, staging: Path) -> None:
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
         _put(folder / name, staging / name, places)
     if ADAPTER_CONFIG in kept and str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")) in places:
-        log.warning("the base model of %s is a folder here: whoever loads it names the base with --base", folder)
+        log.warning("the base model of %s is a folder here: whoever loads it names the base with `base`", folder)
 
 
 def _read_any(file: Path) -> Any:

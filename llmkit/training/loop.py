@@ -401,7 +401,7 @@ class Trainer:
         trained = {name: whole(each.detach()) for name, each in self.trained.items()}
         optimizer = optimizer_state(self.model, self.optimizer)
         if self.accelerator.is_main_process:
-            with disk_errors(self.folder, "and go on with --resume"):
+            with disk_errors(self.folder, "and go on with `resume`"):
                 save_checkpoint(self.folder, self.progress, trained, optimizer, self.scheduler, random_states)
                 prune(self.folder, self.train.save_total_limit, self.progress.best_step)
         self.accelerator.wait_for_everyone()

@@ -100,7 +100,7 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
             del merged, model
             again = kind.from_pretrained(building, dtype=torch.float32)
         rounding = difference(before, logits_of(head, again.eval(), inputs))
-        fix = _AS_IT_IS + ("" if stored == "float32" else ", or merge with --dtype float32")
+        fix = _AS_IT_IS + ("" if stored == "float32" else ", or merge with `dtype=float32`")
         _refuse(rounding, stored, f"the files, in {stored}, hold another model", fix)
         if (loaded.source.adapter / CONTRACT_FILE).is_file():
             shutil.copy(loaded.source.adapter / CONTRACT_FILE, building / CONTRACT_FILE)

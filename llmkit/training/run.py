@@ -60,7 +60,7 @@ _BUILDING = f"{BUILDING}result"
 """Where the result is written, before it is moved to its place."""
 _BEFORE_CHECKPOINTS = (RESOLVED, f"{RESOLVED}.tmp", _LOCK, TRACKERS)
 """What a run writes before its first checkpoint, beside one that is not complete."""
-_GO_ON = "and go on with --resume"
+_GO_ON = "and go on with `resume`"
 
 
 def finetune(
@@ -117,7 +117,7 @@ def _memory_errors() -> Iterator[None]:
             raise
         raise NotEnoughMemoryError(
             "memory ran out in training",
-            "lower train.per_device_train_batch_size or data.max_length; llmkit finetune --dry-run says what it takes",
+            "lower train.per_device_train_batch_size or data.max_length; `dry_run` says what it takes",
         ) from error
 
 
@@ -137,11 +137,11 @@ def find_checkpoint(recipe: Recipe, folder: Path, *, resume: bool) -> Path | Non
     begun = not found and all(path.name in _BEFORE_CHECKPOINTS or path.name.startswith(BUILDING) for path in content)
     if not resume:
         if not begun:
-            fix = "go on with --resume, " if found else ""
+            fix = "go on with `resume`, " if found else ""
             raise UsageError(f"{folder} is not empty", f"{fix}remove it, or set another train.output_dir")
         return None
     if not content:
-        raise UsageError(f"{folder} has no checkpoint to resume from", "leave --resume out")
+        raise UsageError(f"{folder} has no checkpoint to resume from", "leave `resume` out")
     if not found and not begun:
         raise UsageError(f"{folder} has no checkpoint to resume from", "remove it, or set another train.output_dir")
     if (folder / RESOLVED).is_file() and (

@@ -77,7 +77,7 @@ def find_trial(
         raise UsageError("overrides change a recipe's file, and this one is made already", "change it itself")
     if recipe is None:
         if task is None or load.model is None or data is None:
-            raise UsageError("what is to be judged?", "give a recipe, or --task, --model and --data")
+            raise UsageError("what is to be judged?", "give a recipe, or `task`, `model` and `data`")
         content: dict[str, Any] = {
             "version": VERSION,
             "task": find_task(task).name,
@@ -85,9 +85,9 @@ def find_trial(
             "data": {"train": {"path": data}, "validation": {"path": data}},
             "train": {"output_dir": load.model},
         }
-        return _trial_of(make_recipe(content, overrides, name="--task and --data"), load, None)
+        return _trial_of(make_recipe(content, overrides, name="`task` and `data`"), load, None)
     if task is not None:
-        raise UsageError("--task has no effect beside a recipe, which has one", "leave it out")
+        raise UsageError("`task` has no effect beside a recipe, which has one", "leave it out")
     found = (
         recipe
         if isinstance(recipe, Recipe)
@@ -186,7 +186,7 @@ def judge_trial(
     rows = output / "rows.jsonl"
     other_load = None if baseline is None else replace(trial.load, model=baseline, revision=None, base=None)
     if not member.rank and output.exists() and any(output.iterdir()) and not resume:
-        raise UsageError(f"{output} is not empty", "--resume to go on, or name another --output")
+        raise UsageError(f"{output} is not empty", "`resume` to go on", "name another `output`")
 
     def judged(load: LoadSettings, name: str, *, trivial: bool) -> Evaluation | None:
         loaded = load_model(load, trial.task.name, fallback=False)

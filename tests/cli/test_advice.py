@@ -15,8 +15,9 @@ import typer
 
 import llmkit
 from llmkit.cli.app import application
-from llmkit.cli.options import advice, at_command, flags
+from llmkit.cli.options import flags, remedy, worded
 from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
+from llmkit.errors import UsageError
 from llmkit.tasks import Wording
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Checkpoint
@@ -26,37 +27,42 @@ OTHERS = re.compile(r"\b(?:pip|gguf-split|torchrun|accelerate|uv)\b")
 """Programs with options of their own."""
 
 
-def options_of(command: Any, name: str = "llmkit") -> Iterator[tuple[str, frozenset[str]]]:
-    """Every command with its options."""
-    if commands := getattr(command, "commands", None):
-        for key, inner in commands.items():
-            yield from options_of(inner, f"{name} {key}")
-    yield name, frozenset(option for each in command.params for option in each.opts)
+def commands_of(command: Any, name: str = "llmkit") -> Iterator[tuple[str, Any]]:
+    """Every command by its name."""
+    for key, inner in getattr(command, "commands", {}).items():
+        yield from commands_of(inner, f"{name} {key}")
+    yield name, command
 
 
-COMMANDS = dict(options_of(typer.main.get_command(application())))
+COMMANDS = dict(commands_of(typer.main.get_command(application())))
 
 
-def messages() -> Iterator[tuple[str, str]]:
-    """Where a text in the code names an option, and the text."""
+def literals() -> Iterator[tuple[str, str]]:
+    """Every string outside of the command line but docstrings and others' warnings: where it is, and its text."""
     for path in sorted(Path(llmkit.__file__).parent.rglob("*.py")):
+        if "cli" in path.parts:
+            continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
+        others = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
         for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and OPTION.search(node.value):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "filterwarnings":
+                others |= {id(each) for each in node.args}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in others:
                 yield f"{path.name}:{node.lineno}", node.value
 
 
-def test_no_message_names_an_option_that_no_command_has() -> None:
-    known = frozenset().union(*COMMANDS.values(), {"--help"})
-    sources = {where: text for where, text in messages() if not OTHERS.search(text)}
-    assert len(sources) > 50
-    strange = {
-        where: option
-        for where, text in sources.items()
-        for option in OPTION.findall(text)
-        if option not in known and not re.search(r"(?:wheels|processes)\.py", where)
-    }
-    assert not strange
+def test_no_message_names_an_option() -> None:
+    found = {where: text for where, text in literals() if OPTION.search(text) and not OTHERS.search(text)}
+    assert {where: text for where, text in found.items() if not where.startswith(("wheels.py", "processes.py"))} == {}
+
+
+def test_settings_that_messages_name_exist() -> None:
+    names = {param.name for command in COMMANDS.values() for param in command.params} | {"__cause__"}
+    marked = re.compile(r"`([a-z_]+)(?:=[^`]*)?`")
+    found = [(where, name) for where, text in literals() for name in marked.findall(text)]
+    assert len(found) > 50
+    assert [each for each in found if each[1] not in names] == []
 
 
 @pytest.fixture
@@ -104,7 +110,9 @@ def test_what_a_command_advises_it_has(call: tuple[str, ...], run: Run, checkpoi
     advised = said.rpartition("; ")[2]
     for clause in re.split(r", or |, | or ", advised):
         if "llmkit " not in clause:
-            assert set(OPTION.findall(clause)) - {"--help"} <= COMMANDS[name], said
+            known = {option for each in COMMANDS[name].params for option in each.opts}
+            assert set(OPTION.findall(clause)) - {"--help"} <= known, said
+            assert "`" not in clause
 
 
 def test_the_advice_that_evaluate_gives_for_a_language_works(run: Run, checkpoint: Checkpoint, files: Path) -> None:
@@ -163,32 +171,35 @@ def test_evaluate_says_how_to_pass_over_a_bad_row(run: Run, checkpoint: Checkpoi
 
 
 @pytest.mark.parametrize(
-    ("fix", "expected"),
+    ("fixes", "expected"),
     [
         (
-            "name it with --to, such as --to fr",
-            "name it with --set settings.target=TARGET, such as --set settings.target=fr",
+            ["name it with `target`, such as `target=fr`"],
+            "name it with settings.target, such as --set settings.target=fr",
         ),
-        ("load it with --allow-pickle if you trust it", "load it with --set model.allow_pickle=true if you trust it"),
-        ("run into another --output, or with --overwrite", "run into another --output"),
-        ("start again with --overwrite", "name another --output"),
-        ("use --max-new-tokens or leave it out", "use --max-new-tokens or leave it out"),
-        ("pip install --upgrade x", "pip install --upgrade x"),
+        (["pass `allow_pickle=True` if you trust it"], "pass --set model.allow_pickle=true if you trust it"),
+        (["name another `output`", "replace it with `overwrite`"], "name another --output"),
+        (["start again with `overwrite`"], "start again with `overwrite`"),
+        (["use `max_new_tokens=8` or leave it out"], "use --max-new-tokens 8 or leave it out"),
+        (["run `pip install --upgrade x`"], "run `pip install --upgrade x`"),
+        (["name one: `model=a b`"], "name one: a b"),
     ],
 )
-def test_options_of_other_commands_are_written_as_the_command_has_them(
-    fix: str, expected: str, monkeypatch: pytest.MonkeyPatch
+def test_settings_are_worded_as_the_command_has_them(
+    fixes: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flags, "options", frozenset({"--set", "--output", "--max-new-tokens"}))
-    assert advice(fix) == expected
-    monkeypatch.setattr(flags, "options", frozenset({"--to", "--overwrite"}))
-    assert at_command(fix) == fix
+    options = {"overrides": "--set", "output": "--output", "max_new_tokens": "--max-new-tokens", "model": "model"}
+    monkeypatch.setattr(flags, "options", options)
+    assert remedy(UsageError("no", *fixes)) == expected
+    monkeypatch.setattr(flags, "options", {"target": "--to"})
+    assert worded("name it with `target`, such as `target=fr`") == "name it with --to, such as --to fr"
+    assert str(UsageError("no", "name it with `target=fr`")) == "no; name it with `target=fr`"
 
 
 def test_an_option_that_is_a_setting_is_declared_by_it() -> None:
     commands: Any = typer.main.get_command(application()).commands  # type: ignore[attr-defined]
     declared = {
-        item.metadata["option"] or f"--{item.name.replace('_', '-')}": item.metadata["help"]
+        f"--{item.metadata['option'] or item.name.replace('_', '-')}": item.metadata["help"]
         for settings in (LoadSettings, GenerationSettings, RowSettings, Wording)
         for item in fields(settings)
         if "help" in item.metadata

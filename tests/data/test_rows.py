@@ -454,8 +454,8 @@ def test_gzip_of_nothing_but_a_name() -> None:
         ("a.parquet.gz", b"", "a.parquet.gz is Parquet inside gzip; unpack it"),
         ("a.txt", b"ab\0c", "a.txt is a binary file (NUL at byte 2); give a text file"),
         ("a.txt", "ab".encode("utf-16-le"), "a.txt is a binary file (NUL at byte 1); give a text file; of UTF-16"),
-        ("a.json", "[]".encode("utf-16"), "a.json is UTF-16 text, not UTF-8; pass --encoding utf-16"),
-        ("a.csv", "a".encode("utf-32"), "a.csv is UTF-32 text, not UTF-8; pass --encoding utf-32"),
+        ("a.json", "[]".encode("utf-16"), "a.json is UTF-16 text, not UTF-8; pass `encoding=utf-16`"),
+        ("a.csv", "a".encode("utf-32"), "a.csv is UTF-32 text, not UTF-8; pass `encoding=utf-32`"),
         ("a.json", b'["\xff"]', "a.json is not utf-8 text (byte 0xff at position 2); name its encoding"),
         ("a.json", b'[\n{"a": }]', "a.json:2 is not JSON (Expecting value); fix"),
         ("a.json", b'[{"a": NaN}]', "a.json is not JSON (NaN"),
@@ -516,7 +516,7 @@ def test_unknown_encodings(encoding: str) -> None:
 
 
 def test_utf_16_without_its_mark() -> None:
-    with pytest.raises(InputError, match=r"^a.txt is not utf-16 text .*--encoding utf-16-le"):
+    with pytest.raises(InputError, match=r"^a.txt is not utf-16 text .*`encoding=utf-16-le`"):
         read("a.txt", "a\nb".encode("utf-16-le"), "utf-16")
 
 
@@ -566,7 +566,7 @@ def test_parquet() -> None:
     records = list(open_records("a.parquet"))
     assert good(records) == rows
     assert [records[0].where, records[100].where] == ["a.parquet, row 1", "a.parquet, row 101"]
-    with pytest.raises(InputError, match=r"^a.parquet is Parquet, on which --encoding has no effect; leave it out"):
+    with pytest.raises(InputError, match=r"^a.parquet is Parquet, on which `encoding` has no effect; leave it out"):
         open_records("a.parquet", encoding="utf-8")
 
 

@@ -229,7 +229,7 @@ def test_a_row_that_the_model_fails_on_is_found_in_its_batch(family: str, checkp
         if place in (2, 5):
             assert isinstance(answer, LlmkitError)
             assert "IndexError: index" in str(answer)
-            assert "--debug" in answer.fix
+            assert "`__cause__`" in answer.fix
         else:
             assert answer == expected
 

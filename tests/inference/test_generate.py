@@ -252,7 +252,7 @@ LONG = "The quick brown fox. " * 40
 
 def test_a_prompt_longer_than_the_context_is_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(
-        ContextOverflowError, match=r"the input has \d+ tokens and .* reads 127; .*--on-overflow truncate"
+        ContextOverflowError, match=r"the input has \d+ tokens and .* reads 127; .*`on_overflow=truncate`"
     ):
         load(checkpoint("gpt2"))(LONG)
 

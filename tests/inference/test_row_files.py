@@ -324,25 +324,25 @@ def test_a_row_gets_only_what_its_task_reads(tmp_path: Path, monkeypatch: pytest
         (
             {"document": "a", "text": "b"},
             (),
-            "the column 'text' is called like a part of the answer; rename it: --column input_text=text",
+            "the column 'text' is called like a part of the answer; rename it: `column=input_text=text`",
         ),
-        ({"document": "a", "error": "b"}, (), "--column input_error=error"),
+        ({"document": "a", "error": "b"}, (), "`column=input_error=error`"),
         (
             {"body": "a", "document": "b"},
             ("document=body",),
             "'body' is to be 'document' and there is another 'document'; rename that one too:"
-            " --column other_document=document",
+            " `column=other_document=document`",
         ),
         (
             {"document": "a"},
             ("label=tag",),
-            "there is no column 'tag' (the columns: 'document'); say what it is called: --column label=COLUMN",
+            "there is no column 'tag' (the columns: 'document'); say what it is called: `column=label=COLUMN`",
         ),
         (
             {"body": "a", "id": 1},
             (),
             "there is no column 'document' (the columns: 'body', 'id'); say what it is called:"
-            " --column document=COLUMN",
+            " `column=document=COLUMN`",
         ),
     ],
 )
@@ -370,7 +370,7 @@ def test_columns_that_do_not_fit(tmp_path: Path, row: dict[str, Any], columns: t
 def test_a_new_name_must_be_free_too(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "rows.jsonl", [{"document": "a", "b": "b"}])
     assert refused(source, tmp_path / "out.jsonl", column=("model=b",)) == (
-        f"{source}: the column 'model' is called like a part of the answer; rename it: --column input_model=b"
+        f"{source}: the column 'model' is called like a part of the answer; rename it: `column=input_model=b`"
     )
 
 
@@ -687,7 +687,7 @@ def test_another_run_is_not_resumed(
     before = output.read_bytes()
     message = refused(source, output, FakePipeline(**pipeline), resume=True, **settings)
     assert message == (
-        f"the run to resume was another one: {problem}; run without --resume into another --output, or with --overwrite"
+        f"the run to resume was another one: {problem}; run without `resume` into another `output`, or with `overwrite`"
     )
     assert output.read_bytes() == before
     run(source, output, FakePipeline(**pipeline), overwrite=True, **settings)
@@ -795,7 +795,7 @@ def test_the_manifest_is_whole_and_there_before_the_first_row(
         ("folder.jsonl", "is a folder"),
         ("./rows.jsonl", "is the input"),
         ("link.jsonl", "is the input"),
-        ("full.jsonl", "full.jsonl exists; --resume to go on, --overwrite to replace it"),
+        ("full.jsonl", "full.jsonl exists; `resume` to go on, or `overwrite` to replace it"),
     ],
 )
 def test_outputs_that_are_refused_before_a_model_is_loaded(
@@ -829,7 +829,7 @@ def test_overwrite_leaves_nothing_of_the_run_before(tmp_path: Path, source: Path
     output = tmp_path / "out.jsonl"
     run_processes(source, output, dies={0: 1, 1: 1})
     assert (tmp_path / "out.jsonl.shard-0-of-2").stat().st_size
-    assert "shard-0-of-2 exists; --resume to go on" in refused(source, output)
+    assert "shard-0-of-2 exists; `resume` to go on" in refused(source, output)
     run(source, output, overwrite=True, window=2)
     assert left(tmp_path) == {"rows.jsonl", "out.jsonl", "out.jsonl.run.json"}
     assert len(records_of(output)) == ROWS
@@ -841,7 +841,7 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path, source: Path) -> None:
     refusals: list[str] = []
     pipeline.before = lambda: refusals.append(refused(source, output, overwrite=True))
     run(source, output, pipeline)
-    assert set(refusals) == {f"another process is writing {output}; wait for it, or name another --output"}
+    assert set(refusals) == {f"another process is writing {output}; wait for it, or name another `output`"}
     assert len(records_of(output)) == ROWS
     assert not (tmp_path / "out.jsonl.lock").exists()
 
@@ -868,7 +868,7 @@ def test_an_output_that_another_program_changes_ends_the_run(
             spoil(output)
 
     pipeline.before = spoil_the_third
-    with pytest.raises(UsageError, match=r"another program (removed|changed) .*out\.jsonl .*--overwrite"):
+    with pytest.raises(UsageError, match=r"another program (removed|changed) .*out\.jsonl .*`overwrite`"):
         run(source, output, pipeline=pipeline, window=window)
 
 
@@ -1004,5 +1004,5 @@ def test_files_that_are_replaced_follow_no_link_and_keep_their_permissions(tmp_p
 
 @pytest.mark.parametrize("name", [".", "/", ""])
 def test_a_folder_is_no_output(name: str, source: Path) -> None:
-    with pytest.raises(UsageError, match=r"is a folder; name a file as --output$"):
+    with pytest.raises(UsageError, match=r"is a folder; name a file as `output`$"):
         check_output(RowSettings(input=str(source), output=name))

@@ -310,7 +310,7 @@ def test_languages_of_rows_in_one_batch_are_their_own(checkpoint: Checkpoint) ->
         ("nllb", {"target": "Klingonese"}, "unknown language 'Klingonese'"),
         ("nllb", {"target": "en"}, "source and target are both English"),
         ("m2m_100", {"target": "Nynorsk"}, "nearest"),
-        ("llama", {"target": None}, "name it with --to"),
+        ("llama", {"target": None}, "name it with `target`"),
         ("nllb", {"examples": [{"source": "a", "target": "b"}]}, "would take the examples for a part of it"),
     ],
 )

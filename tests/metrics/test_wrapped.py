@@ -62,7 +62,7 @@ def test_a_folder_with_its_script_is_a_metric(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     (tmp_path / "longer").mkdir()
     (tmp_path / "longer" / "longer.py").write_text(SCRIPT, encoding="utf-8")
-    with pytest.raises(UsageError, match=r"folder whose program would run.*--trust-remote-code"):
+    with pytest.raises(UsageError, match=r"folder whose program would run.*`trust_remote_code=True`"):
         load_metric("longer", trust_remote_code=False)
     metric = load_metric("longer", trust_remote_code=True)
     assert figures_of(metric, "longer", ["abc"], [["ab"]]) == {"longer": 1}

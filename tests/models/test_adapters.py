@@ -271,9 +271,9 @@ def test_an_adapter_of_another_model_is_refused(checkpoint: Checkpoint, tmp_path
         with pytest.raises(CheckpointError, match=match):
             inspect_source(locate(LoadSettings(model=str(adapter), offline=True), "text-generation"))
 
-    refused(r"layers\.2\..* has no place in it; .*--base", base_model_name_or_path=str(checkpoint("llama")))
+    refused(r"layers\.2\..* has no place in it; .*`base`", base_model_name_or_path=str(checkpoint("llama")))
     narrow = checkpoint("llama", num_hidden_layers=3, intermediate_size=24)
-    refused(r"is for 32 values and the layer is \(\d+, \d+\).*--base", base_model_name_or_path=str(narrow))
+    refused(r"is for 32 values and the layer is \(\d+, \d+\).*`base`", base_model_name_or_path=str(narrow))
     refused(r"is of rank 2 and adapter_config\.json says 4", r=4)
     refused("upgrade it: pip install -U peft", peft_type="FUTURE")
     described()
@@ -300,7 +300,7 @@ def test_a_base_whose_headers_tell_nothing_is_compared_when_loaded(checkpoint: C
     torch.save(load_file(tmp_path / "base" / "model.safetensors"), tmp_path / "base" / "pytorch_model.bin")
     (tmp_path / "base" / "model.safetensors").unlink()
     settings = LoadSettings(model=str(tmp_path / "adapter"), base=str(tmp_path / "base"), offline=True)
-    with pytest.raises(CheckpointError, match=r"weights of the adapter .* have no place in its base model .*--base"):
+    with pytest.raises(CheckpointError, match=r"weights of the adapter .* have no place in its base model .*`base`"):
         load_model(settings, "text-generation")
 
 

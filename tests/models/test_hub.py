@@ -123,7 +123,7 @@ def _uses_no_network(online: hub.Snapshot, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(HubUnreachableError, match="offline mode is on and org/other is not in the cache") as error:
         hub.fetch("org/other")
     assert one_line(error).endswith(
-        "run `llmkit download org/other` on a machine with a network, or use --model starter"
+        "run `llmkit download org/other` on a machine with a network, or use `model=starter`"
     )
     with pytest.raises(HubUnreachableError, match="offline"):
         hub.hub_parameter_counts("org/tiny")

@@ -112,7 +112,7 @@ def test_exact_counts_the_saved_architecture_and_not_the_head_that_would_be_load
 
 def test_exact_of_a_config_that_builds_nothing_is_one_line(tmp_path: Path) -> None:
     write(tmp_path, model_type="llama", architectures=["LlamaForCausalLM"], hidden_size=7, num_attention_heads=2)
-    with pytest.raises(CheckpointError, match="omit --exact") as caught:
+    with pytest.raises(CheckpointError, match="omit `exact`") as caught:
         look(tmp_path, exact=True)
     assert "\n" not in str(caught.value)
 
@@ -525,10 +525,10 @@ def test_own_code(tmp_path: Path) -> None:
     code = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
     write(tmp_path, model_type="mine", architectures=["MineForCausalLM"], auto_map=code)
     write(tmp_path, "tokenizer_config.json")
-    assert "--trust-remote-code" in traps(tmp_path)
+    assert "`trust_remote_code=True`" in traps(tmp_path)
     assert look(tmp_path).commands == ()
     write(tmp_path, model_type="phi3", architectures=["Phi3ForCausalLM"], auto_map=code)
-    assert "--trust-remote-code" not in traps(tmp_path)
+    assert "trust_remote_code" not in traps(tmp_path)
     assert look(tmp_path).commands
 
 
@@ -759,7 +759,7 @@ def test_sizes_have_three_digits(checkpoint: Checkpoint, number: int, expected: 
 
 def test_what_is_unknown_says_how_to_know(tmp_path: Path) -> None:
     write(tmp_path, model_type="gpt2")
-    assert "unknown (no safetensors header tells; --exact counts on the meta device)" in render(look(tmp_path))
+    assert "unknown (no safetensors header tells; `exact` counts on the meta device)" in render(look(tmp_path))
 
 
 def test_an_adapter_on_itself_is_refused(tmp_path: Path) -> None:

@@ -298,7 +298,7 @@ def test_nothing_is_known_of_a_marian_model_without_a_name(marian: Any) -> None:
     languages = make("marian", "./tuned", marian)
     assert (languages.sources, languages.targets) == (None, None)
     assert languages.route(EN, FR) == Route(EN, FR)
-    with pytest.raises(UsageError, match="--to"):
+    with pytest.raises(UsageError, match="`target=fr`"):
         languages.route(EN, None)
 
 
@@ -378,7 +378,7 @@ def test_t5_without_prefixes_is_asked_in_english() -> None:
     languages = make("t5", "google/flan-t5-small", t5_with(), task_specific_params=None)
     assert (languages.sources, languages.targets) == (None, None)
     assert languages.route(EN, FR).prefix == "translate English to French: "
-    with pytest.raises(UsageError, match=r"name it with --from$"):
+    with pytest.raises(UsageError, match=r"name it with `source`$"):
         languages.route(None, FR)
 
 
@@ -409,7 +409,7 @@ def test_an_unknown_target_names_the_nearest(m2m: Any) -> None:
         route(make("m2m_100", M2M, m2m), "en", "Faroese")
     assert str(caught.value) == (
         "facebook/m2m100_418M does not translate into Faroese (fo); nearest it knows: Danish (da);"
-        " name one with --to, or choose another model"
+        " name one with `target`, or choose another model"
     )
 
 
@@ -433,7 +433,7 @@ def test_malay_is_not_taken_for_indonesian(mbart50: Any) -> None:
 
 @pytest.mark.parametrize(("source", "target"), [("fr", "French"), ("pt-BR", "pt-PT"), ("zh", "zh-CN")])
 def test_a_language_is_not_translated_into_itself(m2m: Any, source: str, target: str) -> None:
-    with pytest.raises(UsageError, match=r"would both be in .*; name another language with --to or --from$"):
+    with pytest.raises(UsageError, match=r"would both be in .*; name another language with `target` or `source`$"):
         route(make("m2m_100", M2M, m2m), source, target)
 
 
@@ -443,7 +443,7 @@ def test_one_script_of_a_language_into_the_other(nllb: Any) -> None:
 
 def test_the_target_must_be_named_where_there_is_a_choice(m2m: Any) -> None:
     languages = make("m2m_100", M2M, m2m)
-    with pytest.raises(UsageError, match=r"name the target language with --to \(targets: af, .* and 90 more\)$"):
+    with pytest.raises(UsageError, match=r"name the target language with `target` \(targets: af, .* and 90 more\)$"):
         route(languages, "en", None)
-    with pytest.raises(UsageError, match=r"name it with --from$"):
+    with pytest.raises(UsageError, match=r"name it with `source`$"):
         route(languages, None, "fr")

@@ -131,7 +131,7 @@ def test_a_base_that_is_not_here_can_be_named(
     describe(folder, base_model_name_or_path=named)
     with pytest.raises(LlmkitError, match=r"base_model_name_or_path|names no base model") as error:
         load_model(LoadSettings(model=str(folder), offline=True), GENERATION)
-    assert str(error.value).endswith("name the base model with --base (base= in Python)")
+    assert str(error.value).endswith("name the base model with `base`")
     assert str(named or folder) in str(error.value)
     output = llmkit.generate("The quick", str(folder), base=str(base), offline=True, max_new_tokens=4)
     assert output.model == str(folder)
@@ -143,7 +143,7 @@ def test_a_base_that_is_not_here_can_be_named(
     ):
         assert main([*command, *options]) == 0
     capsys.readouterr()
-    with pytest.raises(UsageError, match=r"base is of an adapter.* is none; leave base \(--base\) out"):
+    with pytest.raises(UsageError, match=r"base is of an adapter.* is none; leave `base` out"):
         load_model(LoadSettings(model=str(base), base=str(base)), GENERATION)
 
 
@@ -185,7 +185,7 @@ def test_the_settings_of_an_adapter_beside_merged_weights_are_told_of(
 
 def test_a_folder_of_checkpoints_names_one(adapter: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(adapter[0], tmp_path / "run" / "checkpoint-5")
-    with pytest.raises(CheckpointError, match=rf"name one: --model {tmp_path / 'run' / 'checkpoint-5'}"):
+    with pytest.raises(CheckpointError, match=rf"name one: `model={tmp_path / 'run' / 'checkpoint-5'}`"):
         load_model(LoadSettings(model=str(tmp_path / "run")), GENERATION)
 
 
@@ -247,7 +247,9 @@ def _run() -> torch.Tensor:
 def test_a_pickle_that_runs_code_needs_to_be_allowed(pickled: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = torch.load(pickled / "pytorch_model.bin", weights_only=True)
     torch.save({**state, "evil": Evil()}, pickled / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"more than tensors, and loading it could run code; .*--allow-pickle"):
+    with pytest.raises(
+        CheckpointError, match=r"more than tensors, and loading it could run code; .*`allow_pickle=True`"
+    ):
         load_model(LoadSettings(model=str(pickled)), GENERATION)
     assert not Evil.ran
     with caplog.at_level("WARNING", logger="llmkit"):
@@ -261,7 +263,9 @@ def test_a_pickle_of_an_adapter_that_runs_code_needs_to_be_allowed(adapter: tupl
     torch.save({**load_file(file), "evil": Evil()}, file.with_suffix(".bin"))
     file.unlink()
     Evil.ran = False
-    with pytest.raises(CheckpointError, match=r"more than tensors, and loading it could run code; .*--allow-pickle"):
+    with pytest.raises(
+        CheckpointError, match=r"more than tensors, and loading it could run code; .*`allow_pickle=True`"
+    ):
         load_model(LoadSettings(model=str(adapter[0])), GENERATION)
     assert not Evil.ran
     load_model(LoadSettings(model=str(adapter[0]), allow_pickle=True), GENERATION)
@@ -285,7 +289,7 @@ def test_kernels_of_the_hub_need_to_be_trusted(named: dict[str, Any], checkpoint
         LoadSettings(model=str(checkpoint("llama")), attn_implementation="org/kernel"),
     ):
         for weights in (True, False):
-            with pytest.raises(CheckpointError, match=r"org/kernel.* is a kernel of the Hub.*--trust-remote-code"):
+            with pytest.raises(CheckpointError, match=r"org/kernel.* is a kernel of the Hub.*`trust_remote_code=True`"):
                 load_model(settings, GENERATION, weights=weights)
 
 
@@ -301,7 +305,7 @@ def test_remote_code_needs_to_be_trusted(checkpoint: Checkpoint, tmp_path: Path)
     config |= {"model_type": "mine", "architectures": ["MyModel"]}
     config["auto_map"] = {"AutoConfig": "mine.MyConfig", "AutoModelForCausalLM": "mine.MyModel"}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"Python code of its own .*--trust-remote-code"):
+    with pytest.raises(CheckpointError, match=r"Python code of its own .*`trust_remote_code=True`"):
         load_model(LoadSettings(model=str(folder)), GENERATION)
     loaded = load_model(LoadSettings(model=str(folder), trust_remote_code=True), GENERATION)
     assert type(loaded.model).__name__ == "MyModel"
@@ -395,7 +399,7 @@ class TestDefault:
         assert "does not look English" in caplog.text
 
     def test_row_files_fail_instead(self) -> None:
-        with pytest.raises(HubUnreachableError, match="name a model: --model starter") as caught:
+        with pytest.raises(HubUnreachableError, match="name a model: `model=starter`") as caught:
             locating.locate(LoadSettings(), GENERATION, fallback=False)
         assert caught.value.exit_code == 1
 

@@ -160,12 +160,12 @@ def test_the_only_variety_there_is_is_taken() -> None:
 
 @pytest.mark.parametrize("text", ["", "  ", "123 + 456", "`code` https://example.com", "😀 !"])
 def test_a_text_without_letters_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"cannot be told from .*; name it with --from$"):
+    with pytest.raises(UsageError, match=r"cannot be told from .*; name it with `source`$"):
         detect_language(text)
 
 
 def test_languages_the_classifier_does_not_know_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"--from$"):
+    with pytest.raises(UsageError, match=r"`source`$"):
         detect_language("Hello there", [Language("fon"), Language("nus")])
 
 

@@ -124,7 +124,7 @@ def test_a_run_into_a_folder_in_use_is_refused_and_resume_needs_a_checkpoint(
     with pytest.raises(UsageError, match="no checkpoint to resume from"):
         finetune(recipe, resume=True)
     finetune(recipe)
-    with pytest.raises(UsageError, match="is not empty; go on with --resume"):
+    with pytest.raises(UsageError, match="is not empty; go on with `resume`"):
         finetune(recipe)
     longer = tiny("text-generation/llama-scratch", checkpoint, tmp_path / "out", **{"train.seed": 1})
     with pytest.raises(UsageError, match="the recipe changed since"):
@@ -463,7 +463,7 @@ def test_a_disk_that_is_full_for_the_state_alone_leaves_the_checkpoint_before(tm
     first = save_checkpoint(tmp_path, Progress(1), {"w": weight}, state, scheduler, [])
     with (
         pytest.raises(NotEnoughMemoryError, match="File too large"),
-        disk_errors(tmp_path, "and go on with --resume"),
+        disk_errors(tmp_path, "and go on with `resume`"),
         files_of_at_most(10_000),
     ):
         save_checkpoint(tmp_path, Progress(2), {"w": weight}, state, scheduler, [])

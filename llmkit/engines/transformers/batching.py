@@ -84,7 +84,7 @@ class Budget:
 def _too_long(batch: Sequence[Item], length: Callable[[Item], int]) -> LlmkitError:
     return NotEnoughMemoryError(
         f"{max(map(length, batch))} tokens are more than there is memory for",
-        "shorten the input, or choose a smaller model, --dtype or --max-new-tokens",
+        "shorten the input, or choose a smaller model, `dtype` or `max_new_tokens`",
     )
 
 

@@ -163,7 +163,7 @@ def t5(name: str, config: Config, tokenizer: Any) -> LanguageMap:
 
     def write(source: Language | None, target: Language) -> Route:
         if source is None:
-            raise UsageError(f"{name} needs the language of the text", "name it with --from")
+            raise UsageError(f"{name} needs the language of the text", "name it with `source`")
         if not prefixes:
             return Route(source, target, prefix=f"translate {source.name} to {target.name}: ")
         if (source, target) not in prefixes:

@@ -3,6 +3,9 @@
 Knows the formats and their encodings, and says of everything that cannot be read where it stands and why: a row that
 is bad becomes a `Record` with an error and reading goes on, a file that is bad raises. Holds one row at a time (of
 Parquet and Arrow a small batch). Does not know what the columns mean, which are needed, or what is done with a bad row.
+
+Not by Datasets: its readers give up a whole file for one bad line, do not read standard input, and make dates and
+numbers of texts that look like them.
 """
 
 from __future__ import annotations

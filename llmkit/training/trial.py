@@ -21,6 +21,7 @@ from llmkit.data.records import Record
 from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import InputError, UsageError
 from llmkit.evaluation.evaluate import Evaluation, compare, evaluate
+from llmkit.files import write_whole
 from llmkit.inference.contract import apply_contract
 from llmkit.inference.pipeline import Pipeline
 from llmkit.log import log
@@ -222,7 +223,7 @@ def judge_trial(
             result = None if result is None or other is None else compare(result, other)
         if result is not None:
             text = json.dumps(result.to_dict(), ensure_ascii=False, indent=2)
-            (output / "metrics.json").write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
+            write_whole(output / "metrics.json", f"{text}\n", errors="backslashreplace")
     return result
 
 

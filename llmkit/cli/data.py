@@ -112,6 +112,7 @@ def _propose(
     from llmkit.data.proposals import propose
     from llmkit.data.sources import splits_of
     from llmkit.tasks import find_task
+    from llmkit.training.row_table import need_hub
 
     if task is None:
         raise UsageError("what the data are for is missing", "name the task, such as --task summarization")
@@ -129,6 +130,7 @@ def _propose(
             for part in ("train", "validation")
             if part in found
         }
+    need_hub(list(parts.values()))
     proposals = {part: propose(section, made) for part, section in parts.items()}
     model = {"name_or_path": load.model or "starter"}
     model |= {key: getattr(load, key) for key in given(load) if key != "model"}

@@ -18,7 +18,7 @@ from llmkit.data.rows import SUFFIXES, Layout, Record, is_rows, open_records
 from llmkit.errors import HubUnreachableError, InputError, UsageError
 from llmkit.log import log
 
-__all__ = ["aligned_files", "commit_of", "files_of", "layout_of", "open_source", "splits_of"]
+__all__ = ["aligned_files", "commit_of", "files_of", "hub_id", "layout_of", "open_source", "splits_of"]
 
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -69,7 +69,7 @@ def files_of(source: SourceSection) -> list[Path]:
     """The files of a source; none of a Hub id."""
     if source.aligned is not None:
         return [_existing(name) for name in source.aligned.values()]
-    return [] if _hub_id(source) else _split_files(source)
+    return [] if hub_id(source) else _split_files(source)
 
 
 def splits_of(paths: Sequence[str]) -> list[str]:
@@ -83,7 +83,7 @@ def splits_of(paths: Sequence[str]) -> list[str]:
 
 
 def _plain(source: SourceSection) -> Iterator[Record]:
-    if name := _hub_id(source):
+    if name := hub_id(source):
         yield from _from_hub(name, source)
         return
     files = _split_files(source)
@@ -91,8 +91,10 @@ def _plain(source: SourceSection) -> Iterator[Record]:
         yield from open_records(path, encoding=source.encoding, layout=layout_of(source))
 
 
-def _hub_id(source: SourceSection) -> str | None:
+def hub_id(source: SourceSection) -> str | None:
     """The Hub's data set that a path means: owner/name, where no file has that name."""
+    if source.aligned is not None:
+        return None
     (first, *more) = source.path or [""]
     local = first.startswith((".", "/", "~")) or user_path(first).exists() or any(sign in first for sign in "*?[")
     if more or local or first.count("/") != 1 or is_rows(Path(first)):
@@ -238,7 +240,7 @@ def _lines(path: Path, encoding: str | None) -> Iterator[Any]:
 
 def commit_of(source: SourceSection) -> str | None:
     """The commit that a source of the Hub has now; None for files."""
-    name = _hub_id(source) if source.aligned is None else None
+    name = hub_id(source)
     if name is None:
         return None
     from huggingface_hub import HfApi

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import SourceSection
 from llmkit.data.proposals import task_rows
-from llmkit.data.sources import commit_of, files_of
-from llmkit.errors import InputError
+from llmkit.data.sources import commit_of, files_of, hub_id
+from llmkit.errors import HubUnreachableError, InputError
 from llmkit.files import file_hash
+from llmkit.models.reach import hub_name, hub_reachable, is_offline
 from llmkit.tasks import Task
 from llmkit.training.store import code_version, digest, kept_table
 
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["Rows", "read_rows"]
+__all__ = ["Rows", "need_hub", "read_rows"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,23 @@ def source_name(source: SourceSection) -> str:
     return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
+def need_hub(sources: Sequence[SourceSection]) -> None:
+    """Say within seconds that the Hub of a data set cannot be reached: its client tries again for half a minute.
+
+    Raises:
+        HubUnreachableError: it cannot, or offline mode is on.
+    """
+    name = next(filter(None, map(hub_id, sources)), None)
+    if name and not hub_reachable():
+        why = "offline mode is on" if is_offline() else f"{hub_name()} cannot be reached"
+        raise HubUnreachableError(
+            f"the data set {name} is not a file here, and {why}", "check the name and the network, or name files"
+        )
+
+
 def read_rows(sources: Sequence[SourceSection], task: Task) -> Rows:
     """Read all rows of the sources, or find them as they were read before. Bad rows are kept, with their error."""
+    need_hub(sources)
     # The bytes of files, the commit of what is on the Hub.
     content = [commit_of(source) or [(str(path), file_hash(path)) for path in files_of(source)] for source in sources]
     key = digest("rows", [source.model_dump() for source in sources], content, task.name, task.settings, code_version())

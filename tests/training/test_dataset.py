@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 import pytest
 
 import llmkit
-from llmkit.config.recipe import Recipe
-from llmkit.errors import InputError, UsageError
+from llmkit.cli import main
+from llmkit.config.recipe import Recipe, SourceSection
+from llmkit.errors import HubUnreachableError, InputError, UsageError
 from llmkit.heads.base import IGNORED
-from llmkit.tasks import Text
+from llmkit.tasks import Text, find_task
 from llmkit.training import dataset
 from llmkit.training.dataset import Prepared, prepare
 from llmkit.training.encoding import Encoder, make_encoder
+from llmkit.training.row_table import read_rows
 from llmkit.training.start import open_model, open_task
 from tests.conftest import Checkpoint
 from tests.training.recipes import make_recipe, write_rows
@@ -338,3 +341,20 @@ def test_a_side_without_effect_is_refused(checkpoint: Checkpoint, tmp_path: Path
         make_recipe("summarization", checkpoint("t5"), path, data={"truncation_side": "left"})
     with pytest.raises(UsageError, match="on_overflow=truncate only"):
         llmkit.load("summarization", str(checkpoint("t5")), truncation_side="left")
+
+
+def test_a_hub_that_is_away_is_found_out_before_its_client_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    def client(*_: object, **__: object) -> None:
+        raise AssertionError("the client of the Hub was used")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", client)
+    monkeypatch.setattr("datasets.load_dataset", client)
+    monkeypatch.setattr(socket.socket, "connect", client)
+    monkeypatch.setattr(socket, "getaddrinfo", client)
+    with pytest.raises(HubUnreachableError, match="owner/name is not a file here, and offline mode is on"):
+        read_rows([SourceSection(path=["owner/name"], split="train")], find_task("generate")())
+    assert main(["data", "check", "owner/name", "--task", "generate"]) == 1
+    monkeypatch.setattr("llmkit.training.row_table.is_offline", lambda: False)
+    monkeypatch.setattr("llmkit.training.row_table.hub_reachable", lambda: False)
+    with pytest.raises(HubUnreachableError, match="and the model hub cannot be reached"):
+        read_rows([SourceSection(path=["owner/name"], split="train")], find_task("generate")())

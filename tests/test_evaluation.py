@@ -103,7 +103,7 @@ train: {{output_dir: out, max_steps: 2}}
     capsys.readouterr()
     assert main(["evaluate", "a.yaml", *SHORT]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("question-answering: out, 2 rows\n  exact_match")
+    assert said.startswith("question-answering: out, 2 rows\nnotes: 2 no_answer\n  exact_match")
     assert "always no answer: exact_match 50.00, f1 50.00" in said
 
 

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _PASSWORD = re.compile(
-    r"(?<=//)[^/\s'\"()<>]*@|(?<![\w/.@-])[\w.+%-]+:[^\s'\"()<>@]+@(?=[\w.-]+:\d)|\bhf_(?=[A-Za-z0-9]{30})\w+"
+    r"(?<=//)[^/\s'\"()<>]*@|(?<![\w/.@-])[\w.+%-]+:[^\s'\"()<>@]{1,256}@(?=[\w.-]+:\d)|\bhf_(?=[A-Za-z0-9]{30})\w+"
 )
 """What stands before the host of an address, also where ``https://`` was forgotten, and tokens of the Hub."""
 

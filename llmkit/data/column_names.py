@@ -18,10 +18,14 @@ __all__ = ["find_column", "is_known_name", "known_names", "language_in", "langua
 
 _GENERIC = frozenset({"text", "texts", "sentence", "string", "content"})
 """Last words of names whose first word is the telling one: ``target_text``."""
+_LONGEST = 40
+"""Characters of the names that are known, and more."""
+_PARTS = 4
+"""Of a language's code, and more: ``zh_Hant_TW``."""
 
 
 def _words(name: str) -> list[str]:
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", re.sub(r"\(.*?\)|（.*?）", "", name))
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", re.sub(r"\([^()]*\)|（[^（）]*）", "", name))
     return [word for word in re.split(r"[\s_\-./]+", spaced.lower()) if word]
 
 
@@ -30,7 +34,8 @@ def _telling(name: str) -> list[str]:
     words = _words(name)
     found = words[-1:] if len(words) <= 3 else []
     found += words[:1] if found and words[-1] in _GENERIC else []
-    return found + [name[start:] for start in range(1, len(name)) if is_unspaced(name[start])]
+    starts = range(max(1, len(name) - _LONGEST), len(name))
+    return found + [name[start:] for start in starts if is_unspaced(name[start])]
 
 
 def find_column(columns: Iterable[str], names: Sequence[str], taken: Collection[str]) -> str | None:
@@ -71,5 +76,7 @@ def language_named(name: str) -> Language | None:
 def language_in(name: str) -> Language | None:
     """The language at the end or the beginning of a column's name: ``sentence_eng_Latn``, ``text_fr``, ``en_text``."""
     words = name.split("_")
-    parts = ["_".join(words[start:]) for start in range(1, len(words))] + words[: len(words) > 1]
+    parts = ["_".join(words[start:]) for start in range(max(1, len(words) - _PARTS), len(words))] + words[
+        : len(words) > 1
+    ]
     return next((language for part in parts if part and (language := language_named(part))), None)

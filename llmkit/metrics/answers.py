@@ -80,12 +80,12 @@ def _cmrc(text: str) -> list[str]:
 
 def _longest_run(one: Sequence[str], other: Sequence[str]) -> int:
     """Length of the longest common substring, which CMRC's script calls LCS."""
-    longest, last = 0, [0] * (len(other) + 1)
-    for word in one:
-        row = [0]
-        for place, match in enumerate(other, start=1):
-            row.append(last[place - 1] + 1 if word == match else 0)
-        last, longest = row, max(longest, *row)
+    signs: dict[str, str] = {}
+    text, within = ("".join(signs.setdefault(word, chr(len(signs))) for word in words) for words in (one, other))
+    longest = 0
+    for start in range(len(text)):
+        while start + longest < len(text) and text[start : start + longest + 1] in within:
+            longest += 1
     return longest
 
 

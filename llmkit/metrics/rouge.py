@@ -44,37 +44,40 @@ def _ngrams(said: Sequence[str], wanted: Sequence[str], size: int) -> float:
     return _f1((one & other).total(), max(1, one.total()), max(1, other.total()))
 
 
-def _table(one: Sequence[str], other: Sequence[str]) -> list[list[int]]:
-    """Lengths of the longest common subsequences of all prefixes."""
-    rows = [[0] * (len(other) + 1)]
+def _rows(one: Sequence[str], other: Sequence[str]) -> list[int]:
+    """The table of the longest common subsequences of all prefixes, each row in the bits of a number (Hyyrö 2004).
+
+    A bit is 0 where the length grows, so that the length at a place is the number of zeros before it.
+    """
+    where: dict[str, int] = {}
+    for place, word in enumerate(other):
+        where[word] = where.get(word, 0) | 1 << place
+    every = (1 << len(other)) - 1
+    rows = [every]
     for word in one:
-        above, row = rows[-1], [0]
-        for place, match in enumerate(other, start=1):
-            row.append(above[place - 1] + 1 if word == match else max(above[place], row[-1]))
-        rows.append(row)
+        matched = rows[-1] & where.get(word, 0)
+        rows.append((rows[-1] + matched | rows[-1] - matched) & every)
     return rows
 
 
+def _length(row: int, place: int) -> int:
+    return place - (row & (1 << place) - 1).bit_count()
+
+
 def _common(one: Sequence[str], other: Sequence[str]) -> int:
-    """Length of the longest common subsequence, in the memory of two rows."""
-    last = [0] * (len(other) + 1)
-    for word in one:
-        row = [0]
-        for place, match in enumerate(other, start=1):
-            row.append(last[place - 1] + 1 if word == match else max(last[place], row[-1]))
-        last = row
-    return last[-1]
+    """Length of the longest common subsequence."""
+    return _length(_rows(one, other)[-1], len(other))
 
 
 def _places(one: Sequence[str], other: Sequence[str]) -> list[int]:
     """The indices in ``one`` of a longest common subsequence, as rouge-score walks back through the table."""
-    table, found = _table(one, other), []
+    rows, found = _rows(one, other), []
     row, column = len(one), len(other)
     while row and column:
         if one[row - 1] == other[column - 1]:
             row, column = row - 1, column - 1
             found.append(row)
-        elif table[row][column - 1] > table[row - 1][column]:
+        elif _length(rows[row], column - 1) > _length(rows[row - 1], column):
             column -= 1
         else:
             row -= 1
@@ -87,9 +90,12 @@ def _summary(said: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> 
     if not in_said or not in_wanted:
         return 0.0
     left_said, left_wanted = (Counter(word for line in part for word in line) for part in (said, wanted))
-    hits = 0
-    for sentence in wanted:
-        for place in sorted({place for line in said for place in _places(sentence, line)}):
+    lines, hits = dict.fromkeys(map(tuple, said)), 0
+    shared: dict[tuple[str, ...], list[int]] = {}
+    for sentence in map(tuple, wanted):
+        if sentence not in shared:
+            shared[sentence] = sorted({place for line in lines for place in _places(sentence, line)})
+        for place in shared[sentence]:
             word = sentence[place]
             if left_said[word] > 0 and left_wanted[word] > 0:
                 hits += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from itertools import pairwise
 
 import regex
 
@@ -31,13 +32,11 @@ def has_unspaced(text: str) -> bool:
 
 def _divided(run: str) -> list[str]:
     """Each character of an unspaced script with its marks alone, what stands between them as one word."""
-    parts: list[str] = []
+    starts: list[int] = []
     joins = False
-    for character in run:
+    for place, character in enumerate(run):
         alone = is_unspaced(character)
-        if parts and (unicodedata.category(character).startswith("M") or (joins and not alone)):
-            parts[-1] += character
-            continue
-        parts.append(character)
-        joins = not alone
-    return parts
+        if not starts or not (unicodedata.category(character).startswith("M") or (joins and not alone)):
+            starts.append(place)
+            joins = not alone
+    return [run[start:end] for start, end in pairwise([*starts, len(run)])]

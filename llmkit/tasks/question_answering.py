@@ -327,7 +327,7 @@ class QuestionAnswering(Task):
 
 def _says_none(text: str) -> bool:
     """Whether a text says that there is no answer, whatever marks (Markdown, quotes, brackets) are around it."""
-    said = re.sub(r"^\W+|\W+$", "", text.casefold())
+    said = re.sub(r"^\W+|(?<!\W)\W+$", "", text.casefold())
     return bool(_NO_ANSWERS.fullmatch(_BEFORE_ANSWER.sub("", said, count=1) if _BEFORE_ANSWER.match(said) else said))
 
 

@@ -147,8 +147,8 @@ _SAME = {"no": "nb", "fil": "tl"}
 _SAME_SCRIPT = {"Hang": "Kore", "Hani": "Hans", "Aran": "Arab"}
 
 
-_NO_LETTER = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""What no name has, and the tables cannot look up."""
+_NO_NAME = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]|.{100}")
+"""What no name has, and the tables cannot look up, or only slowly."""
 
 
 def find_language(name: str) -> Language:
@@ -172,11 +172,11 @@ def find_language(name: str) -> Language:
         UsageError: no such language; the message names the nearest.
     """
     wanted = " ".join(name.split())
-    for code in () if _NO_LETTER.search(wanted) else (wanted, _code_of(wanted), _code_of(re.sub("[-_]", " ", wanted))):
+    for code in () if _NO_NAME.search(wanted) else (wanted, _code_of(wanted), _code_of(re.sub("[-_]", " ", wanted))):
         found = language_from_code(code) if code else None
         if code and found is not None:
             return replace(found, asked=own_tag(code))
-    close = [] if _NO_LETTER.search(wanted) else _nearest_names(wanted)
+    close = [] if _NO_NAME.search(wanted) else _nearest_names(wanted)
     guess = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     raise UsageError(f"unknown language {name!r}", f"{guess}give an English name or an ISO 639 code")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -62,6 +63,7 @@ class _Paragraph:
         self.width = max(map(_cells, lines))
         ends = [_ends(line) for line in lines]
         self.stops = any(_STOP_INSIDE.search(line) for line in lines)
+        self.clauses = any(_CLAUSE_INSIDE.search(line) for line in lines)
         lower = [_case(line) == "lower" for line in lines]
         self.slack = self.width // _SLACK if self.stops or any(lower[1:]) else 0
         self.prose = ends[-1] or self.stops or any(lower[1:])
@@ -99,7 +101,7 @@ class _Paragraph:
         full = self.full(line, following, self.slack)
         word = line.split()[-1] if line.split() else ""
         goes_on = len(word) <= _SHORT_WORD and word.isalpha() and word.islower()
-        if goes_on and (self.stops or any(_CLAUSE_INSIDE.search(each) for each in self.lines)):
+        if goes_on and (self.stops or self.clauses):
             return False
         return not (full and self.prose and self.width >= _NARROWEST)
 
@@ -162,20 +164,23 @@ def spread(text: str, lines: Sequence[str], kept: Sequence[tuple[int, int]]) -> 
     """A text on as many lines as there are, each about as long in proportion; fewer where it has too few words.
 
     Args:
-        kept: places ``[start, end)`` that are not divided.
+        kept: places ``[start, end)`` that are not divided, in order.
     """
+    starts = [start for start, _ in kept]
     places = [
         place
         for place in range(1, len(text))
         if (text[place].isspace() or (is_unspaced(text[place - 1]) and is_unspaced(text[place])))
-        and not any(start < place < end for start, end in kept)
+        and not ((before := bisect_left(starts, place)) and place < kept[before - 1][1])
     ]
     total, done, cuts = sum(map(len, lines)), 0, [0]
     for line in lines[:-1]:
         done += len(line)
         target = len(text) * done / max(total, 1)
-        if later := [place for place in places if place > cuts[-1]]:
-            cuts.append(min(later, key=lambda place: abs(place - target)))
+        low = bisect_right(places, cuts[-1])
+        at = bisect_left(places, target, low)
+        if near := places[max(low, at - 1) : at + 1]:
+            cuts.append(min(near, key=lambda place: abs(place - target)))
     return [part for start, end in pairwise([*cuts, len(text)]) if (part := text[start:end].strip())]
 
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 from llmkit.text.protected import Block, around, code_spans
 
@@ -59,7 +61,7 @@ _STAMP = re.compile(
 )
 _PAIR = re.compile(
     r"""[ \t]*(?:(?:export[ \t]+)?[\w.$-]+[ \t]*=[ \t]*|(?P<key>["'])(?:[^"'\\\r\n]|\\.)*(?P=key)[ \t]*[=:][ \t]*"""
-    r"""|[\w$]*[._-][\w.$-]*[ \t]*:[ \t]+|(?="))(?P<quote>["']?)"""
+    r"""|(?=[\w$]*[._-])[\w.$-]++[ \t]*:[ \t]+|(?="))(?P<quote>["']?)"""
 )
 _PAIR_END = re.compile(r"""["']?[;,]*\s*\\?\s*\Z""")
 _NO_PAIR = re.compile(r"[ \t]*(?:\[[^\]\r\n]*\]|[#;!].*|//.*|/\*.*\*/|[{}\[\](),;]*)\s*\Z")
@@ -120,6 +122,8 @@ class _Reader:
         self.list = 0
         """How the list that is open is marked: 0 none, 1 bullets, 2 numbers."""
         self.vtt = False
+        self.no_mapping = self.no_pairs = 0
+        """Lines before which no such lines begin, since one that is neither comes first."""
         self.unclosed: set[str] = set()
         """The ends that are known not to come."""
 
@@ -222,13 +226,16 @@ class _Reader:
 
     def mapping(self) -> int:
         """How many of the next lines are YAML, up to a blank line: keys, and values that are indented or listed."""
-        if self.paragraph or not _MAPPING.match(self.lines[self.at]):
+        if self.paragraph or self.at < self.no_mapping or not _MAPPING.match(self.lines[self.at]):
             return 0
-        lines = self.lines[self.at : self.at + self.to_blank()]
-        keys = [found for line in lines if (found := _MAPPING.match(line))]
-        if len(keys) < 2 or not all(_MAPPING.match(line) or _MEMBER.match(line) for line in lines):
-            return 0
-        return len(lines)
+        keys, end = 0, self.at + self.to_blank()
+        for at in range(self.at, end):
+            key = _MAPPING.match(self.lines[at])
+            keys += key is not None
+            if not key and not _MEMBER.match(self.lines[at]):
+                self.no_mapping = at
+                return 0
+        return end - self.at if keys > 1 else 0
 
     def members(self, number: int) -> Iterator[Block]:
         """The values of such lines."""
@@ -238,18 +245,20 @@ class _Reader:
 
     def pairs(self) -> int:
         """How many of the next lines are keys with their values, or belong to such; 0 where fewer than two are."""
-        if self.paragraph:
+        if self.paragraph or self.at < self.no_pairs:
             return 0
-        number = found = 0
+        found, at = 0, self.at
         goes_on = False
-        for line in self.lines[self.at :]:
-            if not line.strip():
-                break
+        while at < len(self.lines) and (line := self.lines[at]).strip():
             pair = not goes_on and bool(_PAIR.match(line))
             if not pair and not goes_on and not _NO_PAIR.match(line):
+                self.no_pairs = at
                 return 0
             goes_on = (pair or goes_on) and bool(_GOES_ON.search(line))
-            number, found = number + 1, found + pair
+            at, found = at + 1, found + pair
+        if not found:
+            self.no_pairs = at
+        number = at - self.at
         return number if found > 1 or (found and number > 1) else 0
 
     def values(self, number: int) -> Iterator[Block]:
@@ -351,8 +360,8 @@ class _Reader:
 
     def to_blank(self) -> int:
         """How many lines there are to the next blank one."""
-        ends = (number for number, line in enumerate(self.lines[self.at :]) if not line.strip())
-        return next(ends, len(self.lines) - self.at)
+        rest = range(self.at, len(self.lines))
+        return next((at for at in rest if not self.lines[at].strip()), len(self.lines)) - self.at
 
     def front_matter(self) -> int:
         """The lines of YAML or TOML at the start."""
@@ -378,7 +387,8 @@ class _Reader:
         if not fence or (fence[1][0] == "`" and "`" in fence["info"]) or (indent > 3 and not self.list):
             return 0
         closing = re.compile(rf"[ \t]*{fence[1][0]}{{{len(fence[1])},}}\s*\Z")
-        for number, following in enumerate(self.lines[self.at + 1 :], 1):
+        for number in range(1, len(self.lines) - self.at):
+            following = self.lines[self.at + number]
             quoted, inner = _unquoted(following)
             if quote and not quoted:
                 return number
@@ -412,9 +422,7 @@ class _Reader:
         if self.paragraph or not self.blank or self.list or not _INDENTED.match(self.lines[self.at]):
             return 0
         number = 0
-        for line in self.lines[self.at :]:
-            if not line.strip():
-                break
+        for line in islice(self.lines, self.at, self.at + self.to_blank()):
             if not _INDENTED.match(line):
                 return 0  # only the first line of a paragraph is indented
             number += 1
@@ -518,12 +526,9 @@ def _unquoted(line: str) -> tuple[bool, str]:
 
 def _pipes(line: str) -> list[int]:
     """The pipes that divide cells: neither escaped nor in code."""
-    spans = code_spans(line) if "`" in line else []
-    return [
-        found.start()
-        for found in re.finditer(r"(?<!\\)\|", line)
-        if not any(start < found.start() < end for start, end in spans)
-    ]
+    starts, ends = zip(*code_spans(line), strict=True) if "`" in line and code_spans(line) else ((), ())
+    pipes = [found.start() for found in re.finditer(r"(?<!\\)\|", line)]
+    return [pipe for pipe in pipes if bisect_left(starts, pipe) == bisect_left(ends, pipe)]
 
 
 def _words(text: str) -> bool:

@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 import regex
 
-from llmkit.data import column_names, conversations, flags, headers, json_documents, rows, tables
+from llmkit.data import column_names, conversations, flags, headers, json_documents, records, tables
 from llmkit.data.text import decode_text
 from llmkit.errors import LlmkitError
 from llmkit.heads import reasoning
 from llmkit.metrics import answers, rouge, words
 from llmkit.metrics.translation import translation_metrics
+from llmkit.models.families.reasoning_marks import MESSAGES
 from llmkit.tasks import get_task, question_answering
 from llmkit.text import sentences
 
@@ -69,7 +70,7 @@ def _public(module: ModuleType) -> Iterator[tuple[str, Callable[[str], object]]]
 
 def _called(tool: Callable[..., Any], several: str, needed: list[str]) -> Callable[[str], object]:
     def call(text: str) -> None:
-        first = ARGUMENTS.get(several, lambda text: [text])(text) if several else text
+        first = ARGUMENTS[several](text) if several in ARGUMENTS else [text] if several else text
         tool(first, **{name: ARGUMENTS[name](text) for name in needed})
 
     return call
@@ -82,8 +83,8 @@ def _split_reply(splitter: reasoning.ReasoningSplitter, text: str) -> None:
 
 
 def _records(text: str, suffix: str) -> None:
-    lines = (rows.Line(number, line, len(line)) for number, line in enumerate(text.splitlines(keepends=True), 1))
-    list(tables.table_records(lines, "rows", suffix, rows.Layout(named=())))
+    lines = (records.Line(number, line, len(line)) for number, line in enumerate(text.splitlines(keepends=True), 1))
+    list(tables.table_records(lines, "rows", suffix, records.Layout(named=frozenset())))
 
 
 def _bytes(text: str) -> bytes:
@@ -92,7 +93,7 @@ def _bytes(text: str) -> bytes:
 
 OTHERS: dict[str, tuple[ModuleType, Callable[[str], object]]] = {
     "reply": (reasoning, lambda text: _split_reply(reasoning.TagSplitter(), text)),
-    "messages": (reasoning, lambda text: _split_reply(reasoning._ParsedSplitter("", reasoning._MESSAGES, ()), text)),
+    "messages": (reasoning, lambda text: _split_reply(reasoning._ParsedSplitter("", MESSAGES, ()), text)),
     "template": (reasoning, lambda text: reasoning._pairs([text], text)),
     "answer": (question_answering, lambda text: get_task("question-answering").parse(text)),
     "answers": (question_answering, question_answering.to_answers),
@@ -102,7 +103,7 @@ OTHERS: dict[str, tuple[ModuleType, Callable[[str], object]]] = {
     "json": (json_documents, lambda text: list(json_documents.document_rows(iter([text]), "rows", 10**6, None))),
     "flags": (flags, lambda text: flags.refuse_preferences({text: text}, (), get_task("dialogue"))),
     "turns": (conversations, lambda text: conversations.turn_columns({text: text})),
-    "bytes": (rows, lambda text: decode_text(_bytes(text), "rows")),
+    "bytes": (records, lambda text: decode_text(_bytes(text), "rows")),
     "bleu": (words, lambda text: translation_metrics("en", [[text]])[0].statistics([text], [[text]])),
     "bleu, Chinese": (words, lambda text: translation_metrics("zh", [[text]])[0].statistics([text], [[text]])),
     "pack by bytes": (sentences, lambda text: sentences.pack([text], 50, lambda part: len(_bytes(part)))),

@@ -36,6 +36,8 @@ ARGUMENTS: dict[str, Callable[[str], Any]] = {
     "budget": lambda _: 50,
     "context": lambda text: f"{text} my friend",
     "count": lambda _: len,
+    "by_sentence": lambda _: True,
+    "language": lambda _: "en",
     "kept": lambda text: [(at, at + 2) for at in range(0, len(text), 7)],
     "lines": lambda text: text.splitlines(keepends=True) or [text],
     "names": lambda _: ("text", "prompt"),

@@ -37,6 +37,7 @@ ARGUMENTS: dict[str, Callable[[str], Any]] = {
     "context": lambda text: f"{text} my friend",
     "count": lambda _: len,
     "by_sentence": lambda _: True,
+    "room": lambda _: 50,
     "language": lambda _: "en",
     "kept": lambda text: [(at, at + 2) for at in range(0, len(text), 7)],
     "lines": lambda text: text.splitlines(keepends=True) or [text],
@@ -73,7 +74,9 @@ def _public(module: ModuleType) -> Iterator[tuple[str, Callable[[str], object]]]
 def _called(tool: Callable[..., Any], several: str, needed: list[str]) -> Callable[[str], object]:
     def call(text: str) -> None:
         first = ARGUMENTS[several](text) if several in ARGUMENTS else [text] if several else text
-        tool(first, **{name: ARGUMENTS[name](text) for name in needed})
+        result = tool(first, **{name: ARGUMENTS[name](text) for name in needed})
+        if isinstance(result, Iterator):
+            list(result)
 
     return call
 

@@ -7,6 +7,7 @@ declared in `llmkit.config.recipe`.
 from __future__ import annotations
 
 import glob
+import json
 import math
 import os
 import re
@@ -259,7 +260,22 @@ def make_recipe(
     try:
         return recipe_adapter(content).validate_python(content)
     except ValidationError as error:
+        if (texts := _as_texts(error, content, overrides, changed)) != list(overrides):
+            return make_recipe(content, texts, name=name, lines=lines)
         raise _first_problem(error, content, name, lines, changed) from error
+
+
+def _as_texts(
+    error: ValidationError, content: Mapping[str, Any], overrides: Sequence[str], changed: Sequence[Place]
+) -> Sequence[str]:
+    """The overrides, with quotation marks around a number that was given where text belongs: a folder ``1e-4``."""
+    problems = [each for each in error.errors(include_url=False) if each["type"] == "string_type"]
+    places = [_place(each["loc"], content) for each in problems if isinstance(each["input"], bool | int | float)]
+    parts = [override.partition("=") for override in overrides]
+    return [
+        f"{path}={json.dumps(text.strip())}" if place in places and '"' not in text else f"{path}={text}"
+        for (path, _, text), place in zip(parts, changed, strict=True)
+    ]
 
 
 def find_recipe(name: str) -> Path:

@@ -304,3 +304,15 @@ def test_aliases_that_expand_to_very_much_are_refused_at_once(load: Any) -> None
 def test_an_alias_stands_for_its_value(load: Any) -> None:
     text = TEXT.replace("train: rows.jsonl", "train: &rows [rows.jsonl]\n  validation: *rows")
     assert load(text).data.validation == load(text).data.train
+
+
+@pytest.mark.parametrize("name", ["1e-4", "2024", "010", "true", "1e-4 "])
+def test_a_number_is_a_text_where_one_belongs(name: str, load: Any) -> None:
+    recipe = load(TEXT, f"train.output_dir={name}", "train.learning_rate=1e-3")
+    assert (recipe.train.output_dir, recipe.train.learning_rate) == (name.strip(), 1e-3)
+    assert load(resolved_yaml(recipe)) == recipe
+
+
+def test_a_number_that_a_later_override_gives_in_a_section_is_refused(load: Any) -> None:
+    with pytest.raises(UsageError, match=r"train\.output_dir is 5; write text in quotation marks"):
+        load(TEXT, "train.output_dir=4", "train={output_dir: 5}")

@@ -5,7 +5,8 @@ A metric is a program that is run: one whose script is named itself, others only
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,27 @@ def load_metric(name: str, *, trust_remote_code: bool) -> Any:
     import evaluate
 
     try:
-        return evaluate.load(name if script is None else str(script))
+        with _offline_alike():
+            return evaluate.load(name if script is None else str(script))
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LlmkitError(
             f"the metric {name} cannot be loaded ({reason})", "check its name and what it imports"
         ) from error
+
+
+@contextmanager
+def _offline_alike() -> Iterator[None]:
+    """Meanwhile evaluate is offline where the Hub's client is: it reads the variable once, when it is imported."""
+    from evaluate import config
+    from huggingface_hub import constants
+
+    before = config.HF_EVALUATE_OFFLINE
+    config.HF_EVALUATE_OFFLINE = before or constants.HF_HUB_OFFLINE
+    try:
+        yield
+    finally:
+        config.HF_EVALUATE_OFFLINE = before
 
 
 def _script(path: Path) -> Path | None:

@@ -13,15 +13,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
-from llmkit.files import BUILDING, damaged_file, disk_errors, remove_whole, write_hashes
+from llmkit.errors import UsageError
+from llmkit.files import BUILDING, damaged_file, disk_errors, locked, remove_whole, write_hashes
 from llmkit.log import log
 from llmkit.models.cache import cache_dir, make_cache_dir
 
@@ -92,16 +91,13 @@ def kept_folder(key: str, build: Callable[[Path], None]) -> Path:
 @contextmanager
 def _scratch(root: Path) -> Iterator[Path]:
     """A folder to build in. The lock in it is free once this process is gone, however it ended."""
-    with FileLock(root / ".lock"):
-        _prune(root)
-        folder = Path(tempfile.mkdtemp(dir=root, prefix=BUILDING))
-        lock = FileLock(folder / "lock")
-        lock.acquire()
-    try:
+    with ExitStack() as stack:
+        with locked(root / ".lock", f"tidying {root}"):
+            _prune(root)
+            folder = Path(tempfile.mkdtemp(dir=root, prefix=BUILDING))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.enter_context(locked(folder / "lock", f"writing {folder}"))
         yield folder
-    finally:
-        lock.release()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _prune(root: Path) -> None:
@@ -116,9 +112,9 @@ def _prune(root: Path) -> None:
 
 def _is_abandoned(scratch: Path) -> bool:
     try:
-        with FileLock(scratch / "lock", blocking=False):
+        with locked(scratch / "lock", f"writing {scratch}", "leave it"):
             return True
-    except Timeout:
+    except UsageError:
         return False
 
 

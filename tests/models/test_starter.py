@@ -123,7 +123,7 @@ def test_a_prepared_starter_is_found_without_lock_or_torch(root: Path, children:
     folder = starter_source(offline=False).folder
     root.chmod(0o555)  # a cache shared by an administrator
     code = (
-        "import sys, llmkit.models.wheels as w; from llmkit.models.starter import STARTER; w.FileLock = None;"
+        "import sys, llmkit.models.wheels as w; from llmkit.models.starter import STARTER; w.locked = None;"
         "print(w.wheel_source(STARTER, offline=True).folder);"
         "print(*{'torch', 'transformers', 'numpy', 'huggingface_hub'} & set(sys.modules))"
     )

@@ -236,6 +236,7 @@ def _refuse_code(
             raise UsageError(
                 f"{where}: model.{key} lets files of the model run as programs, which a recipe cannot allow by itself",
                 f"if you trust the model, give `overrides=model.{key}=true`",
+                f"add `{key}=True`",
             )
 
 

@@ -80,7 +80,7 @@ def located(where: str) -> Iterator[None]:
         if error.problem.startswith(where):
             raise
         between = " " if error.problem.startswith(("has ", "is ")) else ": "
-        raise InputError(f"{where}{between}{error.problem}", error.fix) from error
+        raise InputError(f"{where}{between}{error.problem}", *error.fixes) from error
 
 
 def check_columns(names: Sequence[str], name: str) -> None:

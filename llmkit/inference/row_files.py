@@ -386,7 +386,7 @@ def _skip(records: Iterator[data_rows.Record], number: int) -> int:
 
 
 def _located(error: LlmkitError, where: str) -> LlmkitError:
-    return error if where in error.problem else type(error)(f"{where}: {error.problem}", error.fix)
+    return error if where in error.problem else type(error)(f"{where}: {error.problem}", *error.fixes)
 
 
 # The files beside the output.

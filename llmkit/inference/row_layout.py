@@ -185,7 +185,7 @@ def with_columns(
     misfits = [layout.misfit(record.row) for record in ahead if record.row is not None]
     if misfits and (first := misfits[0]) is not None and None not in misfits:
         name = "standard input" if settings.input == "-" else settings.input
-        raise InputError(f"{name}: {first.problem}", first.fix)
+        raise InputError(f"{name}: {first.problem}", *first.fixes)
     return _chained(ahead, records)
 
 

@@ -236,7 +236,7 @@ class Translation(Task):
             if self.source is not None or self.target is None:
                 raise
             # It is this text's language that was not found or does not fit; another's may.
-            raise InputError(error.problem, error.fix) from error
+            raise InputError(error.problem, *error.fixes) from error
 
     def _find_route(self, text: str, traits: Traits, note: Callable[[NoteCode, str], None]) -> Route:
         languages = traits.languages

@@ -140,14 +140,14 @@ def _expected(records: Iterable[Record], recipe: Recipe, task: Task) -> Iterator
                 key, policy = "on_no_label: drop", recipe.data.on_no_label
                 error = InputError(f"{record.where} has no reply that could be judged", f"leave it out with data.{key}")
         except InputError as failure:
-            error = InputError(f"{record.where}: {failure.problem}", failure.fix)
+            error = InputError(f"{record.where}: {failure.problem}", *failure.fixes)
         if row is not None:
             unused.update(record.unused)
             yield row
         elif policy == "error":
             error = error or InputError(f"{record.where} cannot be read", "fix it")
-            rest = "" if key in error.fix else f", or pass over such rows with data.{key}"
-            raise InputError(error.problem, f"{error.fix}{rest}")
+            more = "" if key in error.fix else f"pass over such rows with data.{key}"
+            raise InputError(error.problem, *error.fixes, more)
         else:
             left[key] += 1
     for key, count in left.items():

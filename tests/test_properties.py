@@ -38,6 +38,7 @@ from llmkit.training.checkpoint import (
     random_state,
     save_checkpoint,
 )
+from tests.fakes import fake
 
 FEW = settings(
     max_examples=50, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -84,10 +85,73 @@ def test_each_odd_row_is_a_record(rows: list[dict[str, Any]], task: str) -> None
             assert all((record.row is None) == (record.error is not None) for record in records)
 
 
+@settings(FEW, max_examples=30)
+@given(some.lists(VALUES | ROWS, min_size=1, max_size=4), some.sampled_from(list(TASKS)))
+def test_each_odd_input_is_an_output_or_an_error(inputs: list[Any], task: str) -> None:
+    options: dict[str, Any] = {"source": "en", "target": "fr"} if task == "translation" else {}
+    pipe, _ = fake(task, **options)
+    found = list(pipe.map(inputs, errors="yield"))
+    assert len(found) == len(inputs)
+    assert not any("\n" in str(each) for each in found if isinstance(each, LlmkitError))
+    assert all(isinstance(each, LlmkitError) for each in found if isinstance(each, Exception))
+
+
 @FEW
 @given(some.sampled_from(["train.seed", "data.train", "model", "adapter", "settings", ""]), some.text(max_size=30))
 def test_any_override_is_taken_or_refused(key: str, value: str) -> None:
     _ends_in_one_line(lambda: load_recipe("summarization/starter-lora", [f"{key}={value}"]))
+
+
+CODECS = some.sampled_from(["utf-8", "utf-16", "utf-32", "utf-8-sig"])
+YAML = [
+    "version: 1\n",
+    "task: ",
+    "data: ",
+    "<<: ",
+    "&a ",
+    "*a",
+    "!!python/name:os ",
+    "!!set ",
+    "? ",
+    "- ",
+    ": ",
+    "\n",
+    "  ",
+]
+YAML += [
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    "'",
+    '"',
+    "|",
+    ">",
+    "%TAG ! x\n",
+    "---\n",
+    "...\n",
+    "0o7",
+    "1_0",
+    "0x",
+    "1:30",
+    "2020-13-45",
+]
+YAML += [".nan", "1e999", "~", "=", "\u0661", "\0", "\x07", "\u2028", "\ufeff", "\U0001f600", "a", "é"]
+
+
+@FEW
+@given(
+    some.binary(max_size=100)
+    | some.builds(
+        lambda parts, codec: "".join(parts).encode(codec), some.lists(some.sampled_from(YAML), max_size=20), CODECS
+    )
+)
+def test_any_bytes_are_a_recipe_or_an_error(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.yaml"
+        path.write_bytes(content)
+        _ends_in_one_line(lambda: load_recipe(str(path)))
 
 
 @FEW

@@ -160,16 +160,17 @@ def load_source(
             model = build_on_meta(source, settings, resolution, changed, config)
             if overrides:
                 check_shapes(source, model)
-    _apply_task_params(model, resolution.task)
-    settle_tokens(model, tokenizer, source.folder)
-    tokenizer_file = (source.adapter or source.folder) / "tokenizer_config.json"
-    tokenizer_config = read_json(tokenizer_file) if tokenizer_file.is_file() else {}
+        _apply_task_params(model, resolution.task)
+        settle_tokens(model, tokenizer, source.folder)
+        tokenizer_file = (source.adapter or source.folder) / "tokenizer_config.json"
+        tokenizer_config = read_json(tokenizer_file) if tokenizer_file.is_file() else {}
+        context = context_length({**config, **overrides}, tokenizer_config).without(source.virtual_tokens)
     return Loaded(
         model=model.eval(),
         tokenizer=tokenizer,
         resolution=resolution,
         source=source,
-        context=context_length({**config, **overrides}, tokenizer_config).without(source.virtual_tokens),
+        context=context,
     )
 
 

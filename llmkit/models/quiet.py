@@ -41,6 +41,8 @@ def no_bar_off_a_terminal() -> AbstractContextManager[Any]:
 @contextlib.contextmanager
 def one_line_errors(source: Source) -> Iterator[None]:
     """Turn what a loader raises over bad files into one line; the original stays as the cause."""
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         yield
     except Exception as error:
@@ -55,6 +57,9 @@ def one_line_errors(source: Source) -> Iterator[None]:
         reason = " ".join(str(error).split())
         reason = f"{reason[:300]}…" if len(reason) > 300 else reason
         fix = _upgrade(source) or "see the whole error (`__cause__`); if a file is damaged, download it again"
+        if isinstance(error, StrictDataclassError):
+            reason = f"a value in its config.json is of another type or not allowed: {reason}"
+            fix = _upgrade(source) or f"correct {source.folder / 'config.json'}, or download it again"
         if "weights_only" in reason or "WeightsUnpickler" in reason:
             reason = "its .bin file holds more than tensors, and loading it could run code"
             fix = "choose a safetensors checkpoint, or pass `allow_pickle=True` if you trust it"

@@ -62,6 +62,9 @@ class Source:
             if (value := config.get(key)) is not None and not isinstance(value, kind):
                 problem = f"{path} has {key}: {str(value)[:40]}, where a {kind.__name__} is expected"
                 raise CheckpointError(problem, "correct it, or download the checkpoint again")
+        if other := [each for each in config.get("architectures") or () if not isinstance(each, str)]:
+            problem = f"{path} has architectures: {str(other)[:40]}, where texts are expected"
+            raise CheckpointError(problem, "correct it, or download the checkpoint again")
         return config | self.config_overrides()
 
     def config_overrides(self) -> dict[str, Any]:

@@ -473,3 +473,15 @@ def test_want_of_memory_is_said_as_such(
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
     with pytest.raises(NotEnoughMemoryError, match="memory ran out while loading"):
         load_model(LoadSettings(model=str(checkpoint("gpt2"))), GENERATION)
+
+
+@pytest.mark.parametrize(("key", "value"), [("architectures", [1]), ("attention_bias", {"a": 1}), ("hidden_size", "8")])
+def test_a_value_of_another_type_in_a_config_is_an_error_that_names_the_file(
+    key: str, value: Any, tmp_path: Path
+) -> None:
+    folder = tiny.build("llama", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(CheckpointError, match=rf"{key}.*; correct") as raised:
+        load_model(LoadSettings(model=str(folder), offline=True), "text-generation", weights=False)
+    assert "config.json" in str(raised.value)

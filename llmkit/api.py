@@ -264,7 +264,7 @@ def pipeline(
         tokenizer: a tokenizer or where to find one, in place of the model's.
         bug_compatible: for ``question-answering``. False makes scores comparable over the windows of a long text, and
             counts the best of answers that read alike; True is exactly 4.57.6, whose scores are by window and whose
-            equal answers are added up (`llmkit.inference.v4_answers.QuestionAnsweringPipeline` has the details).
+            equal answers are added up (`llmkit.compat.question_answering.QuestionAnsweringPipeline` has the details).
         **options: ``device``, ``device_map``, ``dtype`` (or ``torch_dtype``), ``revision``, ``trust_remote_code``,
             ``model_kwargs``, ``batch_size``, ``num_workers``, ``pipeline_class``, and whatever a call of the pipeline
             takes, as the default of every call.
@@ -272,7 +272,7 @@ def pipeline(
     Raises:
         LlmkitError: one line that ends in what to do; also for an option that would have no effect.
     """
-    from llmkit.inference.v4_pipeline import build_pipeline as build
+    from llmkit.compat.pipeline import build_pipeline as build
 
     return build(task, model, config, tokenizer, bug_compatible=bug_compatible, **options)
 

@@ -1,6 +1,7 @@
 """`pipeline` as Transformers 4 had it: arguments and loading.
 
-Knows which tasks version 5 removed and leaves the others to it. What the pipelines do is in `v4_text` and `v4_answers`.
+Knows which tasks version 5 removed and leaves the others to it. What the pipelines do is in `text_to_text` and
+`question_answering`.
 """
 
 from __future__ import annotations
@@ -86,13 +87,13 @@ def _removed(task: str | None) -> str | None:
 
 
 def _pipeline_class(removed: str) -> type[Pipeline]:
-    from llmkit.inference import v4_answers, v4_text
+    from llmkit.compat import question_answering, text_to_text
 
     classes: dict[str, type[Pipeline]] = {
-        "summarization": v4_text.SummarizationPipeline,
-        "translation": v4_text.TranslationPipeline,
-        "text2text-generation": v4_text.Text2TextGenerationPipeline,
-        "question-answering": v4_answers.QuestionAnsweringPipeline,
+        "summarization": text_to_text.SummarizationPipeline,
+        "translation": text_to_text.TranslationPipeline,
+        "text2text-generation": text_to_text.Text2TextGenerationPipeline,
+        "question-answering": question_answering.QuestionAnsweringPipeline,
     }
     return classes[removed]
 

@@ -1,0 +1,1 @@
+"""The pipelines of Transformers 4 that version 5 removed."""

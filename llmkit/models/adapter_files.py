@@ -58,7 +58,7 @@ def check_adapter(adapter: Path, head: Head) -> None:
     if method not in _methods():
         raise CheckpointError(
             f"{adapter / ADAPTER_CONFIG} has peft_type {method}, which the installed PEFT does not know",
-            "upgrade it: pip install -U peft",
+            f"write {written}" if (written := str(method).upper()) in _methods() else "upgrade it: pip install -U peft",
         )
     fitting = [None, *(facts.task_type for facts in HEADS.values() if facts.writes or not writes(head))]
     if task_type not in fitting:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from llmkit.config.recipe import AdapterSection
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import CheckpointError, TaskMismatchError, UsageError
+from llmkit.models.adapter_files import check_adapter
 from llmkit.models.adapters import attach
 from llmkit.models.inspect import inspect_source
 from llmkit.models.load import load_model
@@ -337,3 +338,10 @@ def test_a_setting_of_a_newer_peft_is_told_of_where_it_is_in_use(
     file.write_text(json.dumps(json.loads(file.read_text()) | {"a_new_one": True, "another": None}))
     same(load(tmp_path / "adapter"), model)
     assert "sets a_new_one, which the installed PEFT does not know" in caplog.text
+
+
+@pytest.mark.parametrize(("method", "fix"), [("lora", "write LORA"), ("A_NEW_ONE", "upgrade it")])
+def test_a_method_that_peft_does_not_know_is_refused(method: str, fix: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": method}))
+    with pytest.raises(CheckpointError, match=f"peft_type {method}, which .* does not know; {fix}"):
+        check_adapter(tmp_path, Head.CAUSAL)

@@ -107,7 +107,7 @@ def seq2seq_trainer(name: str, out: Path) -> None:
     from llmkit.inference.contract import CONTRACT_FILE
     from llmkit.training.dataset import prepare
     from llmkit.training.encoding import make_encoder
-    from llmkit.training.start import open_model, open_task
+    from llmkit.training.recipe_model import open_model, open_task
 
     recipe = load_recipe(str(RECIPES / f"{name}.yaml"))
     task, settings = open_task(recipe), recipe.train

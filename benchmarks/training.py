@@ -104,7 +104,7 @@ def worker(path: str) -> None:
 
     recipe = load_recipe(path)
     measured: list[Any] = []
-    trainer = finetune(recipe, told=measured.append)
+    trainer = finetune(recipe, on_log=measured.append)
     print(
         json.dumps(
             {
@@ -293,7 +293,7 @@ def features(recipe: dict[str, Any]) -> Any:
     from llmkit.config.recipe import recipe_adapter
     from llmkit.training.dataset import prepare
     from llmkit.training.encoding import make_encoder
-    from llmkit.training.start import open_model, open_task
+    from llmkit.training.recipe_model import open_model, open_task
 
     checked = recipe_adapter().validate_python({"version": 1, **recipe})
     task = open_task(checked)

@@ -41,7 +41,7 @@ INTRODUCTION = """# The model zoo
 
 `python -m benchmarks.zoo --output benchmarks/zoo.md`: a tiny random model of every type in Transformers' causal,
 seq2seq and question-answering tables, saved as a checkpoint with a tokenizer of its class and run through llmkit on a
-CPU in float32. Measured with {versions}.
+CPU in float32. TrainingStats with {versions}.
 
 - **inspect**: `llmkit inspect` names this head and class, and a task is ready.
 - **tasks**: that many tasks were run, three texts each, with a model of that class.

@@ -26,7 +26,7 @@ from llmkit.tasks import TASKS, Dialogue, QuestionAnswering, Traits, Translation
 from llmkit.tasks.translation import TranslationSettings
 from llmkit.training.dataset import prepare
 from llmkit.training.encoding import make_encoder
-from llmkit.training.start import open_model, open_task
+from llmkit.training.recipe_model import open_model, open_task
 from tests.conftest import Checkpoint
 from tests.training.recipes import write_rows
 

@@ -1,4 +1,4 @@
-"""The commands about data: ``llmkit data check``. Prints what `llmkit.training.check` finds."""
+"""The commands about data: ``llmkit data check``. Prints what `llmkit.training.data_report` finds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmkit.errors import UsageError
 
 if TYPE_CHECKING:
     from llmkit.config.recipe import Recipe, SourceSection
-    from llmkit.training.check import Histogram, PartReport, Piece, Report
+    from llmkit.training.data_report import Histogram, PartReport, Piece, Report
     from llmkit.training.encoding import Encoder
 
 __all__ = ["data", "data_check"]
@@ -54,10 +54,10 @@ def data_check(
     Of a PATH, a mapping of its columns is proposed first, as the YAML that freezes it in a recipe.
     """
     from llmkit.models.reach import offline
-    from llmkit.training.check import check
+    from llmkit.training.data_report import check
     from llmkit.training.dataset import prepare
     from llmkit.training.encoding import make_encoder
-    from llmkit.training.start import open_model, open_task
+    from llmkit.training.recipe_model import open_model, open_task
 
     notes: tuple[str, ...] = ()
     only_path = {"--task": task, "--from": source, "--to": target, "--validation": validation, "--encoding": encoding}
@@ -191,7 +191,7 @@ def _page(
 
 
 def _part(name: str, part: PartReport, recipe: Recipe, encoder: Encoder) -> Iterator[str | tuple[Piece, ...]]:
-    from llmkit.training.ledger import Ledger, describe
+    from llmkit.training.row_counts import Ledger, describe
 
     yield from describe(Ledger(**part.ledger), name)
     if not part.ledger["examples"]:

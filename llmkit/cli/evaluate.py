@@ -17,7 +17,7 @@ from llmkit.cli.processes import start
 from llmkit.cli.streams import echo, terminal
 from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
 from llmkit.log import printable
-from llmkit.models.processes import Member, is_member, join, on_cpu
+from llmkit.models.processes import Worker, is_distributed, join_process_group, on_cpu
 
 if TYPE_CHECKING:
     from llmkit.evaluation.evaluate import Evaluation
@@ -62,9 +62,9 @@ def evaluate(
     Figures come with 95 % intervals, beside answers that need no model; with --baseline, with the p-value of a paired
     bootstrap test.
     """
-    if (num_processes or 1) > 1 and not is_member():
+    if (num_processes or 1) > 1 and not is_distributed():
         raise typer.Exit(start(num_processes or 1, flags.arguments, on_cpu=on_cpu(load.device)))
-    member = join(num_processes, load.device) if is_member() else Member()
+    member = join_process_group(num_processes, load.device) if is_distributed() else Worker()
     from llmkit.training.trial import find_trial, judge_trial, not_shown
 
     asked = find_trial(recipe, task, data, load, overrides or ())

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmkit.cli.options import Stopped, declared, flags
-from llmkit.cli.processes import Machines, start
+from llmkit.cli.processes import Nodes, start
 from llmkit.cli.streams import echo, guard_terminal, terminal
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import UsageError
 from llmkit.files import in_units
 from llmkit.log import log
-from llmkit.models.processes import is_member, on_cpu
+from llmkit.models.processes import is_distributed, on_cpu
 
 if TYPE_CHECKING:
     from llmkit.config.recipe import Recipe
-    from llmkit.training.loop import Measured
+    from llmkit.training.loop import TrainingStats
 
 __all__ = ["finetune"]
 
@@ -58,18 +58,18 @@ def finetune(
     if dry_run:
         if resume:
             raise UsageError("--dry-run trains nothing, so there is nothing to resume", "give one of them")
-        from llmkit.training.report import dry_run as estimate
+        from llmkit.training.dry_run import dry_run as estimate
 
         echo(resolved_yaml(loaded), end="")
         for line in estimate(loaded):
             echo(f"# {line}")
         return
-    if (loaded.accelerate.num_processes or 1) > 1 and not is_member():
+    if (loaded.accelerate.num_processes or 1) > 1 and not is_distributed():
         raise typer.Exit(_start(loaded))
     from llmkit.training.run import finetune as train
 
-    with _until_asked(loaded.accelerate.local_sgd_steps) as asked, _progress() as told:
-        trainer = train(loaded, resume=resume, told=told, stop_asked=lambda: bool(asked))
+    with _graceful_stop(loaded.accelerate.local_sgd_steps) as asked, _progress() as on_log:
+        trainer = train(loaded, resume=resume, on_log=on_log, should_stop=lambda: bool(asked))
     if trainer.stopped:
         step = trainer.progress.step
         log.warning("stopped after update %d, which is saved; go on with --resume", step)
@@ -81,12 +81,12 @@ def finetune(
 
 def _start(recipe: Recipe) -> int:
     section, device = recipe.accelerate, str(getattr(recipe.model, "device", "auto"))
-    machines = Machines(section.num_machines, section.machine_rank, section.main_process_ip, section.main_process_port)
+    machines = Nodes(section.num_machines, section.machine_rank, section.main_process_ip, section.main_process_port)
     return start(section.num_processes or 1, flags.arguments, on_cpu=on_cpu(device), machines=machines)
 
 
 @contextmanager
-def _until_asked(local_sgd_steps: int | None) -> Iterator[list[int]]:
+def _graceful_stop(local_sgd_steps: int | None) -> Iterator[list[int]]:
     """Ctrl+C and SIGTERM end the run after an update at which processes meet; a second one ends it at once."""
     last = "this update" if local_sgd_steps is None else f"the next multiple of {local_sgd_steps} updates"
     asked: list[int] = []
@@ -134,17 +134,17 @@ def _progress() -> Iterator[Any]:
         # Only known once the data is prepared.
         line = bar.add_task("preparing", total=None)
 
-        def show(measured: Measured) -> None:
+        def show(measured: TrainingStats) -> None:
             bar.update(line, total=measured.updates, completed=measured.step, description=_figures(measured))
 
         yield show
 
 
-def _sentence(measured: Measured) -> str:
+def _sentence(measured: TrainingStats) -> str:
     return f"update {measured.step} of {measured.updates}, epoch {measured.epoch:.2f}: {_figures(measured)}"
 
 
-def _figures(measured: Measured) -> str:
+def _figures(measured: TrainingStats) -> str:
     rate = f"{measured.learning_rate:.2e}"
     return (
         f"loss {measured.loss:.4f}, learning rate {rate}, {measured.tokens_per_second:,.0f} tokens/s, "

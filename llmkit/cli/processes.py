@@ -23,12 +23,12 @@ from typing import IO, Any
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.models.processes import PARENT
 
-__all__ = ["Machines", "start"]
+__all__ = ["Nodes", "start"]
 
 _POLL = 0.1
 _PORT = 29500
 """Accelerate's own, where the machines must know it beforehand."""
-_DELIBERATE = (0, 3, 130, 143)
+_EXPECTED_EXIT_CODES = (0, 3, 130, 143)
 """Exit codes of a run that ended as it was told to, some rows perhaps with errors."""
 
 
@@ -40,7 +40,7 @@ _GO_ON = "go on with --resume"
 
 
 @dataclass(frozen=True)
-class Machines:
+class Nodes:
     """The machines of a run, and which of them this is."""
 
     count: int = 1
@@ -50,7 +50,7 @@ class Machines:
     port: int | None = None
 
 
-def start(count: int, arguments: Sequence[str], *, on_cpu: bool, machines: Machines = Machines()) -> int:
+def start(count: int, arguments: Sequence[str], *, on_cpu: bool, machines: Nodes = Nodes()) -> int:
     """Run this machine's share of ``count`` processes with the same arguments, and return the first's exit code.
 
     What the others print is shown only if one of them fails and the first does not. Ctrl+C and SIGTERM are passed on,
@@ -74,14 +74,14 @@ def start(count: int, arguments: Sequence[str], *, on_cpu: bool, machines: Machi
         "ACCELERATE_USE_CPU": os.environ.get("ACCELERATE_USE_CPU", "true" if on_cpu else "false"),
         PARENT: str(os.getpid()),
     }
-    said: list[IO[bytes]] = [tempfile.TemporaryFile() for _ in range(local - 1)]  # noqa: SIM115 - closed below
+    stderr_files: list[IO[bytes]] = [tempfile.TemporaryFile() for _ in range(local - 1)]  # noqa: SIM115 - closed below
     running = [
         subprocess.Popen(  # noqa: S603 - this program itself
             [sys.executable, "-m", "llmkit", *arguments],
             env={**os.environ, **common, "RANK": str(machines.rank * local + place), "LOCAL_RANK": str(place)},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL if place else None,
-            stderr=said[place - 1] if place else None,
+            stderr=stderr_files[place - 1] if place else None,
             # A terminal's Ctrl+C would reach them beside the one that is passed on.
             start_new_session=True,
         )
@@ -92,8 +92,8 @@ def start(count: int, arguments: Sequence[str], *, on_cpu: bool, machines: Machi
             failed = _wait(running)
     finally:
         _end(running)
-    error = _error_of(failed, running[failed].returncode, said[failed - 1] if failed else None)
-    for file in said:
+    error = _error_of(failed, running[failed].returncode, stderr_files[failed - 1] if failed else None)
+    for file in stderr_files:
         file.close()
     if error is not None:
         raise error
@@ -127,7 +127,7 @@ def _exit_code(code: int) -> int:
 
 def _was_killed(code: int | None) -> bool:
     """Whether a process was ended by a signal that does not ask it to end."""
-    return code is not None and code < 0 and _exit_code(code) not in _DELIBERATE
+    return code is not None and code < 0 and _exit_code(code) not in _EXPECTED_EXIT_CODES
 
 
 def _wait(running: Sequence[subprocess.Popen[bytes]]) -> int:
@@ -137,9 +137,11 @@ def _wait(running: Sequence[subprocess.Popen[bytes]]) -> int:
         killed = [place for place, code in enumerate(codes) if _was_killed(code)]
         if killed:  # the others fail for want of it
             return killed[0]
-        if None not in codes or codes[0] not in (None, *_DELIBERATE):
+        if None not in codes or codes[0] not in (None, *_EXPECTED_EXIT_CODES):
             return 0
-        if failed := next((place for place, code in enumerate(codes) if place and code not in (None, *_DELIBERATE)), 0):
+        if failed := next(
+            (place for place, code in enumerate(codes) if place and code not in (None, *_EXPECTED_EXIT_CODES)), 0
+        ):
             with suppress(subprocess.TimeoutExpired):
                 running[0].wait(_POLL * 10)  # it may be about to say the same
             return 0 if running[0].poll() not in (None, 0, 3) else failed
@@ -160,11 +162,11 @@ def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
             process.stdin.close()
 
 
-def _error_of(rank: int, code: int, said: IO[bytes] | None) -> LlmkitError | None:
+def _error_of(rank: int, code: int, stderr_files: IO[bytes] | None) -> LlmkitError | None:
     """Why a process failed; None for the first, unless it could not say so itself."""
-    if said is None and not _was_killed(code):
+    if stderr_files is None and not _was_killed(code):
         return None
-    lines = _lines(said) if said is not None else []
+    lines = _lines(stderr_files) if stderr_files is not None else []
     printed = next((line for line in reversed(lines) if "error: " in line), "").partition("error: ")[2]
     if code >= 0:
         return LlmkitError(f"process {rank} failed{f': {printed}' if printed else ''}", "" if printed else _GO_ON)
@@ -179,6 +181,6 @@ def _error_of(rank: int, code: int, said: IO[bytes] | None) -> LlmkitError | Non
     return error
 
 
-def _lines(said: IO[bytes]) -> list[str]:
-    said.seek(0)
-    return said.read().decode(errors="replace").splitlines()
+def _lines(stderr_files: IO[bytes]) -> list[str]:
+    stderr_files.seek(0)
+    return stderr_files.read().decode(errors="replace").splitlines()

@@ -15,7 +15,7 @@ from llmkit.cli.options import Stopped, flags
 from llmkit.cli.streams import terminal
 from llmkit.errors import UsageError
 from llmkit.log import log
-from llmkit.models.processes import Member, is_member, join, on_cpu
+from llmkit.models.processes import Worker, is_distributed, join_process_group, on_cpu
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -48,9 +48,9 @@ def answer_rows(
     if useless := [name for name, value in instead.items() if value not in (None, False)]:
         raise UsageError(f"{', '.join(useless)} has no effect on a file of rows", "leave it out, or leave --input out")
     check_output(rows)
-    if (rows.num_processes or 1) > 1 and not is_member():
+    if (rows.num_processes or 1) > 1 and not is_distributed():
         raise typer.Exit(processes.start(rows.num_processes or 1, flags.arguments, on_cpu=on_cpu(load.device)))
-    member = join(rows.num_processes, load.device) if is_member() else Member()
+    member = join_process_group(rows.num_processes, load.device) if is_distributed() else Worker()
     report = _run(task, rows, load, generation, wording, encoding, member)
     if member.rank:
         return
@@ -66,7 +66,7 @@ def _run(
     generation: GenerationSettings,
     wording: Wording,
     encoding: str | None,
-    member: Member,
+    member: Worker,
 ) -> Report:
     from llmkit.api import build_pipeline
     from llmkit.inference.row_files import answer_file
@@ -99,7 +99,7 @@ def _run(
 
 
 @contextmanager
-def _bar(rows: RowSettings, encoding: str | None, member: Member) -> Iterator[tqdm[Any]]:
+def _bar(rows: RowSettings, encoding: str | None, member: Worker) -> Iterator[tqdm[Any]]:
     """Rows, rows/s, tokens/s and the time that is left; on a terminal only."""
     from tqdm import tqdm
 

@@ -27,7 +27,7 @@ from llmkit.log import log
 from llmkit.metrics.bootstrap import Interval, interval, p_value
 from llmkit.metrics.score import Measure, score
 from llmkit.metrics.wrapped import figures_of
-from llmkit.models.processes import Member
+from llmkit.models.processes import Worker
 from llmkit.tasks import Task
 
 __all__ = [
@@ -124,7 +124,7 @@ def evaluate(
     metrics: Mapping[str, Any] | None = None,
     trivial: bool = True,
     resume: bool = False,
-    member: Member | None = None,
+    member: Worker | None = None,
     progress: Callable[[int, int], None] = lambda _rows, _tokens: None,
 ) -> Evaluation | None:
     """Answer rows, and judge the answers.
@@ -137,7 +137,7 @@ def evaluate(
         resume: go on where an earlier run into that file was stopped.
         member: which of several processes this is; only the first gets the figures, the others None.
     """
-    task, member = pipeline.task, member or Member()
+    task, member = pipeline.task, member or Worker()
     given = _json_lines(rows)
     plain = [task.is_plain(row) for row in given]
     if any(plain) and metrics:
@@ -220,7 +220,7 @@ def _evaluation(
     pipeline: Pipeline,
     given: Sequence[Any],
     measures: Sequence[Measure],
-    member: Member,
+    member: Worker,
 ) -> Evaluation | None:
     if member.rank:
         return None
@@ -232,7 +232,7 @@ def _evaluation(
     return Evaluation(name, model, len(given), 0, 0, figures, measures=tuple(measures))
 
 
-def _perplexity(pipeline: Pipeline, given: Sequence[dict[str, Any]], member: Member) -> list[Measure]:
+def _perplexity(pipeline: Pipeline, given: Sequence[dict[str, Any]], member: Worker) -> list[Measure]:
     """Of the rows that have one; each process reads its share. None where no row has a token to judge."""
     mine = [(place, *_loss(pipeline, given[place])) for place in range(member.rank, len(given), member.world)]
     if member.world > 1:

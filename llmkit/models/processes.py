@@ -16,7 +16,7 @@ from typing import Any
 
 from llmkit.errors import LlmkitError, UsageError
 
-__all__ = ["PARENT", "Member", "is_member", "join", "on_cpu"]
+__all__ = ["PARENT", "Worker", "is_distributed", "join_process_group", "on_cpu"]
 
 PARENT = "LLMKIT_PARENT"
 """Environment variable: set where llmkit started the processes, and holds their standard input open."""
@@ -25,7 +25,7 @@ _SLOWEST = timedelta(days=30)
 
 
 @dataclass(frozen=True)
-class Member:
+class Worker:
     """One of the processes."""
 
     rank: int = 0
@@ -35,7 +35,7 @@ class Member:
     barrier: Callable[[], None] = lambda: None
 
     @contextmanager
-    def one_a_machine_first(self) -> Iterator[None]:
+    def local_main_process_first(self) -> Iterator[None]:
         """What the first process of each machine leaves on its disk, the others find."""
         if self.local_rank:
             self.barrier()
@@ -44,23 +44,23 @@ class Member:
             self.barrier()
 
 
-def is_member() -> bool:
+def is_distributed() -> bool:
     """Whether this process was started as one of several."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def join(wanted: int | None, device: str) -> Member:
+def join_process_group(wanted: int | None, device: str) -> Worker:
     """Meet the others. ``wanted`` is how many there are to be, None: however many there are.
 
     Raises:
         UsageError: there are more processes than GPUs.
         LlmkitError: there are other processes than were asked for.
     """
-    world = int(os.environ["WORLD_SIZE"]) if is_member() else 1
+    world = int(os.environ["WORLD_SIZE"]) if is_distributed() else 1
     asked = wanted or world
     if world == 1:
         _compare(asked, 1)
-        return Member()
+        return Worker()
     import torch
     from accelerate import PartialState
 
@@ -75,7 +75,7 @@ def join(wanted: int | None, device: str) -> Member:
         )
     state: Any = PartialState(cpu=cpu, timeout=_SLOWEST)
     _compare(asked, state.num_processes)
-    return Member(state.process_index, state.num_processes, state.local_process_index, state.wait_for_everyone)
+    return Worker(state.process_index, state.num_processes, state.local_process_index, state.wait_for_everyone)
 
 
 def on_cpu(device: str) -> bool:

@@ -18,7 +18,7 @@ from llmkit.errors import CheckpointError
 from llmkit.files import damaged_file, remove_whole, whole_folder, write_hashes
 from llmkit.log import log
 from llmkit.models.source import read_json
-from llmkit.training.sharding import load_optimizer_state, load_parameter
+from llmkit.training.accelerator import load_optimizer_state, load_parameter
 
 __all__ = [
     "Progress",

@@ -7,6 +7,7 @@ Does not know how a row becomes ids (`llmkit.training.encoding`), nor how files 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -18,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import Recipe
 from llmkit.errors import InputError, UsageError
+from llmkit.training.disk_cache import cached_table, code_version, digest
 from llmkit.training.encoding import Encoder, Outcome
-from llmkit.training.ledger import Ledger
+from llmkit.training.row_counts import Ledger
 from llmkit.training.row_table import Rows, read_rows
-from llmkit.training.store import code_version, digest, kept_table
 
 if TYPE_CHECKING:
     import datasets
@@ -47,6 +48,18 @@ class Part:
     order: Sequence[int]
     """Indices of the rows that belong here; those of a mixture may repeat."""
     ledger: Ledger
+
+    def content_hash(self) -> str:
+        """A hash of the examples and their order, by which two versions of llmkit can tell that they train the same."""
+        import pyarrow.compute as pc
+
+        found = hashlib.sha256()
+        for batch in self.examples.select_columns(list(_LISTS)).with_format("arrow").iter(10_000):
+            for name in _LISTS:
+                lengths, values = pc.list_value_length(batch[name]), pc.list_flatten(batch[name])
+                if len(values):
+                    found.update(name.encode() + lengths.to_numpy().tobytes() + values.to_numpy().tobytes())
+        return found.hexdigest()
 
     def used_rows(self) -> Iterator[dict[str, Any]]:
         """The rows that gave an example."""
@@ -140,7 +153,7 @@ def _outcomes(rows: Rows, encoder: Encoder, num_proc: int | None) -> datasets.Da
             new_fingerprint=key,
         )
 
-    return kept_table(key, build)
+    return cached_table(key, build)
 
 
 # Parts.

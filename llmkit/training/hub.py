@@ -14,8 +14,8 @@ from llmkit.errors import LlmkitError, UsageError
 from llmkit.log import log
 from llmkit.models.reach import is_offline
 from llmkit.models.source import ADAPTER_CONFIG, read_json
+from llmkit.training.accelerator import TRACKERS
 from llmkit.training.provenance import RESOLVED, published_recipe
-from llmkit.training.sharding import TRACKERS
 
 __all__ = ["push", "reserve"]
 

@@ -22,9 +22,8 @@ from llmkit.files import disk_errors
 from llmkit.heads.base import IGNORED, BaseHead
 from llmkit.heads.batch import Batch
 from llmkit.heads.objective import Objective
-from llmkit.log import log
 from llmkit.models.memory import peak_memory
-from llmkit.training.batches import Schedule, count_updates
+from llmkit.training.accelerator import optimizer_state, whole
 from llmkit.training.checkpoint import (
     Progress,
     Unlogged,
@@ -33,21 +32,26 @@ from llmkit.training.checkpoint import (
     random_state,
     save_checkpoint,
 )
+from llmkit.training.local_sgd import LocalSgd, Synchronous, sum_over_processes
 from llmkit.training.optimizer import follows_metric, greater_is_better, make_optimizer, make_scheduler
-from llmkit.training.sharding import optimizer_state, whole
+from llmkit.training.provenance import RESOLVED
+from llmkit.training.sampler import BatchSampler, count_updates
 
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["Measured", "Trainer"]
+__all__ = ["EXAMPLES", "Trainer", "TrainingStats"]
 
+EXAMPLES = "way llmkit prepares rows"
+"""The name of the hash of the examples: data and recipe are compared before, so that nothing else can have changed."""
+_NEW_RUN = "or begin a new run in another train.output_dir"
 _EXPERT = re.compile(r"\bexperts?\b")
 """One of several layers, which the first update may not choose."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What is told of some updates."""
+class TrainingStats:
+    """What is logged of some updates."""
 
     step: int
     updates: int
@@ -92,12 +96,10 @@ class Trainer:
     """Whether padding has to be hidden from the model, which else gets no attention mask."""
     local_sgd_steps: int | None = None
     hashes: dict[str, str] = field(default_factory=dict)
-    told: Callable[[Measured], None] = lambda _: None
-    stop_asked: Callable[[], bool] = lambda: False
+    on_log: Callable[[TrainingStats], None] = lambda _: None
+    should_stop: Callable[[], bool] = lambda: False
     """Asked after each update; True saves a checkpoint and ends."""
-    may_be_unused: Callable[[str], bool] = lambda _: False
-    """Whether a tensor of this name may have no part in the loss. Any other without a gradient stops the run."""
-    judged: Callable[[], dict[str, float]] | None = None
+    validation_metrics: Callable[[], dict[str, float]] | None = None
     """Gives the task's figures on the validation rows, where the best model is chosen by one of them."""
     progress: Progress = field(default_factory=Progress)
     stopped: bool = False
@@ -105,7 +107,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.folder = Path(self.train.output_dir)
-        self.schedule = Schedule(
+        self.sampler = BatchSampler(
             lengths=self.examples["length"][:],
             batch_size=self.train.per_device_train_batch_size,
             accumulation=self.train.gradient_accumulation_steps,
@@ -113,13 +115,17 @@ class Trainer:
             strategy=self.train.train_sampling_strategy,
             seed=self.train.seed,
         )
-        self.updates = count_updates(self.train, len(self.schedule.lengths), self.schedule.processes)
+        self.updates = count_updates(self.train, len(self.sampler.lengths), self.sampler.processes)
         self.objective = Objective.of(self.model, self.head, self.train.label_smoothing_factor)
         self.optimizer = make_optimizer(self.model, self.train)
         self.scheduler = make_scheduler(self.optimizer, self.train, self.updates)
         self._wrapped, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
-        self._averaged = 0  # the last update that left processes with the same weights
         self.trained = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
+        self.processes = (
+            Synchronous(self.accelerator)
+            if self.local_sgd_steps is None
+            else LocalSgd(self.accelerator, self.local_sgd_steps, list(self.trained.values()), self.optimizer)
+        )
         self.hashes = {**self.hashes, "number of processes": str(self.accelerator.num_processes)}
         self.progress.hashes = dict(self.hashes)
 
@@ -140,8 +146,10 @@ class Trainer:
         for name, before in found.hashes.items():
             if self.hashes.get(name) != before:
                 raise UsageError(
-                    f"the {name} changed since {checkpoint} was written, so the run would not go on but be another",
-                    "put it back as it was, or begin a new run in another train.output_dir",
+                    f"the {name} changed since {checkpoint} was written, so this would not be a resume of the same run",
+                    f"restore what it was, {_NEW_RUN}"
+                    if name != EXAMPLES
+                    else f"resume with the version of llmkit that {RESOLVED} in the folder names, {_NEW_RUN}",
                 )
 
     def run(self) -> None:
@@ -151,17 +159,14 @@ class Trainer:
         self._wrapped.train()
         for update in self._updates():
             begun = time.perf_counter()
-            loss, count, norm, stop_asked = self._step(update)
-            if self._apart:
-                stop_asked = self._meet(stop_asked)
+            loss, count, norm, stop = self._step(update)
+            stop = self.processes.after_update(self.progress.step, stop, last=self.progress.step == self.updates)
             progress = self.progress
-            progress.count(
-                loss, count, sum(map(self.schedule.lengths.__getitem__, update)), time.perf_counter() - begun
-            )
+            progress.count(loss, count, sum(map(self.sampler.lengths.__getitem__, update)), time.perf_counter() - begun)
             if progress.step % self.train.logging_steps == 0 or progress.step == self.updates:
                 self._tell(norm)
-            self._between(norm, update_ends_epoch=progress.update == self.schedule.updates)
-            if stop_asked and progress.step < self.updates:
+            self._between(norm, update_ends_epoch=progress.update == self.sampler.updates)
+            if stop and progress.step < self.updates:
                 self.save()
                 self.stopped = True
             if self.stopped or self._patience_is_over():
@@ -171,7 +176,7 @@ class Trainer:
         """The updates that are left, and the progress that each is."""
         progress = self.progress
         while progress.step < self.updates:
-            left = self.schedule.epoch(progress.epoch)[progress.update :]
+            left = self.sampler.epoch(progress.epoch)[progress.update :]
             for update in left:
                 progress.step += 1
                 progress.update += 1
@@ -189,9 +194,9 @@ class Trainer:
             The sum of their losses, how many tokens were predicted, the norm of the gradient, and whether any process
             was asked to stop; where processes train apart, all of this one alone.
         """
-        accelerator, parts = self.accelerator, list(self.schedule.share(update, self.accelerator.process_index))
+        accelerator, parts = self.accelerator, list(self.sampler.micro_batches(update, self.accelerator.process_index))
         batches = [self._batch(part) if part else self._nothing(update) for part in parts]
-        (count,) = self._over_partners(sum(self.head.predictions(batch) for batch in batches))
+        (count,) = self.processes.sum_over_update(sum(self.head.predictions(batch) for batch in batches))
         if count == 0 and any(parts):
             raise LlmkitError(
                 f"the examples of update {self.progress.step} have nothing to predict",
@@ -199,19 +204,19 @@ class Trainer:
             )
         total = 0.0
         for number, batch in enumerate(batches):
-            exchanges = number == len(batches) - 1 and not self._apart
+            exchanges = number == len(batches) - 1 and self.processes.share_gradients
             with nullcontext() if exchanges else accelerator.no_sync(self._wrapped), accelerator.autocast():
                 loss = self.objective.loss_sum(self._wrapped, batch, accelerator.device)
             with nullcontext() if exchanges else accelerator.no_sync(self._wrapped):
                 # Gradients of processes are averaged, and this is a sum.
-                sharing = 1 if self._apart else accelerator.num_processes
+                sharing = accelerator.num_processes if self.processes.share_gradients else 1
                 accelerator.backward(loss * (sharing / max(1.0, count)))
             total += float(loss.detach())
         if self.progress.step == 1:
             self._check_gradients()
         clipped = self.train.max_grad_norm or math.inf  # of which only the norm is used
         norm = float(accelerator.clip_grad_norm_(self.trained.values(), clipped))
-        total, asked = self._over_partners(total, self.stop_asked())
+        total, stop = self.processes.sum_over_update(total, self.should_stop())
         self._check_finite("loss", total)
         if not self.train.fp16:  # whose scaling passes over such updates
             self._check_finite("norm of the gradient", norm)
@@ -219,26 +224,20 @@ class Trainer:
         if not follows_metric(self.scheduler):
             self.scheduler.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return total, count, norm, asked > 0
+        return total, count, norm, stop > 0
 
     def _check_gradients(self) -> None:
-        """Stop where something would be saved as trained that no loss ever reaches."""
+        """Stop where something would be saved as trained that no loss ever reaches.
+
+        Every tensor that is trained gets a gradient in the first update, whatever the number of processes (those of
+        DistributedDataParallel wait for all gradients), except experts, of which an update chooses some.
+        """
         unused = [name for name, each in self.trained.items() if each.grad is None and not _EXPERT.search(name)]
-        # DistributedDataParallel waits for the gradients of all tensors.
-        alone = self.accelerator.num_processes == 1
-        wrong = [name for name in unused if not (alone and self.may_be_unused(name))]
-        if wrong:
-            raise UsageError(
-                f"{len(wrong)} of {len(self.trained)} tensors that are trained have no part in the loss: {wrong[0]}"
-                + (f" … {wrong[-1]}" if len(wrong) > 1 else ""),
-                "keep them as they are by train.freeze, with a regular expression that matches their names",
-            )
         if unused:
-            log.warning(
-                "%d of %d tensors have no part in the loss and stay as they are: %s …",
-                len(unused),
-                len(self.trained),
-                unused[0],
+            raise UsageError(
+                f"{len(unused)} of {len(self.trained)} trained tensors have no part in the loss: {unused[0]}"
+                + (f" … {unused[-1]}" if len(unused) > 1 else ""),
+                "exclude them with train.freeze, a list of regular expressions that match their names",
             )
 
     def _check_finite(self, name: str, value: float) -> None:
@@ -248,34 +247,8 @@ class Trainer:
                 "lower train.learning_rate, use bf16 in place of fp16, or look at the rows: llmkit data check",
             )
 
-    @property
-    def _apart(self) -> bool:
-        """Whether processes train apart."""
-        return self.local_sgd_steps is not None
-
-    def _meet(self, stop_asked: bool) -> bool:
-        """Average where that is due.
-
-        Returns:
-            Whether any process was asked to stop, which waits until they meet.
-        """
-        assert self.local_sgd_steps is not None
-        if self.progress.step % self.local_sgd_steps and self.progress.step != self.updates:
-            return False
-        self._average()
-        return self._over_processes(stop_asked)[0] > 0
-
-    def _average(self) -> None:
-        """Give processes that trained apart the mean of their weights and optimizer states.
-
-        Accelerate's LocalSGD leaves the states apart, and a checkpoint holds one of them.
-        """
-        if not self._apart or self._averaged == self.progress.step:
-            return
-        states = (each for state in self.optimizer.state.values() for each in state.values())
-        for tensor in (*self.trained.values(), *(each for each in states if getattr(each, "ndim", 0))):
-            tensor.data.copy_(self.accelerator.reduce(tensor.data, reduction="mean"))
-        self._averaged = self.progress.step
+    def _synchronize(self) -> None:
+        self.processes.synchronize(self.progress.step)
 
     def _batch(self, indices: Sequence[int]) -> Batch:
         lines = [self.examples[index] for index in indices]
@@ -290,41 +263,20 @@ class Trainer:
         batch.labels = torch.full_like(batch.labels, IGNORED)
         return batch
 
-    def _over_partners(self, *values: float) -> list[float]:
-        """The sum of each over the processes that an update is made with."""
-        return list(values) if self._apart else self._over_processes(*values)
-
-    def _over_processes(self, *values: float) -> list[float]:
-        """The sum of each over the processes."""
-        import torch
-
-        if self.accelerator.num_processes == 1:
-            return list(values)
-        tensor = torch.tensor(values, device=self.accelerator.device, dtype=torch.float64)
-        summed: list[float] = self.accelerator.reduce(tensor, reduction="sum").tolist()
-        return summed
-
     # Between updates.
 
     def _tell(self, norm: float) -> None:
         """Log what was counted since the last time."""
-        self._sum_up()
+        self.processes.sum_up(self.progress.unlogged)
         since, self.progress.unlogged = self.progress.unlogged, Unlogged()
         loss, tokens, seconds = since.loss / max(1.0, since.predicted), since.tokens, since.seconds
         memory = peak_memory(self.accelerator.device.type)
         rate = float(self.optimizer.param_groups[0]["lr"])
-        epoch = self.progress.epoch + self.progress.update / self.schedule.updates
-        measured = Measured(self.progress.step, self.updates, epoch, loss, rate, norm, tokens, seconds, memory)
+        epoch = self.progress.epoch + self.progress.update / self.sampler.updates
+        measured = TrainingStats(self.progress.step, self.updates, epoch, loss, rate, norm, tokens, seconds, memory)
         self._log({"loss": loss, "learning_rate": rate, **({"grad_norm": norm} if math.isfinite(norm) else {})})
         if self.accelerator.is_main_process:
-            self.told(measured)
-
-    def _sum_up(self) -> None:
-        """Give the first process the losses of all, where processes train apart."""
-        if self._apart:
-            since, first = self.progress.unlogged, self.accelerator.is_main_process
-            losses = self._over_processes(since.loss, since.predicted)
-            since.loss, since.predicted = losses if first else (0.0, 0.0)
+            self.on_log(measured)
 
     def _log(self, values: dict[str, float]) -> None:
         self.progress.log.append({"step": self.progress.step, **values})
@@ -337,7 +289,7 @@ class Trainer:
             return (strategy == "epoch" and (update_ends_epoch or ended)) or (steps is not None and step % steps == 0)
 
         if self.validation is not None and due(self.train.eval_strategy, self.train.eval_steps):
-            self._average()
+            self._synchronize()
             self._compare(self.evaluate())
             if self._patience_is_over() and self.progress.unlogged.tokens:
                 self._tell(norm)
@@ -349,9 +301,9 @@ class Trainer:
     def _compare(self, loss: float) -> None:
         progress = self.progress
         figures = {"loss": loss}
-        if self.judged is not None:
+        if self.validation_metrics is not None:
             self._wrapped.eval()
-            figures |= self.judged()
+            figures |= self.validation_metrics()
             self._wrapped.train()
         self._check_finite("loss of the validation rows", loss)
         self._log({f"eval_{name}": value for name, value in figures.items()})
@@ -388,15 +340,15 @@ class Trainer:
                     total += float(loss)
                     count += self.head.predictions(batch)
         self._wrapped.train()
-        total, count = self._over_processes(total, count)
+        total, count = sum_over_processes(self.accelerator, total, count)
         return total / max(1.0, count)
 
     def save(self) -> None:
         """Write a checkpoint, and remove what is too many."""
         from accelerate.utils import gather_object
 
-        self._average()
-        self._sum_up()
+        self._synchronize()
+        self.processes.sum_up(self.progress.unlogged)
         random_states = gather_object([random_state()])
         trained = {name: whole(each.detach()) for name, each in self.trained.items()}
         optimizer = optimizer_state(self.model, self.optimizer)

@@ -23,14 +23,14 @@ from llmkit.models.devices import has_bfloat16, pick_device
 from llmkit.models.load import Loaded
 from llmkit.models.quantize import quantization_config
 from llmkit.tasks import Task, find_task
-from llmkit.training.batches import count_updates
+from llmkit.training.accelerator import check_sharding, check_trackers
+from llmkit.training.activation_memory import failure_of
 from llmkit.training.dataset import Part, Prepared, prepare
 from llmkit.training.encoding import make_encoder
-from llmkit.training.ledger import describe
 from llmkit.training.optimizer import check_schedule, make_optimizer
-from llmkit.training.saved import failure_of
-from llmkit.training.sharding import check_sharding, check_trackers
-from llmkit.training.start import open_model, open_task
+from llmkit.training.recipe_model import open_model, open_task
+from llmkit.training.row_counts import describe
+from llmkit.training.sampler import count_updates
 from llmkit.training.trainable import make_trainable
 
 __all__ = ["Preflight", "expected_rows", "preflight"]

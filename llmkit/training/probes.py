@@ -9,13 +9,13 @@ from llmkit.models.logits import LAST_BITS, difference
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["keeps_examples_apart", "sees_nothing_ahead"]
+__all__ = ["is_causal", "supports_packing"]
 
 _LENGTH = 24
 """Tokens of an example that is tried."""
 
 
-def keeps_examples_apart(model: Any) -> bool:
+def supports_packing(model: Any) -> bool:
     """Whether the logits of one example stay the same when the one packed in front of it changes.
 
     Many models take ``position_ids`` and make examples of them; others take them and leak, which no signature shows.
@@ -35,7 +35,7 @@ def keeps_examples_apart(model: Any) -> bool:
     return difference(one, other) <= LAST_BITS
 
 
-def sees_nothing_ahead(model: Any) -> bool:
+def is_causal(model: Any) -> bool:
     """Whether the logits of tokens stay the same when those behind them change, so that these may be padding."""
     import torch
 

@@ -15,7 +15,7 @@ from llmkit.errors import HubUnreachableError, InputError
 from llmkit.files import file_hash
 from llmkit.models.reach import hub_name, hub_reachable, is_offline
 from llmkit.tasks import Task
-from llmkit.training.store import code_version, digest, kept_table
+from llmkit.training.disk_cache import cached_table, code_version, digest
 
 if TYPE_CHECKING:
     import datasets
@@ -30,6 +30,8 @@ class Rows:
     table: datasets.Dataset
     """``where``, ``row`` (JSON), ``error`` (empty unless it is bad), ``source`` (its number), ``unused`` (columns)."""
     key: str
+    origin: str
+    """A hash of the sources and their settings, whatever llmkit makes of them."""
     names: tuple[str, ...]
     """Of the sources."""
 
@@ -67,7 +69,8 @@ def read_rows(sources: Sequence[SourceSection], task: Task) -> Rows:
     need_hub(sources)
     # The bytes of files, the commit of what is on the Hub.
     content = [commit_of(source) or [(str(path), file_hash(path)) for path in files_of(source)] for source in sources]
-    key = digest("rows", [source.model_dump() for source in sources], content, task.name, task.settings, code_version())
+    origin = digest([source.model_dump(exclude_defaults=True) for source in sources], content)
+    key = digest("rows", origin, task.name, task.settings, code_version())
 
     def write() -> Iterator[dict[str, Any]]:
         for number, source in enumerate(sources):
@@ -98,4 +101,4 @@ def read_rows(sources: Sequence[SourceSection], task: Task) -> Rows:
         writer.finalize()
         return datasets.Dataset.from_file(str(scratch / "rows.arrow"))
 
-    return Rows(kept_table(key, build), key, tuple(map(source_name, sources)))
+    return Rows(cached_table(key, build), key, origin, tuple(map(source_name, sources)))

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -33,25 +32,25 @@ from llmkit.metrics.score import score
 from llmkit.models.devices import pick_device
 from llmkit.models.load import Loaded
 from llmkit.models.memory import is_out_of_memory, peak_memory
-from llmkit.models.processes import Member, join
+from llmkit.models.processes import Worker, join_process_group
 from llmkit.models.quiet import quiet_transformers
 from llmkit.models.reach import offline
 from llmkit.tasks import Task, Wording
 from llmkit.tasks.output import Output
-from llmkit.training.card import draw_losses, model_card
+from llmkit.training.accelerator import TRACKERS, make_accelerator
 from llmkit.training.checkpoint import checkpoints, last_intact, load_trained
 from llmkit.training.dataset import Part
+from llmkit.training.disk_cache import digest
 from llmkit.training.hub import push, reserve
-from llmkit.training.ledger import describe
-from llmkit.training.loop import Measured, Trainer
+from llmkit.training.loop import EXAMPLES, Trainer, TrainingStats
+from llmkit.training.model_card import draw_losses, model_card
 from llmkit.training.preflight import expected_rows, preflight
-from llmkit.training.probes import keeps_examples_apart, sees_nothing_ahead
+from llmkit.training.probes import is_causal, supports_packing
 from llmkit.training.provenance import RESOLVED, Provenance, changes, commented_recipe, provenance_of
-from llmkit.training.sharding import TRACKERS, make_accelerator
-from llmkit.training.start import open_model, open_task
-from llmkit.training.store import digest
-from llmkit.training.trainable import is_swept_in, make_trainable
-from llmkit.training.written import check_written, logits_of_rows
+from llmkit.training.recipe_model import open_model, open_task
+from llmkit.training.reload_check import check_reload, logits_of_rows
+from llmkit.training.row_counts import describe
+from llmkit.training.trainable import make_trainable
 
 __all__ = ["find_checkpoint", "finetune", "packs"]
 
@@ -67,25 +66,29 @@ def finetune(
     recipe: Recipe,
     *,
     resume: bool = False,
-    told: Callable[[Measured], None] = lambda _: None,
-    stop_asked: Callable[[], bool] = lambda: False,
+    on_log: Callable[[TrainingStats], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Trainer:
     """Train by a recipe, and write the result to ``train.output_dir``.
 
     Args:
         resume: go on from the last checkpoint there.
-        told: called with what was measured, every ``train.logging_steps``.
-        stop_asked: asked after each update; True saves a checkpoint and ends.
+        on_log: called with what was measured, every ``train.logging_steps``.
+        should_stop: asked after each update; True saves a checkpoint and ends.
 
     Raises:
         UsageError: what the recipe asks for cannot be, or is not there yet.
     """
     with offline(getattr(recipe.model, "offline", False)):
-        return _train(recipe, resume, told, stop_asked)
+        return _train(recipe, resume, on_log, should_stop)
 
 
-def _train(recipe: Recipe, resume: bool, told: Callable[[Measured], None], stop_asked: Callable[[], bool]) -> Trainer:
-    member = join(recipe.accelerate.num_processes, pick_device(str(getattr(recipe.model, "device", "auto"))))
+def _train(
+    recipe: Recipe, resume: bool, on_log: Callable[[TrainingStats], None], should_stop: Callable[[], bool]
+) -> Trainer:
+    member = join_process_group(
+        recipe.accelerate.num_processes, pick_device(str(getattr(recipe.model, "device", "auto")))
+    )
     if member.rank:
         log.setLevel("ERROR")  # the first says it
     folder = Path(recipe.train.output_dir)
@@ -95,7 +98,7 @@ def _train(recipe: Recipe, resume: bool, told: Callable[[Measured], None], stop_
         if recipe.train.push_to_hub and not member.rank:
             reserve(recipe.train.hub_model_id or folder.name, private=recipe.train.hub_private_repo)
         with _memory_errors():
-            run = _prepare(recipe, told, stop_asked, member)
+            run = _prepare(recipe, on_log, should_stop, member)
             if found is not None:
                 run.trainer.resume(found)
                 log.info("resumed from %s", found)
@@ -158,7 +161,7 @@ def find_checkpoint(recipe: Recipe, folder: Path, *, resume: bool) -> Path | Non
 
 
 @contextmanager
-def _claimed(folder: Path, member: Member) -> Iterator[None]:
+def _claimed(folder: Path, member: Worker) -> Iterator[None]:
     """The folder is this run's alone; if nothing comes of it, none is left."""
     if member.rank:
         yield
@@ -193,12 +196,14 @@ class _Run:
     parts: Mapping[str, Part]
 
 
-def _prepare(recipe: Recipe, told: Callable[[Measured], None], stop_asked: Callable[[], bool], member: Member) -> _Run:
+def _prepare(
+    recipe: Recipe, on_log: Callable[[TrainingStats], None], should_stop: Callable[[], bool], member: Worker
+) -> _Run:
     import torch
     from accelerate.utils import set_seed
 
     train = recipe.train
-    with member.one_a_machine_first():
+    with member.local_main_process_first():
         ready = preflight(recipe, member.world)
     task, device, parts = ready.task, ready.device, ready.parts
     for name, part in parts.items():
@@ -221,7 +226,7 @@ def _prepare(recipe: Recipe, told: Callable[[Measured], None], stop_asked: Calla
     accelerator = make_accelerator(recipe, device, precision, member)
     head = head_of(loaded.head)
     packed = packs(recipe, model, head, device)
-    masked = not head.one_sequence or not sees_nothing_ahead(model)
+    masked = not head.one_sequence or not is_causal(model)
     set_seed(train.seed + member.rank)  # the same weights everywhere, but not the same dropout
     if train.torch_compile:
         model = torch.compile(model)
@@ -242,18 +247,18 @@ def _prepare(recipe: Recipe, told: Callable[[Measured], None], stop_asked: Calla
             **{f"base model ({name})": each for name, each in provenance.files.items()},
             "base model": digest(provenance.commit, provenance.files),
             **{f"data ({Path(each.name).name})": each.hash for each in provenance.data},
-            "data": digest(parts["train"].rows.key, list(parts["train"].order)),
-            "recipe": digest(recipe.model_dump(mode="json", exclude={"train": {"output_dir"}})),
+            "data": parts["train"].rows.origin,
+            "recipe": digest(recipe.model_dump(mode="json", exclude_defaults=True, exclude={"train": {"output_dir"}})),
+            EXAMPLES: digest({name: part.content_hash() for name, part in parts.items()}),
         },
-        told=told,
-        stop_asked=stop_asked,
-        may_be_unused=partial(is_swept_in, recipe),
-        judged=_judged(recipe, task, replace(loaded, model=model), parts, accelerator),
+        on_log=on_log,
+        should_stop=should_stop,
+        validation_metrics=_validation_metrics(recipe, task, replace(loaded, model=model), parts, accelerator),
     )
     return _Run(recipe, trainer, ready.loaded, provenance, parts)
 
 
-def _judged(
+def _validation_metrics(
     recipe: Recipe, task: Task, loaded: Loaded, parts: Mapping[str, Part], accelerator: Any
 ) -> Callable[[], dict[str, float]] | None:
     """What gives the task's figures on the validation rows, where evaluations compare one of them."""
@@ -268,7 +273,7 @@ def _judged(
     references = spoken(pipeline, references)
     rank, world = accelerator.process_index, accelerator.num_processes
 
-    def judged() -> dict[str, float]:
+    def validation_metrics() -> dict[str, float]:
         with accelerator.autocast():
             answers = pipeline.map(rows[rank::world], errors="yield")
             mine = [
@@ -278,7 +283,7 @@ def _judged(
         texts = [text for _, text in sorted(gather_object(mine), key=itemgetter(0))]
         return {each.name: each.value for each in score(task.metrics, texts, references, language=task.target_language)}
 
-    return judged
+    return validation_metrics
 
 
 def _expected(part: Part, task: Task) -> list[dict[str, Any]]:
@@ -295,7 +300,7 @@ def packs(recipe: Recipe, model: Any, head: BaseHead, device: str) -> bool:
     wanted = recipe.train.packing
     if wanted is False or (wanted == "auto" and device == "cpu"):  # where one long row is no faster than several
         return False
-    able = head.one_sequence and keeps_examples_apart(model)
+    able = head.one_sequence and supports_packing(model)
     if wanted is True and not able:
         raise UsageError(
             "train.packing: this model lets packed examples see each other",
@@ -324,7 +329,7 @@ def _finish(run: _Run) -> None:
     with disk_errors(folder, _GO_ON), _moved_when_complete(folder) as building:
         _write_model(run, model, weights, building)
         _write_report(run, threshold, building)
-    check_written(recipe, trainer, run.loaded.source, trained)
+    check_reload(recipe, trainer, run.loaded.source, trained)
     if recipe.train.push_to_hub:
         repo = recipe.train.hub_model_id or folder.name
         log.info("pushed: %s", push(folder, repo, private=recipe.train.hub_private_repo))
@@ -422,7 +427,7 @@ def _metrics(trainer: Trainer) -> dict[str, Any]:
     best = f"eval_{trainer.train.best_metric}"
     found: dict[str, Any] = {
         "updates": progress.step,
-        "epochs": progress.epoch + progress.update / trainer.schedule.updates,
+        "epochs": progress.epoch + progress.update / trainer.sampler.updates,
         "train_loss": last.get("loss"),
         **{key: value for key, value in last.items() if key != "loss"},
         f"best_{best}": progress.best_metric,

@@ -12,7 +12,7 @@ from llmkit.log import log
 from llmkit.models.adapters import attach, embedding_names, outline_adapter, resize_embeddings
 from llmkit.models.load import Loaded
 
-__all__ = ["is_swept_in", "make_trainable"]
+__all__ = ["make_trainable"]
 
 
 def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
@@ -44,13 +44,6 @@ def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
     _freeze_other_inputs(loaded.model)
     _freeze(model, recipe.train.freeze)
     return model
-
-
-def is_swept_in(recipe: Recipe, name: str) -> bool:
-    """Whether a tensor is trained only because all are, or all linear layers: nobody named it, and it is not new."""
-    if recipe.adapter is None:
-        return True
-    return getattr(recipe.adapter, "target_modules", None) == "all-linear" and ".lora_" in name
 
 
 def _refuse_reserved(model: Any, tokens: int) -> None:

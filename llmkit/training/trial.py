@@ -26,13 +26,13 @@ from llmkit.inference.contract import apply_contract
 from llmkit.inference.pipeline import Pipeline
 from llmkit.log import log
 from llmkit.models.load import load_model
-from llmkit.models.processes import Member
+from llmkit.models.processes import Worker
 from llmkit.models.reach import offline
 from llmkit.models.tables import writes
 from llmkit.tasks import Task, Wording, find_task
 from llmkit.training.dataset import divide
+from llmkit.training.recipe_model import load_settings, open_task
 from llmkit.training.row_table import read_rows
-from llmkit.training.start import load_settings, open_task
 
 __all__ = ["Shown", "Trial", "find_trial", "judge_trial", "not_shown"]
 
@@ -165,7 +165,7 @@ def judge_trial(
     metrics: Mapping[str, Any] | None = None,
     max_rows: int | None = None,
     resume: bool = False,
-    member: Member | None = None,
+    member: Worker | None = None,
     shown: Shown = not_shown,
 ) -> Evaluation | None:
     """Judge a model, and compare it with another on the same rows.
@@ -183,7 +183,7 @@ def judge_trial(
     """
     if settings.num_return_sequences > 1:
         raise UsageError("num_return_sequences: only the first output of a row is judged", "leave it out")
-    member = member or Member()
+    member = member or Worker()
     rows = output / "rows.jsonl"
     other_load = None if baseline is None else replace(trial.load, model=baseline, revision=None, base=None)
     if not member.rank and output.exists() and any(output.iterdir()) and not resume:

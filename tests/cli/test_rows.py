@@ -198,10 +198,10 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch: pytest.M
 
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert processes.is_member()
+    assert processes.is_distributed()
     monkeypatch.setattr("accelerate.PartialState", Alone)
     with pytest.raises(LlmkitError, match="2 processes were asked for and 1 found each other"):
-        processes.join(2, "cpu")
+        processes.join_process_group(2, "cpu")
 
 
 def test_a_row_that_nobody_foresaw_leaves_a_record_and_its_traceback_under_debug(

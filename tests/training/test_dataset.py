@@ -20,7 +20,7 @@ from llmkit.training import dataset
 from llmkit.training.dataset import Prepared, prepare
 from llmkit.training.encoding import Encoder, make_encoder
 from llmkit.training.row_table import read_rows
-from llmkit.training.start import open_model, open_task
+from llmkit.training.recipe_model import open_model, open_task
 from tests.conftest import Checkpoint
 from tests.training.recipes import make_recipe, write_rows
 

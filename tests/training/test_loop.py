@@ -18,12 +18,12 @@ from llmkit.heads.batch import Batch
 from llmkit.heads.objective import Objective
 from llmkit.models.adapters import attach
 from llmkit.tasks import Head
+from llmkit.training.activation_memory import activation_bytes
 from llmkit.training.checkpoint import checkpoints
 from llmkit.training.dataset import prepare
 from llmkit.training.encoding import make_encoder
 from llmkit.training.loop import Trainer
-from llmkit.training.saved import saved_bytes
-from llmkit.training.start import open_model, open_task
+from llmkit.training.recipe_model import open_model, open_task
 from tests.conftest import Checkpoint
 from tests.training.recipes import make_recipe, write_rows
 
@@ -115,7 +115,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(family: str, task: str, checkpoi
     expected = weights(whole)
     shutil.rmtree(whole.folder)
     calls = iter(range(100))
-    first = trainer(recipe, stop_asked=lambda: next(calls) == 2)
+    first = trainer(recipe, should_stop=lambda: next(calls) == 2)
     first.run()
     assert first.stopped
     assert [path.name for path in checkpoints(first.folder)][-1] == "checkpoint-3"
@@ -174,13 +174,13 @@ def test_only_the_adapter_moves(checkpoint: Checkpoint, tmp_path: Path) -> None:
 
 
 def test_the_loss_falls_and_evaluations_are_compared(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    told: list[Any] = []
+    on_log: list[Any] = []
     schedule = {"max_steps": 30, "eval_strategy": "steps", "eval_steps": 10, "logging_steps": 10}
     recipe = recipe_for("llama", "text-generation", tmp_path, checkpoint, save_strategy="best", **schedule)
-    made = trainer(recipe, told=told.append)
+    made = trainer(recipe, on_log=on_log.append)
     made.run()
-    assert [measured.step for measured in told] == [10, 20, 30]
-    assert told[-1].loss < told[0].loss
+    assert [measured.step for measured in on_log] == [10, 20, 30]
+    assert on_log[-1].loss < on_log[0].loss
     evaluations = [entry["eval_loss"] for entry in made.progress.log if "eval_loss" in entry]
     assert evaluations == sorted(evaluations, reverse=True)
     assert made.progress.best_metric == evaluations[-1]
@@ -323,7 +323,7 @@ def test_what_autograd_saves_is_counted_without_weights(
     weights = {each.untyped_storage().data_ptr() for each in made.model.parameters()}
     expected = sum(each.untyped_storage().nbytes() for place, each in saved.items() if place not in weights)
     empty = open_model(recipe, open_task(recipe), weights=False).model
-    assert saved_bytes(empty, made.objective, batch, half=half) == expected
+    assert activation_bytes(empty, made.objective, batch, half=half) == expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

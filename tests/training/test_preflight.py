@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from llmkit.config.recipe import Recipe, TrainSection
 from llmkit.errors import LlmkitError, UsageError
+from llmkit.training.dry_run import dry_run
 from llmkit.training.optimizer import check_schedule
-from llmkit.training.report import dry_run
 from llmkit.training.run import finetune
 from tests.conftest import Checkpoint
 from tests.training.recipes import make_recipe, write_rows

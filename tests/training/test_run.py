@@ -20,8 +20,9 @@ from llmkit.errors import CheckpointError, LlmkitError, NotEnoughMemoryError, Us
 from llmkit.files import disk_errors
 from llmkit.models.inspect import inspect_source
 from llmkit.training.checkpoint import Progress, checkpoints, last_intact, random_state, save_checkpoint
+from llmkit.training.encoding import Encoder
+from llmkit.training.recipe_model import open_task
 from llmkit.training.run import finetune
-from llmkit.training.start import open_task
 from tests.conftest import Checkpoint
 from tests.test_files import files_of_at_most
 from tests.training.recipes import make_recipe, write_rows
@@ -229,7 +230,7 @@ def test_data_that_changed_is_not_gone_on_with(checkpoint: Checkpoint, tmp_path:
 
 def test_a_run_that_is_stopped_is_saved_and_goes_on(checkpoint: Checkpoint, tmp_path: Path) -> None:
     recipe = tiny("text-generation/llama-scratch", checkpoint, tmp_path / "out", **{"train.max_steps": 4})
-    stopped = finetune(recipe, stop_asked=lambda: True)
+    stopped = finetune(recipe, should_stop=lambda: True)
     assert stopped.stopped
     assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-1"]
     assert not (tmp_path / "out" / "model.safetensors").exists()
@@ -412,7 +413,7 @@ def test_another_base_model_is_not_resumed(checkpoint: Checkpoint, tmp_path: Pat
         updates.append(1)
         return len(updates) == 2
 
-    finetune(recipe, stop_asked=stop)
+    finetune(recipe, should_stop=stop)
     resolved = (tmp_path / "out" / "resolved.yaml").read_text(encoding="utf-8")
     assert "model.safetensors: " in resolved
     for name in ("generation_config.json", "chat_template.jinja"):
@@ -422,6 +423,29 @@ def test_another_base_model_is_not_resumed(checkpoint: Checkpoint, tmp_path: Pat
             finetune(recipe, resume=True)
         (base / name).write_text(before, encoding="utf-8")
     assert finetune(recipe, resume=True).progress.step == 4
+
+
+def test_another_version_of_llmkit_resumes_if_it_makes_the_same_examples(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": f"The {n}", "completion": "fox"} for n in range(8)])
+    train = {"output_dir": str(tmp_path / "out"), "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    recipe = make_recipe("text-generation", checkpoint("llama"), rows, train={**train, "bf16": False})
+    finetune(recipe)
+    expected = _files(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "checkpoint-4")
+    for module in ("row_table", "dataset"):
+        monkeypatch.setattr(f"llmkit.training.{module}.code_version", lambda: "another")
+    with monkeypatch.context() as patched:
+        patched.setattr("llmkit.training.dataset.code_version", lambda: "a third")
+        encode = Encoder.encode
+        patched.setattr(
+            Encoder, "encode", lambda self, row: encode(self, {**row, "completion": f"{row['completion']} jumps"})
+        )
+        with pytest.raises(UsageError, match=r"the way llmkit prepares rows changed since .*resume with the version"):
+            finetune(recipe, resume=True)
+    assert finetune(recipe, resume=True).progress.step == 4
+    assert _files(tmp_path / "out") == expected
 
 
 def _files(out: Path) -> dict[str, bytes]:
@@ -434,14 +458,14 @@ def test_a_full_disk_leaves_nothing_half_and_the_run_goes_on(checkpoint: Checkpo
     train = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "bf16": False, "logging_steps": 1}
 
     def run(out: Path, *, full_at: int | None = None, resume: bool = False) -> None:
-        def told(measured: Any) -> None:
+        def on_log(measured: Any) -> None:
             if measured.step == full_at:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
 
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         recipe = make_recipe("text-generation", checkpoint("gpt2"), rows, train={**train, "output_dir": str(out)})
         try:
-            finetune(recipe, resume=resume, told=told)
+            finetune(recipe, resume=resume, on_log=on_log)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 

@@ -18,7 +18,7 @@ import llmkit
 from llmkit.models.inspect import inspect_source
 from llmkit.models.source import Source
 from llmkit.tasks import Head
-from llmkit.training.probes import keeps_examples_apart
+from llmkit.training.probes import supports_packing
 from llmkit.training.run import finetune
 from tests.training.recipes import make_recipe, write_rows
 from tests.zoo.models import build, class_of
@@ -206,7 +206,7 @@ def _packed(row: Row, folder: Path, scratch: Path) -> str | None:
     if row.serves is not Head.CAUSAL:
         return "–"
     loaded = _pipeline("text-generation", folder, row.model_type).loaded
-    if not keeps_examples_apart(loaded.model):
+    if not supports_packing(loaded.model):
         return "–"
     runs = [_train(row, folder, scratch / name, packing=name == "packed") for name in ("padded", "packed")]
     padded, packed = ([entry["loss"] for entry in run.progress.log if "loss" in entry] for run in runs)

@@ -29,8 +29,8 @@ from llmkit.models.tables import writes
 from llmkit.models.tokenizer import load_tokenizer
 from llmkit.tasks import Task, find_task
 from llmkit.training.dataset import divide
+from llmkit.training.disk_cache import cached_folder, code_version, digest
 from llmkit.training.row_table import read_rows
-from llmkit.training.store import code_version, digest, kept_folder
 
 __all__ = ["open_model", "open_task"]
 
@@ -139,7 +139,7 @@ def _fresh(recipe: Recipe, task: Task, settings: LoadSettings) -> Source:
                 log.info("the tokenizer has %d tokens: the text holds no more that are worth one", len(tokenizer))
         write_fresh(config, tokenizer, folder, task=task.name, head=settings.head)
 
-    return Source(f"a new {config['model_type']} model", kept_folder(key, build))
+    return Source(f"a new {config['model_type']} model", cached_folder(key, build))
 
 
 def _tokenizer_hash(folder: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from llmkit.config.recipe import Recipe
 from llmkit.errors import LlmkitError, MissingDependencyError, UsageError
 from llmkit.log import log
-from llmkit.models.processes import Member
+from llmkit.models.processes import Worker
 
 __all__ = [
     "TRACKERS",
@@ -25,7 +25,7 @@ TRACKERS = "trackers"
 """The folder in that of the result where trackers write."""
 
 
-def make_accelerator(recipe: Recipe, device: str, precision: str, member: Member) -> Any:
+def make_accelerator(recipe: Recipe, device: str, precision: str, member: Worker) -> Any:
     """Accelerate's object for this process."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState

@@ -27,7 +27,7 @@ from llmkit.models.cache import cache_dir, make_cache_dir
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["UNUSED_DAYS", "code_version", "digest", "kept_folder", "kept_table"]
+__all__ = ["UNUSED_DAYS", "cached_folder", "cached_table", "code_version", "digest"]
 
 UNUSED_DAYS = 30
 """How long what no run opens is kept. A run that opened it before goes on with what it has mapped into memory."""
@@ -58,7 +58,7 @@ def code_version() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
-def kept_folder(key: str, build: Callable[[Path], None]) -> Path:
+def cached_folder(key: str, build: Callable[[Path], None]) -> Path:
     """A folder of the cache. If it is not there or damaged, ``build`` fills it; it appears whole or not at all."""
     root = cache_dir() / "training"
     folder = root / key
@@ -123,7 +123,7 @@ def _make_private(folder: Path) -> None:
         path.chmod(0o700 if path.is_dir() else 0o600)
 
 
-def kept_table(key: str, build: Callable[[Path], datasets.Dataset]) -> datasets.Dataset:
+def cached_table(key: str, build: Callable[[Path], datasets.Dataset]) -> datasets.Dataset:
     """A table of the cache; ``build`` makes it, and may use the folder it is given for scratch files."""
     import datasets
 
@@ -131,7 +131,7 @@ def kept_table(key: str, build: Callable[[Path], datasets.Dataset]) -> datasets.
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, _quiet():
             build(Path(scratch)).save_to_disk(str(folder))
 
-    return datasets.load_from_disk(str(kept_folder(key, save)))
+    return datasets.load_from_disk(str(cached_folder(key, save)))
 
 
 @contextmanager

@@ -11,14 +11,14 @@ from filelock import FileLock
 
 from llmkit.errors import NotEnoughMemoryError
 from llmkit.models.cache import cache_dir, make_cache_dir
-from llmkit.training.store import UNUSED_DAYS, kept_folder, kept_table
+from llmkit.training.disk_cache import UNUSED_DAYS, cached_folder, cached_table
 from tests.test_files import files_of_at_most
 
 
 def _table(key: str = "key") -> list[str]:
     import datasets
 
-    table = kept_table(key, lambda _: datasets.Dataset.from_dict({"text": ["fox", "dog"] * 10}))
+    table = cached_table(key, lambda _: datasets.Dataset.from_dict({"text": ["fox", "dog"] * 10}))
     texts: list[str] = table["text"][:]
     return texts
 
@@ -67,17 +67,17 @@ def test_what_killed_processes_left_is_removed_and_what_others_build_stays() -> 
     for folder in (killed, alive):
         (folder / "result").mkdir(parents=True)
     with FileLock(alive / "lock"):
-        kept_folder("key", _write)
+        cached_folder("key", _write)
     assert sorted(path.name for path in root.iterdir() if path.is_dir()) == [".building-alive", "key"]
 
 
 def test_what_was_not_used_for_long_is_removed() -> None:
-    folders = {name: kept_folder(name, _write) for name in ("old", "used", "fresh")}
+    folders = {name: cached_folder(name, _write) for name in ("old", "used", "fresh")}
     for name in ("old", "used"):
         long_ago = time.time() - (UNUSED_DAYS + 1) * 86_400
         os.utime(folders[name], (long_ago, long_ago))
-    kept_folder("used", _write)
-    kept_folder("new", _write)
+    cached_folder("used", _write)
+    cached_folder("new", _write)
     assert {name for name, folder in folders.items() if folder.exists()} == {"used", "fresh"}
 
 
@@ -87,10 +87,10 @@ def test_a_build_that_fails_leaves_nothing() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        kept_folder("key", fail)
+        cached_folder("key", fail)
     with (
         files_of_at_most(100),
         pytest.raises(NotEnoughMemoryError, match=r"training cannot be written to .*or set LLMKIT_CACHE to another"),
     ):
-        kept_folder("key", lambda folder: _write(folder, "fox" * 100))
+        cached_folder("key", lambda folder: _write(folder, "fox" * 100))
     assert [path.name for path in (cache_dir() / "training").iterdir() if path.is_dir()] == []

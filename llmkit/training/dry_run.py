@@ -10,11 +10,11 @@ from llmkit.errors import NotEnoughMemoryError
 from llmkit.files import in_units
 from llmkit.heads import head_of
 from llmkit.models.reach import offline
-from llmkit.training.ledger import describe
-from llmkit.training.plan import Plan, make_plan
+from llmkit.training.memory_estimate import Plan, make_plan
 from llmkit.training.preflight import Preflight, preflight
+from llmkit.training.recipe_model import open_model
+from llmkit.training.row_counts import describe
 from llmkit.training.run import find_checkpoint, packs
-from llmkit.training.start import open_model
 from llmkit.training.trainable import make_trainable
 
 __all__ = ["dry_run"]

@@ -13,7 +13,7 @@ from typing import Literal
 
 from llmkit.config.recipe import TrainSection
 
-__all__ = ["Schedule", "count_updates"]
+__all__ = ["BatchSampler", "count_updates"]
 
 _POOL = 50
 """Updates whose examples are sorted by length together, as Transformers' LengthGroupedSampler does."""
@@ -28,7 +28,7 @@ def count_updates(train: TrainSection, examples: int, processes: int) -> int:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class BatchSampler:
     """The batches of a run."""
 
     lengths: Sequence[int]
@@ -75,7 +75,7 @@ class Schedule:
         shuffled[0], shuffled[longest] = shuffled[longest], shuffled[0]
         return shuffled
 
-    def share(self, update: Sequence[int], process: int) -> Iterator[list[int]]:
+    def micro_batches(self, update: Sequence[int], process: int) -> Iterator[list[int]]:
         """The micro-batches of one process in an update, as many in each process: ``accumulation`` of them, or as many
         as have an example in some process. Where there are fewer examples than processes, some are empty.
 

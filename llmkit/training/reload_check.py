@@ -13,12 +13,12 @@ from llmkit.models.logits import difference, tolerance
 from llmkit.models.source import Source
 from llmkit.training.loop import Trainer
 from llmkit.training.merge import logits_of
-from llmkit.training.start import load_settings
+from llmkit.training.recipe_model import load_settings
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_written", "logits_of_rows"]
+__all__ = ["check_reload", "logits_of_rows"]
 
 _ROWS = 2
 
@@ -32,7 +32,7 @@ def logits_of_rows(trainer: Trainer, model: Any) -> torch.Tensor:
         return logits_of(trainer.head, model, inputs)
 
 
-def check_written(recipe: Recipe, trainer: Trainer, source: Source, trained: torch.Tensor) -> None:
+def check_reload(recipe: Recipe, trainer: Trainer, source: Source, trained: torch.Tensor) -> None:
     """Load the result as it was loaded for training, and compare.
 
     Args:

@@ -19,10 +19,10 @@ from llmkit.log import log
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["failure_of", "saved_bytes"]
+__all__ = ["activation_bytes", "failure_of"]
 
 
-def saved_bytes(model: Any, objective: Objective, batch: Batch, *, half: bool) -> int | None:
+def activation_bytes(model: Any, objective: Objective, batch: Batch, *, half: bool) -> int | None:
     """Bytes that are saved for the gradient of a micro-batch's loss, weights not counted.
 
     Args:
@@ -37,24 +37,24 @@ def saved_bytes(model: Any, objective: Objective, batch: Batch, *, half: bool) -
 
     saved: dict[int, torch.UntypedStorage] = {}
 
-    def place(tensor: torch.Tensor) -> int:
+    def storage_id(tensor: torch.Tensor) -> int:
         return int(StorageWeakRef(tensor.untyped_storage()).cdata)
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        saved[place(tensor)] = tensor.untyped_storage()  # kept, so that no other gets its place
+    def record(tensor: torch.Tensor) -> torch.Tensor:
+        saved[storage_id(tensor)] = tensor.untyped_storage()  # kept, so that no other gets its place
         return tensor
 
     with _fake(model, half=half) as (parameters, forward):
         try:
             with (
                 torch.autocast("cpu", torch.bfloat16, enabled=half),
-                torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+                torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor),
             ):
                 objective.loss_sum(forward, batch, "cpu")
         except Exception as error:  # noqa: BLE001 - whatever an architecture raises where it asks for a value
             log.debug("the activations of %s cannot be counted: %r", type(model).__name__, error)
             return None
-        weights = set(map(place, parameters))
+        weights = set(map(storage_id, parameters))
     return sum(each.nbytes() for key, each in saved.items() if key not in weights)
 
 

@@ -10,13 +10,15 @@ from llmkit.heads.base import IGNORED
 from llmkit.heads.causal import CausalHead
 from llmkit.heads.seq2seq import Seq2SeqHead
 from llmkit.heads.span import SpanHead
-from llmkit.training.batches import Schedule
+from llmkit.training.sampler import BatchSampler
 
 LENGTHS = [(number * 37) % 101 + 1 for number in range(203)]
 
 
-def schedule(batch_size: int, accumulation: int = 1, processes: int = 1, strategy: Any = "group_by_length") -> Schedule:
-    return Schedule(LENGTHS, batch_size, accumulation, processes, strategy, seed=3)
+def schedule(
+    batch_size: int, accumulation: int = 1, processes: int = 1, strategy: Any = "group_by_length"
+) -> BatchSampler:
+    return BatchSampler(LENGTHS, batch_size, accumulation, processes, strategy, seed=3)
 
 
 @pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length"])
@@ -33,13 +35,17 @@ def test_an_update_is_the_same_however_it_is_shared(strategy: str) -> None:
         for one, same in zip(whole.epoch(1), other.epoch(1), strict=True):
             assert sorted(one) == sorted(same)
             shared = [
-                index for process in range(other.processes) for part in other.share(same, process) for index in part
+                index
+                for process in range(other.processes)
+                for part in other.micro_batches(same, process)
+                for index in part
             ]
             assert sorted(shared) == sorted(one)
             assert all(
-                len(list(other.share(same, process))) <= other.accumulation for process in range(other.processes)
+                len(list(other.micro_batches(same, process))) <= other.accumulation
+                for process in range(other.processes)
             )
-            assert max(len(part) for part in other.share(same, 0)) <= other.batch_size
+            assert max(len(part) for part in other.micro_batches(same, 0)) <= other.batch_size
 
 
 def test_epochs_differ_and_a_seed_repeats_them() -> None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from llmkit.heads import head_of
 from llmkit.heads.objective import Objective
 from llmkit.models.memory import available_memory
+from llmkit.training.activation_memory import activation_bytes
 from llmkit.training.preflight import Preflight
-from llmkit.training.saved import saved_bytes
 
 __all__ = ["Plan", "make_plan"]
 
@@ -25,7 +25,7 @@ _CHECKPOINTED = 2
 """The same where only the inputs of layers are kept."""
 _STATES = {"adamw_bnb_8bit": 2.0, "paged_adamw_8bit": 2.0, "adafactor": 0.1, "sgd": 0.0}
 """Bytes of optimizer state a trained parameter; AdamW keeps two float32 values."""
-_HOLES = 1.5
+_CPU_FRAGMENTATION = 1.5
 """On a CPU, what is taken for activations by what they need: glibc leaves holes between aligned blocks. With it, the
 estimates of the adapters in ``benchmarks/quality`` are 1 to 6 % below what they took."""
 _QUANTIZED = {"8bit": 1.0, "4bit": 0.55}
@@ -70,7 +70,7 @@ def make_plan(ready: Preflight) -> Plan:
         weights=int((total - trainable) * frozen_bytes + trainable * _FP32),
         gradients=trainable * _FP32,
         optimizer=int(trainable * _STATES.get(recipe.train.optim, 8.0)),
-        activations=int(_activations(ready, half=half) * (_HOLES if device == "cpu" else 1)),
+        activations=int(_activations(ready, half=half) * (_CPU_FRAGMENTATION if device == "cpu" else 1)),
         logits=targets * vocabulary * _FP32 * 2 if part.examples["labels"][0] else 0,
         available=available_memory(device),
         updates=ready.updates,
@@ -88,7 +88,7 @@ def _activations(ready: Preflight, *, half: bool) -> int:
         head = head_of(loaded.head)
         batch = head.batch(lines, pad_id=loaded.tokenizer.pad_token_id or 0, masked=False)
         objective = Objective.of(model, head, train.label_smoothing_factor)
-        if (saved := saved_bytes(model, objective, batch, half=half)) is not None:
+        if (saved := activation_bytes(model, objective, batch, half=half)) is not None:
             return saved
         per_token = _BYTES_A_TOKEN_AND_WIDTH
     config = loaded.model.config.get_text_config()

@@ -15,8 +15,8 @@ from typing import Any
 from llmkit.heads.base import IGNORED
 from llmkit.tasks import Task
 from llmkit.training.dataset import NO_LABEL, Part, Prepared
+from llmkit.training.disk_cache import digest
 from llmkit.training.encoding import Encoder
-from llmkit.training.store import digest
 
 __all__ = ["PartReport", "Piece", "Report", "Sample", "check"]
 

@@ -1,0 +1,87 @@
+"""What processes that train together exchange: every gradient, or from time to time their weights (local SGD).
+
+Knows Accelerate's reductions; does not know what an update is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmkit.training.checkpoint import Unlogged
+
+__all__ = ["LocalSgd", "Synchronous", "sum_over_processes"]
+
+
+def sum_over_processes(accelerator: Any, *values: float) -> list[float]:
+    """The sum of each value over the processes."""
+    import torch
+
+    if accelerator.num_processes == 1:
+        return list(values)
+    tensor = torch.tensor(values, device=accelerator.device, dtype=torch.float64)
+    summed: list[float] = accelerator.reduce(tensor, reduction="sum").tolist()
+    return summed
+
+
+@dataclass
+class Synchronous:
+    """An update is made by all processes: they exchange the gradients of its last micro-batch."""
+
+    accelerator: Any
+    share_gradients = True
+
+    def sum_over_update(self, *values: float) -> list[float]:
+        """The sum of each value over the processes that make an update together."""
+        return sum_over_processes(self.accelerator, *values)
+
+    def after_update(self, step: int, stop: bool, *, last: bool) -> bool:
+        """Whether to stop after this update; ``stop`` is the same in all processes that made it."""
+        del step, last
+        return stop
+
+    def synchronize(self, step: int) -> None:
+        """Give all processes the same weights, before they are evaluated or saved."""
+
+    def sum_up(self, since: Unlogged) -> None:
+        """Give the first process the losses of all."""
+
+
+@dataclass
+class LocalSgd(Synchronous):
+    """Each process makes updates of its own examples, and every ``steps`` updates all get the mean (Stich 2019).
+
+    Of weights and optimizer states: Accelerate's LocalSGD leaves the states apart, and a checkpoint holds one of them.
+    """
+
+    steps: int
+    trained: Sequence[Any]
+    optimizer: Any
+    share_gradients = False
+    _last_sync_step: int = field(default=0, init=False)
+
+    def sum_over_update(self, *values: float) -> list[float]:
+        """The values themselves."""
+        return list(values)
+
+    def after_update(self, step: int, stop: bool, *, last: bool) -> bool:
+        """Synchronize when due; only then a process learns that another was asked to stop."""
+        if step % self.steps and not last:
+            return False
+        self.synchronize(step)
+        return sum_over_processes(self.accelerator, stop)[0] > 0
+
+    def synchronize(self, step: int) -> None:
+        """Average weights and optimizer states, unless that was done after this update."""
+        if self._last_sync_step == step:
+            return
+        states = (each for state in self.optimizer.state.values() for each in state.values())
+        for tensor in (*self.trained, *(each for each in states if getattr(each, "ndim", 0))):
+            tensor.data.copy_(self.accelerator.reduce(tensor.data, reduction="mean"))
+        self._last_sync_step = step
+
+    def sum_up(self, since: Unlogged) -> None:
+        """Move the losses of the others to the first process."""
+        losses = sum_over_processes(self.accelerator, since.loss, since.predicted)
+        since.loss, since.predicted = losses if self.accelerator.is_main_process else (0.0, 0.0)

@@ -19,7 +19,7 @@ from llmkit.log import log
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["activation_bytes", "failure_of"]
+__all__ = ["activation_bytes", "failure_of", "unreached"]
 
 
 def activation_bytes(model: Any, objective: Objective, batch: Batch, *, half: bool) -> int | None:
@@ -54,7 +54,7 @@ def activation_bytes(model: Any, objective: Objective, batch: Batch, *, half: bo
         except Exception as error:  # noqa: BLE001 - whatever an architecture raises where it asks for a value
             log.debug("the activations of %s cannot be counted: %r", type(model).__name__, error)
             return None
-        weights = set(map(storage_id, parameters))
+        weights = set(map(storage_id, parameters.values()))
     return sum(each.nbytes() for key, each in saved.items() if key not in weights)
 
 
@@ -68,8 +68,19 @@ def failure_of(model: Any, objective: Objective, batch: Batch) -> Exception | No
     return None
 
 
+def unreached(model: Any, objective: Objective, batch: Batch) -> list[str]:
+    """The names of trained tensors that the loss of a batch has no gradient for; none where a class asks for values."""
+    with _fake(model, half=False) as (parameters, forward):
+        try:
+            objective.loss_sum(forward, batch, "cpu").backward()
+        except Exception as error:  # noqa: BLE001 - whatever an architecture raises
+            log.debug("the gradients of %s cannot be tried: %r", type(model).__name__, error)
+            return []
+        return [name for name, each in parameters.items() if each.requires_grad and each.grad is None]
+
+
 @contextmanager
-def _fake(model: Any, *, half: bool) -> Iterator[tuple[list[torch.Tensor], Callable[..., Any]]]:
+def _fake(model: Any, *, half: bool) -> Iterator[tuple[dict[str, torch.Tensor], Callable[..., Any]]]:
     """The parameters of a model without values, and its forward pass on them."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -82,7 +93,7 @@ def _fake(model: Any, *, half: bool) -> Iterator[tuple[list[torch.Tensor], Calla
         def forward(**given: Any) -> Any:
             return torch.func.functional_call(model, parameters | buffers, (), given)
 
-        yield list(parameters.values()), forward
+        yield parameters, forward
 
 
 @contextmanager

@@ -229,8 +229,9 @@ class Trainer:
     def _check_gradients(self) -> None:
         """Stop where something would be saved as trained that no loss ever reaches.
 
-        Every tensor that is trained gets a gradient in the first update, whatever the number of processes (those of
-        DistributedDataParallel wait for all gradients), except experts, of which an update chooses some.
+        Every tensor that is trained gets a gradient in the first update, whatever the number of processes
+        (DistributedDataParallel waits for all gradients), except experts, of which an update chooses some. What a
+        recipe sweeps in beside them was frozen before (`llmkit.training.trainable.check_reached`).
         """
         unused = [name for name, each in self.trained.items() if each.grad is None and not _EXPERT.search(name)]
         if unused:

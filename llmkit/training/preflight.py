@@ -24,14 +24,14 @@ from llmkit.models.load import Loaded
 from llmkit.models.quantize import quantization_config
 from llmkit.tasks import Task, find_task
 from llmkit.training.accelerator import check_sharding, check_trackers
-from llmkit.training.activation_memory import failure_of
+from llmkit.training.activation_memory import failure_of, unreached
 from llmkit.training.dataset import Part, Prepared, prepare
 from llmkit.training.encoding import make_encoder
 from llmkit.training.optimizer import check_schedule, make_optimizer
 from llmkit.training.recipe_model import open_model, open_task
 from llmkit.training.row_counts import describe
 from llmkit.training.sampler import count_updates
-from llmkit.training.trainable import make_trainable
+from llmkit.training.trainable import check_reached, make_trainable
 
 __all__ = ["Preflight", "expected_rows", "preflight"]
 
@@ -85,11 +85,10 @@ def preflight(recipe: Recipe, processes: int) -> Preflight:
     if train.best_metric != "loss" and prepared.validation is not None:
         expected_rows(prepared.validation, task, train.best_metric)
     model = make_trainable(recipe, loaded)
+    _check_loss(recipe, model, loaded, prepared.train)
     check_schedule(train, updates, len(make_optimizer(model, train).param_groups))
     if train.packing is True:
         _check_packing(recipe, model, head_of(loaded.head))
-    if _is_prompt_learning(model):
-        _check_virtual_tokens(recipe, model, loaded, prepared.train)
     half = not train.fp16 and (has_bfloat16(device) if train.bf16 == "auto" else train.bf16)
     return Preflight(recipe, task, device, half, loaded, model, prepared, updates)
 
@@ -184,21 +183,26 @@ def _check_packing(recipe: Recipe, model: Any, head: BaseHead) -> None:
         raise UsageError(f"train.packing: {type(base).__name__} does not take packed examples", fix)
 
 
-def _check_virtual_tokens(recipe: Recipe, model: Any, loaded: Loaded, part: Part) -> None:
-    """Run an example with and without the virtual tokens, since PEFT puts them on models that do not take them."""
-    pad_id = loaded.tokenizer.pad_token_id or 0
+def _check_loss(recipe: Recipe, model: Any, loaded: Loaded, part: Part) -> None:
+    """Run an example forwards and backwards, as far as shapes go.
+
+    PEFT puts adapters on models that do not take them; and what is trained has to have a part in the loss.
+    """
     head = head_of(loaded.head)
-    batch = head.batch([part.examples[0]], pad_id=pad_id)
-    base = model.get_base_model()
-    if failure_of(base, Objective.of(base, head, 0.0), batch) is not None:
-        return  # nothing is known of it without weights
-    if (error := failure_of(model, Objective.of(model, head, 0.0), batch)) is not None:
-        assert recipe.adapter is not None
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"{type(loaded.model).__name__} does not run with {recipe.adapter.peft_type} ({reason})",
-            "use another adapter.peft_type, such as LORA",
-        )
+    batch = head.batch([part.examples[0]], pad_id=loaded.tokenizer.pad_token_id or 0)
+    objective = Objective.of(model, head, 0.0)
+    if _is_prompt_learning(model):
+        base = model.get_base_model()
+        if failure_of(base, Objective.of(base, head, 0.0), batch) is not None:
+            return  # nothing is known of it without weights
+        if (error := failure_of(model, objective, batch)) is not None:
+            assert recipe.adapter is not None
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"{type(loaded.model).__name__} does not run with {recipe.adapter.peft_type} ({reason})",
+                "use another adapter.peft_type, such as LORA",
+            )
+    check_reached(recipe, model, unreached(model, objective, batch))
 
 
 def _is_prompt_learning(model: Any) -> bool:

@@ -50,7 +50,7 @@ from llmkit.training.provenance import RESOLVED, Provenance, changes, commented_
 from llmkit.training.recipe_model import open_model, open_task
 from llmkit.training.reload_check import check_reload, logits_of_rows
 from llmkit.training.row_counts import describe
-from llmkit.training.trainable import make_trainable
+from llmkit.training.trainable import freeze_as, make_trainable
 
 __all__ = ["find_checkpoint", "finetune", "packs"]
 
@@ -219,6 +219,7 @@ def _prepare(
         prepare_quantized: Any = peft.prepare_model_for_kbit_training
         prepare_quantized(loaded.model, use_gradient_checkpointing=False)
     model = make_trainable(recipe, loaded)
+    freeze_as(model, ready.model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

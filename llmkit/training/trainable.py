@@ -12,7 +12,7 @@ from llmkit.log import log
 from llmkit.models.adapters import attach, embedding_names, outline_adapter, resize_embeddings
 from llmkit.models.load import Loaded
 
-__all__ = ["make_trainable"]
+__all__ = ["check_reached", "freeze_as", "make_trainable"]
 
 
 def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
@@ -44,6 +44,44 @@ def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
     _freeze_other_inputs(loaded.model)
     _freeze(model, recipe.train.freeze)
     return model
+
+
+def check_reached(recipe: Recipe, model: Any, unreached: Sequence[str]) -> None:
+    """Every tensor that is trained has a part in the loss: others stop the run, or are frozen if nobody named them.
+
+    Raises:
+        UsageError: one of them is new, or named by the recipe: it would be saved as trained.
+    """
+    wrong = [name for name in unreached if not _is_swept_in(recipe, name)]
+    if wrong:
+        raise UsageError(
+            f"{len(wrong)} of the trained tensors have no part in the loss: {wrong[0]}"
+            + (f" … {wrong[-1]}" if len(wrong) > 1 else ""),
+            "exclude them with train.freeze, a list of regular expressions that match their names",
+        )
+    for name in unreached:
+        model.get_parameter(name).requires_grad_(False)
+    if unreached:
+        log.warning("not trained, since they have no part in the loss: %s", _some(unreached))
+
+
+def freeze_as(model: Any, outline: Any) -> None:
+    """Train of a model what is trained of its outline without weights."""
+    trained = {name: each.requires_grad for name, each in outline.named_parameters()}
+    for name, each in model.named_parameters():
+        if not trained.get(name, True):
+            each.requires_grad_(False)
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]} … {names[-1]})"
+
+
+def _is_swept_in(recipe: Recipe, name: str) -> bool:
+    """Whether a tensor is trained only because all are, or all linear layers: nobody named it, and it is not new."""
+    if recipe.adapter is None:
+        return True
+    return getattr(recipe.adapter, "target_modules", None) == "all-linear" and ".lora_" in name
 
 
 def _refuse_reserved(model: Any, tokens: int) -> None:

@@ -173,6 +173,26 @@ def test_what_no_loss_reaches_stops_the_run(
         finetune(recipe_of(checkpoint("llama"), tmp_path, **section))
 
 
+def test_what_is_swept_in_and_no_loss_reaches_is_not_trained(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """XLNet learns a vector for masked tokens, which no other training uses."""
+    build(Head.SPAN, "xlnet", tmp_path / "xlnet")
+    rows = write_rows(tmp_path / "rows.jsonl", [{"question": "Who?", "context": "The fox", "answers": "fox"}] * 2)
+    recipe = make_recipe(
+        "question-answering",
+        tmp_path / "xlnet",
+        rows,
+        train={"output_dir": str(tmp_path / "out"), "max_steps": 1, "save_strategy": "no", "bf16": False},
+    )
+    assert "transformer.mask_emb" not in finetune(recipe).trained
+    assert "not trained, since they have no part in the loss: transformer.mask_emb" in caplog.text
+    named = recipe.model_copy(update={"train": recipe.train.model_copy(update={"output_dir": str(tmp_path / "dry")})})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("llmkit.training.trainable._is_swept_in", lambda *_: False)
+        for begin in (finetune, lambda recipe: list(dry_run(recipe))):
+            with pytest.raises(UsageError, match=r"have no part in the loss: transformer.mask_emb; .* train.freeze"):
+                begin(named)
+
+
 @pytest.mark.parametrize("adapter", [None, LORA])
 def test_files_that_hold_another_model_are_an_error_and_are_kept(
     adapter: dict[str, Any] | None, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

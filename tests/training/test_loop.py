@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmkit.config.recipe import Recipe
+from llmkit.config.recipe import Recipe, recipe_adapter
 from llmkit.errors import UsageError
 from llmkit.heads import head_of
 from llmkit.heads.base import IGNORED
@@ -164,7 +164,7 @@ def test_packed_examples_have_the_loss_of_padded_ones(family: str, checkpoint: C
 def test_only_the_adapter_moves(checkpoint: Checkpoint, tmp_path: Path) -> None:
     recipe = recipe_for("llama", "text-generation", tmp_path, checkpoint)
     content = recipe.model_dump() | {"adapter": {"peft_type": "LORA", "lora_alpha": 16.0}}
-    made = trainer(type(recipe).model_validate(content))
+    made = trainer(recipe_adapter(content).validate_python(content))
     before = weights(made)
     made.run()
     moved = {name for name, each in weights(made).items() if not each.equal(before[name])}

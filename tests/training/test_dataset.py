@@ -19,8 +19,8 @@ from llmkit.tasks import Text, find_task
 from llmkit.training import dataset
 from llmkit.training.dataset import Prepared, prepare
 from llmkit.training.encoding import Encoder, make_encoder
-from llmkit.training.row_table import read_rows
 from llmkit.training.recipe_model import open_model, open_task
+from llmkit.training.row_table import read_rows
 from tests.conftest import Checkpoint
 from tests.training.recipes import make_recipe, write_rows
 

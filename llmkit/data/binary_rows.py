@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from llmkit.data.arrow_sizes import element_bytes, unpacked_bytes
 from llmkit.data.records import MAX_ROW_BYTES, Record, bad_row, check_columns, too_long
 from llmkit.errors import InputError
+from llmkit.files import in_units
 
 __all__ = ["binary_records"]
 
@@ -53,7 +54,7 @@ def _record(row: dict[str, Any] | Exception | int, where: str) -> Record:
 def _check_unpacked(name: str, what: str, unpacked: int, packed: int) -> None:
     if unpacked > max(_MAX_UNPACKED, _MAX_RATIO * packed):
         raise InputError(
-            f"{name} has {what} that {packed / 2**20:.3g} MB unpack to {unpacked / 2**20:,.0f} MB",
+            f"{name} has {what} that {in_units(packed)} unpack to {in_units(unpacked)}",
             "write it anew, with fewer rows in each row group or batch",
         )
 

@@ -163,9 +163,7 @@ class _Text:
             if error is None and end + _EXPONENT < len(self._held):
                 break
             if len(self._held) - self.position > self._limit:
-                raise InputError(
-                    f"{self.name}:{self._lines} has a row of more than {self._limit / 2**20:g} MB", "divide it"
-                )
+                raise InputError(f"{self.name}:{self._lines} has a row of more than {self._limit:,} bytes", "divide it")
             begun = self.position
             if not self._more():
                 end -= begun

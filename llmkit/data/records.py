@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -67,8 +66,7 @@ def bad_row(where: str, problem: str, fix: str) -> Record:
 
 def too_long(where: str, size: int) -> InputError:
     """The error of a row above the limit."""
-    megabytes = math.ceil(size / 2**20 * 10) / 10
-    return InputError(f"{where} has {megabytes:g} MB, more than the {MAX_ROW_BYTES / 2**20:g} MB of a row", "divide it")
+    return InputError(f"{where} has {size:,} bytes, more than the {MAX_ROW_BYTES:,} of a row", "divide it")
 
 
 @contextmanager

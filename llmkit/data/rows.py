@@ -30,6 +30,7 @@ from llmkit.data.records import MAX_ROW_BYTES, Layout, Line, Record, bad_row, to
 from llmkit.data.tables import DELIMITERS, table_records
 from llmkit.data.text import find_codec, refuse_wide, undecodable
 from llmkit.errors import InputError
+from llmkit.files import in_units
 
 __all__ = ["MAX_ROW_BYTES", "SUFFIXES", "Layout", "Record", "first_lines", "is_rows", "open_records", "read_rows"]
 
@@ -336,7 +337,7 @@ def _document_record(pieces: Iterator[str], path: Path, name: str, text_column: 
         parts.append(piece)
         size += len(piece)
         if size > limit:
-            raise InputError(f"{name} holds more than {limit / 2**20:g} MB, and is to be one row", "divide it")
+            raise InputError(f"{name} holds more than {in_units(limit)}, and is to be one row", "divide it")
     text = "".join(parts)
     if text.strip():
         yield Record(name, {text_column: text})

@@ -46,7 +46,7 @@ class _TableLines:
         self.row.append(line)
         self._size += line.size
         if self._size > MAX_ROW_BYTES:
-            raise csv.Error(f"it opens a quote that is not closed within {MAX_ROW_BYTES / 2**20:g} MB")
+            raise csv.Error(f"it opens a quote that is not closed within {MAX_ROW_BYTES:,} bytes")
         return line.text
 
     def begin_row(self) -> None:

@@ -110,7 +110,7 @@ class TokenizerSection(Section):
     """A Jinja chat template in place of the checkpoint's: its text, its file, or the name of another of the model's."""
 
     @model_validator(mode="after")
-    def _one_origin(self) -> TokenizerSection:
+    def _exactly_one_source(self) -> TokenizerSection:
         if self.name_or_path is not None and self.train is not None:
             raise ValueError("name_or_path and train are two tokenizers; give one of them")
         return self
@@ -125,7 +125,7 @@ class _ModelBase(Section):
     """Settings of the checkpoint's config that are changed and saved, such as ``attention_dropout: 0.0``."""
 
     @model_validator(mode="after")
-    def _one_origin(self) -> _ModelBase:
+    def _exactly_one_source(self) -> _ModelBase:
         if (self.name_or_path is None) == (self.config is None):
             raise ValueError("give either name_or_path (a checkpoint) or config (random weights)")
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
@@ -218,7 +218,7 @@ class SourceSection(Section):
     """What the model card says of the data, such as cc-by-sa-4.0."""
 
     @model_validator(mode="after")
-    def _one_origin(self) -> SourceSection:
+    def _exactly_one_source(self) -> SourceSection:
         if self.columns and self.shape in ("squad", "alpaca"):
             raise ValueError(
                 f"columns has no effect on the shape {self.shape}, whose columns have fixed names; leave it out"
@@ -371,7 +371,7 @@ class TrainSection(Section):
         return next((key for key, compares in keys.items() if compares), None)
 
     @model_validator(mode="after")
-    def _goes_together(self) -> TrainSection:
+    def _check_consistency(self) -> TrainSection:
         for kind in ("eval", "save"):
             steps, strategy = getattr(self, f"{kind}_steps"), getattr(self, f"{kind}_strategy")
             if (steps is not None) != (strategy == "steps"):
@@ -432,7 +432,7 @@ class AccelerateSection(Section):
     evaluation and checkpoint too: where exchanging gradients takes long."""
 
     @model_validator(mode="after")
-    def _goes_together(self) -> AccelerateSection:
+    def _check_consistency(self) -> AccelerateSection:
         if self.local_sgd_steps is not None and (self.fsdp_config or self.deepspeed_config):
             raise ValueError("local_sgd_steps averages whole models, and these are in shards; leave one of them out")
         if self.fsdp_config is not None and self.deepspeed_config is not None:
@@ -482,7 +482,7 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _goes_together(self) -> Recipe:
+    def _check_consistency(self) -> Recipe:
         model: Any = self.model
         made = (self.tokenizer.name_or_path, self.tokenizer.train)
         if model.config is None and any(made):

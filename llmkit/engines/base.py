@@ -16,12 +16,12 @@ from llmkit.errors import LlmkitError
 from llmkit.heads.base import Encoded
 from llmkit.models.context import ContextLength
 from llmkit.models.source import Source
-from llmkit.tasks import Head, Prompt, Raw, Task, Traits
+from llmkit.tasks import Generation, Head, Prompt, Task, Traits
 
 __all__ = ["Answer", "Engine", "ModelFacts", "OnText", "Request", "Session", "never"]
 
 OnText = Callable[[str], None]
-Answer = Raw | LlmkitError
+Answer = Generation | LlmkitError
 
 
 def never() -> bool:
@@ -54,7 +54,7 @@ class Request:
     max_new_tokens: int | None = None
     """If less than in the settings."""
     scored: bool = False
-    """`Raw.score` is wanted."""
+    """`Generation.score` is wanted."""
     number: int = 0
     """Is added to the seed, so that no two batches draw alike."""
     in_order: bool = False
@@ -92,7 +92,7 @@ class Session:
     def step(self) -> Sequence[tuple[Request, Answer]]:
         """Run some of the requests that wait; which ended, and with what. Where none waits, nothing."""
         gone = [each for each in self.waiting if each.cancelled()]
-        ended = [(each, Raw("", "interrupted")) for each in gone] or (self._run() if self.waiting else [])
+        ended = [(each, Generation("", "interrupted")) for each in gone] or (self._run() if self.waiting else [])
         for request, _ in ended:
             self.waiting.remove(request)
         return ended
@@ -101,7 +101,7 @@ class Session:
         """Run some of the requests that wait, of which there are some."""
         raise NotImplementedError
 
-    def run(self, request: Request) -> Raw:
+    def run(self, request: Request) -> Generation:
         """Run one request to its end, in a session in which nothing else waits.
 
         Raises:

@@ -14,7 +14,7 @@ from llmkit.heads.base import Encoded
 from llmkit.models.context import ContextLength
 from llmkit.models.source import Source
 from llmkit.models.tables import HEADS
-from llmkit.tasks import Chat, Prompt, QuestionContext, Raw, Task, Traits
+from llmkit.tasks import Chat, Generation, Prompt, QuestionContext, Task, Traits
 
 __all__ = ["CHAT", "FakeEngine"]
 
@@ -61,7 +61,7 @@ class _Session(Session):
     def _run(self) -> Sequence[tuple[Request, Answer]]:
         return [(self.waiting[0], attempt(partial(self._answer, self.waiting[0])))]
 
-    def _answer(self, request: Request) -> Raw:
+    def _answer(self, request: Request) -> Generation:
         self.engine.prompts.append(_text(request.prompt))
         pieces = re.findall(r"\s*\S+\s*", self.engine.answer(self.engine.prompts[-1]))
         said: list[str] = []
@@ -70,9 +70,9 @@ class _Session(Session):
             if request.on_text is not None:
                 request.on_text(piece)
             if request.cancelled():
-                return Raw("".join(said), "interrupted", tokens=len(said))
+                return Generation("".join(said), "interrupted", tokens=len(said))
         reason = "stop" if len(said) == len(pieces) else "length"
-        return Raw("".join(said), reason, score=0.5 if request.scored else None, tokens=len(said))
+        return Generation("".join(said), reason, score=0.5 if request.scored else None, tokens=len(said))
 
 
 def _text(prompt: Prompt) -> str:

@@ -190,7 +190,7 @@ def evaluate(
 
 def spoken(pipeline: Pipeline, references: Sequence[Sequence[str]]) -> list[list[str]]:
     """References without a block of reasoning before them, since predictions have none where a template is used."""
-    if not pipeline.task.thinks or not pipeline.traits.chat or pipeline.wording.raw:
+    if not pipeline.task.allow_reasoning or not pipeline.traits.chat or pipeline.wording.raw:
         return [list(row) for row in references]
     reasoning = reasoning_format(pipeline.loaded.tokenizer)
 

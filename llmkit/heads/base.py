@@ -84,7 +84,7 @@ class BaseHead(Protocol):
 
     @property
     def writes(self) -> bool:
-        """Whether it generates text; else it marks answers in one (`Raw.reading`)."""
+        """Whether it generates text; else it marks answers in one (`Generation.reading`)."""
         return HEADS[self.name].writes
 
     @property

@@ -18,7 +18,7 @@ from llmkit.heads.batch import Batch, Line, fill, padded
 from llmkit.heads.objective import Objective
 from llmkit.heads.windows import Document, Window, split, takes
 from llmkit.models.families import family
-from llmkit.tasks import Example, Head, Prompt, QuestionContext, Reading, Span
+from llmkit.tasks import Example, Head, Prompt, QuestionContext, Span, SpanPrediction
 
 if TYPE_CHECKING:
     import torch
@@ -133,7 +133,7 @@ class SpanHead(BaseHead):
             inputs["token_type_ids"] = types[0]
         return inputs
 
-    def answer(self, document: Document, logits: Sequence[Logits]) -> Reading:
+    def answer(self, document: Document, logits: Sequence[Logits]) -> SpanPrediction:
         """The answers to a question in its text, from the logits of each window.
 
         A span's logit is start + end, as in run_squad.py of BERT and run_qa.py of Transformers; there is one softmax
@@ -263,12 +263,12 @@ def _counts_here(windows: Sequence[Window], number: int, low: torch.Tensor, high
     return counts
 
 
-def _reading(document: Document, found: Sequence[_Found], top: int) -> Reading:
+def _reading(document: Document, found: Sequence[_Found], top: int) -> SpanPrediction:
     """Put the windows of a document together."""
     tokens = len(document.input_ids)
     best = sorted((span for part in found for span in part.best), key=lambda span: (-span[0], *span[1:]))[:top]
     if not best:
-        return Reading((), 1.0, math.inf, len(found), tokens)
+        return SpanPrediction((), 1.0, math.inf, len(found), tokens)
     null = min(part.null for part in found)
     logits = [null, *(part.total for part in found)]
     # Taken off before exp(), which overflows from 710 on.
@@ -277,4 +277,4 @@ def _reading(document: Document, found: Sequence[_Found], top: int) -> Reading:
     spans = tuple(
         Span(document.prompt.context[start:end], start, end, math.exp(logit - total)) for logit, start, end in best
     )
-    return Reading(spans, math.exp(null - total), null - best[0][0], len(found), tokens)
+    return SpanPrediction(spans, math.exp(null - total), null - best[0][0], len(found), tokens)

@@ -14,7 +14,7 @@ from llmkit.data.text import read_text_file
 from llmkit.engines.base import OnText, Request, never
 from llmkit.errors import InputError, UsageError
 from llmkit.files import write_whole
-from llmkit.inference.fitting import ModelReader
+from llmkit.inference.fitting import ContextFitter
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.streaming import Shown
 from llmkit.tasks import Message
@@ -180,7 +180,7 @@ class Conversation:
             self._forgotten = forgotten
         return self.last
 
-    def _cut(self, messages: Sequence[Message], reader: ModelReader) -> int:
+    def _cut(self, messages: Sequence[Message], reader: ContextFitter) -> int:
         """How many of the oldest messages are left out. What was left out once stays so."""
         kept = messages[self._forgotten :]
         while not (fits := not reader.cuts or self._fits(kept, reader, 1.0)) and reader.give_way():
@@ -189,5 +189,5 @@ class Conversation:
             return self._forgotten
         return len(messages) - len(shortened(kept, lambda some: self._fits(some, reader, _SHARE_AFTER_CUT)))
 
-    def _fits(self, messages: Sequence[Message], reader: ModelReader, share: float) -> bool:
+    def _fits(self, messages: Sequence[Message], reader: ContextFitter, share: float) -> bool:
         return reader.holds(len(reader.encode({"messages": messages}).encoded.input_ids), share)

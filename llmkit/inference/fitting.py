@@ -1,7 +1,7 @@
 """Making prompts fit the model's context, without losing anything unseen.
 
 Knows the order in which things give way: examples first, then what the task allows (parts, whole messages, one side of
-the text). What was cut is counted and noted. Is what a task asks about its model (`llmkit.tasks.Reader`).
+the text). What was cut is counted and noted. Is what a task asks about its model (`llmkit.tasks.ModelView`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llmkit.models.tables import HEADS
 from llmkit.tasks import Prompt, Row, Task, Traits, Wording
 from llmkit.tasks.output import Note, NoteCode
 
-__all__ = ["Fitted", "ModelReader"]
+__all__ = ["ContextFitter", "Fitted"]
 
 _SLACK = 4
 """Tokens kept free in each part: a text has a few more or less tokens inside a prompt than alone."""
@@ -52,7 +52,7 @@ def _budget(model: ModelFacts, max_new_tokens: int) -> _Budget | None:
 
 
 @dataclass
-class ModelReader:
+class ContextFitter:
     """The model as the work on one row sees it. ``settings`` have their ``max_new_tokens``."""
 
     task: Task
@@ -69,8 +69,8 @@ class ModelReader:
         self._limits = _budget(self.engine.facts, self.max_new_tokens)
         self._given = len(self.wording.examples)
         self.policy: Overflow = self.settings.on_overflow or self.task.overflow
-        if self.policy not in self.task.overflows:
-            choices = " or ".join(self.task.overflows)
+        if self.policy not in self.task.allowed_overflow:
+            choices = " or ".join(self.task.allowed_overflow)
             raise UsageError(f"{self.task.name} has no on_overflow={self.policy}", f"use {choices}, or a shorter input")
 
     @property

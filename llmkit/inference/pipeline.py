@@ -17,12 +17,12 @@ from llmkit.engines.base import Engine, OnText, Session, never
 from llmkit.engines.row_faults import attempt, raise_common, unforeseen
 from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import LlmkitError, UsageError
-from llmkit.inference.fitting import ModelReader
+from llmkit.inference.fitting import ContextFitter
 from llmkit.inference.scheduler import Cancelled, Job, Progress, Scheduler
 from llmkit.inference.streaming import StreamedOutput
 from llmkit.models.load import Loaded
 from llmkit.models.tables import writes
-from llmkit.tasks import Raw, Result, Row, Task, Wording
+from llmkit.tasks import Generation, Result, Row, Task, Wording
 from llmkit.tasks.output import Note, Output, Usage
 
 __all__ = ["Pipeline", "StreamedOutput"]
@@ -204,9 +204,9 @@ class Pipeline:
         job = Job(reader, self.task.work(row, reader), streams=on_text is not None, number=number)
         return job
 
-    def reader(self, emit: OnText) -> ModelReader:
+    def reader(self, emit: OnText) -> ContextFitter:
         """The model as the work on one row sees it; ``emit`` gets the pieces of the answer."""
-        return ModelReader(self.task, self.traits, self.wording, self.engine, self.settings, emit)
+        return ContextFitter(self.task, self.traits, self.wording, self.engine, self.settings, emit)
 
     def _run(self, jobs: Sequence[Job | LlmkitError], scheduler: Scheduler) -> list[Output | LlmkitError]:
         good = [job for job in jobs if isinstance(job, Job)]
@@ -221,10 +221,10 @@ class Pipeline:
         assert result is not None
         if len(job.shown) < len(result.text):
             job.reader.emit(result.text[len(job.shown) :])
-        last = next((raw for raw in job.raws if raw is not None), Raw(""))
+        last = next((raw for raw in job.raws if raw is not None), Generation(""))
         others = [
             self.output(other, raw.finish_reason, Usage(job.prompt_tokens, raw.tokens), still_thinking=raw.thinking)
-            for other, raw in zip_longest(result.alternatives, last.alternatives, fillvalue=Raw(""))
+            for other, raw in zip_longest(result.alternatives, last.alternatives, fillvalue=Generation(""))
             if isinstance(other, Result)
         ]
         usage = Usage(job.prompt_tokens, job.completion_tokens)
@@ -273,7 +273,7 @@ class Pipeline:
             fields=self.task.output_fields,
         )
 
-    def noted(self, output: Output, reader: ModelReader, cut: int = 1) -> Output:
+    def noted(self, output: Output, reader: ContextFitter, cut: int = 1) -> Output:
         """An output with what was noted on the way to it, and why it ends before it is whole."""
         return replace(output, notes=(*reader.notes, *self._ending(output, cut)))
 

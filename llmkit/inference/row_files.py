@@ -29,7 +29,7 @@ from llmkit.engines.base import Session
 from llmkit.engines.row_faults import attempt
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.files import locked, whole_file
-from llmkit.inference.row_layout import Divided, Layout, answer_record, error_record, note_codes, with_columns
+from llmkit.inference.row_layout import Layout, SplitRow, answer_record, error_record, note_codes, with_columns
 from llmkit.inference.run_manifest import describe_run, read_manifest, refuse_changes, write_manifest
 from llmkit.tasks.output import Output
 
@@ -368,11 +368,11 @@ class _Run:
         if failure is not None:
             raise failure
 
-    def _divided(self, record: data_rows.Record) -> Divided:
+    def _divided(self, record: data_rows.Record) -> SplitRow:
         divided = attempt(lambda: self.layout.divide(record))
-        return Divided(error=divided) if isinstance(divided, LlmkitError) else divided
+        return SplitRow(error=divided) if isinstance(divided, LlmkitError) else divided
 
-    def _record(self, row: Divided, answer: Output | LlmkitError) -> str | LlmkitError:
+    def _record(self, row: SplitRow, answer: Output | LlmkitError) -> str | LlmkitError:
         """The line of an answer, or why there is none."""
         if isinstance(answer, LlmkitError):
             return answer

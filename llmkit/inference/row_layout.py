@@ -22,7 +22,7 @@ from llmkit.errors import InputError, LlmkitError
 from llmkit.tasks import Chunk, Task
 from llmkit.tasks.output import SCHEMA_VERSION, Note, Output, Usage
 
-__all__ = ["Divided", "Layout", "answer_record", "error_record", "note_codes", "with_columns"]
+__all__ = ["Layout", "SplitRow", "answer_record", "error_record", "note_codes", "with_columns"]
 
 _LOOKED_AT = 20
 """Rows at the beginning of which one must have the columns."""
@@ -61,7 +61,7 @@ def _line(parts: Mapping[str, str]) -> str:
 
 
 @dataclass
-class Divided:
+class SplitRow:
     """A row: what the task reads of it, and what is written beside the answer, as JSON."""
 
     given: dict[str, Any] = field(default_factory=dict)
@@ -80,11 +80,11 @@ class Layout:
         for name, column in columns.items():
             self._names.setdefault(column, []).append(name)
 
-    def divide(self, record: data_rows.Record) -> Divided:
+    def divide(self, record: data_rows.Record) -> SplitRow:
         """A record's row in its parts; where it has an error, ``others`` are those that can be written."""
         if record.row is None:
-            return Divided(error=record.error or InputError(f"{record.where} cannot be read", "fix it"))
-        divided = Divided(error=record.error or self.misfit(record.row))
+            return SplitRow(error=record.error or InputError(f"{record.where} cannot be read", "fix it"))
+        divided = SplitRow(error=record.error or self.misfit(record.row))
         for column, value in record.row.items():
             for name in self._names.get(column, (column,)):
                 if name in self.reads:
@@ -158,12 +158,12 @@ def _output_names(task: Task) -> frozenset[str]:
     return frozenset({*filled.to_dict(), "alternatives", "error"})
 
 
-def answer_record(divided: Divided, answer: Output) -> str:
+def answer_record(divided: SplitRow, answer: Output) -> str:
     """The line of a row that was answered; `InputError` if it cannot be written as JSON."""
     return _line(divided.others | {name: _to_json(name, part) for name, part in answer.to_dict().items()})
 
 
-def error_record(divided: Divided, where: str, error: LlmkitError) -> str:
+def error_record(divided: SplitRow, where: str, error: LlmkitError) -> str:
     """The line of a row that was not answered."""
     about = {"type": type(error).__name__, "message": str(error), "where": where}
     return _line({**divided.others, "schema_version": str(SCHEMA_VERSION), "error": _to_json("error", about)})

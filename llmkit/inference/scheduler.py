@@ -13,9 +13,9 @@ from llmkit.config.settings import GenerationSettings
 from llmkit.engines.base import Answer, OnText, Request, Session, never
 from llmkit.engines.row_faults import attempt
 from llmkit.errors import LlmkitError, UsageError
-from llmkit.inference.fitting import ModelReader
+from llmkit.inference.fitting import ContextFitter
 from llmkit.inference.streaming import Shown
-from llmkit.tasks import Raw, Result, Step, Work
+from llmkit.tasks import Generation, Result, Step, Work
 
 __all__ = ["Cancelled", "Job", "Progress", "Scheduler"]
 
@@ -26,13 +26,13 @@ Progress = Callable[[int, int], None]
 class Job:
     """The work on one row: where it stands, and what it has used."""
 
-    reader: ModelReader
+    reader: ContextFitter
     work: Work
     streams: bool
     number: int = 0
     """Of the row, in the whole run."""
     step: Step = field(default_factory=lambda: Step(()))
-    raws: list[Raw | None] = field(default_factory=list)
+    raws: list[Generation | None] = field(default_factory=list)
     result: Result | None = None
     error: LlmkitError | None = None
     """Why there is no result, and never will be."""
@@ -72,13 +72,13 @@ class Job:
         """Whether all prompts of the step have their answers."""
         return not self.ended and None not in self.raws
 
-    def put(self, index: int, raw: Raw) -> None:
+    def put(self, index: int, raw: Generation) -> None:
         """One prompt's answer."""
         failed = attempt(lambda: self._put(index, raw))
         if failed is not None:
             self.error = failed
 
-    def _put(self, index: int, raw: Raw) -> None:
+    def _put(self, index: int, raw: Generation) -> None:
         self.raws[index] = raw
         self.completion_tokens += raw.tokens
         self.cut += raw.finish_reason == "length"
@@ -135,7 +135,7 @@ class Scheduler:
         fitted = [reader.fit(row) for row in step.rows]
         job.prompt_tokens += sum(len(each.encoded.input_ids) for each in fitted)
         job.truncated += sum(each.truncated for each in fitted)
-        shown = Shown(reader.emit, strip=reader.task.strips).push if step.final and job.streams else None
+        shown = Shown(reader.emit, strip=reader.task.strip_output).push if step.final and job.streams else None
         return [
             Request(
                 each.prompt,
@@ -157,7 +157,7 @@ class Scheduler:
         tokens, touched = 0, {}
         for request, answer in answers:
             job, index = self._asked.pop(request)
-            tokens += answer.tokens if isinstance(answer, Raw) else 0
+            tokens += answer.tokens if isinstance(answer, Generation) else 0
             if job.ended:
                 continue
             touched[id(job)] = job

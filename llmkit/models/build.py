@@ -17,7 +17,7 @@ from llmkit.log import log
 from llmkit.models.checkpoint import joined_gguf, tensor_shapes, weight_files
 from llmkit.models.generation import generation_config
 from llmkit.models.quantize import quantization_config
-from llmkit.models.quiet import no_bar_off_a_terminal
+from llmkit.models.quiet import hide_progress_unless_tty
 from llmkit.models.resolve import Resolution
 from llmkit.models.source import Source
 
@@ -61,7 +61,7 @@ def build(
         model, info = _from_pickle(source, resolution, options)
     else:
         auto_class: Any = getattr(transformers, resolution.auto_class)
-        with no_bar_off_a_terminal() if source.gguf_file else contextlib.nullcontext():
+        with hide_progress_unless_tty() if source.gguf_file else contextlib.nullcontext():
             model, info = auto_class.from_pretrained(source.folder, output_loading_info=True, **options)
             if prefix := _prefix(info):
                 options["key_mapping"] = {f"^{re.escape(prefix)}": ""}

@@ -20,7 +20,7 @@ from llmkit.tasks import Head
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["train_tokenizer", "write_fresh"]
+__all__ = ["train_tokenizer", "write_untrained_checkpoint"]
 
 _PAD, _BEGIN, _END = "<pad>", "<s>", "</s>"
 
@@ -57,7 +57,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, min_frequency: int
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=_PAD, bos_token=_BEGIN, eos_token=_END)
 
 
-def write_fresh(
+def write_untrained_checkpoint(
     given: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, folder: Path, *, task: str, head: str | None
 ) -> None:
     """Write config.json, generation_config.json and the tokenizer of a new model.

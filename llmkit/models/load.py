@@ -29,7 +29,7 @@ from llmkit.models.context import ContextLength, context_length
 from llmkit.models.devices import pick_device, pick_dtype
 from llmkit.models.generation import apply_settings, generation_config, settle_tokens
 from llmkit.models.locate import locate
-from llmkit.models.quiet import one_line_errors, quiet_transformers
+from llmkit.models.quiet import as_checkpoint_error, quiet_transformers
 from llmkit.models.reach import offline
 from llmkit.models.refusals import check_files, check_heads, check_memory, refuse_untrusted
 from llmkit.models.resolve import Resolution, resolve
@@ -135,7 +135,7 @@ def load_source(
     check_heads(source, resolution, training=training)
     if weights:
         check_files(source, settings)
-    with quiet_transformers(), one_line_errors(source):
+    with quiet_transformers(), as_checkpoint_error(source):
         if settings.attn_implementation is not None:
             check_attention(source, settings, resolution, config)
         if tokenizer is None:

@@ -14,7 +14,7 @@ from llmkit.errors import CheckpointError, LlmkitError, NotEnoughMemoryError
 from llmkit.models.memory import is_out_of_memory
 from llmkit.models.source import Source
 
-__all__ = ["no_bar_off_a_terminal", "one_line_errors", "quiet_transformers"]
+__all__ = ["as_checkpoint_error", "hide_progress_unless_tty", "quiet_transformers"]
 
 
 @contextlib.contextmanager
@@ -33,13 +33,13 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def no_bar_off_a_terminal() -> AbstractContextManager[Any]:
+def hide_progress_unless_tty() -> AbstractContextManager[Any]:
     """The bar of the GGUF reader has no switch; on a terminal it is welcome, since that takes a while."""
     return contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
 
 
 @contextlib.contextmanager
-def one_line_errors(source: Source) -> Iterator[None]:
+def as_checkpoint_error(source: Source) -> Iterator[None]:
     """Turn what a loader raises over bad files into one line; the original stays as the cause."""
     from huggingface_hub.errors import StrictDataclassError
 

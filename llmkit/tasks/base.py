@@ -20,11 +20,11 @@ from llmkit.tasks.recommended import Recommended
 from llmkit.tasks.types import (
     Chat,
     Example,
+    Generation,
     Head,
     Message,
+    ModelView,
     Prompt,
-    Raw,
-    Reader,
     Result,
     Row,
     Step,
@@ -86,16 +86,16 @@ class Task:
     max_new_tokens: ClassVar[int]
     overflow: ClassVar[Overflow] = "error"
     """What is done with a text longer than the model reads, unless the caller says otherwise."""
-    overflows: ClassVar[tuple[Overflow, ...]] = ("error", "truncate")
+    allowed_overflow: ClassVar[tuple[Overflow, ...]] = ("error", "truncate")
     """What can be done with it."""
     truncation_side: ClassVar[TruncationSide | None] = "right"
     """Side of the text that is cut under ``truncate``, unless the caller says otherwise: documents say what they are
     about at their beginning. None: whole messages are left out, the oldest first."""
     learns_parts: ClassVar[bool] = False
     """Whether an example that is too long for training can be learned in parts."""
-    thinks: ClassVar[bool] = False
+    allow_reasoning: ClassVar[bool] = False
     """Whether a model that thinks aloud should."""
-    strips: ClassVar[bool] = True
+    strip_output: ClassVar[bool] = True
     """Whether white space around the model's text is none of the answer."""
     output_fields: ClassVar[tuple[str, ...]] = ()
     """The attributes of `Output` that its JSON has, beside those of every task."""
@@ -245,7 +245,7 @@ class Task:
                 turns.append(Message("user", self.instruct(example)))
                 turns.append(Message("assistant", self.reference(example)))
             turns.append(Message("user", self.instruct(row)))
-            return Chat(tuple(turns), wording.prefill, thinking=self.thinks)
+            return Chat(tuple(turns), wording.prefill, thinking=self.allow_reasoning)
         shots = "".join(f"{self.shot(example, traits)}\n\n" for example in wording.examples)
         system = f"{wording.system}\n\n" if wording.system else ""
         text = f"{system}{shots}{self.plain(row, traits)}"
@@ -301,14 +301,14 @@ class Task:
 
     def parse(self, raw: str) -> str:
         """The answer in the model's raw text."""
-        return raw.strip() if self.strips else raw
+        return raw.strip() if self.strip_output else raw
 
-    def work(self, row: Row, reader: Reader) -> Work:
+    def work(self, row: Row, reader: ModelView) -> Work:
         """Answer one row: one prompt, one answer."""
         (raw,) = yield Step([row], final=True)
         return self.finish(raw)
 
-    def finish(self, raw: Raw) -> Result:
+    def finish(self, raw: Generation) -> Result:
         """The result that one prompt's raw text is."""
         others = tuple(Result(text=self.parse(other.text), reasoning=other.reasoning) for other in raw.alternatives)
         return Result(text=self.parse(raw.text), reasoning=raw.reasoning, alternatives=others)

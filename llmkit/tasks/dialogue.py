@@ -14,7 +14,7 @@ from llmkit.config.settings import command_line
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks.base import COMPLETION, PROMPT, Task
 from llmkit.tasks.recommended import QWEN, QWEN_SMALL, SMOL, STARTER
-from llmkit.tasks.types import Chat, Example, Message, Prompt, Reader, Row, Step, Text, Traits, Wording, Work
+from llmkit.tasks.types import Chat, Example, Message, ModelView, Prompt, Row, Step, Text, Traits, Wording, Work
 
 __all__ = ["Dialogue", "replies", "shortened", "to_messages"]
 
@@ -93,7 +93,7 @@ class Dialogue(Task):
     max_new_tokens = 1024
     overflow = "truncate"
     truncation_side = None
-    thinks = True
+    allow_reasoning = True
     recommended = (
         SMOL,
         STARTER,
@@ -181,7 +181,7 @@ class Dialogue(Task):
             found.append(Example(prompt, joint + text))
         return tuple(found)
 
-    def work(self, row: Row, reader: Reader) -> Work:
+    def work(self, row: Row, reader: ModelView) -> Work:
         messages = to_messages(row["messages"])
         reader.fits(row)  # examples give way before messages do
         kept = shortened(messages, lambda some: reader.fits({**row, "messages": some}))

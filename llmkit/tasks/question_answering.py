@@ -23,14 +23,14 @@ from llmkit.tasks.output import Chunk, Output
 from llmkit.tasks.recommended import QWEN, STARTER, Recommended
 from llmkit.tasks.types import (
     Example,
+    Generation,
     Head,
+    ModelView,
     Prompt,
     QuestionContext,
-    Raw,
-    Reader,
-    Reading,
     Result,
     Row,
+    SpanPrediction,
     SpanSettings,
     Step,
     Traits,
@@ -110,7 +110,7 @@ class QuestionAnswering(Task):
     shapes = ("squad", "questions")
     max_new_tokens = 64
     overflow = "chunk"
-    overflows = ("error", "truncate", "chunk")
+    allowed_overflow = ("error", "truncate", "chunk")
     learns_parts = True
     settings_class = AnswerSettings
     settings: AnswerSettings
@@ -235,7 +235,7 @@ class QuestionAnswering(Task):
             raise InputError("a question needs a text to answer from", "give a row with 'question' and 'context'")
         return super().to_row(given)
 
-    def work(self, row: Row, reader: Reader) -> Work:
+    def work(self, row: Row, reader: ModelView) -> Work:
         if reader.traits.marks_spans:
             (raw,) = yield Step([row])
             assert raw.reading is not None
@@ -246,7 +246,7 @@ class QuestionAnswering(Task):
         raws = yield Step([{**row, "context": window.text} for window in windows], scored=not one, several=one)
         return self._noted(self._written(windows, raws), reader)
 
-    def _noted(self, result: Result, reader: Reader) -> Result:
+    def _noted(self, result: Result, reader: ModelView) -> Result:
         if result.answered is None:
             reader.note("no_verdict", "there is no verdict on whether the text holds the answer")
         elif not result.answered:
@@ -255,7 +255,7 @@ class QuestionAnswering(Task):
             reader.note("not_in_text", "these words do not stand in the text; check the answer against it")
         return result
 
-    def _marked(self, reading: Reading) -> Result:
+    def _marked(self, reading: SpanPrediction) -> Result:
         """The result of a span model: its best spans, or that there is none."""
         found = tuple(
             Result(text=span.text, start=span.start, end=span.end, score=span.score)
@@ -267,7 +267,7 @@ class QuestionAnswering(Task):
         best = reading.spans[0]
         return Result(text=best.text, start=best.start, end=best.end, score=best.score, alternatives=found[1:])
 
-    def _written(self, windows: Sequence[_Window], raws: Sequence[Raw]) -> Result:
+    def _written(self, windows: Sequence[_Window], raws: Sequence[Generation]) -> Result:
         """The best supported of the windows' answers.
 
         That is one which stands in its window, over one which does not; then the one that more windows give; then the
@@ -304,7 +304,7 @@ class QuestionAnswering(Task):
             alternatives=others,
         )
 
-    def _verdict(self, raw: Raw) -> bool | None:
+    def _verdict(self, raw: Generation) -> bool | None:
         """Whether a model has answered; None where it was stopped before it said anything."""
         if raw.thinking or (raw.finish_reason != "stop" and not raw.text.strip()):
             return None

@@ -16,7 +16,7 @@ from llmkit.errors import UsageError
 from llmkit.tasks.base import Task
 from llmkit.tasks.output import Chunk, Output
 from llmkit.tasks.recommended import QWEN, STARTER, Recommended
-from llmkit.tasks.types import Raw, Reader, Result, Row, Step, Traits, Work
+from llmkit.tasks.types import Generation, ModelView, Result, Row, Step, Traits, Work
 
 __all__ = ["Summarization", "SummarizationOptions", "SummarizationSettings"]
 
@@ -83,7 +83,7 @@ class Summarization(Task):
     shapes = ("long and short",)
     max_new_tokens = 256
     overflow = "chunk"
-    overflows = ("error", "truncate", "chunk")
+    allowed_overflow = ("error", "truncate", "chunk")
     settings_class = SummarizationSettings
     settings: SummarizationSettings
     recommended = (
@@ -132,7 +132,7 @@ class Summarization(Task):
             case _:
                 return {}
 
-    def work(self, row: Row, reader: Reader) -> Work:
+    def work(self, row: Row, reader: ModelView) -> Work:
         text, room = str(row[self.input_column]), reader.room(row)
         if room is None or (size := reader.count(text)) <= room:
             (raw,) = yield Step([row], final=True)
@@ -172,7 +172,7 @@ class Summarization(Task):
         chunks = "chunk" if parts == 1 else "chunks"
         yield f"covered: all {characters} characters in {parts} {chunks} {read}"
 
-    def _chunks(self, parts: Sequence[str], raws: Sequence[Raw]) -> tuple[Chunk, ...]:
+    def _chunks(self, parts: Sequence[str], raws: Sequence[Generation]) -> tuple[Chunk, ...]:
         ends = list(accumulate(map(len, parts)))
         return tuple(
             Chunk(end - len(part), end, self.parse(raw.text)) for part, end, raw in zip(parts, ends, raws, strict=True)

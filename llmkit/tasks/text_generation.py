@@ -36,8 +36,8 @@ class TextGeneration(Task):
     max_new_tokens = 256
     truncation_side = "left"  # the end is what is continued
     learns_parts = True  # of plain text
-    thinks = True
-    strips = False
+    allow_reasoning = True
+    strip_output = False
     recommended = (SMOL, STARTER, QWEN_SMALL, QWEN)
     suits_translators = True
     reports_perplexity = True

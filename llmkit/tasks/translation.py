@@ -16,7 +16,7 @@ from llmkit.log import log
 from llmkit.tasks.base import Task
 from llmkit.tasks.output import Chunk, NoteCode, Output
 from llmkit.tasks.recommended import STARTER, Recommended
-from llmkit.tasks.types import Example, Raw, Reader, Result, Row, Step, Traits, Wording, Work
+from llmkit.tasks.types import Example, Generation, ModelView, Result, Row, Step, Traits, Wording, Work
 from llmkit.text.languages import Language, Route, find_language
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Translation(Task):
     shapes = ("languages",)
     max_new_tokens = 512
     overflow = "chunk"
-    overflows = ("error", "truncate", "chunk")
+    allowed_overflow = ("error", "truncate", "chunk")
     settings_class = TranslationSettings
     settings: TranslationSettings
     output_fields = ("source_language", "target_language")
@@ -173,7 +173,7 @@ class Translation(Task):
         route = self._route_for(text, traits, lambda _code, text: log.info("%s", text))
         return super().examples({**row, self.input_column: text, _ROUTE: route}, traits, wording)
 
-    def work(self, row: Row, reader: Reader) -> Work:
+    def work(self, row: Row, reader: ModelView) -> Work:
         # Not at the top of the module, since the many patterns are compiled then, also for --help.
         from llmkit.text.document import Document, segments_of
         from llmkit.text.lines import unwrap
@@ -284,7 +284,7 @@ class Translation(Task):
             for piece in pieces[id(segment)]
             if piece.translate
         ]
-        raws: Sequence[Raw] = (yield Step(rows)) if rows else ()
+        raws: Sequence[Generation] = (yield Step(rows)) if rows else ()
         texts = iter(raws)
         for segment in unsettled:
             segment.settle(

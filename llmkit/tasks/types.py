@@ -14,16 +14,16 @@ from llmkit.text.languages import LanguageMap, Route
 __all__ = [
     "Chat",
     "Example",
+    "Generation",
     "Head",
     "Message",
+    "ModelView",
     "Prompt",
     "QuestionContext",
-    "Raw",
-    "Reader",
-    "Reading",
     "Result",
     "Row",
     "Span",
+    "SpanPrediction",
     "SpanSettings",
     "Step",
     "Text",
@@ -153,7 +153,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Reading:
+class SpanPrediction:
     """What an extractive model made of one question and context."""
 
     spans: tuple[Span, ...]
@@ -168,7 +168,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Raw:
+class Generation:
     """What a model made of one prompt."""
 
     text: str
@@ -181,12 +181,12 @@ class Raw:
     """Marks of reasoning were taken out of the output, so that its ids are not those of the text."""
     thinking: bool = False
     """The output ended in its reasoning, so there is no answer."""
-    alternatives: tuple[Raw, ...] = ()
+    alternatives: tuple[Generation, ...] = ()
     tokens: int = 0
     """How many were written."""
     cached_tokens: int = 0
     """Of the prompt, those that were known from the last one and not read again."""
-    reading: Reading | None = None
+    reading: SpanPrediction | None = None
     """Set by the span head, whose ``text`` is empty."""
 
 
@@ -216,19 +216,19 @@ class Step:
     final: bool = False
     """The output of the one row is the answer, and may be shown while it is generated."""
     scored: bool = False
-    """`Raw.score` is wanted."""
+    """`Generation.score` is wanted."""
     several: bool = False
     """Further sequences (``num_return_sequences``) of the one row are made use of; those of a final one always are."""
     max_new_tokens: int | None = None
     """Of this step, if less than usual."""
-    each: Callable[[int, Raw], None] | None = None
+    each: Callable[[int, Generation], None] | None = None
     """Called with the index of a row and its answer as soon as there is one."""
 
 
-Work = Generator[Step, Sequence[Raw], Result]
+Work = Generator[Step, Sequence[Generation], Result]
 
 
-class Reader(Protocol):
+class ModelView(Protocol):
     """What the work on a row can ask of the model that reads it."""
 
     @property

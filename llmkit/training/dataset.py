@@ -73,7 +73,7 @@ class Prepared:
     validation: Part | None
 
 
-_MOST_ROWS = 10**8
+_MAX_ROWS = 10**8
 """Of an epoch whose rows repeat."""
 NO_LABEL = "its answer is empty, or none of its replies is to be learned"
 
@@ -260,8 +260,8 @@ def _mix(rows: Rows, trained: Sequence[int], weights: Sequence[float | None], se
     largest = max(float(weight or 0) for weight in weights)
     shares = [float(weight or 0) / largest for weight in weights]
     shares = [share / sum(shares) for share in shares]
-    total = max(len(indices) / max(share, 1 / _MOST_ROWS) for indices, share in zip(members, shares, strict=True))
-    if total > max(_MOST_ROWS, 10 * len(trained)):
+    total = max(len(indices) / max(share, 1 / _MAX_ROWS) for indices, share in zip(members, shares, strict=True))
+    if total > max(_MAX_ROWS, 10 * len(trained)):
         raise UsageError(
             f"the weights of data.train repeat rows until an epoch has {total:.0e} of them",
             "bring the weights nearer to the sizes of their sources",

@@ -19,7 +19,7 @@ from llmkit.files import file_hash
 from llmkit.heads.chat_template import choose_template
 from llmkit.log import log
 from llmkit.models.devices import pick_device
-from llmkit.models.fresh import train_tokenizer, write_fresh
+from llmkit.models.fresh import train_tokenizer, write_untrained_checkpoint
 from llmkit.models.load import Loaded, load_model, load_source
 from llmkit.models.locate import locate_tokenizer
 from llmkit.models.reach import offline
@@ -137,7 +137,7 @@ def _fresh(recipe: Recipe, task: Task, settings: LoadSettings) -> Source:
             )
             if len(tokenizer) < wanted.vocab_size:
                 log.info("the tokenizer has %d tokens: the text holds no more that are worth one", len(tokenizer))
-        write_fresh(config, tokenizer, folder, task=task.name, head=settings.head)
+        write_untrained_checkpoint(config, tokenizer, folder, task=task.name, head=settings.head)
 
     return Source(f"a new {config['model_type']} model", cached_folder(key, build))
 

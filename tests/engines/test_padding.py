@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 
 from llmkit.config.settings import LoadSettings
-from llmkit.engines.transformers.padding import batch_mates
+from llmkit.engines.transformers.padding import probe_batch_invariance
 from llmkit.heads import Encoded, head_of
 from llmkit.heads.writing import WritingHead
 from llmkit.models.load import load_model
@@ -41,5 +41,5 @@ def test_a_model_gets_the_batches_that_change_no_row(
     writing = head_of(head)
     assert isinstance(writing, WritingHead)
     for _ in range(2):
-        assert batch_mates(loaded, writing, batch) == mates
+        assert probe_batch_invariance(loaded, writing, batch) == mates
     assert generate.call_count <= 3  # once a model

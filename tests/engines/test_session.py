@@ -11,7 +11,7 @@ import llmkit
 from llmkit.config.settings import GenerationSettings
 from llmkit.engines.base import Engine, Request, Session
 from llmkit.engines.fake import FakeEngine
-from llmkit.tasks import Chat, Message, Raw
+from llmkit.tasks import Chat, Generation, Message
 from tests.conftest import Checkpoint
 
 SETTINGS = GenerationSettings(max_new_tokens=12, temperature=0)
@@ -31,17 +31,17 @@ def ask(session: Session, text: str, **options: Any) -> Request:
     return Request(prompt, session.encode(prompt), SETTINGS, **options)
 
 
-def answers(session: Session, while_running: Callable[[], None] = lambda: None) -> dict[Request, Raw]:
-    found: dict[Request, Raw] = {}
+def answers(session: Session, while_running: Callable[[], None] = lambda: None) -> dict[Request, Generation]:
+    found: dict[Request, Generation] = {}
     while session.waiting:
         for request, answer in session.step():
-            assert isinstance(answer, Raw)
+            assert isinstance(answer, Generation)
             found[request] = answer
         while_running()
     return found
 
 
-def alone(engine: Engine, text: str) -> Raw:
+def alone(engine: Engine, text: str) -> Generation:
     session = engine.session()
     return session.run(ask(session, text))
 
@@ -85,7 +85,7 @@ def test_one_request_is_cancelled_and_the_other_goes_on(engine: Engine) -> None:
     assert found[gone].text == "".join(pieces)
     assert found[gone].tokens < found[stays].tokens
     assert found[stays] == alone(engine, PROMPTS[0])
-    assert found[waits] == Raw("", "interrupted")
+    assert found[waits] == Generation("", "interrupted")
 
 
 def test_a_closed_session_has_nothing_to_do(engine: Engine) -> None:

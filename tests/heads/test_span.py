@@ -24,7 +24,7 @@ from llmkit.heads.span import SpanHead
 from llmkit.heads.windows import split, takes_token_types
 from llmkit.models.context import ContextLength
 from llmkit.models.load import Loaded, load_model
-from llmkit.tasks import QuestionContext, Reading
+from llmkit.tasks import QuestionContext, SpanPrediction
 from llmkit.tasks.question_answering import AnswerSettings
 from tests import tiny
 from tests.conftest import Checkpoint
@@ -48,10 +48,10 @@ def load(checkpoint: Checkpoint) -> Load:
     return get
 
 
-def read(loaded: Loaded, *prompts: QuestionContext, batch_size: int = 4, **given: int) -> list[Reading]:
+def read(loaded: Loaded, *prompts: QuestionContext, batch_size: int = 4, **given: int) -> list[SpanPrediction]:
     documents = [split(loaded, asked(prompt, **given)) for prompt in prompts]
     readings = mark(loaded, SpanHead(), documents, Budget(10**6, rows=batch_size))
-    return [reading for reading in readings if isinstance(reading, Reading)]
+    return [reading for reading in readings if isinstance(reading, SpanPrediction)]
 
 
 def asked(prompt: QuestionContext, **given: int) -> QuestionContext:
@@ -61,7 +61,7 @@ def asked(prompt: QuestionContext, **given: int) -> QuestionContext:
     return replace(prompt, settings=settings)
 
 
-def places(reading: Reading) -> list[tuple[int, int]]:
+def places(reading: SpanPrediction) -> list[tuple[int, int]]:
     return [(span.start, span.end) for span in reading.spans]
 
 

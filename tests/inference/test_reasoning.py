@@ -89,16 +89,16 @@ def test_a_reply_cut_off_while_thinking_is_said_to_be(gpt_oss: Path, tokens: int
 
 
 def test_an_answer_in_another_window_stands() -> None:
-    from llmkit.tasks import QuestionAnswering, Raw
+    from llmkit.tasks import Generation, QuestionAnswering
     from llmkit.tasks.question_answering import _Window
 
     windows = [_Window(0, "The fox."), _Window(8, " The dog.")]
     task = QuestionAnswering()
-    cut, none = Raw("", "length", thinking=True), Raw("No answer")
+    cut, none = Generation("", "length", thinking=True), Generation("No answer")
 
-    def answered(*raws: Raw) -> bool | None:
+    def answered(*raws: Generation) -> bool | None:
         return task._written(windows[: len(raws)], raws).answered
 
-    assert answered(cut, Raw("The dog")) is True
-    assert answered(cut, none) is answered(none, cut) is answered(Raw("", "interrupted"), none) is None
-    assert answered(none, none) is answered(none, Raw("")) is False
+    assert answered(cut, Generation("The dog")) is True
+    assert answered(cut, none) is answered(none, cut) is answered(Generation("", "interrupted"), none) is None
+    assert answered(none, none) is answered(none, Generation("")) is False

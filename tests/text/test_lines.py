@@ -11,14 +11,14 @@ import pytest
 import yaml
 
 from llmkit.errors import InputError
-from llmkit.tasks import Raw, Row, Traits, Translation
+from llmkit.tasks import Generation, Row, Traits, Translation
 from llmkit.tasks.output import NoteCode
 from llmkit.tasks.translation import TranslationSettings
 from llmkit.text.lines import meant_breaks, spread
 from llmkit.text.sentences import script_language, sentences
 
 
-class Reader:
+class ModelView:
     """A model of sentences, or one that follows prompts."""
 
     max_new_tokens = 512
@@ -45,7 +45,7 @@ class Reader:
 
 def translate(text: str, *, chat: bool = False, model: Callable[[str], str] = str.upper) -> tuple[str, list[str]]:
     """The translation, and what the model was given."""
-    reader, seen = Reader(chat), list[str]()
+    reader, seen = ModelView(chat), list[str]()
     work = Translation(TranslationSettings(source="en", target="fr")).work({"source": text}, reader)
     step = next(work)
     try:
@@ -53,7 +53,7 @@ def translate(text: str, *, chat: bool = False, model: Callable[[str], str] = st
             raws = []
             for index, row in enumerate(step.rows):
                 seen.append(row["source"])
-                raws.append(Raw(model(row["source"])))
+                raws.append(Generation(model(row["source"])))
                 if step.each is not None:
                     step.each(index, raws[-1])
             step = work.send(raws)

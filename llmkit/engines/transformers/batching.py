@@ -25,10 +25,10 @@ Answer = TypeVar("Answer")
 
 _SHARE = 0.4
 """Of the free memory; the rest is for what the estimate does not see (attention scores, the allocator's gaps)."""
-_MOST_TOKENS = {"cpu": 16_384, "mps": 65_536, "cuda": 1_048_576}
+_MAX_TOKENS = {"cpu": 16_384, "mps": 65_536, "cuda": 1_048_576}
 """Where a larger batch is no faster any more."""
-_MOST_ROWS = {"cpu": 64, "mps": 64, "cuda": 256}
-_LEAST_TOKENS = 512
+_MAX_ROWS = {"cpu": 64, "mps": 64, "cuda": 256}
+_MIN_TOKENS = 512
 _ANY = 1_000_000
 
 
@@ -136,7 +136,7 @@ def budget_from_memory(loaded: Loaded) -> Budget:
         numbers += 2 * (_size(config, "num_hidden_layers", "decoder_layers") or 1) * kept * size
     each = numbers * max(2, loaded.model.dtype.itemsize)
     tokens = int(available_memory(str(loaded.device)) * _SHARE / each)
-    return Budget(max(_LEAST_TOKENS, min(tokens, _MOST_TOKENS.get(kind, 65_536))), _MOST_ROWS.get(kind, 64))
+    return Budget(max(_MIN_TOKENS, min(tokens, _MAX_TOKENS.get(kind, 65_536))), _MAX_ROWS.get(kind, 64))
 
 
 def _size(config: Any, *names: str) -> int | None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llmkit.config.settings import GenerationSettings
 from llmkit.engines.transformers.batching import fitting
 from llmkit.engines.transformers.joined_cache import can_join, join, pad_left
-from llmkit.engines.transformers.padding import Mates, batch_mates
+from llmkit.engines.transformers.padding import BatchCompatibility, probe_batch_invariance
 from llmkit.engines.transformers.prompt_cache import new_cache
 from llmkit.errors import CheckpointError, UsageError
 from llmkit.heads.base import refuse_not_finite
@@ -206,15 +206,17 @@ class _Group:
     ends: frozenset[int]
 
 
-def _mates(loaded: Loaded, head: WritingHead, batch: Sequence[Encoded]) -> Mates:
+def _mates(loaded: Loaded, head: WritingHead, batch: Sequence[Encoded]) -> BatchCompatibility:
     """Which prompts may be beside each other in a batch."""
     own = loaded.model.generation_config
     if head.one_sequence and any(getattr(own, name, None) for name in _COUNTS_FROM_THE_PADDING):
         return "none"
-    return batch_mates(loaded, head, batch) if len(batch) > 1 else "any"
+    return probe_batch_invariance(loaded, head, batch) if len(batch) > 1 else "any"
 
 
-def _groups(batch: Sequence[Encoded], rooms: Sequence[int | None], max_new_tokens: int, mates: Mates) -> list[_Group]:
+def _groups(
+    batch: Sequence[Encoded], rooms: Sequence[int | None], max_new_tokens: int, mates: BatchCompatibility
+) -> list[_Group]:
     """Which prompts can be generated together, and how many tokens each group may write.
 
     A prompt whose context fills up before ``max_new_tokens`` goes alone: in a batch it would be carried on with
@@ -344,7 +346,9 @@ class _Run:
 
     def __post_init__(self) -> None:
         # Qwen-VL and its kin keep in the model by how much images shift the positions of the rows of the last call.
-        self._with_shifts: list[Any] = [each for each in self.loaded.model.modules() if hasattr(each, "rope_deltas")]
+        self._modules_with_rope_deltas: list[Any] = [
+            each for each in self.loaded.model.modules() if hasattr(each, "rope_deltas")
+        ]
         self.config.return_dict_in_generate = True
         self.config.output_scores = self.scored and not self._beams
 
@@ -444,7 +448,7 @@ class _Run:
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
         self._rows, self._stays = part.rows, stays
-        for module in self._with_shifts:
+        for module in self._modules_with_rope_deltas:
             module.rope_deltas = None
         with without_own_settings(self.loaded.model), _explained(self.loaded):
             return self.loaded.model.generate(  # type: ignore[operator]

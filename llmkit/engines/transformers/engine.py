@@ -26,7 +26,7 @@ from llmkit.heads.span import SpanHead
 from llmkit.heads.windows import Document
 from llmkit.heads.writing import WritingHead
 from llmkit.models.load import Loaded
-from llmkit.tasks import Prompt, Raw, Reading, Task, Traits
+from llmkit.tasks import Generation, Prompt, SpanPrediction, Task, Traits
 
 __all__ = ["TransformersEngine", "mark"]
 
@@ -106,7 +106,7 @@ class _Session(Session):
             alike.sort(key=lambda each: len(each.encoded.input_ids), reverse=True)
         return alike
 
-    def _write(self, requests: Sequence[Request]) -> list[Raw]:
+    def _write(self, requests: Sequence[Request]) -> list[Generation]:
         assert isinstance(self._head, WritingHead)
         cache = self._cache if len(requests) == 1 else None
         raws = write(self._loaded, self._head, requests, cache)
@@ -118,7 +118,7 @@ class _Session(Session):
     def _mark(self, head: SpanHead, requests: Sequence[Request]) -> list[Answer]:
         documents = [each.encoded for each in requests if isinstance(each.encoded, Document)]
         readings = mark(self._loaded, head, documents, self._budget)
-        return [each if isinstance(each, LlmkitError) else Raw("", reading=each) for each in readings]
+        return [each if isinstance(each, LlmkitError) else Generation("", reading=each) for each in readings]
 
     def close(self) -> None:
         super().close()
@@ -133,8 +133,10 @@ def _size(request: Request) -> int:
     return copies * (len(request.encoded.input_ids) + min(limits, default=0))
 
 
-def mark(loaded: Loaded, head: SpanHead, documents: Sequence[Document], budget: Budget) -> list[Reading | LlmkitError]:
-    """Mark the answers to questions in their texts; one `Reading` a document, in order.
+def mark(
+    loaded: Loaded, head: SpanHead, documents: Sequence[Document], budget: Budget
+) -> list[SpanPrediction | LlmkitError]:
+    """Mark the answers to questions in their texts; one `SpanPrediction` a document, in order.
 
     Args:
         budget: how many windows, of any document, the model reads at once; results do not depend on it.
@@ -153,7 +155,7 @@ def mark(loaded: Loaded, head: SpanHead, documents: Sequence[Document], budget: 
     for numbers, read in batches:
         results.update(zip(numbers, repeat(read) if isinstance(read, LlmkitError) else read, strict=False))
     logits = iter([results[number] for number in range(len(windows))])
-    readings: list[Reading | LlmkitError] = []
+    readings: list[SpanPrediction | LlmkitError] = []
     for document in documents:
         own = list(islice(logits, len(document.windows)))
         failed = next((error for error in own if isinstance(error, LlmkitError)), None)

@@ -13,13 +13,13 @@ from llmkit.heads.chat_template import render_chat
 from llmkit.heads.reasoning import ReasoningFormat, ReasoningSplitter, reasoning_format
 from llmkit.heads.writing import WritingHead
 from llmkit.models.load import Loaded
-from llmkit.tasks import Chat, Prompt, Raw
+from llmkit.tasks import Chat, Generation, Prompt
 
 __all__ = ["write"]
 
 
 @dataclass
-class _Draft:
+class _StreamingOutput:
     """An output while its pieces arrive."""
 
     splitter: ReasoningSplitter | None
@@ -47,8 +47,8 @@ class _Draft:
             self.on_reasoning(self.splitter.reasoning[self._told :])
             self._told = len(self.splitter.reasoning)
 
-    def raw(self) -> Raw:
-        raw = Raw(self.text, self.finish_reason, self.score, tokens=self.tokens)
+    def raw(self) -> Generation:
+        raw = Generation(self.text, self.finish_reason, self.score, tokens=self.tokens)
         if self.splitter is None:
             return raw
         found = self.splitter
@@ -57,12 +57,12 @@ class _Draft:
 
 def write(
     loaded: Loaded, head: WritingHead, requests: Sequence[Request], cache: PromptCache | None = None
-) -> list[Raw]:
-    """Generate for requests with the same settings, one `Raw` each, further sequences in its ``alternatives``."""
+) -> list[Generation]:
+    """Generate for requests with the same settings, one `Generation` each with its ``alternatives``."""
     settings = _settings(requests[0])
     count = settings.num_return_sequences
     reasoning = _reasoning(loaded, requests)
-    drafts = [_Draft(_splitter(loaded, each.prompt, reasoning)) for each in requests for _ in range(count)]
+    drafts = [_StreamingOutput(_splitter(loaded, each.prompt, reasoning)) for each in requests for _ in range(count)]
     for request, draft in zip(requests, drafts[::count], strict=True):
         draft.on_text, draft.on_reasoning = request.on_text, request.on_reasoning
 

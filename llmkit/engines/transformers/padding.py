@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from llmkit.heads.writing import WritingHead
     from llmkit.models.load import Loaded
 
-__all__ = ["Mates", "batch_mates"]
+__all__ = ["BatchCompatibility", "probe_batch_invariance"]
 
 _SHORT, _LONG = 7, 40
 """Tokens of the rows that are tried."""
 
-Mates = Literal["any", "equally long", "none"]
+BatchCompatibility = Literal["any", "equally long", "none"]
 
-_known: WeakKeyDictionary[Any, Mates] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, BatchCompatibility] = WeakKeyDictionary()
 
 
-def batch_mates(loaded: Loaded, head: WritingHead, batch: Sequence[Encoded]) -> Mates:
+def probe_batch_invariance(loaded: Loaded, head: WritingHead, batch: Sequence[Encoded]) -> BatchCompatibility:
     """Which rows may share a batch. Tried once a model, with its own prompts."""
     model: Any = loaded.model
     if model not in _known:

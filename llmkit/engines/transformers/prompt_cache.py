@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.heads.base import Encoded, encode_text
 from llmkit.heads.chat_template import render_chat
 from llmkit.models.generation import cache_name
-from llmkit.tasks import Chat, Prompt, Raw
+from llmkit.tasks import Chat, Generation, Prompt
 
 if TYPE_CHECKING:
     from llmkit.engines.base import Request
@@ -76,7 +76,7 @@ class PromptCache:
             return encoded
         return replace(encoded, input_ids=(*self._text_ids, *new))
 
-    def remember(self, loaded: Loaded, request: Request, raw: Raw) -> None:
+    def remember(self, loaded: Loaded, request: Request, raw: Generation) -> None:
         """Keep the text and ids of a turn, where the ids are those of the text."""
         if raw.finish_reason == "interrupted" and not raw.text.strip():  # a turn that was stopped at once is none
             return

@@ -199,7 +199,7 @@ def test_replies_on_stdout_and_the_rest_on_stderr(type_lines: TypeLines, convers
     known, prompt = conversation.last.usage.cached_tokens, conversation.last.usage.prompt_tokens
     assert known > 0
     assert f"; {known} of {prompt} prompt tokens reused" in lines[1]
-    assert 'stopped at 5 new tokens; more with --max-new-tokens, or say "go on"' in err
+    assert 'stopped at 5 new tokens; more with `max_new_tokens`, or say "go on"' in err
 
 
 def test_a_full_context_is_said(type_lines: TypeLines, checkpoint: Checkpoint) -> None:

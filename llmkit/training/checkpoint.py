@@ -32,8 +32,6 @@ __all__ = [
     "save_checkpoint",
 ]
 
-BUILDING = ".checkpoint-"
-"""How the folder of a checkpoint is called until it is complete."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 

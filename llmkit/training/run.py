@@ -130,14 +130,17 @@ def _memory_errors() -> Iterator[None]:
 def find_checkpoint(recipe: Recipe, folder: Path, *, resume: bool) -> Path | None:
     """The checkpoint to go on from, None for a run that begins. Nothing is written.
 
-    A run that ended before its first checkpoint begins again.
+    A run that was killed without a checkpoint begins again, also one that was killed while it moved its result there.
 
     Raises:
         UsageError: the folder has something else in it, or what there is to go on from is of another run.
     """
     content = list(folder.iterdir()) if folder.is_dir() else []
     found = checkpoints(folder)
-    begun = not found and all(path.name in _BEFORE_CHECKPOINTS or path.name.startswith(BUILDING) for path in content)
+    names = [path.name for path in content]
+    begun = not found and (
+        _BUILDING in names or all(name in _BEFORE_CHECKPOINTS or name.startswith(BUILDING) for name in names)
+    )
     if not resume:
         if not begun:
             fix = "go on with `resume`, " if found else ""
@@ -175,7 +178,8 @@ def _claimed(folder: Path, member: Worker) -> Iterator[None]:
                 stack.callback(_remove_empty, folder)
             stack.enter_context(lock)
         for left in folder.glob(f"{BUILDING}*"):  # by a run that was killed
-            shutil.rmtree(left, ignore_errors=True)
+            if left.name != _BUILDING:  # which says that what is beside it is not complete
+                shutil.rmtree(left, ignore_errors=True)
         yield
 
 
@@ -338,17 +342,23 @@ def _finish(run: _Run) -> None:
 
 @contextmanager
 def _moved_when_complete(folder: Path) -> Iterator[Path]:
-    """A folder whose content is moved to ``folder`` once all of it is on the disk."""
+    """A folder whose content is moved to ``folder`` once all of it is on the disk.
+
+    It is removed last: where it is left, the run was killed among the moves, and its result may be written again.
+    """
     building = folder / _BUILDING
+    shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
     try:
         yield building
-        for path in building.iterdir():
-            if (place := folder / path.name).is_dir():
-                shutil.rmtree(place)
-            path.replace(place)
-    finally:
+    except BaseException:
         shutil.rmtree(building, ignore_errors=True)
+        raise
+    for path in building.iterdir():
+        if (place := folder / path.name).is_dir():
+            shutil.rmtree(place)
+        path.replace(place)
+    building.rmdir()
 
 
 def _write_model(run: _Run, model: Any, weights: Any, folder: Path) -> None:

@@ -425,6 +425,39 @@ def test_another_base_model_is_not_resumed(checkpoint: Checkpoint, tmp_path: Pat
     assert finetune(recipe, resume=True).progress.step == 4
 
 
+def test_a_run_that_is_killed_among_the_moves_of_its_result_begins_again(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "The", "completion": "fox"}] * 2)
+    train = {"output_dir": str(tmp_path / "out"), "max_steps": 1, "save_strategy": "no", "bf16": False}
+    recipe = make_recipe("text-generation", checkpoint("llama"), rows, train=train)
+    replace_file = Path.replace
+    moved: list[Path] = []
+
+    def killed(path: Path, place: Path) -> Path:
+        if path.parent.name == ".building-result":
+            if len(moved) == 2:
+                raise SystemExit(137)
+            moved.append(place)
+        return replace_file(path, place)
+
+    def died(_: Any) -> None:
+        raise RuntimeError("before the first update")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(SystemExit):
+            finetune(recipe)
+    assert all(place.exists() for place in moved)
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr("llmkit.training.loop.Trainer.run", died)
+            with pytest.raises(RuntimeError):
+                finetune(recipe)
+    finetune(recipe)
+    assert not (tmp_path / "out" / ".building-result").exists()
+
+
 def test_another_version_of_llmkit_resumes_if_it_makes_the_same_examples(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

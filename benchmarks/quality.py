@@ -105,14 +105,14 @@ def seq2seq_trainer(name: str, out: Path) -> None:
 
     from llmkit.config.recipe_file import load_recipe
     from llmkit.inference.contract import CONTRACT_FILE
-    from llmkit.training.dataset import prepare
+    from llmkit.training.dataset import make_examples
     from llmkit.training.encoding import make_encoder
     from llmkit.training.recipe_model import open_model, open_task
 
     recipe = load_recipe(str(RECIPES / f"{name}.yaml"))
     task, settings = open_task(recipe), recipe.train
     encoder = make_encoder(recipe, task, open_model(recipe, task, weights=False))
-    examples = prepare(recipe, encoder).train.examples.select_columns(["input_ids", "labels"])
+    examples = make_examples(recipe, encoder).train.examples.select_columns(["input_ids", "labels"])
     examples = examples.map(lambda row: {"attention_mask": [1] * len(row["input_ids"])})
     torch.manual_seed(settings.seed)
     loaded = open_model(recipe, task, weights=True, dtype="float32")

@@ -291,13 +291,13 @@ def extractive(squad: Path, python: str, steps: int, folder: Path) -> tuple[dict
 def features(recipe: dict[str, Any]) -> Any:
     """The examples of a recipe, as tokens."""
     from llmkit.config.recipe import recipe_adapter
-    from llmkit.training.dataset import prepare
+    from llmkit.training.dataset import make_examples
     from llmkit.training.encoding import make_encoder
     from llmkit.training.recipe_model import open_model, open_task
 
     checked = recipe_adapter().validate_python({"version": 1, **recipe})
     task = open_task(checked)
-    return prepare(checked, make_encoder(checked, task, open_model(checked, task, weights=False))).train.examples
+    return make_examples(checked, make_encoder(checked, task, open_model(checked, task, weights=False))).train.examples
 
 
 def kill(times: int) -> None:

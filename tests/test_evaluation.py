@@ -24,7 +24,7 @@ from llmkit.metrics.bootstrap import Interval
 from llmkit.metrics.score import score
 from llmkit.tasks import TASKS, Dialogue, QuestionAnswering, Traits, Translation, Wording, get_task
 from llmkit.tasks.translation import TranslationSettings
-from llmkit.training.dataset import prepare
+from llmkit.training.dataset import make_examples
 from llmkit.training.encoding import make_encoder
 from llmkit.training.recipe_model import open_model, open_task
 from tests.conftest import Checkpoint
@@ -174,7 +174,7 @@ def test_rows_that_training_held_back_are_those_it_is_judged_on(checkpoint: Chec
     rows = write_rows(tmp_path / "rows.jsonl", questions(12))
     recipe = str(write_recipe(tmp_path, checkpoint("bert"), rows, data={"validation_fraction": 0.25}))
     trained = load_recipe(recipe)
-    part = prepare(
+    part = make_examples(
         trained, make_encoder(trained, open_task(trained), open_model(trained, open_task(trained), weights=False))
     )
     assert part.validation is not None

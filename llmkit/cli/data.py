@@ -55,7 +55,7 @@ def data_check(
     """
     from llmkit.models.reach import offline
     from llmkit.training.data_report import check
-    from llmkit.training.dataset import prepare
+    from llmkit.training.dataset import make_examples
     from llmkit.training.encoding import make_encoder
     from llmkit.training.recipe_model import open_model, open_task
 
@@ -78,7 +78,7 @@ def data_check(
     opened = open_task(recipe)
     with offline(getattr(recipe.model, "offline", False)):
         encoder = make_encoder(recipe, opened, open_model(recipe, opened, weights=False))
-        report = check(prepare(recipe, encoder, strict=False), encoder, samples=rows)
+        report = check(make_examples(recipe, encoder, strict=False), encoder, samples=rows)
     proposal = _frozen(recipe)
     if as_json:
         found = {"task": recipe.task, "proposal": proposal, "notes": list(notes), **report.to_dict()}

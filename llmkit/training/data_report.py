@@ -14,7 +14,7 @@ from typing import Any
 
 from llmkit.heads.base import IGNORED
 from llmkit.tasks import Task
-from llmkit.training.dataset import NO_LABEL, Part, Prepared
+from llmkit.training.dataset import NO_LABEL, Examples, Part
 from llmkit.training.disk_cache import digest
 from llmkit.training.encoding import Encoder
 
@@ -80,7 +80,7 @@ class Report:
         return asdict(self)
 
 
-def check(prepared: Prepared, encoder: Encoder, *, samples: int) -> Report:
+def check(prepared: Examples, encoder: Encoder, *, samples: int) -> Report:
     """Look at the examples of a recipe; ``samples`` of each part are shown."""
     train = _report(prepared.train, encoder, samples)
     if prepared.validation is None:

@@ -27,7 +27,7 @@ from llmkit.training.row_table import Rows, read_rows
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["NO_LABEL", "Part", "Prepared", "divide", "prepare"]
+__all__ = ["NO_LABEL", "Examples", "Part", "divide", "make_examples"]
 
 _ROWS_A_PROCESS = 2000
 """Fewer are tokenized faster than a process starts."""
@@ -68,7 +68,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Examples:
     train: Part
     validation: Part | None
 
@@ -159,7 +159,7 @@ def _outcomes(rows: Rows, encoder: Encoder, num_proc: int | None) -> datasets.Da
 # Parts.
 
 
-def prepare(recipe: Recipe, encoder: Encoder, *, strict: bool = True) -> Prepared:
+def make_examples(recipe: Recipe, encoder: Encoder, *, strict: bool = True) -> Examples:
     """The examples of a recipe.
 
     Args:
@@ -184,7 +184,7 @@ def prepare(recipe: Recipe, encoder: Encoder, *, strict: bool = True) -> Prepare
             _refuse(recipe, own, own_outcomes, encoder)
         held = _part(own, own_outcomes, list(range(len(own.table))), encoder)
     order = _mix(rows, trained, [source.weight for source in data.train], data.seed)
-    return Prepared(_part(rows, outcomes, order, encoder), held)
+    return Examples(_part(rows, outcomes, order, encoder), held)
 
 
 def _refuse(recipe: Recipe, rows: Rows, outcomes: datasets.Dataset, encoder: Encoder) -> None:

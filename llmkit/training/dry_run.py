@@ -11,7 +11,7 @@ from llmkit.files import in_units
 from llmkit.heads import head_of
 from llmkit.models.reach import offline
 from llmkit.training.memory_estimate import Plan, make_plan
-from llmkit.training.preflight import Preflight, preflight
+from llmkit.training.prepare import Preparation, prepare
 from llmkit.training.recipe_model import open_model
 from llmkit.training.row_counts import describe
 from llmkit.training.run import find_checkpoint, packs
@@ -32,7 +32,7 @@ def dry_run(recipe: Recipe) -> Iterator[str]:
 
 def _report(recipe: Recipe) -> Iterator[str]:
     find_checkpoint(recipe, Path(recipe.train.output_dir), resume=False)
-    ready = preflight(recipe, recipe.accelerate.num_processes or 1)
+    ready = prepare(recipe, recipe.accelerate.num_processes or 1)
     resolution = ready.loaded.resolution
     new = " from random weights" if getattr(recipe.model, "config", None) else ""
     yield f"{resolution.task}: {ready.loaded.source.name} as {resolution.model_class} ({resolution.head}){new}"
@@ -43,7 +43,7 @@ def _report(recipe: Recipe) -> Iterator[str]:
         yield from _tried_packing(ready)
 
 
-def _tried_packing(ready: Preflight) -> Iterator[str]:
+def _tried_packing(ready: Preparation) -> Iterator[str]:
     """Whether the model keeps packed examples apart, which only its weights show."""
     recipe = ready.recipe
     try:

@@ -14,7 +14,7 @@ from llmkit.heads import head_of
 from llmkit.heads.objective import Objective
 from llmkit.models.memory import available_memory
 from llmkit.training.activation_memory import activation_bytes
-from llmkit.training.preflight import Preflight
+from llmkit.training.prepare import Preparation
 
 __all__ = ["Plan", "make_plan"]
 
@@ -53,9 +53,9 @@ class Plan:
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
-def make_plan(ready: Preflight) -> Plan:
+def make_plan(ready: Preparation) -> Plan:
     """Count what a recipe trains; its longest examples stand for all."""
-    recipe, part, device = ready.recipe, ready.prepared.train, ready.device
+    recipe, part, device = ready.recipe, ready.examples.train, ready.device
     half = ready.half or recipe.train.fp16
     vocabulary = len(ready.loaded.tokenizer)
     parameters = {id(each): each for each in ready.model.parameters()}.values()
@@ -77,9 +77,9 @@ def make_plan(ready: Preflight) -> Plan:
     )
 
 
-def _activations(ready: Preflight, *, half: bool) -> int:
+def _activations(ready: Preparation, *, half: bool) -> int:
     """Of the longest examples in one micro-batch."""
-    train, part, loaded, model = ready.recipe.train, ready.prepared.train, ready.loaded, ready.model
+    train, part, loaded, model = ready.recipe.train, ready.examples.train, ready.loaded, ready.model
     lengths = part.examples["length"][:]
     longest = heapq.nlargest(train.per_device_train_batch_size, range(len(lengths)), key=lengths.__getitem__)
     per_token = _CHECKPOINTED

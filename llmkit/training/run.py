@@ -44,7 +44,7 @@ from llmkit.training.disk_cache import digest
 from llmkit.training.hub import push, reserve
 from llmkit.training.loop import EXAMPLES, Trainer, TrainingStats
 from llmkit.training.model_card import draw_losses, model_card
-from llmkit.training.preflight import expected_rows, preflight
+from llmkit.training.prepare import expected_rows, prepare
 from llmkit.training.probes import is_causal, supports_packing
 from llmkit.training.provenance import RESOLVED, Provenance, changes, commented_recipe, provenance_of
 from llmkit.training.recipe_model import open_model, open_task
@@ -208,7 +208,7 @@ def _prepare(
 
     train = recipe.train
     with member.local_main_process_first():
-        ready = preflight(recipe, member.world)
+        ready = prepare(recipe, member.world)
     task, device, parts = ready.task, ready.device, ready.parts
     for name, part in parts.items():
         for line in describe(part.ledger, name):

@@ -17,7 +17,7 @@ from llmkit.errors import HubUnreachableError, InputError, UsageError
 from llmkit.heads.base import IGNORED
 from llmkit.tasks import Text, find_task
 from llmkit.training import dataset
-from llmkit.training.dataset import Prepared, prepare
+from llmkit.training.dataset import Examples, make_examples
 from llmkit.training.encoding import Encoder, make_encoder
 from llmkit.training.recipe_model import open_model, open_task
 from llmkit.training.row_table import read_rows
@@ -35,15 +35,15 @@ def encoder_of(recipe: Recipe) -> Encoder:
     return make_encoder(recipe, task, open_model(recipe, task, weights=False))
 
 
-def run(recipe: Recipe) -> Prepared:
-    return prepare(recipe, encoder_of(recipe))
+def run(recipe: Recipe) -> Examples:
+    return make_examples(recipe, encoder_of(recipe))
 
 
 def pair(number: int, words: int = 3) -> dict[str, Any]:
     return {"prompt": f"The quick {number} " + "fox " * words, "completion": f"jumps {number}."}
 
 
-def drawn(prepared: Prepared) -> list[dict[str, Any]]:
+def drawn(prepared: Examples) -> list[dict[str, Any]]:
     return [prepared.train.rows[index] for index in prepared.train.order]
 
 

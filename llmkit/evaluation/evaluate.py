@@ -21,8 +21,8 @@ from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.evaluation.perplexity import perplexity, row_loss
 from llmkit.heads.reasoning import reasoning_format
 from llmkit.inference.pipeline import Pipeline
+from llmkit.inference.row_columns import note_codes
 from llmkit.inference.row_files import answer_file, check_output
-from llmkit.inference.row_layout import note_codes
 from llmkit.log import log
 from llmkit.metrics.bootstrap import Interval, interval, p_value
 from llmkit.metrics.score import Measure, score

@@ -14,7 +14,7 @@ from llmkit.data.text import read_text_file
 from llmkit.engines.base import OnText, Request, never
 from llmkit.errors import InputError, UsageError
 from llmkit.files import write_whole
-from llmkit.inference.fitting import ContextFitter
+from llmkit.inference.context_window import ContextFitter
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.streaming import Shown
 from llmkit.tasks import Message

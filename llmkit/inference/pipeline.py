@@ -17,7 +17,7 @@ from llmkit.engines.base import Engine, OnText, Session, never
 from llmkit.engines.row_faults import attempt, raise_common, unforeseen
 from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import LlmkitError, UsageError
-from llmkit.inference.fitting import ContextFitter
+from llmkit.inference.context_window import ContextFitter
 from llmkit.inference.scheduler import Cancelled, Job, Progress, Scheduler
 from llmkit.inference.streaming import StreamedOutput
 from llmkit.models.load import Loaded

@@ -2,7 +2,7 @@
 
 Knows how a run that stopped at any byte is continued so that the file becomes that of an uninterrupted run, and how
 processes share the rows. Does not know how rows are read (`llmkit.data.rows`), answered (`llmkit.inference.pipeline`)
-and written (`llmkit.inference.row_layout`), what a run is compared by (`llmkit.inference.run_manifest`), how processes
+and written (`llmkit.inference.row_columns`), what a run is compared by (`llmkit.inference.run_manifest`), how processes
 are started, or what is shown of the progress.
 """
 
@@ -29,7 +29,7 @@ from llmkit.engines.base import Session
 from llmkit.engines.row_faults import attempt
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.files import locked, whole_file
-from llmkit.inference.row_layout import Layout, SplitRow, answer_record, error_record, note_codes, with_columns
+from llmkit.inference.row_columns import Layout, SplitRow, answer_record, error_record, note_codes, with_columns
 from llmkit.inference.run_manifest import describe_run, read_manifest, refuse_changes, write_manifest
 from llmkit.tasks.output import Output
 

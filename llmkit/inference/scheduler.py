@@ -13,7 +13,7 @@ from llmkit.config.settings import GenerationSettings
 from llmkit.engines.base import Answer, OnText, Request, Session, never
 from llmkit.engines.row_faults import attempt
 from llmkit.errors import LlmkitError, UsageError
-from llmkit.inference.fitting import ContextFitter
+from llmkit.inference.context_window import ContextFitter
 from llmkit.inference.streaming import Shown
 from llmkit.tasks import Generation, Result, Step, Work
 

@@ -1,7 +1,7 @@
-"""Models on the Hugging Face Hub: fetched into its local cache, found there, and asked about.
+"""Models on the Hugging Face Hub: downloading into its local cache, looking up there, and listing files.
 
-Knows repositories, the cache, and what a refusal means for the user. Leaves connections to `reach` and the choice of
-files to `repo_files`. Knows nothing of tasks, tensors or how a model is loaded: what it returns is a folder.
+Knows repositories, the cache, and what a refusal means for the user. Leaves connections to `reachability` and the
+choice of files to `repo_files`. Knows nothing of tasks, tensors or how a model is loaded: it returns a folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ from llmkit.errors import (
 )
 from llmkit.files import in_units, write_whole
 from llmkit.log import log
-from llmkit.models.reach import UnreachableError, ask, forget_unreachable, hub_address, hub_name, is_offline, reason
+from llmkit.models.reachability import (
+    UnreachableError,
+    ask,
+    forget_unreachable,
+    hub_address,
+    hub_name,
+    is_offline,
+    reason,
+)
 from llmkit.models.repo_files import Wanted, choose, weights_of
 from llmkit.models.source import read_json
 

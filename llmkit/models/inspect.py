@@ -1,6 +1,6 @@
 """What a checkpoint is and what it can do, from its small files: ``llmkit inspect``.
 
-Collects what its neighbours read (`checkpoint`, `context`, `tokenizer_files`, `traps`, `resolve`) into one report.
+Collects the findings of `checkpoint`, `context`, `tokenizer_files`, `known_issues` and `resolve` into one report.
 Loads no weight and does not import torch or transformers, except to count on the meta device when asked to.
 """
 
@@ -30,11 +30,11 @@ from llmkit.models.context import ContextLength, context_length
 from llmkit.models.families import family
 from llmkit.models.families.translators import pair_in
 from llmkit.models.generation import read_settings
+from llmkit.models.known_issues import Facts, find_issues, needs_own_code
 from llmkit.models.resolve import natural_head, resolve
 from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
 from llmkit.models.tables import HEADS, writes
 from llmkit.models.tokenizer_files import SpecialToken, TokenizerFiles, has_chat_template, read_tokenizer
-from llmkit.models.traps import Facts, find_traps, needs_own_code
 from llmkit.tasks import TASKS, Task
 
 __all__ = ["Adapter", "ModelReport", "TaskFit", "inspect_source", "render"]
@@ -160,7 +160,7 @@ def inspect_source(source: Source, *, exact: bool = False, hub_counts: dict[str,
         direction=direction,
         license=_license(source.folder, card, metadata),
         memory={dtype: None if parameters is None else int(parameters * size) for dtype, size in _BYTES.items()},
-        traps=tuple(find_traps(facts)),
+        traps=tuple(find_issues(facts)),
         commands=_commands(source, facts, tasks),
         adapter=adapter,
     )

@@ -30,7 +30,7 @@ from llmkit.models.devices import pick_device, pick_dtype
 from llmkit.models.generation import apply_settings, generation_config, settle_tokens
 from llmkit.models.locate import locate
 from llmkit.models.quiet import as_checkpoint_error, quiet_transformers
-from llmkit.models.reach import offline
+from llmkit.models.reachability import offline
 from llmkit.models.refusals import check_files, check_heads, check_memory, refuse_untrusted
 from llmkit.models.resolve import Resolution, resolve
 from llmkit.models.source import Source, read_json

@@ -1,7 +1,7 @@
 """From what the user called a model to files on this machine.
 
 Knows the forms a name can take (nothing, ``starter``, a folder, an adapter, a GGUF file, a Hub id) and what
-to fall back to when no model was named. Leaves the network to `reach` and `hub`, the embedded model to `starter`.
+to fall back to when no model was named. Leaves the network to `reachability` and `hub`, the bundled model to `starter`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from llmkit.config.paths import user_path
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import CheckpointError, HubUnreachableError, ModelNotFoundError, UsageError
 from llmkit.log import log
-from llmkit.models.embedded import EMBEDDED
+from llmkit.models.bundled import EMBEDDED
 from llmkit.models.hub import exists, fetch, is_cached
-from llmkit.models.reach import hub_reachable, is_offline
+from llmkit.models.reachability import hub_reachable, is_offline
 from llmkit.models.repo_files import part_names
 from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
 from llmkit.models.starter import STARTER, starter_limits

@@ -9,11 +9,11 @@ from llmkit.errors import CheckpointError, TaskMismatchError, UsageError
 from llmkit.log import log
 from llmkit.models.adapter_files import brings_head, check_adapter, check_base, weights_file
 from llmkit.models.checkpoint import weight_bytes, weight_files
+from llmkit.models.known_issues import hub_kernels
 from llmkit.models.memory import check_fits
 from llmkit.models.resolve import Resolution
 from llmkit.models.source import Source
 from llmkit.models.tables import is_native
-from llmkit.models.traps import hub_kernels
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ __all__ = ["ADAPTER_CONFIG", "CONTRACT_FILE", "Source", "check_encoding", "read_
 ADAPTER_CONFIG = "adapter_config.json"
 """What makes a folder an adapter, whatever else is in it."""
 CONTRACT_FILE = "llmkit.json"
-"""What a model was tuned for (`llmkit.inference.contract`)."""
+"""What a model was tuned for (`llmkit.inference.tuned_config`)."""
 
 
 _TYPES = {"model_type": str, "architectures": list, "auto_map": dict, "task_specific_params": dict}
@@ -24,7 +24,7 @@ _TYPES = {"model_type": str, "architectures": list, "auto_map": dict, "task_spec
 
 @dataclass(frozen=True)
 class Source:
-    """A model on disk. Every loader reads from here, so that only `llmkit.models.reach` and `hub` meet a network."""
+    """A model on disk. Every loader reads from here, so that only `reachability` and `hub` use the network."""
 
     name: str
     """What the user called it: a Hub id, a path, or ``starter``."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from llmkit.config.paths import without_folders
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.log import log
-from llmkit.models.reach import is_offline
+from llmkit.models.reachability import is_offline
 from llmkit.models.source import ADAPTER_CONFIG, read_json
 from llmkit.training.accelerator import TRACKERS
 from llmkit.training.provenance import RESOLVED, published_recipe

@@ -18,7 +18,7 @@ from llmkit.errors import CheckpointError, UsageError
 from llmkit.files import disk_errors, whole_folder
 from llmkit.heads import BaseHead, head_of
 from llmkit.heads.end_tokens import declare_ends
-from llmkit.inference.contract import CONTRACT_FILE
+from llmkit.inference.tuned_config import CONTRACT_FILE
 from llmkit.log import log
 from llmkit.models.adapters import quiet_peft
 from llmkit.models.load import load_model

@@ -22,7 +22,7 @@ from llmkit.models.devices import pick_device
 from llmkit.models.fresh import train_tokenizer, write_untrained_checkpoint
 from llmkit.models.load import Loaded, load_model, load_source
 from llmkit.models.locate import locate_tokenizer
-from llmkit.models.reach import offline
+from llmkit.models.reachability import offline
 from llmkit.models.resolve import resolve
 from llmkit.models.source import Source
 from llmkit.models.tables import writes

@@ -24,8 +24,8 @@ from llmkit.evaluation.no_answer import fit_no_answer_threshold
 from llmkit.files import BUILDING, disk_errors, locked, write_whole
 from llmkit.heads import BaseHead, head_of
 from llmkit.heads.end_tokens import declare_ends
-from llmkit.inference.contract import Contract, write_contract
 from llmkit.inference.pipeline import Pipeline
+from llmkit.inference.tuned_config import Contract, write_contract
 from llmkit.log import log
 from llmkit.metrics.answers import Threshold
 from llmkit.metrics.score import score
@@ -34,7 +34,7 @@ from llmkit.models.load import Loaded
 from llmkit.models.memory import is_out_of_memory, peak_memory
 from llmkit.models.processes import Worker, join_process_group
 from llmkit.models.quiet import quiet_transformers
-from llmkit.models.reach import offline
+from llmkit.models.reachability import offline
 from llmkit.tasks import Task, Wording
 from llmkit.tasks.output import Output
 from llmkit.training.accelerator import TRACKERS, make_accelerator

@@ -22,12 +22,12 @@ from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import InputError, UsageError
 from llmkit.evaluation.evaluate import Evaluation, compare, evaluate
 from llmkit.files import write_whole
-from llmkit.inference.contract import apply_contract
 from llmkit.inference.pipeline import Pipeline
+from llmkit.inference.tuned_config import apply_contract
 from llmkit.log import log
 from llmkit.models.load import load_model
 from llmkit.models.processes import Worker
-from llmkit.models.reach import offline
+from llmkit.models.reachability import offline
 from llmkit.models.tables import writes
 from llmkit.tasks import Task, Wording, find_task
 from llmkit.training.dataset import divide

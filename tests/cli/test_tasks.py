@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmkit.inference.contract import Contract, write_contract
+from llmkit.inference.tuned_config import Contract, write_contract
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Checkpoint
 

@@ -29,7 +29,7 @@ from llmkit.data.rows import Layout, Record
 from llmkit.engines.base import ModelFacts, Session
 from llmkit.errors import InputError, LlmkitError, NotEnoughMemoryError, UsageError
 from llmkit.files import locked, write_whole
-from llmkit.inference import row_layout
+from llmkit.inference import row_columns
 from llmkit.inference.row_files import Report, answer_file, check_output
 from llmkit.models.context import ContextLength
 from llmkit.models.source import Source
@@ -510,7 +510,7 @@ def test_no_more_than_a_window_is_held(tmp_path: Path, monkeypatch: pytest.Monke
             del row
 
     monkeypatch.setattr(data_rows, "open_records", records)
-    monkeypatch.setattr(row_layout, "_to_json", lambda name, value: '"error"')
+    monkeypatch.setattr(row_columns, "_to_json", lambda name, value: '"error"')
     monkeypatch.setattr(FakePipeline, "_answer", lambda *_: InputError("x"))
     source = write_rows(tmp_path / "rows.jsonl", [])
     assert run(source, tmp_path / "out.jsonl", window=1000).total == 200_000

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import close_session
 
 from llmkit.errors import LlmkitError
-from llmkit.models import hub, reach
+from llmkit.models import hub, reachability
 from tests.models.fake_hub import FakeHub, safetensors
 
 CONFIG = b'{"model_type": "llama"}'
@@ -21,12 +21,12 @@ TINY = {"config.json": CONFIG, "tokenizer.json": b"{}", "model.safetensors": WEI
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    reach.forget_unreachable()
+    reachability.forget_unreachable()
     with FakeHub() as server:
         server.use(monkeypatch, tmp_path)
         yield server
         close_session()
-    reach.forget_unreachable()
+    reachability.forget_unreachable()
 
 
 def names(snapshot: hub.Snapshot) -> set[str]:

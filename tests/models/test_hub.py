@@ -26,7 +26,7 @@ from llmkit.errors import (
     ModelNotFoundError,
     NotEnoughMemoryError,
 )
-from llmkit.models import hub, reach
+from llmkit.models import hub, reachability
 from llmkit.models.locate import locate
 from tests.models.conftest import TINY, WEIGHTS, closed_port, names, one_line, refuse_connections
 from tests.models.fake_hub import FakeHub, point_at, safetensors
@@ -54,7 +54,7 @@ def test_names_are_not_patterns(fake: FakeHub) -> None:
 def test_one_request_when_all_is_cached(fake: FakeHub, caplog: pytest.LogCaptureFixture) -> None:
     fake.add("org/tiny", TINY)
     first = hub.fetch("org/tiny")
-    reach.forget_unreachable()  # as in a new process, over a cache that an older huggingface_hub has filled
+    reachability.forget_unreachable()  # as in a new process, over a cache that an older huggingface_hub has filled
     shutil.rmtree(first.folder.parents[1] / "trees")
     _IN_MEMORY_TREE_CACHE.clear()
     fake.requests.clear()
@@ -105,19 +105,19 @@ def test_offline_opens_no_socket(fake: FakeHub, monkeypatch: pytest.MonkeyPatch)
     fake.add("org/tiny", TINY)
     online = hub.fetch("org/tiny")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    with reach.offline():
+    with reachability.offline():
         _uses_no_network(online, monkeypatch)
-    assert not reach.is_offline()
+    assert not reachability.is_offline()
     assert os.environ["HF_HUB_OFFLINE"] == "0"
 
 
 def _uses_no_network(online: hub.Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert reach.is_offline()
+    assert reachability.is_offline()
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     refuse_connections(monkeypatch)
     assert hub.fetch("org/tiny") == online
     assert hub.download("org/tiny") == online
-    assert not reach.hub_reachable()
+    assert not reachability.hub_reachable()
     assert hub.exists("org/tiny") is True
     assert hub.exists("org/other") is None
     with pytest.raises(HubUnreachableError, match="offline mode is on and org/other is not in the cache") as error:
@@ -216,14 +216,14 @@ def closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """An endpoint where nothing listens."""
     endpoint = f"http://127.0.0.1:{closed_port()}"
     point_at(endpoint, monkeypatch, tmp_path)
-    reach.forget_unreachable()
+    reachability.forget_unreachable()
     yield endpoint
     close_session()
 
 
 def test_nothing_listens(closed: str) -> None:
     start = time.monotonic()
-    assert not reach.hub_reachable()
+    assert not reachability.hub_reachable()
     assert time.monotonic() - start < 1
     with pytest.raises(HubUnreachableError, match=r"cannot reach the model hub .* and org/tiny is not in") as error:
         hub.fetch("org/tiny", revision="v1")
@@ -237,11 +237,11 @@ def test_nothing_listens(closed: str) -> None:
 
 def test_download_asks_in_spite_of_the_memory(fake: FakeHub) -> None:
     fake.add("org/tiny", TINY)
-    reach._remember(fake.endpoint, "was down")
+    reachability._remember(fake.endpoint, "was down")
     with pytest.raises(HubUnreachableError, match="was down, 0 s ago"):
         hub.fetch("org/tiny")
     assert names(hub.download("org/tiny")) == set(TINY)
-    assert reach.hub_reachable()
+    assert reachability.hub_reachable()
 
 
 @pytest.mark.parametrize("status", [500, 502, 503])

@@ -12,7 +12,7 @@ import pytest
 
 from llmkit.errors import HubUnreachableError, TaskMismatchError
 from llmkit.files import HASHES
-from llmkit.models.embedded import EMBEDDED
+from llmkit.models.bundled import EMBEDDED
 from llmkit.models.minilm import MINILM
 from llmkit.models.wheels import Wheel, wheel_source
 

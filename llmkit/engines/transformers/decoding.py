@@ -17,9 +17,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.config.settings import GenerationSettings
+from llmkit.engines.transformers.batch_invariance import BatchCompatibility, probe_batch_invariance
 from llmkit.engines.transformers.batching import fitting
 from llmkit.engines.transformers.joined_cache import can_join, join, pad_left
-from llmkit.engines.transformers.padding import BatchCompatibility, probe_batch_invariance
 from llmkit.engines.transformers.prompt_cache import new_cache
 from llmkit.errors import CheckpointError, UsageError
 from llmkit.heads.base import refuse_not_finite

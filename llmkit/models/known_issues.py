@@ -19,14 +19,14 @@ from llmkit.models.tokenizer_files import SpecialToken, TokenizerFiles
 from llmkit.models.upstream import lets_packed_examples_leak
 from llmkit.tasks import Head
 
-__all__ = ["Facts", "find_traps", "hub_kernels", "needs_own_code"]
+__all__ = ["Facts", "find_issues", "hub_kernels", "needs_own_code"]
 
 _INSTRUCT = re.compile(r"(?i)(?:^|[-_./])(?:instruct|chat|it|dpo|rlhf|sft)(?:[-_./]|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the traps are found in."""
+    """What known issues are derived from."""
 
     name: str
     config: Mapping[str, Any]
@@ -48,7 +48,7 @@ class Facts:
         return self.head is not None and HEADS[self.head].one_sequence
 
 
-def find_traps(facts: Facts) -> list[str]:
+def find_issues(facts: Facts) -> list[str]:
     """Every trap that the files show, those that stop the model from working first."""
     groups = (_files, _code, _tokens, _generation, _templates, _family, _training)
     return [line for group in groups for line in group(facts)]

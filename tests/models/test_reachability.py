@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import close_session, constants
 
 from llmkit.errors import HubUnreachableError, LlmkitError, without_password
-from llmkit.models import hub, reach
+from llmkit.models import hub, reachability
 from tests.models.conftest import TINY, closed_port, one_line, refuse_connections
 from tests.models.fake_hub import FakeHub, point_at
 
@@ -24,16 +24,16 @@ def silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[socket.s
     """An endpoint that accepts connections and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         point_at(f"http://127.0.0.1:{server.getsockname()[1]}", monkeypatch, tmp_path)
-        reach.forget_unreachable()
+        reachability.forget_unreachable()
         yield server
     close_session()
 
 
 def test_a_silent_hub_is_given_up_in_time(silent: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert reach.DEADLINE < 5
-    monkeypatch.setattr(reach, "DEADLINE", 0.05)
+    assert reachability.DEADLINE < 5
+    monkeypatch.setattr(reachability, "DEADLINE", 0.05)
     start = time.monotonic()
-    assert not reach.hub_reachable()
+    assert not reachability.hub_reachable()
     assert hub.exists("org/tiny") is None
     assert time.monotonic() - start < 1
 
@@ -41,10 +41,10 @@ def test_a_silent_hub_is_given_up_in_time(silent: socket.socket, monkeypatch: py
 def test_a_name_look_up_that_hangs_is_given_up_in_time(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """httpx's timeouts do not cover getaddrinfo."""
     release = threading.Event()
-    monkeypatch.setattr(reach, "DEADLINE", 0.05)
+    monkeypatch.setattr(reachability, "DEADLINE", 0.05)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: release.wait(5) and [])
     start = time.monotonic()
-    assert not reach.hub_reachable()
+    assert not reachability.hub_reachable()
     assert time.monotonic() - start < 1
     release.set()
 
@@ -57,28 +57,28 @@ def test_unreachable_is_remembered_for_ten_minutes(
     fake.requests.clear()
     now = time.time()
     point_at(f"http://127.0.0.1:{closed_port()}", monkeypatch, Path(constants.HF_HUB_CACHE).parents[1])
-    assert not reach.hub_reachable()
+    assert not reachability.hub_reachable()
 
     with monkeypatch.context() as patch:
         refuse_connections(patch)
         patch.setattr(time, "time", lambda: now + 599)
         caplog.clear()
-        assert not reach.hub_reachable()
+        assert not reachability.hub_reachable()
         assert hub.fetch("org/tiny") == snapshot
         assert "using org/tiny as it is in the cache" in caplog.text
 
     monkeypatch.setattr(time, "time", lambda: now + 602)
     asked: list[object] = []
-    monkeypatch.setattr(reach, "_within", lambda seconds, call: asked.append(call))
-    assert reach.hub_reachable()
+    monkeypatch.setattr(reachability, "_within", lambda seconds, call: asked.append(call))
+    assert reachability.hub_reachable()
     assert len(asked) == 1
 
 
 def test_the_memory_is_of_one_endpoint(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed_port()}")
-    assert not reach.hub_reachable()
+    assert not reachability.hub_reachable()
     monkeypatch.setattr(constants, "ENDPOINT", fake.endpoint)
-    assert reach.hub_reachable()
+    assert reachability.hub_reachable()
 
 
 @pytest.mark.parametrize(
@@ -87,20 +87,20 @@ def test_the_memory_is_of_one_endpoint(fake: FakeHub, monkeypatch: pytest.Monkey
 def test_a_damaged_memory_is_ignored(fake: FakeHub, tmp_path: Path, content: str) -> None:
     (tmp_path / "llmkit").mkdir()
     (tmp_path / "llmkit" / "unreachable.json").write_bytes(content.replace("ENDPOINT", fake.endpoint).encode("latin-1"))
-    assert reach.hub_reachable()
+    assert reachability.hub_reachable()
 
 
 def test_a_memory_from_the_future_is_ignored(fake: FakeHub, tmp_path: Path) -> None:
-    reach._remember(fake.endpoint, "was down")
-    assert not reach.hub_reachable()
+    reachability._remember(fake.endpoint, "was down")
+    assert not reachability.hub_reachable()
     entry = {fake.endpoint: {"at": time.time() + 3600, "why": "was down"}}
     (tmp_path / "llmkit" / "unreachable.json").write_text(json.dumps(entry))
-    assert reach.hub_reachable()
+    assert reachability.hub_reachable()
 
 
 def test_reachable_is_asked_once_a_process(fake: FakeHub) -> None:
-    assert reach.hub_reachable()
-    assert reach.hub_reachable()
+    assert reachability.hub_reachable()
+    assert reachability.hub_reachable()
     assert fake.requests == ["HEAD /"]
 
 
@@ -133,7 +133,7 @@ def test_a_token_is_never_quoted(fake: FakeHub, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(HubUnreachableError, match="HF_TOKEN") as error:
         hub.fetch("org/tiny")
     assert "cret" not in one_line(error)
-    assert "cret" not in reach.reason(httpx2.LocalProtocolError("Illegal header value b'Bearer hf_secret'"))
+    assert "cret" not in reachability.reason(httpx2.LocalProtocolError("Illegal header value b'Bearer hf_secret'"))
 
 
 def test_passwords_in_addresses_are_not_shown() -> None:
@@ -149,7 +149,7 @@ def test_no_password_is_told_or_kept_and_nobody_else_reads_what_is(
 ) -> None:
     point_at(endpoint, monkeypatch, tmp_path)
     monkeypatch.setenv("LLMKIT_CACHE", str(tmp_path / "own"))
-    reach.forget_unreachable()
+    reachability.forget_unreachable()
     for _ in range(2):  # asked, and remembered
         with pytest.raises(HubUnreachableError) as caught:
             hub.fetch("org/tiny")

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 
 from llmkit.config.settings import LoadSettings
-from llmkit.engines.transformers.padding import probe_batch_invariance
+from llmkit.engines.transformers.batch_invariance import probe_batch_invariance
 from llmkit.heads import Encoded, head_of
 from llmkit.heads.writing import WritingHead
 from llmkit.models.load import load_model

@@ -352,13 +352,13 @@ def evaluate(
     Raises:
         LlmkitError: one line that ends in what to do.
     """
-    from llmkit.training.trial import find_trial, judge_trial
+    from llmkit.training.evaluation_spec import resolve_evaluation, run_evaluation
 
     load_settings, settings = split_options({**options, "model": model}, LoadSettings, GenerationSettings)
     name, rows = (None if given is None else str(given) for given in (recipe, data))
-    trial = find_trial(name, task, rows, load_settings, overrides)
-    result = judge_trial(
-        trial, settings, Path(output), baseline=baseline, metrics=metrics, max_rows=max_rows, resume=resume
+    spec = resolve_evaluation(name, task, rows, load_settings, overrides)
+    result = run_evaluation(
+        spec, settings, Path(output), baseline=baseline, metrics=metrics, max_rows=max_rows, resume=resume
     )
     assert result is not None  # this is the only process
     return result

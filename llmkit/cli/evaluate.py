@@ -65,15 +65,15 @@ def evaluate(
     if (num_processes or 1) > 1 and not is_distributed():
         raise typer.Exit(start(num_processes or 1, flags.arguments, on_cpu=on_cpu(load.device)))
     member = join_process_group(num_processes, load.device) if is_distributed() else Worker()
-    from llmkit.training.trial import find_trial, judge_trial, not_shown
+    from llmkit.training.evaluation_spec import no_progress, resolve_evaluation, run_evaluation
 
-    asked = find_trial(recipe, task, data, load, overrides or ())
+    asked = resolve_evaluation(recipe, task, data, load, overrides or ())
     loaded = {}
     if metrics:
         from llmkit.metrics.wrapped import load_metric
 
         loaded = {Path(name).stem: load_metric(name, trust_remote_code=load.trust_remote_code) for name in metrics}
-    result = judge_trial(
+    result = run_evaluation(
         asked,
         generation,
         output,
@@ -82,7 +82,7 @@ def evaluate(
         max_rows=max_rows,
         resume=resume,
         member=member,
-        shown=_bar if sys.stderr.isatty() and not flags.quiet and not member.rank else not_shown,
+        shown=_bar if sys.stderr.isatty() and not flags.quiet and not member.rank else no_progress,
     )
     if result is not None:
         echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else "\n".join(_table(result)))

@@ -381,13 +381,13 @@ class TrainSection(Section):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name} has no effect on optim: {self.optim}; leave it out, or use adamw_torch")
         if self.bf16 is True and self.fp16:
-            raise ValueError("bf16 and fp16 are two types; give one of them")
+            raise ValueError("bf16 and fp16 are mutually exclusive; set one of them")
         if (need := self.compares()) and self.eval_strategy == "no":
-            raise ValueError(f"{need} compares evaluations, and there is none; set eval_strategy")
+            raise ValueError(f"{need} requires evaluation; set eval_strategy")
         if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo is not None):
             raise ValueError("hub_model_id and hub_private_repo go with push_to_hub: true")
         if self.greater_is_better is not None and self.metric_for_best_model is None:
-            raise ValueError("greater_is_better is about metric_for_best_model; name it")
+            raise ValueError("greater_is_better requires metric_for_best_model; set it")
         return self
 
 
@@ -504,8 +504,8 @@ class Recipe(Section):
                 raise ValueError("train.eval_steps has no rows to evaluate on; set data.validation_fraction")
         if self.accelerate.local_sgd_steps is not None and (self.train.fp16 or self.train.optim.endswith("8bit")):
             raise ValueError(
-                "accelerate.local_sgd_steps averages the states of optimizers, which fp16's scaling and 8 bits do not "
-                "bear; use bf16 and adamw_torch"
+                "accelerate.local_sgd_steps averages the states of optimizers, which fp16 and 8-bit optimizers do not "
+                "support; use bf16 and adamw_torch"
             )
         return self
 

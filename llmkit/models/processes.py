@@ -88,7 +88,7 @@ def on_cpu(device: str) -> bool:
 def _compare(asked: int, found: int) -> None:
     if found != asked:
         raise LlmkitError(
-            f"{asked} processes were asked for and {found} found each other",
+            f"{asked} processes were expected, and {found} joined",
             "start llmkit itself with `num_processes`",
         )
 

@@ -61,7 +61,7 @@ def _fsdp(recipe: Recipe) -> Any:
         return None
     from accelerate import FullyShardedDataParallelPlugin
 
-    log.warning("FSDP2 has not been tried by the makers of this version: compare its losses with a run without")
+    log.warning("FSDP2 is untested: compare its losses with a run without it")
     return FullyShardedDataParallelPlugin(
         fsdp_version=section.fsdp_version,
         auto_wrap_policy=section.fsdp_auto_wrap_policy.lower(),

@@ -104,7 +104,7 @@ def _check_settings(recipe: Recipe, device: str, processes: int) -> None:
     check_trackers(train.report_to)
     if several.local_sgd_steps is not None and processes == 1:
         raise UsageError(
-            "accelerate.local_sgd_steps needs several processes, and this is one",
+            "accelerate.local_sgd_steps requires more than one process",
             "leave it out, or set accelerate.num_processes",
         )
     if bits := getattr(recipe.model, "quantize", None):
@@ -119,7 +119,7 @@ def _check_settings(recipe: Recipe, device: str, processes: int) -> None:
         )
     if train.best_metric != "loss" and several.fsdp_config is not None:
         raise UsageError(
-            f"train.metric_for_best_model {train.best_metric} needs answers, which a model in shards does not generate",
+            f"train.metric_for_best_model {train.best_metric} needs generated answers, which FSDP does not allow",
             "use eval_loss",
         )
 

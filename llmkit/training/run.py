@@ -308,7 +308,7 @@ def packs(recipe: Recipe, model: Any, head: BaseHead, device: str) -> bool:
     able = head.one_sequence and supports_packing(model)
     if wanted is True and not able:
         raise UsageError(
-            "train.packing: this model lets packed examples see each other",
+            "train.packing: this model does not support packing (examples would attend to each other)",
             "leave it out: examples of like length are padded together",
         )
     if not able and head.one_sequence:

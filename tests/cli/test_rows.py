@@ -200,7 +200,7 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch: pytest.M
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert processes.is_distributed()
     monkeypatch.setattr("accelerate.PartialState", Alone)
-    with pytest.raises(LlmkitError, match="2 processes were asked for and 1 found each other"):
+    with pytest.raises(LlmkitError, match="2 processes were expected, and 1 joined"):
         processes.join_process_group(2, "cpu")
 
 

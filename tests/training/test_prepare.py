@@ -59,7 +59,7 @@ REFUSED: list[tuple[str, list[dict[str, Any]], dict[str, Any], str]] = [
     ("gpt2", GENERATION, {"model": {"config_overrides": {"n_embd": 32}}}, "do not fit"),
     ("gpt2", GENERATION, {"model": {"config_overrides": {"attn_pdrop": "0.1"}}}, "attn_pdrop is '0.1'"),
     ("gpt2", GENERATION, {"model": {"attn_implementation": "none_such"}}, "leave it out, or use sdpa or eager"),
-    ("gpt2", GENERATION, {"accelerate": {"local_sgd_steps": 2}}, "needs several processes"),
+    ("gpt2", GENERATION, {"accelerate": {"local_sgd_steps": 2}}, "requires more than one process"),
     ("gpt2", GENERATION, {"accelerate": {"fsdp_config": {}}}, "needs GPUs"),
     ("gpt2", GENERATION, {"accelerate": {"deepspeed_config": {}}}, "not supported"),
     ("gpt2", GENERATION, {"tokenizer": {"chat_template": "chatml"}}, "no Jinja text"),

@@ -125,7 +125,7 @@ def test_training_apart_needs_several_processes_and_whole_models(
     recipe = str(write_recipe(tmp_path, checkpoint("llama")))
     one = ["finetune", recipe, "--set", "accelerate.local_sgd_steps=4"]
     assert main(one) == 2
-    assert "needs several processes, and this is one; leave it out" in capsys.readouterr().err
+    assert "requires more than one process; leave it out" in capsys.readouterr().err
     for other in ("accelerate.deepspeed_config={}", "train.optim=paged_adamw_8bit", "train.fp16=true"):
         assert main([*one, "--set", other]) == 2
         assert "local_sgd_steps averages" in capsys.readouterr().err
@@ -156,5 +156,5 @@ def test_a_launcher_that_starts_fewer_is_found_out(checkpoint: Checkpoint, tmp_p
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": "The fox."}])
     train = {"output_dir": str(tmp_path / "out")}
     recipe = make_recipe("text-generation", checkpoint("llama"), rows, train=train, accelerate={"num_processes": 2})
-    with pytest.raises(LlmkitError, match="2 processes were asked for and 1 found each other"):
+    with pytest.raises(LlmkitError, match="2 processes were expected, and 1 joined"):
         finetune(recipe)

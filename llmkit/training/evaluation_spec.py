@@ -34,19 +34,19 @@ from llmkit.training.dataset import divide
 from llmkit.training.recipe_model import load_settings, open_task
 from llmkit.training.row_table import read_rows
 
-__all__ = ["Shown", "Trial", "find_trial", "judge_trial", "not_shown"]
+__all__ = ["EvaluationSpec", "ProgressFactory", "no_progress", "resolve_evaluation", "run_evaluation"]
 
-Shown = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
+ProgressFactory = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
 """Shows the progress of a model over so many rows: takes how many more rows and tokens are done."""
 
 
-def not_shown(_model: str, _rows: int) -> AbstractContextManager[Callable[[int, int], None]]:
+def no_progress(_model: str, _rows: int) -> AbstractContextManager[Callable[[int, int], None]]:
     """Nothing of it is."""
     return nullcontext(lambda _rows, _tokens: None)
 
 
 @dataclass(frozen=True)
-class Trial:
+class EvaluationSpec:
     """A model and what it is judged on."""
 
     task: Task
@@ -59,9 +59,9 @@ class Trial:
     truncation_side: TruncationSide | None = None
 
 
-def find_trial(
+def resolve_evaluation(
     recipe: Recipe | str | None, task: str | None, data: str | None, load: LoadSettings, overrides: Sequence[str] = ()
-) -> Trial:
+) -> EvaluationSpec:
     """The result of a recipe on its validation rows, or any model on any rows.
 
     Args:
@@ -86,7 +86,7 @@ def find_trial(
             "data": {"train": {"path": data}, "validation": {"path": data}},
             "train": {"output_dir": load.model},
         }
-        return _trial_of(make_recipe(content, overrides, name="`task` and `data`"), load, None)
+        return _spec_of(make_recipe(content, overrides, name="`task` and `data`"), load, None)
     if task is not None:
         raise UsageError("`task` has no effect beside a recipe, which has one", "leave it out")
     found = (
@@ -95,12 +95,12 @@ def find_trial(
         else load_recipe(recipe, overrides, trusted=[key for key in MAY_RUN_CODE if getattr(load, key)])
     )
     if data is None:
-        return _trial_of(found, load, None)
+        return _spec_of(found, load, None)
     encoding = next((source.encoding for source in found.data.validation or ()), None)
-    return _trial_of(found, load, [SourceSection(path=[data], encoding=encoding)])
+    return _spec_of(found, load, [SourceSection(path=[data], encoding=encoding)])
 
 
-def _trial_of(recipe: Recipe, load: LoadSettings, data: Sequence[SourceSection] | None) -> Trial:
+def _spec_of(recipe: Recipe, load: LoadSettings, data: Sequence[SourceSection] | None) -> EvaluationSpec:
     task = open_task(recipe)
     said = {name: getattr(load, name) for name in given(load)}
     base = replace(load_settings(recipe), model=recipe.train.output_dir, revision=None, base=None)
@@ -112,7 +112,7 @@ def _trial_of(recipe: Recipe, load: LoadSettings, data: Sequence[SourceSection] 
         rows = _expected(_held_back(recipe, task), recipe, task)
     else:
         raise UsageError("the recipe has no validation data", "set data.validation or data.validation_fraction")
-    return Trial(
+    return EvaluationSpec(
         task, replace(base, **said), wording, rows, recipe.data.on_overflow == "truncate", recipe.data.truncation_side
     )
 
@@ -156,8 +156,8 @@ def _expected(records: Iterable[Record], recipe: Recipe, task: Task) -> Iterator
         log.info("columns that are not used: %s", ", ".join(f"{name} ({count} rows)" for name, count in unused.items()))
 
 
-def judge_trial(
-    trial: Trial,
+def run_evaluation(
+    spec: EvaluationSpec,
     settings: GenerationSettings,
     output: Path,
     *,
@@ -166,7 +166,7 @@ def judge_trial(
     max_rows: int | None = None,
     resume: bool = False,
     member: Worker | None = None,
-    shown: Shown = not_shown,
+    shown: ProgressFactory = no_progress,
 ) -> Evaluation | None:
     """Judge a model, and compare it with another on the same rows.
 
@@ -185,18 +185,18 @@ def judge_trial(
         raise UsageError("num_return_sequences: only the first output of a row is judged", "leave it out")
     member = member or Worker()
     rows = output / "rows.jsonl"
-    other_load = None if baseline is None else replace(trial.load, model=baseline, revision=None, base=None)
+    other_load = None if baseline is None else replace(spec.load, model=baseline, revision=None, base=None)
     if not member.rank and output.exists() and any(output.iterdir()) and not resume:
         raise UsageError(f"{output} is not empty", "`resume` to go on", "name another `output`")
 
     def judged(load: LoadSettings, name: str, *, trivial: bool) -> Evaluation | None:
-        loaded = load_model(load, trial.task.name, fallback=False)
+        loaded = load_model(load, spec.task.name, fallback=False)
         with rows.open("rb") as file:
             count = sum(1 for _ in file)
         asked = settings
-        if trial.truncates and writes(loaded.head) and settings.on_overflow is None:
-            asked = replace(settings, on_overflow="truncate", truncation_side=trial.truncation_side)
-        task, wording, asked = apply_contract(loaded, trial.task, trial.wording, asked)
+        if spec.truncates and writes(loaded.head) and settings.on_overflow is None:
+            asked = replace(settings, on_overflow="truncate", truncation_side=spec.truncation_side)
+        task, wording, asked = apply_contract(loaded, spec.task, spec.wording, asked)
         with shown(loaded.source.name, count) as progress:
             return evaluate(
                 Pipeline(task, TransformersEngine(loaded), asked, wording),
@@ -210,14 +210,14 @@ def judge_trial(
                 progress=progress,
             )
 
-    with offline(trial.load.offline), nullcontext() if member.rank else _removed_if_unanswered(output):
+    with offline(spec.load.offline), nullcontext() if member.rank else _removed_if_unanswered(output):
         if not member.rank:
             output.mkdir(parents=True, exist_ok=True)
-            _write(trial, rows, max_rows)
+            _write(spec, rows, max_rows)
         member.barrier()
         if other_load is not None:  # found now, and not after the first model has answered all
-            load_model(other_load, trial.task.name, weights=False, fallback=False)
-        result = judged(trial.load, "predictions.jsonl", trivial=True)
+            load_model(other_load, spec.task.name, weights=False, fallback=False)
+        result = judged(spec.load, "predictions.jsonl", trivial=True)
         if other_load is not None:
             other = judged(other_load, "baseline.jsonl", trivial=False)
             result = None if result is None or other is None else compare(result, other)
@@ -243,11 +243,11 @@ def _removed_if_unanswered(output: Path) -> Iterator[None]:
         raise
 
 
-def _write(trial: Trial, path: Path, max_rows: int | None) -> None:
+def _write(spec: EvaluationSpec, path: Path, max_rows: int | None) -> None:
     """The rows as JSON Lines, what is expected apart from what is given."""
     count = 0
     with path.open("w", encoding="utf-8") as file:
-        for row in trial.rows:
+        for row in spec.rows:
             if count == max_rows:
                 break
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -12,6 +12,7 @@ from llmkit.cli.streams import echo
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import UsageError
 from llmkit.files import in_units
+from llmkit.log import printable
 
 __all__ = ["download", "inspect", "models"]
 
@@ -40,7 +41,7 @@ def inspect(
     on_hub = source.commit and not source.adapter and not source.gguf_file and not is_offline()
     counts = hub_parameter_counts(model, revision) if on_hub else None
     report = inspect_source(source, exact=exact, hub_counts=counts)
-    echo(json.dumps(report.to_dict(), ensure_ascii=False) if as_json else worded(render(report)))
+    echo(json.dumps(report.to_dict(), ensure_ascii=False) if as_json else worded(printable(render(report))))
 
 
 def models(

@@ -361,3 +361,12 @@ def with_own_code(checkpoint: Checkpoint, tmp_path: Path) -> Path:
     config["auto_map"] = {"AutoConfig": "mine.MyConfig", "AutoModelForCausalLM": "mine.MyModel"}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def test_a_report_on_a_model_never_holds_control_characters(checkpoint: Checkpoint, tmp_path: Path, run: Run) -> None:
+    """Also in a pipe, at whose end a pager may show it: the texts are those of whoever published the model."""
+    folder = shutil.copytree(checkpoint("llama"), tmp_path / "model")
+    (folder / "README.md").write_text('---\nlicense: "\\e]0;title\\a\\e[31mred"\n---\n', encoding="utf-8")
+    _, out, _ = run("inspect", folder)
+    assert "\x1b" not in out
+    assert "red" in out

@@ -67,9 +67,9 @@ def attach(
         return _put_on(model, config_class(task_type=HEADS[head].task_type, **settings))
     except ImportError as error:
         raise MissingDependencyError(f"adapter.peft_type {kind}: {error}", "install it, or use LORA") from error
-    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        if isinstance(error, NotImplementedError) and model.device.type == "meta":
+        if isinstance(error, RuntimeError) and model.device.type == "meta":
             reason = "it is made from the weights of the base, which are only read when all else was checked"
         fix = "correct the settings of the adapter, such as target_modules, or use another peft_type"
         if "target_modules" not in known:
@@ -108,6 +108,7 @@ _NEEDS_MORE = {
     "XLORA": "it combines adapters that were trained before",
 }
 """Methods for which a loss and its gradient are not enough, which PEFT does not say where they are put on."""
+_WITH_A_LOSS = ("kasa_config", "monteclora_config")
 _FROM_DATA = ("eva", "corda", "lora_ga")
 """Ways to begin that look at rows first; PEFT begins otherwise without them."""
 
@@ -118,6 +119,9 @@ def _refuse_partial(section: AdapterSection) -> None:
             f"adapter.peft_type {section.peft_type} cannot be trained here: {_NEEDS_MORE[section.peft_type]}",
             "use another one, such as LORA",
         )
+    for name in _WITH_A_LOSS:
+        if getattr(section, name, None) is not None:
+            raise UsageError(f"adapter.{name} adds a loss of its own, which is not computed here", "leave it out")
     if (beginning := getattr(section, "init_lora_weights", None)) in _FROM_DATA:
         raise UsageError(
             f"adapter.init_lora_weights {beginning} looks at rows before training, which is not done here",

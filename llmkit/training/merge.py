@@ -85,7 +85,7 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
     size = model.get_input_embeddings().weight.shape
     try:
         merged = _merged(model)
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, RuntimeError) as error:  # NotImplementedError is one
         raise UsageError(f"PEFT cannot merge {_method(model)} into this model ({error})", _AS_IT_IS) from error
     drift = difference(before, logits_of(head, merged, inputs))
     _refuse(drift, "float32", "merging changes what the model computes", _AS_IT_IS)

@@ -67,6 +67,13 @@ REFUSED: list[tuple[str, list[dict[str, Any]], dict[str, Any], str]] = [
     ("gpt2", GENERATION, {"adapter": {"peft_type": "ADALORA"}}, "ADALORA cannot be trained here"),
     ("gpt2", GENERATION, {"adapter": {"peft_type": "FROD"}}, "it is made from the weights of the base"),
     ("gpt2", GENERATION, {"adapter": {"peft_type": "LORA", "init_lora_weights": "eva"}}, "looks at rows"),
+    (
+        "gpt2",
+        GENERATION,
+        {"adapter": {"peft_type": "LORA", "init_lora_weights": "olora"}},
+        "LORA on GPT2LMHeadModel (it",
+    ),
+    ("gpt2", GENERATION, {"adapter": {"peft_type": "LORA", "kasa_config": {}}}, "kasa_config adds a loss of its own"),
     ("gpt2", GENERATION, {"adapter": {"peft_type": "C3A", "block_size": 7}}, "PEFT cannot put C3A on GPT2LMHeadModel"),
     ("gpt2", GENERATION, {"adapter": PREFIX, "train": {"activation_checkpointing": True}}, "leave train.activation"),
     ("gpt2", GENERATION, {"adapter": PROMPT, "train": {"packing": True}}, "train.packing with PROMPT_TUNING"),

@@ -1,7 +1,7 @@
-"""What the rest of the package asks of whatever runs prompts: the protocol of an engine.
+"""The protocol of an engine: what the rest of the package needs from whatever runs prompts.
 
-An engine is one model, ready to run. Prompts go through a `Session` of it as requests, which may be added and cancelled
-while others run; each comes back with its text, or with why there is none. Knows no model library.
+An engine is one model, ready to run. Prompts are submitted to a `Session` as requests, which may be added and cancelled
+while others run; each returns its text, or the reason why there is none. Knows no model library.
 """
 
 from __future__ import annotations
@@ -25,45 +25,45 @@ Answer = Generation | LlmkitError
 
 
 def never() -> bool:
-    """Of a request that nobody cancels."""
+    """The default of `Request.cancelled`: never."""
     return False
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What there is to know of an engine's model before it runs."""
+    """Properties of an engine's model that are known before it runs."""
 
     source: Source
     head: Head
     context: ContextLength
     max_new_tokens: int | None = None
-    """How long its outputs may be when nobody says; None: what suits the task."""
+    """Default maximum length of an output; None: the task's default."""
     dtype: str = ""
     device: str = ""
 
 
 @dataclass(eq=False)
 class Request:
-    """One prompt to run. Pieces of its (first) text are handed over as soon as they are certain."""
+    """One prompt to run. Pieces of its (first) output are emitted as soon as they are final."""
 
     prompt: Prompt
     encoded: Encoded
-    """What `Engine.encode` or `Session.encode` made of it."""
+    """The prompt as encoded by `Engine.encode` or `Session.encode`."""
     settings: GenerationSettings
-    """Those of one call should be one object: requests with the same run together."""
+    """Requests that share one settings object can run in the same batch."""
     max_new_tokens: int | None = None
-    """If less than in the settings."""
+    """A limit below the one in the settings."""
     scored: bool = False
-    """`Generation.score` is wanted."""
+    """Whether to compute `Generation.score`."""
     number: int = 0
-    """Is added to the seed, so that no two batches draw alike."""
+    """Added to the seed, so that no two batches sample alike."""
     in_order: bool = False
-    """Its text is waited for, so that it keeps its place among the others."""
+    """A user is waiting for its text, so it keeps its position in the queue."""
     on_text: OnText | None = None
     on_reasoning: OnText | None = None
-    """Gets what the model thinks before it answers."""
+    """Called with the model's reasoning, piece by piece."""
     cancelled: Callable[[], bool] = never
-    """Asked after every token; the text then ends with the finish reason ``interrupted``."""
+    """Checked after every token; where true, the output ends with the finish reason ``interrupted``."""
 
 
 class Session:
@@ -72,25 +72,25 @@ class Session:
     def __init__(self, engine: Engine, max_batch_tokens: int) -> None:
         self.engine = engine
         self.max_batch_tokens = max_batch_tokens
-        """Requests times the longest, new tokens included, that run at once; fewer after memory ran out."""
+        """Maximum number of requests times the longest of them, new tokens included; lowered when memory runs out."""
         self.waiting: list[Request] = []
         self.answered = False
-        """Whether any request of the work that the session is for was answered."""
+        """Whether any request of this session has been answered."""
 
     def encode(self, prompt: Prompt) -> Encoded:
-        """As `Engine.encode`; a session that goes on from its last prompt keeps the ids of what that shares."""
+        """As `Engine.encode`; a session that continues its last prompt keeps the ids of the shared beginning."""
         return self.engine.encode(prompt)
 
     def add(self, request: Request) -> None:
-        """Have a request run, at the next `step` that has room for it."""
+        """Queue a request for the next `step` that has room for it."""
         self.waiting.append(request)
 
     def cancel(self, request: Request) -> None:
-        """End a request with what there is of its text; the others go on. May be called from another thread."""
+        """End a request with its text so far; the others continue. May be called from another thread."""
         request.cancelled = lambda: True
 
     def step(self) -> Sequence[tuple[Request, Answer]]:
-        """Run some of the requests that wait; which ended, and with what. Where none waits, nothing."""
+        """Run some of the queued requests; returns the finished ones with their results, nothing if none is queued."""
         gone = [each for each in self.waiting if each.cancelled()]
         ended = [(each, Generation("", "interrupted")) for each in gone] or (self._run() if self.waiting else [])
         for request, _ in ended:
@@ -98,14 +98,14 @@ class Session:
         return ended
 
     def _run(self) -> Sequence[tuple[Request, Answer]]:
-        """Run some of the requests that wait, of which there are some."""
+        """Run some of the queued requests, of which there is at least one."""
         raise NotImplementedError
 
     def run(self, request: Request) -> Generation:
-        """Run one request to its end, in a session in which nothing else waits.
+        """Run one request to its end, in a session with an empty queue.
 
         Raises:
-            LlmkitError: there is no answer.
+            LlmkitError: the request failed.
         """
         self.waiting = [request]
         try:
@@ -113,11 +113,11 @@ class Session:
         finally:
             self.waiting = []
         if isinstance(answer, LlmkitError):
-            raise unforeseen(answer) or answer  # there is no other to go on with
+            raise unforeseen(answer) or answer  # the only request, so its error is raised
         return answer
 
     def close(self) -> None:
-        """Give up what waits, and free what was kept."""
+        """Drop the queued requests, and free the caches."""
         self.waiting.clear()
 
 
@@ -127,31 +127,31 @@ class Engine(Protocol):
     facts: ModelFacts
 
     def traits(self, task: Task, *, raw: bool) -> Traits:
-        """What a task may know of the model.
+        """The model's traits, for the task.
 
         Args:
-            raw: text is continued as it is. Else a chat template that no conversation can be rendered with is refused.
+            raw: text is continued without a template. Otherwise a chat template that cannot be rendered is refused.
         """
 
     def encode(self, prompt: Prompt) -> Encoded:
-        """A prompt to ids; `InputError` where the model does not know one of them."""
+        """Token ids of a prompt; `InputError` if one is outside the model's vocabulary."""
 
     def count(self, text: str) -> int:
-        """Tokens in a text, without special ones."""
+        """Number of tokens in a text, without special ones."""
 
     def cut(self, text: str, side: TruncationSide, excess: Callable[[str], int]) -> str | None:
-        """What is left of a text that is cut at one side until ``excess`` tokens are too many; None if nothing is."""
+        """A text truncated at one side until ``excess`` reports no tokens too many; None if nothing would remain."""
 
     def samples(self, settings: GenerationSettings) -> bool:
-        """Whether two runs of a prompt may differ."""
+        """Whether generation samples, so that two runs of a prompt may differ."""
 
     def session(
         self, max_batch_tokens: int | None = None, *, rows: int | None = None, continues: bool = False
     ) -> Session:
-        """Something to run requests in.
+        """A session that runs requests.
 
         Args:
-            max_batch_tokens: None finds it from free memory.
-            rows: requests that run at once, at most.
-            continues: each prompt goes on from the last and its answer, which are not read again.
+            max_batch_tokens: None estimates it from free memory.
+            rows: maximum number of requests that run at once.
+            continues: each prompt extends the last one and its reply, whose keys and values are reused.
         """

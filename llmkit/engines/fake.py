@@ -1,4 +1,4 @@
-"""An engine without a model, for tests of all that works with texts: tasks, conversations, files of rows, servers."""
+"""An engine without a model, for tests of code that only needs texts: tasks, conversations, row files, servers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from llmkit.tasks import Chat, Generation, Prompt, QuestionContext, Task, Traits
 __all__ = ["CHAT", "FakeEngine"]
 
 CHAT = Traits(continues=True, chat=True)
-"""What a task knows of a model that answers messages."""
+"""The traits of a chat model."""
 
 
 class FakeEngine:
-    """Gives what ``answer`` makes of each prompt's text, one at a time. A word is a token."""
+    """Returns ``answer(prompt text)`` for each request, one at a time. A word is a token."""
 
     def __init__(self, answer: Callable[[str], str], traits: Traits = CHAT, context: int | None = None) -> None:
         self.answer, self.own = answer, traits

@@ -1,8 +1,7 @@
-"""Which exceptions are one row's fault, so that the other rows can go on.
+"""Which exceptions are caused by one row, so that the other rows can continue.
 
-A row can fail in ways that nobody foresaw: a template that cannot take its words, a value of another type, a number
-that a layer does not know. What has run out or broken for all rows (memory, disk, a device, a package) is no row's
-fault, and neither is a setting.
+A row can fail in unforeseen ways: a template that rejects its text, a value of the wrong type, an id out of range. An
+error that would affect all rows (memory, disk, a device, a missing package, a setting) is not attributed to a row.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Made = TypeVar("Made")
 
 
 def attempt(work: Callable[[], Made]) -> Made | LlmkitError:
-    """What the work on a row makes, or the error of that row. What is not the row's fault is raised."""
+    """The result of a call, or the row's error. Errors that are not caused by the row are raised."""
     try:
         return work()
     except BaseException as error:
@@ -34,7 +33,9 @@ def _is_of_row(error: BaseException) -> bool:
         return isinstance(error, InputError | NotEnoughMemoryError) or type(error) is LlmkitError
     if type(error).__name__ == "PanicException":  # of the tokenizers package; pyo3 derives it from BaseException
         return True
-    lost = type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)  # the device takes no more work
+    lost = type(error).__name__ == "AcceleratorError" or "CUDA error" in str(
+        error
+    )  # the device is unusable from here on
     return isinstance(error, Exception) and not isinstance(error, MemoryError | OSError | ImportError) and not lost
 
 
@@ -51,19 +52,19 @@ def _described(error: BaseException) -> LlmkitError:
 
 
 def unforeseen(error: LlmkitError) -> BaseException | None:
-    """The exception that `attempt` describes, if the error is such a description."""
+    """The exception that `attempt` wrapped, if the error is such a wrapper."""
     return error.__cause__ if type(error) is LlmkitError else None
 
 
 def raise_common(errors: Sequence[LlmkitError]) -> None:
-    """Raise what several rows, of which none was answered, failed with alike: then it is not their fault."""
+    """Raise the error if several rows failed alike and none was answered: then the rows are not the cause."""
     failed = [error for error in errors if type(error) is LlmkitError]
     if len(failed) > 1 and len({_kind(error) for error in failed}) == 1:
         raise unforeseen(failed[0]) or failed[0]
 
 
 def _kind(error: LlmkitError) -> object:
-    """What it is and where in the code it came from."""
+    """An exception's type and the place in the code that raised it."""
     cause = unforeseen(error)
     if cause is None:
         return str(error)

@@ -114,7 +114,7 @@ class FakePipeline:
             return error
         text = str(row[self.task.input_column])
         if text == "too large":
-            return NotEnoughMemoryError("9 tokens are more than there is memory for", "shorten the input")
+            return NotEnoughMemoryError("9 tokens do not fit in memory", "shorten the input")
         return Output(
             text=f"«{text}» 答 {salt}",
             task=self.task.name,

@@ -1,4 +1,4 @@
-"""The engine of PyTorch models in this process, by Transformers."""
+"""The engine that runs PyTorch models in this process with Transformers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Which rows a model can write together without a change to any, found by trying it, since no signature shows it.
+"""Which rows a model can generate in one batch without changing any row's output, found by running it.
 
-Decoders that count positions from the first column (BART's, Whisper's, XLNet) and attention in blocks give a row
-another answer when others make it longer: such a model gets batches of rows that are equally long. A few mix the rows
-of any batch (the state of RWKV in Transformers 5): they get one at a time.
+No attribute of a model shows it. Decoders that count positions from the first column (BART's, Whisper's, XLNet) and
+block attention change a row's output when other rows pad it: such a model gets batches of equally long rows. A few mix
+the rows of any batch (the state of RWKV in Transformers 5): they get one row at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["BatchCompatibility", "probe_batch_invariance"]
 
 _SHORT, _LONG = 7, 40
-"""Tokens of the rows that are tried."""
+"""Lengths of the probe rows, in tokens."""
 
 BatchCompatibility = Literal["any", "equally long", "none"]
 
@@ -31,7 +31,7 @@ _known: WeakKeyDictionary[Any, BatchCompatibility] = WeakKeyDictionary()
 
 
 def probe_batch_invariance(loaded: Loaded, head: WritingHead, batch: Sequence[Encoded]) -> BatchCompatibility:
-    """Which rows may share a batch. Tried once a model, with its own prompts."""
+    """Which rows may share a batch. Probed once per model, with its own prompts."""
     model: Any = loaded.model
     if model not in _known:
         by_length = sorted(batch, key=lambda encoded: len(encoded.input_ids))
@@ -62,7 +62,7 @@ def _of_length(encoded: Encoded, count: int) -> Encoded:
 
 
 def _logits(loaded: Loaded, head: WritingHead, batch: Sequence[Encoded]) -> list[Any]:
-    """Of the first row's first two tokens, the second of which is read from the cache: ``[vocabulary]`` each."""
+    """Logits of the first row's first two tokens, the second computed from the cache: ``[vocabulary]`` each."""
     import torch
     from transformers import GenerationConfig
 

@@ -1,4 +1,4 @@
-"""Which inputs run together: as many as their padded tokens fit a budget, fewer when memory runs out.
+"""Token budget of a batch: as many inputs as fit it when padded, fewer after memory ran out.
 
 Knows lengths and bytes. Does not know what the inputs are or what is done with them.
 """
@@ -18,15 +18,15 @@ from llmkit.models.load import Loaded
 from llmkit.models.memory import available_memory, is_out_of_memory
 from llmkit.models.tables import writes
 
-__all__ = ["Budget", "budget_from_memory", "fitting"]
+__all__ = ["Budget", "budget_from_memory", "take_batch"]
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 _SHARE = 0.4
-"""Of the free memory; the rest is for what the estimate does not see (attention scores, the allocator's gaps)."""
+"""Fraction of free memory to use; the rest is for what the estimate leaves out (attention scores, fragmentation)."""
 _MAX_TOKENS = {"cpu": 16_384, "mps": 65_536, "cuda": 1_048_576}
-"""Where a larger batch is no faster any more."""
+"""Beyond this size a larger batch is no faster."""
 _MAX_ROWS = {"cpu": 64, "mps": 64, "cuda": 256}
 _MIN_TOKENS = 512
 _ANY = 1_000_000
@@ -34,13 +34,13 @@ _ANY = 1_000_000
 
 @dataclass
 class Budget:
-    """How large a batch may be. It shrinks when memory runs out, and stays so."""
+    """The maximum size of a batch. It shrinks when memory runs out, and stays small."""
 
     tokens: int
     """Rows times the longest, padding and new tokens included."""
     rows: int = _ANY
     _most: int = _ANY
-    """Rows at most, until the one that made a batch fail is found."""
+    """Maximum number of rows, lowered while searching for the row that made a batch fail."""
 
     def take(
         self,
@@ -49,23 +49,23 @@ class Budget:
         answer: Callable[[Sequence[Item]], Answer],
         at: int = 0,
     ) -> tuple[Sequence[Item], Answer | LlmkitError]:
-        """Answer as many of the items from ``at`` on as fit; one over the budget goes alone.
+        """Run as many of the items from ``at`` on as fit; an item over the budget runs alone.
 
-        A batch that memory is too small for, or that one of its items makes fail, is divided in two and tried again;
-        for one that cannot be divided comes the error.
+        A batch that does not fit in memory, or in which an item fails, is halved and retried; the error of a single
+        item is returned as its result.
         """
         while True:
-            batch = fitting(items, at, length, self.tokens, min(self.rows, self._most))
+            batch = take_batch(items, at, length, self.tokens, min(self.rows, self._most))
             answered = attempt(partial(_within_memory, batch, answer))
             if isinstance(answered, LlmkitError):
                 if len(batch) == 1:
                     self._most = _ANY
                     return batch, answered
-                self._most = len(batch) // 2  # look for the item whose fault it is
+                self._most = len(batch) // 2  # bisect for the item that fails
             elif answered is None and len(batch) > 1:
                 self.tokens = max(1, len(batch) // 2 * max(map(length, batch)))
                 self.rows = len(batch) // 2
-                log.warning("memory ran out, batches have at most %d tokens from here on", self.tokens)
+                log.warning("out of memory; limiting batches to %d tokens", self.tokens)
             else:
                 self._most = min(2 * self._most, _ANY)
                 return batch, _too_long(batch, length) if answered is None else answered[0]
@@ -73,7 +73,7 @@ class Budget:
     def run(
         self, items: Sequence[Item], length: Callable[[Item], int], answer: Callable[[Sequence[Item]], Answer]
     ) -> Iterator[tuple[Sequence[Item], Answer | LlmkitError]]:
-        """Answer all items in batches, in the order they come."""
+        """Run all items in batches, in their order."""
         at = 0
         while at < len(items):
             batch, answered = self.take(items, length, answer, at)
@@ -83,15 +83,15 @@ class Budget:
 
 def _too_long(batch: Sequence[Item], length: Callable[[Item], int]) -> LlmkitError:
     return NotEnoughMemoryError(
-        f"{max(map(length, batch))} tokens are more than there is memory for",
+        f"{max(map(length, batch))} tokens do not fit in memory",
         "shorten the input, or choose a smaller model, `dtype` or `max_new_tokens`",
     )
 
 
-def fitting(
+def take_batch(
     items: Sequence[Item], at: int, length: Callable[[Item], int], tokens: int, rows: int = _ANY
 ) -> Sequence[Item]:
-    """As many items from ``at`` on as fit, padded to the longest; one at least."""
+    """As many items from ``at`` on as fit when padded to the longest; at least one."""
     end, longest = at + 1, length(items[at])
     while end < len(items) and end - at < rows:
         longest = max(longest, length(items[end]))
@@ -102,13 +102,13 @@ def fitting(
 
 
 def _within_memory(batch: Sequence[Item], answer: Callable[[Sequence[Item]], Answer]) -> tuple[Answer] | None:
-    """The answer, in a tuple; None where memory ran out."""
+    """The result in a tuple; None if memory ran out."""
     try:
         return (answer(batch),)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-    # Out here the error is gone, and with it the frames that held the tensors.
+    # Outside the handler the error is gone, and with it the frames that held the tensors.
     import torch
 
     gc.collect()
@@ -120,8 +120,8 @@ def _within_memory(batch: Sequence[Item], answer: Callable[[Sequence[Item]], Ans
 def budget_from_memory(loaded: Loaded) -> Budget:
     """A budget that should fit in the memory that is free now.
 
-    A token takes its keys and values in every layer, and its activations in one; these are taken from the sizes in
-    the config, or guessed from the number of weights where it has none.
+    A token needs keys and values in every layer and activations in one. They are computed from the sizes in the
+    config, or guessed from the number of weights if it names none.
     """
     config: Any = loaded.model.config.get_text_config()
     kind = loaded.device.type
@@ -132,7 +132,7 @@ def budget_from_memory(loaded: Loaded) -> Budget:
         heads = _size(config, "num_attention_heads", "encoder_attention_heads") or 1
         kept = _size(config, "num_key_value_heads") or heads
         size = _size(config, "head_dim", "d_kv") or width // heads
-        # An encoder-decoder keeps those of the input and of the output.
+        # An encoder-decoder keeps keys and values of the input and of the output.
         numbers += 2 * (_size(config, "num_hidden_layers", "decoder_layers") or 1) * kept * size
     each = numbers * max(2, loaded.model.dtype.itemsize)
     tokens = int(available_memory(str(loaded.device)) * _SHARE / each)
@@ -142,7 +142,7 @@ def budget_from_memory(loaded: Loaded) -> Budget:
 def _size(config: Any, *names: str) -> int | None:
     """The first of the settings that the config has; model families name them differently.
 
-    Where layers differ (Gemma 4), the largest: their config refuses to name one for all.
+    The largest if layers differ (Gemma 4): their config refuses to name one for all.
     """
     layers = list(config.per_layer_config) if config.is_heterogeneous else [config]
     for name in names:

@@ -1,9 +1,8 @@
-"""Generating with the heads that write: one path, as pieces of text for each row.
+"""Generation with causal and seq2seq heads, as pieces of text for each row.
 
-`generate` hands pieces over as they become certain; whoever wants the whole text joins them. Everything is
-done in a stopping criterion, which sees each step's tokens of the whole batch: decoding, stop strings and
-per-row limits, so that a batch gives what single rows give. Rows that have ended leave the batch, so that the others
-need not wait for them. The model runs in the thread that calls.
+`generate` emits pieces as they become final; callers join them for the whole text. A stopping criterion, which sees
+the tokens of the whole batch at each step, does everything: decoding, stop strings and per-row limits, so that a batch
+gives the same outputs as single rows. Finished rows are removed from the batch. The model runs in the calling thread.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.config.settings import GenerationSettings
 from llmkit.engines.transformers.batch_invariance import BatchCompatibility, probe_batch_invariance
-from llmkit.engines.transformers.batching import fitting
+from llmkit.engines.transformers.batching import take_batch
 from llmkit.engines.transformers.joined_cache import can_join, join, pad_left
 from llmkit.engines.transformers.prompt_cache import new_cache
 from llmkit.errors import CheckpointError, UsageError
@@ -45,14 +44,14 @@ FinishReason = Literal["stop", "length", "interrupted"]
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that was added to one row. The last piece of a row carries the other three."""
+    """Text added to one row. The last piece of a row carries the other three fields."""
 
     row: int
     text: str
     finish_reason: FinishReason | None = None
     tokens: int = 0
     score: float | None = None
-    """Geometric mean of the tokens' probabilities, where scores were asked for."""
+    """Geometric mean of the tokens' probabilities, if scores were requested."""
 
 
 @dataclass
@@ -72,13 +71,13 @@ class _Row:
     log_probability: float | None = None
 
     def push(self, token: int, log_probability: float | None = None) -> Piece | None:
-        """Add a token; returns a piece where text has become certain or the row has ended."""
+        """Add a token; returns a piece if text has become final or the row has ended."""
         self.count += 1
         if log_probability is not None:
             self.log_probability = (self.log_probability or 0.0) + log_probability
         if token in self.eos:
             return self._finish("", "stop")
-        # The language that was asked for is no text, whether or not the tokenizer knows that the token is special.
+        # A forced language token is not part of the text, even if the tokenizer does not mark it as special.
         forced = self.count == 1 and token == self.forced_bos_token_id
         text = "" if forced else self._add(token)
         if self.stop.found or self.count >= self.limit:
@@ -91,7 +90,7 @@ class _Row:
         return self.stops.shown(self.stop.push(text + self.text.push(token)))
 
     def push_all(self, tokens: Sequence[int]) -> Piece:
-        """A whole output at once, as beam search gives it: one piece."""
+        """A whole output as one piece, as beam search returns it."""
         text = ""
         for token in tokens:
             piece = self.push(token)
@@ -101,11 +100,11 @@ class _Row:
         return self._finish(text, "length")
 
     def interrupt(self) -> Piece:
-        """End the row with what there is."""
+        """End the row with its text so far."""
         return self._finish("", "interrupted")
 
     def run_out(self) -> Piece:
-        """End the row where the model's own max_time does."""
+        """End the row at the model's own max_time."""
         return self._finish("", "length")
 
     def _finish(self, text: str, reason: FinishReason) -> Piece:
@@ -125,7 +124,7 @@ def generation_config(
     forced_bos_token_id: int | None = None,
     ends: Iterable[int] = (),
 ) -> GenerationConfig:
-    """The model's own generation_config with the caller's settings on top; ``ends`` end an output as well."""
+    """The model's own generation_config, overridden by the caller's settings; ``ends`` are additional end tokens."""
     config = copy.deepcopy(loaded.model.generation_config)
     config.max_length = None  # max_new_tokens counts the output alone, whatever the prompt's length
     config.max_new_tokens = max_new_tokens
@@ -155,7 +154,7 @@ def _tell_lowered(own: int, longest: int) -> None:
 
 
 def _set_sampling(config: GenerationConfig, settings: GenerationSettings) -> None:
-    """Greedy or sampling, as the caller says; else as the model's own settings do."""
+    """Greedy or sampling, by the caller's settings or else the model's own."""
     if settings.temperature == 0:
         config.do_sample = False
     elif settings.samples:
@@ -164,11 +163,11 @@ def _set_sampling(config: GenerationConfig, settings: GenerationSettings) -> Non
             if getattr(settings, name) is not None:
                 setattr(config, name, getattr(settings, name))
         if config.top_k is None:
-            config.top_k = 0  # Transformers would take 50 without a word
+            config.top_k = 0  # Transformers would silently use 50
 
 
 def _refuse_without_effect(config: GenerationConfig, settings: GenerationSettings) -> None:
-    """Settings that mean something only with beams or sampling, which the model's own settings may bring."""
+    """Remove the model's own settings that only apply to beam search or sampling when it is not used."""
     beams = config.num_beams or 1
     if settings.num_return_sequences > beams and (beams > 1 or not config.do_sample):
         raise UsageError(
@@ -176,7 +175,7 @@ def _refuse_without_effect(config: GenerationConfig, settings: GenerationSetting
             "sample (temperature above 0) or use at least as many beams (num_beams)",
         )
     if settings.length_penalty is not None and beams == 1:
-        raise UsageError("length_penalty has an effect in beam search only", "set num_beams above 1")
+        raise UsageError("length_penalty only applies to beam search", "set num_beams above 1")
 
 
 _COUNTS_FROM_THE_CALL = (
@@ -191,14 +190,14 @@ _COUNTS_FROM_THE_CALL = (
     "min_length",
     "watermarking_config",
 )
-"""Settings whose effect would change when a row is written in several calls."""
+"""Settings whose effect would change if a row is generated in several calls."""
 _COUNTS_FROM_THE_PADDING = ("encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "min_length")
 """Settings whose effect on a causal model would change with the padding in front of a prompt."""
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Prompts that can be generated together, by their place in the batch."""
+    """Prompts that can be generated together, by their index in the batch."""
 
     indices: list[int]
     limit: int
@@ -207,7 +206,7 @@ class _Group:
 
 
 def _mates(loaded: Loaded, head: WritingHead, batch: Sequence[Encoded]) -> BatchCompatibility:
-    """Which prompts may be beside each other in a batch."""
+    """Which prompts may share a batch."""
     own = loaded.model.generation_config
     if head.one_sequence and any(getattr(own, name, None) for name in _COUNTS_FROM_THE_PADDING):
         return "none"
@@ -217,10 +216,10 @@ def _mates(loaded: Loaded, head: WritingHead, batch: Sequence[Encoded]) -> Batch
 def _groups(
     batch: Sequence[Encoded], rooms: Sequence[int | None], max_new_tokens: int, mates: BatchCompatibility
 ) -> list[_Group]:
-    """Which prompts can be generated together, and how many tokens each group may write.
+    """Which prompts can be generated together, and the output limit of each group.
 
-    A prompt whose context fills up before ``max_new_tokens`` goes alone: in a batch it would be carried on with
-    the others, past its last position. One forced language is one group, and one set of end tokens.
+    A prompt whose context fills up before ``max_new_tokens`` runs alone: in a batch it would continue with the others,
+    past its last position. All prompts of a group have the same forced language and the same end tokens.
     """
     together: dict[tuple[int | None, frozenset[int], int], list[int]] = {}
     alone = []
@@ -244,16 +243,16 @@ def generate(
     cache: PromptCache | None = None,
     shown: Mapping[int, str] | None = None,
 ) -> None:
-    """Generate for a batch of requests; ``emit`` gets each piece as soon as it is certain.
+    """Generate for a batch of requests; ``emit`` is called with each piece as soon as it is final.
 
     Rows are numbered prompt by prompt: output ``r`` belongs to prompt ``r // num_return_sequences``. Each row
-    stops at EOS, at a stop string, at ``settings.max_new_tokens`` (which must be set) or where the context is
-    full. Beam search gives each row as one piece, when the beams are done. Rows of a request that is cancelled end
-    after the next token, ``interrupted``.
+    stops at EOS, at a stop string, at ``settings.max_new_tokens`` (which must be set) or when the context is full.
+    Beam search returns each row as one piece, when the beams are done. Rows of a cancelled request end after the next
+    token, ``interrupted``.
 
     Args:
         scored: compute `Piece.score`; not with beams.
-        cache: keys and values of an earlier prompt, for a batch of one; what the prompts share is not read again.
+        cache: KV cache of an earlier prompt, for a batch of one; the shared prefix is not processed again.
         shown: special tokens whose text is kept, between two `llmkit.heads.text_stream.EDGE`.
     """
     assert settings.max_new_tokens is not None
@@ -299,26 +298,26 @@ def _row(
     )
 
 
-_STAYS = 0.75
-"""A batch goes on without the rows that have ended when no more than this share is left. Each time costs about as much
-as one step."""
+_MIN_ACTIVE = 0.75
+"""Finished rows are removed from a batch when no more than this fraction is active. Each removal costs about as much as
+one step."""
 _READ_TOGETHER = {"cpu": 512, "mps": 2048}
-"""Prompts of so many tokens in all, padding included, fill the device. Longer ones are read alone, where attention
-needs no mask, which on a CPU is twice as fast."""
+"""Prompts of this many tokens in total, padding included, fill the device. Longer prompts are prefilled alone, where
+attention needs no mask, which is twice as fast on a CPU."""
 _READ_TOGETHER_ELSEWHERE = 8192
 
 
 @dataclass
 class _Part:
-    """Rows that the model writes together."""
+    """Rows that the model decodes together."""
 
     rows: list[_Row]
     inputs: dict[str, torch.Tensor]
     cache: Any = None
-    """What the model has read of them, all but the last token; None: nothing, and it may choose the kind itself."""
+    """KV cache of all but the last token; None: nothing is cached, and the model chooses the kind of cache."""
 
     def going(self) -> _Part:
-        """Those rows that have not ended."""
+        """The rows that have not ended."""
         import torch
 
         places = [place for place, row in enumerate(self.rows) if not row.done]
@@ -340,12 +339,12 @@ class _Run:
     emit: Callable[[Piece], None]
     scored: bool = False
     _rows: list[_Row] = field(default_factory=list)
-    """Those that the model is writing now."""
-    _stays: float = 0.0
-    """The share of them that must go on, or the model is stopped."""
+    """The rows that the model is generating now."""
+    _min_active: float = 0.0
+    """Stop the model when no more than this fraction of them is active."""
 
     def __post_init__(self) -> None:
-        # Qwen-VL and its kin keep in the model by how much images shift the positions of the rows of the last call.
+        # Qwen-VL and related models store the position shifts (rope deltas) of the last call's rows in the model.
         self._modules_with_rope_deltas: list[Any] = [
             each for each in self.loaded.model.modules() if hasattr(each, "rope_deltas")
         ]
@@ -359,7 +358,7 @@ class _Run:
     def generate(
         self, batch: Sequence[Encoded], rows: Sequence[_Row], seed: int | None, cache: PromptCache | None
     ) -> None:
-        """Write all rows to their ends."""
+        """Generate all rows to their ends."""
         import torch
 
         devices = [self.loaded.device] if self.loaded.device.type == "cuda" else []
@@ -389,7 +388,7 @@ class _Run:
             cache.put(output.sequences[0].tolist())
 
     def _can_join(self) -> bool:
-        """Whether rows can join and leave a batch without a change to the others."""
+        """Whether rows can join and leave a batch without changing the others."""
         if self._beams or not self.head.one_sequence:
             return False
         if self.config.use_cache is False:
@@ -399,21 +398,21 @@ class _Run:
         return can_join(self.loaded)
 
     def _write_apart(self, batch: Sequence[Encoded], rows: Sequence[_Row]) -> None:
-        """Read prompts of like length together, write all rows together, and go on without those that have ended."""
-        each = len(rows) // len(batch)
+        """Prefill prompts of similar length together, decode all rows together, and drop rows as they end."""
+        per_prompt = len(rows) // len(batch)
         together = _READ_TOGETHER.get(self.loaded.device.type, _READ_TOGETHER_ELSEWHERE)
         parts, at = [], 0
         while at < len(batch):
-            some = fitting(batch, at, lambda encoded: len(encoded.input_ids), together)
-            own = list(rows[at * each : (at + len(some)) * each])
+            some = take_batch(batch, at, lambda encoded: len(encoded.input_ids), together)
+            own = list(rows[at * per_prompt : (at + len(some)) * per_prompt])
             at += len(some)
             if not all(row.cancelled() for row in own):
                 part = _Part(own, self.head.collate(self.loaded, some), new_cache(self.loaded))
-                parts.append(self._write(part, self.config, stays=math.inf).going())
+                parts.append(self._write(part, self.config, min_active=math.inf).going())
         parts = [part for part in parts if part.rows]
         while parts:
             part = self._join(parts)
-            part = self._write(part, self._rest(part.rows[0]), stays=_STAYS).going()
+            part = self._write(part, self._rest(part.rows[0]), min_active=_MIN_ACTIVE).going()
             parts = [part] if part.rows else []
 
     def _join(self, parts: Sequence[_Part]) -> _Part:
@@ -425,29 +424,29 @@ class _Run:
         return _Part(rows, inputs, join(self.loaded, [part.cache for part in parts]))
 
     def _rest(self, row: _Row) -> GenerationConfig:
-        """The settings for what is left to write, which is the same for all rows."""
+        """The settings for the rest of the output, which is the same for all rows."""
         config = copy.deepcopy(self.config)
-        config.num_return_sequences = 1  # the rows are there already
+        config.num_return_sequences = 1  # the rows have been expanded already
         config.max_new_tokens = row.limit - row.count
         if config.min_new_tokens is not None:
             config.min_new_tokens = max(0, config.min_new_tokens - row.count)
         return config
 
-    def _write(self, part: _Part, config: GenerationConfig, *, stays: float) -> _Part:
-        """Write until no more than a share of the rows ``stays``."""
+    def _write(self, part: _Part, config: GenerationConfig, *, min_active: float) -> _Part:
+        """Generate until no more than a fraction ``min_active`` of the rows is active."""
         import torch
 
-        output = self._call(part, config, stays)
+        output = self._call(part, config, min_active)
         ids, mask = output.sequences, part.inputs["attention_mask"]
         mask = mask.repeat_interleave(len(ids) // len(mask), dim=0)
         new = torch.ones(len(mask), ids.shape[1] - mask.shape[1], dtype=mask.dtype, device=mask.device)
         inputs = {"input_ids": ids, "attention_mask": torch.cat([mask, new], dim=1)}
         return _Part(part.rows, inputs, getattr(output, cache_name()))
 
-    def _call(self, part: _Part, config: GenerationConfig, stays: float = 0.0) -> Any:
+    def _call(self, part: _Part, config: GenerationConfig, min_active: float = 0.0) -> Any:
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
-        self._rows, self._stays = part.rows, stays
+        self._rows, self._min_active = part.rows, min_active
         for module in self._modules_with_rope_deltas:
             module.rope_deltas = None
         with without_own_settings(self.loaded.model), _explained(self.loaded):
@@ -464,7 +463,7 @@ class _Run:
         return scores
 
     def _wait(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        """Beams are rearranged at every step, so none of their text is certain before the end."""
+        """Beams are reordered at every step, so none of their text is final before the end."""
         import torch
 
         return torch.full((len(input_ids),), all(row.cancelled() for row in self._rows), device=input_ids.device)
@@ -483,14 +482,14 @@ class _Run:
             if not row.done and row.cancelled():
                 self.emit(row.interrupt())
         done = [row.done for row in self._rows]
-        if done.count(False) <= self._stays * len(done):
+        if done.count(False) <= self._min_active * len(done):
             return torch.ones(len(tokens), dtype=torch.bool, device=input_ids.device)
         return torch.tensor(done, device=input_ids.device)
 
 
 @contextmanager
 def _explained(loaded: Loaded) -> Iterator[None]:
-    """What Transformers refuses about the settings of a call, which the caller's were checked for, in one line."""
+    """Turn a ValueError of Transformers about generation settings into one line; the caller's are already validated."""
     try:
         yield
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""Transformers behind the protocol of engines.
+"""The engine protocol implemented with Transformers.
 
-Requests run in batches of about the same length, as many as a budget of tokens allows. A batch runs to its end: a
-request that is added meanwhile joins at the next one.
+Requests run in batches of similar length, within a token budget. A batch runs to its end: a request that is added
+meanwhile joins the next one.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class _Session(Session):
         return list(zip(batch, repeat(answers) if isinstance(answers, LlmkitError) else answers, strict=False))
 
     def _alike(self) -> list[Request]:
-        """What can run with the first that waits, the longest first: memory runs out at once or never."""
+        """Requests that can run with the first one, longest first: memory runs out at once or never."""
 
         def kind(request: Request) -> tuple[object, ...]:
             return id(request.settings), request.max_new_tokens, request.scored
@@ -126,7 +126,7 @@ class _Session(Session):
 
 
 def _size(request: Request) -> int:
-    """Tokens that a request takes, read and written."""
+    """Tokens of a request, prompt and output."""
     settings = request.settings
     copies = max(settings.num_beams or 1, settings.num_return_sequences)
     limits = [each for each in (request.max_new_tokens, settings.max_new_tokens) if each is not None]
@@ -136,16 +136,16 @@ def _size(request: Request) -> int:
 def mark(
     loaded: Loaded, head: SpanHead, documents: Sequence[Document], budget: Budget
 ) -> list[SpanPrediction | LlmkitError]:
-    """Mark the answers to questions in their texts; one `SpanPrediction` a document, in order.
+    """Extract the answers to questions from their texts; one `SpanPrediction` per document, in order.
 
     Args:
-        budget: how many windows, of any document, the model reads at once; results do not depend on it.
+        budget: how many windows, of any document, form a batch; results do not depend on it.
     """
     if head.alone(loaded):
         budget = Budget(budget.tokens, rows=1)
     windows = [window for document in documents for window in document.windows]
     results: dict[int, Any] = {}
-    # Alike lengths waste no padding; the longest first, so that memory runs out at once or never.
+    # Similar lengths waste no padding; longest first, so that memory runs out at once or never.
     order = sorted(range(len(windows)), key=lambda number: -len(windows[number].input_ids))
     batches = budget.run(
         order,

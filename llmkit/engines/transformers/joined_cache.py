@@ -1,6 +1,6 @@
-"""Keys and values of several rows as one batch: rows that were read apart are written together, and may leave.
+"""A KV cache of several rows: rows with separate prefill are decoded as one batch, and can be removed from it.
 
-Knows the cache layers of Transformers that hold one entry a token. Knows nothing of prompts and texts.
+Knows the cache layers of Transformers that hold one entry per token. Knows nothing of prompts and texts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["can_join", "join", "pad_left"]
 
 
 def can_join(loaded: Loaded) -> bool:
-    """Whether every layer's cache can be put together from those of single rows."""
+    """Whether every layer's cache can be concatenated from the caches of single rows."""
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
     if not has_ordinary_cache(loaded):
@@ -28,16 +28,16 @@ def can_join(loaded: Loaded) -> bool:
 
 
 def join(loaded: Loaded, caches: Sequence[Any]) -> Any:
-    """One cache ``[rows of all, heads, longest, size]``, filled on the left with zeros, which the mask has to hide.
+    """One cache ``[all rows, heads, longest, size]``, left-padded with zeros, which the mask has to hide.
 
-    The caches given are emptied on the way, so that memory holds each layer twice and not all of them.
+    The input caches are emptied layer by layer, so that only one layer is in memory twice.
     """
     if len(caches) == 1:
         return caches[0]
     joined = new_cache(loaded)
     for number, layer in enumerate(joined.layers):
         parts = [cache.layers[number] for cache in caches]
-        if not parts[0].is_initialized:  # it shares those of another layer
+        if not parts[0].is_initialized:  # it shares the keys and values of another layer
             continue
         layer.lazy_initialization(parts[0].keys, parts[0].values)
         layer.keys, layer.values = _stack([part.keys for part in parts]), _stack([part.values for part in parts])
@@ -57,7 +57,7 @@ def _stack(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def pad_left(parts: Sequence[torch.Tensor], fill: int) -> torch.Tensor:
-    """``[rows, length]`` tensors as one, filled on the left."""
+    """Concatenate ``[rows, length]`` tensors, padded on the left."""
     import torch
 
     longest = max(part.shape[1] for part in parts)

@@ -1,4 +1,4 @@
-"""The texts of a batch while they are generated: reasoning is kept apart, and pieces are handed on as they come."""
+"""The outputs of a batch while they are generated: reasoning is separated, and pieces are emitted as they arrive."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def write(
 
 
 def _settings(request: Request) -> GenerationSettings:
-    """Those of a batch whose first request it is."""
+    """The requests of the batch that begins with the first one."""
     settings, most = request.settings, request.max_new_tokens
     if most is not None and most < (settings.max_new_tokens or most + 1):
         least = None if settings.min_new_tokens is None else min(settings.min_new_tokens, most)
@@ -90,12 +90,12 @@ def _settings(request: Request) -> GenerationSettings:
 
 
 def _reasoning(loaded: Loaded, requests: Sequence[Request]) -> ReasoningFormat | None:
-    """Only a model that is talked to thinks aloud; a text that is continued is left as it comes."""
+    """Reasoning is only split off chat replies; continued text is left unchanged."""
     return reasoning_format(loaded.tokenizer) if any(isinstance(each.prompt, Chat) for each in requests) else None
 
 
 def _splitter(loaded: Loaded, prompt: Prompt, reasoning: ReasoningFormat | None) -> ReasoningSplitter | None:
     if reasoning is None or not isinstance(prompt, Chat):
         return None
-    # The prefill is not part of the opening: it would be taken for a mark that the template set.
+    # The prefill is not part of the opening: it would be mistaken for a tag that the template set.
     return reasoning.splitter("" if prompt.prefill else render_chat(loaded.tokenizer, prompt))

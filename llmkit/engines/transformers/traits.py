@@ -1,4 +1,4 @@
-"""What a task may know of a loaded model, read from its config, tokenizer and generation settings."""
+"""The traits of a loaded model that tasks use, from its config, tokenizer and generation settings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def traits_of(loaded: Loaded, task: Task) -> Traits:
 
 
 def own_max_new_tokens(loaded: Loaded) -> int | None:
-    """How long the model's outputs may be by its own settings."""
+    """The output limit in the model's own generation settings."""
     own: Any = getattr(loaded.model, "generation_config", None)
     head = head_of(loaded.head)
     if not head.writes or own is None:
@@ -42,5 +42,5 @@ def own_max_new_tokens(loaded: Loaded) -> int | None:
     if own.max_new_tokens:
         return int(own.max_new_tokens)
     if head.target_apart and own.max_length:
-        return max(1, int(own.max_length) - 1)  # it counts the start token
+        return max(1, int(own.max_length) - 1)  # max_length counts the start token
     return None

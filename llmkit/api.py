@@ -1,4 +1,4 @@
-"""The Python API: a function a task for one answer, and `load` for many.
+"""The Python API: one function per task for a single row, and `load` for many rows.
 
 Thin: settings are declared in `llmkit.config.settings`, work is done in `llmkit.inference`.
 """
@@ -53,7 +53,7 @@ Examples = Sequence[Row] | str | Path
 _last: dict[tuple[LoadSettings, str, tuple[str, ...], str], tuple[Loaded, object]] = {}
 """The model of the last call, and when its files were written."""
 _loading = threading.Lock()
-"""Held while that is looked up or replaced: of two threads the second waits for the first one's model."""
+"""Held while the model is looked up or replaced: a second thread waits for the first one's model."""
 
 
 class TaskOptions(SummarizationOptions, AnswerOptions, TranslationOptions, total=False):
@@ -63,9 +63,9 @@ class TaskOptions(SummarizationOptions, AnswerOptions, TranslationOptions, total
 def _load_model(
     settings: LoadSettings, task: str, text: str, defaults: tuple[str, ...] = (), *, fallback: bool = True
 ) -> Loaded:
-    """The model of the last call if it is the same one; else it makes room before the next is loaded.
+    """The model of the last call, if it is the one needed; otherwise it is freed before the next one is loaded.
 
-    It is another one where its files have changed, or where a relative name is of another folder now.
+    It is not reused if its files have changed, or if a relative path now means another folder.
     """
     from llmkit.models.load import load_model
 
@@ -90,13 +90,13 @@ def build_pipeline(
     row: Row | None = None,
     fallback: bool = True,
 ) -> Pipeline:
-    """A pipeline from settings that are already checked.
+    """A pipeline from validated settings.
 
-    ``row``, if there is only one, decides about the default model, and lets a fallback model state its limits; without
-    ``fallback`` there is an error in its place.
+    ``row``, if there is only one, selects the default model, and lets a fallback model state its limits; without
+    ``fallback``, an error is raised instead.
     """
     text = "" if row is None else task.text(row)
-    # A model that was named may know its languages itself.
+    # A model named by the user may know its languages itself.
     defaults = task.default_models(text) if load_settings.model is None else ()
     loaded = _load_model(load_settings, task.name, text, defaults, fallback=fallback)
     from llmkit.engines.transformers import TransformersEngine
@@ -126,7 +126,7 @@ def load(
         system: system message (chat models) or text put in front (others).
         prefill: how the output begins; it is not repeated in the output.
         examples: few-shot rows in the task's columns, or a file of them.
-        raw: continue the text itself, also on a model with a chat template.
+        raw: continue the text as it is, even on a model with a chat template.
         **options: the fields of `LoadSettings` and `GenerationSettings`, and the task's own: ``length``
             (summarization); ``top``, ``no_answer_threshold``, ``max_seq_len``, ``doc_stride``, ``max_answer_len``
             (question answering); ``source``, ``target`` (translation).
@@ -153,7 +153,7 @@ def _open(task: str, model: str | None, options: Any) -> tuple[Task, LoadSetting
 
 
 def _answer(task: str, given: str | Row, model: str | None, wording: Wording, options: Any) -> Output:
-    """The answer to one row."""
+    """The output for one row."""
     made, load_settings, settings = _open(task, model, options)
     row = made.to_row(given)
     made.validate(row)
@@ -161,7 +161,7 @@ def _answer(task: str, given: str | Row, model: str | None, wording: Wording, op
 
 
 def make_wording(system: str = "", prefill: str = "", examples: Examples = (), *, raw: bool = False) -> Wording:
-    """What the caller adds to each prompt; examples may be a file."""
+    """The caller's additions to each prompt; examples may be a file."""
     if isinstance(examples, str | Path):
         from llmkit.data.rows import read_rows
 
@@ -186,7 +186,7 @@ def generate(
 def summarize(
     text: str, model: str | None = None, *, examples: Examples = (), **options: Unpack[SummarizationOptions]
 ) -> Output:
-    """Summarize a text of any length; one longer than the model reads is read in parts, to its last sentence.
+    """Summarize a text of any length; a text longer than the model's context is summarized in parts.
 
     ``length`` is ``short``, ``medium``, ``long`` or a number of tokens; see `load` for the other arguments.
     """
@@ -201,9 +201,9 @@ def answer(
     examples: Examples = (),
     **options: Unpack[AnswerOptions],
 ) -> Output:
-    """Answer a question from a text. ``output.start`` and ``output.end`` are the answer's place in it, in characters.
+    """Answer a question from a text. ``output.start`` and ``output.end`` are the answer's character offsets in it.
 
-    Where the text holds no answer, ``output.answered`` is False; see `load` for the arguments.
+    If the text has no answer, ``output.answered`` is False; see `load` for the arguments.
     """
     row = {"question": question, "context": context}
     return _answer("question-answering", row, model, make_wording(examples=examples), options)
@@ -219,7 +219,7 @@ def chat(
 ) -> Output:
     """The reply to one message, or to a conversation (``[{"role": "user", "content": …}, …]``).
 
-    `Conversation` keeps one going. See `load` for the arguments.
+    Use `Conversation` for several turns. See `load` for the arguments.
     """
     return _answer("dialogue", {"messages": messages}, model, make_wording(system, examples=examples), options)
 
@@ -235,8 +235,8 @@ def translate(
 ) -> Output:
     """Translate a text of any length into the ``target`` language, by English name or ISO 639 code.
 
-    ``source`` is detected if not given; ``target`` may be left out for a model that knows only one. White space,
-    Markdown, code, addresses and placeholders are kept. See `load` for the other arguments.
+    ``source`` is detected by default; ``target`` may be omitted for a model with only one. White space, Markdown,
+    code, URLs and placeholders are preserved. See `load` for the other arguments.
     """
     options_of_task = {**options, "source": source, "target": target}
     return _answer("translation", text, model, make_wording(examples=examples), options_of_task)
@@ -251,23 +251,24 @@ def pipeline(
     bug_compatible: bool = False,
     **options: Any,
 ) -> TransformersPipeline:
-    """What ``transformers.pipeline`` was in version 4: ``from llmkit import pipeline`` is the whole migration.
+    """``transformers.pipeline`` as it was in version 4: ``from llmkit import pipeline`` is the whole migration.
 
     ``summarization``, ``translation``, ``translation_xx_to_yy``, ``text2text-generation`` and ``question-answering``,
-    which version 5 removed, take the calls and give the results of 4.57.6, as strings and dicts; every other task is
-    version 5's own. Texts that are too long fail as they did there; `summarize`, `answer` and `translate` read them.
+    which version 5 removed, accept the calls and return the results of 4.57.6, as strings and dicts; every other task
+    is version 5's own. Texts that are too long fail as in 4.57.6; `summarize`, `answer` and `translate` handle them.
 
     Args:
         task: its name.
         model: Hub id, folder, PEFT adapter folder, or a loaded model (which needs ``tokenizer``). There is no default.
         config: a config or where to find one, in place of the model's.
         tokenizer: a tokenizer or where to find one, in place of the model's.
-        bug_compatible: for ``question-answering``. False makes scores comparable over the windows of a long text, and
-            counts the best of answers that read alike; True is exactly 4.57.6, whose scores are by window and whose
-            equal answers are added up (`llmkit.compat.question_answering.QuestionAnsweringPipeline` has the details).
+        bug_compatible: for ``question-answering``. False makes scores comparable across the windows of a long text,
+            and keeps the best score of identical answers; True is exactly 4.57.6, which scores each window separately
+            and adds the scores of identical answers
+            (`llmkit.compat.question_answering.QuestionAnsweringPipeline` has the details).
         **options: ``device``, ``device_map``, ``dtype`` (or ``torch_dtype``), ``revision``, ``trust_remote_code``,
-            ``model_kwargs``, ``batch_size``, ``num_workers``, ``pipeline_class``, and whatever a call of the pipeline
-            takes, as the default of every call.
+            ``model_kwargs``, ``batch_size``, ``num_workers``, ``pipeline_class``, and any argument of a pipeline call,
+            as its default.
 
     Raises:
         LlmkitError: one line that ends in what to do; also for an option that would have no effect.
@@ -280,16 +281,16 @@ def pipeline(
 def next_tokens(
     text: str, model: str | None = None, *, top: int = 10, **options: Unpack[LoadOptions]
 ) -> list[NextToken]:
-    """The likeliest next tokens after a text, with their true probabilities."""
+    """The most probable next tokens after a text, with their probabilities."""
     return next_tokens_with(split_options({**options, "model": model}, LoadSettings)[0], text, top=top)[1]
 
 
 def next_tokens_with(settings: LoadSettings, text: str, *, top: int) -> tuple[Loaded, list[NextToken]]:
-    """`next_tokens` from settings that are already checked, with the model that answered."""
+    """`next_tokens` from validated settings; also returns the model."""
     if not text:
-        raise InputError("the text is empty", "give some text to continue")
+        raise InputError("the text is empty", "pass some text to continue")
     if top < 1:
-        raise UsageError(f"top={top} is out of range", "give a number of 1 or more")
+        raise UsageError(f"top={top} is out of range", "use 1 or more")
     loaded = _load_model(settings, "text-generation", text)
     from llmkit.inference.next_tokens import next_tokens as distribution
 
@@ -297,12 +298,12 @@ def next_tokens_with(settings: LoadSettings, text: str, *, top: int) -> tuple[Lo
 
 
 def finetune(recipe: str | Path, *, overrides: Sequence[str] = (), resume: bool = False) -> Path:
-    """Train by a recipe, in this process.
+    """Train a model from a recipe, in this process.
 
     Args:
-        recipe: its file, or the name of a shipped one.
-        overrides: changes, such as ``train.learning_rate=1e-4``.
-        resume: go on from the last checkpoint in ``train.output_dir``.
+        recipe: a recipe file, or the name of a built-in recipe.
+        overrides: changes to the recipe, such as ``train.learning_rate=1e-4``.
+        resume: continue from the last checkpoint in ``train.output_dir``.
 
     Returns:
         The folder of the result, which any function here takes as ``model``.
@@ -335,19 +336,19 @@ def evaluate(
     resume: bool = False,
     **options: Unpack[Options],
 ) -> Evaluation:
-    """Judge a model on rows with expected answers: of a recipe its result on its validation rows.
+    """Evaluate a model against reference answers; with a recipe, its tuned model on its validation rows.
 
     Args:
-        recipe: its file, or the name of a shipped one.
+        recipe: a recipe file, or the name of a built-in recipe.
         task: without a recipe, as in `load`.
-        model: with a recipe, in place of its result.
-        data: rows, in place of the recipe's.
+        model: with a recipe, replaces its tuned model.
+        data: rows with reference answers; with a recipe, replaces its validation rows.
         baseline: another model, compared by a paired bootstrap test on the same rows.
-        overrides: changes of the recipe, such as ``settings.target=de``.
-        metrics: others of the package evaluate, loaded, by name.
-        output: folder for the answers and ``metrics.json``.
-        resume: go on where a run into the same folder was stopped.
-        **options: the fields of `LoadSettings` and `GenerationSettings`; greedy unless told to sample.
+        overrides: changes to the recipe, such as ``settings.target=de``.
+        metrics: additional metrics of the package evaluate, loaded, by name.
+        output: folder for the predictions and ``metrics.json``.
+        resume: continue an interrupted run into the same folder.
+        **options: the fields of `LoadSettings` and `GenerationSettings`; greedy unless sampling options are set.
 
     Raises:
         LlmkitError: one line that ends in what to do.

@@ -37,18 +37,18 @@ __all__ = [
 _PASSWORD = re.compile(
     r"(?<=//)[^/\s'\"()<>]*@|(?<![\w/.@-])[\w.+%-]+:[^\s'\"()<>@]{1,256}@(?=[\w.-]+:\d)|\bhf_(?=[A-Za-z0-9]{30})\w+"
 )
-"""What stands before the host of an address, also where ``https://`` was forgotten, and tokens of the Hub."""
+"""User and password in front of a URL's host, also without ``https://``, and access tokens of the Hub."""
 
 
 def without_password(text: str) -> str:
-    """A text without the names, passwords and tokens that addresses in it hold."""
+    """A text with user names, passwords and tokens in URLs removed."""
     return _PASSWORD.sub("", text)
 
 
 class LlmkitError(Exception):
     """Base of every error that llmkit raises on purpose; ``exit_code`` is what the command line returns.
 
-    Each of ``fixes`` helps by itself, so that a front end can leave out the one whose setting it has not.
+    Each of ``fixes`` helps by itself, so that a front end can omit one whose setting it does not have.
     """
 
     exit_code: int = 1
@@ -67,11 +67,11 @@ class UsageError(LlmkitError):
 
 
 class InputError(UsageError):
-    """The text or file given cannot be used as it is."""
+    """The input text or file cannot be used as it is."""
 
 
 class ContextOverflowError(InputError):
-    """The input is longer than the model's context and ``on_overflow`` says ``error``."""
+    """The input is longer than the model's context and ``on_overflow`` is ``error``."""
 
 
 class TaskMismatchError(UsageError):
@@ -95,4 +95,4 @@ class NotEnoughMemoryError(LlmkitError):
 
 
 class MissingDependencyError(LlmkitError):
-    """An optional package is needed for what was asked."""
+    """An optional package is required."""

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, locked, hashed, their sizes in words, and one error where the disk refuses.
+"""Files: atomic writes, locks, hashes, readable sizes, and one-line errors of the disk.
 
 Knows folders and bytes; does not know what is in them.
 """
@@ -35,22 +35,22 @@ __all__ = [
 ]
 
 BUILDING = ".building-"
-"""What the name of a folder begins with that is not complete, or on its way out."""
+"""Prefix of the name of a folder that is incomplete or being removed."""
 
 HASHES = "hashes.json"
-"""In a folder that `write_hashes` was called on."""
+"""Name of the file that `write_hashes` adds to a folder."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSALS = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of its bytes, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_hashes(folder: Path) -> None:
-    """Keep the hash of each file of a folder, once its bytes are on the disk: it is renamed next, and found whole."""
+    """Record the hash of each file in a folder, once it is flushed to disk: the folder is renamed next."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     for path in paths:
         with path.open("r+b") as file:
@@ -59,7 +59,7 @@ def write_hashes(folder: Path) -> None:
 
 
 def damaged_file(folder: Path) -> str | None:
-    """The name of a file that is not as it was when `write_hashes` was called; None if all are."""
+    """The name of a file that changed since `write_hashes` was called; None if none did."""
     try:
         written = json.loads((folder / HASHES).read_text(encoding="utf-8"))
         if not isinstance(written, dict) or not written:
@@ -72,12 +72,12 @@ def damaged_file(folder: Path) -> str | None:
 def _hash_of(path: Path) -> str | None:
     try:
         return file_hash(path)
-    except (OSError, ValueError):  # a name that a damaged list of hashes holds may be no path
+    except (OSError, ValueError):  # a name in a damaged list of hashes may not be a valid path
         return None
 
 
 def in_units(number: float, units: Sequence[str] = ("bytes", "kB", "MB", "GB", "TB")) -> str:
-    """A number of bytes, or of something else, in the largest unit that it fills, to three digits: ``1.23 GB``."""
+    """A number of bytes, or of another unit, with an SI prefix and three digits: ``1.23 GB``."""
     power = 0
     while number >= 999.5 and power < len(units) - 1:
         number, power = number / 1000, power + 1
@@ -86,11 +86,11 @@ def in_units(number: float, units: Sequence[str] = ("bytes", "kB", "MB", "GB", "
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes its place in one step, with the permissions of the one before: never half of it."""
+    """A file to write, which replaces ``path`` atomically and keeps the permissions of the previous file."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("xb") as file:  # a link of that name is not followed
+        with temporary.open("xb") as file:  # a symbolic link of that name is not followed
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -103,7 +103,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, text: str, errors: str = "strict") -> None:
-    """The same for a text. ``errors`` is Python's name of what becomes of characters that UTF-8 does not know."""
+    """Write a text file atomically. ``errors`` is Python's error handler for characters that UTF-8 cannot encode."""
     content = text.encode("utf-8", errors)
     with whole_file(path) as file:
         file.write(content)
@@ -111,7 +111,7 @@ def write_whole(path: Path, text: str, errors: str = "strict") -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which then takes the place of ``folder`` in one step, or leaves nothing."""
+    """A temporary folder to fill, which then replaces ``folder`` atomically, or is removed after an error."""
     building = folder.with_name(f"{BUILDING}{folder.name}")
     shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
     building.mkdir(parents=True)
@@ -125,7 +125,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_whole(folder: Path) -> None:
-    """Remove a folder in one step: no half of one is found. Windows refuses that where a process has its files open."""
+    """Remove a folder atomically. Windows refuses if a process has its files open."""
     away = folder.with_name(f"{BUILDING}{folder.name}-{os.getpid()}")
     with suppress(OSError):
         folder.rename(away)
@@ -134,12 +134,12 @@ def remove_whole(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path, doing: str, fix: str | None = None) -> Iterator[None]:
-    """Hold a lock file, which is free again once this process has ended, however that was.
+    """Hold a lock file, which is released when this process ends, however it ends.
 
     Args:
         path: of the lock file.
         doing: what the lock is for, as in "writing out.jsonl".
-        fix: what to do if another process holds it; without one, it is waited for.
+        fix: what to do if another process holds it; without one, wait for the lock.
 
     Raises:
         UsageError: another process holds it, and there is a ``fix``.
@@ -157,21 +157,21 @@ def locked(path: Path, doing: str, fix: str | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows removes no file that is open; filelock notices one that was removed
+        with suppress(OSError):  # Windows cannot remove an open file; filelock notices one that was removed
             path.unlink()
         lock.release()
 
 
 @contextmanager
 def disk_errors(folder: Path, fix: str) -> Iterator[None]:
-    """Around what writes to a folder: a disk that is full, or refuses, ends it in one line.
+    """Context manager around writing to a folder: turns errors of the disk into one line.
 
     Args:
         fix: what to do after, or in place of, making room.
 
     Raises:
-        NotEnoughMemoryError: the disk is full, a quota or the limit of a file's size is reached.
-        LlmkitError: it cannot be written to.
+        NotEnoughMemoryError: the disk is full, or a quota or file size limit is reached.
+        LlmkitError: the folder is not writable.
     """
     try:
         yield
@@ -188,9 +188,9 @@ def disk_errors(folder: Path, fix: str) -> Iterator[None]:
 
 
 def _refusal(error: BaseException | None) -> int | None:
-    """The number of the disk's refusal that an error comes from.
+    """The errno of the disk error that caused an exception.
 
-    Libraries in Rust (Safetensors, Tokenizers) have it in their text, and torch hides it behind an error of its own.
+    Rust libraries (Safetensors, Tokenizers) have it in their text, and torch hides it behind its own error.
     """
     while error is not None:
         rust = None if isinstance(error, OSError) else re.search(r"\(os error (\d+)\)", str(error))

@@ -1,4 +1,4 @@
-"""The one logger, and texts of others made safe to print.
+"""The one logger, and escaping of foreign text before it is printed.
 
 Results never go through the logger: the command line sends it to stderr, a library user decides.
 
@@ -18,10 +18,10 @@ _CONTROL = re.compile("\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202
 
 
 def printable(text: str) -> str:
-    """A text without what makes a terminal do something or show another order: such characters as their codes."""
+    """A text with control characters and bidirectional marks replaced by their escape codes."""
     return _CONTROL.sub(_code, text)
 
 
 def _code(found: re.Match[str]) -> str:
-    # JSON writes those below a space itself; the others stay valid in its strings like this.
+    # JSON escapes those below a space itself; the others stay valid in its strings like this.
     return f"\\x{ord(found[0]):02x}" if found[0] < " " else f"\\u{ord(found[0]):04x}"

@@ -1,1 +1,1 @@
-"""Judging models. Knows how rows are answered and judged; the figures themselves are `llmkit.metrics`'."""
+"""Evaluation of models on rows with references. The metrics themselves are in `llmkit.metrics`."""

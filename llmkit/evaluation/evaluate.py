@@ -1,7 +1,7 @@
-"""A model judged on rows with expected answers: figures with their intervals, and a test against another model.
+"""Evaluates a model on rows with references: metrics with confidence intervals, and a test against a baseline.
 
-The rows are answered as a file of rows is (`llmkit.inference.row_files`), so that the predictions are kept, a stopped
-run goes on, and processes share the work. Knows what is compared with what; the figures are `llmkit.metrics`'.
+Predictions are made by `llmkit.inference.row_files`, so that they are kept, an interrupted run can be resumed, and
+processes share the work. Knows what is compared with what; the metrics are in `llmkit.metrics`.
 """
 
 from __future__ import annotations
@@ -43,40 +43,40 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Judged:
-    """One figure of a model; but for perplexity, 0 to 100."""
+    """One metric of a model, from 0 to 100 except for perplexity."""
 
     name: str
     interval: Interval
     signature: str
     higher_is_better: bool
     p_value: float | None = None
-    """Of the difference to the baseline."""
+    """p-value of the difference to the baseline."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model's answers to the rows are worth."""
+    """The result of an evaluation."""
 
     task: str
     model: str
     rows: int
     failed: int
-    """Rows that could not be answered; no figure counts them as right."""
+    """Rows that failed; every metric counts them as wrong."""
     unfinished: int
-    """Replies that ended before an answer, in their reasoning for example; no figure counts them as right either."""
+    """Replies that ended before an answer, for example during reasoning; every metric counts them as wrong."""
     figures: tuple[Judged, ...]
     others: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What other metrics say, by the name they were asked for by."""
+    """Results of the additional metrics, by the requested name."""
     trivial: dict[str, dict[str, float]] = field(default_factory=dict)
-    """The same figures of answers that need no model."""
+    """The same metrics for trivial answers that need no model."""
     notes: dict[str, int] = field(default_factory=dict)
-    """How many of the answers have a note, by its code (`llmkit.tasks.output.NoteCode`)."""
+    """Number of answers with a note, by its code (`llmkit.tasks.output.NoteCode`)."""
     measures: tuple[Measure, ...] = field(default=(), repr=False)
     baseline: Evaluation | None = None
-    """The model it was compared with, on the same rows."""
+    """The baseline model's results on the same rows."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The result as plain JSON values."""
         return {
             "task": self.task,
             "model": self.model,
@@ -102,12 +102,12 @@ class Evaluation:
 
 
 def _json_number(value: float) -> float | None:
-    """JSON has neither NaN nor infinity."""
+    """None for NaN and infinity, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
 def greedy(pipeline: Pipeline) -> Pipeline:
-    """The pipeline giving its likeliest answers, unless it was asked to draw: a figure is not to depend on luck."""
+    """The pipeline with greedy decoding, unless sampling was requested: metrics should not depend on chance."""
     if pipeline.traits.marks_spans or pipeline.settings.samples:
         return pipeline
     found = copy.copy(pipeline)
@@ -127,24 +127,24 @@ def evaluate(
     member: Worker | None = None,
     progress: Callable[[int, int], None] = lambda _rows, _tokens: None,
 ) -> Evaluation | None:
-    """Answer rows, and judge the answers.
+    """Generate answers to rows, and compute metrics on them.
 
     Args:
         rows: JSON Lines in the task's columns, as `Task.without_target` has them.
         predictions: JSON Lines file for the rows with their answers.
-        metrics: others of the package evaluate, loaded (`llmkit.metrics.wrapped.load_metric`), by name.
-        trivial: judge answers that need no model too.
-        resume: go on where an earlier run into that file was stopped.
-        member: which of several processes this is; only the first gets the figures, the others None.
+        metrics: additional metrics of the package evaluate, loaded (`llmkit.metrics.wrapped.load_metric`), by name.
+        trivial: also evaluate trivial answers that need no model.
+        resume: continue an interrupted run into that file.
+        member: which of several processes this is; only the first returns a result, the others None.
     """
     task, member = pipeline.task, member or Worker()
     given = _json_lines(rows)
     plain = [task.is_plain(row) for row in given]
     if any(plain) and metrics:
-        raise UsageError("plain text has no answers that a metric could judge", "leave `metrics` out")
+        raise UsageError("plain text has no reference answers to compute a metric on", "leave `metrics` out")
     if any(plain):
         if not all(plain):
-            raise InputError("some rows are plain text and others have an answer", "evaluate them apart")
+            raise InputError("some rows are plain text and others have an answer", "evaluate them separately")
         if not (measures := _perplexity(pipeline, given, member)):
             raise InputError("no row has a token that could be predicted", "evaluate on rows with a longer text")
         return _evaluation(pipeline, given, measures, member)
@@ -164,7 +164,9 @@ def evaluate(
         return None
     lines = _json_lines(predictions)
     if len(lines) != len(given):
-        raise UsageError(f"{predictions} has {len(lines)} answers to {len(given)} rows", "begin anew in another folder")
+        raise UsageError(
+            f"{predictions} has {len(lines)} answers to {len(given)} rows", "start again in another folder"
+        )
     texts = [prediction_of(line) for line in lines]
     failed = sum("error" in line for line in lines)
     if failed:
@@ -189,7 +191,7 @@ def evaluate(
 
 
 def spoken(pipeline: Pipeline, references: Sequence[Sequence[str]]) -> list[list[str]]:
-    """References without a block of reasoning before them, since predictions have none where a template is used."""
+    """References without leading reasoning, since predictions of chat models have none."""
     if not pipeline.task.allow_reasoning or not pipeline.traits.chat or pipeline.wording.raw:
         return [list(row) for row in references]
     reasoning = reasoning_format(pipeline.loaded.tokenizer)
@@ -202,7 +204,7 @@ def spoken(pipeline: Pipeline, references: Sequence[Sequence[str]]) -> list[list
 
 
 def prediction_of(line: Mapping[str, Any]) -> str | None:
-    """The answer in an output record, empty where it says that there is none; None where nothing was answered."""
+    """The answer in an output record, empty if it is "no answer"; None if the row failed."""
     return None if "error" in line or _no_verdict(line) else str(line["text"])
 
 
@@ -211,7 +213,7 @@ def _no_verdict(line: Mapping[str, Any]) -> bool:
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file in which a line feed alone ends a line: texts may hold U+2028, U+2029 and U+0085."""
+    """The rows of a file whose lines end in a line feed only: texts may contain U+2028, U+2029 and U+0085."""
     with path.open("rb") as file:
         return [json.loads(line) for line in file]
 
@@ -233,7 +235,7 @@ def _evaluation(
 
 
 def _perplexity(pipeline: Pipeline, given: Sequence[dict[str, Any]], member: Worker) -> list[Measure]:
-    """Of the rows that have one; each process reads its share. None where no row has a token to judge."""
+    """Perplexity over the rows that have one; each process computes its share. None if no row has a target token."""
     mine = [(place, *_loss(pipeline, given[place])) for place in range(member.rank, len(given), member.world)]
     if member.world > 1:
         from accelerate.utils import gather_object
@@ -246,13 +248,13 @@ def _perplexity(pipeline: Pipeline, given: Sequence[dict[str, Any]], member: Wor
     losses = [(loss, tokens) for _, loss, tokens, _ in mine]
     if not any(tokens for _, tokens in losses):
         if not member.rank:
-            log.warning("perplexity is left out: no row has a token to judge")
+            log.warning("perplexity is omitted: no row has a target token")
         return []
     return [perplexity(pipeline, losses)]
 
 
 def _loss(pipeline: Pipeline, row: dict[str, Any]) -> tuple[float, int, str]:
-    """The loss of a row, its tokens, and why there are none."""
+    """The loss of a row, its number of tokens, and the reason if there are none."""
     found = attempt(lambda: row_loss(pipeline, pipeline.task.with_target(row)))
     return (0.0, 0, str(found)) if isinstance(found, LlmkitError) else (*found, "")
 
@@ -260,7 +262,7 @@ def _loss(pipeline: Pipeline, row: dict[str, Any]) -> tuple[float, int, str]:
 def _trivial(
     task: Task, given: Sequence[Mapping[str, Any]], references: Sequence[Sequence[str]]
 ) -> dict[str, dict[str, float]]:
-    """The figures of answers that need no model, by their name."""
+    """The metrics of trivial answers that need no model, by their name."""
     answers = [task.trivial_answers(row) for row in given]
     return {
         name: {
@@ -272,7 +274,7 @@ def _trivial(
 
 
 def compare(tuned: Evaluation, baseline: Evaluation) -> Evaluation:
-    """The first with the p-values of its differences to the second, by paired bootstrap on the same rows."""
+    """The first result with p-values of its differences to the second, by paired bootstrap on the same rows."""
     theirs = {each.name: each for each in baseline.measures}
     figures = tuple(
         replace(one, p_value=_p_value(mine, theirs[one.name])) if one.name in theirs else one
@@ -282,6 +284,8 @@ def compare(tuned: Evaluation, baseline: Evaluation) -> Evaluation:
 
 
 def _p_value(mine: Measure, theirs: Measure) -> float:
-    both: Any = mine.statistics.any(axis=1) & theirs.statistics.any(axis=1)  # rows that count for one only are no pair
+    both: Any = mine.statistics.any(axis=1) & theirs.statistics.any(
+        axis=1
+    )  # rows that count for only one of the two are not paired
     one, other = (each.statistics * both[:, None] for each in (mine, theirs))
     return p_value(one, other, mine.figure)

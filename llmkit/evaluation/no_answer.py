@@ -1,6 +1,6 @@
-"""When a model that marks answers should give none: the threshold that is best on rows whose answers are known.
+"""Finds the best no-answer threshold of an extractive model on rows with known answers.
 
-Knows how a pipeline tells the score of no answer; which threshold is best is `llmkit.metrics.answers`' business.
+Knows where a pipeline's outputs hold the no-answer score; `llmkit.metrics.answers` chooses the threshold.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ __all__ = ["fit_no_answer_threshold"]
 
 
 def fit_no_answer_threshold(pipeline: Pipeline, rows: Sequence[dict[str, Any]]) -> Threshold | None:
-    """The ``no_answer_threshold`` with the best mean F1, on rows some of which have no answer in their text.
+    """The ``no_answer_threshold`` with the best mean F1, on rows some of which are unanswerable.
 
     Returns:
-        None where all rows have an answer, or none has: nothing could be learned from them.
+        None if all rows are answerable, or none is: the threshold cannot be determined from them.
     """
     task = pipeline.task
     references = [task.references(row) for row in rows]
     if all(references) or not any(references):
         return None
-    # Below any score: every output tells the probability of no answer, and its alternative the best answer's.
+    # Below any score: every output then holds the no-answer probability, and its alternative the best span's.
     never = type(task)(replace(task.settings, no_answer_threshold=-math.inf, top=1))
     asked = Pipeline(never, pipeline.engine, GenerationSettings(), pipeline.wording)
     margins, answered = [], []
@@ -40,5 +40,5 @@ def fit_no_answer_threshold(pipeline: Pipeline, rows: Sequence[dict[str, Any]]) 
 
 
 def _log(probability: float) -> float:
-    """Finite also of one that was too small for a number."""
+    """The logarithm of a probability; finite even for one that underflowed to 0."""
     return math.log(max(probability, sys.float_info.min))

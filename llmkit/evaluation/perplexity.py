@@ -1,6 +1,6 @@
-"""The perplexity of expected answers, or of plain text, of any length: each token counts once.
+"""The perplexity of reference answers or plain text of any length: each token counts once.
 
-How a text that is longer than the context is read, the head knows.
+The head knows how a text longer than the context is split into windows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["perplexity", "row_loss"]
 
 
 def perplexity(pipeline: Pipeline, losses: Sequence[tuple[float, int]]) -> Measure:
-    """The measure of the rows whose `row_loss` is given."""
+    """Perplexity from the results of `row_loss`."""
     import numpy as np
 
     limit = pipeline.loaded.context.tokens
@@ -32,7 +32,7 @@ def perplexity(pipeline: Pipeline, losses: Sequence[tuple[float, int]]) -> Measu
 
 
 def _exp_mean(sums: NDArray[np.float64]) -> float:
-    """Of statistics ``[loss, tokens]``."""
+    """Perplexity from statistics ``[loss, tokens]``."""
     try:
         return math.exp(sums[0] / sums[1]) if sums[1] else math.nan
     except OverflowError:
@@ -40,13 +40,13 @@ def _exp_mean(sums: NDArray[np.float64]) -> float:
 
 
 def row_loss(pipeline: Pipeline, row: dict[str, Any]) -> tuple[float, int]:
-    """The summed loss in nats of what is expected of a row, given the rest of it, and how many tokens that is.
+    """The summed loss of a row's target in nats, given the rest of the row, and the target's number of tokens.
 
     Args:
         row: with its target: ``completion``, the last reply of ``messages``, or ``text`` alone.
 
     Raises:
-        InputError: the encoder does not read so much.
+        InputError: the text exceeds the encoder's context.
     """
     examples = pipeline.task.examples(row, pipeline.traits, pipeline.wording)
     head = head_of(pipeline.loaded.head)

@@ -1,1 +1,1 @@
-"""Tools on text: languages, scripts, sentences, markup. They know no task, no model and no tensors."""
+"""Text utilities: languages, scripts, sentences, markup. Independent of tasks, models and tensors."""

@@ -1,4 +1,4 @@
-"""Which language a text is in, by its letters and the classifier of `py3langid`, imported when first needed."""
+"""Language detection by script and the classifier of `py3langid`, which is imported when first needed."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ __all__ = ["Detected", "detect_language"]
 
 @dataclass(frozen=True)
 class Detected:
-    """The language a text seems to be in, and how sure that is, from 0 to 1."""
+    """The detected language of a text and its probability, from 0 to 1."""
 
     language: Language
     probability: float
 
 
-# In possessive steps from the start of a word, so that the time is linear in the text.
-_UNREAD = re.compile(
+# Possessive quantifiers keep the matching time linear in the length of the text.
+_IGNORED = re.compile(
     r"```.*?```|`[^`\n]*`|(?:https?://|www\.)\S+|(?<![^\s@])[^\s@]++@[^\s@.]++(?:\.[^\s@.]++)+|\d+", re.DOTALL
 )
-_ENOUGH = 20_000  # characters; more text does not make it surer
-_SHARED = frozenset(("Latn", "Cyrl", "Arab"))  # most languages that change scripts change between these
+_MAX_CHARACTERS = 20_000  # more text does not make the result more certain
+_SHARED = frozenset(("Latn", "Cyrl", "Arab"))  # languages with several scripts mostly use two of these
 
 
 def detect_language(text: str, among: Collection[Language] | None = None) -> Detected:
-    """The language of a text, and how sure that is; addresses, code in backticks and digits are not read.
+    """Detect the language of a text, ignoring addresses, code in backticks and digits.
 
     Args:
-        text: a few words will do for most languages; less is a guess, and the probability says so.
-        among: the only languages to choose from. Without it, all that have a two-letter code and that the classifier
-            knows, about a hundred.
+        text: a few words are enough for most languages; with less the result is a guess, with a low probability.
+        among: the candidate languages. By default all languages with a two-letter code that the classifier supports,
+            about a hundred.
 
     Raises:
-        UsageError: nothing in the text tells its language, or it can be none of ``among``.
+        UsageError: the text has no letters, or none of ``among`` can be detected.
     """
-    read = _UNREAD.sub(" ", text[:_ENOUGH])
+    read = _IGNORED.sub(" ", text[:_MAX_CHARACTERS])
     scripts = _count_scripts(read)
     shown = text.strip()[:40]
     if not scripts:
-        raise UsageError(f"the language cannot be told from {shown!r}", "name it with `source`")
+        raise UsageError(f"the language of {shown!r} cannot be detected", "name it with `source`")
     script = scripts.most_common(1)[0][0]
     labels = _labels(among)
     if script not in _SHARED:
         fitting = {label: language for label, language in labels.items() if language.script == script}
-        # Written Cantonese and Wu are mostly taken for what is plain Chinese, so they are never told apart from it.
+        # The classifier mostly confuses written Cantonese and Wu with standard Chinese, so they are not distinguished.
         chinese = {label: language for label, language in fitting.items() if language.alpha2 == "zh"}
         labels = chinese or fitting or labels
     if not labels:
-        raise UsageError(f"none of the languages to choose from can be told from {shown!r}", "name it with `source`")
+        raise UsageError(f"none of the candidate languages can be detected in {shown!r}", "name it with `source`")
     label, probability = _classify(read, labels)
     return Detected(_variety(labels[label], among, read, script), probability)
 
@@ -65,15 +65,16 @@ def detect_language(text: str, among: Collection[Language] | None = None) -> Det
 def _count_scripts(text: str) -> Counter[str]:
     counts = count_scripts(filter(str.isalpha, text))
     for script in ("Hans", "Jpan", "Kore"):
-        counts[script] *= 3  # a sign of these is a syllable or a word, so a few foreign words must not outweigh them
-    # Japanese is written in both; a kana or two may be quoted in Chinese.
+        # One of these characters is a syllable or a word, so a few foreign words must not outweigh them.
+        counts[script] *= 3
+    # Japanese uses both kana and Han characters; Chinese text may quote a kana or two.
     if counts["Jpan"] * 20 > counts["Hans"]:
         counts["Jpan"] += counts.pop("Hans", 0)
     return +counts
 
 
 def _labels(among: Collection[Language] | None) -> dict[str, Language]:
-    """The classifier's labels to choose from, and the language of each."""
+    """The candidate labels of the classifier, and the language of each."""
     if among is None:
         return {label: language for label, language in _known_labels().items() if len(label) == 2}
     wanted = {language.alpha2 for language in among}
@@ -87,7 +88,7 @@ def _known_labels() -> dict[str, Language]:
 
 @functools.cache
 def _classifier() -> Any:
-    """The model, read once and never changed; it is this module's own, not the one that py3langid shares."""
+    """The model, loaded once and never modified: an instance of our own, not the one that py3langid shares."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier  # type: ignore[import-untyped]
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
@@ -96,7 +97,7 @@ def _classifier() -> Any:
 def _classify(text: str, labels: Collection[str]) -> tuple[str, float]:
     ranked = [(str(label), float(probability)) for label, probability in _classifier().rank(text) if label in labels]
     total = sum(probability for _, probability in ranked)
-    if total == 0.0:  # a long text is so surely in another language that nothing is left for these
+    if total == 0.0:  # in a long text another language can leave the candidates a probability of zero
         narrowed = copy.copy(_classifier())
         narrowed.set_languages(list(labels))
         ranked, total = narrowed.rank(text), 1.0
@@ -105,7 +106,7 @@ def _classify(text: str, labels: Collection[str]) -> tuple[str, float]:
 
 
 def _variety(language: Language, among: Collection[Language] | None, text: str, script: str) -> Language:
-    """The member of ``among`` that is meant: in the script of the text, without a region where there is such a one."""
+    """The best match in ``among``: the script of the text first, then preferably a tag without a region."""
     if among is None:
         return language
     if script == "Hans" and _is_traditional(text):
@@ -115,9 +116,9 @@ def _variety(language: Language, among: Collection[Language] | None, text: str, 
 
 
 def _is_traditional(text: str) -> bool:
-    """Whether more of its signs are only in the character set of Taiwan than only in that of the mainland."""
+    """Whether Taiwan's character set (Big5) covers more of the text than the mainland's (GB 2312)."""
     return _encodable(text, "big5") > _encodable(text, "gb2312")
 
 
 def _encodable(text: str, encoding: str) -> int:
-    return sum(1 for sign in text if sign.encode(encoding, "ignore"))
+    return sum(1 for character in text if character.encode(encoding, "ignore"))

@@ -1,7 +1,7 @@
-"""A text that is translated piece by piece: what its pieces are, and how it is put together again.
+"""Documents translated piece by piece: how they are split into segments and reassembled.
 
-Knows blocks, sentences, lines and what must survive; does not know who translates. White space and what is not
-translated stay as they are.
+Knows blocks, sentences, lines and protected spans; does not know the model that translates. White space and
+everything that is not translated stay unchanged.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ __all__ = ["Document", "Segment", "on_one_line", "segments_of"]
 
 @dataclass
 class Segment:
-    """A sentence or paragraph of the document, ``start`` characters into it."""
+    """A sentence or paragraph of the document, beginning at character ``start``."""
 
     text: str
     start: int
     lines: Literal["", "meant", "cue"] = ""
-    """What its line breaks are: nothing that is kept, of lines on their own, or of a subtitle."""
+    """What its line breaks are: not preserved, intentional, or the line breaks of a subtitle cue."""
     quoted: bool = False
-    """Whether further lines would need marks before them."""
+    """Whether it is part of a block quote, where each further line would need a quote marker."""
     mark: str = ""
-    """The quotation mark that encloses it in its file."""
+    """The quotation mark that encloses it in the file."""
     written: str = ""
-    """What stands for such a mark within."""
+    """How the file escapes that quotation mark within the text."""
     translation: str | None = None
     settled: bool = False
 
     def put(self, translation: str) -> None:
-        """Its translation. It is settled if everything that must survive did, lines included."""
+        """Set the translation. The segment is settled if all protected spans and intentional lines survived."""
         lines = self.text.splitlines()
         newline = "\r\n" if "\r\n" in self.text else "\n"
         found = [line.strip() for line in translation.splitlines()]
@@ -51,17 +51,17 @@ class Segment:
 
     @property
     def words(self) -> str:
-        """The text as it is meant, with the quotation marks that its file writes otherwise."""
+        """The text with the escaped quotation marks of its file unescaped."""
         return self.text.replace(self.written, self.mark) if self.mark else self.text
 
     def settle(self, translation: str) -> None:
-        """Its translation, as its file writes it."""
+        """Accept a translation, with quotation marks escaped as in the file."""
         if self.mark:
             translation = translation.replace(self.written, self.mark).replace(self.mark, self.written)
         self.translation, self.settled = translation, True
 
     def pieces(self) -> list[Block]:
-        """What is translated on its own where the whole was not settled, and what is kept between."""
+        """The pieces to translate separately if the whole segment was not settled, and what is kept between them."""
         if not self.lines:
             return around(self.words)
         return [piece for line in self.words.splitlines(keepends=True) for piece in around(line)]
@@ -69,31 +69,31 @@ class Segment:
 
 @dataclass
 class Document:
-    """The text, its segments in order, and how far its translation has been shown."""
+    """The text, its segments in order, and how much of the translation has been emitted."""
 
     text: str
     segments: list[Segment]
     emit: Callable[[str], None]
     translated: str = ""
     _next: int = 0
-    _read: int = field(default=0)
+    _position: int = field(default=0)
 
     def put(self, index: int, translation: str) -> None:
-        """A segment's translation."""
+        """Set the translation of a segment."""
         self.segments[index].put(translation)
         self.advance()
 
     def advance(self) -> None:
-        """Show what has become certain: settled segments in order, and what stands between them as it is."""
+        """Emit what is final: settled segments in order, and the unchanged text between them."""
         new = ""
         while self._next < len(self.segments) and self.segments[self._next].settled:
             segment = self.segments[self._next]
-            new += self.text[self._read : segment.start] + (segment.translation or "")
-            self._read = segment.start + len(segment.text)
+            new += self.text[self._position : segment.start] + (segment.translation or "")
+            self._position = segment.start + len(segment.text)
             self._next += 1
         until = self.segments[self._next].start if self._next < len(self.segments) else len(self.text)
-        new += self.text[self._read : until]
-        self._read = until
+        new += self.text[self._position : until]
+        self._position = until
         self.translated += new
         if new:
             self.emit(new)
@@ -102,11 +102,11 @@ class Document:
 def segments_of(
     text: str, language: str, *, by_sentence: bool, room: int | None, count: Callable[[str], int]
 ) -> Iterator[Segment]:
-    """What is translated on its own: sentences, or paragraphs.
+    """Split a text into segments that are translated separately: sentences or paragraphs.
 
     Args:
         language: a BCP 47 tag.
-        room: how much a piece may have, as ``count`` counts; None: any.
+        room: the maximum size of a segment, in units of ``count``; None: unlimited.
     """
     start = 0
     for block in blocks(text):
@@ -126,7 +126,7 @@ def segments_of(
 
 
 def _parts(piece: str, language: str, room: int | None, count: Callable[[str], int]) -> list[str]:
-    """A piece that fits, or what it has to be divided into; never inside what must survive."""
+    """The piece if it fits, otherwise its parts; protected spans are never divided."""
     if room is None or count(piece) <= room:
         return [piece]
     return [
@@ -137,12 +137,12 @@ def _parts(piece: str, language: str, room: int | None, count: Callable[[str], i
 
 
 def on_one_line(text: str) -> str:
-    """Its lines joined by spaces."""
+    """The lines of a text joined by spaces."""
     return " ".join(filter(None, map(str.strip, text.splitlines())))
 
 
 def _kept_lines(text: str, cue: bool, *, meant: bool) -> Literal["", "meant", "cue"]:
-    """What the line breaks of a segment are; ``meant`` is whether some may be: sentences end at them already."""
+    """What the line breaks of a segment are; ``meant``: whether intentional ones can occur in it."""
     if len(lines := text.splitlines()) < 2:
         return ""
     return "cue" if cue else "meant" if meant and any(meant_breaks(lines)) else ""

@@ -1,7 +1,8 @@
-"""Languages: what one is called, and how a model is told of two of them.
+"""Languages: their names and tags, and how a source and target language are passed to a translation model.
 
-Built on the tables of `langcodes`, imported when first needed. Knows nothing of texts (`llmkit.text.detection`) nor of
-models: which languages one speaks, and by which codes, is read in `llmkit.models.families`.
+Built on the tables of `langcodes`, which is imported when first needed. Independent of texts
+(`llmkit.text.detection`) and of models: which languages a model supports, and by which codes, is in
+`llmkit.models.families`.
 """
 
 from __future__ import annotations
@@ -31,29 +32,29 @@ __all__ = [
 class Language:
     """A written language, by its canonical BCP 47 tag: ``en``, ``zh``, ``zh-Hant``, ``pt-BR``, ``yue``.
 
-    The script stands in the tag only where it is not the usual one. Make one with `find_language`.
+    The tag contains the script only if it is not the usual one. Create instances with `find_language`.
     """
 
     tag: str
     asked: str = field(default="", compare=False, repr=False)
-    """The tag as it was asked for, where `find_language` made this of it: ``no`` for ``nb``, ``zh-Hans`` for ``zh``."""
+    """The requested tag that `find_language` resolved to this language: ``no`` for ``nb``, ``zh-Hans`` for ``zh``."""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.tag})"
 
     @property
     def name(self) -> str:
-        """The English name, as in ``Chinese (Traditional)``; `find_language` knows it."""
+        """The English name, as in ``Chinese (Traditional)``; `find_language` accepts it."""
         return self._parsed.display_name("en")
 
     @property
     def asked_name(self) -> str:
-        """The English name of what was asked for, as in ``Norwegian`` for Norwegian Bokmål."""
+        """The English name of the requested language, as in ``Norwegian`` for Norwegian Bokmål."""
         return _parse(self.asked or self.tag).display_name("en")
 
     @property
     def name_with_script(self) -> str:
-        """As in ``Chinese (Simplified)``, which `name` leaves out."""
+        """The English name with the script, as in ``Chinese (Simplified)``; `name` omits a usual script."""
         return _parse(f"{self.alpha2}-{self.script}").display_name("en")
 
     @property
@@ -73,13 +74,13 @@ class Language:
 
     @property
     def without_region(self) -> Language:
-        """The same language for those who do not tell its regions apart."""
+        """The same language without its region, for models that do not distinguish regions."""
         parsed = self._parsed
         return Language("-".join(part for part in (parsed.language, parsed.script) if part))
 
     @property
     def region(self) -> str | None:
-        """ISO 3166, where it is not that of most writers: none for ``pt-BR``."""
+        """ISO 3166, unless it is the usual region of the language: None for ``pt-BR``."""
         territory, usual = self._parsed.territory, _parse(self.without_region.tag).maximize().territory
         return territory if territory != usual else None
 
@@ -88,20 +89,20 @@ class Language:
         return _parse(self.tag)
 
 
-# How a model is told of two languages.
+# Source and target language of a model.
 
 
 @dataclass(frozen=True)
 class Route:
-    """How one model is told the languages of one translation."""
+    """How the languages of one translation are passed to one model."""
 
     source: Language | None
-    """None: it was not given, and the model need not be told."""
+    """None: not specified, and the model does not need it."""
     target: Language | None
     prefix: str = ""
-    """Goes in front of the text."""
+    """Text to put before the input."""
     source_code: str | None = None
-    """Goes to the tokenizer, as its ``src_lang``."""
+    """The tokenizer's ``src_lang``."""
     forced_bos_token_id: int | None = None
     decoder_start_token_id: int | None = None
 
@@ -111,32 +112,32 @@ class LanguageMap(Protocol):
 
     @property
     def sources(self) -> frozenset[Language] | None:
-        """None: the model does not say, so anything is tried."""
+        """None: unknown, so that any language is tried."""
 
     @property
     def targets(self) -> frozenset[Language] | None:
-        """None: the model does not say, so anything is tried."""
+        """None: unknown, so that any language is tried."""
 
     def route(self, source: Language | None, target: Language | None) -> Route:
-        """How the model is told. None stands for its only source or target.
+        """How the languages are passed to the model. None stands for its only source or target.
 
         Raises:
-            UsageError: a language is needed and not given, or not one of the model's, or both are the same.
+            UsageError: a required language is missing or not supported by the model, or both are the same.
         """
 
 
 # By name and by code.
 
-# Not languages of a text: unknown, none, several, uncoded.
+# Codes that do not name a language: undetermined, no linguistic content, multiple, uncoded.
 _NO_LANGUAGE = frozenset(("und", "zxx", "mul", "mis"))
-# A group by ISO 639, by which models and corpora mean one language that is written as its standard form is.
+# ISO 639 groups that models and corpora use for one language, written in its standard form.
 _SPOKEN_GROUPS = {"ber": "zgh"}
-# Names that the tables lack, or have for a language hardly known.
+# Names that the tables lack, or assign to a little-known language.
 _NAMES = {
     "bahasa melayu": "ms",
     "berber": "ber",
     "malti": "mt",
-    "ns": "nso",  # a code of M2M100's own
+    "ns": "nso",  # M2M100's code
     **dict.fromkeys(("汉语", "漢語", "国语", "國語"), "zh"),
     "正體中文": "zh-Hant",
     "廣東話": "yue",
@@ -148,16 +149,16 @@ _SAME_SCRIPT = {"Hang": "Kore", "Hani": "Hans", "Aran": "Arab"}
 
 
 _NO_NAME = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]|.{100}")
-"""What no name has, and the tables cannot look up, or only slowly."""
+"""Input that cannot be a name, and that the tables cannot look up, or only slowly."""
 
 
 def find_language(name: str) -> Language:
-    """The language of an English or native name, an ISO 639 code, or a tag with script and region.
+    """Find a language by its English or native name, its ISO 639 code, or a tag with script and region.
 
-    A code goes before a name: ``mon`` is Mongolian. A region is kept where it is given (``pt-BR``), and a script where
+    Codes take precedence over names: ``mon`` is Mongolian. A region is kept if specified (``pt-BR``), and a script if
     it is not the usual one of the language: ``zh_CN`` and ``zho_Hans`` are ``zh``, ``zh-TW`` is ``zh-Hant``.
 
-    A name of several varieties means the one most written, and a model that has several says which it took:
+    A name with several varieties means the most widely written one; models that support several report which is used:
 
     - Chinese, Mandarin: ``zh``, simplified. Traditional is ``zh-Hant``; Cantonese, Wu and Min Nan have their own codes.
     - Norwegian: ``nb``, Bokmål, unless the model has a code for ``no``. Nynorsk is ``nn``.
@@ -192,14 +193,14 @@ def language_from_code(code: str) -> Language | None:
     base = tag.language
     if base is None or not tag.is_valid() or base in _NO_LANGUAGE or "qaa" <= base <= "qtz":
         return None
-    # A collection (Slavic languages) has a code as well, and no written form.
+    # Collections (Slavic languages) have codes too, but no written form.
     if re.search(r"(?i)\blanguages$|\bcreoles\b|\(family\)$", _parse(base).display_name("en")):
         return _canonical(tag) if base in _SPOKEN_GROUPS else None
     return _canonical(tag)
 
 
 def own_tag(code: str) -> str:
-    """A code as a BCP 47 tag, with what `language_from_code` makes one kept apart: ``cmn-Hans``, ``swh``, ``no``."""
+    """A code as a BCP 47 tag, without the merging done by `language_from_code`: ``cmn-Hans``, ``swh``, ``no``."""
     return _parse(code).to_tag()
 
 
@@ -207,7 +208,7 @@ def own_tag(code: str) -> str:
 def _parse(tag: str) -> langcodes.Language:
     import langcodes
 
-    # Normalised, tl becomes fil, and Serbo-Croatian becomes Serbian.
+    # Normalization would turn tl into fil, and Serbo-Croatian into Serbian.
     base = re.split("[-_]", tag.lower())[0]
     if own := {"tl": "tl", "fil": "tl", "tgl": "tl", "sh": "sh", "hbs": "sh"}.get(base):
         return langcodes.Language.get(own + tag[len(base) :], normalize=False)
@@ -218,8 +219,8 @@ def _canonical(tag: langcodes.Language) -> Language:
     import langcodes
 
     base = str(tag.language)
-    # The individual language that stands for a whole (cmn for zh, arb for ar) becomes the whole. One with a two-letter
-    # code of its own is a written language of its own.
+    # An individual language that represents a macrolanguage (cmn for zh, arb for ar) becomes the macrolanguage, unless
+    # it has a two-letter code and so is a written language of its own.
     if len(base) == 3:
         base = str(langcodes.Language.get(base).prefer_macrolanguage().language)
     base = _SAME.get(base, base)
@@ -231,7 +232,7 @@ def _canonical(tag: langcodes.Language) -> Language:
     usual = _usual_script(base)
     if script == usual:
         script = None
-    # Where a region means a script (zh-TW, az-IR), the script is what is written.
+    # Where a region implies a script (zh-TW, az-IR), the tag keeps the script only.
     if base == "zh" or (script is not None and tag.script is None):
         region = None
     return Language("-".join(part for part in (base, script, region) if part))
@@ -243,7 +244,7 @@ def _usual_script(base: str) -> str:
     from langcodes.data_dicts import MACROLANGUAGES
 
     likely = langcodes.Language.make(language=_SPOKEN_GROUPS.get(base, base)).maximize()
-    # The tables take what they do not know for English as written in the United States.
+    # For unknown languages the tables return English as written in the United States.
     if likely.territory == "US" and base in MACROLANGUAGES:
         likely = langcodes.Language.make(language=MACROLANGUAGES[base]).maximize()
     return _SAME_SCRIPT.get(str(likely.script), str(likely.script))
@@ -251,7 +252,7 @@ def _usual_script(base: str) -> str:
 
 @functools.cache
 def _names(kind: str, language: str) -> Any:
-    """The table of names of one kind (language, script, territory) in one language; ``und`` is all of them."""
+    """The table of names of one kind (language, script, territory) in one language; ``und``: in all languages."""
     from language_data.names import load_trie  # type: ignore[import-untyped]
     from language_data.util import data_filename  # type: ignore[import-untyped]
 
@@ -259,11 +260,11 @@ def _names(kind: str, language: str) -> Any:
 
 
 def _look_up(name: str, kind: str = "language", tables: Collection[str] = ("en", "und")) -> str | None:
-    """An exact look-up: the one in `langcodes` takes any name for the longest known beginning of it."""
+    """Look up a name exactly; the look-up of `langcodes` accepts any name by its longest known prefix."""
     from language_data.names import get_trie_value, normalize_name
 
     key = normalize_name(name)
-    # English first: Fala is a language, and another people's name for French.
+    # English first: Fala is a language, and also the name for French in another language.
     for table in (_names(kind, language) for language in tables):
         if key in table:
             return str(get_trie_value(table, key))
@@ -271,8 +272,8 @@ def _look_up(name: str, kind: str = "language", tables: Collection[str] = ("en",
 
 
 def _code_of(name: str) -> str | None:
-    """The code of a name, which may be followed by a script or region: ``Serbian (Latin)``, ``Chinese Simplified``."""
-    if _is_country(name):  # cz, ua: some name of some language, but not what is meant
+    """The code of a language name, with an optional script or region: ``Serbian (Latin)``, ``Chinese Simplified``."""
+    if _is_country(name):  # cz, ua: also names of languages, but hardly meant as such
         return None
     code = _NAMES.get(name.casefold()) or _look_up(name)
     if code is not None:
@@ -292,7 +293,7 @@ def _is_country(name: str) -> bool:
 
 
 def _part(name: str) -> str | None:
-    # In English first: Mongolia is what some call the Mongolian script.
+    # In English first: in other languages "Mongolia" is a name of the Mongolian script.
     for tables in ("en",), ("und",):
         for kind in ("script", "territory"):
             if found := _look_up(name, kind, tables):
@@ -310,7 +311,7 @@ def _nearest_names(name: str) -> list[str]:
     close = difflib.get_close_matches(name.casefold(), table.keys(), n=6, cutoff=0.75)
     codes = [code for code in map(_look_up, close) if code]
     found = [language for language in map(language_from_code, codes) if language is not None]
-    # Languages with a two-letter code are the ones that are meant more often.
+    # Languages with a two-letter code are the more likely ones.
     found.sort(key=lambda language: len(language.alpha2))
     if found and len(found[0].alpha2) == 2:
         found = [language for language in found if len(language.alpha2) == 2]

@@ -1,7 +1,7 @@
-"""Which line breaks of a paragraph are meant, and which are only where an editor was narrow.
+"""Which line breaks of a paragraph are intentional, and which come from hard wrapping.
 
-Knows a wrapped paragraph from a list, a menu, a verse, a log by the shape of its lines alone: their width, how they
-begin and how they end. Knows no language, no markup but the marks of lists, and no model.
+Distinguishes wrapped prose from lists, menus, verse and logs by the shape of the lines alone: their width, and how
+they begin and end. Independent of language, model, and markup other than list markers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MARKED = re.compile(
     r"|[（(]?[一二三四五六七八九十\d]{1,3}[）、]|[①-⑳])"
 )
 _HEADING = re.compile(r"[^\S\n]{0,3}#{1,6}[^\S\n]")
-_DASH = re.compile(r"[–—―‒]\s*")  # who speaks next
+_DASH = re.compile(r"[–—―‒]\s*")  # a change of speaker
 _PAIR = re.compile(r"""["']?[\w.$-]+["']?[^\S\n]*=(?!=)""")
 _NAMED = re.compile(r"""["']?[^\W\d][\w .'/-]{0,30}["']?[^\S\n]*[:：](?:\s|$|(?=[^\x00-\u2e7f]))""")
 _SECTION = re.compile(r"\[[^\]\n]*\]\s*\Z")
@@ -38,24 +38,24 @@ _STOP_INSIDE = re.compile(r"[.!?…][\"'”’»)\]]*\s+\S|[。！？][」』”
 _CLAUSE_INSIDE = re.compile(r"[,;]\s+\w|[，、；]")
 
 _NARROW = 40
-"""Cells. Prose is hardly ever wrapped at less; lists hardly ever have all lines longer."""
+"""In terminal cells. Prose is rarely wrapped at a smaller width; in lists rarely all lines are longer."""
 _NARROWEST = 30
-"""Cells. Below this no break is taken for a wrap because its line is full."""
+"""In terminal cells. In narrower paragraphs a full line does not mean that the break is a wrap."""
 _SHORT_WORD = 3
-"""Letters. A line that ends with so short a word in lowercase ("to", "and", "der") goes on, in prose."""
+"""Letters. In prose, a line ending in such a short lowercase word ("to", "and", "der") continues on the next."""
 _SLACK = 10
-"""Lines of prose may stay short of the width by this part of it: some editors make them about equally long."""
+"""Lines of prose may be shorter than the width by this fraction of it: some editors balance line lengths."""
 _UNSPACED_SLACK = 4
-"""Cells that a line may stay short of the width in scripts without spaces, where no mark may begin a line."""
+"""Cells by which a full line may be short in scripts without spaces, where punctuation cannot begin a line."""
 
 
 def meant_breaks(lines: Sequence[str]) -> list[bool]:
-    """For each line of a paragraph but the last whether the break after it is meant."""
+    """For each line of a paragraph but the last, whether the break after it is intentional."""
     return _Paragraph(lines).meant() if len(lines) > 1 else []
 
 
 class _Paragraph:
-    """Lines without a blank one between them."""
+    """Consecutive lines without a blank line between them."""
 
     def __init__(self, raw: Sequence[str]) -> None:
         lines = [_TAG.sub("", line).strip() or line.strip() for line in raw]
@@ -76,7 +76,7 @@ class _Paragraph:
         )
 
     def meant(self) -> list[bool]:
-        """For each break whether it is."""
+        """For each line break, whether it is intentional."""
         found, item = [], False
         for place, (line, following) in enumerate(pairwise(self.lines)):
             item = item or bool(_MARKED.match(self.raw[place]))
@@ -93,34 +93,34 @@ class _Paragraph:
         return found
 
     def ended(self, line: str, following: str) -> bool:
-        """Whether the break is meant where nothing but the two lines tells."""
+        """Whether a break is intentional, judging by its two lines alone."""
         if _case(following) == "lower":
             return False
         if _ends(line):  # a sentence ends here in any case
             return not self.full(line, following)
         full = self.full(line, following, self.slack)
         word = line.split()[-1] if line.split() else ""
-        goes_on = len(word) <= _SHORT_WORD and word.isalpha() and word.islower()
-        if goes_on and (self.stops or self.clauses):
+        continues = len(word) <= _SHORT_WORD and word.isalpha() and word.islower()
+        if continues and (self.stops or self.clauses):
             return False
         return not (full and self.prose and self.width >= _NARROWEST)
 
     def full(self, line: str, following: str, slack: int = 0) -> bool:
-        """Whether the next line's first word had no room on this line."""
+        """Whether the first word of the next line would not have fitted on this line."""
         if following and is_unspaced(following[0]):
             return _cells(line) + _UNSPACED_SLACK > self.width
         word = following.split(maxsplit=1)[0] if following else ""
         return _cells(line) + 1 + _cells(word) > self.width - slack
 
     def title(self, line: str, following: str) -> bool:
-        """A short first line like "Chapter 1" above prose; "I gave it to" above "Mary" is none."""
+        """Whether the first line is a title, such as "Chapter 1" above prose, but not "I gave it to" above "Mary"."""
         words = line.split()
         ends = bool(words) and not words[-1][0].islower() and not line.endswith(_OPEN_END)
         return ends and _case(line) == _case(following) == "upper" and 2 * _cells(line) < self.width
 
 
 def _own(line: str, following: str) -> bool:
-    """Whether the next line begins as only lines of their own do: with a key, a time, a dash of speech, a sign."""
+    """Whether the next line begins like a separate line: with a key, a time, a dialogue dash or a symbol."""
     if _PAIR.match(following) or _SECTION.match(line) or _SECTION.match(following):
         return True
     if _NAMED.match(following) and (_case(following) != "lower" or _NAMED.match(line)):
@@ -133,13 +133,13 @@ def _own(line: str, following: str) -> bool:
         return True
     if _LINE_BREAK.search(line):
         return True
-    if line.endswith(">") and following.startswith("<"):  # elements on lines of their own
+    if line.endswith(">") and following.startswith("<"):  # one element per line
         return True
     if line.endswith(_CODE_END) and following.endswith(_CODE_END):
         return True
     first = following[:1]
-    sign = unicodedata.category(first)[0] == "S" if first else False
-    return first in ("@", "|", "\\", "~") or (sign and not following[1:2].isdigit() and first not in "<`^")
+    symbol = unicodedata.category(first)[0] == "S" if first else False
+    return first in ("@", "|", "\\", "~") or (symbol and not following[1:2].isdigit() and first not in "<`^")
 
 
 def _ends(line: str) -> bool:
@@ -148,23 +148,23 @@ def _ends(line: str) -> bool:
 
 
 def _case(line: str) -> str:
-    """``upper`` or ``lower``, as the first letter is; ``none`` where its script has no case or a digit comes first."""
+    """The case of the first letter: ``upper`` or ``lower``; ``none`` if it has no case or a digit precedes it."""
     first = next((char for char in line if char.isalnum()), "")
     return "upper" if first.isupper() else "lower" if first.islower() else "none"
 
 
 def _cells(line: str) -> int:
-    """How wide a line is on a terminal: characters of East Asian scripts take two cells."""
+    """The width of a line in terminal cells: wide East Asian characters take two."""
     if line.isascii():
         return len(line)
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in line)
 
 
 def spread(text: str, lines: Sequence[str], kept: Sequence[tuple[int, int]]) -> list[str]:
-    """A text on as many lines as there are, each about as long in proportion; fewer where it has too few words.
+    """Break a text into lines with the proportions of ``lines``; into fewer if it has too few words.
 
     Args:
-        kept: places ``[start, end)`` that are not divided, in order.
+        kept: spans ``[start, end)`` that must not be broken, in order.
     """
     starts = [start for start, _ in kept]
     places = [
@@ -185,11 +185,11 @@ def spread(text: str, lines: Sequence[str], kept: Sequence[tuple[int, int]]) -> 
 
 
 _JOINING = frozenset(("and", "or", "to", "und", "oder", "bzw.", "en", "of", "och", "og", "eller"))
-"""Words after a hyphen that stands for a part of the next word."""
+"""Words that follow a suspended hyphen, as in "Ein- und Ausgabe"."""
 
 
 def unwrap(text: str) -> str:
-    """Lines joined by a space, or by nothing between characters of scripts that write none."""
+    """Join lines by a space, or by nothing between characters of scripts without spaces."""
     lines = [line.strip() for line in text.splitlines()]
     joined = lines[0] if lines else ""
     for line in filter(None, lines[1:]):
@@ -199,6 +199,6 @@ def unwrap(text: str) -> str:
 
 
 def _is_divided(line: str, following: str) -> bool:
-    """Whether a word goes on in the next line: "govern-", "ment"; not "Ein-", "und Ausgabe"."""
+    """Whether a word is hyphenated across two lines: "govern-", "ment"; not "Ein-", "und Ausgabe"."""
     word = following.split(maxsplit=1)[0]
     return len(line) > 1 and line[-1] == "-" and line[-2].isalpha() and word[0].islower() and word not in _JOINING

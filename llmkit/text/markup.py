@@ -1,11 +1,10 @@
-"""A document's blocks: which are translated, and which stay as they are.
+"""The blocks of a document: which are translated, and which stay unchanged.
 
-Knows Markdown, HTML, subtitles (SRT, WebVTT, ASS), lyrics with times, JSON, YAML and files of keys with values by the
-looks of their lines: plain text passes through as paragraphs, and in doubt a text is translated. What stays as it is
-within a block is told by `llmkit.text.protected`. Knows no language and no model.
-Not by markdown-it-py: CommonMark takes indented prose for code and the words between two tags for HTML, which would
-stay untranslated, and knows none of the other formats, which are looked for line by line in the same text.
-Nothing is ever lost: blocks join to the text again.
+Recognizes Markdown, HTML, subtitles (SRT, WebVTT, ASS), lyrics with times, JSON, YAML and key-value files by the form
+of their lines. Plain text passes through as paragraphs; in doubt a text is translated. Protected spans within a block
+are found by `llmkit.text.protected`. Independent of language and model. Joined, the blocks are the text again.
+markdown-it-py is not used: CommonMark takes indented prose for code and text between two tags for HTML, which would
+stay untranslated, and none of the other formats, which may occur in the same text, is part of it.
 """
 
 from __future__ import annotations
@@ -65,31 +64,31 @@ _PAIR = re.compile(
 )
 _PAIR_END = re.compile(r"""["']?[;,]*\s*\\?\s*\Z""")
 _NO_PAIR = re.compile(r"[ \t]*(?:\[[^\]\r\n]*\]|[#;!].*|//.*|/\*.*\*/|[{}\[\](),;]*)\s*\Z")
-_GOES_ON = re.compile(r"(?<!\\)(?:\\\\)*\\\s*\Z")
-"""The end of a value that goes on in the next line."""
+_CONTINUES = re.compile(r"(?<!\\)(?:\\\\)*\\\s*\Z")
+"""The end of a line whose value continues on the next."""
 _MAPPING = re.compile(r"""(?P<indent>[ \t]*)(?:- +)?[a-z_][\w.-]*:(?:[ \t]+(?P<quote>["']?)(?=\S)|(?P<alone>\s*\Z))""")
 _MEMBER = re.compile(r"""[ \t]*- +(?P<quote>["']?)|[ \t]*#.*\s*\Z|(?:---|\.\.\.)\s*\Z""")
-"""Lines of YAML: keys in lowercase with their values, members of lists, comments."""
+"""Lines of YAML other than keys: list items, comments, document markers."""
 _CATALOG = re.compile(r'^msgid[ \t]+"(?s:.*?)^msgstr(?:\[0\])?[ \t]+"', re.MULTILINE)
 _JSON_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"(\s*:)?')
 _EVENT = re.compile(r"Dialogue: *(?:[^,\r\n]*,){9}")
 _ESCAPE = re.compile(r"(?:\\[Nnrt])+")
-"""Line breaks and tabs as they are written in one line."""
+"""Escaped line breaks and tabs."""
 _NO_WORDS = re.compile(r"(?:true|false|null|none|yes|no|on|off|\S*[/\\@]\S*)\Z", re.IGNORECASE)
 _CODE_SIGNS = re.compile(r"[{}()\[\]=<>;$_/\\|&#@`~^+*]|\d")
 
 
 def is_catalog(text: str) -> bool:
-    """Whether a text is a catalogue of gettext (PO), whose translations have a place of their own beside the texts."""
+    """Whether a text is a gettext catalog (PO), which has separate fields for the translations."""
     return bool(_CATALOG.search(text))
 
 
 def blocks(text: str) -> list[Block]:
-    """Divide a document into what is translated and what is kept; the blocks join to the text.
+    """Split a document into blocks to translate and blocks to keep; the blocks join to the text.
 
-    A paragraph is one block with its inner line breaks. Kept are the marks that lines begin with, code, front matter,
-    tags and comments on lines of their own, rules, the pipes of tables, link definitions, whitespace around blocks and
-    whatever has no letters outside of what is `protected`.
+    A paragraph is one block with its inner line breaks. Line prefixes (bullets, heading and quote markers), code, front
+    matter, tags and comments on lines of their own, rules, the pipes of tables, link definitions, whitespace around
+    blocks and blocks without letters outside of `protected` spans are kept.
     """
     merged: list[Block] = []
     kept: list[str] = []
@@ -107,28 +106,28 @@ def blocks(text: str) -> list[Block]:
 
 
 class _Reader:
-    """Reads lines one after the other; remembers the paragraph that is open and the list around it."""
+    """Parses lines in order; keeps track of the open paragraph and the list around it."""
 
     def __init__(self, text: str) -> None:
         self.lines: list[str] = _LINE.findall(text)
         self.at = 0
         self.paragraph: list[str] = []
         self.quote = ""
-        """The ``>`` that the paragraph's lines begin with."""
+        """The ``>`` markers at the start of the paragraph's lines."""
         self.margin = ""
-        """The indent of the paragraph's first line, where that is all that stands before it."""
+        """The indent of the paragraph's first line, if its prefix is an indent only."""
         self.blank = True
-        """Whether the line before was blank, or there was none."""
+        """Whether the previous line was blank; True at the start."""
         self.list = 0
-        """How the list that is open is marked: 0 none, 1 bullets, 2 numbers."""
+        """The kind of the open list: 0 none, 1 bullets, 2 numbers."""
         self.vtt = False
         self.no_mapping = self.no_pairs = 0
-        """Lines before which no such lines begin, since one that is neither comes first."""
+        """Line numbers before which no mapping or key-value lines can begin, since another line follows first."""
         self.unclosed: set[str] = set()
-        """The ends that are known not to come."""
+        """End markers known not to occur in the rest of the document."""
 
     def read(self) -> Iterator[Block]:
-        """The document in order."""
+        """The blocks of the document, in order."""
         if self.lines and self.lines[0].startswith("\ufeff"):  # a byte order mark
             yield Block("\ufeff", translate=False)
             self.lines[0] = self.lines[0][1:]
@@ -165,22 +164,22 @@ class _Reader:
         yield from self.close()
 
     def kept(self, number: int) -> Iterator[Block]:
-        """The next lines as they are."""
+        """The next lines, unchanged."""
         if number:
             yield from self.close()
             yield Block("".join(self.lines[self.at : self.at + number]), translate=False)
             self.at += number
 
     def cue_header(self, at: int) -> int:
-        """How many lines from here are the number and the times of a subtitle."""
+        """How many lines from here are the header (number and times) of a subtitle cue; 0: none."""
         if at < len(self.lines) and _TIMES.match(self.lines[at]):
             return 1
         number = at + 1 < len(self.lines) and bool(self.lines[at].strip()) and _TIMES.match(self.lines[at + 1])
-        # Where no blank line divides them, the last words of a subtitle are not the name of the next.
+        # Without a blank line between two cues, the last words of the first are not the identifier of the second.
         return 2 if number and (self.blank or self.lines[at].strip().isdigit()) else 0
 
     def cue(self, header: int) -> Iterator[Block]:
-        """A subtitle: number and times are kept, and its words go on to the blank line or the next subtitle."""
+        """A subtitle cue: its header is kept; its text ends at a blank line or the next cue."""
         yield from self.kept(header)
         self.blank = False
         words: list[str] = []
@@ -195,7 +194,7 @@ class _Reader:
         yield from _trimmed("".join(words), cue=True)
 
     def script(self) -> Iterator[Block]:
-        """Subtitles as SubStation Alpha (ASS): of its events the words."""
+        """Subtitles in SubStation Alpha (ASS): the text of each event is translated."""
         for line in self.lines:
             event = _EVENT.match(line)
             if event is None:
@@ -214,7 +213,7 @@ class _Reader:
         return 1 if _is_json(self.lines[self.at]) else 0
 
     def strings(self, number: int) -> Iterator[Block]:
-        """The strings of JSON that are no keys."""
+        """The string values of JSON, without the keys."""
         text, at = "".join(self.lines[self.at : self.at + number]), 0
         for string in _JSON_STRING.finditer(text):
             if string[2] is None and not _NO_WORDS.match(string[1]):
@@ -225,7 +224,7 @@ class _Reader:
         self.at += number
 
     def mapping(self) -> int:
-        """How many of the next lines are YAML, up to a blank line: keys, and values that are indented or listed."""
+        """How many of the next lines are YAML, up to a blank line: keys with values, and list items."""
         if self.paragraph or self.at < self.no_mapping or not _MAPPING.match(self.lines[self.at]):
             return 0
         keys, end = 0, self.at + self.to_blank()
@@ -238,23 +237,23 @@ class _Reader:
         return end - self.at if keys > 1 else 0
 
     def members(self, number: int) -> Iterator[Block]:
-        """The values of such lines."""
+        """The values of YAML lines."""
         for line in self.lines[self.at : self.at + number]:
             yield from _value(line, _MAPPING.match(line) or _MEMBER.match(line), doubled="'")
         self.at += number
 
     def pairs(self) -> int:
-        """How many of the next lines are keys with their values, or belong to such; 0 where fewer than two are."""
+        """How many of the next lines are key-value lines or their continuation; 0 if fewer than two are."""
         if self.paragraph or self.at < self.no_pairs:
             return 0
         found, at = 0, self.at
-        goes_on = False
+        continued = False
         while at < len(self.lines) and (line := self.lines[at]).strip():
-            pair = not goes_on and bool(_PAIR.match(line))
-            if not pair and not goes_on and not _NO_PAIR.match(line):
+            pair = not continued and bool(_PAIR.match(line))
+            if not pair and not continued and not _NO_PAIR.match(line):
                 self.no_pairs = at
                 return 0
-            goes_on = (pair or goes_on) and bool(_GOES_ON.search(line))
+            continued = (pair or continued) and bool(_CONTINUES.search(line))
             at, found = at + 1, found + pair
         if not found:
             self.no_pairs = at
@@ -262,16 +261,16 @@ class _Reader:
         return number if found > 1 or (found and number > 1) else 0
 
     def values(self, number: int) -> Iterator[Block]:
-        """The values of such lines."""
-        goes_on = False
+        """The values of key-value lines."""
+        continued = False
         for line in self.lines[self.at : self.at + number]:
-            pair = _INDENT.match(line) if goes_on else None if _NO_PAIR.match(line) else _PAIR.match(line)
+            pair = _INDENT.match(line) if continued else None if _NO_PAIR.match(line) else _PAIR.match(line)
             yield from _value(line, pair)
-            goes_on = pair is not None and bool(_GOES_ON.search(line))
+            continued = pair is not None and bool(_CONTINUES.search(line))
         self.at += number
 
     def close(self) -> Iterator[Block]:
-        """The paragraph that is open, without the whitespace at its end."""
+        """Finish the open paragraph, without its trailing whitespace."""
         if self.paragraph:
             text = "".join(self.paragraph)
             plain = self.paragraph[0] + "".join(_blanked(line) for line in self.paragraph[1:]) if self.quote else text
@@ -282,7 +281,7 @@ class _Reader:
         """A line of a paragraph, a heading or a list item."""
         self.at += 1
         prefix, heading = self.prefix(line)
-        if self.paragraph and not heading and self.goes_on(line, prefix):
+        if self.paragraph and not heading and self.continues(line, prefix):
             self.paragraph.append(line)
         else:
             yield from self.close()
@@ -298,8 +297,8 @@ class _Reader:
         elif _HARD_BREAK.search(line):
             yield from self.close()
 
-    def goes_on(self, line: str, prefix: str) -> bool:
-        """Whether a line belongs to the sentence of the line before it."""
+    def continues(self, line: str, prefix: str) -> bool:
+        """Whether a line continues the paragraph of the previous line."""
         if not prefix:
             return True
         if self.quote:
@@ -309,11 +308,11 @@ class _Reader:
         last = self.paragraph[-1].rstrip()
         if line[len(prefix)].islower() and last[-1:].isalpha() and not _CODE_SIGNS.search(line):
             return True
-        # An indent begins a paragraph, as in novels, unless all of the paragraph is indented.
+        # An indent begins a new paragraph, as in novels, unless the entire paragraph is indented.
         return bool(self.list) or (prefix == self.margin and not last.endswith(_TERMINAL))
 
     def prefix(self, line: str) -> tuple[str, bool]:
-        """The marks that a line begins with, and whether it is a heading."""
+        """The prefix of a line (markers and indent), and whether the line is a heading."""
         stamp = _STAMP.match(line)
         at, heading = stamp.end() if stamp and (stamp["sung"] or self.stamped()) else 0, False
         while not heading:
@@ -333,16 +332,16 @@ class _Reader:
         return line[: indent.end() if indent else at], heading
 
     def stamped(self) -> bool:
-        """Whether a neighbour of the line that was just read begins with a time too, as in a log."""
+        """Whether a line next to the current one begins with a time too, as in a log."""
         near = [at for at in (self.at - 2, self.at) if 0 <= at < len(self.lines)]
         return any(_STAMP.match(self.lines[at]) for at in near)
 
     def numbered(self, number: int) -> bool:
-        """Whether a number that begins a line within a paragraph begins a list item."""
+        """Whether a number at the start of a line within a paragraph begins a list item."""
         return number == 1 or (self.list == 2 and number < 1000)
 
     def verbatim(self) -> int:
-        """How many of the next lines are kept whole."""
+        """How many of the next lines are kept verbatim."""
         line = self.lines[self.at]
         if self.at == 0 and _VTT.match(line):
             self.vtt = True
@@ -359,12 +358,12 @@ class _Reader:
         return self.fence() or self.html() or self.indented()
 
     def to_blank(self) -> int:
-        """How many lines there are to the next blank one."""
+        """How many lines precede the next blank line."""
         rest = range(self.at, len(self.lines))
         return next((at for at in rest if not self.lines[at].strip()), len(self.lines)) - self.at
 
     def front_matter(self) -> int:
-        """The lines of YAML or TOML at the start."""
+        """How many lines at the start are front matter (YAML or TOML)."""
         opening = _FRONT.match(self.lines[0].rstrip("\r\n")) if self.lines else None
         if not opening or len(self.lines) < 2 or not _KEY.match(self.lines[1]):
             return 0
@@ -375,7 +374,7 @@ class _Reader:
         return 0
 
     def fence(self) -> int:
-        """The lines of a fenced code block, to its end or the document's."""
+        """How many lines are a fenced code block, up to its end or the end of the document."""
         line = self.lines[self.at]
         quote, body = _unquoted(line)
         at = 0
@@ -397,11 +396,11 @@ class _Reader:
         return len(self.lines) - self.at
 
     def html(self) -> int:
-        """The lines of a comment, of preformatted text or of nothing but tags."""
+        """How many lines are a comment, preformatted text, or nothing but tags."""
         line = self.lines[self.at]
         start = line.lstrip()
         if start.startswith("<!--"):
-            # What follows the end of the comment on its line is kept too: rarely there, and then rarely prose.
+            # The rest of the line after the comment is kept too: it is rare, and then rarely prose.
             return self.until("-->") or 1
         verbatim = _VERBATIM.match(start)
         if verbatim:
@@ -409,7 +408,7 @@ class _Reader:
         return 1 if _TAGS_ONLY.match(line) else 0
 
     def until(self, end: str) -> int:
-        """How many lines there are to the one with this end; 0 where it does not come."""
+        """How many lines there are up to the one with this end marker; 0 if it does not occur."""
         if end not in self.unclosed:
             for number in range(self.at, len(self.lines)):
                 if end in self.lines[number].lower():
@@ -418,7 +417,7 @@ class _Reader:
         return 0
 
     def indented(self) -> int:
-        """The lines of code that is marked by its indent alone. Prose is indented too, so it has to look like code."""
+        """How many lines are indented code. Prose may be indented too, so it has to look like code."""
         if self.paragraph or not self.blank or self.list or not _INDENTED.match(self.lines[self.at]):
             return 0
         number = 0
@@ -444,7 +443,7 @@ class _Reader:
         )
 
     def table(self) -> Iterator[Block]:
-        """Rows to the first line without a pipe."""
+        """The rows of a table, up to the first line without a pipe."""
         yield from self.close()
         while self.at < len(self.lines):
             line = self.lines[self.at]
@@ -462,7 +461,7 @@ class _Reader:
 
 
 def _value(line: str, key: re.Match[str] | None, *, doubled: str = "") -> Iterator[Block]:
-    """A line, with the value behind its key to be translated; a mark that is ``doubled`` in it needs no backslash."""
+    """A line whose value after the key is translated; ``doubled``: the quotation mark that YAML escapes by doubling."""
     end = _PAIR_END.search(line, key.end()) if key else None
     value = line[key.end() : end.start()] if key and end else ""
     if not key or not end or _NO_WORDS.match(value):
@@ -475,7 +474,7 @@ def _value(line: str, key: re.Match[str] | None, *, doubled: str = "") -> Iterat
 
 
 def _unescaped(text: str, mark: str = "", *, doubled: bool = False) -> Iterator[Block]:
-    """The parts of a value between its line breaks, and how a quotation mark is written in it."""
+    """The parts of a value between escaped line breaks, with the escape of its quotation mark."""
     written = (mark * 2 if doubled else f"\\{mark}") if mark else ""
     ends = [(found.start(), found.end()) for found in _ESCAPE.finditer(text)]
     for start, end in zip([0, *(end for _, end in ends)], [*ends, (len(text), len(text))], strict=True):
@@ -492,13 +491,13 @@ def _is_json(text: str) -> bool:
 
 
 def _blanked(line: str) -> str:
-    """A quoted line with spaces in place of its marks."""
+    """A block-quote line with spaces in place of its markers."""
     end = _QUOTES.match(line).end()  # type: ignore[union-attr]
     return " " * end + line[end:]
 
 
 def _trimmed(text: str, rest: str = "", *, cue: bool = False, plain: str = "") -> Iterator[Block]:
-    """A text to translate, with the whitespace around it kept apart, and a rest that is kept."""
+    """A text to translate, with surrounding whitespace and a ``rest`` as separate blocks that are kept."""
     start = len(text) - len(text.lstrip())
     end = max(len(text.rstrip()), start)
     if end < len(text) and text[start:end].endswith("\\"):  # Markdown for a hard line break
@@ -509,7 +508,7 @@ def _trimmed(text: str, rest: str = "", *, cue: bool = False, plain: str = "") -
 
 
 def _without_closing(heading: str) -> tuple[str, str]:
-    """A heading, and the ``##`` that may close it."""
+    """A heading, and its closing ``##``, if any."""
     words = heading.rstrip()
     body = words.rstrip("#")
     cut = len(body) if body[-1:].isspace() else len(words)
@@ -517,7 +516,7 @@ def _without_closing(heading: str) -> tuple[str, str]:
 
 
 def _unquoted(line: str) -> tuple[bool, str]:
-    """Whether a line is quoted (``>``), and the line without that."""
+    """Whether a line is block-quoted (``>``), and the line without the marker."""
     at = 0
     while mark := _QUOTE.match(line, at):
         at = mark.end()
@@ -525,7 +524,7 @@ def _unquoted(line: str) -> tuple[bool, str]:
 
 
 def _pipes(line: str) -> list[int]:
-    """The pipes that divide cells: neither escaped nor in code."""
+    """The positions of pipes between cells: neither escaped nor in code."""
     starts, ends = zip(*code_spans(line), strict=True) if "`" in line and code_spans(line) else ((), ())
     pipes = [found.start() for found in re.finditer(r"(?<!\\)\|", line)]
     return [pipe for pipe in pipes if bisect_left(starts, pipe) == bisect_left(ends, pipe)]

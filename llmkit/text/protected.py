@@ -1,6 +1,6 @@
-"""What must survive in a text that is translated: code, web addresses, tags, TeX, placeholders of format strings.
+"""Spans that translation must not change: code, web addresses, tags, TeX, placeholders of format strings.
 
-Known by their looks alone; what lines and paragraphs are is known in `llmkit.text.markup`.
+They are recognized by their form alone. Lines and paragraphs are parsed in `llmkit.text.markup`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ class Block:
     text: str
     translate: bool
     cue: bool = False
-    """Its lines are those of a screen: a sentence may go across them, and there are to be as many afterwards."""
+    """Whether it is a subtitle cue: a sentence may span its lines, and the number of lines must stay the same."""
     unquoted: str = ""
-    """The text with spaces in place of the marks that its lines but the first begin with, such as ``> ``."""
+    """The text with spaces in place of the markers (``> ``) at the start of all lines but the first."""
     mark: str = ""
-    """The quotation mark that encloses it in its file."""
+    """The quotation mark that encloses it in the file."""
     written: str = ""
-    """What stands for such a mark within."""
+    """How the file escapes that quotation mark within the text."""
 
 
 _CJK = r"\u2e80-\u303f\u3040-\u30ff\u3100-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
-# An address in Chinese text ends where Chinese begins, unless that is a part of its path: /wiki/北京.
+# An address in Chinese text ends at the first Chinese character, unless that is part of its path: /wiki/北京.
 _ADDRESS = rf"""(?:[^\s<>"`\\^|{_CJK}“”‘’«»…]|(?<=[/=_#%-])[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]+)++"""
 _CONVERSION = r"(?:\d+\$)?[-+#0]*+(?:\d++|\*)?(?:\.(?:\d++|\*))?(?:hh|h|ll|l|L|z|j|t)?[diouxXeEfFgGcrsaA@]"
 _SPANS = re.compile(
@@ -51,7 +51,7 @@ _SPANS = re.compile(
             r"(?P<braces>\{\{[^{}\n]{0,200}\}\}|\{%[^%\n]{0,200}%\}|\$\{[^{}\n]{0,200}\})",
             r"(?P<field>\{[\w.\[\]-]*+(?:![rsa])?(?::[^{}\s]{0,30})?\})",
             rf"(?P<named>%\(\w{{1,100}}\){_CONVERSION})",
-            # "50% sure", "50 %de": a number before the sign makes it a percentage. "%sure" is none either.
+            # "50% sure", "50 %de": a number before the sign makes it a percentage. "%sure" is not a placeholder either.
             rf"(?P<percent>(?<![\d%])(?<!\d\s)%{_CONVERSION}(?![A-Za-z]{{3}}))",
             r"(?P<entity>&(?:\#\d{1,7}|\#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});)",
             r"(?P<display>\$\$(?:(?!\$\$).)+\$\$)",
@@ -69,7 +69,7 @@ _WORD = re.compile(r"[^\W\d_]{2}")
 
 
 def protected(text: str) -> list[tuple[int, int]]:
-    """Where in a block something has to survive as it is: code, addresses, tags, formulas, placeholders."""
+    """The spans of a block that must stay unchanged: code, addresses, tags, formulas, placeholders."""
     code = code_spans(text)
     starts = [start for start, _ in code]
     spans = list(code)
@@ -79,7 +79,7 @@ def protected(text: str) -> list[tuple[int, int]]:
         before = bisect_right(starts, start)
         if before and start < code[before - 1][1]:
             at = code[before - 1][1]
-        elif end <= start or (before < len(code) and starts[before] < end):  # code within it goes first
+        elif end <= start or (before < len(code) and starts[before] < end):  # inline code takes precedence
             at = start + 1
         else:
             spans.append((start, end))
@@ -88,20 +88,20 @@ def protected(text: str) -> list[tuple[int, int]]:
 
 
 def _extent(found: re.Match[str]) -> int:
-    """Where a match ends for good; its start where it is none after all."""
+    """Where the span of a match ends; the start of the match if it is not a protected span after all."""
     start, end, kind = found.start(), found.end(), found.lastgroup
     if kind == "url":
         return _url_end(found[0]) + start
     if kind == "math":
         inner = found[0][1:-1]
-        # "$5, or 6$ at the door": words without an operator are no formula, but one word may be.
+        # "$5, or 6$ at the door": several words without an operator are not a formula; a single word may be.
         formula = _OPERATOR.search(inner) or not _WORD.search(inner) or len(inner.split()) == 1
         return end if formula else start
     return end
 
 
 def _url_end(url: str) -> int:
-    """Where an address ends when what follows it in a sentence is taken off."""
+    """Where an address ends once trailing punctuation of the sentence is removed."""
     end = len(url)
     count = Counter(url)
     while end:
@@ -116,7 +116,7 @@ def _url_end(url: str) -> int:
 
 
 def code_spans(text: str) -> list[tuple[int, int]]:
-    """The spans of inline code: from some backticks to the next that are as many."""
+    """The spans of inline code: from a run of backticks to the next run of the same length."""
     runs = [(tick.start(), tick.end()) for tick in _TICKS.finditer(text)]
     later: dict[int, list[int]] = {}
     for number in range(len(runs) - 1, -1, -1):
@@ -134,7 +134,7 @@ def code_spans(text: str) -> list[tuple[int, int]]:
 
 
 def around(text: str) -> list[Block]:
-    """Divide a block at its protected spans; what has letters between them is translated, without outer whitespace."""
+    """Split a block at its protected spans; text with letters between them is translated, without outer whitespace."""
     divided: list[Block] = []
     place = 0
     for start, end in [*protected(text), (len(text), len(text))]:
@@ -153,14 +153,14 @@ def around(text: str) -> list[Block]:
 
 
 def survives(source: str, translation: str) -> bool:
-    """Whether every protected string of the source is in its translation as often, and none that was not there."""
+    """Whether the translation has every protected string of the source, at least as often, and no new ones."""
     wanted = Counter(source[start:end] for start, end in protected(source))
     spans = protected(translation)
     found = Counter(translation[start:end] for start, end in spans)
     if found.keys() - wanted.keys():
         return False
-    # What is not recognized there may still be there, such as "%s" after a number: it is looked for between the spans,
-    # the longest first, since "{a}" within "{{a}}" is no occurrence of its own.
+    # A string may be present without being recognized, such as "%s" after a number: search for it between the spans,
+    # longest first, since the "{a}" within "{{a}}" is not an occurrence of its own.
     edges = [0, *(edge for span in spans for edge in span), len(translation)]
     rest = "\0".join(translation[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
     for span in sorted(wanted - found, key=len, reverse=True):

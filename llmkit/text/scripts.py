@@ -1,4 +1,4 @@
-"""Scripts: which one a character belongs to, and which are written without spaces between words."""
+"""Scripts: which one a character belongs to, and which do not put spaces between words."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["SCRIPTS", "Script", "count_scripts", "is_unspaced"]
 
 class Script(NamedTuple):
     language: str
-    """The language whose sentence marks are looked for in it."""
+    """The language whose sentence punctuation is assumed for the script."""
     members: str
-    """Its characters, as `regex` names them in a class."""
+    """Its characters, in the syntax of a `regex` character class."""
 
 
 SCRIPTS = {
@@ -46,21 +46,21 @@ SCRIPTS = {
     "Ethi": Script("am", r"\p{Ethiopic}"),
     "Latn": Script("en", r"\p{Latin}"),
 }
-"""Scripts by the code that `Language.script` has for the languages written in them."""
+"""Scripts by the code used in `Language.script`."""
 
-# Thai, Lao, Burmese, Khmer, kana, Han; the punctuation and the full-width forms that go with the last two.
+# Thai, Lao, Burmese, Khmer, kana, Han; punctuation and full-width forms used with the last two.
 _UNSPACED = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
 )
 
 
 def is_unspaced(character: str) -> bool:
-    """Whether a character is of a script that writes no space between words. Korean does."""
+    """Whether a character belongs to a script without spaces between words. (Korean has spaces.)"""
     return _UNSPACED.match(character) is not None
 
 
 def count_scripts(characters: Iterable[str]) -> Counter[str]:
-    """How many of the characters belong to each of `SCRIPTS`; "Zyyy" counts all others."""
+    """Count the characters of each of `SCRIPTS`; all others count as "Zyyy"."""
     counts: Counter[str] = Counter()
     for character, count in Counter(characters).items():
         found = _pattern().match(character)

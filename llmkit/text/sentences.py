@@ -1,7 +1,7 @@
-"""Text into sentences, and sentences into chunks of a budget. Nothing is ever lost: the parts join to the whole.
+"""Sentence splitting, and packing of sentences into chunks within a budget. Joined, the parts are the text again.
 
-Knows writing systems and their sentence marks; the budget is in whatever unit the caller's ``count`` counts. Knows no
-tokenizer, no model and no markup.
+Knows writing systems and their sentence punctuation; the budget is in the unit of the caller's ``count``. Independent
+of tokenizers, models and markup.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ __all__ = ["pack", "script_language", "sentences"]
 _BREAK = r"(?>\r\n|[\n\r\x0b\x0c\x85\u2028\u2029])"
 _PARAGRAPH = re.compile(rf"(?:{_BREAK}[^\S\n\r\x0b\x0c\x85\u2028\u2029]*+{_BREAK}|[\x0c\u2029])\s*+")
 _LINE = re.compile(rf"{_BREAK}\s*+")
-# ASCII marks end a clause before a space only ("3,000", "10:30"); those of scripts without spaces anywhere.
+# ASCII punctuation ends a clause only before a space ("3,000", "10:30"); in scripts without spaces, anywhere.
 _CLAUSE = re.compile(
     r"""[.!?…,;:،؛؟।॥។།]['"”’»)\]]*+\s++|\s[–—-]\s++|[—、，；：。！？][」』”’）】》]*+\s*+""",
 )
 _SPACE = re.compile(r"\s++")
 
-# Characters. sentencex takes quadratic time on Chinese: 1 MB in one call takes minutes, in windows a second or two.
+# In characters. sentencex takes quadratic time on Chinese: minutes for 1 MB in one call, a second or two in windows.
 _WINDOW = 2048
 _ODD = re.compile(r"\r\n|[\r\x0b\x0c\x85\u2028\u2029]|[^\S\n]|[\0\ud800-\udfff]")
 _THAI = re.compile(r"[\u0e01-\u0e5b]")
 
 
 def sentences(text: str, language: str = "en", *, wrapped: bool = False) -> list[str]:
-    """Divide a text into sentences that join to the text again; whitespace stays with the sentence before it.
+    """Split a text into sentences that join to the text again; whitespace stays with the preceding sentence.
 
     Args:
-        text: Any text; line breaks within a sentence (hard-wrapped prose) do not cut it. A blank line, a list item,
-            a heading and lines that are not wrapped prose (`llmkit.text.lines`) do.
-        language: A BCP 47 tag; its first subtag says which abbreviations and sentence marks there are.
-        wrapped: No line break is meant, whatever it looks like.
+        text: Any text. Line breaks within a sentence (hard-wrapped prose) do not split it; blank lines, list items,
+            headings and lines that are not wrapped prose (`llmkit.text.lines`) do.
+        language: A BCP 47 tag; its first subtag determines abbreviations and sentence punctuation.
+        wrapped: Treat every line break as wrapping.
     """
     primary = language.replace("_", "-").split("-")[0].lower() or "en"
     cuts: list[int] = []
@@ -56,7 +56,7 @@ def sentences(text: str, language: str = "en", *, wrapped: bool = False) -> list
 
 
 def _parts(text: str, cuts: Iterable[int]) -> list[str]:
-    """Cut a text, with whitespace moved to the part before it; never within a grapheme, never a blank part."""
+    """Cut a text, with whitespace moved to the preceding part; no cuts within graphemes, no blank parts."""
     places: list[int] = []
     for cut in sorted(set(cuts)):
         space = _SPACE.match(text, cut)
@@ -64,21 +64,21 @@ def _parts(text: str, cuts: Iterable[int]) -> list[str]:
         if 0 < place < len(text) and (not places or place > places[-1]) and _separable(text, place):
             places.append(place)
     parts = [text[start:end] for start, end in pairwise([0, *places, len(text)]) if start < end]
-    if len(parts) > 1 and not parts[0].strip():  # blank lines at the very start have no sentence before them
+    if len(parts) > 1 and not parts[0].strip():  # leading blank lines have no preceding sentence
         parts[:2] = [parts[0] + parts[1]]
     return parts
 
 
 def _separable(text: str, place: int) -> bool:
-    """Whether a text may be cut here: not between a letter and its accent."""
+    """Whether a text may be cut at this place, which must not be between a letter and its accent."""
     following = text[place]
-    if following < "\u0300" or "\u3400" <= following <= "\u9fff":  # none of these joins what is before it
+    if following < "\u0300" or "\u3400" <= following <= "\u9fff":  # none of these combines with the preceding character
         return True
     return len(graphemes(text[place - 1 : place + 1])) == 2
 
 
 def _paragraph(text: str, language: str, wrapped: bool) -> Iterator[int]:
-    """Where a text without blank lines may be cut."""
+    """The sentence boundaries in a text without blank lines."""
     if not text.strip():
         return
     masked = _ODD.sub(_mask, text)
@@ -93,12 +93,12 @@ def _paragraph(text: str, language: str, wrapped: bool) -> Iterator[int]:
         yield from (start + end for end in ends)
         if last:
             return
-        # The last sentence may go on past the window, so it is looked at again, unless it is the only one.
+        # The last sentence may extend past the window, so the next window begins with it, unless it is the only one.
         start += ends[-1] if ends else len(window)
 
 
 def _mask(match: re.Match[str]) -> str:
-    """The same number of characters, none of which sentencex stumbles over: it fails on U+2028 and on surrogates."""
+    """Replace characters that sentencex fails on, such as U+2028 and surrogates, keeping the length."""
     found = match[0]
     if found == "\r\n":
         return " \n"
@@ -108,7 +108,7 @@ def _mask(match: re.Match[str]) -> str:
 
 
 def _lines(text: str) -> Iterator[int]:
-    """The line breaks that are meant."""
+    """The positions of intentional line breaks."""
     if "\n" not in text.strip("\n"):
         return
     lines = text.splitlines(keepends=True)
@@ -120,7 +120,7 @@ def _lines(text: str) -> Iterator[int]:
 
 
 def _marks(text: str, language: str) -> list[int]:
-    """The ends of the sentences that sentencex sees."""
+    """The ends of the sentences that sentencex finds."""
     import sentencex
 
     try:
@@ -133,7 +133,7 @@ def _marks(text: str, language: str) -> list[int]:
 
 
 def _ends(text: str, found: Sequence[str]) -> list[int]:
-    """Where the given parts end in the text, also when some of its whitespace is in none of them."""
+    """Where the parts end in the text, even if they lack some of its whitespace."""
     ends, place = [], 0
     for part in found:
         at = text.find(part.strip(), place)
@@ -144,7 +144,7 @@ def _ends(text: str, found: Sequence[str]) -> list[int]:
 
 
 def _thai(text: str) -> list[int]:
-    """The ends of Thai sentences: by crfcut where it is installed, else after each space between Thai words."""
+    """The ends of Thai sentences: by crfcut if it is installed, otherwise after each space between Thai words."""
     cut = _crfcut()
     if cut is not None and text.strip():
         return _ends(text, cut(text))
@@ -162,31 +162,31 @@ def _thai(text: str) -> list[int]:
 @cache
 def _crfcut() -> Callable[[str], list[str]] | None:
     try:
-        import pycrfsuite  # noqa: F401 # crfcut needs it, and pythainlp does not ask for it
+        import pycrfsuite  # noqa: F401 # crfcut needs it, and pythainlp does not declare it
         from pythainlp.tokenize import sent_tokenize
     except ImportError:
-        log.info("Thai is divided at its spaces; pip install pythainlp python-crfsuite finds better boundaries")
+        log.info("Thai text is split at spaces; install pythainlp and python-crfsuite for better sentence boundaries")
         return None
     return lambda text: [str(part) for part in sent_tokenize(text, engine="crfcut", keep_whitespace=True)]
 
 
-_SAMPLE = 20_000  # characters that the guess looks at
-_HAN_WEIGHT = 2  # a Han character says about as much as a syllable or two, so "GPT 是一个模型" is Chinese
+_SAMPLE = 20_000  # characters to inspect
+_HAN_WEIGHT = 2  # a Han character stands for a syllable or two, so "GPT 是一个模型" is Chinese
 
 
 def script_language(text: str) -> str:
-    """Guess from the script alone which language's sentence marks to look for; ``en`` for Latin and for no letters."""
+    """Guess from the script alone which language's sentence rules apply; ``en`` for Latin and for no letters."""
     counts = count_scripts(text[:_SAMPLE])
     kana, han = counts["Jpan"] * _HAN_WEIGHT, counts["Hans"] * _HAN_WEIGHT
     shares = {script.language: counts[code] for code, script in SCRIPTS.items()} | {"zh": han + kana, "ja": 0}
     best = max(shares, key=lambda language: (shares[language], language == "en"))
-    # Chinese quotes a word of kana now and then; Japanese writes its particles in it.
+    # Chinese text quotes an occasional word in kana; Japanese writes its particles in kana.
     return "ja" if best == "zh" and kana * 20 >= han + kana else best
 
 
 @dataclass(frozen=True)
 class _Atom:
-    """Text that is not divided while it fits. ``level`` is what ends it: 0 a piece, 1 a line ... 4 a grapheme."""
+    """Text that stays in one part while it fits. ``level`` is the boundary at its end: 0 piece, 1 line … 4 grapheme."""
 
     text: str
     weight: float
@@ -197,15 +197,15 @@ _FINEST = 4
 
 
 def pack(pieces: Sequence[str], budget: int, count: Callable[[str], int]) -> list[str]:
-    """Join neighbouring pieces into as few chunks of at most ``budget`` as will do, about equally full.
+    """Join neighbouring pieces into the smallest number of chunks within ``budget``, about equally full.
 
-    The chunks join to what the pieces join to. A piece over the budget is divided at line breaks, after clauses, at
-    spaces, then between characters; a single character (grapheme) that is over it becomes a chunk of its own.
+    Joined, the chunks are the same text as the pieces. A piece over the budget is split at line breaks, after clauses,
+    at spaces, then between characters; a single character (grapheme) over the budget becomes a chunk of its own.
 
     Args:
-        pieces: Such as `sentences` gives.
-        budget: The most that a chunk may count.
-        count: How much a text counts, such as its number of tokens.
+        pieces: For example the result of `sentences`.
+        budget: The maximum size of a chunk.
+        count: The size of a text, such as its number of tokens.
     """
     atoms: list[_Atom] = []
     for piece in pieces:
@@ -215,12 +215,12 @@ def pack(pieces: Sequence[str], budget: int, count: Callable[[str], int]) -> lis
 
 
 def _verified(group: list[_Atom], budget: int, count: Callable[[str], int]) -> Iterator[str]:
-    """A group as chunks: one where the count of the whole is within the budget, else more."""
+    """A group as one chunk if its actual count is within the budget, otherwise as several."""
     stack = [group]
     while stack:
         atoms = stack.pop()
         text = "".join(atom.text for atom in atoms)
-        if len(atoms) == 1 and atoms[0].level == 0:  # a whole piece, counted before
+        if len(atoms) == 1 and atoms[0].level == 0:  # a complete piece, already counted
             yield text
             continue
         actual = count(text)
@@ -235,7 +235,7 @@ def _verified(group: list[_Atom], budget: int, count: Callable[[str], int]) -> I
             halves = _groups(parts, budget)
         else:
             total = sum(atom.weight for atom in atoms)
-            # Joined, the atoms count for more than apart: each is taken to count for more by the same factor.
+            # The joined text counts more than the sum of its atoms: scale all of them by the same factor.
             scaled = [
                 _Atom(a.text, a.weight * actual / total if total > 0 else len(a.text) * actual / len(text), a.level)
                 for a in atoms
@@ -247,7 +247,7 @@ def _verified(group: list[_Atom], budget: int, count: Callable[[str], int]) -> I
 
 
 def _fitting(atom: _Atom, budget: int, count: Callable[[str], int]) -> list[_Atom]:
-    """Atoms that are each within the budget or one grapheme."""
+    """The atom, divided until each part is within the budget or a single grapheme."""
     done, todo = [], [atom]
     while todo:
         atom = todo.pop()
@@ -260,12 +260,12 @@ def _fitting(atom: _Atom, budget: int, count: Callable[[str], int]) -> list[_Ato
 
 
 def _divided(atom: _Atom, budget: int, count: Callable[[str], int]) -> list[_Atom]:
-    """An atom over the budget at its coarsest boundaries; itself where it has none."""
+    """Divide an atom over the budget at its coarsest boundaries; the atom itself if it has none."""
     level, parts = next(((level, parts) for level, parts in _partings(atom, budget) if len(parts) > 1), (0, []))
     if not parts:
         return [atom]
     ratio = atom.weight / len(atom.text)
-    # Few parts are counted. Many small ones are taken to count by their length; the chunk they end in is counted.
+    # A few parts are counted. Many small ones are estimated by their length, since the chunk they end up in is counted.
     few = len(parts) <= 4 * ceil(atom.weight / max(budget, 1)) and level < _FINEST
     atoms = []
     for number, part in enumerate(parts, 1):
@@ -280,19 +280,19 @@ def _partings(atom: _Atom, budget: int) -> Iterator[tuple[int, list[str]]]:
     for level, separator in enumerate((_LINE, _CLAUSE, _SPACE), 1):
         yield level, _parts(text, [match.end() for match in separator.finditer(text)])
     clusters = graphemes(text)
-    # Runs of an eighth of a chunk are fine enough to fill chunks; a run that turns out too long is divided again.
+    # Runs of an eighth of a chunk fill chunks well enough; a run that turns out to be too long is divided again.
     run = max(1, int(len(clusters) * max(budget, 0) / atom.weight / 8)) if atom.weight > 0 else 1
     run = min(run, ceil(len(clusters) / 2))
     yield _FINEST, ["".join(clusters[at : at + run]) for at in range(0, len(clusters), max(run, 1))]
 
 
 def _groups(atoms: list[_Atom], budget: int) -> list[list[_Atom]]:
-    """Neighbouring atoms in as few groups within the budget as there can be, cut nearest to equal shares."""
+    """Group neighbouring atoms into the smallest number of groups within the budget, as equal as possible."""
     total = len(atoms)
     sums = [0.0, *accumulate(atom.weight for atom in atoms)]
-    slack = budget + 1e-6  # the sums are of fractions
-    reach = [0] * total  # how far a group that begins here can go
-    needed = [0] * (total + 1)  # how many groups the rest takes
+    slack = budget + 1e-6  # for rounding errors in the sums
+    reach = [0] * total  # where a group that begins here must end at the latest
+    needed = [0] * (total + 1)  # how many groups the rest needs
     end = total
     for start in range(total - 1, -1, -1):
         while end > start + 1 and sums[end] - sums[start] > slack:
@@ -302,7 +302,7 @@ def _groups(atoms: list[_Atom], budget: int) -> list[list[_Atom]]:
     while start < total:
         rest = needed[start]
         share = (sums[total] - sums[start]) / rest
-        # Ending sooner than this, the rest would need a group more.
+        # If the group ended earlier, the rest would need one more.
         first = bisect_left(needed, 1 - rest, start + 1, reach[start] + 1, key=lambda groups: -groups)
         place = _cut(atoms, sums, sums[start] + share, share / 8, range(first, reach[start] + 1))
         groups.append(atoms[start:place])
@@ -311,7 +311,7 @@ def _groups(atoms: list[_Atom], budget: int) -> list[list[_Atom]]:
 
 
 def _cut(atoms: list[_Atom], sums: list[float], target: float, near: float, places: range) -> int:
-    """The place nearest to the target, or close to it one where a coarser boundary is."""
+    """The place nearest to the target, or one close to it at a coarser boundary."""
     low = bisect_left(sums, target - near, places.start, places.stop - 1)
     high = bisect_right(sums, target + near, low, places.stop - 1)
     candidates = range(max(low - 1, places.start), min(high + 1, places.stop))

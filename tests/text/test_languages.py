@@ -160,7 +160,7 @@ def test_the_only_variety_there_is_is_taken() -> None:
 
 @pytest.mark.parametrize("text", ["", "  ", "123 + 456", "`code` https://example.com", "😀 !"])
 def test_a_text_without_letters_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"cannot be told from .*; name it with `source`$"):
+    with pytest.raises(UsageError, match=r"the language of .* cannot be detected; name it with `source`$"):
         detect_language(text)
 
 

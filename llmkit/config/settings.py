@@ -1,8 +1,8 @@
 """Every setting of loading and generating, declared once: name, type, default, bounds and help text.
 
 The command line builds its options from these classes (`llmkit.cli.options`), the Python API takes their
-fields as keyword arguments. Names are those of Transformers v5 where it has one. Standard library only,
-so that ``llmkit --help`` stays fast; knows nothing of models.
+fields as keyword arguments. Names follow Transformers v5 where it has one. Standard library only, so that
+``llmkit --help`` stays fast; independent of models.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["8bit", "4bit"]
 Overflow = Literal["error", "truncate", "chunk"]
 TruncationSide = Literal["left", "right"]
-"""Which side of a text is cut, as tokenizers of Transformers call it: ``right`` keeps the beginning."""
+"""Which side of a text is cut, named as in Transformers' tokenizers: ``right`` keeps the beginning."""
 
 
 MOST = 2**31 - 1
-"""Of what is counted in tokens, rows or steps: more than any run has, and no more than the libraries below can take."""
+"""Upper bound of token, row and step counts: more than any run needs, and within what the libraries accept."""
 
 
 def setting(
@@ -56,14 +56,14 @@ def setting(
     maximum: float = math.inf,
     option: str | None = None,
 ) -> Any:
-    """The declaration of a field. ``option`` is what a command calls it, where that is not the field's own name."""
+    """Declare a field. ``option``: its name on the command line, if not the field's own name."""
     return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "option": option})
 
 
 class _Checked:
-    """Checks each value against its declaration, so that a bad one is refused before torch is imported.
+    """Validates each value against its declaration, so that a bad one is refused before torch is imported.
 
-    Remembers what it was made with, for `given`.
+    Remembers which fields were passed, for `explicitly_set`.
     """
 
     named: frozenset[str]
@@ -99,7 +99,7 @@ def _check(item: Field[Any], hint: Any, value: Any) -> None:
 
 
 def bounds(item: Field[Any], hint: Any) -> tuple[float, float]:
-    """The smallest and the largest value of a numeric setting with this type."""
+    """The minimum and maximum of a numeric setting of this type."""
     low, high = item.metadata["minimum"], item.metadata["maximum"]
     return low, MOST if int in (hint, *get_args(hint)) and high == math.inf else high
 
@@ -116,65 +116,75 @@ class LoadSettings(_Checked):
 
     model: str | None = setting(None, "Hub id, folder, PEFT adapter folder, GGUF file, or 'starter'.")
     revision: str | None = setting(None, "Branch, tag or commit hash on the Hub.")
-    base: str | None = setting(None, "Base model of an adapter, in place of the one that the adapter names.")
-    head: Literal["causal", "seq2seq", "span"] | None = setting(None, "Force a head the model type has.")
+    base: str | None = setting(None, "Base model of an adapter, instead of the one named by the adapter.")
+    head: Literal["causal", "seq2seq", "span"] | None = setting(None, "Use this head instead of the detected one.")
     device: Device = setting("auto", "Where the model runs.")
-    dtype: DType = setting("auto", "Weights' type; auto takes the checkpoint's where the device is good at it.")
+    dtype: DType = setting("auto", "Weight dtype; auto keeps the checkpoint's where the device supports it well.")
     quantize: Quantization | None = setting(None, "Quantize the weights while loading.")
-    attn_implementation: str | None = setting(None, "Attention kernel, as Transformers names it (sdpa, eager …).")
-    offline: bool = setting(False, "Never reach for a network.")
-    safetensors_only: bool = setting(False, "Refuse checkpoints that only have .bin files.")
-    allow_pickle: bool = setting(False, "Load .bin files that can run code, of the model, its base or a baseline.")
+    attn_implementation: str | None = setting(
+        None, "Attention implementation, named as in Transformers (sdpa, eager …)."
+    )
+    offline: bool = setting(False, "Never use the network.")
+    safetensors_only: bool = setting(False, "Refuse checkpoints that have .bin files only.")
+    allow_pickle: bool = setting(
+        False, "Load pickled weights that can run code (of the model, its base or a baseline)."
+    )
     trust_remote_code: bool = setting(False, "Run code that comes with the model, its base, a baseline or a metric.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.revision is not None and self.model is None:
-            raise UsageError("revision says which version of a model, and no model was named", "name it with model")
+            raise UsageError("revision requires a model", "name one with model")
         if self.base is not None and self.model is None:
-            raise UsageError("base is of an adapter, and no adapter was named", "name it with model")
+            raise UsageError("base requires an adapter", "name one with model")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSettings(_Checked):
     """How text is generated. A setting left at None is taken from the model's own generation_config.json."""
 
-    max_new_tokens: int | None = setting(None, "Longest output in tokens; each task has its own default.", minimum=1)
-    min_new_tokens: int | None = setting(None, "Shortest output in tokens.", minimum=0)
-    temperature: float | None = setting(None, "Sample at this temperature; 0 is greedy.", minimum=0, maximum=100)
-    top_p: float | None = setting(None, "Sample from the likeliest tokens that sum to this.", minimum=0, maximum=1)
-    top_k: int | None = setting(None, "Sample from this many likeliest tokens; 0 means all.", minimum=0)
-    min_p: float | None = setting(
-        None, "Sample from tokens at least this share as likely as the likeliest.", minimum=0, maximum=1
+    max_new_tokens: int | None = setting(
+        None, "Maximum length of the output in tokens; each task has its own default.", minimum=1
     )
-    repetition_penalty: float | None = setting(None, "Above 1 makes repeats less likely.", minimum=0.01, maximum=100)
-    no_repeat_ngram_size: int | None = setting(None, "Never repeat a run of this many tokens; 0 is off.", minimum=0)
+    min_new_tokens: int | None = setting(None, "Minimum length of the output in tokens.", minimum=0)
+    temperature: float | None = setting(None, "Sample at this temperature; 0 is greedy.", minimum=0, maximum=100)
+    top_p: float | None = setting(
+        None, "Nucleus sampling: keep the most probable tokens up to this cumulative probability.", minimum=0, maximum=1
+    )
+    top_k: int | None = setting(None, "Sample from this many most probable tokens; 0 means all.", minimum=0)
+    min_p: float | None = setting(
+        None, "Keep tokens at least this fraction as probable as the top token.", minimum=0, maximum=1
+    )
+    repetition_penalty: float | None = setting(
+        None, "Penalize repetition; above 1 makes it less likely.", minimum=0.01, maximum=100
+    )
+    no_repeat_ngram_size: int | None = setting(
+        None, "Never repeat a sequence of this many tokens; 0 is off.", minimum=0
+    )
     num_beams: int | None = setting(None, "Beam search with this many beams; 1 is off.", minimum=1, maximum=1000)
     length_penalty: float | None = setting(
         None, "Beam search: above 0 favours longer outputs.", minimum=-10, maximum=10
     )
-    num_return_sequences: int = setting(1, "How many outputs for each input.", minimum=1, maximum=1000)
-    seed: int | None = setting(None, "Make sampling repeatable.", minimum=0, maximum=2**63 - 1)
-    stop: tuple[str, ...] = setting((), "Stop before this text (repeatable); it is not printed.")
+    num_return_sequences: int = setting(1, "Number of outputs for each input.", minimum=1, maximum=1000)
+    seed: int | None = setting(None, "Random seed, to make sampling reproducible.", minimum=0, maximum=2**63 - 1)
+    stop: tuple[str, ...] = setting((), "Stop before this text, which is not printed (repeatable).")
     on_overflow: Overflow | None = setting(
-        None, "What to do with input longer than the model reads; each task has its own default."
+        None, "What to do with input longer than the model's context; each task has its own default."
     )
     truncation_side: TruncationSide | None = setting(
-        None, "Side that on_overflow truncate cuts: left keeps the end, right the beginning; each task has its default."
+        None, "Side that on_overflow=truncate cuts: left keeps the end, right the beginning; each task has its default."
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, list | tuple) or not all(isinstance(text, str) for text in stop):
-            raise UsageError(f"stop={self.stop!r} is not text", "give a string, or several")
+            raise UsageError(f"stop={self.stop!r} is not text", "give one string or several")
         object.__setattr__(self, "stop", tuple(stop))
         if any(not text for text in self.stop):
-            raise UsageError("stop='' would stop at once", "give the text to stop at")
+            raise UsageError("stop='' would stop immediately", "give the text to stop at")
         if self.truncation_side is not None and self.on_overflow != "truncate":
-            raise UsageError(
-                "truncation_side has an effect with on_overflow=truncate only", "set that, or leave it out"
-            )
+            raise UsageError("truncation_side requires on_overflow=truncate", "set that, or leave it out")
         if (self.min_new_tokens or 0) > (self.max_new_tokens or math.inf):
             raise UsageError(f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens", "lower it")
         if self.top_p == 0:
@@ -184,65 +194,65 @@ class GenerationSettings(_Checked):
 
     @property
     def samples(self) -> bool:
-        """Whether the caller asked for sampling; False also when only the model's own settings do."""
+        """Whether these settings request sampling, irrespective of the model's own generation config."""
         sampling = (self.top_p, self.top_k, self.min_p)
         return bool(self.temperature) or (self.temperature is None and any(value is not None for value in sampling))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings(_Checked):
-    """The settings of a task that has none of its own; base of those that have (`llmkit.tasks`)."""
+    """Base of the settings of tasks (`llmkit.tasks`); used as it is by tasks without settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowSettings(_Checked):
-    """A file of rows to work through, and how. The others have an effect with ``input`` only."""
+    """An input file of rows, and how it is processed. All other settings require ``input``."""
 
     input: str | None = setting(None, "Rows to answer: .jsonl, .csv, .tsv, .parquet, .txt, .json, .gz of these, or -.")
-    output: str | None = setting(None, "JSON Lines file for the answers, in the order of the rows; default stdout.")
+    output: str | None = setting(
+        None, "JSON Lines file for the answers, in the order of the rows; standard output by default."
+    )
     column: tuple[str, ...] = setting(
-        (), "NAME=COLUMN: the task's NAME is called COLUMN in the rows; a.b looks into an object (repeatable)."
+        (), "Map a task field to an input column, e.g. context=body; a.b is a field of an object (repeatable)."
     )
-    window: int = setting(256, "Rows that are held in memory, sorted by length and written together.", minimum=1)
+    window: int = setting(256, "Rows buffered in memory, sorted by length and generated together.", minimum=1)
     max_batch_tokens: int | None = setting(
-        None, "Tokens in one batch, read and written, padding included; found from free memory.", minimum=1
+        None, "Maximum tokens per batch (prompt, output, padding); estimated from free memory by default.", minimum=1
     )
-    resume: bool = setting(False, "Go on where a run into the same output was stopped.")
+    resume: bool = setting(False, "Continue an interrupted run with the same output file.")
     overwrite: bool = setting(False, "Replace the output file.")
     fail_fast: bool = setting(False, "Stop at the first bad row instead of writing an error record.")
-    num_processes: int | None = setting(None, "Share the rows among this many processes.", minimum=1)
+    num_processes: int | None = setting(None, "Distribute the rows over this many processes.", minimum=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.input is None and (without_effect := changed(self)):
-            raise UsageError(
-                f"{', '.join(without_effect)} has an effect on a file of rows only", "name the file with input"
-            )
+            raise UsageError(f"{', '.join(without_effect)} requires a file of rows", "name it with input")
         if self.resume and self.overwrite:
-            raise UsageError("resume keeps what is written and overwrite does not", "give one of them")
+            raise UsageError("resume and overwrite are mutually exclusive", "give one of them")
         if self.output is None and (need := changed(self, "resume", "overwrite", "num_processes")):
-            raise UsageError(f"{', '.join(need)} needs a file to write to", "name it with output")
+            raise UsageError(f"{', '.join(need)} requires an output file", "name it with output")
         if self.resume and self.input == "-":
-            raise UsageError("what came through a pipe cannot be read again to resume", "give a file as input")
+            raise UsageError("resume cannot read standard input again", "give a file as input")
         self.columns()
 
     def columns(self) -> dict[str, str]:
-        """From the task's name of a column to its name in the rows."""
+        """The input column of each mapped task field."""
         names: dict[str, str] = {}
         for item in self.column:
             name, equals, column = item.partition("=")
             if not (name and equals and column):
-                raise UsageError(f"column={item!r} is no pair", "write NAME=COLUMN, such as context=body")
+                raise UsageError(f"column={item!r} is not a pair", "write FIELD=COLUMN, such as context=body")
             if name in names:
-                raise UsageError(f"the column {name!r} was given twice", "give each once")
+                raise UsageError(f"the field {name!r} is mapped twice", "map each field once")
             names[name] = column
         return names
 
 
 class LoadOptions(TypedDict, total=False):
-    """The fields of `LoadSettings`, less ``model``, as keyword arguments.
+    """The fields of `LoadSettings`, except ``model``, as keyword arguments.
 
-    A type for editors and type checkers, as the next; a test compares them with the classes.
+    For editors and type checkers, like `Options`; a test compares them with the classes.
     """
 
     revision: str | None
@@ -284,15 +294,15 @@ def setting_fields(settings: type[Any]) -> tuple[Field[Any], ...]:
 
 
 def given(settings: Any) -> list[str]:
-    """The settings that whoever made it named, be it with the default's value; None stands for not named.
+    """The settings that the caller passed explicitly, even if equal to the default; None counts as not passed.
 
-    What `dataclasses.replace` makes counts as given in full.
+    In a copy made by `dataclasses.replace` all settings with a value count as passed.
     """
     return [item.name for item in setting_fields(type(settings)) if item.name in settings.named]
 
 
 def changed(settings: Any, *names: str) -> list[str]:
-    """The settings that differ from their defaults, of those named or of all."""
+    """The settings that differ from their defaults, among ``names`` or all of them."""
     return [
         item.name
         for item in setting_fields(type(settings))
@@ -301,7 +311,7 @@ def changed(settings: Any, *names: str) -> list[str]:
 
 
 def split_options(options: Mapping[str, Any], *classes: type[Any]) -> tuple[Any, ...]:
-    """Keyword arguments to one object of each settings class; `UsageError` names the nearest for an unknown one."""
+    """Split keyword arguments into one object per settings class; `UsageError` suggests the nearest known name."""
     known = {item.name: settings for settings in classes for item in setting_fields(settings)}
     for name in options:
         if name not in known:
@@ -314,7 +324,7 @@ def split_options(options: Mapping[str, Any], *classes: type[Any]) -> tuple[Any,
 
 
 def command_line(verb: str, *arguments: str, **options: str | bool) -> str:
-    """What is typed to have llmkit do something else: for messages, and for files that are read later."""
+    """A command line of llmkit, for messages and for generated files."""
     given = [
         f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
         for name, value in options.items()

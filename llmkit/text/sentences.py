@@ -165,7 +165,7 @@ def _crfcut() -> Callable[[str], list[str]] | None:
         import pycrfsuite  # noqa: F401 # crfcut needs it, and pythainlp does not declare it
         from pythainlp.tokenize import sent_tokenize
     except ImportError:
-        log.info("Thai text is split at spaces; install pythainlp and python-crfsuite for better sentence boundaries")
+        log.info("Thai text is split at spaces; for better boundaries: pip install pythainlp python-crfsuite")
         return None
     return lambda text: [str(part) for part in sent_tokenize(text, engine="crfcut", keep_whitespace=True)]
 

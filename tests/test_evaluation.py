@@ -316,7 +316,7 @@ def test_two_processes_find_the_figures_of_one(checkpoint: Checkpoint, tmp_path:
     ("options", "said"),
     [
         (["--task", "chat"], "give a recipe, or --task, --model and --data"),
-        (["--task", "chat", "--model", "m", "--data", "d", "--set", "settings.length=3"], "settings.length is no key"),
+        (["--task", "chat", "--model", "m", "--data", "d", "--set", "settings.length=3"], "unknown key"),
         (["--task", "chat", "--model", "m", "--data", "d", "--num-return-sequences", "2"], "only the first output"),
         (["summarization/starter-lora", "--task", "chat"], "--task has no effect beside a recipe"),
     ],

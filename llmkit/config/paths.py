@@ -1,4 +1,4 @@
-"""Paths as users write them, and values without them."""
+"""Paths given by users, and values with local paths removed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _WIDTH = 80
 
 
 def user_path(name: str) -> Path:
-    """The path that a name means, with ``~`` expanded.
+    """The path for a name, with ``~`` expanded.
 
     Raises:
-        InputError: no file system takes it: it is too long, has a NUL in it, or names an unknown user.
+        InputError: it cannot be a path: too long, contains NUL, or names an unknown user.
     """
     try:
         path = Path(name).expanduser()
         path.exists()
-        if b"\0" in os.fsencode(path):  # of which `exists` only says that there is none
-            raise ValueError("it has a NUL in it")
+        if b"\0" in os.fsencode(path):  # for which `exists` just returns False
+            raise ValueError("it contains a NUL character")
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         shown = name if len(name) <= _WIDTH else f"{name[:_WIDTH]}…"
@@ -32,18 +32,18 @@ def user_path(name: str) -> Path:
 
 
 def without_folders(value: Any) -> Any:
-    """The same without the folders of this machine, which say nothing elsewhere and are nobody's business."""
+    """The value with local paths reduced to their names: folders are meaningless elsewhere, and private."""
     if isinstance(value, dict):
         return {key: without_folders(each) for key, each in value.items()}
     if isinstance(value, list):
         return [without_folders(each) for each in value]
-    if isinstance(value, str) and value.startswith(("/", "~", "..")) and _is_place(value):
+    if isinstance(value, str) and value.startswith(("/", "~", "..")) and _is_local_path(value):
         return Path(value).name
     return value
 
 
-def _is_place(text: str) -> bool:
-    """Whether there is such a file or folder, or a folder for it, as of a pattern; ``/think`` is no place."""
+def _is_local_path(text: str) -> bool:
+    """Whether a file or folder exists, or the parent folder (as for patterns); False for ``/think``."""
     try:
         path = user_path(text)
     except InputError:

@@ -1,7 +1,7 @@
-"""The methods of the installed PEFT, each as the section of a recipe with the fields of PEFT's own config class.
+"""The methods of the installed PEFT, each as a recipe section with the fields of its PEFT config class.
 
-They are read from PEFT's source, since importing it would import torch: a recipe is checked without that, with the line
-of a misspelled key, and what a newer PEFT adds is known. Does not know which methods work with which model
+They are parsed from PEFT's source, since importing it would import torch. So recipes are validated without torch, and
+new methods and fields of newer PEFT versions are available. Does not know which methods work with which model
 (`llmkit.models.adapters`).
 """
 
@@ -22,14 +22,14 @@ from llmkit.config.settings import MOST
 __all__ = ["adapter_section", "peft_methods"]
 
 _OF_ALL_METHODS = ("PeftConfig", "PeftConfigMixin")
-"""Whose fields follow from the model, or from where it was loaded."""
+"""Base classes whose fields follow from the model, or from where it was loaded."""
 
 
 _INT = Annotated[int, Field(ge=-MOST, le=MOST)]
 
 
 class _List:
-    """YAML has lists where an annotation says tuple."""
+    """Replaces ``tuple`` in annotations, since YAML has lists only."""
 
     def __class_getitem__(cls, _: Any) -> Any:
         return list[Any]
@@ -44,7 +44,7 @@ def _root() -> Path:
 
 @functools.cache
 def peft_methods() -> dict[str, str]:
-    """From the name of each method to that of its config class."""
+    """The name of the config class of each method."""
     found = {}
     for path in sorted(_root().glob("tuners/*/__init__.py")):
         for node in ast.walk(ast.parse(path.read_bytes())):
@@ -56,7 +56,7 @@ def peft_methods() -> dict[str, str]:
 
 @functools.cache
 def _declared() -> dict[str, ast.ClassDef | ast.expr]:
-    """The classes and the named types of PEFT's modules of configs."""
+    """The classes and type aliases in PEFT's config modules."""
     found: dict[str, ast.ClassDef | ast.expr] = {}
     root = _root()
     for path in (root / "config.py", root / "tuners" / "lycoris_utils.py", *root.glob("tuners/*/config.py")):
@@ -70,7 +70,7 @@ def _declared() -> dict[str, ast.ClassDef | ast.expr]:
 
 
 def _fields(name: str) -> Iterator[ast.AnnAssign]:
-    """The fields of a config class, those of its bases first."""
+    """The fields of a config class, inherited ones first."""
     node = _declared().get(name)
     if isinstance(node, ast.ClassDef) and name not in _OF_ALL_METHODS:
         for base in node.bases:
@@ -79,7 +79,7 @@ def _fields(name: str) -> Iterator[ast.AnnAssign]:
 
 
 def _type(name: str) -> Any:
-    """What an annotation means by a name: of an enumeration the values, of a nested config a map."""
+    """The type for a name in an annotation: the values of an enumeration; a dict for a nested config."""
     node = _declared()[name]
     if isinstance(node, ast.expr):
         return _hint(node)
@@ -91,7 +91,7 @@ def _hint(annotation: ast.expr) -> Any:
     names = {each.id for each in ast.walk(annotation) if isinstance(each, ast.Name)}
     types = {name: _type(name) for name in names if name in _declared()}
     if choices := [each for each in types.values() if typing.get_origin(each) is Literal]:
-        return choices[0]  # PEFT writes Union[Choices, str], and takes any other string for one of them
+        return choices[0]  # PEFT declares Union[Choices, str], but does not accept other strings
     return eval(ast.unparse(annotation), {**vars(typing), "tuple": _List, "int": _INT, **types})  # noqa: S307 - code of PEFT
 
 
@@ -116,7 +116,7 @@ def _default(node: ast.expr | None) -> Any:
 
 
 def _literal(node: ast.expr | None) -> Any:
-    """A value as it is written; None for one that is computed."""
+    """The value of a literal; None for other expressions."""
     try:
         return None if node is None else ast.literal_eval(node)
     except ValueError:
@@ -126,10 +126,10 @@ def _literal(node: ast.expr | None) -> Any:
 def adapter_section(
     methods: Sequence[str], base: type[Any], changes: Mapping[str, Mapping[str, tuple[Any, Any]]]
 ) -> Any:
-    """The section of one of some methods, which ``peft_type`` tells apart.
+    """The section for one of several methods, discriminated by ``peft_type``.
 
     Args:
-        changes: by method, "" for all of them, the fields with another type and default than PEFT's.
+        changes: by method ("" for all), the fields whose type and default differ from PEFT's.
     """
     sections: list[Any] = []
     for method in methods:

@@ -1,8 +1,8 @@
-"""The recipe: what is trained, on what, and how. Every key is declared here, with its type, default and bounds.
+"""The recipe schema: every key with its type, default and bounds.
 
-Names are those of Transformers v5 (`TrainingArguments`), PEFT, Datasets and Accelerate where they have one. What
-`llmkit.config.settings` and the tasks declare is taken from there. Knows the shape of a recipe and which keys go
-together; does not know files (`llmkit.config.recipe_file`), models or data.
+Names follow Transformers v5 (`TrainingArguments`), PEFT, Datasets and Accelerate where they have one. Settings declared
+in `llmkit.config.settings` and by tasks are reused from there. Knows the sections of a recipe and which keys can be
+combined; independent of files (`llmkit.config.recipe_file`), models and data.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ __all__ = [
 ]
 
 VERSION = 1
-"""Of the recipe's form. It rises when a recipe that was right would mean something else or be refused."""
+"""Version of the recipe schema, increased when the meaning of valid recipes changes or they become invalid."""
 
 Positive = Annotated[int, Field(ge=1, le=MOST)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32 - 2**16)]
-"""NumPy takes 32 bits, and each process adds its number."""
+"""NumPy accepts 32 bits, and each process adds its rank."""
 
 
 def _regular_expression(text: str) -> str:
@@ -60,7 +60,7 @@ def _regular_expression(text: str) -> str:
 
 
 class Section(BaseModel):
-    """A part of a recipe. Unknown keys are refused, and so are values of another type than is declared."""
+    """A section of a recipe. Unknown keys and values of the wrong type are refused."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -68,7 +68,7 @@ class Section(BaseModel):
 
 
 def _from_settings(name: str, settings: type[Any], *, without: tuple[str, ...] = (), base: type[Section]) -> Any:
-    """A section with the fields of a settings class: names, types, defaults, bounds and help."""
+    """Create a section with the fields of a settings class: names, types, defaults, bounds and help."""
     hints = get_type_hints(settings)
     members: dict[str, Any] = {}
     for item in setting_fields(settings):
@@ -89,30 +89,30 @@ def _is_number(hint: Any) -> bool:
 
 
 class TrainedTokenizer(Section):
-    """A tokenizer that is trained on the training data: byte-level BPE, which knows every character."""
+    """Train a tokenizer on the training data: byte-level BPE, which can represent every character."""
 
     vocab_size: Annotated[int, Field(ge=300, le=MOST)] = 8192
-    """Tokens, the special ones included."""
+    """Number of tokens, including special tokens."""
     min_frequency: Positive = 2
-    """How often a pair of tokens must occur to become one."""
+    """How often a pair of tokens must occur to be merged."""
 
 
 class TokenizerSection(Section):
-    """The tokenizer, where it is not the checkpoint's own, and what is added to it."""
+    """The tokenizer, if not the checkpoint's own, and additions to it."""
 
     name_or_path: str | None = None
-    """Take the tokenizer of this checkpoint. Only with ``model.config``."""
+    """Use the tokenizer of this checkpoint. Only with ``model.config``."""
     train: TrainedTokenizer | None = None
     """Train one. Only with ``model.config``."""
     add_tokens: list[Annotated[str, Field(min_length=1)]] = []
-    """Tokens that are added; the embeddings grow with them and are trained and saved."""
+    """Tokens to add; the embeddings are resized, trained and saved."""
     chat_template: str | None = None
-    """A Jinja chat template in place of the checkpoint's: its text, its file, or the name of another of the model's."""
+    """A Jinja chat template to use instead of the default: its text, a file, or the name of one of the model's."""
 
     @model_validator(mode="after")
     def _exactly_one_source(self) -> TokenizerSection:
         if self.name_or_path is not None and self.train is not None:
-            raise ValueError("name_or_path and train are two tokenizers; give one of them")
+            raise ValueError("name_or_path and train are mutually exclusive; give one of them")
         return self
 
 
@@ -120,9 +120,9 @@ class _ModelBase(Section):
     name_or_path: str | None = None
     """Hub id, folder, PEFT adapter folder, or 'starter'."""
     config: dict[str, Any] | None = None
-    """Start from random weights: the settings of a Transformers config, ``model_type`` among them."""
+    """Start from random weights: the fields of a Transformers config, including ``model_type``."""
     config_overrides: dict[str, Any] = {}
-    """Settings of the checkpoint's config that are changed and saved, such as ``attention_dropout: 0.0``."""
+    """Fields of the checkpoint's config to change and save, such as ``attention_dropout: 0.0``."""
 
     @model_validator(mode="after")
     def _exactly_one_source(self) -> _ModelBase:
@@ -131,10 +131,10 @@ class _ModelBase(Section):
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
             raise ValueError("config needs a model_type, such as llama, t5 or marian")
         if self.config is not None and self.config_overrides:
-            raise ValueError("config_overrides change the config of a checkpoint; put them in config")
+            raise ValueError("config_overrides changes the config of a checkpoint; put its fields in config")
         for name in ("revision", "base"):
             if self.config is not None and getattr(self, name, None) is not None:
-                raise ValueError(f"{name} is of a checkpoint, and config names none; leave it out")
+                raise ValueError(f"{name} requires a checkpoint (name_or_path), not config; leave it out")
         return self
 
 
@@ -147,11 +147,11 @@ else:
     PromptSection = _from_settings("PromptSection", Wording, without=("prefill", "examples"), base=Section)
 
 
-# Adapters, by PEFT's names.
+# Adapters, named as in PEFT.
 
 
 class AdapterSection(Section):
-    """What PEFT trains in place of all weights: the method, and any field of its config class."""
+    """The PEFT method to train instead of all weights, with any field of its config class."""
 
     peft_type: str
 
@@ -159,7 +159,9 @@ class AdapterSection(Section):
     def _text(self) -> AdapterSection:
         text = getattr(self, "prompt_tuning_init_text", None)
         if (getattr(self, "prompt_tuning_init", None) == "TEXT") != (text is not None):
-            raise ValueError("prompt_tuning_init_text goes with prompt_tuning_init: TEXT; give both or neither")
+            raise ValueError(
+                "prompt_tuning_init_text requires prompt_tuning_init: TEXT and vice versa; give both or neither"
+            )
         return self
 
 
@@ -168,7 +170,7 @@ _OTHER_DEFAULTS: dict[str, dict[str, tuple[Any, Any]]] = {
     "LORA": {"lora_alpha": (float, Field(16, gt=0)), "target_modules": (str | list[str] | None, _TARGETS)},
     "": {"num_virtual_tokens": (Positive, 20)},
 }
-"""Of methods, and of all of them, where PEFT has none or one that depends on the type of the model."""
+"""Defaults by method (and "" for all) where PEFT has none, or one that depends on the model type."""
 
 
 # Data.
@@ -182,40 +184,40 @@ Paths = Annotated[
 
 
 class SourceSection(Section):
-    """Where rows come from. Either ``path``, or ``aligned`` for files whose lines belong together."""
+    """Where rows come from: ``path``, or ``aligned`` for files with corresponding lines."""
 
     path: Paths | None = None
-    """A file, a folder, a pattern such as ``data/*.jsonl``, several of these, or a Hub id."""
+    """A file, a folder, a pattern such as ``data/*.jsonl``, a list of these, or a Hub id."""
     aligned: dict[str, str] | None = None
-    """From column to a file with one value a line; line n of all files is row n."""
+    """Maps each column to a file with one value per line; line n of all files is row n."""
     format: Literal["jsonl", "json", "csv", "tsv", "txt", "parquet", "arrow"] | None = None
-    """What the files are, where their suffix does not say."""
+    """Format of the files, if it does not follow from their suffix."""
     encoding: str | None = None
-    """Of text formats; UTF-8 by default."""
+    """Encoding of text formats; UTF-8 by default."""
     column_names: list[str] | None = None
-    """Names of the columns of a CSV or TSV file that has no header."""
+    """Column names of a CSV or TSV file without a header."""
     quotes: bool = True
-    """CSV and TSV: whether a quotation mark encloses a field. False takes it as a character."""
+    """CSV and TSV: whether quotation marks enclose fields. If false, they are ordinary characters."""
     sample_by: Literal["line", "paragraph", "document"] | None = None
-    """Plain text: what one row is. A line by default; paragraphs have an empty line between them."""
+    """Plain text: what one row is, by default a line. Paragraphs are separated by empty lines."""
     name: str | None = None
     """Hub: the configuration."""
     split: str | None = None
-    """Hub, or a folder with a file a split: which split."""
+    """Hub, or a folder with one file per split: which split."""
     revision: str | None = None
     """Hub: branch, tag or commit hash."""
     shape: Literal["columns", "squad", "messages", "alpaca"] | None = None
-    """How rows are laid out; found from the first rows if not said (``llmkit data check`` tells)."""
+    """Layout of the rows; by default detected from the first rows (``llmkit data check`` shows it)."""
     columns: dict[str, str] = {}
-    """From the task's column to the column of the rows; ``a.b`` looks into an object."""
+    """Maps task fields to columns of the rows; ``a.b`` is a field of an object."""
     join: str | None = None
-    """What stands between the strings of a list where one text is needed."""
+    """Separator used to join a list of strings where one text is needed."""
     weight: Annotated[float, Field(gt=0)] | None = None
-    """Share in a mixture, in proportion to the others. No row of any source is left out: those with too few repeat."""
+    """Share in a mixture, relative to the other sources. No rows are dropped: sources with too few rows repeat them."""
     max_rows: Positive | None = None
-    """Take the first so many rows only."""
+    """Use only this many rows from the start."""
     license: str | None = None
-    """What the model card says of the data, such as cc-by-sa-4.0."""
+    """License of the data for the model card, such as cc-by-sa-4.0."""
 
     @model_validator(mode="after")
     def _exactly_one_source(self) -> SourceSection:
@@ -231,7 +233,7 @@ class SourceSection(Section):
 
 
 def _as_list(given: object) -> object:
-    """A path alone, or one source alone, may stand for the list."""
+    """Accept a single path or source in place of a list."""
     several = given if isinstance(given, list) else [given]
     return [{"path": item} if isinstance(item, str) else item for item in several]
 
@@ -244,45 +246,45 @@ Sources = Annotated[
 
 
 class DataSection(Section):
-    """The rows, how they become examples, and what is done with those that do not fit."""
+    """The rows, how they become examples, and what to do with rows that do not fit."""
 
     train: Sources
     """A path, a source, or a list of them."""
     validation: Sources | None = None
-    """Rows that are not trained on."""
+    """Rows for validation, which are not trained on."""
     validation_fraction: Share | None = None
-    """Hold back this share of the training rows, drawn by ``seed``."""
+    """Hold out this fraction of the training rows, drawn with ``seed``."""
     seed: Seed = 42
-    """Of the split, and of a mixture."""
+    """Seed of the validation split and of mixtures."""
     max_length: Annotated[int, Field(ge=2, le=MOST)] | None = None
-    """Longest example in tokens: prompt and answer (causal), or what the encoder reads (seq2seq). The model's context
-    if not said. Windows of extractive models have ``settings.max_seq_len``."""
+    """Maximum length of an example in tokens: prompt and answer (causal), or encoder input (seq2seq). The model's
+    context length by default. For windows of extractive models see ``settings.max_seq_len``."""
     max_target_length: Positive | None = None
-    """Seq2seq: longest answer in tokens."""
+    """Seq2seq: maximum length of an answer in tokens."""
     on_overflow: Literal["error", "truncate", "chunk", "drop"] | None = None
-    """What is done with a longer one: error, except for plain text, which is cut into blocks (chunk)."""
+    """What to do with longer examples; by default error, and chunk for plain text, which is cut into blocks."""
     truncation_side: TruncationSide | None = None
     """Side that ``on_overflow: truncate`` cuts: left keeps the end of the input, right its beginning. By default right
     for summarization, translation and question answering, left for the prompt of a continuation."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """What is done with a row that cannot be read or lacks a column."""
+    """What to do with rows that cannot be read or lack a column."""
     on_no_label: Literal["error", "drop"] = "error"
-    """What is done with a row that has nothing to learn."""
+    """What to do with rows that have nothing to learn."""
     loss_on: Literal["target", "all"] = "target"
-    """Which tokens carry loss: the answer's, or the prompt's too."""
+    """Which tokens contribute to the loss: the answer's, or the prompt's too."""
     num_proc: Positive | None = None
-    """Processes that tokenize; one a core by default."""
+    """Number of processes for tokenization; by default one per core."""
 
     @model_validator(mode="after")
     def _one_validation(self) -> DataSection:
         if self.validation is not None and self.validation_fraction is not None:
-            raise ValueError("validation and validation_fraction are two validation sets; give one of them")
+            raise ValueError("validation and validation_fraction are mutually exclusive; give one of them")
         return self
 
     @model_validator(mode="after")
     def _one_side(self) -> DataSection:
         if self.truncation_side is not None and self.on_overflow != "truncate":
-            raise ValueError("truncation_side has an effect with on_overflow: truncate only; set that, or leave it out")
+            raise ValueError("truncation_side requires on_overflow: truncate; set that, or leave it out")
         return self
 
 
@@ -292,13 +294,13 @@ Strategy = Literal["no", "steps", "epoch"]
 
 
 class TrainSection(Section):
-    """How it is trained; `transformers.TrainingArguments` has the same names."""
+    """Hyperparameters, named as in `transformers.TrainingArguments`."""
 
     output_dir: Annotated[str, Field(min_length=1)]
-    """Folder for the result. A folder with a run in it is refused."""
+    """Folder for the result. A folder that already contains a run is refused."""
     num_train_epochs: Annotated[float, Field(gt=0, le=MOST)] = 3.0
     max_steps: Annotated[int, Field(ge=-1, le=MOST)] = -1
-    """Optimizer steps; wins over epochs if positive."""
+    """Number of optimizer steps; overrides epochs if positive."""
     per_device_train_batch_size: Positive = 8
     per_device_eval_batch_size: Positive = 8
     gradient_accumulation_steps: Positive = 1
@@ -310,28 +312,28 @@ class TrainSection(Section):
     ] = "linear"  # fmt: skip
     lr_scheduler_kwargs: dict[str, Any] = {}
     warmup_steps: Annotated[float, Field(ge=0)] = 0
-    """Steps of rising learning rate; below 1 a share of all steps."""
+    """Number of warmup steps; below 1, a fraction of all steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    """Clip gradients to this norm; 0 does not."""
+    """Clip gradients to this norm; 0 turns clipping off."""
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = (
         "adamw_torch_fused"
     )
     bf16: bool | Literal["auto"] = "auto"
-    """Compute in bfloat16; auto where the hardware is good at it."""
+    """Compute in bfloat16; auto: if the hardware supports it well."""
     fp16: bool = False
     activation_checkpointing: bool = False
-    """Compute activations again instead of keeping them: less memory, more time."""
+    """Recompute activations instead of keeping them: less memory, more time."""
     torch_compile: bool = False
     packing: bool | Literal["auto"] = "auto"
-    """Put several examples in one sequence; auto where the model is shown to keep them apart (causal only)."""
+    """Pack several examples into one sequence; auto: if a probe shows that the model separates them (causal only)."""
     train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = "group_by_length"
     freeze: list[Annotated[str, AfterValidator(_regular_expression)]] = []
-    """Regular expressions; parameters whose name one matches are not trained."""
+    """Regular expressions; parameters with a matching name are not trained."""
     seed: Seed = 42
     logging_steps: Positive = 10
     eval_strategy: Strategy = "epoch"
@@ -341,25 +343,25 @@ class TrainSection(Section):
     save_total_limit: Positive | None = 2
     load_best_model_at_end: bool = False
     metric_for_best_model: str | None = None
-    """eval_loss (the default, also spelled loss), or one of the task's metrics."""
+    """eval_loss (the default; loss is the same), or one of the task's metrics."""
     greater_is_better: bool | None = None
     early_stopping_patience: Positive | None = None
-    """Stop after so many evaluations without a better one."""
+    """Stop after this many evaluations without improvement."""
     report_to: list[str] = []
-    """Trackers, as Accelerate names them."""
+    """Trackers, named as in Accelerate."""
     push_to_hub: bool = False
-    """Upload the result."""
+    """Upload the result to the Hub."""
     hub_model_id: str | None = None
-    """Where to; the name of the output folder if not said."""
+    """Hub repository of the result; by default the name of the output folder."""
     hub_private_repo: bool | None = None
 
     @property
     def best_metric(self) -> str:
-        """What evaluations are compared by: loss, or the name of one of the task's metrics."""
+        """The metric by which evaluations are compared: loss, or one of the task's metrics."""
         return (self.metric_for_best_model or "loss").removeprefix("eval_")
 
-    def compares(self) -> str | None:
-        """The first key that has no effect without evaluations."""
+    def first_key_needing_evaluation(self) -> str | None:
+        """The first key that requires evaluations, if any."""
         keys = {
             "early_stopping_patience": self.early_stopping_patience is not None,
             "load_best_model_at_end": self.load_best_model_at_end,
@@ -368,24 +370,24 @@ class TrainSection(Section):
             f"lr_scheduler_type: {self.lr_scheduler_type}": self.lr_scheduler_type
             in ("reduce_lr_on_plateau", "greedy"),
         }
-        return next((key for key, compares in keys.items() if compares), None)
+        return next((key for key, is_set in keys.items() if is_set), None)
 
     @model_validator(mode="after")
     def _check_consistency(self) -> TrainSection:
         for kind in ("eval", "save"):
             steps, strategy = getattr(self, f"{kind}_steps"), getattr(self, f"{kind}_strategy")
             if (steps is not None) != (strategy == "steps"):
-                raise ValueError(f"{kind}_steps goes with {kind}_strategy: steps; give both or neither")
+                raise ValueError(f"{kind}_steps requires {kind}_strategy: steps and vice versa; give both or neither")
         if self.optim in ("sgd", "adafactor"):
             for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name} has no effect on optim: {self.optim}; leave it out, or use adamw_torch")
         if self.bf16 is True and self.fp16:
             raise ValueError("bf16 and fp16 are mutually exclusive; set one of them")
-        if (need := self.compares()) and self.eval_strategy == "no":
+        if (need := self.first_key_needing_evaluation()) and self.eval_strategy == "no":
             raise ValueError(f"{need} requires evaluation; set eval_strategy")
         if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo is not None):
-            raise ValueError("hub_model_id and hub_private_repo go with push_to_hub: true")
+            raise ValueError("hub_model_id and hub_private_repo require push_to_hub: true; set it, or leave them out")
         if self.greater_is_better is not None and self.metric_for_best_model is None:
             raise ValueError("greater_is_better requires metric_for_best_model; set it")
         return self
@@ -417,10 +419,10 @@ class DeepSpeedSection(Section):
 
 
 class AccelerateSection(Section):
-    """Several devices or machines, by the names of Accelerate's own config file."""
+    """Several devices or machines; keys are named as in Accelerate's config file."""
 
     num_processes: Positive | None = None
-    """Processes on all machines together, one a device."""
+    """Total number of processes on all machines, one per device."""
     num_machines: Positive = 1
     machine_rank: Annotated[int, Field(ge=0, le=MOST)] = 0
     main_process_ip: str | None = None
@@ -428,23 +430,25 @@ class AccelerateSection(Section):
     fsdp_config: FsdpSection | None = None
     deepspeed_config: DeepSpeedSection | None = None
     local_sgd_steps: Positive | None = None
-    """Updates that each process makes alone before weights and optimizer states are averaged, as they are before each
-    evaluation and checkpoint too: where exchanging gradients takes long."""
+    """Updates of each process between two synchronizations, for slow interconnects. Weights and optimizer states are
+    averaged then, and before each evaluation and checkpoint."""
 
     @model_validator(mode="after")
     def _check_consistency(self) -> AccelerateSection:
         if self.local_sgd_steps is not None and (self.fsdp_config or self.deepspeed_config):
-            raise ValueError("local_sgd_steps averages whole models, and these are in shards; leave one of them out")
+            raise ValueError(
+                "local_sgd_steps averages complete models and does not support sharding; leave one of them out"
+            )
         if self.fsdp_config is not None and self.deepspeed_config is not None:
-            raise ValueError("fsdp_config and deepspeed_config are two ways to shard; give one of them")
+            raise ValueError("fsdp_config and deepspeed_config are mutually exclusive; give one of them")
         if self.num_machines > 1 and self.main_process_ip is None:
-            raise ValueError("num_machines needs main_process_ip, the address of the first machine")
+            raise ValueError("num_machines requires main_process_ip; set it to the address of the first machine")
         if self.machine_rank >= self.num_machines:
             raise ValueError("machine_rank counts from 0 and must be below num_machines")
         if self.num_machines > 1 and (self.num_processes or 0) % self.num_machines:
-            raise ValueError("num_processes counts those of all machines, and each has the same number")
+            raise ValueError("num_processes is the total of all machines; make it a multiple of num_machines")
         if self.num_machines > 1 and not self.num_processes:
-            raise ValueError("num_machines needs num_processes, those of all machines together")
+            raise ValueError("num_machines requires num_processes; set it to the total of all machines")
         return self
 
 
@@ -452,19 +456,19 @@ class AccelerateSection(Section):
 
 
 class Recipe(Section):
-    """What the recipes of all tasks have; each task adds its name and its settings."""
+    """The sections common to the recipes of all tasks; each task adds its name and its settings."""
 
     version: Literal[1]
-    """Of the recipe's form."""
+    """Version of the recipe schema."""
     task: str
     settings: Any = None
     """The task's own settings."""
     prompt: PromptSection = PromptSection()
-    """What is added to the task's wording, in training as later in use."""
+    """Additions to the task's prompt, in training and at inference."""
     model: ModelSection  # type: ignore[valid-type]  # made of LoadSettings
     tokenizer: TokenizerSection = TokenizerSection()
     adapter: Any = None
-    """Of the method's `AdapterSection`."""
+    """The `AdapterSection` of the method."""
     data: DataSection
     train: TrainSection
     accelerate: AccelerateSection = AccelerateSection()
@@ -476,7 +480,7 @@ class Recipe(Section):
             for name in (name for source in sources for name in source.columns if name not in known):
                 near = get_close_matches(name, known, n=1)
                 raise ValueError(
-                    f"data.{part}.columns.{name} is no column of {self.task}; "
+                    f"data.{part}.columns.{name} is not a field of {self.task}; "
                     f"{f'did you mean {near[0]}? ' if near else ''}choose from {', '.join(known)}"
                 )
         return self
@@ -484,24 +488,28 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_consistency(self) -> Recipe:
         model: Any = self.model
-        made = (self.tokenizer.name_or_path, self.tokenizer.train)
-        if model.config is None and any(made):
+        sources = (self.tokenizer.name_or_path, self.tokenizer.train)
+        if model.config is None and any(sources):
             raise ValueError(
-                "tokenizer.name_or_path and tokenizer.train go with model.config; a checkpoint has its own"
+                "tokenizer.name_or_path and tokenizer.train require model.config; leave them out with a checkpoint"
             )
-        if model.config is not None and not any(made):
-            raise ValueError("model.config has no tokenizer; set tokenizer.train or tokenizer.name_or_path")
+        if model.config is not None and not any(sources):
+            raise ValueError("model.config requires a tokenizer; set tokenizer.train or tokenizer.name_or_path")
         if model.config is not None and self.adapter is not None:
-            raise ValueError("an adapter on random weights would learn nothing; leave adapter or model.config out")
+            raise ValueError(
+                "an adapter on random weights cannot learn anything useful; leave out adapter or model.config"
+            )
         if model.quantize is not None and self.adapter is None:
-            raise ValueError("quantized weights cannot be trained themselves; add an adapter, or leave quantize out")
+            raise ValueError("quantized weights cannot be trained directly; add an adapter, or leave out quantize")
         if not (self.data.validation or self.data.validation_fraction):
-            if need := self.train.compares():
+            if need := self.train.first_key_needing_evaluation():
                 raise ValueError(
-                    f"train.{need} compares evaluations, and there are no rows for them; set data.validation_fraction"
+                    f"train.{need} requires validation rows; set data.validation or data.validation_fraction"
                 )
             if self.train.eval_strategy == "steps":
-                raise ValueError("train.eval_steps has no rows to evaluate on; set data.validation_fraction")
+                raise ValueError(
+                    "train.eval_steps requires validation rows; set data.validation or data.validation_fraction"
+                )
         if self.accelerate.local_sgd_steps is not None and (self.train.fp16 or self.train.optim.endswith("8bit")):
             raise ValueError(
                 "accelerate.local_sgd_steps averages the states of optimizers, which fp16 and 8-bit optimizers do not "
@@ -511,7 +519,7 @@ class Recipe(Section):
 
 
 def recipe_adapter(content: Mapping[str, Any] | None = None) -> TypeAdapter[Recipe]:
-    """The validator of recipes of any task, or of one with the adapter's method that ``content`` names."""
+    """The validator of recipes: of any kind, or with the PEFT method named in ``content``."""
     section = {} if content is None else content.get("adapter")
     method = section.get("peft_type") if isinstance(section, Mapping) else ""
     methods = (method,) if method in peft_methods() else () if section is None else tuple(peft_methods())
@@ -533,4 +541,4 @@ def _recipe_of(name: str, settings: type[TaskSettings], adapter: Any) -> Any:
     return create_model(f"{''.join(map(str.capitalize, name.split('-')))}Recipe", __base__=Recipe, **members)
 
 
-_ADAPTER = "What PEFT trains in place of all weights; without it all are trained."
+_ADAPTER = "A PEFT adapter to train instead of all weights."

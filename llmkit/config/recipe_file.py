@@ -1,7 +1,7 @@
-"""Recipes as files: changes from the command line, and errors that say where.
+"""Loading recipes: files, overrides from the command line, and errors with file and line.
 
-Knows the names that other tools and older versions use, and where shipped recipes are. What a recipe may say is
-declared in `llmkit.config.recipe`.
+Knows key names of other tools and older versions, and where built-in recipes are. The schema is declared in
+`llmkit.config.recipe`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ RENAMED: dict[str, str] = {
     "push_to_hub_organization": "train.hub_model_id: ORGANIZATION/NAME",
     "torch_dtype": "model.dtype",
     "torchdynamo": "train.torch_compile",
-    "warmup_ratio": "train.warmup_steps, which below 1 is a share",
+    "warmup_ratio": "train.warmup_steps; values below 1 are a fraction of all steps",
     "gradient_checkpointing": "train.activation_checkpointing",
     "load_in_4bit": "model.quantize: 4bit",
     "load_in_8bit": "model.quantize: 8bit",
@@ -130,7 +130,7 @@ RENAMED: dict[str, str] = {
     "template": "tokenizer.chat_template",
     "mixed_precision": "train.bf16 or train.fp16",
 }
-"""Names that are not keys, and what to write in their place."""
+"""Key names of other tools and versions, and their replacement."""
 
 REMOVED: dict[str, str] = {
     # Removed by Transformers 5.
@@ -138,37 +138,37 @@ REMOVED: dict[str, str] = {
     "include_tokens_per_second": "leave it out: tokens per second are always logged",
     "logging_dir": "leave it out: trackers write to the folder trackers in train.output_dir",
     "overwrite_output_dir": "leave it out: name another train.output_dir, or remove the folder",
-    "past_index": "leave it out: no model here passes its state on to the next batch",
+    "past_index": "leave it out: models do not pass their state on to the next batch",
     "push_to_hub_token": "leave it out: log in with hf auth login, or set the environment variable HF_TOKEN",
-    "ray_scope": "leave it out: a recipe is one run, without a search",
+    "ray_scope": "leave it out: a recipe is a single run, without hyperparameter search",
     "save_safetensors": "leave it out: weights are always saved as safetensors",
     "tpu_metrics_debug": "leave it out: llmkit does not train on TPUs",
     "tpu_num_cores": "leave it out: llmkit does not train on TPUs; accelerate.num_processes counts other devices",
     "use_legacy_prediction_loop": "leave it out: there is one evaluation loop",
     # Without effect or place here.
     "do_train": "leave it out: llmkit finetune trains",
-    "do_predict": "leave it out: llmkit evaluate answers rows with the result",
-    "early_stopping_threshold": "leave it out: each better evaluation counts",
-    "generation_max_length": "leave it out: `max_new_tokens` is said when answers are generated",
+    "do_predict": "leave it out: llmkit evaluate generates answers with the result",
+    "early_stopping_threshold": "leave it out: every improvement counts",
+    "generation_max_length": "leave it out: set `max_new_tokens` when generating answers",
     "gradient_checkpointing_kwargs": "leave it out: train.activation_checkpointing is not reentrant",
-    "inference_mode": "leave it out: an adapter that is trained is not in it",
+    "inference_mode": "leave it out: an adapter being trained is not in inference mode",
     "dataloader_num_workers": "leave it out: examples are prepared before the first update",
     "label_names": "leave it out: labels are made from the rows",
     "plot_loss": "leave it out: loss.png is always written",
     "predict_with_generate": "leave it out: train.metric_for_best_model generates where its metric needs it",
-    "remove_unused_columns": "leave it out: columns that are not used are reported",
-    "overwrite_cache": "leave it out: changed files are noticed",
-    "stage": "leave it out: recipes are supervised training",
+    "remove_unused_columns": "leave it out: unused columns are reported",
+    "overwrite_cache": "leave it out: changed files are detected",
+    "stage": "leave it out: recipes only do supervised training",
     "task_type": "leave it out: it follows from the model",
 }
-"""Names without a key in their place, and what to do."""
+"""Key names of other tools and versions without a replacement, and what to do."""
 
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""From a version of the form to the function that makes the next one of it."""
+"""For each schema version, the function that converts to the next one."""
 
 
 _WIDTH = 100
-"""Characters of a wrong value that a message shows."""
+"""Maximum length of a wrong value in a message, in characters."""
 
 
 # Files.
@@ -183,17 +183,17 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def load_recipe(name: str, overrides: Sequence[str] = (), *, trusted: Collection[str] = ()) -> Recipe:
-    """A recipe from a file, or a shipped one by its name, with changes of the form ``train.learning_rate=1e-4``.
+    """Load a recipe from a file or by its built-in name, with overrides such as ``train.learning_rate=1e-4``.
 
-    Paths in it are looked for beside its file first; those in ``overrides`` are relative to the working directory.
+    Paths in it are first resolved relative to its file; paths in ``overrides``, to the working directory.
 
     Args:
-        name: path, or name of a shipped one.
-        overrides: the changes. They come from the person, and so may allow what the file may only ask for.
-        trusted: keys of the model section, of `MAY_RUN_CODE`, that the file may set.
+        name: path, or name of a built-in recipe.
+        overrides: changes by the user, who may allow what the file itself cannot allow.
+        trusted: keys in `MAY_RUN_CODE` that the file may set.
 
     Raises:
-        UsageError: what is wrong first, with file and line, and how many more problems there are.
+        UsageError: the first problem, with file and line, and the number of further problems.
     """
     path = find_recipe(name)
     try:
@@ -204,7 +204,9 @@ def load_recipe(name: str, overrides: Sequence[str] = (), *, trusted: Collection
         raise UsageError(f"{name} cannot be read ({error.strerror})", "check the path and its permissions") from error
     content, lines = parse(text, name)
     if not isinstance(content, dict):
-        raise UsageError(f"{name} holds no recipe", "write keys and values, or begin with: llmkit recipes copy NAME")
+        raise UsageError(
+            f"{name} does not contain a recipe", "write keys and values, or start with: llmkit recipes copy NAME"
+        )
     content = _migrate(content, name, lines)
     _beside(content, path.parent)
     _refuse_code(content, overrides, trusted, name, lines)
@@ -212,11 +214,11 @@ def load_recipe(name: str, overrides: Sequence[str] = (), *, trusted: Collection
 
 
 MAY_RUN_CODE = ("trust_remote_code", "allow_pickle")
-"""Keys of the model section by which files of others run as programs."""
+"""Keys of the model section that let code from others run."""
 
 
 def allowing(**allowed: bool) -> list[str]:
-    """The overrides by which a person allows that a model's code runs, whether the recipe asks for it or not."""
+    """The overrides by which the user allows a model's code to run, whether or not the recipe sets the keys."""
     return [f"model.{key}=true" for key in MAY_RUN_CODE if allowed[key]]
 
 
@@ -227,14 +229,14 @@ def _refuse_code(
     name: str,
     lines: Mapping[Place, int],
 ) -> None:
-    """A file that somebody else wrote may not allow by itself that a model's code runs."""
+    """Refuse a file that allows a model's code to run without the user's consent."""
     section = content.get("model")
-    said = {override.partition("=")[0].strip() for override in overrides}
+    overridden = {override.partition("=")[0].strip() for override in overrides}
     for key in MAY_RUN_CODE:
-        if isinstance(section, dict) and section.get(key) and key not in trusted and f"model.{key}" not in said:
+        if isinstance(section, dict) and section.get(key) and key not in trusted and f"model.{key}" not in overridden:
             where = f"{name}:{lines.get(('model', key), 1)}"
             raise UsageError(
-                f"{where}: model.{key} lets files of the model run as programs, which a recipe cannot allow by itself",
+                f"{where}: model.{key} lets code of the model run, which a recipe cannot allow by itself",
                 f"if you trust the model, give `overrides=model.{key}=true`",
                 f"add `{key}=True`",
             )
@@ -247,14 +249,14 @@ def make_recipe(
     name: str = "the recipe",
     lines: Mapping[Place, int] | None = None,
 ) -> Recipe:
-    """A recipe of the present form from its content, which the overrides change in place.
+    """Validate the content of a recipe in the current schema version; the overrides change it in place.
 
     Args:
         name: what errors call it.
-        lines: where in its file the keys stand.
+        lines: the line of each key in its file.
 
     Raises:
-        UsageError: what is wrong first.
+        UsageError: the first problem.
     """
     lines = lines or {}
     changed = [_override(content, override) for override in overrides]
@@ -269,7 +271,7 @@ def make_recipe(
 def _as_texts(
     error: ValidationError, content: Mapping[str, Any], overrides: Sequence[str], changed: Sequence[Place]
 ) -> Sequence[str]:
-    """The overrides, with quotation marks around a number that was given where text belongs: a folder ``1e-4``."""
+    """The overrides, with quotation marks around numbers where text is expected, such as a folder ``1e-4``."""
     problems = [each for each in error.errors(include_url=False) if each["type"] == "string_type"]
     places = [_place(each["loc"], content) for each in problems if isinstance(each["input"], bool | int | float)]
     parts = [override.partition("=") for override in overrides]
@@ -280,7 +282,7 @@ def _as_texts(
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe, by its path or, for a shipped one, its name."""
+    """The file of a recipe, by its path or built-in name."""
     path = user_path(name)
     if path.is_file():
         return path
@@ -294,14 +296,14 @@ def find_recipe(name: str) -> Path:
         )
     near = get_close_matches(known, shipped, n=1)
     fix = f"did you mean {near[0]}?" if near else "see: llmkit recipes list"
-    raise UsageError(f"there is no file and no shipped recipe {name}", fix)
+    raise UsageError(f"no recipe file or built-in recipe is named {name}", fix)
 
 
 def _migrate(content: dict[str, Any], name: str, lines: Mapping[Place, int]) -> dict[str, Any]:
-    """The content in the present form."""
+    """The content in the current schema version."""
     where = f"{name}:{lines.get(('version',), 1)}"
     if "version" not in content:
-        raise UsageError(f"{where}: the version of the recipe's form is missing", f"add: version: {VERSION}")
+        raise UsageError(f"{where}: version is missing", f"add: version: {VERSION}")
     version = content["version"]
     if not isinstance(version, int) or isinstance(version, bool):
         raise UsageError(f"{where}: version is {version!r}", f"write version: {VERSION}")
@@ -309,20 +311,23 @@ def _migrate(content: dict[str, Any], name: str, lines: Mapping[Place, int]) -> 
         raise UsageError(f"{where}: this llmkit reads recipes up to version {VERSION}", "upgrade llmkit")
     while version < VERSION:
         if version not in _MIGRATIONS:
-            raise UsageError(f"{where}: version {version} is no longer read", "begin anew: llmkit recipes copy NAME")
+            raise UsageError(
+                f"{where}: version {version} is no longer supported",
+                "start from a current one: llmkit recipes copy NAME",
+            )
         content = _MIGRATIONS[version](content)
         version += 1
     return {**content, "version": VERSION}
 
 
 def _beside(content: dict[str, Any], folder: Path) -> None:
-    """Make paths that are found beside the recipe's file absolute, in place."""
+    """Make paths that exist relative to the recipe's file absolute, in place."""
 
     def resolve(value: Any) -> Any:
         try:
             if not isinstance(value, str) or "{{" in value or "{%" in value or user_path(value).is_absolute():
                 return value
-        except InputError:  # the text of a template, or refused where it is opened
+        except InputError:  # the text of a template, or an error when it is opened
             return value
         near = folder / value
         matched = any(sign in value for sign in "*?[") and glob.glob(str(near), recursive=True)  # noqa: PTH207
@@ -351,11 +356,11 @@ _INDEX = re.compile("[0-9]{1,9}")
 
 
 def _override(content: dict[str, Any], override: str) -> Place:
-    """Set one key, in place; returns where it is."""
+    """Set one key in place, and return its location."""
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
         fix = "write KEY=VALUE, such as `overrides=train.learning_rate=1e-4`"
-        raise UsageError(f"`overrides={override}` is no pair", fix)
+        raise UsageError(f"`overrides={override}` is not of the form KEY=VALUE", fix)
     value, _ = parse(text, f"`overrides={path}`")
     *parents, last = place = tuple(int(part) if _INDEX.fullmatch(part) else part for part in path.strip().split("."))
     inner: Any = content
@@ -369,7 +374,7 @@ def _override(content: dict[str, Any], override: str) -> Place:
         if not isinstance(inner, dict | list):
             raise UsageError(
                 f"`overrides={path}`: {'.'.join(map(str, place[: depth + 1]))} has no keys",
-                "set it as a whole",
+                "set its entire value",
             )
     if isinstance(inner, list):
         if not isinstance(last, int) or last >= len(inner):
@@ -387,22 +392,24 @@ def _first_problem(
     error: ValidationError, content: Mapping[str, Any], name: str, lines: Mapping[Place, int], changed: Sequence[Place]
 ) -> UsageError:
     problems = error.errors(include_url=False)
-    # A misspelled key comes before what it leaves missing.
+    # Report a misspelled key before the key that is missing because of it.
     problem = min(problems, key=lambda each: each["type"] not in ("extra_forbidden", "union_tag_invalid"))
     place = _place(problem["loc"], content, extra=problem["type"] in ("missing", "extra_forbidden"))
     tag = str(problem.get("ctx", {}).get("discriminator", "")).strip("'")
-    # A value that may be of several types has a problem for each.
-    said, fix = _sentence(problem, place, [each for each in problems if _place(each["loc"], content) == place], content)
-    # What does not go together has no place but the key that its message begins with.
-    named = place or tuple(said.split(maxsplit=1)[0].split("."))
+    # A value of a union type has one problem per type.
+    problem_text, fix = _sentence(
+        problem, place, [each for each in problems if _place(each["loc"], content) == place], content
+    )
+    # Conflicts between keys have no location except the key at the start of the message.
+    named = place or tuple(problem_text.split(maxsplit=1)[0].split("."))
     where = _where((*named, *([tag] if tag else [])), name, lines, changed)
     more = len({_place(each["loc"], content) for each in problems}) - 1
     others = f" (and {more} more problem{'s' if more > 1 else ''})" if more > 0 else ""
-    return UsageError(f"{where}: {said}{others}", fix)
+    return UsageError(f"{where}: {problem_text}{others}", fix)
 
 
 def _place(loc: Sequence[Any], content: Any, *, extra: bool = False) -> Place:
-    """The part of pydantic's location that stands in the recipe: not its tags of unions, nor items of one."""
+    """The part of pydantic's location that exists in the recipe, without its union tags and single-item lists."""
     place: list[str | int] = []
     inner = content
     for number, part in enumerate(loc):
@@ -418,7 +425,7 @@ def _place(loc: Sequence[Any], content: Any, *, extra: bool = False) -> Place:
 
 
 def _where(place: Place, name: str, lines: Mapping[Place, int], changed: Sequence[Place]) -> str:
-    new = place not in lines  # the key, or a section that an override began
+    new = place not in lines  # the key, or a section created by an override
     for each in changed:
         if place[: len(each)] == each or (new and each[: len(place)] == place):
             return f"`overrides={'.'.join(map(str, each))}`"
@@ -429,14 +436,14 @@ def _where(place: Place, name: str, lines: Mapping[Place, int], changed: Sequenc
 
 
 def _sentence(problem: Any, place: Place, alike: Sequence[Any], content: Mapping[str, Any]) -> tuple[str, str]:
-    """What is wrong, and what to do.
+    """The problem and its fix, in words.
 
     Args:
-        alike: the problems of the same value, this one among them.
+        alike: all problems of the same value, including this one.
     """
     key, kind, context = ".".join(map(str, place)), problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"{key} is no key", _instead(str(place[-1]), place[:-1], content)
+        return f"unknown key {key}", _instead(str(place[-1]), place[:-1], content)
     if kind == "missing":
         return f"{key} is missing", "add it"
     if kind in ("union_tag_not_found", "union_tag_invalid"):
@@ -450,8 +457,8 @@ def _sentence(problem: Any, place: Place, alike: Sequence[Any], content: Mapping
         choices = [choice.strip(" '") for choice in re.split(r",| or ", str(context["expected"]))]
         return f"{key} is {_shown(problem['input'])}", _choose(str(problem["input"]), choices)
     if kind == "value_error":
-        said, _, fix = str(context["error"]).partition("; ")
-        return f"{key}: {said}" if key else said, fix
+        text, _, fix = str(context["error"]).partition("; ")
+        return f"{key}: {text}" if key else text, fix
     if kind in _TYPES:
         wanted = [_TYPES.get(each["type"]) or str(each.get("ctx", {}).get("expected", "")) for each in alike]
         fix = _of_type(problem["input"], kind, " or ".join(filter(None, wanted)))
@@ -474,13 +481,13 @@ _TYPES = {
     "model_type": "keys and values",
     "model_attributes_type": "keys and values",
 }
-"""From pydantic's types of problems to what is expected."""
+"""Pydantic's error types, and the expected value."""
 _OR_NOTHING = ", or leave it out"
 _TRUE, _FALSE = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")
 
 
 def _of_type(value: Any, kind: str, wanted: str) -> str:
-    """What to write for a value of another type than is expected: the same where it can be known."""
+    """The fix for a value of the wrong type: the same value in the right type, if possible."""
     text = str(value).strip().lower()
     if value is None:
         return f"write {wanted}{_OR_NOTHING}"
@@ -511,7 +518,7 @@ def _choose(given: str, choices: Sequence[str]) -> str:
 
 
 def _instead(name: str, parent: Place, content: Mapping[str, Any]) -> str:
-    """What an unknown key was likely meant to be."""
+    """The fix for an unknown key."""
     if name in RENAMED:
         return f"write {RENAMED[name]}"
     if name in REMOVED:
@@ -527,10 +534,10 @@ def _instead(name: str, parent: Place, content: Mapping[str, Any]) -> str:
 
 
 def _tags(name: str) -> Iterator[str]:
-    """The values of a key that says which section it is in."""
+    """The values of a discriminator key."""
     found: dict[str, None] = {}
     pending = _sections()
-    for section in pending:  # to which it adds
+    for section in pending:  # extended while iterating
         if name in section.model_fields:
             found |= dict.fromkeys(map(str, get_args(section.model_fields[name].annotation)))
         for field in section.model_fields.values():
@@ -539,7 +546,7 @@ def _tags(name: str) -> Iterator[str]:
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections that an annotation of a field names."""
+    """The sections referenced by the annotation of a field."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
@@ -551,7 +558,7 @@ def _sections(content: Mapping[str, Any] | None = None) -> list[type[BaseModel]]
 
 
 def _names(content: Mapping[str, Any] | None = None) -> dict[tuple[str, ...], set[str]]:
-    """The keys of each section by its path, in any recipe or in one with the adapter's method of ``content``."""
+    """The keys of each section by its path, in any recipe or with the PEFT method named in ``content``."""
     pending: list[tuple[tuple[str, ...], type[BaseModel]]] = [((), section) for section in _sections(content)]
     seen: dict[tuple[str, ...], set[str]] = {}
     while pending:
@@ -562,16 +569,16 @@ def _names(content: Mapping[str, Any] | None = None) -> dict[tuple[str, ...], se
     return seen
 
 
-# What is printed.
+# Output.
 
 
 def resolved_yaml(recipe: Recipe) -> str:
-    """The whole recipe, defaults included; `load_recipe` reads the same from it."""
+    """The complete recipe as YAML, including defaults; `load_recipe` can load it again."""
     return dump(recipe.model_dump(mode="json"))
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema of recipes for editors (``# yaml-language-server: $schema=…``)."""
+    """The JSON schema of recipes, for editors (``# yaml-language-server: $schema=…``)."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "llmkit recipe",

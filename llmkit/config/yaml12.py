@@ -1,8 +1,8 @@
-"""YAML as recipes, reports and cards have it: the core schema of YAML 1.2, read and written by one pair.
+"""YAML for recipes, reports and model cards: the core schema of YAML 1.2, with one loader and one dumper.
 
-What is written reads as the same again, here and by readers of YAML 1.1: a text that either would take for something
-else is in quotation marks. PyYAML does the work. Not ruamel.yaml, which takes dates, ``1_000``, ``=`` and ``<<`` for
-more than text even as YAML 1.2, and has no lines for what it reads as plain values.
+Dumped YAML is parsed to the same values here and by YAML 1.1 parsers: strings that either would interpret otherwise are
+quoted. Based on PyYAML. ruamel.yaml interprets dates, ``1_000``, ``=`` and ``<<`` even in YAML 1.2, and has no line
+numbers for plain values.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Knows what YAML 1.1 reads as no text, and what `_Loader` does."""
+    """Quotes strings that YAML 1.1 or `_Loader` would not parse as strings."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -37,10 +37,10 @@ for _tag, _pattern, _first in (
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first])
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^$"), [""])
-# SafeLoader reads 010 as eight and 1:30 as ninety.
+# SafeLoader parses 010 as eight and 1:30 as ninety.
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(str(node.value)))
 
-# Other line breaks than \n are written as they are, and read as spaces, unless they are escaped.
+# Unless escaped, line breaks other than \n are dumped verbatim and parsed as spaces.
 _Dumper.add_representer(
     str,
     lambda dumper, text: dumper.represent_scalar(
@@ -49,19 +49,19 @@ _Dumper.add_representer(
 )
 
 _MOST_NODES = 100_000
-"""Keys, items and values of a document, each alias counted as what it stands for."""
+"""Maximum number of keys, items and values of a document, with aliases expanded."""
 
 
 def dump(value: Any) -> str:
-    """What JSON can hold, as YAML that `parse` reads the same from."""
+    """Dump a JSON-compatible value as YAML, which `parse` parses to the same value."""
     return yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=120)
 
 
 def parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:
-    """The content, and the line of each key and item.
+    """Parse a document; returns its content, and the line of each key and item.
 
     Raises:
-        UsageError: it cannot be read, has a key twice, or expands to very much; with ``name`` and line.
+        UsageError: invalid YAML, a duplicate key, or excessive expansion; with ``name`` and line.
     """
     try:
         loader = _Loader(text)
@@ -82,14 +82,14 @@ def parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:
         raise UsageError(f"{name} cannot be read as YAML ({error})", "fix it") from error
     except RecursionError as error:
         raise UsageError(f"{name} is nested too deeply", "flatten it") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:  # of a value that its tag does not fit
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # a value that does not fit its tag
         raise UsageError(
             f"{name} has a value that cannot be read ({error})", "correct it, or remove its tag"
         ) from error
 
 
 def _refuse_large(root: yaml.Node, name: str) -> None:
-    """Refuse aliases that expand to very much, or to themselves, before anything walks through them."""
+    """Refuse excessive and recursive aliases before anything traverses them."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 
@@ -114,7 +114,7 @@ def _walk(node: yaml.Node, place: Place, lines: dict[Place, int], name: str) -> 
             inner = (*place, str(key.value))
             line = key.start_mark.line + 1
             if inner in lines:
-                raise UsageError(f"{name}:{line}: {'.'.join(map(str, inner))} stands there twice", "remove one of them")
+                raise UsageError(f"{name}:{line}: duplicate key {'.'.join(map(str, inner))}", "remove one of them")
             lines[inner] = line
             _walk(value, inner, lines, name)
     elif isinstance(node, yaml.SequenceNode):

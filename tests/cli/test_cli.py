@@ -318,7 +318,7 @@ def test_a_recipe_alone_allows_no_code_to_run(
     option = f"--{key.replace('_', '-')}"
     code, _, err = run(*command, recipe)
     assert code == 2
-    assert f"model.{key} lets files of the model run as programs" in one_line(err)
+    assert f"model.{key} lets code of the model run" in one_line(err)
     assert one_line(err).endswith(f"add {option}")
     if command != ["evaluate"]:
         assert run(*command, recipe, option)[0] == 0

@@ -105,7 +105,7 @@ def test_adapters_have_the_methods_names_and_defaults_of_peft() -> None:
         (changed("train", bf16=True, fp16=True), "mutually exclusive"),
         (changed("train", num_train_epochs="3"), "valid number"),
         (changed("accelerate", num_machines=2), "main_process_ip"),
-        (changed("accelerate", fsdp_config={}, deepspeed_config={}), "two ways to shard"),
+        (changed("accelerate", fsdp_config={}, deepspeed_config={}), "deepspeed_config are mutually exclusive"),
     ],
 )
 def test_what_does_not_go_together_is_refused(content: dict[str, Any], said: str) -> None:

@@ -203,7 +203,7 @@ def test_a_schedule_that_cannot_be_computed_is_refused(train: dict[str, Any], up
 @pytest.mark.parametrize(
     ("train", "said"),
     [
-        ({"lr_scheduler_type": "greedy"}, "compares evaluations, and there are no rows"),
+        ({"lr_scheduler_type": "greedy"}, "requires validation rows"),
         ({"eval_strategy": "steps", "eval_steps": 1}, "eval_steps has no rows"),
         ({"optim": "sgd", "adam_beta1": 0.5}, "adam_beta1 has no effect on optim: sgd"),
         ({"seed": -1}, "greater than or equal to 0"),

@@ -59,7 +59,7 @@ RENAMED: dict[str, str] = {
     "push_to_hub_organization": "train.hub_model_id: ORGANIZATION/NAME",
     "torch_dtype": "model.dtype",
     "torchdynamo": "train.torch_compile",
-    "warmup_ratio": "train.warmup_steps; values below 1 are a fraction of all steps",
+    "warmup_ratio": "train.warmup_steps, where values below 1 are a fraction of all steps",
     "gradient_checkpointing": "train.activation_checkpointing",
     "load_in_4bit": "model.quantize: 4bit",
     "load_in_8bit": "model.quantize: 8bit",

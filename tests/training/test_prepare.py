@@ -204,7 +204,7 @@ def test_a_schedule_that_cannot_be_computed_is_refused(train: dict[str, Any], up
     ("train", "said"),
     [
         ({"lr_scheduler_type": "greedy"}, "requires validation rows"),
-        ({"eval_strategy": "steps", "eval_steps": 1}, "eval_steps has no rows"),
+        ({"eval_strategy": "steps", "eval_steps": 1}, "eval_steps requires validation rows"),
         ({"optim": "sgd", "adam_beta1": 0.5}, "adam_beta1 has no effect on optim: sgd"),
         ({"seed": -1}, "greater than or equal to 0"),
         ({"learning_rate": float("inf")}, "finite number"),

@@ -1,4 +1,4 @@
-"""Heads: how prompts and examples become tensors, and what logits mean. One class each; they do not know each other."""
+"""Heads: how prompts and examples become tensors, and what logits mean. One class each; they are independent."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ _HEADS: dict[Head, BaseHead] = {each.name: each for each in (CausalHead(), Seq2S
 
 
 def head_of(head: Head) -> BaseHead:
-    """The head of a name."""
+    """The head with a name."""
     return _HEADS[head]

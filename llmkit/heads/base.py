@@ -1,4 +1,4 @@
-"""What a head does: prompts to tensors, where in the output the new tokens begin, and what is learned from examples.
+"""The head protocol: prompts to tensors, where new tokens begin in the output, and training examples with labels.
 
 Knows tokenizers and tensors. Does not know tasks, files or batching order.
 """
@@ -45,110 +45,110 @@ class Encoded:
 
     input_ids: tuple[int, ...]
     decoder_ids: tuple[int, ...] = ()
-    """Seq2seq: what the decoder starts from (start token, forced language, prefill)."""
+    """Seq2seq: ids that the decoder starts from (start token, forced language, prefill)."""
     continues: tuple[int, ...] = ()
-    """Tokens whose text the output continues, so that a leading space survives decoding."""
+    """Last tokens of the prompt, decoded with the output so that a leading space survives."""
     forced_bos_token_id: int | None = None
-    """Seq2seq: the token that must come first, where it is another than the model's own (the target language)."""
+    """Seq2seq: the forced first token (target language), if it differs from the model's own."""
     stop: tuple[str, ...] = ()
-    """Texts that end the output, beside those of the caller."""
+    """Stop strings in addition to the caller's."""
     ends: frozenset[int] = frozenset()
-    """Tokens that end the output, beside those of the model's generation settings."""
+    """End tokens in addition to the model's generation settings."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """One training example as ids, as the models of Transformers take them."""
+    """One training example as token ids for a model of Transformers."""
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...] = ()
-    """`IGNORED` where there is no loss. Causal: one for each input id, which the model shifts itself. Seq2seq: one for
-    each of ``decoder_input_ids``, what the decoder is to write after it. Span: none."""
+    """`IGNORED` where there is no loss. Causal: one per input id; the model shifts them. Seq2seq: one per decoder input
+    id, the token to predict after it. Span: empty."""
     decoder_input_ids: tuple[int, ...] = ()
     token_type_ids: tuple[int, ...] = ()
     start_positions: tuple[int, ...] = ()
-    """Span: index in ``input_ids`` of each answer's first token; that of the null answer if there is none here."""
+    """Span: index in ``input_ids`` of each answer's first token; of the null answer if this window has no answer."""
     end_positions: tuple[int, ...] = ()
-    """Span: of their last tokens."""
+    """Span: index of each answer's last token."""
 
 
 class BaseHead(Protocol):
-    """How a kind of model takes prompts and examples and what becomes of its logits; one class each.
+    """How a kind of model encodes prompts and examples, and how its logits are used; one class per kind.
 
-    Has no state: the model is an argument.
+    Stateless: the model is an argument.
     """
 
     name: ClassVar[Head]
     unit: ClassVar[str] = "predicted token"
-    """What a loss is the mean of."""
+    """What the loss is averaged over."""
 
     @property
     def writes(self) -> bool:
-        """Whether it generates text; else it marks answers in one (`Generation.reading`)."""
+        """Whether it generates text; otherwise it extracts answers from one (`Generation.reading`)."""
         return HEADS[self.name].writes
 
     @property
     def one_sequence(self) -> bool:
-        """Whether prompt and output are one sequence, which share a context and can be packed."""
+        """Whether prompt and output form one sequence with one context, so that examples can be packed."""
         return HEADS[self.name].one_sequence
 
     @property
     def target_apart(self) -> bool:
-        """Whether the output has positions of its own."""
+        """Whether the output has its own positions."""
         return self.writes and not self.one_sequence
 
     # A prompt.
 
     def encode(self, loaded: Loaded, prompt: Prompt) -> Encoded:
-        """A prompt to ids, special tokens included."""
+        """Token ids of a prompt, special tokens included."""
 
     def room(self, loaded: Loaded, encoded: Encoded) -> int | None:
-        """How many tokens the model can write after this prompt; None where nothing limits it."""
+        """How many tokens the model can generate after this prompt; None: no limit."""
         return None
 
     def output_limit(self, loaded: Loaded) -> int | None:
-        """How many tokens an output may have, where it has positions of its own; None: any number."""
+        """Maximum tokens of an output with its own positions; None: no limit."""
         return None
 
     def pad_id(self, loaded: Loaded) -> int:
-        """An id to fill batches with; masked everywhere, so any will do where the model has none of its own."""
+        """A padding id; always masked, so any id serves for a model without a padding token."""
 
     # Examples.
 
     def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on_all: bool) -> list[Features]:
-        """What is learned from the examples of one row.
+        """Training features from the examples of one row.
 
-        The ids of a prompt are those of `encode`, so that what was trained is what is asked later.
+        Prompts have the same ids as from `encode`, so that training and inference agree.
         """
 
     def batch(self, lines: Sequence[Line], *, pad_id: int, packed: bool = False, masked: bool = True) -> Batch:
-        """Examples to one micro-batch.
+        """Collate examples into one micro-batch.
 
         Args:
-            packed: as one row, whose ``position_ids`` begin anew at each example; for one sequence only.
-            masked: with an attention mask. Padding stands on the right, where a model that sees nothing ahead needs
-                none, and attention without one takes less memory and time.
+            packed: as one row, whose ``position_ids`` restart at each example; causal heads only.
+            masked: with an attention mask. Padding is on the right, where a causal model needs no mask; attention
+                without one takes less memory and time.
         """
 
     def predictions(self, batch: Batch) -> int:
-        """What the loss of an update is divided by: the `unit` in a micro-batch."""
+        """What the loss of an update is divided by: the number of `unit` in a micro-batch."""
         return int((batch.labels != IGNORED).sum())
 
     def loss(self, model: Any, batch: Batch, objective: Objective) -> torch.Tensor:
-        """The sum of the losses of a micro-batch on the model's device; 0 with a gradient if nothing is predicted."""
+        """The summed loss of a micro-batch, on the model's device; a differentiable 0 if nothing is predicted."""
 
     def logits(self, output: Any) -> torch.Tensor:
-        """All logits in what a model gave, to compare it with another."""
+        """All logits in a model's output, to compare two models."""
 
     def probe(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Inputs of a model from any ids, to try it with."""
+        """Model inputs from arbitrary ids, for probing."""
         import torch
 
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def encode_text(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
-    """Ids of a text, with the tokenizer's own special tokens unless ``special`` is False."""
+    """Token ids of a text, with the tokenizer's special tokens unless ``special`` is False."""
     refuse_halves(text)
     # Length is checked by the caller, who knows what to do about it; the tokenizer would only warn.
     return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
@@ -158,19 +158,21 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 def refuse_halves(text: str) -> None:
-    """`InputError` for a text that is no Unicode, which tokenizers do not take."""
+    """`InputError` for a text that is not valid Unicode, which tokenizers reject."""
     if not (found := _HALF.search(text)):
         return
     code, place = ord(found[0]), found.start() + 1
-    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte of a command line in another encoding
-        raise InputError(f"the text is not UTF-8 (byte 0x{code - 0xDC00:02x} at character {place})", "give it as UTF-8")
+    if 0xDC80 <= code <= 0xDCFF:  # Python's surrogate escape for a byte in another encoding
+        raise InputError(
+            f"the text is not UTF-8 (byte 0x{code - 0xDC00:02x} at character {place})", "convert it to UTF-8"
+        )
     raise InputError(
         f"the text has half of a surrogate pair (U+{code:04X}, character {place})", "remove it, or complete the pair"
     )
 
 
 def embedding_count(model: Any) -> int | None:
-    """How many tokens a model has embeddings for; None where it has no table of them."""
+    """Number of token embeddings of a model; None if it has no embedding table."""
     try:
         table = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
@@ -181,10 +183,10 @@ def embedding_count(model: Any) -> int | None:
 
 
 def refuse_unknown_ids(loaded: Loaded, ids: Sequence[int], count: int | None = None) -> None:
-    """`InputError` where a text has a token that the model does not have: on a GPU nothing would work after it.
+    """`InputError` for a token without an embedding: on a GPU it would make the device unusable.
 
     Args:
-        count: how many it has, where embeddings are still to be added.
+        count: number of embeddings, if some are still to be added.
     """
     count = embedding_count(loaded.model) if count is None else count
     highest = max(ids, default=0)
@@ -198,10 +200,10 @@ def refuse_unknown_ids(loaded: Loaded, ids: Sequence[int], count: int | None = N
 
 
 def cut_to_fit(tokenizer: Any, text: str, side: TruncationSide, excess: Callable[[str], int]) -> str | None:
-    """What is left of a text that is cut at one side, in training as at inference; None if nothing is.
+    """A text truncated at one side, in training as at inference; None if nothing would remain.
 
     Args:
-        excess: how many tokens too long the prompt is with what is left; the text is cut until there are none.
+        excess: how many tokens too long the prompt is with a truncated text; the text is cut until it returns 0.
     """
     kept, rest = len(encode_text(tokenizer, text, special=False)), text
     while (over := excess(rest)) > 0:
@@ -230,7 +232,7 @@ def _kept(tokenizer: Any, text: str, count: int, side: TruncationSide) -> str:
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, device: Any, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids to ``(ids, mask)``, both ``[batch, longest]``; the mask is 1 on real tokens.
+    """Pad rows of ids to ``(ids, mask)``, both ``[batch, longest]``; the mask is 1 on real tokens.
 
     Done here and not by ``tokenizer.pad``: many models have no pad token, and the mask makes any id do.
     """
@@ -246,10 +248,10 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, device: Any, *, left: bool) 
 
 
 def refuse_not_finite(loaded: Loaded, logits: torch.Tensor) -> None:
-    """Raise if logits hold NaN or infinity, of which any answer would be nonsense; -inf stands for "never this"."""
+    """Raise if logits contain NaN or infinity, which would make any answer nonsense; -inf means "never this token"."""
     import torch
 
-    if bool((logits.amax(-1) < math.inf).all()):  # which NaN is not either
+    if bool((logits.amax(-1) < math.inf).all()):  # false for NaN too
         return
     dtype = str(loaded.model.dtype).removeprefix("torch.")
     fix = "use another checkpoint" if loaded.model.dtype == torch.float32 else "use `dtype=float32`"

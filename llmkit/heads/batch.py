@@ -1,4 +1,4 @@
-"""The tensors of a micro-batch, and what the heads make them with: filled rows, and labels where logits are needed."""
+"""The tensors of a micro-batch, and helpers to build them: padded rows, and labels aligned with kept logits."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 __all__ = ["IGNORED", "Batch", "Line", "fill", "padded", "shifted"]
 
 IGNORED = -100
-"""The label of a token that carries no loss, as PyTorch's ``cross_entropy`` has it."""
+"""The label of a token without loss: ``ignore_index`` of PyTorch's ``cross_entropy``."""
 
 Line = Mapping[str, Any]
-"""A line of a table of examples: the fields of `Features`."""
+"""A row of a table of examples: the fields of `Features`."""
 
 
 @dataclass
@@ -25,8 +25,8 @@ class Batch:
     inputs: dict[str, torch.Tensor]
     """Arguments of the model."""
     labels: torch.Tensor
-    """What the logits are compared with: ``[batch, kept]``, or span: ``[batch, 2, answers]``, starts and ends, each
-    but once and `IGNORED` behind them."""
+    """Targets of the logits: ``[batch, kept]``; for span ``[batch, 2, answers]``, distinct starts and ends padded with
+    `IGNORED`."""
     keep: torch.Tensor | None = None
     """Causal: positions ``[kept]`` of the sequence whose logits predict a label of any row."""
 
@@ -37,7 +37,7 @@ class Batch:
 
 
 def fill(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """Rows of one length, ``[batch, longest]``, with the value behind them."""
+    """Rows padded on the right with a value, ``[batch, longest]``."""
     import torch
 
     longest = max(map(len, rows))
@@ -52,7 +52,7 @@ def padded(lines: Sequence[Line], pad_id: int, *, masked: bool = True) -> dict[s
 
 
 def shifted(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels as the logits in front of them predict them, at the positions where there are any."""
+    """Labels shifted to the logits that predict them, at the positions that have any."""
     ahead = labels[:, 1:]
     keep = (ahead != IGNORED).any(dim=0).nonzero().squeeze(1)
     return ahead[:, keep], keep

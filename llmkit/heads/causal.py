@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["CausalHead", "windows"]
 
 _CONTEXT_FOR_DECODING = 8
-"""Tokens of the prompt that are decoded with the output: enough for one character in single bytes, twice."""
+"""Prompt tokens that are decoded with the output: enough for two characters of single-byte tokens."""
 
 
 class CausalHead(WritingHead):
@@ -46,7 +46,7 @@ class CausalHead(WritingHead):
                 raise UsageError("a causal model reads text or messages", "render the row for its head")
 
     def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on_all: bool) -> list[Features]:
-        """Replies of one conversation are one sequence where each prompt goes on from the one before."""
+        """See `BaseHead`. Replies of one conversation form one sequence if each prompt extends the previous one."""
         sequences: list[tuple[list[int], list[int]]] = []
         for example in examples:
             prompt = [] if example.prompt is None else list(self.encode(loaded, example.prompt).input_ids)
@@ -81,7 +81,7 @@ class CausalHead(WritingHead):
         assert batch.keep is not None
         some = {"logits_to_keep": batch.keep} if objective.keeps else {}
         routers = {"output_router_logits": True} if objective.balances else {}
-        # The default cache leaks between packed examples, and is of no use here.
+        # The default cache leaks between packed examples, and is useless here.
         output = model(**batch.inputs, **some, **routers, use_cache=False)
         logits = output.logits
         if not objective.keeps:
@@ -113,10 +113,10 @@ class CausalHead(WritingHead):
 
 
 def windows(length: int, context: int | None) -> Iterator[tuple[int, int, int]]:
-    """Where each window of a long text begins and ends, and its first token that counts.
+    """Start and end of each window of a long text, and its first token that counts.
 
-    They overlap by half, and a token counts in the first that holds it, so that it has half a context before it at
-    least. The very first has nothing before it. (As in the perplexity guide of Transformers.)
+    Windows overlap by half, and a token counts in the first window that has it, so that at least half a context
+    precedes it, except in the first window. (As in the perplexity guide of Transformers.)
     """
     size = min(length, context or length)
     end = size
@@ -134,7 +134,7 @@ def _packed(lines: Sequence[Line]) -> Batch:
     positions = [place for line in lines for place in range(len(line["input_ids"]))]
     labels = [label for line in lines for label in line["labels"]]
     for start in accumulate(len(line["labels"]) for line in lines[:-1]):
-        labels[start] = IGNORED  # would be predicted from the example in front
+        labels[start] = IGNORED  # would be predicted from the preceding example
     kept, keep = shifted(torch.tensor([labels]))
     inputs = {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions])}
     return Batch(inputs, kept, keep)
@@ -144,7 +144,7 @@ def _packed(lines: Sequence[Line]) -> Batch:
 
 
 def _target(loaded: Loaded, example: Example, prompt: Sequence[int]) -> list[int]:
-    """Ids of the answer and of what ends it."""
+    """Ids of the answer and of the tokens that end it."""
     tokenizer, text = loaded.tokenizer, example.target
     match example.prompt:
         case None:
@@ -160,10 +160,10 @@ def _target(loaded: Loaded, example: Example, prompt: Sequence[int]) -> list[int
 
 
 def _continuation(tokenizer: Any, before: str, text: str, prompt: Sequence[int], special: bool) -> list[int]:
-    """Ids of a text after a prompt whose ids are given.
+    """Ids of a text that follows a prompt with known ids.
 
-    Tokenizers may merge across the border, which a model that goes on from the prompt cannot do; then, and where
-    something closes the text, the ids are those of the text behind a line break.
+    Tokenizers may merge across the border, which a model that continues the prompt cannot do. In that case, and if the
+    tokenizer appends tokens, the ids are taken from tokenizing the text after a line break.
     """
     whole, end = encode_text(tokenizer, before + text, special=special), len(prompt)
     closing = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None} if special else set()
@@ -177,11 +177,11 @@ def _continuation(tokenizer: Any, before: str, text: str, prompt: Sequence[int],
 
 
 _PROBE = "Yes"
-"""A reply that holds no mark."""
+"""A reply without reasoning tags."""
 
 
 def _reply(tokenizer: Any, chat: Chat, prompt: str, text: str) -> str:
-    """What the model is to write so that the text is its reply: marks around reasoning as template and prompt ask."""
+    """The tokens to learn for a reply: the text, with reasoning tags where template and prompt require them."""
     if chat.prefill:
         return text
     reasoning = reasoning_format(tokenizer)
@@ -196,9 +196,9 @@ def _reply(tokenizer: Any, chat: Chat, prompt: str, text: str) -> str:
 
 
 def _opening(tokenizer: Any, chat: Chat, reasoning: ReasoningFormat, prompt: str) -> str:
-    """What comes before a reply without reasoning, so that the splitter finds the reply whole."""
+    """Tags before a reply without reasoning, so that the splitter returns the whole reply."""
     between, _ = reply_frame(tokenizer, thinking=chat.thinking)
-    for opening, closing in reasoning.marks:  # an empty block costs tokens and says nothing
+    for opening, closing in reasoning.marks:  # an empty block only costs tokens
         between = re.sub(rf"{re.escape(opening)}\s*{re.escape(closing)}\s*", "", between)
     opened = reasoning.opened(prompt)
     if not between and opened is None:
@@ -211,11 +211,11 @@ def _opening(tokenizer: Any, chat: Chat, reasoning: ReasoningFormat, prompt: str
         found = splitter.push(str(tokenizer.decode(ids))) + splitter.flush()
         if found == _PROBE:
             return opening
-    return ""  # the tokenizer cannot write the mark: the end of the reply ends the block
+    return ""  # the tokenizer has no such tag: the end of the reply ends the block
 
 
 def _turn_end(loaded: Loaded, chat: Chat) -> list[int]:
-    """What the chat template puts behind a reply, up to the token that ends the output."""
+    """What the chat template adds after a reply, up to the token that ends the output."""
     _, text = reply_frame(loaded.tokenizer, thinking=chat.thinking)
     ids, stops = encode_text(loaded.tokenizer, text, special=False), turn_ends(loaded)
     last = next((place for place, token in enumerate(ids) if token in stops), None)

@@ -1,8 +1,8 @@
-"""A conversation as text by the model's own chat template, in training and at inference alike.
+"""Renders conversations with the model's own chat template, in training and at inference alike.
 
-Templates differ in what they take: a message's content as text or as a list of parts, a system message or none. Which
-form loses nothing is found by rendering markers in place of the messages, once for each sequence of roles. A template
-that leaves a message out in every form is refused.
+Templates differ in what they accept: message content as text or as a list of parts, with or without a system message.
+The form that loses nothing is found by rendering markers in place of the messages, once per sequence of roles. A
+template that drops a message in every form is refused.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from llmkit.tasks import Chat, Message
 __all__ = ["check_template", "choose_template", "encode_chat", "render_chat", "reply_frame", "template_of"]
 
 _MARKER = "Qx{}zQ"
-"""What stands for a message: letters and digits, which trimming, escaping and JSON leave as they are."""
+"""Placeholder of a message: letters and digits, which trimming, escaping and JSON do not change."""
 _LONG = "\n\nIt goes on." * 100
-"""What stands between the two ends of a message, so that a template which takes the first line, or so many characters,
-is noticed."""
+"""Text between the two markers of a message, so that a template which keeps only the first line or the first N
+characters is noticed."""
 _PLAIN = f"continue plain text: {command_line('generate', raw=True)}"
 _CORRECT = f"correct the template in the model's folder, or {_PLAIN}"
 
 
 @dataclass(frozen=True)
 class _Form:
-    """How messages are handed to a template."""
+    """The form in which messages are passed to a template."""
 
     parts: bool = False
-    """The content is a list of parts, as templates of models that also see images take it."""
+    """The content is a list of parts, as templates of vision-language models expect."""
     merged: bool = False
-    """The system message stands in front of the user's first, as the cards of Gemma 1 and others advise."""
+    """The system message is prepended to the first user message, as the cards of Gemma 1 and others advise."""
 
     def turns(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         if self.merged:
@@ -55,11 +55,11 @@ class _Form:
 
 
 def check_template(tokenizer: Any) -> None:
-    """Refuse a template that no conversation can be rendered with, before there is one.
+    """Refuse a template that cannot render any conversation, before there is one.
 
     Raises:
-        InputError: says why.
-        CheckpointError: there are several templates, and none can be chosen.
+        InputError: the template fails or drops a message.
+        CheckpointError: there are several templates and no default.
     """
     question = Message("user", "?")
     try:
@@ -75,7 +75,7 @@ def choose_template(tokenizer: Any, value: str) -> str:
     """The template that a recipe names: Jinja text, a file, or another template of the model.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: the value is none of these.
     """
     named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
     if value in named:
@@ -99,29 +99,29 @@ def _is_jinja(text: str) -> bool:
 
 
 def render_chat(tokenizer: Any, chat: Chat) -> str:
-    """A conversation as text, up to the point where the assistant speaks, or with the beginning of its reply."""
+    """A conversation as text, up to the assistant's turn, or including the beginning of its reply."""
     template, messages = template_of(tokenizer), chat.messages
     if not chat.prefill:
         text = _render(tokenizer, template, messages, thinking=chat.thinking, prompt=True)
         return text + _reply_header(tokenizer, template, chat.thinking)
-    # The template may trim a reply, or close it: so a marker stands for the beginning, which follows as it is.
+    # The template may trim or close a reply: so a marker is rendered for its beginning, which is then appended.
     marker = _MARKER.format(len(messages))
     try:
         text = _render(
             tokenizer, template, (*messages, Message("assistant", marker)), thinking=chat.thinking, prompt=False
         )
-    except InputError:  # it takes no conversation that ends with the assistant
+    except InputError:  # it refuses conversations that end with the assistant
         return render_chat(tokenizer, replace(chat, prefill="")) + chat.prefill
     return text[: text.rindex(marker)] + chat.prefill
 
 
 def encode_chat(tokenizer: Any, chat: Chat) -> list[int]:
-    """Ids of a conversation. The template has placed the special tokens, so none are added (a second BOS, say)."""
+    """Token ids of a conversation. The template adds the special tokens; the tokenizer would add a second BOS."""
     return encode_text(tokenizer, render_chat(tokenizer, chat), special=False)
 
 
 def reply_frame(tokenizer: Any, *, thinking: bool = True) -> tuple[str, str]:
-    """What the template puts between a prompt and a reply, and what behind the reply; empty where it does not say."""
+    """What the template puts between a prompt and a reply, and after the reply; empty if that is unknown."""
     return _reply_frame(tokenizer, template_of(tokenizer), thinking)
 
 
@@ -140,7 +140,7 @@ def _reply_frame(tokenizer: Any, template: str, thinking: bool) -> tuple[str, st
 
 @lru_cache(maxsize=64)
 def _reply_header(tokenizer: Any, template: str, thinking: bool) -> str:
-    """What a template puts before a reply and not behind a prompt, since it knows no ``add_generation_prompt``."""
+    """What a template puts before a reply but not after a prompt, for lack of ``add_generation_prompt``."""
     if "add_generation_prompt" in template:
         return ""
     question, marker = Message("user", "?"), _MARKER.format(1)
@@ -162,7 +162,7 @@ def _render(tokenizer: Any, template: str, messages: Sequence[Message], *, think
         return _apply(tokenizer, template, form.turns(messages), thinking=thinking, prompt=prompt)
     except LlmkitError:
         raise
-    except Exception as error:  # a template is code, and what it does may depend on the texts
+    except Exception as error:  # a template is code, and its output may depend on the texts
         raise _refusal(error) from error
 
 
@@ -180,14 +180,14 @@ def _apply(tokenizer: Any, template: str, turns: list[dict[str, Any]], *, thinki
 
 @lru_cache(maxsize=1024)
 def _form(tokenizer: Any, template: str, roles: tuple[Any, ...], thinking: bool, prompt: bool) -> _Form:
-    """The first form in which no message is lost."""
+    """The first form that keeps all messages."""
     ends = [(_MARKER.format(number), _MARKER.format(f"{number}e")) for number in range(len(roles))]
     messages = [Message(role, _LONG.join(pair)) for role, pair in zip(roles, ends, strict=True)]
     problem, fewest = None, len(messages) + 1
     for form in _forms(roles):
         try:
             text = _apply(tokenizer, template, form.turns(messages), thinking=thinking, prompt=prompt).lower()
-        except LlmkitError:  # no form of the messages changes it
+        except LlmkitError:  # the same in every form
             raise
         except Exception as error:  # noqa: BLE001
             problem = problem or _refusal(error)
@@ -197,13 +197,13 @@ def _form(tokenizer: Any, template: str, roles: tuple[Any, ...], thinking: bool,
             return form
         if len(lost) < fewest:
             said, fewest = "system message" if lost == ["system"] else f"text of the {lost[-1]}", len(lost)
-            problem = InputError(f"the model's chat template leaves out the {said}", _CORRECT)
+            problem = InputError(f"the model's chat template drops the {said}", _CORRECT)
     assert problem is not None
     raise problem
 
 
 def _holds(text: str, marker: str) -> bool:
-    """Whether a marker is in a text in small letters, and not as part of a list that was printed whole."""
+    """Whether a lower-cased text contains a marker, other than in the repr of a list of parts."""
     return re.search(rf"(?<!['\"]text['\"]: ['\"]){marker.lower()}", text) is not None
 
 
@@ -214,10 +214,10 @@ def _forms(roles: Sequence[str]) -> Iterator[_Form]:
 
 
 def _refusal(error: Exception) -> InputError:
-    """What a template's error means to who wrote the messages."""
+    """A template's error as a message to the user."""
     from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
-    if type(error) is TemplateError:  # it was raised by the template itself
+    if type(error) is TemplateError:  # raised by the template itself
         return InputError(
             f"the model's chat template refuses these messages ({error})", "let user and assistant take turns"
         )
@@ -227,7 +227,7 @@ def _refusal(error: Exception) -> InputError:
 
 
 def template_of(tokenizer: Any) -> str:
-    """The template of conversations: the only one, the default, or of several the only one that renders them."""
+    """The template for conversations: the only one, the default, or the only one of several that renders them."""
     templates = tokenizer.chat_template
     if not isinstance(templates, dict):
         return str(templates or "")
@@ -236,18 +236,18 @@ def template_of(tokenizer: Any) -> str:
 
 @lru_cache(maxsize=16)
 def _of_several(tokenizer: Any, templates: tuple[tuple[str, str], ...]) -> str:
-    """See `template_of`. One that needs tools or documents loses messages without them, or fails."""
+    """See `template_of`. Templates that need tools or documents drop messages without them, or fail."""
     found = {name: text for name, text in templates if name == "default" or _renders(tokenizer, text)}
     names = ", ".join(name for name, _ in templates)
     if not found:
         raise CheckpointError(
-            f"the model has the chat templates {names}; none is called default, and none renders a conversation",
-            f"add one called default to tokenizer_config.json, or {_PLAIN}",
+            f"the model has the chat templates {names}; none is named default, and none renders a conversation",
+            f"add one named default to tokenizer_config.json, or {_PLAIN}",
         )
     chosen = "default" if "default" in found else next(iter(found))
     if chosen != "default" and len(found) > 1:
         log.warning(
-            "the model has the chat templates %s and no default, so %s is used; another by calling it default in"
+            "the model has the chat templates %s and no default, so %s is used; to use another, name it default in"
             " tokenizer_config.json",
             names,
             chosen,

@@ -1,7 +1,7 @@
 """The tokens that end an output: of a text that is continued, and of an assistant's turn.
 
-Checkpoints name them in several files, which often differ: all of them count, since a model that writes one of them
-has ended. Knows tokenizers and their chat templates, not how output is produced.
+Checkpoints name them in several files, which often differ: all of them count, since a model that generates one of them
+has ended. Knows tokenizers and their chat templates, not how output is generated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["declare_ends", "end_id", "text_ends", "turn_ends"]
 
 _REPLY = "llmkit-reply"
-"""A reply that no template writes by itself."""
+"""A reply that no template contains."""
 
 
 def text_ends(loaded: Loaded) -> frozenset[int]:
@@ -35,7 +35,7 @@ def text_ends(loaded: Loaded) -> frozenset[int]:
 
 
 def turn_ends(loaded: Loaded) -> frozenset[int]:
-    """The tokens that end a reply: those of any output, config.json's, and what the chat template puts behind one."""
+    """The tokens that end a reply: those of any output, of config.json, and the one the chat template adds after it."""
     rows = vocabulary_rows(loaded.model)
     found = _ids(_config(loaded).get("eos_token_id")) | _template_ends(loaded.tokenizer)
     return text_ends(loaded) | {token for token in found if rows is None or token < rows}
@@ -54,7 +54,7 @@ def end_id(loaded: Loaded) -> int:
 
 
 def declare_ends(loaded: Loaded) -> None:
-    """Name in a model's generation settings all tokens that end its outputs, for programs that read no other file."""
+    """List all end tokens in a model's generation settings, for programs that read no other file."""
     set_ends(loaded.model.generation_config, sorted(turn_ends(loaded)))
 
 
@@ -68,7 +68,7 @@ _templates: WeakKeyDictionary[Any, tuple[Any, frozenset[int]]] = WeakKeyDictiona
 
 
 def _config(loaded: Loaded) -> Mapping[str, Any]:
-    """The part of config.json for text. Not the config object, whose class names end tokens that no file does."""
+    """The text part of config.json. Not the config object, whose class has default end tokens that no file names."""
     if loaded.model not in _configs:
         config = {} if loaded.source.gguf_file else loaded.source.config()
         part = config.get("text_config")
@@ -86,14 +86,14 @@ def _template_ends(tokenizer: Any) -> frozenset[int]:
 
 
 def _find_template_end(tokenizer: Any) -> frozenset[int]:
-    """The first added token behind a reply, by rendering one that a question follows; empty where there is none."""
+    """The first added token after a reply, found by rendering a reply before a question; empty if there is none."""
     turns = (Message("user", "?"), Message("assistant", _REPLY), Message("user", "?"))
     try:
         text, (between, _) = render_chat(tokenizer, Chat(turns)), reply_frame(tokenizer)
-    except LlmkitError:  # rendering the prompt says what is wrong
+    except LlmkitError:  # rendering the prompt reports the error
         return frozenset()
     added = tokenizer.added_tokens_decoder
-    # A reply whose header the model writes itself (gpt-oss) may be one of several messages of its turn.
+    # A reply whose header the model generates (gpt-oss) may be one of several messages of its turn.
     header = encode_text(tokenizer, between, special=False)
     if header and header[-1] in added and added[header[-1]].special:
         return frozenset()

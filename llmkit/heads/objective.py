@@ -1,9 +1,9 @@
-"""The loss of a micro-batch, summed over what it predicts, so that any division of an update gives the same.
+"""The loss of a micro-batch, summed over its predictions, so that any split of an update gives the same result.
 
-A mixture of experts whose config sets ``output_router_logits`` has the losses of its routers beside that of its
-predictions, with the coefficients of its config, as its class adds them. They are means over the tokens of a
-micro-batch and are counted once for each predicted token: an update has their mean over its micro-batches and
-processes. (The Trainer of Transformers 5.23 adds one for each micro-batch and process: transformers#48690.)
+A mixture of experts whose config sets ``output_router_logits`` adds the losses of its routers to its prediction loss,
+with the coefficients of its config, as its class does. Router losses are means over the tokens of a micro-batch and
+are counted once per predicted token: an update has their mean over its micro-batches and processes. (The Trainer of
+Transformers 5.23 adds one per micro-batch and process: transformers#48690.)
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ __all__ = ["Objective", "token_loss"]
 
 @dataclass(frozen=True)
 class Objective:
-    """How a model is asked for its loss."""
+    """How a model's loss is computed."""
 
     head: BaseHead
     keeps: bool
-    """The model can give the logits of some positions only (``logits_to_keep``), which saves most of their memory."""
+    """The model supports ``logits_to_keep``, which saves most of the memory of logits."""
     smoothing: float
     balances: bool = False
-    """The config asks for the losses of the routers. They count padding unless there is an attention mask."""
+    """The config enables router losses. They count padding unless there is an attention mask."""
     coefficient: float = 0.0
-    """Causal: of the balancing loss."""
+    """Causal: coefficient of the load-balancing loss."""
 
     @classmethod
     def of(cls, model: Any, head: BaseHead, smoothing: float) -> Objective:
-        """For a model, which may be wrapped by an adapter."""
+        """The objective of a model, which may be wrapped by an adapter."""
         virtual = bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         keeps = "logits_to_keep" in inspect.signature(base.forward).parameters and not virtual
@@ -47,15 +47,15 @@ class Objective:
         return cls(head, keeps, smoothing, balances and head.writes, _coefficient(base))
 
     def loss_sum(self, model: Any, batch: Batch, device: Any, *, balanced: bool = True) -> torch.Tensor:
-        """The sum of the losses; 0 with a gradient where nothing is predicted.
+        """The summed loss; a differentiable 0 if nothing is predicted.
 
         Args:
-            balanced: with the losses of routers; False gives that of the predictions alone.
+            balanced: include router losses.
         """
         return self.head.loss(model, batch.to(device), self if balanced else replace(self, balances=False))
 
     def balance(self, output: Any, count: int) -> Any:
-        """Causal: the balancing loss with its coefficient, once for each of ``count`` predictions."""
+        """Causal: the weighted load-balancing loss, once for each of ``count`` predictions."""
         balance = getattr(output, "aux_loss", None)
         if balance is None:
             _warn_of_no_balance(type(output).__name__)
@@ -64,7 +64,7 @@ class Objective:
 
 
 def token_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
-    """The sum of the cross entropies of ``[…, vocabulary]`` logits."""
+    """The summed cross entropy of ``[…, vocabulary]`` logits."""
     import torch
 
     return torch.nn.functional.cross_entropy(
@@ -77,7 +77,7 @@ def token_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.
 
 
 def _coefficient(base: Any) -> float:
-    """Of the ``aux_loss`` in a causal model's output; classes of Transformers keep it on the model or in its config."""
+    """Coefficient of ``aux_loss`` in a causal model's output; Transformers keeps it on the model or in its config."""
     names = ("router_aux_loss_coef", "aux_loss_coef")
     owners = (base, base.config.get_text_config())
     return float(next((getattr(each, name) for each in owners for name in names if hasattr(each, name)), 0.0))

@@ -1,7 +1,7 @@
-"""Keeps the reasoning of a model apart from its answer, while the text arrives in pieces.
+"""Splits a model's reasoning from its answer, while the text arrives in pieces.
 
-Knows how the marks around reasoning are found for a tokenizer: by its response template, where it has one; else by the
-channels of gpt-oss, or by pairs of tags among its added tokens, in its chat template, and in common use.
+Knows how the tags around reasoning are found for a tokenizer: in its response template, if it has one; otherwise as the
+channels of gpt-oss, or as pairs of tags among its added tokens, in its chat template, and in common use.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ _TAG = re.compile(r"<[^<>\s]{2,40}>|\[[^\[\]\s]{2,40}\]|◁[^◁▷\s]{2,40}▷"
 _XML = re.compile(r"<[A-Za-z]\w*>")
 _ABOUT_REASONING = re.compile("think|thought|reason", re.IGNORECASE)
 _CLOSES = (("/", ""), ("END", "START"), ("END", "BEGIN"), ("end", "start"), ("end", "begin"), ("eo", "bo"))
-"""How the closing tag of a pair differs from the opening one."""
+"""How a closing tag differs from its opening tag."""
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-"""The names that response templates have for it. Other regions, such as tool calls, stay in the answer as they are."""
+"""Names of the reasoning region in response templates. Other regions, such as tool calls, stay in the answer."""
 
 
 @dataclass(frozen=True)
 class ReasoningFormat:
-    """How the replies of one model are divided."""
+    """How the replies of one model are split."""
 
     splitter: Callable[[str], ReasoningSplitter]
-    """A new one for a reply, from the text of its prompt."""
+    """Creates a splitter for a reply, from the text of its prompt."""
     shown: Mapping[int, str]
-    """Special tokens that are part of marks, so that their text must not be dropped when a reply is decoded."""
+    """Special tokens that are part of tags, whose text must be kept when a reply is decoded."""
     marks: tuple[Mark, ...]
 
     def opened(self, prompt: str) -> Mark | None:
-        """The block that a prompt ends in."""
+        """The block that the prompt opens at its end."""
         return _opened(self.marks, prompt)
 
 
 def reasoning_format(tokenizer: Any) -> ReasoningFormat:
-    """How the replies of a chat model are divided."""
+    """How the replies of a chat model are split."""
     return _format(tokenizer, template_of(tokenizer), len(tokenizer))
 
 
@@ -70,7 +70,7 @@ def _format(tokenizer: Any, template: str, _size: int) -> ReasoningFormat:
 
 
 def _pairs(added: Iterable[str], template: str) -> list[Mark]:
-    """Pairs of tags about reasoning among the added tokens and in a template, which may only name the opening one."""
+    """Pairs of reasoning tags among the added tokens and in a template, which may only contain the opening tag."""
     tags = dict.fromkeys(tag for text in (*added, template) for tag in _TAG.findall(text))
     tags |= dict.fromkeys(f"</{tag[1:]}" for tag in tags if _XML.fullmatch(tag))
     about = [tag for tag in tags if _ABOUT_REASONING.search(tag)]
@@ -83,7 +83,7 @@ def _pairs(added: Iterable[str], template: str) -> list[Mark]:
 
 
 def _response_template(tokenizer: Any) -> dict[str, Any] | None:
-    """The regions of the tokenizer's response template, without what parses their content (that could fail)."""
+    """The regions of the tokenizer's response template, without the parsers of their content (which could fail)."""
     from transformers.utils.chat_parsing.response_templates import load_response_template
 
     spec = getattr(tokenizer, "response_template", None)
@@ -101,7 +101,7 @@ def _response_template(tokenizer: Any) -> dict[str, Any] | None:
         if name in (*_REASONING, "content")
     }
     if all("open" in field or "open_pattern" in field for field in fields.values()):
-        fields["outside"] = {}  # else text outside of all regions would be lost
+        fields["outside"] = {}  # otherwise text outside all regions would be lost
     return {**{key: spec[key] for key in ("start_anchor", "start_anchor_pattern") if key in spec}, "fields": fields}
 
 
@@ -110,27 +110,27 @@ def _opened(marks: Sequence[Mark], prompt: str) -> Mark | None:
 
 
 class ReasoningSplitter:
-    """Divides one reply into `reasoning` and its answer."""
+    """Splits one reply into `reasoning` and answer."""
 
     def __init__(self) -> None:
         self.reasoning = ""
         self.marked = False
-        """The reply had marks, perhaps around nothing."""
+        """The reply had reasoning tags, perhaps around nothing."""
         self.thinking = False
-        """The reply has ended in its reasoning, before an answer."""
+        """The reply ended during its reasoning, before an answer."""
         self._given = False
-        """The prompt has opened the reasoning, and nothing has closed it yet."""
+        """The prompt opened the reasoning block, and it is not closed yet."""
 
     def push(self, text: str) -> str:
-        """Add text; returns what of it is the answer. The rest is added to `reasoning`."""
+        """Add text; returns the part that belongs to the answer. The rest is added to `reasoning`."""
         raise NotImplementedError
 
     def flush(self, *, finished: bool = False) -> str:
-        """What was held back of the answer, when the text has ended.
+        """The part of the answer that was held back, after the text has ended.
 
         Args:
-            finished: the model has ended its reply itself. In a block that its prompt has opened it has then answered
-                without reasoning, and without closing the block.
+            finished: the model ended its reply itself. In a block that its prompt opened, it then answered without
+                reasoning and without closing the block.
         """
         text = self._rest()
         if self._given and finished:
@@ -143,7 +143,7 @@ class ReasoningSplitter:
 
 
 class TagSplitter(ReasoningSplitter):
-    """By pairs of tags. A block counts only at the beginning: later tags are part of the answer."""
+    """Splits at pairs of tags. A block counts only at the beginning: later tags are part of the answer."""
 
     def __init__(self, prompt: str = "", marks: Sequence[Mark] = MARKS) -> None:
         """``prompt`` is the rendered prompt: some templates open the block themselves."""
@@ -198,7 +198,7 @@ class TagSplitter(ReasoningSplitter):
         if not self._scanner.found:
             inside, after = _until(self._scanner, text)
             text = inside + after
-        if self.marked and not self._begun:  # the empty lines after a block are part of its form
+        if self.marked and not self._begun:  # empty lines after a block belong to the block
             text = text.lstrip()
             self._begun = bool(text)
         return text
@@ -218,22 +218,22 @@ class TagSplitter(ReasoningSplitter):
 
 
 def _until(scanner: StopScanner, text: str) -> tuple[str, str]:
-    """What comes before the scanner's one string, and what after it."""
+    """The text before and after the scanner's one string."""
     whole = scanner.held + text
     inside = scanner.push(text)
     return inside, whole[len(inside) + len(scanner.stop[0]) :] if scanner.found else ""
 
 
 class _ParsedSplitter(ReasoningSplitter):
-    """By the regions of a response template."""
+    """Splits by the regions of a response template."""
 
     def __init__(self, prompt: str, spec: Mapping[str, Any], tokens: Sequence[str]) -> None:
-        """``tokens`` are the special ones among the marks."""
+        """``tokens`` are the special tokens among the tags."""
         from transformers.utils.chat_parsing import ResponseParser
 
         super().__init__()
         self._tokens = tokens
-        # Whatever a region holds is taken as text, once or several times.
+        # The content of a region is taken as text, once or several times.
         fields = {name: {**field, "repeats": True, "transform": "{content}"} for name, field in spec["fields"].items()}
         self._parser: Any = ResponseParser({**spec, "fields": fields}, prefix=prompt)
         last = next((event for event in reversed(self._parser.initial_events) if event["type"] != "region_chunk"), None)
@@ -252,7 +252,7 @@ class _ParsedSplitter(ReasoningSplitter):
                 self.reasoning += event.get("text", "")
             elif event["type"] == "region_chunk":
                 text = event["text"]
-                for token in self._tokens:  # those that no region of the template takes
+                for token in self._tokens:  # messages that match no region of the template
                     text = text.replace(token, "")
                 text = text.lstrip() if self.marked and not self._begun else text
                 self._begun = self._begun or bool(text)

@@ -1,4 +1,4 @@
-"""The seq2seq head: an encoder reads the prompt, a decoder writes from its start token."""
+"""The seq2seq head: an encoder processes the prompt, a decoder generates from its start token."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Seq2SeqHead(WritingHead):
             case Text(text=text, prefill=prefill):
                 route = prompt.route
                 code = route.source_code if route else None
-                # The language is a state of the tokenizer, which other threads use too.
+                # The language is state of the tokenizer, which other threads share.
                 with loaded.lock, apply_source(loaded.tokenizer, code) if code else nullcontext():
                     ids = encode_text(loaded.tokenizer, text)
             case _:
@@ -52,7 +52,7 @@ class Seq2SeqHead(WritingHead):
         )
 
     def _start(self, loaded: Loaded, route: Route | None, begun: list[int]) -> list[int]:
-        """The ids the decoder begins with. Generation forces a language token only right after the start."""
+        """The ids the decoder starts with. Generation forces a language token only right after the start token."""
         config = loaded.model.generation_config
         route = route or Route(None, None)
         start = next(
@@ -72,9 +72,9 @@ class Seq2SeqHead(WritingHead):
         return [*start, *([forced] if begun and forced is not None else []), *begun]
 
     def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on_all: bool) -> list[Features]:
-        """See `BaseHead`. The decoder gets what it begins with at inference, and the answer one token behind."""
+        """See `BaseHead`. The decoder input is its start at inference, then the answer shifted by one token."""
         if loss_on_all:
-            raise UsageError("loss_on: all has no effect, since an encoder's tokens carry no loss", "leave it out")
+            raise UsageError("loss_on: all has no effect: an encoder's tokens have no loss", "leave it out")
         return [self._features(loaded, example) for example in examples]
 
     def _features(self, loaded: Loaded, example: Example) -> Features:
@@ -111,13 +111,13 @@ class Seq2SeqHead(WritingHead):
         return loaded.context.tokens if loaded.context.hard else None
 
     def batch(self, lines: Sequence[Line], *, pad_id: int, packed: bool = False, masked: bool = True) -> Batch:
-        """See `BaseHead`. An encoder sees ahead, so there is always a mask."""
+        """See `BaseHead`. An encoder is bidirectional, so there is always a mask."""
         begun = fill([line["decoder_input_ids"] for line in lines], pad_id)
         inputs = padded(lines, pad_id) | {"decoder_input_ids": begun}
         return Batch(inputs, fill([line["labels"] for line in lines], IGNORED))
 
     def loss(self, model: Any, batch: Batch, objective: Objective) -> torch.Tensor:
-        # These classes give the losses of their routers in their own loss only.
+        # These classes return router losses only as part of their own loss.
         routers = {"output_router_logits": True, "labels": batch.labels} if objective.balances else {}
         output = model(**batch.inputs, **routers, use_cache=False)
         loss = token_loss(output.logits, batch.labels, objective.smoothing)
@@ -130,7 +130,7 @@ class Seq2SeqHead(WritingHead):
 
         limit, length = loaded.context.tokens, len(features.input_ids)
         if limit is not None and loaded.context.hard and length > limit:
-            raise InputError(f"it has {length} tokens, and the model reads {limit}", "shorten it")
+            raise InputError(f"it has {length} tokens, and the model's context is {limit}", "shorten it")
         parts = (features.input_ids, features.decoder_input_ids, features.labels)
         ids, written, labels = (torch.tensor([part], device=loaded.device) for part in parts)
         with torch.no_grad():
@@ -143,10 +143,10 @@ class Seq2SeqHead(WritingHead):
 
 
 def _answer(loaded: Loaded, example: Example) -> list[int]:
-    """Ids of an answer as the decoder was taught to write: in the frame of its tokenizer, closed by EOS."""
+    """Ids of an answer as the decoder was trained on it: with the special tokens of its tokenizer, ending in EOS."""
     tokenizer: Any = loaded.tokenizer
     route = example.prompt.route if isinstance(example.prompt, Text) else None
-    # The frame of a tokenizer with languages names that of the source.
+    # The special tokens of a multilingual tokenizer name the source language.
     plain = route is not None and (route.source_code is not None or route.forced_bos_token_id is not None)
     if hasattr(tokenizer, "spm_target"):  # Marian: two languages, two vocabularies
         with loaded.lock:

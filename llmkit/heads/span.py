@@ -1,7 +1,7 @@
-"""The span head: an encoder marks where in a text the answer stands.
+"""The span head: an encoder extracts the answer's span from a text.
 
-Knows how the logits of all windows of a text (`llmkit.heads.windows`) become one distribution over answers in it, and
-what is learned from each. Knows nothing of wording, thresholds and files.
+Knows how the logits of all windows of a text (`llmkit.heads.windows`) become one distribution over answers, and how
+windows are labelled for training. Knows nothing of prompt wording, thresholds and files.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ class SpanHead(BaseHead):
         return next(candidate for candidate in own if candidate is not None)
 
     def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on_all: bool) -> list[Features]:
-        """See `BaseHead`. One a window, which are those of inference.
+        """See `BaseHead`. One example per window, with the windows of inference.
 
-        Labels follow run_qa.py of Transformers: a window that does not hold a whole answer is labelled with the null
-        answer. Of several answers that learns the first, and this all.
+        Labels follow run_qa.py of Transformers: a window without a complete answer is labelled with the null answer.
+        If a row has several answers, run_qa.py learns the first; this head learns all of them.
         """
         found = []
         for example in examples:
             if not isinstance(example.prompt, QuestionContext):
                 raise UsageError(
-                    "an extractive model learns to mark answers in a text", "give question, context and answers"
+                    "an extractive model learns answers that occur in a text", "provide question, context and answers"
                 )
             document = split(loaded, example.prompt)
             answers = [tokens for span in example.spans if (tokens := _tokens(document, *span))]
@@ -62,7 +62,7 @@ class SpanHead(BaseHead):
         return found
 
     def batch(self, lines: Sequence[Line], *, pad_id: int, packed: bool = False, masked: bool = True) -> Batch:
-        """See `BaseHead`. An encoder sees ahead, so there is always a mask."""
+        """See `BaseHead`. An encoder is bidirectional, so there is always a mask."""
         inputs = padded(lines, pad_id)
         if lines[0]["token_type_ids"]:
             inputs["token_type_ids"] = fill([line["token_type_ids"] for line in lines], 0)
@@ -74,10 +74,10 @@ class SpanHead(BaseHead):
         return int((batch.labels[:, 0, 0] != IGNORED).sum())
 
     def loss(self, model: Any, batch: Batch, objective: Objective) -> torch.Tensor:
-        """See `BaseHead`. The mean of the start's and the end's, as ``ForQuestionAnswering`` of Transformers has it.
+        """See `BaseHead`. The mean of start and end loss, as in ``ForQuestionAnswering`` of Transformers.
 
-        But no probability goes to padding, so that it does not depend on the batch, and of several answers each is
-        right.
+        Unlike there, padding gets no probability, so that the loss does not depend on the batch, and each of several
+        answers counts as correct.
         """
         import torch
 
@@ -94,7 +94,7 @@ class SpanHead(BaseHead):
     # From windows to answers.
 
     def alone(self, loaded: Loaded) -> bool:
-        """Whether the model has to read one window at a time."""
+        """Whether the model must process one window at a time."""
         return family(loaded.model.config.model_type).reads_padding
 
     def read(self, loaded: Loaded, windows: Sequence[Window]) -> list[Logits]:
@@ -105,11 +105,11 @@ class SpanHead(BaseHead):
             outputs: Any = loaded.model(**self._collate(loaded, windows))
         if getattr(outputs, "start_logits", None) is None or getattr(outputs, "end_logits", None) is None:
             raise UsageError(
-                f"{type(loaded.model).__name__} gives beams of answers and no start and end logits",
+                f"{type(loaded.model).__name__} returns beams of answers instead of start and end logits",
                 "use a model whose class has start and end logits, such as XLNetForQuestionAnsweringSimple",
             )
         starts, ends = outputs.start_logits.cpu().double(), outputs.end_logits.cpu().double()
-        # A tuned prompt stands before the input and has logits too.
+        # The virtual tokens of a tuned prompt precede the input and have logits too.
         extra = starts.shape[1] - max(len(window.input_ids) for window in windows)
         pairs = []
         for row, window in enumerate(windows):
@@ -120,7 +120,7 @@ class SpanHead(BaseHead):
         return pairs
 
     def _collate(self, loaded: Loaded, windows: Sequence[Window]) -> dict[str, torch.Tensor]:
-        """``[batch, longest]`` tensors, padded on the right whatever the tokenizer does: positions count from there."""
+        """``[batch, longest]`` tensors, always padded on the right, so that positions count from the left."""
         tokenizer: Any = loaded.tokenizer
         ids, mask = pad([window.input_ids for window in windows], self.pad_id(loaded), loaded.device, left=False)
         inputs = {"input_ids": ids}
@@ -138,11 +138,11 @@ class SpanHead(BaseHead):
 
         A span's logit is start + end, as in run_squad.py of BERT and run_qa.py of Transformers; there is one softmax
         over the spans of all windows and "no answer", whose logit is its minimum over the windows (it must be absent
-        everywhere). A span in the overlap of two windows counts where it has the most text on both sides. Token spans
-        of the same characters are one answer, and their probabilities are added. All scores and ``no_answer`` add up
-        to 1, and ``null_margin`` is log(no_answer / spans[0].score); a text without words gives no spans and infinity.
+        everywhere). A span in the overlap of two windows counts in the one with the most context on both sides. Token
+        spans of the same characters are one answer, and their probabilities are added. All scores and ``no_answer`` add
+        up to 1, and ``null_margin`` is log(no_answer / spans[0].score); a text without words has no spans and infinity.
 
-        An answer neither begins nor ends in white space or inside a character, and each place in the text is listed
+        An answer neither begins nor ends in white space or inside a character, and each span of the text is listed
         once.
         """
         settings = document.prompt.settings
@@ -157,7 +157,7 @@ class SpanHead(BaseHead):
 
 
 def _tokens(document: Document, start: int, end: int) -> tuple[int, int] | None:
-    """First and last token of the characters ``[start, end)``; None if no token is of them."""
+    """First and last token of the characters ``[start, end)``; None if no token covers them."""
     text = document.prompt.context[start:end]
     start, end = start + len(text) - len(text.lstrip()), end - len(text) + len(text.rstrip())
     first = bisect_right(document.chars, start, key=lambda chars: chars[1])
@@ -173,18 +173,18 @@ def _labelled(window: Window, answers: Sequence[tuple[int, int]]) -> Features:
 
 
 def _place_loss(logits: torch.Tensor, places: torch.Tensor, padding: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Of each row, the cross entropy of any of its right places against all that are no padding.
+    """Cross entropy, per row, of any of its correct positions against all positions but padding.
 
-    The summed objective of Clark and Gardner (2018, arXiv:1710.10723); with one right place the plain one.
+    The summed objective of Clark and Gardner (2018, arXiv:1710.10723); with one correct position, plain cross entropy.
 
     Args:
         logits: ``[batch, length]``, as ``padding``.
-        places: ``[batch, answers]``, distinct, `IGNORED` behind them or all over.
+        places: ``[batch, answers]``, distinct, padded with `IGNORED`; all `IGNORED` for a row without loss.
     """
     log_p = logits.float().masked_fill(padding, -1e9).log_softmax(dim=1)
     right = log_p.gather(1, places.clamp(min=0)).masked_fill(places == IGNORED, -1e9).logsumexp(dim=1)
     if smoothing:
-        # What is smoothed goes to all places alike, but padding is none.
+        # Label smoothing is spread evenly over all positions but padding.
         even = log_p.masked_fill(padding, 0).sum(dim=1) / (~padding).sum(dim=1)
         right = (1 - smoothing) * right + smoothing * even
     return -right.masked_fill(places[:, 0] == IGNORED, 0).sum()
@@ -195,19 +195,19 @@ def _place_loss(logits: torch.Tensor, places: torch.Tensor, padding: torch.Tenso
 
 @dataclass(frozen=True)
 class _Found:
-    """What one window adds to the reading of a document, in logits."""
+    """One window's contribution to the prediction for a document, in logits."""
 
     null: float
     total: float
     """logsumexp over the spans that count in this window."""
     best: tuple[tuple[float, int, int], ...]
-    """Logit, and characters ``[start, end)``."""
+    """Logit and character offsets ``[start, end)``."""
 
 
 def _spans(
     document: Document, number: int, starts: torch.Tensor, ends: torch.Tensor, *, max_answer_len: int, top: int
 ) -> _Found:
-    """The spans that count in one window, out of a band of ``[text tokens, max_answer_len]`` logits."""
+    """The spans that count in one window, from a band of ``[text tokens, max_answer_len]`` logits."""
     import torch
 
     window = document.windows[number]
@@ -244,10 +244,10 @@ def _spans(
 
 
 def _counts_here(windows: Sequence[Window], number: int, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """Whether the spans of tokens ``low`` to ``high`` have more text on both sides here than in any other window.
+    """Whether the spans of tokens ``low`` to ``high`` have more context here than in any other window.
 
-    The lesser of the two sides, as in BERT's ``_check_is_max_context``, there asked of single tokens. From window to
-    window it first grows and then falls, so that the neighbours tell; of two that are equal, the earlier counts.
+    Context is the smaller of the two sides, as in BERT's ``_check_is_max_context``, which checks single tokens. From
+    window to window it first grows and then falls, so comparing with the neighbours suffices; of equals the first wins.
     """
     import torch
 
@@ -264,14 +264,14 @@ def _counts_here(windows: Sequence[Window], number: int, low: torch.Tensor, high
 
 
 def _reading(document: Document, found: Sequence[_Found], top: int) -> SpanPrediction:
-    """Put the windows of a document together."""
+    """Combine the windows of a document."""
     tokens = len(document.input_ids)
     best = sorted((span for part in found for span in part.best), key=lambda span: (-span[0], *span[1:]))[:top]
     if not best:
         return SpanPrediction((), 1.0, math.inf, len(found), tokens)
     null = min(part.null for part in found)
     logits = [null, *(part.total for part in found)]
-    # Taken off before exp(), which overflows from 710 on.
+    # Subtracted before exp(), which overflows above 709.
     highest = max(logits)
     total = highest + math.log(math.fsum(math.exp(logit - highest) for logit in logits))
     spans = tuple(

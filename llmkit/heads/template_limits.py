@@ -1,6 +1,6 @@
-"""How long a chat template may take and how much memory: it is code that comes with a model.
+"""Time and memory limits for rendering a chat template, which is code that comes with a model.
 
-Time is limited from a second thread, so that it holds in every thread and on every system; memory where the system can
+Time is limited from a second thread, which works in every thread and on every system; memory only where the system can
 limit it (Linux). Knows nothing of conversations.
 """
 
@@ -19,28 +19,28 @@ from llmkit.errors import CheckpointError
 __all__ = ["limited"]
 
 SECONDS = 10.0
-"""Templates in use take a thousandth of a second."""
+"""Real templates take a millisecond."""
 BYTES = 2**30
-"""Memory beyond what the process has, for one text."""
+"""Additional memory for rendering one text."""
 
 _MEMORY = Path("/proc/self/statm")
 _ONE_AT_A_TIME = threading.Lock()
-"""The limit of memory is the process's."""
+"""The memory limit applies to the whole process, so one rendering at a time sets it."""
 
 
 class _TooLongError(Exception):
-    """Raised in the thread that renders, by the one that watches it."""
+    """Raised in the rendering thread by the watching thread."""
 
 
 @contextmanager
 def limited(template: str, fix: str) -> Iterator[None]:
-    """End a rendering that takes too long or too much memory.
+    """Stop a rendering that takes too much time or memory.
 
     Raises:
-        CheckpointError: it did, or would hold every limit up.
+        CheckpointError: it did, or it contains an operation that no limit can interrupt.
     """
     if _has_power(template):
-        # The one operation that can compute for hours in one step, which nothing can end.
+        # The one operation that can compute for hours in a single step, which cannot be interrupted.
         raise CheckpointError("the model's chat template raises a number to a power, which may never end", fix)
     try:
         with _ONE_AT_A_TIME, _limited_memory(), _watch.limited():
@@ -48,16 +48,16 @@ def limited(template: str, fix: str) -> Iterator[None]:
     except _TooLongError as error:
         raise CheckpointError(f"the model's chat template does not end within {SECONDS:g} seconds", fix) from error
     except MemoryError as error:
-        raise CheckpointError("the model's chat template needs more memory than any text of a chat", fix) from error
+        raise CheckpointError("the model's chat template uses too much memory", fix) from error
 
 
 @lru_cache(maxsize=64)
 def _has_power(template: str) -> bool:
-    """Whether ``**`` stands between two values, not in front of an argument."""
+    """Whether ``**`` is the power operator, not keyword unpacking."""
     from jinja2 import Environment, TemplateSyntaxError
 
     before = ""
-    with suppress(TemplateSyntaxError):  # rendering says where
+    with suppress(TemplateSyntaxError):  # rendering reports the syntax error
         for _, kind, text in Environment(autoescape=True).lex(template):
             if kind == "operator" and text == "**" and before not in ("(", ","):
                 return True
@@ -66,19 +66,19 @@ def _has_power(template: str) -> bool:
 
 
 class _Watch:
-    """The rendering that is going on, and the thread that looks at it every second while there is any."""
+    """The current renderings, and the thread that checks them every second while there are any."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
         self._thread: threading.Thread | None = None
         self._rendering: tuple[int, float] | None = None
-        """In which thread, and since when."""
+        """Thread and start time of each rendering."""
 
     @contextmanager
     def limited(self) -> Iterator[None]:
         with self._turn:
             self._rendering = threading.get_ident(), time.monotonic()
-            if self._thread is None or not self._thread.is_alive():  # it does not go with a process that forks
+            if self._thread is None or not self._thread.is_alive():  # threads do not survive a fork
                 self._thread = threading.Thread(target=self._look, name="llmkit-template", daemon=True)
                 self._thread.start()
         try:

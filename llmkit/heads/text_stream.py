@@ -1,8 +1,8 @@
-"""Token ids to text as they come: no half characters, no stop string and no beginning of one.
+"""Streaming decoder from token ids to text: no partial characters, no stop string and no beginning of one.
 
-A special token, which decoding drops, is one character of a private area where a stop string contains it.
+A special token, which decoding drops, is represented by a private use character if a stop string contains it.
 
-Knows a tokenizer's ``decode``, and what it writes that was in no text; nothing of models.
+Knows a tokenizer's ``decode`` and the artefacts it adds to texts; nothing of models.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Any
 __all__ = ["EDGE", "StopScanner", "Stops", "TextStream"]
 
 EDGE = "\ufdd0"
-"""Stands on both sides of a special token's text in a stream, which is thereby told from the same letters in a text. A
-code point that no text has: Unicode keeps it for uses like this."""
+"""Delimits a special token's text in a stream, to distinguish it from the same letters in ordinary text. A
+noncharacter, which Unicode reserves for internal use."""
 _PRIVATE = 0xF0000
 
 
 @dataclass(frozen=True)
 class Stops:
-    """Stop strings as they are looked for."""
+    """Compiled stop strings."""
 
     texts: tuple[str, ...]
     marks: dict[int, str] = field(default_factory=dict)
-    """The special tokens in them, each with the character that stands for it."""
+    """The special tokens in them, each with its private use character."""
 
     @classmethod
     def of(cls, tokenizer: Any, texts: Sequence[str], shown: Mapping[int, str]) -> Stops:
-        """The stop strings of a caller; ``shown`` as for `TextStream`."""
+        """Compile the caller's stop strings; ``shown`` as for `TextStream`."""
         marks: dict[int, str] = {}
         if texts:
             special = dict(zip(tokenizer.all_special_ids, map(str, tokenizer.all_special_tokens), strict=True))
@@ -43,15 +43,15 @@ class Stops:
         return cls(tuple(texts), marks)
 
     def shown(self, text: str) -> str:
-        """Text without the characters for special tokens."""
+        """Text without the private use characters for special tokens."""
         return text.translate({ord(mark): None for mark in self.marks.values()}) if self.marks else text
 
 
 class TextStream:
-    """Decodes one row token by token; the pieces join to what decoding all tokens at once gives.
+    """Decodes one row token by token; the joined pieces equal the decoding of all tokens at once.
 
-    A piece is held back while it ends in half a character. Each step decodes only a few tokens: those of
-    the last piece again, because many tokenizers drop the space in front of a text.
+    A piece is held back while it ends in a partial character. Each step decodes only a few tokens: the last piece's
+    tokens again, because many tokenizers drop the space in front of a text.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class TextStream:
         skip_special_tokens: bool = True,
         shown: Mapping[int, str] | None = None,
     ) -> None:
-        """``shown`` are special tokens that are not skipped, with their text; it comes between two `EDGE`."""
+        """``shown`` are special tokens that are not skipped, with their text, which is emitted between two `EDGE`."""
         self._tokenizer = tokenizer
         self._shown = shown or {}
         self._skip_special_tokens = skip_special_tokens
@@ -77,7 +77,7 @@ class TextStream:
         return text
 
     def push(self, token: int) -> str:
-        """Add a token; returns the text that has become certain."""
+        """Add a token; returns the text that has become final."""
         if token in self._shown:
             text = self.flush()
             self._ids, self._start, self._end = [], 0, 0
@@ -104,12 +104,12 @@ _LINE_BREAK = re.compile("<n> ?")
 
 
 def _corrections(tokenizer: Any) -> list[tuple[re.Pattern[str], str]]:
-    """What to replace in decoded texts, for what a tokenizer loses of a text and how it decodes the rest."""
+    """Replacements in decoded texts that undo what a tokenizer changes in a text."""
     corrections = []
-    # WordPiece makes a word of each Chinese character, and decoding puts blanks between words.
+    # WordPiece makes a word of each Chinese character, and decoding puts spaces between words.
     if " " in tokenizer.convert_tokens_to_string(tokenizer.tokenize("好公")).strip():
         corrections.append((_BLANK, ""))
-    # Pegasus has a token for a line break, and reads one as a blank.
+    # Pegasus has a token for a line break, and tokenizes one as a space.
     loses_line_breaks = "\n" not in tokenizer.convert_tokens_to_string(tokenizer.tokenize("a\na"))
     if loses_line_breaks and tokenizer.convert_tokens_to_ids("<n>") not in (None, tokenizer.unk_token_id):
         corrections.append((_LINE_BREAK, "\n"))
@@ -117,16 +117,16 @@ def _corrections(tokenizer: Any) -> list[tuple[re.Pattern[str], str]]:
 
 
 class StopScanner:
-    """Finds stop strings in text that arrives in pieces, and never lets the beginning of one through."""
+    """Finds stop strings in text that arrives in pieces, and never emits the beginning of one."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self.stop = tuple(stop)
         self.held = ""
-        """What may be the beginning of a stop string."""
+        """Held back text that may be the beginning of a stop string."""
         self.found = False
 
     def push(self, text: str) -> str:
-        """Add text; returns what may be shown. After `found` nothing more comes."""
+        """Add text; returns the text that can be emitted. Once `found`, nothing more is emitted."""
         if not self.stop:
             return text
         self.held += text
@@ -141,6 +141,6 @@ class StopScanner:
         return shown
 
     def flush(self) -> str:
-        """What was held back, when the text ends without a stop string."""
+        """The text still held back, after the text ended without a stop string."""
         held, self.held = self.held, ""
         return held

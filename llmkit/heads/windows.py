@@ -1,6 +1,6 @@
-"""A question and a text as the windows that an extractive model reads, and where in the text each token stands.
+"""Splits a question and a text into windows for an extractive model, with the character offsets of each token.
 
-Knows tokenizers with offsets, and what the models of Transformers take. Does not know logits.
+Knows tokenizers with offsets, and the inputs of the models of Transformers. Does not know logits.
 """
 
 from __future__ import annotations
@@ -22,53 +22,53 @@ if TYPE_CHECKING:
 __all__ = ["Document", "Window", "split", "takes", "takes_token_types"]
 
 MIN_ROOM = 16
-"""Tokens of the text that a window must hold at least: with fewer, the model sees no sentence whole."""
+"""Minimum number of text tokens in a window: with fewer, the model sees no complete sentence."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """One input of the model: the question and a stretch of the text."""
+    """One input of the model: the question and a section of the text."""
 
     input_ids: tuple[int, ...]
     token_type_ids: tuple[int, ...]
-    """Empty where the model takes none."""
+    """Empty if the model has no token types."""
     null_at: int
     """The position whose logits stand for "no answer"."""
     text_at: int
     """The position of the first token of the text."""
     begin: int
     end: int
-    """The stretch ``[begin, end)`` in tokens of the whole text."""
+    """The section ``[begin, end)`` in tokens of the whole text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document(Encoded):
-    """A question and a text as windows, and where in the text each of its tokens stands.
+    """A question and a text as windows, with the character offsets of each token of the text.
 
-    ``input_ids`` are those of all windows, special tokens and overlap included.
+    ``input_ids`` are the ids of all windows, special tokens and overlap included.
     """
 
     prompt: QuestionContext
     windows: tuple[Window, ...] = ()
     chars: tuple[tuple[int, int], ...] = ()
-    """For each token of the text the characters ``[start, end)`` it belongs to: whole ones as a reader counts them,
-    without white space around them. Both ends are equal for a token of nothing but white space."""
+    """For each token of the text its characters ``[start, end)``, widened to grapheme clusters and without surrounding
+    white space. Both ends are equal for a token of white space."""
     extents: tuple[tuple[int, int], ...] = ()
-    """For each token of the text the first that starts at its character, and the last that ends at its character.
+    """For each token of the text the first token that starts at its character, and the last that ends at its character.
     All token spans of the same characters have the same extent, so that they count in the same window."""
 
 
 def split(loaded: Loaded, prompt: QuestionContext) -> Document:
-    """Cut the text, and never the question, into windows of at most ``prompt.settings.max_seq_len`` tokens.
+    """Split the text, but never the question, into windows of at most ``prompt.settings.max_seq_len`` tokens.
 
-    They have question and special tokens too, and are never longer than the model takes. Two of them share
-    ``doc_stride`` tokens, at most half of a window's text: no answer of up to that many is lost between windows.
-    A text without tokens gives no windows. The question comes first, or second where the tokenizer pads on the left,
-    since such models (XLNet) were trained so: run_qa.py.
+    The length includes question and special tokens and never exceeds the model's context. Neighbours overlap by
+    ``doc_stride`` tokens, at most half of a window's text: no answer of up to that length is lost between windows.
+    A text without tokens has no windows. The question comes first, or second if the tokenizer pads on the left, as
+    such models (XLNet) were trained: run_qa.py.
 
     Raises:
         ContextOverflowError: the question leaves no room for the text.
-        UsageError: the tokenizer gives no offsets.
+        UsageError: the tokenizer provides no offsets.
     """
     tokenizer: Any = loaded.tokenizer
     question, context = prompt.question.lstrip(), prompt.context
@@ -123,14 +123,13 @@ def split(loaded: Loaded, prompt: QuestionContext) -> Document:
 
 def _no_offsets(loaded: Loaded) -> UsageError:
     return UsageError(
-        f"{loaded.source.name} has a tokenizer that does not tell where its tokens stand in the text, so answers cannot"
-        " be located",
+        f"{loaded.source.name} has a tokenizer without character offsets, so answers cannot be located in the text",
         "use a generative model (`model=starter`) or a BERT-like checkpoint",
     )
 
 
 def _room(loaded: Loaded, fixed: int, count: int, max_seq_len: int, question: int) -> int:
-    """Tokens of the text in a window. ``fixed`` counts the question and special tokens, ``count`` the text."""
+    """Number of text tokens in a window. ``fixed`` counts the question and special tokens, ``count`` the text."""
     limit = loaded.context.tokens
     length = max_seq_len if limit is None else min(max_seq_len, limit)
     room = length - fixed
@@ -154,14 +153,14 @@ def _null_position(tokenizer: Any, ids: Sequence[int], sides: Sequence[int | Non
 
 
 def takes_token_types(model: Any, tokenizer: Any) -> bool:
-    """Whether the model was trained with token types of this tokenizer: what the checkpoint declares, else what
-    Transformers 4 gave by default.
+    """Whether the model was trained with token types of this tokenizer: as the checkpoint declares, or else as
+    Transformers 4 did by default.
     """
     if not takes(model, "token_type_ids"):
         return False
     types = tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"]
     rows: int | None = getattr(model.config, "type_vocab_size", None)
-    # Fewer than two rows carry nothing: RoBERTa has one, DeBERTa none.
+    # Fewer than two types carry no information: RoBERTa has one, DeBERTa none.
     if rows is not None and (rows < 2 or max(types) >= rows):
         return False
     declared = tokenizer.init_kwargs.get("model_input_names")
@@ -169,9 +168,9 @@ def takes_token_types(model: Any, tokenizer: Any) -> bool:
         return "token_type_ids" in declared
     declaring = [vars(cls) for cls in type(tokenizer).__mro__ if "model_input_names" in vars(cls)]
     gives = ["token_type_ids" in each["model_input_names"] for each in declaring[:-1]]
-    if not gives:  # the default of all tokenizers in version 4, which the last of them no longer has
+    if not gives:  # the default of all tokenizers in version 4, dropped in the latest version
         return True
-    if any(gives):  # a class that takes back what the class above it gives (DistilBERT) did so in version 4
+    if any(gives):  # a class that removes an input of its base class (DistilBERT) did so in version 4
         return gives[0]
     # Version 5 took them from some classes (ALBERT), whose models have a table for the types that the tokenizer gives.
     # A model that can be given the length of the question (BigBird) makes types of its own.
@@ -179,7 +178,7 @@ def takes_token_types(model: Any, tokenizer: Any) -> bool:
 
 
 def takes(model: Any, name: str) -> bool:
-    """Whether the model has an input of that name; an adapter's own signature says nothing of it."""
+    """Whether the model has an input of that name; an adapter's signature hides it."""
     inner = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
     return name in inspect.signature(type(inner).forward).parameters
 
@@ -213,9 +212,9 @@ def _extents(chars: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _clusters(text: str) -> tuple[list[int], list[int]]:
-    """For each code point, where the character that a reader sees begins and ends.
+    """For each code point, start and end of its grapheme cluster.
 
-    White space takes no marks, since answers are trimmed of it.
+    White space takes no combining marks, since it is trimmed off answers.
     """
     starts: list[int] = []
     ends: list[int] = []

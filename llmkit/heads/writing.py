@@ -1,4 +1,4 @@
-"""What the two heads that generate text share. How a batch is generated is the engine's (`llmkit.engines`)."""
+"""The base of the two heads that generate text. The engine generates batches (`llmkit.engines`)."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ class WritingHead(BaseHead, Protocol):
     """A head that generates text."""
 
     def collate(self, loaded: Loaded, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        """Prompts to the keyword arguments of ``model.generate``: ``[batch, length]`` tensors on the device."""
+        """Collate prompts into keyword arguments of ``model.generate``: ``[batch, length]`` tensors on the device."""
 
     def output_start(self, inputs: dict[str, torch.Tensor]) -> int:
         """Index of the first new token in the sequences that ``model.generate`` returns."""
 
     def target_loss(self, loaded: Loaded, features: Features) -> tuple[float, int]:
-        """The summed loss in nats of the labels of an example of any length, and how many they are.
+        """The summed loss in nats of the labels of an example of any length, and their number.
 
         Raises:
-            InputError: the encoder does not read so much.
+            InputError: the text exceeds the encoder's context.
         """
 
     def next_logits(self, loaded: Loaded, encoded: Encoded) -> torch.Tensor:
-        """Logits ``[vocabulary]`` of the first token behind a prompt."""
+        """Logits ``[vocabulary]`` of the first token after a prompt."""
         import torch
 
         with torch.inference_mode():

@@ -98,7 +98,7 @@ def test_of_several_templates_the_one_that_renders_conversations(tokenizer: Any,
     assert not caplog.records
     assert render(tokenizer, {"one": TEXT, "two": PARTS.upper(), "three": PARTS}, USER) == "user:Hi|assistant:"
     assert "one, two, three and no default, so one is used" in caplog.text
-    with pytest.raises(CheckpointError, match="templates tool_use, rag; none is called default"):
+    with pytest.raises(CheckpointError, match="templates tool_use, rag; none is named default"):
         render(tokenizer, {"tool_use": tools, "rag": "{{ documents }}"}, USER)
 
 

@@ -478,7 +478,7 @@ def test_xlnet(load: Load) -> None:
 
 def test_a_beam_head_is_refused(load: Load) -> None:
     loaded = xlnet(load("bert"), "XLNetForQuestionAnswering")
-    with pytest.raises(UsageError, match="XLNetForQuestionAnswering gives beams of answers"):
+    with pytest.raises(UsageError, match="XLNetForQuestionAnswering returns beams of answers"):
         read(loaded, QuestionContext(QUESTION, LONG))
 
 

@@ -52,7 +52,7 @@ def test_a_template_of_content_parts_gets_parts(tokenizer: Any) -> None:
     assert encode_chat(tokenizer, Chat((USER,))) != encode_chat(tokenizer, Chat((REPLY,)))
     assert render(tokenizer, PARTS, USER, prefill="Well") == "user:Hi|assistant:Well"
     only_user = PARTS.replace("{% for c in m['content'] %}", "{% for c in m['content'] if m.role == 'user' %}")
-    with pytest.raises(InputError, match=r"leaves out the text of the assistant.*llmkit generate --raw"):
+    with pytest.raises(InputError, match=r"drops the text of the assistant.*llmkit generate --raw"):
         render(tokenizer, only_user, USER, REPLY, USER)
 
 
@@ -71,10 +71,10 @@ def test_a_system_message_that_is_not_taken_stands_before_the_first_message(toke
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("user said something", "leaves out the text of the user"),
-        ("{{ messages[-1].content[:3] }}", "leaves out the text of the user"),
-        ("{{ messages[-1].content[:1000] }}", "leaves out the text of the user"),
-        ("{{ messages[-1].content.splitlines()[0] }}", "leaves out the text of the user"),
+        ("user said something", "drops the text of the user"),
+        ("{{ messages[-1].content[:3] }}", "drops the text of the user"),
+        ("{{ messages[-1].content[:1000] }}", "drops the text of the user"),
+        ("{{ messages[-1].content.splitlines()[0] }}", "drops the text of the user"),
         ("{% for m in messages %}{{ m.content }}", "line 1 of the model's chat template is wrong .*endfor"),
         ("{{ describe(messages) }}", r"fails \(UndefinedError: 'describe' is undefined\)"),
         ("{{ turn['role'] }}", r"fails \(UndefinedError"),
@@ -179,9 +179,9 @@ DOUBLING = "{% set n = namespace(x='a' * 64) %}{% for i in range(50) %}{% set n.
             "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
             "does not end within",
         ),
-        ("{{ 'a' * 10000000000 }}", "needs more memory"),
-        ("{{ messages[0].content | center(10000000000) }}", "needs more memory"),
-        (DOUBLING, "needs more memory"),
+        ("{{ 'a' * 10000000000 }}", "uses too much memory"),
+        ("{{ messages[0].content | center(10000000000) }}", "uses too much memory"),
+        (DOUBLING, "uses too much memory"),
         ("{{ messages[0].content }}{{ 10 ** (10 ** 10) }}", "raises a number to a power"),
     ],
 )

@@ -82,7 +82,7 @@ def test_a_template_that_loses_the_conversation_is_refused_before_training(
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}])
     model = checkpoint("llama", chat=True)
-    for template, message in (("chatml", "no Jinja text"), ("{{ bos_token }}Hello", "leaves out the text of the user")):
+    for template, message in (("chatml", "no Jinja text"), ("{{ bos_token }}Hello", "drops the text of the user")):
         recipe = make_recipe("text-generation", model, rows, tokenizer={"chat_template": template})
         with pytest.raises(UsageError, match=message):
             finetune(recipe)

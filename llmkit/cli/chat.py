@@ -44,7 +44,9 @@ def converse(
     if option := next((name for name, value in one_reply.items() if value not in (None, False)), None):
         raise UsageError(f"{option} is for one reply, and there is no message", "give a text, a file, or pipe one in")
     if generation.num_return_sequences > 1:  # said before a model is loaded
-        raise UsageError("a conversation goes on with one reply", "leave --num-return-sequences out, or give a text")
+        raise UsageError(
+            "a conversation continues with a single reply", "leave --num-return-sequences out, or give a text"
+        )
     forms = {name: command.argument for command in _COMMANDS for name in command.names}
     read = line_editor(forms, cache_dir() / "chat_history")
     pipeline = build_pipeline(task, load, generation, wording)
@@ -228,7 +230,7 @@ class Session:
     def save(self, argument: str) -> None:
         path = _path(argument)
         if not self.conversation.messages:
-            raise InputError("there is nothing to save yet", "say something first")
+            raise InputError("there is nothing to save yet", "send a message first")
         if path.exists() and path.resolve() not in self._files:
             raise InputError(f"{path} exists", "give another name")
         self.conversation.save(path)

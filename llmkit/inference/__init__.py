@@ -1,4 +1,4 @@
-"""Inference: rows in, typed outputs out."""
+"""Inference: from rows to typed outputs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Making prompts fit the model's context, without losing anything unseen.
+"""Makes prompts fit the model's context, without dropping anything silently.
 
-Knows the order in which things give way: examples first, then what the task allows (parts, whole messages, one side of
-the text). What was cut is counted and noted. Is what a task asks about its model (`llmkit.tasks.ModelView`).
+Knows what is dropped first: examples, then what the task allows (parts, whole messages, one side of the text). What was
+cut is counted and noted. Implements `llmkit.tasks.ModelView` for the tasks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llmkit.tasks.output import Note, NoteCode
 __all__ = ["ContextFitter", "Fitted"]
 
 _SLACK = 4
-"""Tokens kept free in each part: a text has a few more or less tokens inside a prompt than alone."""
+"""Tokens kept free in each part: inside a prompt, a text has a few tokens more or fewer than alone."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class _Budget:
-    """How long a prompt may be: ``limit`` at most, ``comfortable`` to leave the whole output its room."""
+    """Maximum prompt length: ``limit`` at most, ``comfortable`` to leave room for the whole output."""
 
     limit: int
     comfortable: int
@@ -43,7 +43,7 @@ class _Budget:
 
 def _budget(model: ModelFacts, max_new_tokens: int) -> _Budget | None:
     context, head = model.context, HEADS[model.head]
-    if context.tokens is None or not head.writes:  # a text is marked in windows
+    if context.tokens is None or not head.writes:  # extractive models split texts into windows
         return None
     if not head.one_sequence:
         return _Budget(context.tokens, context.tokens, context.hard)
@@ -53,7 +53,7 @@ def _budget(model: ModelFacts, max_new_tokens: int) -> _Budget | None:
 
 @dataclass
 class ContextFitter:
-    """The model as the work on one row sees it. ``settings`` have their ``max_new_tokens``."""
+    """The model as seen by the work on one row. ``settings`` have their ``max_new_tokens`` set."""
 
     task: Task
     traits: Traits
@@ -62,7 +62,7 @@ class ContextFitter:
     settings: GenerationSettings
     emit: Callable[[str], None]
     encoder: Engine | Session | None = None
-    """What makes ids of prompts; None is the engine."""
+    """What encodes prompts; None is the engine."""
     _notes: list[Note] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -71,31 +71,33 @@ class ContextFitter:
         self.policy: Overflow = self.settings.on_overflow or self.task.overflow
         if self.policy not in self.task.allowed_overflow:
             choices = " or ".join(self.task.allowed_overflow)
-            raise UsageError(f"{self.task.name} has no on_overflow={self.policy}", f"use {choices}, or a shorter input")
+            raise UsageError(
+                f"{self.task.name} does not support on_overflow={self.policy}", f"use {choices}, or a shorter input"
+            )
 
     @property
     def max_new_tokens(self) -> int:
-        """How long an output may be, in tokens."""
+        """Maximum number of output tokens."""
         return self.settings.max_new_tokens or self.task.max_new_tokens
 
     def note(self, code: NoteCode, text: str) -> None:
-        """Keep what the user must know about this answer."""
+        """Add a note for the user to this output."""
         self._notes.append(Note(code, text))
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """What was noted so far, each once."""
+        """The notes so far, without duplicates."""
         kept = len(self.wording.examples)
-        text = f"{self._given - kept} of {self._given} examples left out: they do not fit the context"
+        text = f"{self._given - kept} of {self._given} examples dropped: they do not fit in the context"
         dropped = [Note("examples_dropped", text)] if kept < self._given else []
         return tuple(dict.fromkeys([*dropped, *self._notes]))
 
     def count(self, text: str) -> int:
-        """Tokens in a text, without special ones."""
+        """Number of tokens in a text, without special ones."""
         return self.engine.count(text)
 
     def fits(self, row: Row) -> bool:
-        """Whether the row's prompt leaves the output its room; True where nothing may be cut. Examples give way."""
+        """Whether the prompt leaves room for the output, dropping examples if needed; True if nothing may be cut."""
         if not self.cuts:
             return True
         while not (fits := self.holds(self._length(row))) and self.give_way():
@@ -103,7 +105,7 @@ class ContextFitter:
         return fits
 
     def give_way(self) -> bool:
-        """Leave the first of the examples out; False if there is none."""
+        """Drop the first example; False if there is none."""
         if not self.wording.examples:
             return False
         self.wording = replace(self.wording, examples=self.wording.examples[1:])
@@ -111,17 +113,17 @@ class ContextFitter:
 
     @property
     def cuts(self) -> bool:
-        """Whether there is a limit, and something may be left out to keep it."""
+        """Whether there is a limit, and content may be dropped to keep it."""
         return self._limits is not None and self.policy != "error"
 
     def holds(self, tokens: int, share: float = 1.0) -> bool:
-        """Whether a prompt of so many tokens leaves the output its room. It may take ``share`` of what there is."""
+        """Whether a prompt of this length fits in a fraction ``share`` of the budget, which leaves room for output."""
         return self._limits is None or tokens <= self._limits.comfortable * share
 
     def room(self, row: Row) -> int | None:
-        """Tokens for the row's input text; None where there is no limit, or another policy than parts.
+        """Tokens available for the row's input text; None if there is no limit, or the policy is not parts.
 
-        Examples give way until the text has a quarter of what there is.
+        Examples are dropped until the text has a quarter of the budget.
         """
         if self._limits is None or self.policy != "chunk":
             return None
@@ -150,12 +152,12 @@ class ContextFitter:
         if self.policy == "truncate" and isinstance(row[self.task.input_column], str):
             return self._truncate(row, self._limits)
         if not self._limits.hard:
-            trained = f"more than the {self._limits.limit} this model was trained on"
+            trained = f"more than the {self._limits.limit} this model was trained with"
             self.note("context_exceeded", f"the input has {length} tokens, {trained}")
             return fitted
         cut = ", or cut it with `on_overflow=truncate`" if self.policy == "error" else ""
         raise ContextOverflowError(
-            f"the input has {length} tokens and {self.engine.facts.source.name} reads {self._limits.limit}",
+            f"the input has {length} tokens and the context of {self.engine.facts.source.name} is {self._limits.limit}",
             f"shorten it{',' if cut else ' or'} use a model with a longer context{cut}",
         )
 
@@ -169,12 +171,12 @@ class ContextFitter:
 
     def _no_room(self, limits: _Budget) -> ContextOverflowError:
         return ContextOverflowError(
-            f"without any of the input the prompt has more than the {limits.comfortable} tokens there is room for",
+            f"the prompt without any input already exceeds the budget of {limits.comfortable} tokens",
             "use fewer `max_new_tokens`, a shorter question or `system`, or a model with a longer context",
         )
 
     def _truncate(self, row: Row, limits: _Budget) -> Fitted:
-        """Cut the row's text at one side until the prompt leaves the output its room."""
+        """Truncate the row's text at one side until the prompt leaves room for the output."""
         column, side = self.task.input_column, self.settings.truncation_side or self.task.truncation_side
         assert side is not None
         text = str(row[column])
@@ -184,5 +186,5 @@ class ContextFitter:
         kept, whole = self.count(rest), self.count(text)
         part = "first" if side == "right" else "last"
         left = f"the {part} {kept} of its {whole} tokens are kept"
-        self.note("input_truncated", f"the input is too long and was cut: {left}")
+        self.note("input_truncated", f"the input is too long and was truncated: {left}")
         return replace(self.encode({**row, column: rest}), truncated=whole - kept)

@@ -1,6 +1,6 @@
-"""A conversation that goes on: its messages, and what the model still knows of them.
+"""A multi-turn conversation: its messages, and which of them still fit in the context.
 
-Knows turns, undoing them, files, and that a turn should read its own tokens only. Does not know terminals.
+Knows turns, undo, files, and reuse of the KV cache between turns. Does not know terminals.
 """
 
 from __future__ import annotations
@@ -24,38 +24,40 @@ from llmkit.tasks.output import Output, Usage
 __all__ = ["Conversation"]
 
 _SHARE_AFTER_CUT = 0.75
-"""Of the context that is filled after the oldest messages had to go: each cut makes the model read all the rest
-again, so room is made for a few turns at once."""
+"""Fraction of the context to fill after dropping the oldest messages: each drop invalidates the KV cache, so room is
+made for a few turns at once."""
 _RETRY_TEMPERATURE = 0.8
 
 
 class Conversation:
     """Turns on a pipeline of the dialogue task: ``Conversation(llmkit.load("dialogue", MODEL))``.
 
-    On causal models the keys and values of all earlier turns are kept, so that a turn costs its own tokens
-    (`Usage.cached_tokens` counts the others). Messages that no longer fit the model's context are left out, the
-    oldest first and whole, and never the system message; they stay in ``messages``.
+    Causal models keep the keys and values of all earlier turns, so that a turn only processes its own tokens
+    (`Usage.cached_tokens` counts the others). Messages that no longer fit in the model's context are dropped from the
+    prompt, oldest first and never in part; the system message always stays. ``messages`` keeps all of them.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
         if not pipeline.task.converses:
-            raise UsageError(f"a conversation is dialogue, not {pipeline.task.name}", 'use llmkit.load("dialogue", …)')
+            raise UsageError(
+                f"a conversation needs the task dialogue, not {pipeline.task.name}", 'use llmkit.load("dialogue", …)'
+            )
         if pipeline.settings.num_return_sequences > 1:
-            raise UsageError("a conversation goes on with one reply", "leave num_return_sequences out")
+            raise UsageError("a conversation continues with a single reply", "omit num_return_sequences")
         self.pipeline = pipeline
         self.system = pipeline.wording.system
         """The system message; empty for none. Can be set at any time."""
         self.messages: list[Message] = []
         """All turns, without the system message."""
         self.last: Output | None = None
-        """The last reply; None at the beginning and after `undo`."""
+        """The last reply; None before the first and after `undo`."""
         self._forgotten = 0
         self._interrupted = False
         self._session = pipeline.engine.session(continues=True)
 
     @property
     def forgotten(self) -> int:
-        """How many of the oldest messages the model is no longer shown."""
+        """How many of the oldest messages are no longer in the prompt."""
         return self._forgotten
 
     def send(
@@ -66,13 +68,13 @@ class Conversation:
         on_reasoning: OnText | None = None,
         cancelled: Callable[[], bool] = never,
     ) -> Output:
-        """Say something and get the reply. A reply that is ``cancelled`` is kept as far as it came.
+        """Send a message and get the reply. A ``cancelled`` reply is kept as far as it was generated.
 
         Raises:
-            InputError: the message is empty, or too long for the model by itself; nothing is added then.
+            InputError: the message is empty, or too long for the model by itself; the conversation is unchanged.
         """
         if not text.strip():
-            raise InputError("the message is empty", "say something")
+            raise InputError("the message is empty", "write something")
         return self._reply([*self.messages, Message("user", text)], on_text, on_reasoning, cancelled, again=False)
 
     def retry(
@@ -82,15 +84,15 @@ class Conversation:
         on_reasoning: OnText | None = None,
         cancelled: Callable[[], bool] = never,
     ) -> Output:
-        """Another reply to the last message. Where the model would repeat itself (greedy), this one is sampled."""
+        """Another reply to the last message. If decoding is greedy and would repeat the reply, it is sampled."""
         if not self.messages:
-            raise InputError("there is no reply to try again", "say something first")
+            raise InputError("there is no reply to try again", "send a message first")
         return self._reply(self.messages[:-1], on_text, on_reasoning, cancelled, again=True)
 
     def undo(self) -> Message:
-        """Take the last turn back, message and reply; returns the message."""
+        """Remove the last turn, message and reply; returns the message."""
         if not self.messages:
-            raise InputError("there is nothing to undo", "say something first")
+            raise InputError("there is nothing to undo", "send a message first")
         message = self.messages[-2]
         del self.messages[-2:]
         self._forgotten, self.last = min(self._forgotten, len(self.messages)), None
@@ -98,7 +100,7 @@ class Conversation:
         return message
 
     def reset(self) -> None:
-        """Forget all turns. The system message stays."""
+        """Remove all turns. The system message stays."""
         self.messages.clear()
         self._forgotten, self.last, self._interrupted = 0, None, False
         self._session.close()
@@ -111,12 +113,12 @@ class Conversation:
         text = json.dumps({"messages": rows}, ensure_ascii=False, indent=2) + "\n"
         path = Path(path)
         try:
-            write_whole(path, text, errors="replace")  # an earlier save is not lost when the disk is full
+            write_whole(path, text, errors="replace")  # atomic, so that an earlier save survives a full disk
         except OSError as error:
             raise InputError(f"{path} cannot be written ({error.strerror})", "choose another file") from error
 
     def load(self, path: str | Path) -> None:
-        """Go on with a conversation from a file that `save` wrote. A bad file changes nothing.
+        """Continue a conversation from a file that `save` wrote. A bad file changes nothing.
 
         The system message is the file's, if it has one.
         """
@@ -127,14 +129,18 @@ class Conversation:
             raise InputError(
                 f"{path}:{error.lineno} is not JSON ({error.msg})", "give a file that /save wrote"
             ) from error
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # an integer with thousands of digits, or thousands of nested brackets
             raise InputError(f"{path} cannot be read as JSON", "give a file that /save wrote") from error
         messages = to_messages(content.get("messages") if isinstance(content, dict) else content)
         turns = [message for message in messages if message.role != "system"]
         roles = [message.role for message in turns]
         if not turns or len(turns) % 2 or roles != ["user", "assistant"] * (len(turns) // 2):
             raise InputError(
-                f"the messages in {path} are not turns of user and assistant", "end it with the assistant's reply"
+                f"the messages in {path} are not alternating turns of user and assistant",
+                "end it with the assistant's reply",
             )
         self.reset()
         self.system = messages[0].content if messages[0].role == "system" else self.system
@@ -156,7 +162,7 @@ class Conversation:
         fitted = reader.fit({"messages": messages[forgotten:]})
         if forgotten > self._forgotten:
             gone = f"the oldest {forgotten - self._forgotten} messages"
-            text = f"the context is full: {gone} are no longer seen by the model ({forgotten} in all)"
+            text = f"the context is full: {gone} are no longer in the prompt ({forgotten} in total)"
             reader.note("messages_dropped", text)
         settings = pipeline.settings
         if again and not self._interrupted:
@@ -173,15 +179,15 @@ class Conversation:
         usage = Usage(len(fitted.encoded.input_ids), raw.tokens, cached_tokens=raw.cached_tokens)
         output = pipeline.output(result, raw.finish_reason, usage, still_thinking=raw.thinking)
         self.last = pipeline.noted(output, reader)
-        if raw.text.strip() or raw.finish_reason != "interrupted":  # a turn that was stopped at once is none
-            # As it was written, white space and all, so that the ids that the model knows are those of the text.
+        if raw.text.strip() or raw.finish_reason != "interrupted":  # a turn that was stopped at once does not count
+            # Exactly as generated, including white space, so that the cached ids match the text.
             self.messages = [*messages, Message("assistant", f"{reader.wording.prefill}{raw.text}")]
             self._interrupted = raw.finish_reason == "interrupted"
             self._forgotten = forgotten
         return self.last
 
     def _cut(self, messages: Sequence[Message], reader: ContextFitter) -> int:
-        """How many of the oldest messages are left out. What was left out once stays so."""
+        """How many of the oldest messages are dropped. A dropped message stays dropped."""
         kept = messages[self._forgotten :]
         while not (fits := not reader.cuts or self._fits(kept, reader, 1.0)) and reader.give_way():
             pass

@@ -1,6 +1,6 @@
-"""The distribution of the next token, in a form a person can read.
+"""The distribution of the next token, in readable form.
 
-Knows how byte-level and byte-fallback vocabularies spell the bytes of a character that one token does not hold whole.
+Knows how byte-level and byte-fallback vocabularies represent the bytes of a character that spans several tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["NextToken", "next_tokens"]
 
 @dataclass(frozen=True)
 class NextToken:
-    """One candidate. ``text`` is what it adds to the text; bytes of an unfinished character read ``<E5 A4>``."""
+    """One candidate. ``text`` is what it adds to the text; bytes of a partial character are shown as ``<E5 A4>``."""
 
     id: int
     token: str
@@ -36,7 +36,7 @@ class NextToken:
 
 @cache
 def _byte_of() -> dict[str, int]:
-    """The printable characters that byte-level BPE writes bytes with (GPT-2's ``bytes_to_unicode``), reversed."""
+    """The inverse of GPT-2's ``bytes_to_unicode``: from the printable characters of byte-level BPE to bytes."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
@@ -56,19 +56,20 @@ def _readable(tokenizer: Any, token_id: int, continues: tuple[int, ...]) -> str:
 
 
 def next_tokens(loaded: Loaded, text: str, *, top: int = 10) -> list[NextToken]:
-    """The ``top`` likeliest next tokens after ``text``, with their probabilities over the whole vocabulary.
+    """The ``top`` most probable next tokens after ``text``, with probabilities over the whole vocabulary.
 
-    The text is continued as it stands, without a chat template. On a seq2seq model it is what the encoder
-    reads, and the distribution is that of the first output token.
+    The text is continued as it is, without a chat template. With a seq2seq model it is the encoder's input, and the
+    distribution is over the first output token.
     """
     head = head_of(loaded.head)
-    assert isinstance(head, WritingHead)  # the task is text generation
+    assert isinstance(head, WritingHead)  # the task is always text generation
     encoded = head.encode(loaded, Text(text))
     refuse_unknown_ids(loaded, encoded.input_ids)
     limit = loaded.context.tokens
     if limit is not None and loaded.context.hard and len(encoded.input_ids) > limit:
         raise ContextOverflowError(
-            f"the text has {len(encoded.input_ids)} tokens and {loaded.source.name} reads {limit}", "shorten it"
+            f"the text has {len(encoded.input_ids)} tokens and the context of {loaded.source.name} is {limit}",
+            "shorten it",
         )
     logits = head.next_logits(loaded, encoded)
     refuse_not_finite(loaded, logits)

@@ -1,7 +1,7 @@
 """A loaded task: call it with one row, map it over many, or stream one answer.
 
-Drives the work of the task on each row (`llmkit.tasks.Task.work`) and pools what several rows want read into
-batches. There is one path: whole answers, streamed ones and batches differ in who listens.
+Drives the work of the task on each row (`llmkit.tasks.Task.work`) and batches the prompts of several rows. Single
+answers, streamed answers and batches share one code path and differ only in who receives the pieces.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from llmkit.tasks.output import Note, Output, Usage
 __all__ = ["Pipeline", "StreamedOutput"]
 
 _ROWS_SHOWN = 8
-"""Parts of one text that are written together while somebody waits to see the first."""
+"""Parts of one text that are generated together while a user is waiting for the first one."""
 
 
 class Pipeline:
@@ -43,19 +43,19 @@ class Pipeline:
         for number, example in enumerate(wording.examples, start=1):
             task.validate_example(example, number)
         if not writes(engine.facts.head) and (options := changed(settings)):
-            raise UsageError(f"{', '.join(options)}: a model that marks answers generates no text", "leave it out")
+            raise UsageError(f"{', '.join(options)}: an extractive model does not generate text", "leave it out")
         self.settings = self._complete(settings)
 
     def _complete(self, settings: GenerationSettings) -> GenerationSettings:
-        """The caller's settings, then what the task's own ask for, then the model's usual length."""
+        """The caller's settings, completed by the task's own and by the model's usual length."""
         usual = self.engine.facts.max_new_tokens or self.task.max_new_tokens
         wanted = {"max_new_tokens": usual} | self.task.generation_defaults(self.traits, usual)
         if settings.truncation_side is not None and self.task.truncation_side is None:
             raise UsageError(
-                f"truncation_side has no effect on {self.task.name}, which leaves out its oldest messages",
+                f"truncation_side has no effect on {self.task.name}, which drops its oldest messages",
                 "leave it out",
             )
-        if settings.on_overflow == "truncate":  # said, so that a run which is resumed cuts the same side
+        if settings.on_overflow == "truncate":  # set explicitly, so that a resumed run truncates the same side
             wanted["truncation_side"] = self.task.truncation_side
         longest = settings.max_new_tokens or wanted["max_new_tokens"]
         if "min_new_tokens" in wanted:
@@ -70,7 +70,7 @@ class Pipeline:
 
     @property
     def max_new_tokens(self) -> int:
-        """The caller's limit, else the one that the task's settings mean, the model's own, or the task's default."""
+        """The output limit of the caller, or else of the task's settings, the model, or the task's default."""
         return self.settings.max_new_tokens or self.task.max_new_tokens
 
     def __call__(
@@ -84,8 +84,8 @@ class Pipeline:
     ) -> Output:
         """Answer one row: a text, or a mapping with the task's columns.
 
-        ``on_text`` gets the (first) answer piece by piece as it becomes certain, ``on_reasoning`` what the model
-        thinks before it. ``cancelled`` is asked after every token; the answer then ends as ``interrupted``.
+        ``on_text`` receives the (first) answer piece by piece as it becomes final, ``on_reasoning`` the reasoning
+        before it. ``cancelled`` is checked after every token; if true, the answer ends as ``interrupted``.
         """
         try:
             session = self.session(rows=None if on_text is None else _ROWS_SHOWN)
@@ -95,7 +95,7 @@ class Pipeline:
         except Cancelled:
             raise KeyboardInterrupt from None
         if isinstance(answer, LlmkitError):
-            raise unforeseen(answer) or answer  # there is no other row to go on with
+            raise unforeseen(answer) or answer  # the only row, so its error is raised
         return answer
 
     @overload
@@ -125,21 +125,20 @@ class Pipeline:
     ) -> Iterator[Output | LlmkitError]:
         """Answer rows lazily and in order.
 
-        ``window`` rows at a time are taken, sorted by length and written in batches; parts of long rows share the
-        batches of other rows. Greedy answers are those of single calls; in half precision, batches can differ in
-        rounding.
+        ``window`` rows at a time are buffered, sorted by length and run in batches; parts of long rows share batches
+        with other rows. Greedy answers equal those of single calls; in half precision, batches can differ by rounding.
 
         Args:
             rows: texts, or mappings with the task's columns; any iterable, also an endless one.
-            window: rows that are held in memory. More make better batches and later first answers.
-            max_batch_tokens: rows of a batch times the longest, new tokens included; None finds it from free memory.
-                A batch that memory is too small for is halved.
-            errors: what becomes of a row that cannot be answered: ``raise``, after the rows before it were given, or
-                ``yield`` the exception in the answer's place.
+            window: rows buffered in memory. A larger window makes better batches but delays the first answer.
+            max_batch_tokens: rows of a batch times the longest, new tokens included; None estimates it from free
+                memory. A batch that does not fit in memory is halved.
+            errors: for a row that fails: ``raise`` after the rows before it were yielded, or ``yield`` the exception
+                in place of the answer.
         """
         RowSettings(input="-", window=window, max_batch_tokens=max_batch_tokens)  # checks both
         if errors not in ("raise", "yield"):
-            raise UsageError(f"errors={errors!r} is not a choice", "choose raise or yield")
+            raise UsageError(f"errors={errors!r} is not valid", "choose raise or yield")
         return self._map(rows, window, self.session(max_batch_tokens), errors)
 
     def _map(
@@ -161,14 +160,14 @@ class Pipeline:
         number: int = 0,
         progress: Progress = lambda _rows, _tokens: None,
     ) -> list[Output | LlmkitError]:
-        """Answer rows that are held in memory; the exception takes the place of a row that cannot be answered.
+        """Answer rows in memory; a row that fails yields its exception.
 
-        Where nothing was answered yet and all rows fail in the same way that nobody foresaw, that is raised.
+        If nothing was answered yet and all rows fail with the same unforeseen error, that error is raised.
 
         Args:
-            session: where they run; see `session`.
-            number: of the first row in the whole run. It goes into the seed, so that no two batches draw alike.
-            progress: called after each batch with the rows and the tokens that were written since the last time.
+            session: runs the rows; see `session`.
+            number: index of the first row in the whole run, part of the seed, so that no two batches sample alike.
+            progress: called after each batch with the rows and tokens that were generated since the last call.
         """
         jobs = [attempt(partial(self._start, row, number=place)) for place, row in enumerate(rows, start=number)]
         answers = self._run(jobs, Scheduler(session, self.settings, progress=progress))
@@ -178,13 +177,13 @@ class Pipeline:
         return answers
 
     def session(self, max_batch_tokens: int | None = None, *, rows: int | None = None) -> Session:
-        """Where rows run, in batches of so many tokens, or as many as the memory that is free now seems to hold."""
+        """A session that runs rows in batches of at most this many tokens; None estimates it from free memory."""
         return self.engine.session(max_batch_tokens, rows=rows)
 
     def stream(self, row: str | Row, /) -> StreamedOutput:
-        """Answer one row piece by piece: iterate for the text; ``.output`` is set when the text has ended.
+        """Answer one row piece by piece: iterate over the text; ``.output`` is set when the text has ended.
 
-        The model runs in a thread of its own, which costs speed on a CPU with few cores; ``on_text`` does not.
+        The model runs in its own thread, which is slower on a CPU with few cores; ``on_text`` avoids that.
         """
         if self.settings.num_return_sequences > 1:
             raise UsageError("several sequences cannot be streamed as one text", "call the pipeline instead")
@@ -205,7 +204,7 @@ class Pipeline:
         return job
 
     def reader(self, emit: OnText) -> ContextFitter:
-        """The model as the work on one row sees it; ``emit`` gets the pieces of the answer."""
+        """The model as seen by the work on one row; ``emit`` receives the pieces of the answer."""
         return ContextFitter(self.task, self.traits, self.wording, self.engine, self.settings, emit)
 
     def _run(self, jobs: Sequence[Job | LlmkitError], scheduler: Scheduler) -> list[Output | LlmkitError]:
@@ -248,7 +247,7 @@ class Pipeline:
         still_thinking: bool = False,
         alternatives: tuple[Output, ...] = (),
     ) -> Output:
-        """A task's result, with where it comes from and what it took."""
+        """A task's result with its provenance and usage."""
         source, head = self.engine.facts.source, self.engine.facts.head
         return Output(
             text=result.text,
@@ -274,23 +273,25 @@ class Pipeline:
         )
 
     def noted(self, output: Output, reader: ContextFitter, cut: int = 1) -> Output:
-        """An output with what was noted on the way to it, and why it ends before it is whole."""
+        """An output with the notes collected for it, and the reason if it is incomplete."""
         return replace(output, notes=(*reader.notes, *self._ending(output, cut)))
 
     def _ending(self, output: Output, cut: int) -> Iterator[Note]:
-        """``cut``: how many of the outputs to the parts of a long text were cut."""
+        """Notes on incomplete outputs. ``cut``: how many of the outputs for the parts of a long text were cut."""
         everything = (output, *output.alternatives)
         if any(each.finish_reason == "length" for each in everything):
             if output.chunks:
-                yield Note("output_cut", f"{cut} of the outputs were cut at their longest; more with `max_new_tokens`")
+                yield Note("output_cut", f"{cut} of the partial outputs reached their limit; raise `max_new_tokens`")
             elif output.usage.completion_tokens >= self.max_new_tokens or output.alternatives:
-                yield Note("output_cut", f"stopped at {self.max_new_tokens} new tokens; more with `max_new_tokens`")
+                yield Note(
+                    "output_cut", f"stopped at {self.max_new_tokens} new tokens; raise `max_new_tokens` for more"
+                )
             else:
                 limit = self.engine.facts.context.tokens
                 yield Note("context_full", f"stopped because the model's context of {limit} tokens is full")
         if any(each.still_thinking for each in everything):
             if output.finish_reason == "stop":
-                text = "the model ended its reply without an answer, only with reasoning; ask in other words"
+                text = "the model ended its reply after reasoning, without an answer; rephrase the prompt"
             else:
-                text = "the model was still thinking when it was stopped; more with `max_new_tokens`"
+                text = "the model was still reasoning when it was stopped; raise `max_new_tokens`"
             yield Note("still_thinking", text)

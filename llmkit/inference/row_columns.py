@@ -1,4 +1,4 @@
-"""What is written for a row: its other columns, then the answer, or why there is none.
+"""The output record of a row: its other columns, then the answer or the error.
 
 Knows columns, their names, and JSON. Does not know files, windows or models.
 """
@@ -25,18 +25,18 @@ from llmkit.tasks.output import SCHEMA_VERSION, Note, Output, Usage
 __all__ = ["Layout", "SplitRow", "answer_record", "error_record", "note_codes", "with_columns"]
 
 _LOOKED_AT = 20
-"""Rows at the beginning of which one must have the columns."""
+"""One of the first this many rows must have the task's columns."""
 
 
 def _to_json(name: str, value: Any) -> str:
-    """A value as JSON; `InputError` names the column of one that JSON has no way to write."""
+    """A value as JSON; `InputError` names the column of a value that JSON cannot represent."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"the column {name!r} cannot be written as JSON ({error})", "change or drop it in the file"
         ) from error
-    # Half of a surrogate pair, which JSON can escape and UTF-8 cannot hold.
+    # A lone surrogate, which JSON can escape and UTF-8 cannot encode.
     return text if text.isascii() or _is_unicode(text) else json.dumps(value, allow_nan=False, default=_plain)
 
 
@@ -62,7 +62,7 @@ def _line(parts: Mapping[str, str]) -> str:
 
 @dataclass
 class SplitRow:
-    """A row: what the task reads of it, and what is written beside the answer, as JSON."""
+    """A row split into the task's fields and the other columns, which are written as JSON."""
 
     given: dict[str, Any] = field(default_factory=dict)
     others: dict[str, str] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class SplitRow:
 
 
 class Layout:
-    """Under which names the columns of the rows are read and written."""
+    """The names under which columns are read and written."""
 
     def __init__(self, task: Task, columns: Mapping[str, str]) -> None:
         self.columns = columns
@@ -81,7 +81,7 @@ class Layout:
             self._names.setdefault(column, []).append(name)
 
     def divide(self, record: data_rows.Record) -> SplitRow:
-        """A record's row in its parts; where it has an error, ``others`` are those that can be written."""
+        """Split a record's row; if it has an error, ``others`` holds only the columns that can be written."""
         if record.row is None:
             return SplitRow(error=record.error or InputError(f"{record.where} cannot be read", "fix it"))
         divided = SplitRow(error=record.error or self.misfit(record.row))
@@ -100,24 +100,24 @@ class Layout:
         return divided
 
     def misfit(self, row: Mapping[str, Any]) -> InputError | None:
-        """Why the names of a row's columns cannot be used, if so."""
+        """The error in a row's column names, if any."""
         names = dict.fromkeys((*self.reads, *self.columns))
         if missing := [name for name in names if not _has(row, self.columns.get(name, name))]:
             lacking = ", ".join(repr(self.columns.get(name, name)) for name in missing)
             here = ", ".join(map(repr, row)) or "none"
-            fix = f"say what it is called: `column={missing[0]}={_place(row, missing[0]) or 'COLUMN'}`"
+            fix = f"name it: `column={missing[0]}={_place(row, missing[0]) or 'COLUMN'}`"
             return InputError(f"there is no column {lacking} (the columns: {here})", fix)
         for name, column in self.columns.items():
             if name != column and name in row and name not in self._names:
                 return InputError(
-                    f"the column {column!r} is to be {name!r} and there is another {name!r}",
-                    f"rename that one too: `column=other_{name}={name}`",
+                    f"the column {column!r} is mapped to {name!r}, which exists already",
+                    f"rename the other one too: `column=other_{name}={name}`",
                 )
         for column in row:
             for name in self._names.get(column, (column,)):
                 if name in self.taken and name not in self.reads:
                     return InputError(
-                        f"the column {name!r} is called like a part of the answer",
+                        f"the column {name!r} conflicts with an output field",
                         f"rename it: `column=input_{name}={column}`",
                     )
         return None
@@ -129,7 +129,7 @@ def _has(row: Mapping[str, Any], column: str) -> bool:
 
 
 def _place(row: Mapping[str, Any], name: str) -> str | None:
-    """Where in the objects of a row something of this name is."""
+    """The path of a nested key with this name in a row."""
     for column, value in row.items():
         if isinstance(value, Mapping):
             inner = name if name in value else _place(value, name)
@@ -139,7 +139,7 @@ def _place(row: Mapping[str, Any], name: str) -> str | None:
 
 
 def _output_names(task: Task) -> frozenset[str]:
-    """The keys that an output record of the task can have."""
+    """The possible keys of an output record of the task."""
     filled = Output(
         text="",
         task=task.name,
@@ -159,12 +159,12 @@ def _output_names(task: Task) -> frozenset[str]:
 
 
 def answer_record(divided: SplitRow, answer: Output) -> str:
-    """The line of a row that was answered; `InputError` if it cannot be written as JSON."""
+    """The output line of a row; `InputError` if it cannot be written as JSON."""
     return _line(divided.others | {name: _to_json(name, part) for name, part in answer.to_dict().items()})
 
 
 def error_record(divided: SplitRow, where: str, error: LlmkitError) -> str:
-    """The line of a row that was not answered."""
+    """The output line of a failed row."""
     about = {"type": type(error).__name__, "message": str(error), "where": where}
     return _line({**divided.others, "schema_version": str(SCHEMA_VERSION), "error": _to_json("error", about)})
 
@@ -177,9 +177,9 @@ def note_codes(record: Mapping[str, Any]) -> set[str]:
 def with_columns(
     records: Iterator[data_rows.Record], layout: Layout, settings: RowSettings
 ) -> Iterator[data_rows.Record]:
-    """The records, once one of the first has shown that its columns can be used; else one error for the file.
+    """The records, after checking that one of the first rows has usable columns; otherwise one error for the file.
 
-    Of a pipe no more is looked at than a window, since somebody may wait for the first answer.
+    At most one window of a pipe is inspected, since a user may be waiting for the first answer.
     """
     ahead = deque(islice(records, min(_LOOKED_AT, settings.window) if settings.input == "-" else _LOOKED_AT))
     misfits = [layout.misfit(record.row) for record in ahead if record.row is not None]

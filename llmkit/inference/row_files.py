@@ -1,9 +1,9 @@
-"""A task run over a file of rows: JSON Lines in the order of the rows, which a killed run goes on with when resumed.
+"""Runs a task over a file of rows: JSON Lines in the order of the rows, which can be resumed after a crash.
 
-Knows how a run that stopped at any byte is continued so that the file becomes that of an uninterrupted run, and how
-processes share the rows. Does not know how rows are read (`llmkit.data.rows`), answered (`llmkit.inference.pipeline`)
-and written (`llmkit.inference.row_columns`), what a run is compared by (`llmkit.inference.run_manifest`), how processes
-are started, or what is shown of the progress.
+Knows how to resume a run that stopped at any byte so that its output equals an uninterrupted run's, and how processes
+share the rows. Does not know how rows are read (`llmkit.data.rows`), answered (`llmkit.inference.pipeline`) and written
+(`llmkit.inference.row_columns`), how runs are compared (`llmkit.inference.run_manifest`), how processes are started, or
+how progress is shown.
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What this process did in this run, but for ``total``, ``errors`` and ``notes``, which count the file's lines.
+    """What this process did in this run; ``total``, ``errors`` and ``notes`` count all lines of the file.
 
-    With several processes the first one's file is the output, and another's are the lines it has added to it.
+    With several processes, the first one counts the whole output, and every other one the lines it contributed.
     """
 
     rows: int
-    """Written in this run."""
+    """Rows written in this run."""
     resumed: int
-    """Found written."""
+    """Rows found already written."""
     total: int
     errors: int
-    """Error records among ``total``, also of earlier runs."""
+    """Error records among ``total``, including earlier runs."""
     notes: Mapping[str, int]
-    """How many of ``total`` have a note, by its code."""
+    """Number of rows among ``total`` with a note, by its code."""
     prompt_tokens: int
     completion_tokens: int
     seconds: float
 
 
 def check_output(settings: RowSettings) -> None:
-    """Refuse an output that cannot be written, or that would be lost. Needs no model, so ask before one is loaded.
+    """Refuse an output that cannot be written or would be overwritten. Needs no model, so call it before loading one.
 
     Raises:
         UsageError: says what to change.
@@ -73,7 +73,7 @@ def check_output(settings: RowSettings) -> None:
     if piped and (settings.num_processes or 1) > 1:
         raise UsageError("a pipe cannot be shared among processes", "give a file as input")
     if piped and settings.resume:
-        raise UsageError("what came through a pipe cannot be read again to resume", "give a file as input")
+        raise UsageError("a pipe cannot be read again to resume", "give a file as input")
     if settings.output is None:
         return
     output = Path(settings.output)
@@ -90,7 +90,7 @@ def check_output(settings: RowSettings) -> None:
         raise UsageError(f"{begun} exists", "`resume` to go on", "`overwrite` to replace it")
     if not _manifest(output).exists():
         raise UsageError(
-            f"{begun} exists and no {_manifest(output).name} beside it tells how it was made",
+            f"{begun} exists, but its manifest {_manifest(output).name} does not",
             "name another `output`",
             "replace it with `overwrite`",
         )
@@ -127,12 +127,12 @@ def answer_file(
 
     Args:
         pipeline: the task on its model.
-        settings: the rows, and how they are worked through.
-        load: what the model was loaded with; a resumed run must be the same.
-        encoding: of text input; None is UTF-8.
-        progress: called with rows and tokens that are done since the last time; rows found done are told too.
+        settings: the rows, and how they are processed.
+        load: what the model was loaded with; a resumed run must use the same.
+        encoding: encoding of text input; None is UTF-8.
+        progress: called with rows and tokens done since the last call, including rows found already done.
         rank: number of this process among those that share the rows. If one raises, the others have to be stopped.
-        world: how many there are. Each answers every ``world``-th window; the first joins what they wrote.
+        world: number of processes. Each answers every ``world``-th window; the first merges their outputs.
         barrier: returns when all processes have called it.
 
     Raises:
@@ -157,7 +157,7 @@ def answer_file(
         return run.report(begun)
 
     output = Path(settings.output)
-    _check_place(output)  # else the lock would make the folder
+    _check_place(output)  # otherwise the lock would create the folder
     shard = _shard(output, rank, world) if world > 1 else output
     written = output if rank == 0 else shard
     with locked(Path(f"{written}.lock"), f"writing {written}", "wait for it, or name another `output`"):
@@ -167,7 +167,7 @@ def answer_file(
                 _prepare(output, settings, describe, lambda: pipeline.session().max_batch_tokens)
         barrier()
         if world > 1 and output.exists() and output.stat().st_size:
-            shard.unlink(missing_ok=True)  # left by a run that was killed after joining
+            shard.unlink(missing_ok=True)  # left by a run that was killed after merging
             run = _Run(
                 pipeline,
                 layout,
@@ -195,7 +195,7 @@ def answer_file(
 
 
 class _Lines:
-    """A file of answers that only grows by whole lines, or stdout. What a killed run left of a line is cut off."""
+    """An output file that grows by whole lines, or stdout. The partial line of a killed run is removed."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -210,7 +210,7 @@ class _Lines:
                 self._state = _state(file)
 
     def write(self, lines: list[str], errors: int, notes: Counter[str]) -> None:
-        """Add lines, in one call, so that a run which is killed tears one of them at most."""
+        """Append lines in one call, so that a killed run leaves at most one partial line."""
         text = "".join(lines)
         if self.path is None:
             sys.stdout.write(text)
@@ -244,7 +244,7 @@ class _Lines:
 
 
 def _state(file: BinaryIO) -> tuple[int, int, int]:
-    """What another program changes when it replaces, empties or extends a file that is open."""
+    """Properties that change when another program replaces, empties or extends an open file."""
     found = os.fstat(file.fileno())
     return found.st_dev, found.st_ino, found.st_size
 
@@ -258,7 +258,7 @@ def _changed(path: Path, how: str) -> UsageError:
 
 
 def _count(file: BinaryIO) -> tuple[int, int, Counter[str], int]:
-    """Whole lines, error records among them, their notes by code, and the bytes they take."""
+    """Number of whole lines, error records among them, their notes by code, and their size in bytes."""
     total = errors = size = 0
     notes: Counter[str] = Counter()
     for line in file:
@@ -274,10 +274,10 @@ def _count(file: BinaryIO) -> tuple[int, int, Counter[str], int]:
 
 
 class _Run:
-    """One process's way through the rows, window by window.
+    """One process's pass over the rows, window by window.
 
-    Windows are cut by the rows' numbers and answered whole, so that batches, and with them sampling and rounding, do
-    not depend on where an earlier run ended.
+    Windows start at fixed row numbers and are always answered in full, so that batches, and with them sampling and
+    rounding, do not depend on where an earlier run ended.
     """
 
     def __init__(
@@ -298,7 +298,7 @@ class _Run:
         self.rows = self.prompt_tokens = self.completion_tokens = 0
 
     def work_through(self, records: Iterator[data_rows.Record]) -> None:
-        """Answer what is not written yet."""
+        """Answer the rows that are not written yet."""
         window = self.settings.window
         for number in count():
             taken = (
@@ -327,7 +327,7 @@ class _Run:
         )
 
     def _window(self, records: Iterator[data_rows.Record], number: int) -> int:
-        """Answer one window; how many rows it had."""
+        """Answer one window; returns its number of rows."""
         window = list(islice(records, self.settings.window))
         done = min(self.left, len(window))
         self.left -= done
@@ -338,7 +338,7 @@ class _Run:
         return len(window)
 
     def _answer(self, window: list[data_rows.Record], number: int, done: int) -> None:
-        """Answer all of a window's rows, and write all but the first ``done``."""
+        """Answer all rows of a window, and write all but the first ``done``."""
         divided = [self._divided(record) for record in window]
         good = [row.given for row in divided if row.error is None]
         if bad := len(window) - len(good):
@@ -373,12 +373,12 @@ class _Run:
         return SplitRow(error=divided) if isinstance(divided, LlmkitError) else divided
 
     def _record(self, row: SplitRow, answer: Output | LlmkitError) -> str | LlmkitError:
-        """The line of an answer, or why there is none."""
+        """The output line of an answer, or the error."""
         if isinstance(answer, LlmkitError):
             return answer
         self.prompt_tokens += answer.usage.prompt_tokens
         self.completion_tokens += answer.usage.completion_tokens
-        return attempt(lambda: answer_record(row, answer))  # a score that is no number is an error
+        return attempt(lambda: answer_record(row, answer))  # a NaN score is an error
 
 
 def _skip(records: Iterator[data_rows.Record], number: int) -> int:
@@ -408,8 +408,8 @@ def _shards(output: Path) -> list[Path]:
 def _prepare(
     output: Path, settings: RowSettings, describe: Callable[..., dict[str, Any]], batch_tokens: Callable[[], int]
 ) -> None:
-    """See that the run may go on, or make place for a new one and say what it is."""
-    check_output(settings)  # again: what was free before the model was loaded need not be now
+    """Check that the run may be resumed, or clear the output for a new run and write its manifest."""
+    check_output(settings)  # again: another run may have started while the model was loading
     manifest = _manifest(output)
     if settings.resume and manifest.exists():
         before = read_manifest(manifest)
@@ -417,14 +417,14 @@ def _prepare(
         refuse_changes(before, now)
         write_manifest(manifest, now)
         return
-    # The manifest goes last: what is left without its own must not be taken for a part of this run.
+    # The manifest is removed last: leftover shards without one must not be mistaken for parts of this run.
     for path in (*_shards(output), output, manifest):
         path.unlink(missing_ok=True)
     write_manifest(manifest, describe(max_batch_tokens=settings.max_batch_tokens or batch_tokens()))
 
 
 def _join(output: Path, world: int, window: int) -> None:
-    """Put the windows of all processes in the order of the rows, in one step; then their shards can go."""
+    """Merge the windows of all processes in the order of the rows, atomically, and remove the shards."""
     shards = [_shard(output, rank, world) for rank in range(world)]
     with whole_file(output) as joined:
         files = [path.open("rb") for path in shards]

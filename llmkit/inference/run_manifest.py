@@ -1,7 +1,7 @@
-"""What a run over a file of rows was made from, kept beside its output so that a resumed run makes the same.
+"""The manifest of a run over a file of rows, kept beside its output so that a resumed run gives the same answers.
 
-Knows what changes a run's answers (input, model, settings, how the rows are cut) and compares it. Does not know rows,
-the output's lines, or when a run may go on (`llmkit.inference.row_files`).
+Knows what affects a run's answers (input, model, settings, window size) and compares it. Does not know rows, the
+output's lines, or when a run may be resumed (`llmkit.inference.row_files`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["describe_run", "model_hashes", "read_manifest", "refuse_changes", "w
 SCHEMA_VERSION = 1
 
 _LOADING = ("revision", "base", "head", "dtype", "quantize", "attn_implementation")
-"""The settings of loading that change answers."""
+"""The load settings that affect answers."""
 
 _MODEL_FILES = frozenset({".bin", ".codes", ".jinja", ".json", ".model", ".py", ".safetensors", ".spm", ".txt"})
 _NO_MODEL_FILES = frozenset({"trainer_state.json", "training_args.bin"})
@@ -43,7 +43,7 @@ def describe_run(
     max_batch_tokens: int,
     num_processes: int,
 ) -> dict[str, Any]:
-    """The manifest of a run, as JSON reads it back. Reads the whole input and the files of a local model for hashes.
+    """The manifest of a run, as plain JSON values. Hashes the whole input and the files of a local model.
 
     Raises:
         InputError: the input cannot be read.
@@ -51,7 +51,7 @@ def describe_run(
     model, wording = pipeline.engine.facts, pipeline.wording
     manifest = {
         "schema_version": SCHEMA_VERSION,
-        "made_with": {  # told to who asks, not compared
+        "made_with": {  # for information, not compared
             **{name: _version(name) for name in ("llmkit", "torch", "transformers")},
             "device": model.device,
         },
@@ -92,10 +92,10 @@ def _version(package: str) -> str | None:
 
 def _input(name: str) -> dict[str, Any]:
     path = Path(name)
-    if name == "-" or path.is_fifo():  # what is read of a pipe is gone
+    if name == "-" or path.is_fifo():  # a pipe cannot be read twice
         return {"file": "standard input" if name == "-" else name, "bytes": None, "sha256": None}
     try:
-        # As it was given: error records say it.
+        # As given by the user: error records contain it.
         return {"file": name, "bytes": path.stat().st_size, "sha256": file_hash(path)}
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", "check the path and its permissions") from error
@@ -111,9 +111,9 @@ def _model(source: Source) -> dict[str, Any]:
 
 
 def model_hashes(source: Source) -> dict[str, dict[str, str]]:
-    """SHA-256 of each file that makes a model what it is: ``files`` and ``adapter_files``.
+    """SHA-256 of each file that defines a model: ``files`` and ``adapter_files``.
 
-    Both are empty where a commit says it.
+    Both are empty if a commit identifies the model.
     """
     if source.commit is not None:
         files = []
@@ -129,7 +129,7 @@ def model_hashes(source: Source) -> dict[str, dict[str, str]]:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    """Configuration, tokenizer, code and weights; pickled weights only where nothing else would be loaded."""
+    """Configuration, tokenizer, code and weights; pickled weights only if nothing else would be loaded."""
     files = [
         path
         for path in sorted(folder.iterdir())
@@ -140,37 +140,35 @@ def _model_files(folder: Path) -> list[Path]:
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Put the manifest in its place in one step, so that no half of one is ever found there.
+    """Write the manifest atomically.
 
-    Names of files that are not UTF-8 hold lone surrogates, which Python's escapes write as JSON does.
+    File names that are not UTF-8 contain lone surrogates, which Python's escapes write as JSON does.
     """
     write_whole(path, f"{json.dumps(manifest, indent=2, ensure_ascii=False)}\n", "backslashreplace")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """A manifest that a run left; `UsageError` if it is none that can be compared."""
+    """The manifest of an earlier run; `UsageError` if it cannot be compared."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         known = manifest["schema_version"] == SCHEMA_VERSION and manifest["max_batch_tokens"] > 0
     except (OSError, ValueError, LookupError, TypeError):
         known = False
     if not known:
-        raise UsageError(
-            f"{path} does not tell how the output was made", "start again with `overwrite`", "name another `output`"
-        )
+        raise UsageError(f"{path} is not a valid manifest", "start again with `overwrite`", "name another `output`")
     return dict(manifest)
 
 
 def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise one `UsageError` that names what would make other answers than those that are written."""
-    # Not max_batch_tokens: where memory ran out, it has to be lowered.
+    """Raise one `UsageError` that names every difference that would change the answers."""
+    # Not max_batch_tokens: after running out of memory, it has to be lowered.
     parts = ("input", "model", "settings", "num_processes")
     changes = [_phrase(*change) for part in parts for change in _changes((part,), before.get(part), now.get(part))]
     if not changes:
         return
     more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
     raise UsageError(
-        f"the run to resume was another one: {', '.join(changes[:_SHOWN])}{more}",
+        f"the run to resume used different settings: {', '.join(changes[:_SHOWN])}{more}",
         "run without `resume` into another `output`",
         "with `overwrite`",
     )
@@ -182,7 +180,7 @@ _Keys = tuple[str, ...]
 def _changes(keys: _Keys, before: Any, now: Any) -> Iterator[tuple[_Keys, Any, Any]]:
     if isinstance(before, dict) and isinstance(now, dict):
         for key in dict.fromkeys((*before, *now)):
-            if (*keys, key) != ("input", "bytes"):  # the hash says it
+            if (*keys, key) != ("input", "bytes"):  # covered by the hash
                 yield from _changes((*keys, key), before.get(key), now.get(key))
     elif before != now:
         yield keys, before, now

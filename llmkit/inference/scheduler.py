@@ -1,6 +1,6 @@
-"""The work on rows while it waits for a model: what each row has asked for, got and used.
+"""Schedules the work on rows: which prompts each row has requested, their results and usage.
 
-Knows the generators of the tasks. Does not know which prompts run together, or how they are answered.
+Knows the generators of the tasks. Does not know which prompts run together, or how they are generated.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class Job:
-    """The work on one row: where it stands, and what it has used."""
+    """The state and usage of the work on one row."""
 
     reader: ContextFitter
     work: Work
     streams: bool
     number: int = 0
-    """Of the row, in the whole run."""
+    """Index of the row in the whole run."""
     step: Step = field(default_factory=lambda: Step(()))
     raws: list[Generation | None] = field(default_factory=list)
     result: Result | None = None
     error: LlmkitError | None = None
-    """Why there is no result, and never will be."""
+    """Why the row failed."""
     shown: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -43,11 +43,11 @@ class Job:
     cut: int = 0
     """Prompts whose output ended at max_new_tokens or in a full context."""
     thinking: int = 0
-    """Prompts whose output ended in its reasoning."""
+    """Prompts whose output ended during reasoning."""
     finish_reason: str = "stop"
 
     def advance(self, *, first: bool = False) -> None:
-        """Send the answers to the last step; take the next steps that need a model."""
+        """Send the outputs of the last step; get the next step that needs a model."""
         failed = attempt(lambda: self._advance(first=first))
         if failed is not None:
             self.error = failed
@@ -64,16 +64,16 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the job has ended."""
         return self.result is not None or self.error is not None
 
     @property
     def answered(self) -> bool:
-        """Whether all prompts of the step have their answers."""
+        """Whether all prompts of the step have outputs."""
         return not self.ended and None not in self.raws
 
     def put(self, index: int, raw: Generation) -> None:
-        """One prompt's answer."""
+        """Record one prompt's output."""
         failed = attempt(lambda: self._put(index, raw))
         if failed is not None:
             self.error = failed
@@ -90,23 +90,23 @@ class Job:
 
 
 class Cancelled(BaseException):
-    """Who listened has left, in the middle of work that has no partial answer."""
+    """The consumer left, in the middle of work that has no partial answer."""
 
 
 @dataclass
 class Scheduler:
-    """Takes the work on many rows through a session: what each asks for next joins what the others still wait for."""
+    """Runs the work on many rows through one session: each row's next prompts join the queue of the others."""
 
     session: Session
     settings: GenerationSettings
     on_reasoning: OnText | None = None
     cancelled: Callable[[], bool] = never
     progress: Progress = lambda _rows, _tokens: None
-    """Gets the rows that have ended and the tokens that were written since the last time."""
+    """Called with the rows that ended and the tokens generated since the last call."""
     _asked: dict[Request, tuple[Job, int]] = field(default_factory=dict)
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Work until every job has ended."""
+        """Run until every job has ended."""
         for job in jobs:
             job.advance(first=True)
             self._ask(job)
@@ -117,7 +117,7 @@ class Scheduler:
             self._take(self.session.step())
 
     def _ask(self, job: Job) -> None:
-        """Hand the prompts of a job's step to the engine."""
+        """Submit the prompts of a job's step to the engine."""
         if job.ended:
             return
         requests = attempt(partial(self._requests, job))
@@ -131,7 +131,7 @@ class Scheduler:
     def _requests(self, job: Job) -> list[Request]:
         step, reader = job.step, job.reader
         if not (step.final or step.several) and self.settings.num_return_sequences > 1:
-            raise UsageError("num_return_sequences is for texts that are read in one piece", "leave it out")
+            raise UsageError("num_return_sequences requires a text that fits in one prompt", "leave it out")
         fitted = [reader.fit(row) for row in step.rows]
         job.prompt_tokens += sum(len(each.encoded.input_ids) for each in fitted)
         job.truncated += sum(each.truncated for each in fitted)
@@ -153,7 +153,7 @@ class Scheduler:
         ]
 
     def _take(self, answers: Sequence[tuple[Request, Answer]]) -> None:
-        """Give answers to the jobs they are for, and go on with those that have all they asked for."""
+        """Deliver outputs to their jobs, and advance the jobs whose step is complete."""
         tokens, touched = 0, {}
         for request, answer in answers:
             job, index = self._asked.pop(request)

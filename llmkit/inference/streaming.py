@@ -1,4 +1,4 @@
-"""An answer on its way to who waits for it: piece by piece, and from the model's thread to the caller's."""
+"""Streaming of an answer piece by piece, from the model's thread to the caller's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Shown", "StreamedOutput"]
 
 
 class Shown:
-    """Passes an answer on as it grows; ``strip`` leaves out the white space around it."""
+    """Forwards the pieces of an answer; ``strip`` removes white space around it."""
 
     def __init__(self, on_text: OnText, *, strip: bool) -> None:
         self._on_text = on_text
@@ -58,7 +58,7 @@ class StreamedOutput:
         def work() -> None:
             try:
                 pieces.put(self._pipeline(self._row, on_text=pieces.put, cancelled=left.is_set))
-            except BaseException as error:  # noqa: BLE001 - handed to the consumer, who raises it
+            except BaseException as error:  # noqa: BLE001 - raised again in the consumer's thread
                 pieces.put(error)
 
         worker = threading.Thread(target=work, name="llmkit-generate", daemon=True)
@@ -74,6 +74,6 @@ class StreamedOutput:
             interrupted = True
             raise
         finally:
-            left.set()  # who leaves the loop early stops the model
-            if not interrupted:  # a model that reads a long prompt would hold the user up
+            left.set()  # leaving the loop early stops the model
+            if not interrupted:  # a long prefill would make the user wait
                 worker.join()

@@ -1,7 +1,7 @@
-"""What a tuned model was tuned for, kept beside its weights, so that it needs no flags and is asked as it was taught.
+"""The task and prompt settings a model was tuned with, saved with its weights so that inference needs no flags.
 
-``llmkit.json`` holds the task, its settings and what was added to its wording. Knows that file; who calls decides when
-it is written.
+``llmkit.json`` holds the task, its settings and the system prompt. Knows that file; the caller decides when it is
+written.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Contract:
-    """The task that a model was tuned for, and how it was asked."""
+    """The task that a model was tuned for, and how it was prompted."""
 
     task: str
     settings: dict[str, Any] = field(default_factory=dict)
-    """The task's own, defaults included, which another version may have others of."""
+    """The task's settings, including defaults, since another version may have different defaults."""
     system: str = ""
     raw: bool = False
     """Without the chat template."""
     longest_target: int = 0
-    """Tokens of the longest answer it was taught, 0 for a span in the text; no answer is cut shorter unasked."""
+    """Tokens of the longest training answer, 0 for spans; the output limit is at least this unless the user sets it."""
     truncation_side: TruncationSide | None = None
-    """Side that was cut off texts which were too long, where the recipe names it."""
+    """Side at which long texts were truncated, if the recipe sets it."""
     config_overrides: dict[str, Any] | None = None
-    """Of an adapter: settings of its base's config that were changed in training, as they are in use."""
+    """For an adapter: settings of its base's config that were changed for training, and apply at inference too."""
     version: int = _VERSION
 
 
 def write_contract(folder: Path, contract: Contract) -> None:
-    """Keep it in a model's folder."""
+    """Write the contract to a model's folder."""
     content = {name: value for name, value in asdict(contract).items() if value is not None}
     text = json.dumps(content, ensure_ascii=False, indent=2)
     (folder / CONTRACT_FILE).write_text(f"{text}\n", encoding="utf-8")
@@ -72,7 +72,7 @@ def read_contract(loaded: Loaded) -> Contract | None:
 def apply_contract(
     loaded: Loaded, task: Task, wording: Wording, settings: GenerationSettings
 ) -> tuple[Task, Wording, GenerationSettings]:
-    """The task, wording and length as the model was tuned, where the caller did not say otherwise."""
+    """Task, wording and length as the model was tuned, unless the caller set them explicitly."""
     contract = read_contract(loaded)
     if contract is None:
         return task, wording, settings

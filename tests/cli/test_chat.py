@@ -168,7 +168,7 @@ def test_several_replies(run: Run, folder: Path) -> None:
     [
         (["--json"], "--json is for one reply, and there is no message; give a text, a file, or pipe one in"),
         (["--encoding", "latin-1"], "--encoding is for one reply"),
-        (["--num-return-sequences", "2"], "a conversation goes on with one reply"),
+        (["--num-return-sequences", "2"], "a conversation continues with a single reply"),
         ([" "], "the message is empty; give llmkit chat some text"),
         (["hi", "--text", "ho"], "both 'hi' and --text were given"),
     ],
@@ -199,7 +199,7 @@ def test_replies_on_stdout_and_the_rest_on_stderr(type_lines: TypeLines, convers
     known, prompt = conversation.last.usage.cached_tokens, conversation.last.usage.prompt_tokens
     assert known > 0
     assert f"; {known} of {prompt} prompt tokens reused" in lines[1]
-    assert 'stopped at 5 new tokens; more with `max_new_tokens`, or say "go on"' in err
+    assert 'stopped at 5 new tokens; raise `max_new_tokens` for more, or say "go on"' in err
 
 
 def test_a_full_context_is_said(type_lines: TypeLines, checkpoint: Checkpoint) -> None:
@@ -219,8 +219,8 @@ def test_errors_are_one_line_and_the_session_goes_on(
     type_lines: TypeLines, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, err, _ = type_lines("/retry", "/undo", "word " * 5000, HELLO)
-    assert "there is no reply to try again; say something first" in err
-    assert "there is nothing to undo; say something first" in err
+    assert "there is no reply to try again; send a message first" in err
+    assert "there is nothing to undo; send a message first" in err
     assert f"and {conversation.pipeline.loaded.source.name} reads " in err
     assert len(conversation.messages) == 2
     assert out.count("\n\n") == 1
@@ -390,7 +390,7 @@ def test_ctrl_c_at_the_prompt(type_lines: TypeLines) -> None:
         ("/save", "/save needs a file; write /save FILE"),
         ("/load  ", "/load needs a file; write /load FILE"),
         ("/reset now", "/reset stands alone; write /reset, or //reset … to send it as a message"),
-        ("/save x.json", "there is nothing to save yet; say something first"),
+        ("/save x.json", "there is nothing to save yet; send a message first"),
         ("/load nowhere.json", "nowhere.json cannot be read (No such file or directory)"),
     ],
 )

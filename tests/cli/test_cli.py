@@ -35,7 +35,7 @@ def test_text_is_streamed_to_stdout_and_speed_to_stderr(run: Run, gpt2: Path) ->
     assert code == 0
     assert out.endswith("\n")
     assert "5 tokens in " in err
-    assert "stopped at 5 new tokens; more with --max-new-tokens" in err
+    assert "stopped at 5 new tokens; raise --max-new-tokens" in err
     _, whole, _ = run("generate", "The quick", "--model", gpt2, *SHORT, "--json")
     assert json.loads(whole)["text"] + "\n" == out
 

@@ -81,7 +81,7 @@ def test_every_task(
     assert rows[0] == rows[1] == rows[2]
     assert rows[0]["id"] == "x"
     assert not rows[0].keys() & row.keys()
-    assert len([line for line in err.splitlines() if "cut at their longest" in line]) <= 1
+    assert len([line for line in err.splitlines() if "reached their limit" in line]) <= 1
 
 
 def test_columns_are_renamed_and_plain_lines_are_rows(run: Run, checkpoint: Checkpoint, tmp_path: Path) -> None:

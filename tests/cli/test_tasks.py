@@ -141,7 +141,7 @@ def test_cut_off_while_thinking_is_no_verdict_on_a_question(checkpoint: Checkpoi
     code, out, err = run("answer", QUESTION["question"], "--text", QUESTION["context"], *short)
     assert (code, out) == (0, "\n")
     assert "does not hold the answer" not in err
-    assert "still thinking when it was stopped; more with --max-new-tokens" in err
+    assert "still reasoning when it was stopped; raise --max-new-tokens" in err
     assert "no verdict" in err
     data = tmp_path / "rows.jsonl"
     data.write_text(json.dumps({**QUESTION, "answers": {"text": [], "answer_start": []}}) + "\n", encoding="utf-8")

@@ -180,8 +180,8 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert (other.system, other.messages) == (conversation.system, conversation.messages)
     for text, message in (
         ("{", "is not JSON"),
-        ('{"messages": []}', "not turns of user and assistant"),
-        ('{"messages": [{"role": "user", "content": "x"}]}', "not turns of user and assistant"),
+        ('{"messages": []}', "not alternating turns of user and assistant"),
+        ('{"messages": [{"role": "user", "content": "x"}]}', "not alternating turns of user and assistant"),
         ('{"messages": [{"role": "user"}]}', "message 1 is not a role and a content"),
     ):
         path.write_text(text, encoding="utf-8")
@@ -193,12 +193,12 @@ def test_save_and_load(tmp_path: Path) -> None:
 def test_what_is_refused() -> None:
     conversation = pretend()
     for call in (conversation.undo, conversation.retry):
-        with pytest.raises(InputError, match="say something first"):
+        with pytest.raises(InputError, match="send a message first"):
             call()
     with pytest.raises(InputError, match="the message is empty"):
         conversation.send(" ")
     for bad in ([Message("user", "a"), Message("system", "b"), Message("user", "c")], [Message("user", None)]):  # type: ignore[arg-type]
         with pytest.raises(InputError, match="message"):
             conversation.pipeline({"messages": bad})
-    with pytest.raises(UsageError, match="a conversation is dialogue"):
+    with pytest.raises(UsageError, match="a conversation needs the task dialogue"):
         llmkit.Conversation(fake("generate")[0])

@@ -271,7 +271,7 @@ def test_truncation_keeps_the_end_and_is_counted(family: str, chat: bool, checkp
 
 
 def test_chunking_makes_no_sense_for_generation(checkpoint: Checkpoint) -> None:
-    with pytest.raises(UsageError, match="text-generation has no on_overflow=chunk"):
+    with pytest.raises(UsageError, match="text-generation does not support on_overflow=chunk"):
         load(checkpoint("gpt2"), on_overflow="chunk")(LONG)
 
 
@@ -290,7 +290,7 @@ def test_relative_positions_take_longer_input_with_a_note(checkpoint: Checkpoint
     pipeline.engine.facts = replace(pipeline.engine.facts, context=ContextLength(16, hard=False))
     output = pipeline("The quick brown fox jumps over the lazy dog.")
     assert output.truncated == 0
-    assert "more than the 16 this model was trained on" in noted(output)["context_exceeded"]
+    assert "more than the 16 this model was trained with" in noted(output)["context_exceeded"]
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n"])

@@ -324,25 +324,24 @@ def test_a_row_gets_only_what_its_task_reads(tmp_path: Path, monkeypatch: pytest
         (
             {"document": "a", "text": "b"},
             (),
-            "the column 'text' is called like a part of the answer; rename it: `column=input_text=text`",
+            "the column 'text' conflicts with an output field; rename it: `column=input_text=text`",
         ),
         ({"document": "a", "error": "b"}, (), "`column=input_error=error`"),
         (
             {"body": "a", "document": "b"},
             ("document=body",),
-            "'body' is to be 'document' and there is another 'document'; rename that one too:"
+            "'body' is mapped to 'document', which exists already; rename the other one too:"
             " `column=other_document=document`",
         ),
         (
             {"document": "a"},
             ("label=tag",),
-            "there is no column 'tag' (the columns: 'document'); say what it is called: `column=label=COLUMN`",
+            "there is no column 'tag' (the columns: 'document'); name it: `column=label=COLUMN`",
         ),
         (
             {"body": "a", "id": 1},
             (),
-            "there is no column 'document' (the columns: 'body', 'id'); say what it is called:"
-            " `column=document=COLUMN`",
+            "there is no column 'document' (the columns: 'body', 'id'); name it: `column=document=COLUMN`",
         ),
     ],
 )
@@ -370,7 +369,7 @@ def test_columns_that_do_not_fit(tmp_path: Path, row: dict[str, Any], columns: t
 def test_a_new_name_must_be_free_too(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "rows.jsonl", [{"document": "a", "b": "b"}])
     assert refused(source, tmp_path / "out.jsonl", column=("model=b",)) == (
-        f"{source}: the column 'model' is called like a part of the answer; rename it: `column=input_model=b`"
+        f"{source}: the column 'model' conflicts with an output field; rename it: `column=input_model=b`"
     )
 
 
@@ -589,7 +588,7 @@ def test_resume_starts_where_there_is_nothing(tmp_path: Path, source: Path) -> N
     assert run(source, output, resume=True).rows == ROWS
     assert output.read_bytes() == whole
     (tmp_path / "out.jsonl.run.json").unlink()
-    assert "no out.jsonl.run.json beside it tells how it was made" in refused(source, output, resume=True)
+    assert "its manifest out.jsonl.run.json does not" in refused(source, output, resume=True)
     assert output.read_bytes() == whole
 
 
@@ -687,7 +686,7 @@ def test_another_run_is_not_resumed(
     before = output.read_bytes()
     message = refused(source, output, FakePipeline(**pipeline), resume=True, **settings)
     assert message == (
-        f"the run to resume was another one: {problem}; run without `resume` into another `output`, or with `overwrite`"
+        f"the run to resume used different settings: {problem}; run without `resume` into another `output`, or with `overwrite`"
     )
     assert output.read_bytes() == before
     run(source, output, FakePipeline(**pipeline), overwrite=True, **settings)
@@ -755,7 +754,7 @@ def test_a_local_model_that_changed_is_not_resumed(tmp_path: Path, source: Path)
 def test_a_manifest_that_cannot_be_read(tmp_path: Path, source: Path, content: str) -> None:
     run(source, tmp_path / "out.jsonl")
     (tmp_path / "out.jsonl.run.json").write_text(content, encoding="utf-8")
-    assert "out.jsonl.run.json does not tell" in refused(source, tmp_path / "out.jsonl", resume=True)
+    assert "out.jsonl.run.json is not a valid manifest" in refused(source, tmp_path / "out.jsonl", resume=True)
 
 
 def test_the_manifest_is_whole_and_there_before_the_first_row(
@@ -987,7 +986,7 @@ def test_a_named_pipe_with_an_output_is_read_once(tmp_path: Path) -> None:
     writer.start()
     assert run(pipe, output).rows == ROWS
     writer.join()
-    with pytest.raises(UsageError, match=r"^what came through a pipe cannot be read again to resume; give a file"):
+    with pytest.raises(UsageError, match=r"^a pipe cannot be read again to resume; give a file"):
         check_output(RowSettings(input=str(pipe), output=str(output), resume=True))
 
 

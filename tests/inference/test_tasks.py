@@ -274,7 +274,7 @@ def test_several_answers(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
     options: dict[str, Any] = {"num_return_sequences": 3, "temperature": 2.0, "seed": 1, **GREEDY}
     output = llmkit.answer("Who?", "The quick brown fox.", folder, **options)
     assert len(output.alternatives) == 2
-    with pytest.raises(UsageError, match="read in one piece"):
+    with pytest.raises(UsageError, match="fits in one prompt"):
         llmkit.summarize(DOCUMENT[:6000], folder, **options)
 
 
@@ -424,7 +424,7 @@ def test_a_question_longer_than_the_window(checkpoint: Checkpoint) -> None:
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
-        ("bert", {"temperature": 1.0}, "generates no text"),
+        ("bert", {"temperature": 1.0}, "does not generate text"),
         ("bert", {"examples": [{"question": "a", "context": "b", "answer": "c"}]}, "reads a question and a text only"),
         ("llama", {"top": 3}, "marks answers in the text"),
         ("llama", {"no_answer_threshold": 0.0}, "marks answers in the text"),

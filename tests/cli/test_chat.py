@@ -221,7 +221,7 @@ def test_errors_are_one_line_and_the_session_goes_on(
     out, err, _ = type_lines("/retry", "/undo", "word " * 5000, HELLO)
     assert "there is no reply to try again; send a message first" in err
     assert "there is nothing to undo; send a message first" in err
-    assert f"and {conversation.pipeline.loaded.source.name} reads " in err
+    assert f"and the context of {conversation.pipeline.loaded.source.name} is " in err
     assert len(conversation.messages) == 2
     assert out.count("\n\n") == 1
 

@@ -237,7 +237,7 @@ def test_examples_give_way_before_the_input_does(checkpoint: Checkpoint) -> None
     text = seen(pipeline, "last")
     assert text.endswith("wort 39\n\nlast")
     assert "word 0 " not in text
-    assert "of 40 examples left out" in noted(pipeline("last"))["examples_dropped"]
+    assert "of 40 examples dropped" in noted(pipeline("last"))["examples_dropped"]
 
 
 def test_an_example_without_its_columns_is_named(checkpoint: Checkpoint) -> None:
@@ -252,7 +252,7 @@ LONG = "The quick brown fox. " * 40
 
 def test_a_prompt_longer_than_the_context_is_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(
-        ContextOverflowError, match=r"the input has \d+ tokens and .* reads 127; .*`on_overflow=truncate`"
+        ContextOverflowError, match=r"the input has \d+ tokens and the context of .* is 127; .*`on_overflow=truncate`"
     ):
         load(checkpoint("gpt2"))(LONG)
 

@@ -686,7 +686,8 @@ def test_another_run_is_not_resumed(
     before = output.read_bytes()
     message = refused(source, output, FakePipeline(**pipeline), resume=True, **settings)
     assert message == (
-        f"the run to resume used different settings: {problem}; run without `resume` into another `output`, or with `overwrite`"
+        f"the run to resume used different settings: {problem}; "
+        "run without `resume` into another `output`, or with `overwrite`"
     )
     assert output.read_bytes() == before
     run(source, output, FakePipeline(**pipeline), overwrite=True, **settings)
@@ -714,7 +715,7 @@ def test_an_input_that_changed_is_not_resumed(tmp_path: Path, source: Path) -> N
     renamed = source.rename(tmp_path / "more.jsonl")
     assert re.search(r"the input was \S+rows\.jsonl and is \S+more\.jsonl; ", refused(renamed, output, resume=True))
     source.write_text(renamed.read_text(encoding="utf-8").replace("Text", "Tests"), encoding="utf-8")
-    assert "another one: the input has changed; run" in refused(source, output, resume=True)
+    assert "different settings: the input has changed; run" in refused(source, output, resume=True)
 
 
 def test_a_local_model_that_changed_is_not_resumed(tmp_path: Path, source: Path) -> None:

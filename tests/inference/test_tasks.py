@@ -113,7 +113,7 @@ def test_every_sentence_of_a_long_text_is_summarized(kind: str) -> None:
 
 def test_a_text_that_may_not_be_divided_is_refused_or_cut(checkpoint: Checkpoint) -> None:
     folder = checkpoint("bart")
-    with pytest.raises(ContextOverflowError, match="reads 128; shorten it"):
+    with pytest.raises(ContextOverflowError, match="is 128; shorten it"):
         load("summarization", folder, on_overflow="error")(DOCUMENT)
     output = load("summarization", folder, on_overflow="truncate")(DOCUMENT[:3000])
     assert output.truncated > 0

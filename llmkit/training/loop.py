@@ -22,6 +22,7 @@ from llmkit.files import disk_errors
 from llmkit.heads.base import IGNORED, BaseHead
 from llmkit.heads.batch import Batch
 from llmkit.heads.objective import Objective
+from llmkit.log import log
 from llmkit.models.memory import peak_memory
 from llmkit.training.accelerator import optimizer_state, whole
 from llmkit.training.checkpoint import (
@@ -96,6 +97,8 @@ class Trainer:
     """Whether padding has to be hidden from the model, which else gets no attention mask."""
     local_sgd_steps: int | None = None
     hashes: dict[str, str] = field(default_factory=dict)
+    may_be_unused: Callable[[str], bool] = lambda _: False
+    """Whether a tensor is trained only since all are, so that nobody is misled where no loss reaches it."""
     on_log: Callable[[TrainingStats], None] = lambda _: None
     should_stop: Callable[[], bool] = lambda: False
     """Asked after each update; True saves a checkpoint and ends."""
@@ -229,16 +232,22 @@ class Trainer:
     def _check_gradients(self) -> None:
         """Stop where something would be saved as trained that no loss ever reaches.
 
-        Every tensor that is trained gets a gradient in the first update, whatever the number of processes
-        (DistributedDataParallel waits for all gradients), except experts, of which an update chooses some. What a
-        recipe sweeps in beside them was frozen before (`llmkit.training.trainable.check_reached`).
+        Every tensor that is new or that the recipe names gets a gradient in the first update. The others were frozen
+        before (`llmkit.training.trainable.check_reached`), but for classes that ask for values, which only show it
+        here: one process leaves them as they are, several cannot (DistributedDataParallel waits for all gradients).
+        Of experts an update chooses some.
         """
         unused = [name for name, each in self.trained.items() if each.grad is None and not _EXPERT.search(name)]
-        if unused:
+        alone = self.accelerator.num_processes == 1
+        if wrong := [name for name in unused if not (alone and self.may_be_unused(name))]:
             raise UsageError(
-                f"{len(unused)} of {len(self.trained)} trained tensors have no part in the loss: {unused[0]}"
-                + (f" … {unused[-1]}" if len(unused) > 1 else ""),
+                f"{len(wrong)} of {len(self.trained)} trained tensors have no part in the loss: {wrong[0]}"
+                + (f" … {wrong[-1]}" if len(wrong) > 1 else ""),
                 "exclude them with train.freeze, a list of regular expressions that match their names",
+            )
+        if unused:
+            log.warning(
+                "not trained, since they have no part in the loss: %d tensors, such as %s", len(unused), unused[0]
             )
 
     def _check_finite(self, name: str, value: float) -> None:

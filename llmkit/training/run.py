@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ from llmkit.training.provenance import RESOLVED, Provenance, changes, commented_
 from llmkit.training.recipe_model import open_model, open_task
 from llmkit.training.reload_check import check_reload, logits_of_rows
 from llmkit.training.row_counts import describe
-from llmkit.training.trainable import freeze_as, make_trainable
+from llmkit.training.trainable import freeze_as, is_swept_in, make_trainable
 
 __all__ = ["find_checkpoint", "finetune", "packs"]
 
@@ -256,6 +257,7 @@ def _prepare(
             "recipe": digest(recipe.model_dump(mode="json", exclude_defaults=True, exclude={"train": {"output_dir"}})),
             EXAMPLES: digest({name: part.content_hash() for name, part in parts.items()}),
         },
+        may_be_unused=partial(is_swept_in, recipe),
         on_log=on_log,
         should_stop=should_stop,
         validation_metrics=_validation_metrics(recipe, task, replace(loaded, model=model), parts, accelerator),

@@ -12,7 +12,7 @@ from llmkit.log import log
 from llmkit.models.adapters import attach, embedding_names, outline_adapter, resize_embeddings
 from llmkit.models.load import Loaded
 
-__all__ = ["check_reached", "freeze_as", "make_trainable"]
+__all__ = ["check_reached", "freeze_as", "is_swept_in", "make_trainable"]
 
 
 def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
@@ -52,7 +52,7 @@ def check_reached(recipe: Recipe, model: Any, unreached: Sequence[str]) -> None:
     Raises:
         UsageError: one of them is new, or named by the recipe: it would be saved as trained.
     """
-    wrong = [name for name in unreached if not _is_swept_in(recipe, name)]
+    wrong = [name for name in unreached if not is_swept_in(recipe, name)]
     if wrong:
         raise UsageError(
             f"{len(wrong)} of the trained tensors have no part in the loss: {wrong[0]}"
@@ -77,7 +77,7 @@ def _some(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]} … {names[-1]})"
 
 
-def _is_swept_in(recipe: Recipe, name: str) -> bool:
+def is_swept_in(recipe: Recipe, name: str) -> bool:
     """Whether a tensor is trained only because all are, or all linear layers: nobody named it, and it is not new."""
     if recipe.adapter is None:
         return True

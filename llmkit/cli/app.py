@@ -112,7 +112,7 @@ def _on_sigterm(*_: int | FrameType | None) -> NoReturn:
 
 
 class _Handler(logging.Handler):
-    """Log lines to stderr, found anew at each line since tests and callers replace it."""
+    """Log lines to stderr, looked up for each line since tests and callers replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         _tell(f"llmkit: {worded(record.getMessage())}")
@@ -132,7 +132,7 @@ def _trace(error: BaseException) -> None:
 
 @contextlib.contextmanager
 def _program() -> Iterator[None]:
-    """What holds while the program runs, and is put back for a caller that goes on (a test, a notebook)."""
+    """Process-wide state while the program runs, restored for a caller that continues (a test, a notebook)."""
     closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
     for name in closed:  # by whoever started the program
         setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: PTH123, SIM115 - closed below
@@ -164,7 +164,7 @@ def _program() -> Iterator[None]:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit at once: a closed pipe takes no more, and a model may be in the middle of a long step."""
+    """Exit at once: nothing can be written to a closed pipe, and a model may be in the middle of a long step."""
     if code == 130 and sys.stderr.isatty():
         print(file=sys.stderr)  # noqa: T201 - the shell's prompt begins on a line of its own
     for stream in (sys.stdout, sys.stderr):
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _need_utf8() -> None:
-    """Start again in UTF-8 mode where the locale knows ASCII only: arguments and names of files may hold any text."""
+    """Restart in UTF-8 mode if the locale is ASCII only: arguments and file names may contain any text."""
     ascii_only = codecs.lookup(sys.getfilesystemencoding()).name == "ascii"
     if ascii_only and sys.executable and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
@@ -214,7 +214,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         else:
             _complain(worded(error.problem), remedy(error))
         return error.exit_code
-    except Exception as error:  # the last resort: one line, and how to see more
+    except Exception as error:  # last resort: one line, and how to see the traceback
         if isinstance(error, BrokenPipeError):
             raise
         if flags.debug:
@@ -225,7 +225,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _last_resort(error: Exception) -> tuple[str, str]:
-    """What to say of an error that nobody foresaw."""
+    """Problem and fix of an unforeseen error."""
     if is_out_of_memory(error):
         return "memory ran out", "use a smaller model, batch or --dtype, or free some memory"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["data", "data_check"]
 
-data = typer.Typer(help="Look at data before a model does.", rich_markup_mode=None)
+data = typer.Typer(help="Inspect training data.", rich_markup_mode=None)
 
 _BAR = 40
 _PROBLEMS = (
@@ -36,9 +36,9 @@ def data_check(
         list[str], typer.Argument(metavar="RECIPE|PATH…", help="A recipe, or files, a folder, a pattern or a Hub id.")
     ],
     *,
-    task: Annotated[str | None, typer.Option(help="What the data are for; a recipe says it itself.")] = None,
-    source: Annotated[str | None, typer.Option("--from", help="Translation: language of the source.")] = None,
-    target: Annotated[str | None, typer.Option("--to", help="Translation: language of the target.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task of the data; a recipe names its own.")] = None,
+    source: Annotated[str | None, typer.Option("--from", help="Translation: source language.")] = None,
+    target: Annotated[str | None, typer.Option("--to", help="Translation: target language.")] = None,
     validation: Annotated[str | None, typer.Option(help="Validation data, with a PATH.")] = None,
     encoding: Annotated[str | None, typer.Option(help="Encoding of the data, with a PATH, if not UTF-8.")] = None,
     max_length: Annotated[int | None, typer.Option(min=2, help="Longest example in tokens, with a PATH.")] = None,
@@ -49,9 +49,9 @@ def data_check(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     load: LoadSettings,
 ) -> None:
-    """Show what a model would see of the data, and what is wrong with it.
+    """Show how a model would see the data, and report problems.
 
-    Of a PATH, a mapping of its columns is proposed first, as the YAML that freezes it in a recipe.
+    For a PATH, first proposes a column mapping, as YAML for a recipe.
     """
     from llmkit.models.reachability import offline
     from llmkit.training.data_report import check
@@ -71,7 +71,7 @@ def data_check(
         recipe = load_recipe(given_paths[0], [*(overrides or ()), *code])
     else:
         if overrides:
-            raise UsageError("--set changes a recipe, and this is data", "give a recipe, or leave it out")
+            raise UsageError("--set changes a recipe, but a data path was given", "give a recipe, or leave it out")
         recipe, notes = _propose(
             given_paths, task, {"source": source, "target": target}, validation, encoding, max_length, load
         )
@@ -107,7 +107,7 @@ def _propose(
     max_length: int | None,
     load: LoadSettings,
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """A recipe for some data, with everything about its form found and set."""
+    """A recipe for some data, with the detected format set explicitly."""
     from llmkit.config.recipe import SourceSection, recipe_adapter
     from llmkit.data.proposals import propose
     from llmkit.data.sources import splits_of
@@ -115,7 +115,7 @@ def _propose(
     from llmkit.training.row_table import need_hub
 
     if task is None:
-        raise UsageError("what the data are for is missing", "name the task, such as --task summarization")
+        raise UsageError("the task of the data is missing", "name the task, such as --task summarization")
     kind = find_task(task)
     settings = {key: value for key, value in languages.items() if value is not None}
     if settings and not settings.keys() <= {item.name for item in setting_fields(kind.settings_class)}:
@@ -153,7 +153,7 @@ def _set(source: SourceSection) -> dict[str, Any]:
 
 
 def _frozen(recipe: Recipe) -> dict[str, Any]:
-    """The part of the recipe that says what the data are, without what is usual."""
+    """The part of the recipe that describes the data, without defaults."""
     found: dict[str, Any] = {"task": recipe.task}
     if settings := recipe.settings.model_dump(exclude_defaults=True):
         found["settings"] = settings
@@ -225,7 +225,7 @@ def _histogram(lengths: Histogram, limit: int | None) -> Iterator[str]:
 
 
 def _show(pieces: tuple[Piece, ...]) -> None:
-    """What is learned in green; between ⟦ and ⟧ where there is no colour."""
+    """Tokens with loss in green, or between ⟦ and ⟧ without colour."""
     for each in pieces:
         if not each.learned:
             echo(each.text, end="")

@@ -1,4 +1,4 @@
-"""The command that judges: ``llmkit evaluate``."""
+"""The command ``llmkit evaluate``."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ __all__ = ["evaluate"]
 
 def evaluate(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="Its tuned model on its validation data.")
+        str | None, typer.Argument(metavar="RECIPE", help="A recipe: evaluates its tuned model on its validation data.")
     ] = None,
     *,
     load: LoadSettings,
     generation: GenerationSettings,
     task: Annotated[str | None, typer.Option(help="Without a recipe: the task.")] = None,
     data: Annotated[
-        str | None, typer.Option(help="Rows with expected answers; of a recipe its validation data.")
+        str | None, typer.Option(help="Rows with reference answers; default with a recipe: its validation data.")
     ] = None,
-    baseline: Annotated[str | None, typer.Option(help="Another model, to be compared with on the same rows.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Another model to compare with, on the same rows.")] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as settings.target=de."),
@@ -46,21 +46,21 @@ def evaluate(
         typer.Option(
             "--metric",
             metavar="NAME",
-            help="Another metric of the package evaluate: a path, or a name on the Hub (repeatable).",
+            help="Additional metric of the package evaluate: a path, or a name on the Hub (repeatable).",
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the answers and the figures.")
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for predictions and metrics.")
     ] = Path("evaluation"),
-    max_rows: Annotated[int | None, typer.Option(min=1, help="Take the first so many rows only.")] = None,
+    max_rows: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None,
     num_processes: Annotated[int | None, declared(RowSettings, "num_processes", min=1)] = None,
     resume: Annotated[bool, declared(RowSettings, "resume")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a model on rows with expected answers, its likeliest ones unless told to sample.
+    """Evaluate a model against reference answers (greedy unless sampling options are given).
 
-    Figures come with 95 % intervals, beside answers that need no model; with --baseline, with the p-value of a paired
-    bootstrap test.
+    Metrics have 95 % confidence intervals and are compared with trivial answers; --baseline adds the p-value of a
+    paired bootstrap test.
     """
     if (num_processes or 1) > 1 and not is_distributed():
         raise typer.Exit(start(num_processes or 1, flags.arguments, on_cpu=on_cpu(load.device)))

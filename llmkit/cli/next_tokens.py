@@ -23,9 +23,9 @@ def next_(
     *,
     load: LoadSettings,
 ) -> None:
-    """Show the likeliest next tokens.
+    """Show the most probable next tokens.
 
-    The text is continued as it stands, without the chat template; probabilities are over the whole vocabulary.
+    The text is continued as it is, without a chat template; probabilities are over the whole vocabulary.
     """
     from llmkit.api import next_tokens_with
     from llmkit.cli.text import read_text

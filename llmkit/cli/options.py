@@ -28,14 +28,14 @@ __all__ = ["Stopped", "command", "declared", "flags", "remedy", "worded"]
 
 @dataclass
 class _Flags:
-    """Options of every command that are about the program, not about its work."""
+    """Options of every command that concern the program, not the task."""
 
     debug: bool = False
     quiet: bool = False
     arguments: list[str] = field(default_factory=list)
-    """Of the command line, to start it once more."""
+    """Arguments of the command line, to run it again."""
     options: dict[str, str] = field(default_factory=dict)
-    """What the command calls its settings: options, or arguments without dashes."""
+    """The command's names for settings: options, or arguments without dashes."""
 
 
 flags = _Flags()
@@ -44,18 +44,18 @@ _SETTING = re.compile(r"`(\w+)(?:=([^`]*))?`")
 
 
 def worded(message: str) -> str:
-    """A message with the settings that it names as the command takes them: options, arguments or keys of its recipe."""
+    """A message whose settings are spelled as the command expects: options, arguments or recipe keys."""
     return _SETTING.sub(lambda found: _spelled(found[1], found[2]) or found[0], message)
 
 
 def remedy(error: LlmkitError) -> str:
-    """What to do about an error, less what the command has no setting for."""
+    """The fixes of an error, without those whose setting the command does not have."""
     known = [fix for fix in error.fixes if all(_spelled(*each) for each in _SETTING.findall(fix))]
     return worded(", or ".join(known or error.fixes))
 
 
 def _spelled(name: str, value: str | None) -> str:
-    """A setting, perhaps with a value, in the words of the command; empty where it has none."""
+    """A setting, optionally with a value, as the command spells it; empty if the command does not have it."""
     if option := flags.options.get(name):
         if not option.startswith("-"):
             return value or name.upper()
@@ -66,7 +66,7 @@ def _spelled(name: str, value: str | None) -> str:
 
 
 def _keys() -> dict[str, str]:
-    """From settings to the keys that a recipe has for them."""
+    """Recipe keys by setting."""
     part = "validation" if "data" in flags.options else "train"
     sections: list[tuple[str, type[Any]]] = [("settings", task.settings_class) for task in TASKS.values()]
     sections.append(("model", LoadSettings))
@@ -79,10 +79,10 @@ def _keys() -> dict[str, str]:
 
 
 class Stopped(SystemExit):
-    """The run was ended from outside: Ctrl+C, SIGTERM, or a reader that closed the pipe.
+    """The run was stopped from outside: Ctrl+C, SIGTERM, or a closed pipe.
 
-    A class of its own, since Typer gives the first and the last a meaning and an exit code of theirs. A SystemExit,
-    since asyncio, which reads the terminal, keeps what else is raised in a callback to itself.
+    A separate class, because Typer handles KeyboardInterrupt and BrokenPipeError with its own exit codes. A subclass of
+    SystemExit, because asyncio, which reads the terminal, swallows other exceptions raised in a callback.
     """
 
     code: int
@@ -93,7 +93,7 @@ def _is_settings(hint: Any) -> bool:
 
 
 def declared(settings: type[Any], name: str, **own: Any) -> Any:
-    """The option of one setting, for a command that has no use for the others. ``own`` is what differs there."""
+    """The option of one setting, for a command that does not use the others. ``own`` overrides its metadata."""
     item = next(item for item in fields(settings) if item.name == name)
     names = [f"--{item.metadata['option'] or name.replace('_', '-')}", *(["-m"] if name == "model" else [])]
     shown = item.default not in (None, False, "", ())
@@ -129,7 +129,7 @@ def _program_options() -> list[inspect.Parameter]:
 
 
 def _offline(values: Mapping[str, Any]) -> AbstractContextManager[None]:
-    """No network for the whole command where it is not wanted."""
+    """Disable the network for the whole command if requested."""
     if not (values.get("offline") or any(getattr(value, "offline", False) for value in values.values())):
         return nullcontext()
     from llmkit.models.reachability import offline

@@ -1,4 +1,4 @@
-"""What the commands of the tasks share: where the text comes from, and how an answer is shown."""
+"""Shared by the commands of the tasks: options for the input text, and printing of an answer."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ Examples = Annotated[Path | None, typer.Option(help="Few-shot rows in the task's
 
 
 def show(pipeline: Pipeline, row: str | Row, *, as_json: bool, reasoning: bool = False) -> Output:
-    """Answer one row and print it: while it is generated, or whole as JSON or where there are several.
+    """Answer one row and print the answer as it is generated, or at once as JSON or if there are several.
 
-    ``reasoning`` shows what the model thinks before its answer.
+    ``reasoning`` shows the model's reasoning before its answer.
     """
     started, printer = time.perf_counter(), StreamPrinter()
     whole = as_json or pipeline.settings.num_return_sequences > 1
@@ -52,14 +52,14 @@ def show(pipeline: Pipeline, row: str | Row, *, as_json: bool, reasoning: bool =
 
 
 class StreamPrinter:
-    """An answer on its way to the screen: what is said to stdout, what is thought before it to stderr."""
+    """Prints an answer while it is generated: the answer to stdout, the reasoning before it to stderr."""
 
     def __init__(self) -> None:
         self._thought = self._said = ""
         """The last piece of each."""
 
     def think(self, piece: str) -> None:
-        """Show a piece of what the model thinks aloud."""
+        """Show a piece of the reasoning."""
         if not self._thought:
             piece = piece.lstrip("\n")
         if piece and not flags.quiet:
@@ -73,7 +73,7 @@ class StreamPrinter:
         echo(piece, end="")
 
     def end(self, *, empty: bool = False) -> None:
-        """Finish the last line; ``empty`` makes one of an answer that says nothing."""
+        """Finish the last line; ``empty`` prints one even for an empty answer."""
         self._end_thought()
         if (self._said or empty) and not self._said.endswith("\n"):
             echo()
@@ -85,7 +85,7 @@ class StreamPrinter:
 
 
 def report(output: Output, seconds: float) -> None:
-    """Speed, and what must be known of the answer; a cut one must not look like a finished one."""
+    """Print speed and notes; a truncated answer must not look like a finished one."""
     tokens = sum(each.usage.completion_tokens for each in (output, *output.alternatives))
     if tokens:
         log.info("%d tokens in %.1f s (%.1f tokens/s)", tokens, seconds, tokens / seconds)

@@ -16,11 +16,11 @@ from llmkit.log import log
 
 __all__ = ["recipes", "recipes_copy", "recipes_list", "recipes_schema", "recipes_show", "recipes_validate"]
 
-recipes = typer.Typer(help="Recipes that come with llmkit, and your own.", rich_markup_mode=None)
+recipes = typer.Typer(help="Built-in recipes, and your own.", rich_markup_mode=None)
 
 
 def recipes_list(*, as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
-    """List the recipes that come with llmkit."""
+    """List the built-in recipes."""
     from llmkit.config.recipe_file import shipped_recipes
 
     found = [{"name": name, "task": path.parent.name, **_opening(path)} for name, path in shipped_recipes().items()]
@@ -40,7 +40,7 @@ def _opening(path: Path) -> dict[str, str]:
 
 
 def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME", help="See: llmkit recipes list.")]) -> None:
-    """Print a recipe as it is."""
+    """Print a built-in recipe."""
     echo(_shipped(name).read_text(encoding="utf-8"), end="")
 
 
@@ -55,15 +55,15 @@ def _shipped(name: str) -> Path:
 
 def recipes_copy(
     name: Annotated[str, typer.Argument(metavar="NAME", help="See: llmkit recipes list.")],
-    destination: Annotated[Path | None, typer.Argument(help="Folder; the present one by default.")] = None,
+    destination: Annotated[Path | None, typer.Argument(help="Target folder; default: the current one.")] = None,
 ) -> None:
-    """Copy a recipe, and the sample data it names, to change them."""
+    """Copy a recipe and its sample data, to edit them."""
     path = _shipped(name)
     root, folder = path.parent.parent, destination or Path()
     for original in (path, *_data_of(path)):
         copy = folder / original.relative_to(root)
         if copy.exists() and (original == path or copy.read_bytes() != original.read_bytes()):
-            raise UsageError(f"{copy} is there already", "remove it, or name another folder")
+            raise UsageError(f"{copy} exists already", "remove it, or name another folder")
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(original, copy)
         echo(str(copy))
@@ -85,7 +85,7 @@ def recipes_validate(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key (repeatable).")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Validate all that come with llmkit.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Validate all built-in recipes.")] = False,
 ) -> None:
     """Check recipes against the schema, without reading data or a model."""
     from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe, shipped_recipes

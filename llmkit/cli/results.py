@@ -1,4 +1,4 @@
-"""What is done with a tuned model: ``llmkit merge`` and ``llmkit push``."""
+"""Commands for a tuned model: ``llmkit merge`` and ``llmkit push``."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["merge", "push"]
 def merge(
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Folder or Hub id of a PEFT adapter.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder for the model.")],
-    dtype: Annotated[DType, declared(LoadSettings, "dtype", help="Weights' type; auto is the base's.")] = "auto",
+    dtype: Annotated[DType, declared(LoadSettings, "dtype", help="Weight dtype; auto keeps the base's.")] = "auto",
     base: Annotated[str | None, declared(LoadSettings, "base")] = None,
     offline: Annotated[bool, declared(LoadSettings, "offline")] = False,
     allow_pickle: Annotated[bool, declared(LoadSettings, "allow_pickle")] = False,
     trust_remote_code: Annotated[bool, declared(LoadSettings, "trust_remote_code")] = False,
 ) -> None:
-    """Make one model of an adapter and its base.
+    """Merge an adapter into its base model.
 
-    Logits are compared before and after; a model that computes something else is not written.
+    Logits are compared before and after; if they differ, the merged model is not saved.
     """
     from llmkit.training.merge import merge as make_one
 

@@ -39,9 +39,9 @@ def answer_rows(
     encoding: str | None,
     instead: dict[str, Any],
 ) -> None:
-    """Answer every row of a file. Ends the program with exit code 3 if some could not be answered.
+    """Answer every row of a file. Exits with code 3 if some rows failed.
 
-    ``instead`` are the values of the options and arguments that a file of rows leaves no use for.
+    ``instead`` holds the options and arguments that have no effect on a file of rows.
     """
     from llmkit.inference.row_files import check_output
 
@@ -100,7 +100,7 @@ def _run(
 
 @contextmanager
 def _bar(rows: RowSettings, encoding: str | None, member: Worker) -> Iterator[tqdm[Any]]:
-    """Rows, rows/s, tokens/s and the time that is left; on a terminal only."""
+    """Progress bar with rows, rows/s, tokens/s and remaining time; on a terminal only."""
     from tqdm import tqdm
 
     shown = sys.stderr.isatty() and not flags.quiet and not member.rank

@@ -1,4 +1,4 @@
-"""The commands of the tasks: one frame, whose arguments and options follow from what a task declares."""
+"""The commands of the tasks, generated from the arguments and options that each task declares."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _parameters(task: type[Task]) -> Iterator[inspect.Parameter]:
     if others:
         argument = typer.Argument(metavar=f"{last.upper()}|FILE|-", help=help_of.get(last))
         yield parameter("argument", Annotated[str | None, argument])
-        option = typer.Option(f"--{last}", metavar="FILE|TEXT", help="The same, by name.")
+        option = typer.Option(f"--{last}", metavar="FILE|TEXT", help="The same as the argument, by name.")
         yield parameter("option", Annotated[str | None, option])
         literal = typer.Option("--text", help=f"The {last}, also if a file has that name.")
         yield parameter("text", Annotated[str | None, literal])
@@ -108,7 +108,7 @@ def _parameters(task: type[Task]) -> Iterator[inspect.Parameter]:
 
 
 def _label(task: type[Task], name: str) -> str:
-    """What the user calls a parameter."""
+    """The user-visible name of a parameter."""
     *others, last = task.columns
     names = {"argument": last.upper() if others else "TEXT", "option": f"--{last}", "text": "--text"}
     return names.get(name, name.upper())

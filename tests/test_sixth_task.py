@@ -124,7 +124,7 @@ def test_it_is_listed_while_it_is_registered(model: Path, capsys: pytest.Capture
 
 
 def test_a_task_that_is_not_whole_is_refused_with_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="simplification is called simplification and simplify already"):
+    with pytest.raises(UsageError, match="the name simplification and simplify is already used by simplification"):
         register(Simplification)
     with pytest.raises(UsageError, match=r"^Task lacks name, verb, help, .*max_new_tokens; set them"):
         register(Task)

@@ -68,16 +68,18 @@ __all__ = [
 ]
 
 TASKS: dict[str, type[Task]] = {}
-"""By name, in the order of the commands."""
+"""Registered tasks by name, in the order of the commands."""
 
 
 def register(task: type[Task]) -> type[Task]:
-    """Make a task known everywhere: commands, recipes, ``llmkit inspect``. Can be used as a decorator."""
+    """Register a task for commands, recipes and ``llmkit inspect``. Can be used as a decorator."""
     if missing := [name for name in Task.__annotations__ if not hasattr(task, name)]:
         raise UsageError(f"{task.__name__} lacks {', '.join(missing)}", "set them as attributes of the class")
     for other in TASKS.values():
         if taken := {task.name, task.verb} & {other.name, other.verb}:
-            raise UsageError(f"{other.name} is called {' and '.join(sorted(taken))} already", "choose another name")
+            raise UsageError(
+                f"the name {' and '.join(sorted(taken))} is already used by {other.name}", "choose another name"
+            )
     TASKS[task.name] = task
     return task
 
@@ -87,7 +89,7 @@ for _task in (TextGeneration, Summarization, QuestionAnswering, Dialogue, Transl
 
 
 def find_task(name: str) -> type[Task]:
-    """Look a task up by name or verb; `UsageError` names the nearest."""
+    """Find a task by name or verb; `UsageError` suggests the nearest."""
     for task in TASKS.values():
         if name in (task.name, task.verb):
             return task
@@ -97,5 +99,5 @@ def find_task(name: str) -> type[Task]:
 
 
 def get_task(name: str, settings: TaskSettings | None = None) -> Task:
-    """The task of that name or verb, with its own settings."""
+    """A task by name or verb, with its settings."""
     return find_task(name)(settings)

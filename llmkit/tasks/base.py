@@ -1,11 +1,11 @@
-"""What a task is: declarations and wording, and nothing else.
+"""Base class of tasks: declarations and prompts.
 
-A task turns a row into prompts and the model's raw texts back into an answer. It does not know tensors,
-tokenizers or model classes, and never imports torch or transformers.
+A task turns a row into prompts, and the generated texts into an answer. It is independent of tensors, tokenizers and
+model classes, and never imports torch or transformers.
 
-A text that is longer than the model reads takes several prompts, and a second round may depend on the answers of the
-first. So the work on one row is a generator (`Task.work`): it yields `Step` after `Step`, is sent what the model made
-of them, and returns the `Result`. Whoever drives it decides about batches.
+A text longer than the model's context takes several prompts, and a second round may depend on the answers of the first.
+So the work on one row is a generator (`Task.work`): it yields `Step`s, receives the generations of each, and returns
+the `Result`. Batching is up to the caller.
 """
 
 from __future__ import annotations
@@ -42,100 +42,103 @@ PROMPT = ("prompt", "instruction", "input", "inputs", "query", "question", "提�
           "質問")  # fmt: skip
 COMPLETION = ("completion", "response", "output", "answer", "chosen", "target", "targets", "回答", "答案", "输出",
               "輸出", "応答")  # fmt: skip
-"""What the two are called in the wild, the most telling name first."""
+"""Common column names of prompts and completions, the most specific first."""
 
 
 class Task:
     """Base of the tasks. Subclasses set the class attributes and override the methods they differ in.
 
-    All that is known of a task is said here: nothing else asks for its name (`llmkit.tasks.register`).
+    A task is described by its class alone: no other code depends on its name (`llmkit.tasks.register`).
     """
 
     name: ClassVar[str]
     verb: ClassVar[str]
     """The verb on the command line, as in ``llmkit generate``."""
     help: ClassVar[str]
-    """Of the command: a line, and perhaps more after an empty one."""
+    """Help of the command: a line, optionally followed by an empty line and more text."""
     sample: ClassVar[str] = '"TEXT"'
     sample_options: ClassVar[Mapping[str, str]] = {}
-    """What follows the verb in an example command."""
+    """Arguments and options of an example command."""
     heads: ClassVar[tuple[Head, ...]] = (Head.CAUSAL, Head.SEQ2SEQ)
     settings_class: ClassVar[type[TaskSettings]] = TaskSettings
     argument_help: ClassVar[Mapping[str, str]] = {}
-    """What its command says of the columns that are arguments, where there are several."""
+    """Help of the command's arguments, if there are several."""
     prompt_options: ClassVar[tuple[str, ...]] = ()
-    """Which of ``system``, ``prefill`` and ``raw`` its command has."""
+    """The options among ``system``, ``prefill`` and ``raw`` that the command has."""
     converses: ClassVar[bool] = False
-    """Without a text its command begins a conversation in the terminal."""
+    """Whether the command starts a conversation if it gets no text."""
 
     # Rows.
     input_column: ClassVar[str]
-    """The column that carries the text which may be too long; `render` reads it."""
+    """The column with the input text, which may be too long for the model."""
     columns: ClassVar[tuple[str, ...]]
-    """All columns of a row that are read, in the order of the command's arguments."""
+    """All input columns, in the order of the command's arguments."""
     target_column: ClassVar[str]
     """The column with the expected output, in examples and in training data."""
     aliases: ClassVar[Mapping[str, tuple[str, ...]]]
-    """The columns of training data, and what they are called in the wild, the most telling name first."""
+    """The columns of training data with their common names, the most specific first."""
     learned_columns: ClassVar[tuple[str, ...]] = ()
-    """Which of them may hold what is learned, where it is not always the target."""
+    """The columns that may contain the target of training, if not always ``target_column``."""
     shapes: ClassVar[tuple[str, ...]] = ("columns",)
-    """How its training data may be laid out, in the order in which that is found out (`llmkit.data.shapes`)."""
+    """Possible shapes of its training data, in the order they are tried (`llmkit.data.shapes`)."""
 
     # Output and input length.
     max_new_tokens: ClassVar[int]
     overflow: ClassVar[Overflow] = "error"
-    """What is done with a text longer than the model reads, unless the caller says otherwise."""
+    """What to do by default with a text longer than the model's context."""
     allowed_overflow: ClassVar[tuple[Overflow, ...]] = ("error", "truncate")
-    """What can be done with it."""
+    """The supported choices of ``overflow``."""
     truncation_side: ClassVar[TruncationSide | None] = "right"
-    """Side of the text that is cut under ``truncate``, unless the caller says otherwise: documents say what they are
-    about at their beginning. None: whole messages are left out, the oldest first."""
+    """Default side of the text that ``truncate`` cuts; documents have the most important content at the beginning. None:
+    messages are dropped, the oldest first."""
     learns_parts: ClassVar[bool] = False
-    """Whether an example that is too long for training can be learned in parts."""
+    """Whether a training example that is too long can be split into parts."""
     allow_reasoning: ClassVar[bool] = False
-    """Whether a model that thinks aloud should."""
+    """Whether reasoning models should reason."""
     strip_output: ClassVar[bool] = True
-    """Whether white space around the model's text is none of the answer."""
+    """Whether white space around the output is stripped."""
     output_fields: ClassVar[tuple[str, ...]] = ()
-    """The attributes of `Output` that its JSON has, beside those of every task."""
+    """Additional attributes of `Output` in its JSON."""
 
     # Models.
     recommended: ClassVar[tuple[Recommended, ...]] = ()
-    """The default first."""
+    """Recommended models, the default first."""
     takes_prefix: ClassVar[bool] = False
-    """Whether models were trained with words in front of the text that name the task."""
+    """Whether models were trained with a prefix that names the task."""
     names_languages: ClassVar[bool] = False
-    """Whether a translation model is told languages."""
+    """Whether languages are passed to translation models."""
     suits_translators: ClassVar[bool] = False
-    """Whether a model that can do nothing but translate does it."""
+    """Whether models that can only translate support the task."""
     pipeline_tag: ClassVar[str] = ""
-    """The Hub's name of the task, where it is another one."""
+    """The pipeline tag on the Hub, if it differs from the name."""
 
     # Evaluation.
     metrics: ClassVar[tuple[str, ...]] = ("rouge",)
-    """What its answers are measured by (`llmkit.metrics.score`)."""
+    """Names of its metrics (`llmkit.metrics.score`)."""
     reports_perplexity: ClassVar[bool] = False
 
     def __init__(self, settings: TaskSettings | None = None) -> None:
         self.settings: Any = self.settings_class() if settings is None else settings
         if type(self.settings) is not self.settings_class:
-            raise UsageError(f"{type(self.settings).__name__} are not the settings of {self.name}", "use its own")
+            raise UsageError(
+                f"{type(self.settings).__name__} are not the settings of {self.name}",
+                f"use {self.settings_class.__name__}",
+            )
 
     def instruct(self, row: Row) -> str:
         """The user's message for one row."""
         return str(row[self.input_column])
 
     def plain(self, row: Row, traits: Traits) -> str:
-        """The text that a model without a chat template continues (causal) or reads (seq2seq)."""
+        """The input text for a model without a chat template."""
         return traits.prefix + str(row[self.input_column])
 
     def stop(self, traits: Traits) -> tuple[str, ...]:
-        """Where the answer of a causal model without a chat template ends."""
+        """Stop strings for a causal model without a chat template."""
         return ()
 
     def route(self, row: Row, traits: Traits) -> Route | None:
-        """Languages that the model is told beside its text."""
+        """Languages that are passed to the model along with the text."""
         return None
 
     def reference(self, row: Row) -> str:
@@ -143,58 +146,58 @@ class Task:
         return str(row[self.target_column])
 
     def references(self, row: Row) -> list[str]:
-        """All expected outputs of a row that `without_target` gave; none: that there is no answer."""
+        """All expected outputs of a row from `without_target`; empty: the correct result is that there is no answer."""
         return list(row.get("references") or [self.reference(row)])
 
     def without_target(self, row: dict[str, Any]) -> dict[str, Any] | None:
-        """A row to evaluate on, what is expected apart from what is given; None if nothing is expected.
+        """The row for evaluation, with the target separate from the input; None if there is no target.
 
         Raises:
-            InputError: what is given is not complete.
+            InputError: the input is incomplete.
         """
         return row
 
     def with_target(self, row: dict[str, Any]) -> dict[str, Any]:
-        """What `without_target` had, with what is expected in its place, and nothing else to be learned."""
+        """The inverse of `without_target`: the row with its target as the only thing to learn."""
         return row
 
     def trivial_answers(self, row: Row) -> dict[str, str]:
-        """Answers that no model is needed for, which a model has to beat: by name."""
+        """Baseline answers that need no model, by name."""
         return {}
 
     @property
     def target_language(self) -> str | None:
-        """BCP 47 tag of the language that its answers are in, where its settings say so."""
+        """BCP 47 tag of the language of the answers, if set."""
         return None
 
     def default_models(self, text: str = "") -> tuple[str, ...]:
-        """Models for somebody who named none, the first that exists is to be taken.
+        """Default models; the first that exists is used.
 
         Args:
-            text: what it is to read, as far as that is known.
+            text: the input, as far as it is known.
         """
         if not self.recommended:
             raise UsageError(f"{self.name} has no default model", "name one with `model`")
         return (self.recommended[0].model,)
 
     def text(self, row: Row) -> str:
-        """All that a model is given to read of a row."""
+        """The complete input text of a row."""
         return " ".join(str(row.get(name, "")) for name in self.columns)
 
     def further_lines(self, output: Output) -> Iterable[str]:
-        """What is printed after the answer."""
+        """Lines to print after the answer."""
         return ()
 
     def remarks(self, output: Output, row: Row, settings: GenerationSettings) -> Iterable[str]:
-        """What is to be said of an answer on standard error beside its notes."""
+        """Lines about an answer for standard error, in addition to its notes."""
         return ()
 
     def generation_defaults(self, traits: Traits, own: int) -> dict[str, Any]:
-        """Generation settings that the task's own settings ask for; ``own`` is the model's usual longest output."""
+        """Generation defaults that follow from the task's settings; ``own``: the model's default output length."""
         return {}
 
     def to_row(self, given: str | Row) -> Row:
-        """A row from what a caller may give in its place."""
+        """A row, from a row or its shorthand."""
         if not isinstance(given, str | Mapping):
             raise InputError(
                 f"a row is a {type(given).__name__}", f"give a text, or columns such as {self.input_column!r}"
@@ -202,7 +205,7 @@ class Task:
         return {self.input_column: given} if isinstance(given, str) else given
 
     def validate(self, row: Row) -> None:
-        """Raise `InputError` for a row that has nothing to work on."""
+        """Raise `InputError` for a row without usable input."""
         self._require_text(row, self.input_column)
 
     def _require_text(self, row: Row, column: str) -> None:
@@ -226,14 +229,14 @@ class Task:
                 raise InputError(f"example {number} has no {column!r} (its columns: {names})", need)
 
     def check(self, traits: Traits, wording: Wording) -> None:
-        """Raise `UsageError` for settings that would have no effect, or a bad one, on this kind of model."""
+        """Raise `UsageError` for options that do not work with this kind of model."""
         if traits.chat and not wording.raw:
             return
         if wording.system:
             raise UsageError("this model has no chat template to put a system message in", "leave it out")
         if wording.examples and not traits.continues and not traits.prefix:
             raise UsageError(
-                "this model was tuned to read one text and would take the examples for a part of it",
+                "this model takes a single text as input and does not support examples",
                 "leave them out, or use a chat model",
             )
 
@@ -253,7 +256,7 @@ class Task:
         return Text(text, wording.prefill, self.route(row, traits), stop)
 
     def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
-        """What a model learns from one row of training data; none if the row has no answer."""
+        """The training examples of one row; empty if it has no answer."""
         target = self.reference(row)
         if not target.strip():
             return ()
@@ -263,52 +266,52 @@ class Task:
         return (Example(prompt, target),)
 
     def is_plain(self, row: Row) -> bool:
-        """Whether a row of training data is text that is learned whole, with nothing given before it."""
+        """Whether a row of training data is plain text, learned in full without a prompt."""
         return False
 
     def validate_learned(self, row: Row, *, all_of_it: bool) -> None:
-        """Raise `InputError` for a row of training data that inference would refuse, or that is not to be learned.
+        """Raise `InputError` for a row of training data that inference would refuse, or that must not be learned.
 
-        ``all_of_it``: what is given is learned too.
+        ``all_of_it``: the prompt is learned too.
         """
         self.validate(row)
 
     def shortened(self, row: Row, fits: Callable[[Row], bool]) -> Row | None:
-        """A row without as much as it takes to fit; None where one side of the text is cut."""
+        """The row, shortened until it fits; None if one side of the text is to be cut instead."""
         return None
 
     def parts(self, row: Row, room: int, count: Callable[[str], int]) -> list[Row]:
-        """What is learned of a row that is too long, in parts of at most ``room`` tokens; empty: no part has an answer.
+        """Split a row that is too long into parts of at most ``room`` tokens; empty: no part has an answer.
 
         Only where `learns_parts`.
         """
         return []
 
     def teaches(self, row: Row, text: str) -> bool:
-        """Whether a row of training data is still right when its input is a part of ``text``."""
+        """Whether a row of training data is still correct when its input is truncated from ``text``."""
         return True
 
     def shot(self, example: Row, traits: Traits) -> str:
-        """One example as text, for models without a chat template."""
+        """One few-shot example as text, for models without a chat template."""
         text, answer = self.plain(example, traits), self.reference(example)
         return f"{text}{self.joint(text, answer)}{answer}"
 
     def joint(self, text: str, answer: str) -> str:
-        """What stands between a text and its answer where both are one text: a space, if the script has them."""
+        """The separator of a text and its answer in one text: a space, if the script has them."""
         if not text or text[-1].isspace() or answer[:1].isspace() or is_unspaced(text[-1]):
             return ""
         return " "
 
     def parse(self, raw: str) -> str:
-        """The answer in the model's raw text."""
+        """Parse the answer from the output of the model."""
         return raw.strip() if self.strip_output else raw
 
     def work(self, row: Row, reader: ModelView) -> Work:
-        """Answer one row: one prompt, one answer."""
+        """Answer one row; by default with one prompt."""
         (raw,) = yield Step([row], final=True)
         return self.finish(raw)
 
     def finish(self, raw: Generation) -> Result:
-        """The result that one prompt's raw text is."""
+        """The result from the output for one prompt."""
         others = tuple(Result(text=self.parse(other.text), reasoning=other.reasoning) for other in raw.alternatives)
         return Result(text=self.parse(raw.text), reasoning=raw.reasoning, alternatives=others)

@@ -1,7 +1,7 @@
 """Dialogue: the next reply in a conversation.
 
-Knows messages, and how a conversation is written for a model without a chat template. A conversation that is too
-long loses its oldest messages, whole ones, and never its system message. Does not keep a conversation going
+Knows messages, and how a conversation is rendered for a model without a chat template. If a conversation is too long,
+its oldest messages are dropped, but never its system message. Does not keep the state of a conversation
 (`llmkit.inference.conversation`).
 """
 
@@ -44,26 +44,26 @@ def to_messages(value: object) -> tuple[Message, ...]:
 
 
 def replies(messages: Sequence[Message]) -> list[int]:
-    """The places of the replies that are learned in training, and judged: each follows a message of the user.
+    """The indices of the replies that are learned and evaluated: each follows a user message.
 
     Raises:
-        InputError: such a message is empty.
+        InputError: such a user message is empty.
     """
     found = []
     for place in range(1, len(messages)):
-        asked, reply = messages[place - 1], messages[place]
-        if (asked.role, reply.role) != ("user", "assistant") or not reply.content.strip() or not reply.learned:
+        message, reply = messages[place - 1], messages[place]
+        if (message.role, reply.role) != ("user", "assistant") or not reply.content.strip() or not reply.learned:
             continue
-        if not asked.content.strip():
-            raise InputError(f"message {place} is empty", "write what the user said")
+        if not message.content.strip():
+            raise InputError(f"message {place} is empty", "fill in the user's text")
         found.append(place)
     return found
 
 
 def shortened(messages: Sequence[Message], fits: Callable[[Sequence[Message]], bool]) -> tuple[Message, ...]:
-    """The messages without as many of the oldest as it takes to fit; the system message and the last one stay.
+    """Drop the oldest messages until the rest fits, keeping the system message and the last message.
 
-    What is left begins with the user, as chat templates want it.
+    The rest begins with a user message, as chat templates require.
     """
     system = tuple(messages[:1]) if messages[0].role == "system" else ()
     rest = list(messages[len(system) :])
@@ -79,7 +79,8 @@ class Dialogue(Task):
     verb = "chat"
     help = """Talk to a model: a conversation in the terminal, or one reply.
 
-    With a text, also a piped one, prints one reply. Without, a conversation begins; /help lists its commands.
+    With a text (argument or standard input), print one reply. Otherwise start a conversation; /help lists its
+    commands.
     """
     sample = ""
     prompt_options = ("system",)
@@ -115,7 +116,7 @@ class Dialogue(Task):
         return "\n".join(message.content for message in to_messages(row["messages"]))
 
     def without_target(self, row: dict[str, Any]) -> dict[str, Any] | None:
-        """The conversation up to its last reply, and that."""
+        """The conversation up to its last reply, and that reply."""
         messages = list(row["messages"])
         if not (places := replies(to_messages(messages))):
             return None
@@ -134,10 +135,13 @@ class Dialogue(Task):
 
     def validate_learned(self, row: Row, *, all_of_it: bool) -> None:
         if all_of_it and not all(message.learned for message in to_messages(row["messages"])):
-            raise InputError("a reply is not to be learned (weight: 0), and data.loss_on: all would teach it")
+            raise InputError(
+                "a reply with weight: 0 cannot be excluded with data.loss_on: all",
+                "remove the row, or set loss_on: target",
+            )
 
     def shortened(self, row: Row, fits: Callable[[Row], bool]) -> Row | None:
-        """Without the oldest messages."""
+        """The row without the oldest messages that do not fit."""
         kept = shortened(to_messages(row["messages"]), lambda some: fits({**row, "messages": some}))
         return {**row, "messages": kept}
 
@@ -151,9 +155,7 @@ class Dialogue(Task):
 
     def check(self, traits: Traits, wording: Wording) -> None:
         if wording.raw:
-            raise UsageError(
-                "raw continues a text, and a conversation is none", f"use {command_line('generate', raw=True)}"
-            )
+            raise UsageError("raw mode does not apply to conversations", f"use {command_line('generate', raw=True)}")
 
     def render(self, row: Row, traits: Traits, wording: Wording) -> Prompt:
         messages = to_messages(row["messages"])
@@ -171,7 +173,7 @@ class Dialogue(Task):
         return Text("\n".join((*lines, "Assistant:")), wording.prefill, stop=("\nUser:",))
 
     def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
-        """One for each reply that is to be learned."""
+        """One example for each reply to learn."""
         messages = to_messages(row["messages"])
         found = []
         for place in replies(messages):
@@ -183,10 +185,10 @@ class Dialogue(Task):
 
     def work(self, row: Row, reader: ModelView) -> Work:
         messages = to_messages(row["messages"])
-        reader.fits(row)  # examples give way before messages do
+        reader.fits(row)  # drops few-shot examples before messages
         kept = shortened(messages, lambda some: reader.fits({**row, "messages": some}))
         if len(kept) < len(messages):
             gone = f"the oldest {len(messages) - len(kept)} of {len(messages)} messages"
-            reader.note("messages_dropped", f"{gone} do not fit and are left out")
+            reader.note("messages_dropped", f"{gone} do not fit and were dropped")
         (raw,) = yield Step([{**row, "messages": kept}], final=True)
         return self.finish(raw)

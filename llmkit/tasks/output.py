@@ -11,33 +11,33 @@ SCHEMA_VERSION = 1
 
 
 NoteCode = Literal[
-    # What the model was not given.
+    # Omitted from the input.
     "input_truncated",  # a side of the input was cut to fit the context
     "examples_dropped",  # few-shot examples were left out to fit the context
     "messages_dropped",  # the oldest messages of a conversation were left out to fit the context
-    "context_exceeded",  # the input is longer than what the model was trained on, and was read all the same
-    # What had to be assumed.
-    "language_detected",  # translation: the text's language, found out
-    "language_guessed",  # translation: the text's language, unsure
-    "languages_unknown",  # translation: the model was told no languages, since it does not say which it knows
-    "reply_sampled",  # retry: another greedy reply would have been the same
-    # What is missing from the answer, or wrong with it.
-    "output_cut",  # the answer, or one to a part of the input, ended at max_new_tokens
-    "context_full",  # the answer ended where the context did
-    "still_thinking",  # the answer, or one to a part of the input, ended in its reasoning
-    "no_answer",  # question answering: the text does not hold the answer
+    "context_exceeded",  # the input is longer than in the model's training, and was processed nevertheless
+    # Assumptions.
+    "language_detected",  # translation: the detected language of the text
+    "language_guessed",  # translation: the detected language of the text, with low confidence
+    "languages_unknown",  # translation: no languages were passed, since the model's are unknown
+    "reply_sampled",  # retry: sampled, since greedy decoding would repeat the reply
+    # Missing from the answer, or wrong with it.
+    "output_cut",  # the answer, or that of a part of the input, was cut at max_new_tokens
+    "context_full",  # the answer was cut at the end of the context window
+    "still_thinking",  # the answer, or that of a part of the input, ended within the reasoning
+    "no_answer",  # question answering: the context has no answer
     "no_verdict",  # question answering: the model was stopped before it answered
-    "not_in_text",  # question answering: the words of the answer do not occur in the text
-    "sentences_empty",  # translation: the model wrote nothing for some sentences
-    "summaries_empty",  # summarization: the model wrote nothing for any part
-    "summaries_long",  # summarization: those of the parts hardly shorten the text, and are given as they are
+    "not_in_text",  # question answering: the answer does not occur verbatim in the context
+    "sentences_empty",  # translation: the output was empty for some sentences
+    "summaries_empty",  # summarization: the output was empty for all parts
+    "summaries_long",  # summarization: the partial summaries barely shorten the text, and are returned
 ]
-"""Every code of a `Note`; they stay as they are from version to version."""
+"""All codes of `Note`s; they are stable across versions."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something that the user must know about one answer."""
+    """Information that the user needs about one answer."""
 
     code: NoteCode
     text: str
@@ -45,7 +45,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What was made of one part of the input: ``text`` for the characters from ``start`` to ``end``."""
+    """The output for one part of the input: ``text`` for the characters from ``start`` to ``end``."""
 
     start: int
     end: int
@@ -54,15 +54,15 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens read and written; the end token counts as written."""
+    """Number of prompt and generated tokens, including the end token."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
-    """Those of the prompt that were known from the turn before and not read again."""
+    """Prompt tokens reused from the previous turn's cache."""
 
     def to_dict(self) -> dict[str, int]:
-        """``cached_tokens`` only where a conversation can have some."""
+        """The JSON object; ``cached_tokens`` only if there are any."""
         known = {"cached_tokens": self.cached_tokens} if self.cached_tokens else {}
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens} | known
 
@@ -71,53 +71,53 @@ class Usage:
 class Output:
     """One answer.
 
-    ``finish_reason`` is ``stop`` (the model ended, or a stop string came), ``length`` (max_new_tokens or a full
-    context cut it, or a part of it) or ``interrupted``. ``truncated`` counts the input tokens that were cut under
-    ``on_overflow="truncate"``. ``start`` and ``end`` are the place of an answer in its text, in characters, and None
-    where a generated answer does not stand there. ``score`` is a probability: with an extractive model, of the span
-    among all spans of all windows and the null answer; with a generative one that read several windows, the geometric
-    mean over the answer's tokens.
+    ``finish_reason`` is ``stop`` (end token or stop string), ``length`` (it or a part was cut at max_new_tokens or at the
+    end of the context window) or ``interrupted``. ``truncated`` is the number of input tokens cut under
+    ``on_overflow="truncate"``. ``start`` and ``end`` are the position of an answer in its context, in characters, and
+    None if a generated answer does not occur there. ``score`` is a probability: with an extractive model, of the span
+    among all spans of all windows and the null answer; with a generative one and several windows, the geometric mean
+    over the answer's tokens.
     """
 
     text: str
     task: str
     model: str
     commit: str | None
-    """Commit hash of the Hub snapshot that answered (of the adapter, if it is one); None for local files."""
+    """Commit hash of the model (or adapter) on the Hub; None for local files."""
     head: str
     finish_reason: str
     usage: Usage
     truncated: int = 0
     answered: bool | None = True
-    """False where the text holds no answer to the question, None where the model was stopped before it said whether;
-    ``text`` is empty then."""
+    """False if the context has no answer to the question, None if the model was stopped before a verdict; ``text`` is
+    empty then."""
     score: float | None = None
     start: int | None = None
     end: int | None = None
     reasoning: str = ""
-    """What a model that thinks aloud wrote before its answer."""
+    """Reasoning that the model generated before its answer."""
     still_thinking: bool = False
-    """The reply, or that to a part of a long text, ended in its reasoning, before an answer."""
+    """The output, or that for a part of a long text, ended within the reasoning, before an answer."""
     source_language: str | None = None
-    """Translation: BCP 47 tag of the text's language, as given or detected."""
+    """Translation: BCP 47 tag of the text's language, as specified or detected."""
     target_language: str | None = None
     chunks: tuple[Chunk, ...] = ()
-    """The parts that a long text was read in, with what was made of each."""
+    """The parts of a long text, with the output for each."""
     base_commit: str | None = None
     """Commit hash of an adapter's base model."""
     alternatives: tuple[Output, ...] = ()
     """The other sequences, with ``num_return_sequences`` above 1; the next best spans, with ``top`` above 1."""
     notes: tuple[Note, ...] = ()
-    """What must be known to use the answer: what was cut, left out or guessed, in the order in which it came about."""
+    """Information needed to use the answer: what was cut, dropped or guessed, in chronological order."""
 
     fields: tuple[str, ...] = field(default=(), repr=False)
-    """Which of the attributes the JSON of its task has, beside those of every task."""
+    """Additional attributes in the JSON of the task, beside the common ones."""
 
     def __str__(self) -> str:
         return self.text
 
     def to_dict(self) -> dict[str, Any]:
-        """The object that ``--json`` prints."""
+        """The JSON object, as printed by ``--json``."""
         result: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "task": self.task,

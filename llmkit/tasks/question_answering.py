@@ -1,7 +1,7 @@
-"""Question answering from a text: marked in it by a span model, or written by a generative one.
+"""Question answering from a context: extracted by a span model, or generated.
 
-Knows how a question is put so that the answer stays with the text, how "no answer" is said, and how a text longer
-than the model reads is read window by window. Does not know how a span model scores (`llmkit.heads.span`).
+Knows the prompts, the ways in which models express that there is no answer, and how a context longer than the model's
+is processed in windows. Does not know how a span model scores (`llmkit.heads.span`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from llmkit.text.scripts import is_unspaced
 __all__ = ["NO_ANSWER", "AnswerOptions", "AnswerSettings", "QuestionAnswering", "find_in", "to_answers"]
 
 NO_ANSWER = "No answer"
-"""What a generative model is asked to say where the text does not hold the answer."""
+"""The reply requested from a generative model if the context has no answer."""
 
 _NO_ANSWERS = re.compile(
     r"""unanswerable | not\s+answerable | 无答案 | 無答案 | 没有答案 | 沒有答案 | 回答なし | 答えなし
@@ -58,19 +58,19 @@ _NO_ANSWERS = re.compile(
     | (?:文本|原文|文章|文中)中?(?:没有|未|沒有).*(?:答案|提到|提及|说明).*""",
     re.VERBOSE | re.DOTALL,
 )
-"""How models say so, in lowercase and without what stands around the words."""
+"""Replies that mean "no answer", in lowercase and without surrounding punctuation."""
 _BEFORE_ANSWER = re.compile(r"(?:the\s+|final\s+)?answer\s*(?:is\s*)?[:：]\W*")
 _OVERLAP = 8
-"""Windows share an eighth of their tokens, so that what stands across two of them is seen whole in one."""
+"""Consecutive windows share 1/8 of their tokens, so that an answer at the edge of one is complete in another."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerSettings(SpanSettings):
-    """How an answer is found in a text. All are about models that mark it there."""
+    """How an answer is found in a context. All settings are for extractive models."""
 
     no_answer_threshold: float | None = setting(
         None,
-        "Give no answer where its score beats the best answer's by more than this; by default there is always one.",
+        "Report no answer if its score exceeds the best span's by more than this; default: always answer.",
     )
 
 
@@ -89,12 +89,12 @@ class QuestionAnswering(Task):
     verb = "answer"
     help = """Answer a question from a text.
 
-    Models like BERT mark the answer in the text, others write it. Prints an empty line where the text does not hold
-    the answer.
+    Models like BERT extract the answer from the text, others generate it. Prints an empty line if the text does not
+    contain the answer.
     """
     sample = '"QUESTION"'
     sample_options = {"context": "FILE"}
-    argument_help = {"question": "What is asked.", "context": "The text that holds the answer, or its file."}
+    argument_help = {"question": "The question.", "context": "The text that contains the answer, or its file."}
     heads = (Head.SPAN, Head.CAUSAL, Head.SEQ2SEQ)
     input_column = "context"
     columns = ("question", "context")
@@ -118,18 +118,18 @@ class QuestionAnswering(Task):
     recommended = (
         Recommended(
             *("distilbert/distilbert-base-cased-distilled-squad", "65M", 261, "Apache-2.0", "English"),
-            "the default; marks answers in the text",
+            "the default; extracts answers from the text",
         ),
         STARTER,
         Recommended(
             *("deepset/roberta-base-squad2", "124M", 496, "CC-BY-4.0", "English"),
-            "better, and can say that there is no answer",
+            "better; can also report that there is no answer",
         ),
         Recommended(
             *("luhua/chinese_pretrain_mrc_roberta_wwm_ext_large", "324M", 1300, "Apache-2.0", "Chinese"),
-            "marks answers in Chinese text; .bin weights only",
+            "extracts answers from Chinese text; .bin weights only",
         ),
-        QWEN.noted("writes its answer; wants a GPU"),
+        QWEN.noted("generates its answer; needs a GPU"),
     )
     metrics = ("squad",)
 
@@ -140,7 +140,7 @@ class QuestionAnswering(Task):
         )
 
     def plain(self, row: Row, traits: Traits) -> str:
-        if not traits.continues:  # as T5 was trained on SQuAD, and most that were tuned after it
+        if not traits.continues:  # the format of T5's SQuAD training, and of most models tuned from it
             return f"question: {row['question']} context: {row['context']}"
         return f'{row["context"]}\n\nQuestion: {row["question"]}\nAnswer (or "{NO_ANSWER}"):'
 
@@ -159,10 +159,10 @@ class QuestionAnswering(Task):
         return {"always no answer": ""}
 
     def answers(self, row: Row) -> dict[str, list[Any]]:
-        """The answers of a row, as `to_answers` has them; that it holds none may be said in words too."""
+        """The answers of a row in the form of `to_answers`; texts that mean "no answer" are removed."""
         found = to_answers(row["answer"] if "answer" in row else row.get("answers"))
-        said = [text for text in found["text"] if self.parse(text) or text in str(row["context"])]
-        return found if said else to_answers(None)
+        real = [text for text in found["text"] if self.parse(text) or text in str(row["context"])]
+        return found if real else to_answers(None)
 
     def validate(self, row: Row) -> None:
         if not str(row.get("question", "")).strip():
@@ -178,13 +178,11 @@ class QuestionAnswering(Task):
             super().check(traits, wording)
             if options := changed(self.settings):
                 raise UsageError(
-                    f"{', '.join(options)}: only a model that marks answers in the text has a use for it",
+                    f"{', '.join(options)} requires an extractive model",
                     "leave it out, or name such a model: llmkit models answer",
                 )
         elif wording.system or wording.prefill or wording.examples or wording.raw:
-            raise UsageError(
-                "a model that marks answers reads a question and a text only", "leave the other options out"
-            )
+            raise UsageError("an extractive model takes a question and a context only", "leave out the other options")
 
     def render(self, row: Row, traits: Traits, wording: Wording) -> Prompt:
         if traits.marks_spans:
@@ -192,7 +190,7 @@ class QuestionAnswering(Task):
         return super().render(row, traits, wording)
 
     def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
-        """For a span model all answers that stand in the text are right; none given means that there is no answer."""
+        """For a span model, all answers that occur in the context are correct; no answers mean that there is none."""
         if not traits.marks_spans:
             return super().examples(row, traits, wording)
         prompt, context = self.render(row, traits, wording), str(row["context"])
@@ -202,13 +200,13 @@ class QuestionAnswering(Task):
             return (Example(prompt, ""),)
         places = _places(texts, answers["answer_start"], context)
         if not places:
-            raise InputError(f"the answer {texts[0]!r} does not stand in the text", "fix the row, or skip such rows")
+            raise InputError(f"the answer {texts[0]!r} does not occur in the context", "fix the row, or skip such rows")
         return (Example(prompt, context[slice(*places[0])], tuple(dict.fromkeys(places))),)
 
     def parts(self, row: Row, room: int, count: Callable[[str], int]) -> list[Row]:
-        """Rows for each window of at most ``room`` tokens; those without an answer of the row have none.
+        """One row for each window of at most ``room`` tokens, with the answers that occur in it.
 
-        As at inference, where a model is asked window by window.
+        The windows are as at inference.
         """
         context = str(row["context"])
         answers = self.answers(row)
@@ -221,42 +219,44 @@ class QuestionAnswering(Task):
             found = found or bool(inside)
             rows.append({**row, "context": window.text, "answers": {"text": inside}})
         if texts and not found:
-            raise InputError(f"the answer {texts[0]!r} stands whole in no part of the text", "raise max_length")
+            raise InputError(
+                f"the answer {texts[0]!r} does not fit in a single window of the context", "raise max_length"
+            )
         return rows
 
     def teaches(self, row: Row, text: str) -> bool:
-        """Not where the answer stands in the part that was cut off."""
+        """Whether the answer, if it occurs in the full text, also occurs in the truncated one."""
         answers = self.answers({**row, "context": text})
         places = _places(answers["text"], answers["answer_start"], text)
         return not places or bool(_places(answers["text"], (), str(row["context"])))
 
     def to_row(self, given: str | Row) -> Row:
         if isinstance(given, str):
-            raise InputError("a question needs a text to answer from", "give a row with 'question' and 'context'")
+            raise InputError("a question requires a context", "give a row with 'question' and 'context'")
         return super().to_row(given)
 
     def work(self, row: Row, reader: ModelView) -> Work:
         if reader.traits.marks_spans:
             (raw,) = yield Step([row])
             assert raw.reading is not None
-            return self._noted(self._marked(raw.reading), reader)
+            return self._noted(self._extracted(raw.reading), reader)
         context, room = str(row["context"]), reader.room(row)
         windows = [_Window(0, context)] if room is None else _windows(context, room, reader.count)
         one = len(windows) == 1
         raws = yield Step([{**row, "context": window.text} for window in windows], scored=not one, several=one)
-        return self._noted(self._written(windows, raws), reader)
+        return self._noted(self._generated(windows, raws), reader)
 
     def _noted(self, result: Result, reader: ModelView) -> Result:
         if result.answered is None:
-            reader.note("no_verdict", "there is no verdict on whether the text holds the answer")
+            reader.note("no_verdict", "the model did not reach a verdict on whether the text contains the answer")
         elif not result.answered:
-            reader.note("no_answer", "the text does not hold the answer")
+            reader.note("no_answer", "the text does not contain the answer")
         elif result.start is None:
-            reader.note("not_in_text", "these words do not stand in the text; check the answer against it")
+            reader.note("not_in_text", "the answer was not found verbatim in the text; check it")
         return result
 
-    def _marked(self, reading: SpanPrediction) -> Result:
-        """The result of a span model: its best spans, or that there is none."""
+    def _extracted(self, reading: SpanPrediction) -> Result:
+        """The result of a span model: its best spans, or no answer."""
         found = tuple(
             Result(text=span.text, start=span.start, end=span.end, score=span.score)
             for span in reading.spans[: self.settings.top]
@@ -267,11 +267,10 @@ class QuestionAnswering(Task):
         best = reading.spans[0]
         return Result(text=best.text, start=best.start, end=best.end, score=best.score, alternatives=found[1:])
 
-    def _written(self, windows: Sequence[_Window], raws: Sequence[Generation]) -> Result:
-        """The best supported of the windows' answers.
+    def _generated(self, windows: Sequence[_Window], raws: Sequence[Generation]) -> Result:
+        """The best of the answers to the windows.
 
-        That is one which stands in its window, over one which does not; then the one that more windows give; then the
-        one the model was surer of.
+        Answers that occur in their window come first, then those from the most windows, then the most probable.
         """
         answers = [_unquoted(self.parse(raw.text)) for raw in raws]
         places = [find_in(answer, window.text) for answer, window in zip(answers, windows, strict=True)]
@@ -305,7 +304,7 @@ class QuestionAnswering(Task):
         )
 
     def _verdict(self, raw: Generation) -> bool | None:
-        """Whether a model has answered; None where it was stopped before it said anything."""
+        """Whether a model has answered; None if it was stopped before it could."""
         if raw.thinking or (raw.finish_reason != "stop" and not raw.text.strip()):
             return None
         return bool(self.parse(raw.text))
@@ -317,33 +316,33 @@ class QuestionAnswering(Task):
     def remarks(self, output: Output, row: Row, settings: GenerationSettings) -> Iterator[str]:
         if output.start is not None:
             score = "" if output.score is None else f", score {output.score:.3f}"
-            yield f"the answer stands at characters {output.start} to {output.end}{score}"
+            yield f"the answer is at characters {output.start} to {output.end}{score}"
 
     def parse(self, raw: str) -> str:
-        """The answer, empty where the model says that there is none."""
+        """The answer; empty if the model reports that there is none."""
         text = raw.strip()
-        return "" if any(map(_says_none, (text, text.partition("\n")[0]))) else text
+        return "" if any(map(_means_no_answer, (text, text.partition("\n")[0]))) else text
 
 
-def _says_none(text: str) -> bool:
-    """Whether a text says that there is no answer, whatever marks (Markdown, quotes, brackets) are around it."""
-    said = re.sub(r"^\W+|(?<!\W)\W+$", "", text.casefold())
-    return bool(_NO_ANSWERS.fullmatch(_BEFORE_ANSWER.sub("", said, count=1) if _BEFORE_ANSWER.match(said) else said))
+def _means_no_answer(text: str) -> bool:
+    """Whether a text means "no answer", apart from surrounding markup, quotes and brackets."""
+    words = re.sub(r"^\W+|(?<!\W)\W+$", "", text.casefold())
+    return bool(_NO_ANSWERS.fullmatch(_BEFORE_ANSWER.sub("", words, count=1) if _BEFORE_ANSWER.match(words) else words))
 
 
 _WRITTEN_OUT = re.compile(r"""\[\s*(?:['"{\]]|None)|\{\s*['"](?:text|answer_start)['"]\s*:""")
-"""How the text of a list of answers, or of an object with them, begins."""
+"""The beginning of a serialized list of answers, or of an object with them."""
 
 
 def to_answers(value: Any, start: Any = None) -> dict[str, list[Any]]:
-    """What data sets call answers as ``{"text": […], "answer_start": […]}``; empty lists: the text holds no answer.
+    """Normalize answers to ``{"text": […], "answer_start": […]}``; empty lists: the context has no answer.
 
-    That is a text, texts, SQuAD's form or a list of such objects, also as tables hold them: written out in JSON or
-    Python. An empty text is no answer.
+    Accepts a text, a list of texts, SQuAD's form or a list of such objects, also serialized as JSON or Python, as in
+    tables. Empty texts are dropped.
 
     Args:
         value: the answers.
-        start: where they begin, if that is said apart.
+        start: where they begin, if that is in a separate column.
     """
     value = _from_cell(value)
     if isinstance(value, Mapping) and "text" in value:
@@ -363,11 +362,11 @@ def to_answers(value: Any, start: Any = None) -> dict[str, list[Any]]:
 
 
 def _from_cell(value: Any) -> Any:
-    """The answers in a text that is a list of texts or SQuAD's form, as pandas writes them to a CSV file."""
+    """Answers serialized in a text: a list of texts or SQuAD's form, as pandas writes them to CSV files."""
     text = value.strip() if isinstance(value, str) else ""
     if not _WRITTEN_OUT.match(text):
         return value
-    # What numpy writes has no commas, and Python reads it as one text.
+    # NumPy's representation has no commas, so Python would concatenate the strings.
     for read in (json.loads, *(() if re.search(r"""['"]\s+['"]""", text) else (ast.literal_eval,))):
         with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             return read(text)
@@ -381,7 +380,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _places(texts: Sequence[str], starts: Sequence[int | None], context: str) -> list[tuple[int, int]]:
-    """Where the answers stand in the text: those that are where the row says, or if none is, those that are found."""
+    """The spans of the answers in the context: at the given starts or, if none is correct, wherever they occur."""
     return [
         (start, start + len(text))
         for text, start in zip(texts, starts, strict=bool(starts))
@@ -391,20 +390,20 @@ def _places(texts: Sequence[str], starts: Sequence[int | None], context: str) ->
 
 @dataclass(frozen=True)
 class _Window:
-    """A part of the context, ``start`` characters into it."""
+    """A part of the context, beginning at character ``start``."""
 
     start: int
     text: str
 
 
 def _windows(context: str, room: int, count: Callable[[str], int]) -> list[_Window]:
-    """Runs of whole sentences of at most ``room`` tokens that overlap and together hold everything."""
+    """Overlapping windows of at most ``room`` tokens that cover the context, split between sentences."""
     from llmkit.text.sentences import pack, script_language, sentences
 
     if count(context) <= room:
         return [_Window(0, context)]
     overlap = room // _OVERLAP
-    # A piece longer than the overlap could not be shared, so long sentences are divided.
+    # A piece longer than the overlap could not be shared, so long sentences are split.
     pieces = [
         part for piece in sentences(context, script_language(context)) for part in pack([piece], room - overlap, count)
     ]
@@ -416,7 +415,7 @@ def _windows(context: str, room: int, count: Callable[[str], int]) -> list[_Wind
         while last < len(pieces) and (last == first or size + sizes[last] <= room):
             size += sizes[last]
             last += 1
-        while last - first > 1 and count("".join(pieces[first:last])) > room:  # the whole can be more than its parts
+        while last - first > 1 and count("".join(pieces[first:last])) > room:  # joined, pieces can have more tokens
             last -= 1
         windows.append(_Window(offset, "".join(pieces[first:last])))
         if last == len(pieces):
@@ -430,7 +429,7 @@ def _windows(context: str, room: int, count: Callable[[str], int]) -> list[_Wind
 
 
 def _unquoted(answer: str) -> str:
-    """An answer without the quotation marks around it, and without a full stop that only ends a short one."""
+    """An answer without enclosing quotation marks."""
     for opening, closing in ('""', "''", "“”", "‘’", "「」"):
         if len(answer) > 1 and answer.startswith(opening) and answer.endswith(closing):
             return answer[1:-1].strip()
@@ -438,9 +437,9 @@ def _unquoted(answer: str) -> str:
 
 
 def find_in(answer: str, context: str) -> tuple[int, int] | None:
-    """Where an answer stands in a text, in characters; case, white space and a closing full stop may differ.
+    """The first occurrence of an answer in a text, ignoring case, white space and a trailing full stop.
 
-    Of several places the first. A word is not found inside another.
+    An answer is not found inside a longer word.
     """
     for wanted in dict.fromkeys((answer, answer.rstrip(".。!"))):
         for form in ("NFC", "NFD"):
@@ -457,6 +456,6 @@ def find_in(answer: str, context: str) -> tuple[int, int] | None:
 
 def _edge(character: str, behind: str) -> str:
     """A pattern that keeps a word from being found inside a longer one."""
-    if not character.isalnum() or is_unspaced(character):  # where a word's edge cannot be seen
+    if not character.isalnum() or is_unspaced(character):  # word boundaries are not visible
         return ""
     return r"(?<!\w)" if behind else r"(?!\w)"

@@ -1,7 +1,7 @@
-"""Models that a task recommends, the default first, and those that several tasks share. Plain data.
+"""Recommended models, in particular those shared by several tasks. Plain data.
 
-Licences and sizes are those that the model pages showed, as last seen in stored copies of 2025 and 2026; a size counts
-the weight files that llmkit would download. Knows nothing of whether a model is on this machine or can be reached.
+Licences and sizes are from the model pages (archived copies of 2025 and 2026); a size is the total of the weight files
+that llmkit would download. Independent of whether a model is on this machine or can be reached.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Recommended:
     note: str
 
     def noted(self, note: str) -> Recommended:
-        """The same with another note."""
+        """A copy with another note."""
         return replace(self, note=note)
 
 
@@ -35,5 +35,5 @@ QWEN_SMALL = Recommended(
     *("Qwen/Qwen3-0.6B", "0.6B", 1500, "Apache-2.0", "100+ languages"), "stronger, still runs on a CPU"
 )
 QWEN = Recommended(
-    *("Qwen/Qwen3-4B-Instruct-2507", "4B", 8045, "Apache-2.0", "100+ languages"), "much stronger; wants a GPU"
+    *("Qwen/Qwen3-4B-Instruct-2507", "4B", 8045, "Apache-2.0", "100+ languages"), "much stronger; needs a GPU"
 )

@@ -1,7 +1,7 @@
 """Summarization of a text of any length.
 
-Knows how a summary is asked for, and how a text longer than the model reads is summarized part by part: divided
-between sentences, each part summarized, and the summaries summarized until they fit. Every sentence is read.
+Knows the prompts, and how a text longer than the model's context is summarized: split between sentences, each part
+summarized, and the summaries summarized until they fit. Every sentence is processed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _IN_WORDS = {
     "long": "Write a detailed summary of the following text that covers every main point.",
 }
 _TOKENS = {"short": 96, "medium": 256, "long": 1024}
-_WORDS_PER_TOKEN = 0.75  # of English, in the vocabularies of large models
+_WORDS_PER_TOKEN = 0.75  # for English with the vocabularies of large models
 _PART = "_part"
-"""Marks rows that are a part of a longer text: their summary is an intermediate result."""
+"""Internal column of rows that are parts of a longer text, whose summaries are intermediate results."""
 
 
 LENGTHS = ("short", "medium", "long")
@@ -39,7 +39,7 @@ _LONGEST = 100_000
 class SummarizationSettings(TaskSettings):
     """How a text is summarized."""
 
-    length: str = setting("medium", "How long the summary is: short, medium, long, or a number of tokens.")
+    length: str = setting("medium", "Length of the summary: short, medium, long, or a number of tokens.")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "length", str(self.length))
@@ -52,7 +52,7 @@ class SummarizationSettings(TaskSettings):
 
     @property
     def tokens(self) -> int | None:
-        """The length as a number of tokens, if that is what was given."""
+        """The length as a number of tokens, if specified as such."""
         return None if self.length in LENGTHS else int(self.length)
 
 
@@ -67,8 +67,8 @@ class Summarization(Task):
     verb = "summarize"
     help = """Summarize a text of any length.
 
-    A text longer than the model reads is summarized in parts, divided between sentences, and then the summaries
-    together. How much was read is said on standard error.
+    A text longer than the model's context is split between sentences and summarized in parts, and then the summaries
+    are. Coverage is reported on standard error.
     """
     sample = "FILE"
     input_column = "document"
@@ -97,7 +97,7 @@ class Summarization(Task):
             *("csebuetnlp/mT5_multilingual_XLSum", "582M", 2330, "CC-BY-NC-SA-4.0", "44 languages"),
             "one sentence; not for commercial use; .bin weights only",
         ),
-        QWEN.noted("follows instructions; wants a GPU"),
+        QWEN.noted("follows instructions; needs a GPU"),
     )
     takes_prefix = True
 
@@ -113,16 +113,16 @@ class Summarization(Task):
     def plain(self, row: Row, traits: Traits) -> str:
         if not traits.continues:
             return super().plain(row, traits)
-        return f"{row[self.input_column]}\n\nTL;DR:"  # as GPT-2 was first asked (Radford et al. 2019, section 3.6)
+        return f"{row[self.input_column]}\n\nTL;DR:"  # the prompt of the GPT-2 paper (Radford et al. 2019, section 3.6)
 
     def stop(self, traits: Traits) -> tuple[str, ...]:
         return ("\n\n",)
 
     def generation_defaults(self, traits: Traits, own: int) -> dict[str, Any]:
-        told = traits.is_instructed  # others are held to it
+        instructed = traits.is_instructed  # the prompt states the length; other models are forced to it
         if tokens := self.settings.tokens:
-            return {"max_new_tokens": tokens} | ({} if told else {"min_new_tokens": tokens // 2})
-        if told:
+            return {"max_new_tokens": tokens} | ({} if instructed else {"min_new_tokens": tokens // 2})
+        if instructed:
             return {"max_new_tokens": _TOKENS[self.settings.length]}
         match self.settings.length:
             case "short":
@@ -146,11 +146,11 @@ class Summarization(Task):
             text = "\n".join(filter(None, (self.parse(raw.text) for raw in raws)))
             before, size = size, reader.count(text)
             if not text:
-                reader.note("summaries_empty", f"none of the {len(parts)} parts has a summary: the model wrote nothing")
+                reader.note("summaries_empty", f"the model's output was empty for all {len(parts)} parts")
                 return Result(text="", chunks=chunks)
             if room < size > before // 2:
-                problem = "the summaries of the parts hardly shorten the text"
-                reader.note("summaries_long", f"{problem}, so they are given one after the other")
+                problem = "the summaries of the parts barely shorten the text"
+                reader.note("summaries_long", f"{problem}, so they are returned one after the other")
                 return Result(text=text, chunks=chunks)
         (raw,) = yield Step([{**row, self.input_column: text}], final=True)
         return replace(self.finish(raw), chunks=chunks)
@@ -162,15 +162,15 @@ class Summarization(Task):
         return {"lead-1": "".join(sentences(text, script_language(text))[:1]).strip()}
 
     def remarks(self, output: Output, row: Row, settings: GenerationSettings) -> Iterator[str]:
-        """What was read, so that nobody need wonder whether a part was dropped."""
-        read = f"({output.usage.prompt_tokens} tokens in, prompts included)"
+        """The coverage of the text, to show whether anything was dropped."""
+        tokens = f"({output.usage.prompt_tokens} tokens in, prompts included)"
         if output.truncated:
             cut = "first" if settings.truncation_side == "left" else "last"
-            yield f"covered: all but the {cut} {output.truncated} tokens of the text {read}"
+            yield f"covered: all but the {cut} {output.truncated} tokens of the text {tokens}"
             return
         parts, characters = len(output.chunks) or 1, len(str(row[self.input_column]))
         chunks = "chunk" if parts == 1 else "chunks"
-        yield f"covered: all {characters} characters in {parts} {chunks} {read}"
+        yield f"covered: all {characters} characters in {parts} {chunks} {tokens}"
 
     def _chunks(self, parts: Sequence[str], raws: Sequence[Generation]) -> tuple[Chunk, ...]:
         ends = list(accumulate(map(len, parts)))

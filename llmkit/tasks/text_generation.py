@@ -1,7 +1,6 @@
 """Text generation: continue a text, or answer a prompt.
 
-Knows that a prompt is its own wording. Does not know chat templates: a model that has one gets the prompt
-as the user's message, others continue it.
+The prompt is used verbatim: as the user's message with a chat template, otherwise as the text to continue.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ __all__ = ["TextGeneration"]
 class TextGeneration(Task):
     name = "text-generation"
     verb = "generate"
-    help = """Answer a prompt, continue a text as it is, or answer a file of prompts.
+    help = """Answer a prompt, continue a text, or answer a file of prompts.
 
-    Settings that are not given come from the model's own generation_config.json; without one,
-    decoding is greedy and 256 tokens long at most.
+    Settings default to the model's own generation_config.json; without one, decoding is greedy,
+    with at most 256 tokens.
     """
     prompt_options = ("system", "prefill", "raw")
     input_column = "prompt"
@@ -34,7 +33,7 @@ class TextGeneration(Task):
     learned_columns = ("text", "completion")
     shapes = ("alpaca", "text or pair")
     max_new_tokens = 256
-    truncation_side = "left"  # the end is what is continued
+    truncation_side = "left"  # the end is continued
     learns_parts = True  # of plain text
     allow_reasoning = True
     strip_output = False
@@ -50,12 +49,12 @@ class TextGeneration(Task):
             self.validate(row)
 
     def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
-        """A row with a ``text`` is learned whole, as in pretraining; others have a prompt and its completion."""
+        """Rows with a ``text`` are learned in full, as in pretraining; others have a prompt and its completion."""
         if self.is_plain(row):
             return (Example(None, str(row["text"])),) if str(row["text"]).strip() else ()
         completion = self.reference(row)
-        # As it is, without a space in front: a completion goes on in the middle of a word if it is to.
+        # Without an added space, since a completion may continue in the middle of a word.
         return (Example(self.render(row, traits, wording), completion),) if completion.strip() else ()
 
     def check(self, traits: Traits, wording: Wording) -> None:
-        """Nothing is refused: a system message is text in front where there is no template."""
+        """Refuse nothing: without a chat template, a system message is put before the prompt."""

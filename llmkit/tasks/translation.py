@@ -1,7 +1,7 @@
 """Translation of a text of any length.
 
-Knows how a translation is asked for, and translates the pieces of a document one by one (`llmkit.text.document`). How a
-model family is told the languages is `LanguageMap`'s business.
+Knows the prompts, and translates a document segment by segment (`llmkit.text.document`). How languages are passed to a
+model family is up to its `LanguageMap`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["Translation", "TranslationOptions", "TranslationSettings"]
 
 _ROUTE = "_route"
-"""The column that carries the languages of a row once they are known."""
+"""Internal column with the languages of a row."""
 _UNSURE = 0.7
-"""Below this probability the detected language is said to be a guess."""
+"""Below this probability the detected language is reported as a guess."""
 
 
 _ANY_PAIR = "facebook/m2m100_418M"
-# The two-letter codes among the members that Helsinki-NLP gives for the group.
+# The two-letter codes of Helsinki-NLP's group.
 _ROMANCE = frozenset(("fr", "wa", "oc", "ca", "rm", "es", "pt", "gl", "an", "it", "co", "sc", "ro", "la"))
 
 
@@ -44,7 +44,7 @@ def _opus(pair: str, parameters: str, megabytes: int, languages: str) -> Recomme
 class TranslationSettings(TaskSettings):
     """Which languages a text is translated between, by English name or ISO 639 code."""
 
-    source: str | None = setting(None, "Language of the text; detected if not given.", option="from")
+    source: str | None = setting(None, "Language of the text; detected by default.", option="from")
     target: str | None = setting(None, "Language to translate into.", option="to")
 
 
@@ -60,7 +60,7 @@ class Translation(Task):
     verb = "translate"
     help = """Translate a text of any length.
 
-    White space, Markdown, code, addresses and placeholders stay as they are.
+    White space, Markdown, code, addresses and placeholders stay unchanged.
     """
     sample_options = {"from": "en", "to": "fr"}
     input_column = "source"
@@ -80,7 +80,7 @@ class Translation(Task):
     recommended = (
         Recommended(
             *("Helsinki-NLP/opus-mt-{source}-{target}", "75M", 300, "Apache-2.0 or CC-BY-4.0", "one pair"),
-            "the default where there is one for the pair; mostly .bin weights",
+            "the default if it exists for the pair; mostly .bin weights",
         ),
         _opus("ROMANCE-en", "78M", 312, "Romance to English"),
         _opus("en-ROMANCE", "78M", 312, "English to Romance"),
@@ -108,7 +108,7 @@ class Translation(Task):
             raise UsageError(f"source and target are both {self.source.name}", "name two languages")
 
     def default_models(self, text: str = "") -> tuple[str, ...]:
-        """The models for the pair, the most special first, and then the one for any pair."""
+        """The models for the pair, the most specific first, and then the one for any pair."""
         self.require_target()
         source = self.source
         if source is None and any(map(str.isalpha, text)):
@@ -153,19 +153,19 @@ class Translation(Task):
             self._check_pair(traits)
 
     def require_target(self) -> None:
-        """Raise `UsageError` where the model does not have just one target and none was named."""
+        """Raise `UsageError` if no target language was specified."""
         if self.target is None:
             raise UsageError("the language to translate into is missing", "name it with `target`, such as `target=fr`")
 
     def _check_pair(self, traits: Traits) -> None:
-        """Refuse a pair that the model does not know before any text is read."""
+        """Refuse an unsupported language pair before processing any text."""
         assert traits.languages is not None
         if self.source is not None or (traits.languages.sources is not None and len(traits.languages.sources) == 1):
             traits.languages.route(self.source, self.target)
 
     def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
         text = str(row[self.input_column]).strip()
-        if not any(character.isalpha() for character in text):  # is not given to the model at inference
+        if not any(character.isalpha() for character in text):  # at inference it is not passed to the model
             return ()
         from llmkit.text.lines import unwrap
 
@@ -174,7 +174,7 @@ class Translation(Task):
         return super().examples({**row, self.input_column: text, _ROUTE: route}, traits, wording)
 
     def work(self, row: Row, reader: ModelView) -> Work:
-        # Not at the top of the module, since the many patterns are compiled then, also for --help.
+        # Imported here, since these modules compile many patterns, which would slow down --help.
         from llmkit.text.document import Document, segments_of
         from llmkit.text.lines import unwrap
         from llmkit.text.markup import is_catalog
@@ -183,7 +183,7 @@ class Translation(Task):
         text = str(row[self.input_column])
         if is_catalog(text):
             raise InputError(
-                "the text is a gettext catalogue (PO), whose translations belong into msgstr",
+                "the text is a gettext catalogue (PO), whose translations belong in msgstr",
                 "translate its msgid texts as rows of a file (`input`), and fill them in with a tool for PO files",
             )
         if not any(character.isalpha() for character in text):
@@ -192,9 +192,9 @@ class Translation(Task):
         row = {**row, _ROUTE: route}
         room = reader.room(row)
         if room is not None:
-            # The translation of a part must not be cut: some languages take twice the tokens of others.
+            # Leave room for the translation: some languages take twice the tokens of others.
             room = max(1, min(room, reader.max_new_tokens // 2))
-        # Who follows prompts is shown the lines of a poem; to others a line break is only where an editor was narrow.
+        # Chat models handle the line breaks of a poem; other models get unwrapped lines.
         line = str if reader.traits.chat else unwrap
         tag, by_sentence = route.source.tag if route.source else "en", not reader.traits.is_instructed
         segments = segments_of(text, tag, by_sentence=by_sentence, room=room, count=reader.count)
@@ -215,7 +215,7 @@ class Translation(Task):
         empty = sum(not segment.translation for segment in document.segments)
         if empty:
             share = f"{empty} of {len(document.segments)} sentences"
-            reader.note("sentences_empty", f"{share} came back empty from the model")
+            reader.note("sentences_empty", f"the model's output was empty for {share}")
         chunks = tuple(
             Chunk(segment.start, segment.start + len(segment.text), segment.translation or "")
             for segment in document.segments
@@ -235,7 +235,7 @@ class Translation(Task):
         except UsageError as error:
             if self.source is not None or self.target is None:
                 raise
-            # It is this text's language that was not found or does not fit; another's may.
+            # The language of this text was not detected or is not supported; other rows may be fine.
             raise InputError(error.problem, *error.fixes) from error
 
     def _find_route(self, text: str, traits: Traits, note: Callable[[NoteCode, str], None]) -> Route:
@@ -243,14 +243,17 @@ class Translation(Task):
         source = self.source
         if languages is None and not traits.is_instructed:
             if self.source or self.target:
-                note("languages_unknown", "this model does not say which languages it knows, so it is not told them")
+                note(
+                    "languages_unknown",
+                    "the languages of this model are unknown, so source and target are not passed to it",
+                )
             return Route(self.source, self.target)
         if source is None and (languages is None or languages.sources is None or len(languages.sources) > 1):
             source, sure = self._guess(text, None if languages is None else languages.sources)
             if sure:
                 note("language_detected", f"the text is in {source.name}")
             else:
-                guess = f"the text is taken for {source.name}, which is a guess"
+                guess = f"the text is assumed to be in {source.name}, which is a guess"
                 note("language_guessed", f"{guess}; name its language with `source`")
         if languages is not None:
             return languages.route(source, self.target)
@@ -262,18 +265,18 @@ class Translation(Task):
         return Route(source, self.target)
 
     def _guess(self, text: str, among: frozenset[Language] | None) -> tuple[Language, bool]:
-        """The language of a text, and whether that is sure."""
+        """The language of a text, and whether it is certain."""
         from llmkit.text.detection import detect_language
 
         found = detect_language(text, among)
         language, english = found.language, find_language("en")
-        # A few plain words fit many languages; a guess without hold is better the likeliest one.
+        # A few ASCII words fit many languages; without evidence, English is the best guess.
         if found.probability < _UNSURE / 2 and text.isascii() and english != self.target:
             language = english if among is None or english in among else language
         return language, found.probability >= _UNSURE
 
     def _retranslate(self, document: Document, row: Row) -> Work:
-        """Translate again, around what had to survive and did not: code, addresses, placeholders, lines."""
+        """Retranslate segments whose protected spans or lines were lost, in pieces around them."""
         from llmkit.text.document import on_one_line
 
         unsettled = [segment for segment in document.segments if not segment.settled]
@@ -298,7 +301,7 @@ class Translation(Task):
 
 
 def _pairs(source: str, target: str) -> list[str]:
-    """The Marian models for a pair, the most special first. From no other language to another is there a group."""
+    """The Marian models for a pair, the most specific first. Group models exist only from and to English."""
     if source == target:
         return []
     pairs = [f"{source}-{target}"]

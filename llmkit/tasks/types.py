@@ -1,4 +1,4 @@
-"""What tasks, heads and engines hand each other: rows, prompts, what a model made of them, and results. Plain data."""
+"""Data types shared by tasks, heads and engines: rows, prompts, generations and results."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ class Message:
     role: Role
     content: str
     learned: bool = True
-    """False: an assistant's reply that is context in training, and carries no loss."""
+    """False for an assistant's reply that is only context in training, without loss."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Plain text: a causal model continues it, a seq2seq model reads it. ``prefill`` begins the output."""
+    """Plain text: continued by a causal model, encoded by a seq2seq model. ``prefill`` begins the output."""
 
     text: str
     prefill: str = ""
     route: Route | None = None
-    """How a translation model is told the two languages."""
+    """How the languages are passed to a translation model."""
     stop: tuple[str, ...] = ()
-    """Where the answer ends on a model that would go on, since it was never taught to stop."""
+    """Stop strings, for models that were not trained to end after the answer."""
 
 
 @dataclass(frozen=True)
@@ -71,22 +71,22 @@ class Chat:
     messages: tuple[Message, ...]
     prefill: str = ""
     thinking: bool = True
-    """False asks a model that thinks aloud not to, where its template has a way to say so (``enable_thinking``)."""
+    """False turns off reasoning, if the template has a switch for it (``enable_thinking``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpanSettings(TaskSettings):
-    """How an answer is marked in a text of any length. All but the first are named as in ``transformers``' v4."""
+    """How an answer is extracted from a text of any length. Except for ``top``, names are those of Transformers 4."""
 
-    top: int = setting(1, "How many answers to give.", minimum=1, maximum=1000)
-    max_seq_len: int = setting(384, "Longest window in tokens, question included.", minimum=1)
-    doc_stride: int = setting(128, "Tokens that a window shares with the one before.", minimum=0)
-    max_answer_len: int = setting(30, "Longest answer in tokens.", minimum=1)
+    top: int = setting(1, "Number of answers.", minimum=1, maximum=1000)
+    max_seq_len: int = setting(384, "Maximum window length in tokens, including the question.", minimum=1)
+    doc_stride: int = setting(128, "Overlap of consecutive windows in tokens.", minimum=0)
+    max_answer_len: int = setting(30, "Maximum answer length in tokens.", minimum=1)
 
 
 @dataclass(frozen=True)
 class QuestionContext:
-    """A question and the text that an extractive model marks the answer in."""
+    """A question and the context from which an extractive model extracts the answer."""
 
     question: str
     context: str
@@ -98,52 +98,52 @@ Prompt = Text | Chat | QuestionContext
 
 @dataclass(frozen=True)
 class Example:
-    """What is learned from a row: after this prompt, this answer."""
+    """A training example: a prompt and its target."""
 
     prompt: Prompt | None
-    """As it is at inference; None for plain text, which is learned whole."""
+    """The prompt as at inference; None for plain text, which is learned in full."""
     target: str
-    """What the model is to write, white space in front of it included."""
+    """The expected output, including leading white space."""
     spans: tuple[tuple[int, int], ...] = ()
-    """Characters ``[start, end)`` of the context, each a right answer to a span model; none: there is no answer."""
+    """Character spans ``[start, end)`` of correct answers in the context, for span models; empty: no answer."""
 
 
 @dataclass(frozen=True)
 class Wording:
-    """What the caller adds to the wording of every row."""
+    """Prompt options of the caller that apply to every row."""
 
-    system: str = setting("", "System message; text in front on models without chat.")
-    prefill: str = setting("", "Begin the output with this; it is not repeated.")
+    system: str = setting("", "System message; models without a chat template get it before the prompt.")
+    prefill: str = setting("", "Begin the output with this text, which is not printed again.")
     examples: Sequence[Row] = field(default=())
     raw: bool = setting(False, "Continue the text itself, without the chat template.")
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What a task may know of the model that reads its prompts."""
+    """What a task may know about the model that runs its prompts."""
 
     marks_spans: bool = False
-    """It marks answers in a text and writes none."""
+    """Extracts answer spans instead of generating text."""
     continues: bool = False
-    """It writes on where its prompt ends (decoder-only); others read a text and write another."""
+    """Continues its prompt (decoder-only), as opposed to an encoder-decoder."""
     chat: bool = False
-    """The tokenizer has a chat template."""
+    """Has a chat template."""
     prefix: str = ""
-    """What the model was trained to see in front of this task's text, such as T5's ``summarize: ``."""
+    """Prefix of this task's input in the model's training, such as T5's ``summarize: ``."""
     separator: str | None = None
-    """What stood between the turns of a conversation in training, where there is no template (BlenderBot)."""
+    """Separator of the turns of a conversation in training, if there is no chat template (BlenderBot)."""
     languages: LanguageMap | None = None
-    """The languages of a translation model, and how it is told them; None for a model that follows prompts."""
+    """The languages of a translation model and how they are passed; None for a model that follows prompts."""
 
     @property
     def is_instructed(self) -> bool:
-        """What is wanted is said in words; others do the one thing they were trained for."""
+        """Follows instructions in the prompt; other models do the one task they were trained for."""
         return self.chat or self.continues
 
 
 @dataclass(frozen=True)
 class Span:
-    """One marked answer: ``context[start:end] == text``, in characters."""
+    """One extracted answer: ``context[start:end] == text``, in characters."""
 
     text: str
     start: int
@@ -154,38 +154,38 @@ class Span:
 
 @dataclass(frozen=True)
 class SpanPrediction:
-    """What an extractive model made of one question and context."""
+    """The prediction of an extractive model for one question and context."""
 
     spans: tuple[Span, ...]
-    """Best first."""
+    """Spans, best first."""
     no_answer: float
-    """Probability that the text holds no answer."""
+    """Probability that the context has no answer."""
     null_margin: float
-    """Logit of the null answer less that of the best span; what a no-answer threshold is compared with."""
+    """Logit of the null answer minus the best span's; compared with the no-answer threshold."""
     windows: int
     tokens: int
-    """Tokens read in all windows, special tokens and overlap included."""
+    """Input tokens of all windows, including special tokens and overlap."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What a model made of one prompt."""
+    """The output of a model for one prompt."""
 
     text: str
     finish_reason: str = "stop"
     score: float | None = None
-    """Geometric mean of the tokens' probabilities, where it was asked for."""
+    """Geometric mean of the token probabilities, if requested."""
     reasoning: str = ""
-    """What a model that thinks aloud wrote before its answer."""
+    """Reasoning that the model generated before its answer."""
     marked: bool = False
-    """Marks of reasoning were taken out of the output, so that its ids are not those of the text."""
+    """Reasoning markers were removed from the output, so that its ids differ from the text's."""
     thinking: bool = False
-    """The output ended in its reasoning, so there is no answer."""
+    """The output ended within the reasoning, so there is no answer."""
     alternatives: tuple[Generation, ...] = ()
     tokens: int = 0
-    """How many were written."""
+    """Number of generated tokens."""
     cached_tokens: int = 0
-    """Of the prompt, those that were known from the last one and not read again."""
+    """Prompt tokens that were reused from the previous prompt's cache."""
     reading: SpanPrediction | None = None
     """Set by the span head, whose ``text`` is empty."""
 
@@ -196,9 +196,9 @@ class Result:
 
     text: str
     chunks: tuple[Chunk, ...] = ()
-    """The parts the input was read in, if it was more than one. Together they cover all of it."""
+    """The parts of a long input, if there were several. Together they cover all of it."""
     answered: bool | None = True
-    """False: the text holds no answer. None: the model came to no verdict."""
+    """False: the context has no answer. None: the model did not reach a verdict."""
     score: float | None = None
     start: int | None = None
     end: int | None = None
@@ -210,46 +210,46 @@ class Result:
 
 @dataclass(frozen=True)
 class Step:
-    """Rows to answer next; they do not depend on each other."""
+    """Rows to answer next, independently of each other."""
 
     rows: Sequence[Row]
     final: bool = False
-    """The output of the one row is the answer, and may be shown while it is generated."""
+    """The output of the single row is the answer, and may be streamed."""
     scored: bool = False
-    """`Generation.score` is wanted."""
+    """`Generation.score` is needed."""
     several: bool = False
-    """Further sequences (``num_return_sequences``) of the one row are made use of; those of a final one always are."""
+    """Further sequences (``num_return_sequences``) of the single row are used; those of a final step always are."""
     max_new_tokens: int | None = None
-    """Of this step, if less than usual."""
+    """Limit for this step, if lower than the default."""
     each: Callable[[int, Generation], None] | None = None
-    """Called with the index of a row and its answer as soon as there is one."""
+    """Called with the index of a row and its output as soon as it is available."""
 
 
 Work = Generator[Step, Sequence[Generation], Result]
 
 
 class ModelView(Protocol):
-    """What the work on a row can ask of the model that reads it."""
+    """The model as seen by a task: what `Task.work` can find out about it, and report."""
 
     @property
     def traits(self) -> Traits:
-        """What kind of model it is."""
+        """Properties of the model."""
 
     @property
     def max_new_tokens(self) -> int:
-        """How long an output may be."""
+        """Maximum output length in tokens."""
 
     def count(self, text: str) -> int:
-        """Tokens in a text, without special ones."""
+        """Number of tokens in a text, without special tokens."""
 
     def room(self, row: Row) -> int | None:
-        """How many tokens the row's input text may have beside the rest of the prompt; None: any number."""
+        """How many tokens are left for the row's input text beside the rest of the prompt; None: unlimited."""
 
     def fits(self, row: Row) -> bool:
-        """Whether the row's prompt leaves the output its room; True where nothing may be cut."""
+        """Whether the row's prompt leaves enough room for the output; True if nothing may be cut."""
 
     def emit(self, text: str) -> None:
-        """Show a piece of the answer that is certain; the pieces join to `Result.text`."""
+        """Stream a final piece of the answer; the pieces join to `Result.text`."""
 
     def note(self, code: NoteCode, text: str) -> None:
-        """Add to `Output.notes` what the user must know about this answer."""
+        """Add a note for the user to `Output.notes`."""

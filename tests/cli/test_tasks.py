@@ -71,7 +71,7 @@ def test_marked_answers(run: Run, checkpoint: Checkpoint) -> None:
     assert f"characters {result['start']} to {result['end']}, score {result['score']:.3f}" in err
     code, out, err = run(*base[:-2], "--no-answer-threshold", "-1e9")
     assert (code, out) == (0, "\n")
-    assert "the text does not hold the answer" in err
+    assert "the text does not contain the answer" in err
 
 
 def test_translate(run: Run, checkpoint: Checkpoint) -> None:
@@ -140,7 +140,7 @@ def test_cut_off_while_thinking_is_no_verdict_on_a_question(checkpoint: Checkpoi
     short = ("--model", model, "--max-new-tokens", "6", "--temperature", "0")
     code, out, err = run("answer", QUESTION["question"], "--text", QUESTION["context"], *short)
     assert (code, out) == (0, "\n")
-    assert "does not hold the answer" not in err
+    assert "does not contain the answer" not in err
     assert "still reasoning when it was stopped; raise --max-new-tokens" in err
     assert "no verdict" in err
     data = tmp_path / "rows.jsonl"

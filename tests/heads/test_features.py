@@ -284,7 +284,7 @@ def test_an_answer_is_found_where_its_place_is_wrong_and_refused_where_it_is_now
         answers = {"text": ["fox"], "answer_start": [place]}
         (example,) = task.examples({**row, "answers": answers}, traits, Wording())
         assert example.spans == ((16, 19),)
-    with pytest.raises(InputError, match="does not stand in the text"):
+    with pytest.raises(InputError, match="does not occur in the context"):
         task.examples({**row, "answers": {"text": ["cat"], "answer_start": [3]}}, traits, Wording())
 
 

@@ -281,5 +281,5 @@ def test_quotation_marks_of_a_translation_are_written_as_its_file_writes_them(
 
 
 def test_a_catalogue_of_gettext_is_refused() -> None:
-    with pytest.raises(InputError, match=r"belong into msgstr; translate its msgid texts"):
+    with pytest.raises(InputError, match=r"belong in msgstr; translate its msgid texts"):
         translate('msgid ""\nmsgstr ""\n\nmsgid "Open the file"\nmsgstr ""\n')

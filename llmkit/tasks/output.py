@@ -71,7 +71,7 @@ class Usage:
 class Output:
     """One answer.
 
-    ``finish_reason`` is ``stop`` (end token or stop string), ``length`` (it or a part was cut at max_new_tokens or at the
+    ``finish_reason`` is ``stop`` (end token or stop string), ``length`` (cut, also in part, at max_new_tokens or at the
     end of the context window) or ``interrupted``. ``truncated`` is the number of input tokens cut under
     ``on_overflow="truncate"``. ``start`` and ``end`` are the position of an answer in its context, in characters, and
     None if a generated answer does not occur there. ``score`` is a probability: with an extractive model, of the span

@@ -97,7 +97,7 @@ def test_an_answer_in_another_window_stands() -> None:
     cut, none = Generation("", "length", thinking=True), Generation("No answer")
 
     def answered(*raws: Generation) -> bool | None:
-        return task._written(windows[: len(raws)], raws).answered
+        return task._generated(windows[: len(raws)], raws).answered
 
     assert answered(cut, Generation("The dog")) is True
     assert answered(cut, none) is answered(none, cut) is answered(Generation("", "interrupted"), none) is None

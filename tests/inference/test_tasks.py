@@ -395,7 +395,7 @@ def test_what_is_left_of_a_row_that_fails_is_not_run() -> None:
         ("answer", {"question": "Who?", "context": " "}, "the context is empty"),
         ("answer", {"question": "", "context": "x"}, "the question is empty"),
         ("answer", {"question": "Who?", "context": 5}, "the context is a int, not text"),
-        ("answer", "Who?", "needs a text"),
+        ("answer", "Who?", "requires a context"),
         ("answer", None, "a row is a NoneType"),
         ("summarize", " \n", "the document is empty"),
         ("translate", "", "the source is empty"),
@@ -425,7 +425,7 @@ def test_a_question_longer_than_the_window(checkpoint: Checkpoint) -> None:
     ("family", "options", "message"),
     [
         ("bert", {"temperature": 1.0}, "does not generate text"),
-        ("bert", {"examples": [{"question": "a", "context": "b", "answer": "c"}]}, "reads a question and a text only"),
+        ("bert", {"examples": [{"question": "a", "context": "b", "answer": "c"}]}, "takes a question and a context only"),
         ("llama", {"top": 3}, "requires an extractive model"),
         ("llama", {"no_answer_threshold": 0.0}, "requires an extractive model"),
     ],

@@ -1,7 +1,7 @@
 """Exact match and F1 of answers: SQuAD v1 and v2 (Rajpurkar et al. 2016, 2018), and CMRC 2018's Chinese variant.
 
-Answers of a script without spaces between words are judged as CMRC's evaluation script does, others as SQuAD's does.
-An empty text means that there is no answer.
+Answers in a script without spaces between words are scored like CMRC's evaluation script, others like SQuAD's.
+An empty text means "no answer".
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CMRC_PUNCTUATION = set("-:_*^/\\~`+=，。：？！“”；’《》……·�
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """1.0 if the answer is one of the references but for case, punctuation and articles; no reference: no answer."""
+    """1.0 if the answer equals a reference up to case, punctuation and articles; without references, if it is empty."""
     return max(map(float, (_same(prediction, reference) for reference in references or [""])))
 
 
@@ -63,7 +63,7 @@ def _normal(text: str) -> str:
 
 
 def _cmrc(text: str) -> list[str]:
-    """Characters of unspaced scripts and words of the others, without punctuation."""
+    """Characters of unspaced scripts and words of other scripts, without punctuation."""
     parts: list[str] = []
     begun = ""
     for character in text.lower().strip():
@@ -91,20 +91,20 @@ def _longest_run(one: Sequence[str], other: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Where a score for no answer means that there is none."""
+    """The no-answer score above which no answer is predicted."""
 
     value: float
     figure: float
-    """The mean that it gives."""
+    """The mean score with this threshold."""
 
 
 def best_threshold(scores: Sequence[float], answered: Sequence[float], empty: Sequence[float]) -> Threshold:
-    """The threshold with the best mean, as SQuAD v2's script finds it.
+    """The threshold with the best mean score, as in SQuAD v2's script.
 
     Args:
-        scores: for each row, how much more likely no answer is than the best answer.
-        answered: what the row counts if its answer is given.
-        empty: what it counts if none is.
+        scores: for each row, the score of no answer relative to the best answer.
+        answered: the score of the row if its best answer is predicted.
+        empty: the score of the row if no answer is predicted.
     """
     gains = [one - other for one, other in zip(answered, empty, strict=True)]
     order = sorted(range(len(scores)), key=scores.__getitem__)
@@ -120,5 +120,5 @@ def best_threshold(scores: Sequence[float], answered: Sequence[float], empty: Se
 
 
 def _between(low: float, high: float) -> float:
-    """Not at either score, which rounding may move across it when the rows are answered again."""
+    """A value strictly between two scores, so that rounding errors cannot move a score across it."""
     return (low + high) / 2 if math.isfinite(high) else low + 1

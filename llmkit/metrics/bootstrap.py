@@ -1,7 +1,7 @@
-"""How far a figure may be trusted: bootstrap confidence intervals, and the paired test of two systems (Koehn 2004).
+"""Bootstrap confidence intervals, and the paired significance test of two systems (Koehn 2004).
 
-A figure of a corpus is a function of sums over rows, such as counts of n-grams; a mean over rows is the case of one sum
-and a count. So rows are drawn by their statistics, not scored again.
+A corpus-level score is a function of sums over rows, such as n-gram counts; for a mean these are one sum and a count.
+So the statistics of rows are resampled, and rows are not scored again.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["Interval", "interval", "mean_of", "p_value"]
 
 Figure = Callable[["NDArray[np.float64]"], float]
-"""From the sum of the statistics of some rows ``[statistics]`` to the figure."""
+"""Computes a score from the summed statistics ``[statistics]`` of some rows."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and where 95 % of its resamples lie."""
+    """A score with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -31,14 +31,14 @@ class Interval:
 
 
 def mean_of(sums: NDArray[np.float64]) -> float:
-    """Of statistics ``[value, 1]``; rows that do not count have ``[0, 0]``, and the mean of none is NaN."""
+    """The mean, from statistics ``[value, 1]``, or ``[0, 0]`` for rows that do not count; NaN if no row counts."""
     return float(sums[0] / sums[1]) if sums[1] else math.nan
 
 
 def interval(
     statistics: NDArray[np.float64], figure: Figure = mean_of, *, draws: int = 1000, seed: int = 0
 ) -> Interval:
-    """The figure of all rows with its 95 % percentile interval.
+    """The score of all rows with its 95 % percentile interval.
 
     Args:
         statistics: ``[rows, statistics]``.
@@ -58,22 +58,22 @@ def p_value(
     draws: int = 1000,
     seed: int = 0,
 ) -> float:
-    """How likely a difference as large, either way, would be if both systems were the same.
+    """The p-value of the difference of two systems.
 
-    Two-sided, from the distribution of the differences moved to zero, as sacreBLEU's paired bootstrap has it. Both
-    systems are judged on the same drawn rows.
+    Two-sided, from the distribution of differences shifted to zero, as in sacreBLEU's paired bootstrap. Both systems
+    are scored on the same resampled rows.
     """
     import numpy as np
 
     pairs = zip(_resampled(statistics, draws, seed), _resampled(baseline, draws, seed), strict=True)
     found = np.asarray([figure(one) - figure(other) for one, other in pairs])
-    found = found[~np.isnan(found)]  # where no row was drawn that counts
+    found = found[~np.isnan(found)]  # resamples without a row that counts
     real = abs(figure(statistics.sum(axis=0)) - figure(baseline.sum(axis=0)))
     return float((np.sum(np.abs(found - found.mean()) >= real) + 1) / (len(found) + 1))
 
 
 def _resampled(statistics: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
-    """Sums over rows drawn with replacement: ``[draws, statistics]``."""
+    """Sums over rows sampled with replacement: ``[draws, statistics]``."""
     import numpy as np
 
     generator, rows = np.random.default_rng(seed), len(statistics)

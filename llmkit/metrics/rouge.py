@@ -1,7 +1,7 @@
 """ROUGE (Lin 2004): F1 of shared n-grams and of the longest common subsequence, in any script.
 
-As the package rouge-score computes it without stemming, with other words (`llmkit.metrics.words`); of several
-references the one with the best F1 counts. Of ASCII text the figures are the same.
+Computed like the package rouge-score without stemming, but with a word segmentation for all scripts
+(`llmkit.metrics.words`); on ASCII text the scores are the same. Of several references the one with the best F1 counts.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _ngrams(said: Sequence[str], wanted: Sequence[str], size: int) -> float:
 def _rows(one: Sequence[str], other: Sequence[str]) -> list[int]:
     """The table of the longest common subsequences of all prefixes, each row in the bits of a number (Hyyrö 2004).
 
-    A bit is 0 where the length grows, so that the length at a place is the number of zeros before it.
+    A bit is 0 where the length increases, so that the length at a position is the number of zeros before it.
     """
     where: dict[str, int] = {}
     for place, word in enumerate(other):
@@ -85,7 +85,7 @@ def _places(one: Sequence[str], other: Sequence[str]) -> list[int]:
 
 
 def _summary(said: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> float:
-    """The union of what each reference sentence has in common with any sentence said; no word counts twice."""
+    """The F1 of the union LCS of each reference sentence with all predicted sentences; no word counts twice."""
     in_said, in_wanted = (sum(map(len, part)) for part in (said, wanted))
     if not in_said or not in_wanted:
         return 0.0

@@ -1,7 +1,6 @@
-"""Figures of answers, by the names that tasks call their metrics by.
+"""Scoring predictions with the metrics of tasks, by name.
 
-Knows texts only: which metrics a task has and what a row's references are is the task's business, what was answered the
-model's.
+Works on texts only: metrics and references come from the task, predictions from the model.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ if TYPE_CHECKING:
 __all__ = ["LOWER_IS_BETTER", "METRICS", "Measure", "Metric", "measure_names", "score"]
 
 LOWER_IS_BETTER = frozenset({"ter", "perplexity", "loss"})
-"""Measures, and the loss, of which less is more."""
+"""Measures, and the loss, where lower is better."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of some answers."""
+    """One measure of some predictions."""
 
     name: str
     statistics: NDArray[np.float64]
-    """What each row adds: ``[rows, statistics]``."""
+    """Statistics of each row: ``[rows, statistics]``."""
     figure: Figure
-    """From their sums."""
+    """Computes the value from their sums."""
     signature: str
 
     @property
@@ -42,16 +41,16 @@ class Measure:
 
     @property
     def value(self) -> float:
-        """Of all rows."""
+        """The value over all rows."""
         return self.figure(self.statistics.sum(axis=0))
 
 
 @dataclass(frozen=True)
 class Metric:
     names: tuple[str, ...]
-    """Of its measures; some answers have more."""
+    """Names of its measures; there may be more for some data."""
     measure: Callable[[Sequence[str | None], Sequence[Sequence[str]], str | None], list[Measure]]
-    """The measures of predictions and references in a language."""
+    """Computes the measures from predictions, references and their language."""
 
 
 def score(
@@ -61,14 +60,14 @@ def score(
     *,
     language: str | None = None,
 ) -> list[Measure]:
-    """The measures of some metrics, on a scale of 0 to 100.
+    """Compute the measures of some metrics, on a scale of 0 to 100.
 
     Args:
         metrics: their names in `METRICS`.
-        predictions: an answer for each row; empty: that there is none. None: the model gave no answer at all, which is
-            wrong, also where there is none.
-        references: what was expected, one or several a row; of questions none means that there is no answer.
-        language: BCP 47 tag of the language that the answers are to be in, if it is known.
+        predictions: one for each row; empty means "no answer". None: the model did not produce a prediction, which
+            counts as wrong even if there is no answer.
+        references: one or several per row; for questions, an empty list means that there is no answer.
+        language: BCP 47 tag of the language of the references, if known.
     """
     return [each for metric in _found(metrics) for each in metric.measure(predictions, references, language)]
 
@@ -80,7 +79,7 @@ def measure_names(metrics: Sequence[str]) -> tuple[str, ...]:
 
 def _found(metrics: Sequence[str]) -> list[Metric]:
     if unknown := next((name for name in metrics if name not in METRICS), None):
-        raise UsageError(f"there is no metric {unknown!r}", f"choose from {', '.join(METRICS)}")
+        raise UsageError(f"unknown metric {unknown!r}", f"choose from {', '.join(METRICS)}")
     return [METRICS[name] for name in metrics]
 
 
@@ -104,7 +103,7 @@ def _of_translations(
 def _of_answers(
     predictions: Sequence[str | None], references: Sequence[Sequence[str]], _language: str | None
 ) -> list[Measure]:
-    """SQuAD v1's figures; where some questions have no answer, v2's of either kind too."""
+    """SQuAD v1's measures; if some questions have no answer, also v2's for either kind of question."""
     pairs = list(zip(predictions, references, strict=True))
     exact = [0.0 if said is None else answers.exact_match(said, wanted) for said, wanted in pairs]
     overlap = [0.0 if said is None else answers.f1(said, wanted) for said, wanted in pairs]
@@ -117,7 +116,7 @@ def _of_answers(
 
 
 def _of_rows(name: str, values: Sequence[float], signature: str, counted: Sequence[bool] | None = None) -> Measure:
-    """The mean of values between 0 and 1, of the rows that count."""
+    """The mean of values between 0 and 1 over the rows that count."""
     import numpy as np
 
     weights = np.ones(len(values)) if counted is None else np.asarray(counted, dtype=np.float64)

@@ -1,6 +1,6 @@
 """BLEU, chrF++ and TER of translations, by sacreBLEU (Post 2018), with its signatures.
 
-Knows how a language is divided into words for them; the counting is sacreBLEU's.
+Chooses the tokenization for a language; sacreBLEU does the rest.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ __all__ = ["TranslationMetric", "tokenization", "translation_metrics"]
 
 
 def tokenization(language: str | None, references: Sequence[Sequence[str]]) -> str:
-    """sacreBLEU's name of how a target language is divided for BLEU.
+    """The name of sacreBLEU's tokenizer for a target language.
 
-    Its own for Chinese; characters for other languages without spaces, whose dividers it would have to fetch or have
-    installed; 13a for the rest. Without a language the references tell whether there are spaces.
+    ``zh`` for Chinese; ``char`` for other languages without spaces, whose tokenizers would need downloads or further
+    packages; ``13a`` for the rest. Without a language, it is chosen by the script of the references.
     """
     short = (language or "").split("-")[0].lower()
     if short in ("zh", "yue", "wuu", "lzh", "cmn"):
@@ -41,14 +41,14 @@ def tokenization(language: str | None, references: Sequence[Sequence[str]]) -> s
 
 @dataclass(frozen=True)
 class TranslationMetric:
-    """One of sacreBLEU's, as sums of statistics over rows."""
+    """A metric of sacreBLEU, as a function of sums of statistics over rows."""
 
     name: str
     """bleu, chrf++ or ter."""
     metric: Any
 
     def statistics(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-        """Counts of each row: ``[rows, statistics]``. As sacreBLEU's own significance tests take them."""
+        """Statistics of each row, ``[rows, statistics]``, as used by sacreBLEU's own significance tests."""
         import numpy as np
 
         streams = [list(stream) for stream in zip_longest(*references)]
@@ -61,12 +61,12 @@ class TranslationMetric:
 
     @property
     def signature(self) -> str:
-        """What the figure depends on; complete after `statistics`."""
+        """sacreBLEU's signature; complete after `statistics`."""
         return str(self.metric.get_signature())
 
 
 def translation_metrics(language: str | None, references: Sequence[Sequence[str]]) -> list[TranslationMetric]:
-    """BLEU, chrF++ and TER for a target language (BCP 47), or as the references look."""
+    """BLEU, chrF++ and TER for a target language (BCP 47), or chosen by the references."""
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
     from sacrebleu.metrics.ter import TER

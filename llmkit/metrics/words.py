@@ -1,4 +1,4 @@
-"""What a word is, in any script: runs of letters, marks and digits; where no space stands between words, characters."""
+"""Words in any script: runs of letters, marks and digits; single characters in scripts without spaces."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from llmkit.text.scripts import is_unspaced
 __all__ = ["WORDS", "has_unspaced", "words"]
 
 WORDS = "words:unicode+characters"
-"""What signatures call it."""
+"""Its name in signatures."""
 
 _RUN = regex.compile(r"[\p{L}\p{M}\p{N}]+")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, accents kept. Of ASCII text those of rouge-score's default tokenizer."""
+    """The words of a text in lower case, with accents; on ASCII text the same as rouge-score's default tokenizer."""
     found: list[str] = []
     for run in _RUN.findall(unicodedata.normalize("NFC", text).lower()):
         found += _divided(run) if has_unspaced(run) else [run]
@@ -26,12 +26,12 @@ def words(text: str) -> list[str]:
 
 
 def has_unspaced(text: str) -> bool:
-    """Whether any character is of a script that writes no space between words."""
+    """Whether any character belongs to a script without spaces between words."""
     return any(map(is_unspaced, text))
 
 
 def _divided(run: str) -> list[str]:
-    """Each character of an unspaced script with its marks alone, what stands between them as one word."""
+    """Split a run into single characters (with their marks) of unspaced scripts, and the words between them."""
     starts: list[int] = []
     joins = False
     for place, character in enumerate(run):

@@ -1,6 +1,6 @@
-"""The figures as metrics of the package evaluate, and other metrics of that package. Its import takes seconds.
+"""The scores of tasks as metrics of the package evaluate, and other metrics of that package. Its import takes seconds.
 
-A metric is a program that is run: one whose script is named itself, others only if the caller says so.
+Other metrics are code: a script named explicitly is run, others only if the caller allows it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ __all__ = ["figures_of", "load_metric", "task_metric"]
 
 
 def task_metric(task: str, *, language: str | None = None) -> Any:
-    """The metrics of a task as an ``evaluate.Metric``, which reaches for no Hub.
+    """The metrics of a task as an ``evaluate.Metric``, without access to the Hub.
 
-    ``compute(predictions=[…], references=[[…], …])`` gives the task's figures, 0 to 100, by name.
+    ``compute(predictions=[…], references=[[…], …])`` returns the task's scores, 0 to 100, by name.
     """
     import datasets
     import evaluate
@@ -48,7 +48,7 @@ def load_metric(name: str, *, trust_remote_code: bool) -> Any:
     """Another metric of the package evaluate: a local script or folder, or a name on the Hub.
 
     Raises:
-        UsageError: nobody said that its code may run.
+        UsageError: the caller does not allow its code to run.
         LlmkitError: it cannot be loaded.
     """
     script = _script(Path(name))
@@ -76,7 +76,7 @@ def load_metric(name: str, *, trust_remote_code: bool) -> Any:
 
 @contextmanager
 def _offline_alike() -> Iterator[None]:
-    """Meanwhile evaluate is offline where the Hub's client is: it reads the variable once, when it is imported."""
+    """Make evaluate offline if the Hub client is; it only checks its variable at import."""
     from evaluate import config
     from huggingface_hub import constants
 
@@ -89,7 +89,7 @@ def _offline_alike() -> Iterator[None]:
 
 
 def _script(path: Path) -> Path | None:
-    """The script that a path means, a file itself or ``name/name.py``; of anything else evaluate looks on the Hub."""
+    """The script of a path: the file itself or ``name/name.py``; evaluate looks up anything else on the Hub."""
     if path.is_dir():
         path = path / f"{path.resolve().name}.py"
     return path.absolute() if path.suffix == ".py" and path.is_file() else None
@@ -98,10 +98,10 @@ def _script(path: Path) -> Path | None:
 def figures_of(
     metric: Any, name: str, predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
-    """What a loaded metric says; those that take one reference get the first, and others are said to be left out.
+    """Compute a loaded metric; if it takes one reference per row, use the first and log how many are dropped.
 
     Raises:
-        LlmkitError: it fails.
+        LlmkitError: the metric fails.
     """
     try:
         try:

@@ -89,8 +89,8 @@ class Task:
     allowed_overflow: ClassVar[tuple[Overflow, ...]] = ("error", "truncate")
     """The supported choices of ``overflow``."""
     truncation_side: ClassVar[TruncationSide | None] = "right"
-    """Default side of the text that ``truncate`` cuts; documents begin with the most important content. None: messages are
-    dropped, the oldest first."""
+    """Default side that ``truncate`` cuts; documents begin with the most important content. None: messages are dropped,
+    the oldest first."""
     learns_parts: ClassVar[bool] = False
     """Whether a training example that is too long can be split into parts."""
     allow_reasoning: ClassVar[bool] = False

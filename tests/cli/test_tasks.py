@@ -142,7 +142,7 @@ def test_cut_off_while_thinking_is_no_verdict_on_a_question(checkpoint: Checkpoi
     assert (code, out) == (0, "\n")
     assert "does not contain the answer" not in err
     assert "still reasoning when it was stopped; raise --max-new-tokens" in err
-    assert "no verdict" in err
+    assert "did not reach a verdict" in err
     data = tmp_path / "rows.jsonl"
     data.write_text(json.dumps({**QUESTION, "answers": {"text": [], "answer_start": []}}) + "\n", encoding="utf-8")
     _, out, err = run("answer", "--input", data, *short)

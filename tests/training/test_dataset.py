@@ -339,7 +339,7 @@ def test_a_side_without_effect_is_refused(checkpoint: Checkpoint, tmp_path: Path
         run(make_recipe("dialogue", checkpoint("llama", chat=True), path, data=data))
     with pytest.raises(ValueError, match="requires on_overflow: truncate"):
         make_recipe("summarization", checkpoint("t5"), path, data={"truncation_side": "left"})
-    with pytest.raises(UsageError, match="on_overflow=truncate only"):
+    with pytest.raises(UsageError, match="requires on_overflow=truncate"):
         llmkit.load("summarization", str(checkpoint("t5")), truncation_side="left")
 
 

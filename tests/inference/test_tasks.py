@@ -425,7 +425,11 @@ def test_a_question_longer_than_the_window(checkpoint: Checkpoint) -> None:
     ("family", "options", "message"),
     [
         ("bert", {"temperature": 1.0}, "does not generate text"),
-        ("bert", {"examples": [{"question": "a", "context": "b", "answer": "c"}]}, "takes a question and a context only"),
+        (
+            "bert",
+            {"examples": [{"question": "a", "context": "b", "answer": "c"}]},
+            "takes a question and a context only",
+        ),
         ("llama", {"top": 3}, "requires an extractive model"),
         ("llama", {"no_answer_threshold": 0.0}, "requires an extractive model"),
     ],

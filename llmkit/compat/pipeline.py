@@ -81,7 +81,7 @@ def _removed(task: str | None) -> str | None:
     parts = (task or "").split("_")
     if parts[0] == "translation" and len(parts) > 1:
         if len(parts) != 4 or parts[2] != "to":
-            raise UsageError(f"{task} is no translation task", "write translation_xx_to_yy, or translation")
+            raise UsageError(f"{task} is not a translation task", "write translation_xx_to_yy, or translation")
         return "translation"
     return task if task in REMOVED else None
 
@@ -103,7 +103,7 @@ def _task_of(task: str, model: Any) -> str:
     params = getattr(model.config, "task_specific_params", None) or {}
     pair: str | None = next((name for name in params if name.startswith("translation")), None)
     if task == "translation" and pair is not None:
-        log.warning("translation was asked for without languages; settings and languages are those of %s", pair)
+        log.warning("no translation languages were given; using the settings and languages of %s", pair)
         return pair
     return task
 
@@ -139,7 +139,7 @@ def _model_kwargs(loading: dict[str, Any], config: Any) -> dict[str, Any]:
         dtype = loading.get("torch_dtype") or "auto"
     if inner := [kwargs.pop(name) for name in ("torch_dtype", "dtype") if name in kwargs]:
         if dtype != "auto":
-            raise UsageError("dtype stands beside model_kwargs and in it", "leave one of them out")
+            raise UsageError("dtype is set both directly and in model_kwargs", "leave one of them out")
         dtype = inner[-1]
     kwargs["dtype"] = "float32" if dtype is None else dtype
     if loading.get("device_map") is not None:
@@ -182,7 +182,7 @@ def _fitting_tokenizer(model: Any, removed: str, config: Any, tokenizer: Any, lo
     if useless and not isinstance(tokenizer or config, str):
         raise UsageError(f"{', '.join(useless)} has no effect on a model that is loaded", "leave it out")
     if removed != "question-answering" and not (model.config.is_encoder_decoder and model.can_generate()):
-        raise TaskMismatchError(f"{type(model).__name__} is no encoder-decoder with a head", f"{removed} needs one")
+        raise TaskMismatchError(f"{type(model).__name__} is not an encoder-decoder with a head", f"{removed} needs one")
     if tokenizer is None and not isinstance(config, str):
         raise UsageError("a model object does not say which tokenizer it has", "pass tokenizer= too")
     return _tokenizer(config if tokenizer is None else tokenizer, loading)

@@ -1,4 +1,4 @@
-"""What the folder of a PEFT adapter holds: its settings, its weights, and under which names programs write them.
+"""The files of a PEFT adapter: its settings, its weights, and the names that programs give them.
 
 Imports torch only where weights are read, and PEFT never: `llmkit inspect` reads adapters too. How an adapter is put on
 a model is the business of `llmkit.models.adapters`.
@@ -36,7 +36,7 @@ __all__ = [
 OTHER_BASE = "name the base that it was trained on with `base`"
 
 _WRAPPERS = frozenset({"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod", "default", "module"})
-"""Parts of a tensor's name that come from how a program held the model, and PEFT's name for the only adapter."""
+"""Parts of a tensor's name added by model wrappers, and PEFT's default adapter name."""
 
 
 def brings_head(adapter: Path | None, head: Head) -> bool:
@@ -80,7 +80,7 @@ def weights_file(adapter: Path) -> Path:
     """The file of an adapter's weights.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: the file is missing.
     """
     for name in ("adapter_model.safetensors", "adapter_model.bin"):
         if (adapter / name).is_file():
@@ -143,7 +143,7 @@ def _no_fit(adapter: Path, reason: str, fix: str) -> CheckpointError:
 
 
 def _shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
-    """By name; empty for pickles, which have no header."""
+    """Tensor shapes by name; empty for pickles, which have no header."""
     file = weights_file(adapter)
     return {} if file.suffix == ".bin" else tensor_shapes(file)
 
@@ -161,7 +161,7 @@ def _config(folder: Path) -> dict[str, object]:
 
 
 def _is_table(shape: Sequence[int], folder: Path) -> bool:
-    """Whether a weight has a vector for each token, so that an adapter may have another number of them."""
+    """Whether a weight has one vector per token, whose number an adapter may have changed."""
     return shape[0] == _config(folder).get("vocab_size")
 
 
@@ -170,7 +170,7 @@ def _unnumbered(name: Iterable[str]) -> tuple[str, ...]:
 
 
 def embedding_rows(adapter: Path, folder: Path) -> int | None:
-    """How many tokens the embeddings had that an adapter was trained with, by its header; None if it does not tell."""
+    """Number of token embeddings when an adapter was trained, by its header; None if unknown."""
     tables = [
         ".".join(name[:-1])
         for name, shape in _base_shapes(folder).items()
@@ -211,7 +211,7 @@ def _cores(name: str, prefix: str) -> Iterator[tuple[str, ...]]:
 
 
 def vocabulary_size(shapes: Mapping[str, tuple[int, ...]], tables: Iterable[str], prefix: str) -> int | None:
-    """How many tokens the embeddings had that an adapter was trained with; None if its tensors do not tell.
+    """Number of token embeddings when an adapter was trained; None if its tensors do not show it.
 
     Args:
         tables: the names of the modules that hold a vector for each token.

@@ -1,4 +1,4 @@
-"""Adapters as PEFT has them, from a recipe's section."""
+"""Creates and loads PEFT adapters."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def attach(
 
 
 def _settings(section: AdapterSection, config_class: Any) -> dict[str, Any]:
-    """What a section sets that PEFT does not set by itself."""
+    """The settings of a recipe section that differ from PEFT's defaults."""
     defaults = {item.name: item.default for item in dataclasses.fields(config_class)}
     given = section.model_dump(exclude={"peft_type"})
     return {name: value for name, value in given.items() if value is not None and value != defaults[name]}
@@ -107,10 +107,10 @@ _NEEDS_MORE = {
     "SHADOW": "it adds a loss of its own",
     "XLORA": "it combines adapters that were trained before",
 }
-"""Methods for which a loss and its gradient are not enough, which PEFT does not say where they are put on."""
+"""Methods that need more than a loss and its gradient; PEFT does not check this when it creates them."""
 _WITH_A_LOSS = ("kasa_config", "monteclora_config")
 _FROM_DATA = ("eva", "corda", "lora_ga")
-"""Ways to begin that look at rows first; PEFT begins otherwise without them."""
+"""Initialisations that need data; without it, PEFT silently uses another one."""
 
 
 def _refuse_partial(section: AdapterSection) -> None:
@@ -124,13 +124,13 @@ def _refuse_partial(section: AdapterSection) -> None:
             raise UsageError(f"adapter.{name} adds a loss of its own, which is not computed here", "leave it out")
     if (beginning := getattr(section, "init_lora_weights", None)) in _FROM_DATA:
         raise UsageError(
-            f"adapter.init_lora_weights {beginning} looks at rows before training, which is not done here",
+            f"adapter.init_lora_weights {beginning} needs training data for initialisation, which is not supported",
             "use another one, such as gaussian",
         )
 
 
 def _own_names(model: Any) -> list[str]:
-    """The modules that hold a vector for each token, if PEFT, which looks at endings, takes no other for one."""
+    """The embedding modules; refuses a model in which PEFT, which compares name endings, would match another module."""
     modules = list(model.named_modules(remove_duplicate=False))
     names = embedding_names(model)
     for name in names:
@@ -145,7 +145,7 @@ def _own_names(model: Any) -> list[str]:
 
 
 def _refuse_unmatched(model: Any, section: AdapterSection) -> None:
-    """PEFT passes over a name in a list that no module has, if another one has a module."""
+    """Refuse names that match no module: PEFT ignores them as long as another name in the list matches."""
     modules = [name for name, _ in model.named_modules()]
     for key in ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save"):
         names = getattr(section, key, None)
@@ -238,7 +238,7 @@ def _fit_together(model: Any) -> Any:
 
 
 def _translate_cache(model: Any) -> None:
-    """Rename keys and values on their way from Transformers to PEFT, and back."""
+    """Rename the KV cache argument between Transformers and PEFT, in both directions."""
 
     def to_peft(_module: Any, inputs: Any, named: dict[str, Any]) -> Any:
         return inputs, _renamed(named, cache_name(), _PEFT_CACHE)
@@ -261,7 +261,7 @@ def _translate_cache(model: Any) -> None:
 
 
 def _as_peft_reads_it(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The same method, whose signature has PEFT's name for keys and values beside that of Transformers."""
+    """The same method with PEFT's name of the KV cache added to its signature."""
     signature = inspect.signature(forward)
     if cache_name() not in signature.parameters or _PEFT_CACHE in signature.parameters:
         return forward
@@ -381,7 +381,7 @@ def _config(adapter: Path) -> Any:
 def _fit_embeddings(
     model: Any, adapter: Path, weights: Mapping[str, torch.Tensor], config: Any, prefix: str, tokens: int
 ) -> None:
-    """Give the embeddings the size that the adapter was trained with."""
+    """Resize the embeddings to the size that the adapter was trained with."""
     rows = int(model.get_input_embeddings().weight.shape[0])
     shapes = {name: tuple(each.shape) for name, each in weights.items()}
     sizes = [vocabulary_size(shapes, names, prefix) for names in _tables(model)]

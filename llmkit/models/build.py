@@ -1,4 +1,4 @@
-"""From the files of a checkpoint to a model of its class, with weights or as an outline without."""
+"""Builds a model of the right class from a checkpoint's files, with weights or on the meta device."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _from_pickle(source: Source, resolution: Resolution, options: dict[str, Any]
 
 
 def _prefix(info: Mapping[str, Any]) -> str:
-    """What stands before the names of all weights that were not found, if they are the text side of a larger model."""
+    """Common prefix of the names of missing weights, if the checkpoint is part of a larger model."""
     missing, unexpected = sorted(info["missing_keys"]), set(info["unexpected_keys"])
     if not missing:
         return ""
@@ -112,11 +112,13 @@ def _prefix(info: Mapping[str, Any]) -> str:
 
 
 def _check_missing(source: Source, resolution: Resolution, model: Any, missing: Sequence[str]) -> None:
-    """Only a new head may begin from random weights, if it is about to be trained or an adapter has another."""
+    """Allow random weights only in a new head that will be trained, or that an adapter replaces."""
     if resolution.new_head:
         below = [name for name in missing if name.startswith(f"{model.base_model_prefix}.")]
         if below:
-            log.warning("%s lacks weights below the head (%s), which begin random", source.name, _named(below))
+            log.warning(
+                "backbone weights of %s are missing (%s) and were randomly initialised", source.name, _named(below)
+            )
     elif missing:
         raise CheckpointError(
             f"{source.name} lacks weights of {resolution.model_class} ({_named(missing)}); they would be random, and so"

@@ -1,4 +1,4 @@
-"""The models that need no model hub, by name."""
+"""The models that can be installed without a model hub, by name."""
 
 from __future__ import annotations
 

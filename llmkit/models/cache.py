@@ -1,4 +1,4 @@
-"""Where llmkit keeps what it prepared itself. What the Hub's client downloads lies elsewhere, and is not known here."""
+"""llmkit's own cache folder, for files it prepared itself. Downloads of the Hub's client are elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def cache_dir() -> Path:
 
 
 def make_cache_dir() -> Path:
-    """The same, which is there now: where it is new, only the user can look into it."""
+    """The cache folder, created if needed with access for the user only."""
     folder = cache_dir()
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -20,7 +20,7 @@ _MOST = 2**18
 
 
 def card_metadata(path: Path) -> dict[str, Any]:
-    """Its keys and values. Empty where nothing can be read."""
+    """The metadata of a model card; empty if it cannot be parsed."""
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             found = _FRONT_MATTER.match(file.read(_MOST))

@@ -1,4 +1,4 @@
-"""What the files of a checkpoint tell before torch is imported: which there are, sizes, counts, GGUF metadata.
+"""Facts about a checkpoint's files without importing torch: file lists, sizes, parameter counts, GGUF metadata.
 
 Reads headers only, so that a partial download is refused in milliseconds. Knows nothing of heads and tasks.
 """

@@ -23,12 +23,12 @@ class ContextLength:
     """The longest input (encoder-decoders: of the encoder) in tokens, special tokens included."""
 
     tokens: int | None
-    """None: no file tells."""
+    """None: unknown."""
     hard: bool
-    """The model has no positions beyond it. Otherwise it is a habit of its training, and longer input runs."""
+    """The model has no positions beyond it. Otherwise it is the training length, and longer input still runs."""
 
     def without(self, virtual_tokens: int) -> ContextLength:
-        """What is left beside the virtual tokens of an adapter, which take positions too."""
+        """The context that remains after an adapter's virtual tokens, which take positions too."""
         return self if self.tokens is None else replace(self, tokens=max(0, self.tokens - virtual_tokens))
 
 

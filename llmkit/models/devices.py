@@ -1,4 +1,4 @@
-"""Which device and which type of numbers a model runs on."""
+"""The device and dtype that a model runs with."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def pick_device(device: str) -> str:
     if device == "auto":
         return "cuda" if cuda else "mps" if mps else "cpu"
     if (device == "cuda" and not cuda) or (device == "mps" and not mps):
-        raise UsageError(f"device={device}: this PyTorch sees no such device", "use `device=auto` or cpu")
+        raise UsageError(f"device={device} is not available in this PyTorch installation", "use `device=auto` or cpu")
     return device
 
 
 def pick_dtype(dtype: str, device: str, config: Mapping[str, Any], counts: Mapping[str, int] | None) -> torch.dtype:
-    """For ``auto`` the checkpoint's own type where the device computes well in it, else the nearest that is."""
+    """For ``auto`` the checkpoint's dtype if the device supports it well, or else the nearest that it does."""
     import torch
 
     if dtype != "auto":
@@ -53,7 +53,7 @@ def _stored_dtype(config: Mapping[str, Any], counts: Mapping[str, int] | None) -
 
 
 def has_bfloat16(device: str) -> bool:
-    """Whether the hardware computes well in bfloat16."""
+    """Whether the hardware supports bfloat16 efficiently."""
     import torch
 
     if device == "cuda":

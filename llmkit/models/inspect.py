@@ -77,7 +77,7 @@ class ModelReport:
     model_type: str
     parameters: int | None
     parameters_by_dtype: Mapping[str, int]
-    """Empty where no header tells."""
+    """Empty if no header shows it."""
     weights: str | None
     """``safetensors``, ``bin`` or ``gguf``; None where no weights are on this machine."""
     context_length: int | None
@@ -94,7 +94,7 @@ class ModelReport:
     """Bytes of the weights alone, by dtype."""
     traps: tuple[str, ...]
     commands: tuple[str, ...]
-    """What can be run now."""
+    """Commands that can be run now."""
     adapter: Adapter | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -371,7 +371,7 @@ def render(report: ModelReport) -> str:
     lines = [f"{label:<{_LABEL}} {text}" for label, text in rows]
     lines += ["", "tasks", *(_task_line(name, fit) for name, fit in report.tasks.items())]
     if report.traps:
-        lines += ["", "watch out", *(f"  - {trap}" for trap in report.traps)]
+        lines += ["", "known issues", *(f"  - {trap}" for trap in report.traps)]
     lines += ["", "run", *(f"  {command}" for command in report.commands or ("nothing yet",))]
     return "\n".join(lines)
 

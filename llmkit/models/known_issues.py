@@ -1,6 +1,6 @@
-"""What goes wrong with a checkpoint without an error, as far as its files show: one line each.
+"""Known issues of a checkpoint that raise no error, as far as its files show them: one line each.
 
-Each is a mistake that somebody made (shared by the issues of Transformers, TRL, PEFT and their users).
+Each is a mistake reported upstream (in the issues of Transformers, TRL, PEFT and their users).
 Knows plain values only; reads no file and imports nothing heavy.
 """
 
@@ -49,7 +49,7 @@ class Facts:
 
 
 def find_issues(facts: Facts) -> list[str]:
-    """Every trap that the files show, those that stop the model from working first."""
+    """The known issues that the files show, those that stop the model from working first."""
     groups = (_files, _code, _tokens, _generation, _templates, _family, _training)
     return [line for group in groups for line in group(facts)]
 

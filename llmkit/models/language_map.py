@@ -81,7 +81,7 @@ class ModelLanguages:
         return next(iter(languages)) if languages is not None and len(languages) == 1 else None
 
     def _known(self, wanted: Language, known: frozenset[Language] | None, side: str) -> Language:
-        """The model's language that is meant."""
+        """The model's language for a requested one."""
         if known is None:
             return wanted
         found = choose(wanted, known, exact=side == "to")
@@ -104,7 +104,7 @@ class ModelLanguages:
             log.info("%s is taken as %s: %s knows no regions of it", wanted, found, self.name)
 
     def _tell(self, wanted: Language, found: Language, known: frozenset[Language]) -> None:
-        """Say once which variety a name was taken for, where the model has others that go by it as well."""
+        """Log once which variety a name was resolved to, if the model has others with the same name."""
         if wanted in self.told:
             return
         self.told.add(wanted)
@@ -118,7 +118,7 @@ class ModelLanguages:
 
 
 def _others(wanted: Language, found: Language, known: Iterable[Language]) -> list[Language]:
-    """What else of the known languages goes by the name that was asked for: other scripts, regions and varieties."""
+    """Other known languages that share the requested name: other scripts, regions and varieties."""
     from langcodes.data_dicts import MACROLANGUAGES
 
     base, *more = wanted.asked.split("-")
@@ -127,7 +127,7 @@ def _others(wanted: Language, found: Language, known: Iterable[Language]) -> lis
     others = []
     for language in known:
         if language.alpha2 == found.alpha2:
-            # Mandarin does not say its script; Iranian Persian does say that it is not Dari.
+            # "Mandarin" leaves the script open; "Iranian Persian" excludes Dari.
             other = language.script != found.script or base == found.alpha2
         else:
             # By name as well: to ISO 639, Indonesian is a Malay and Latgalian a Latvian.

@@ -1,7 +1,7 @@
-"""From files on disk to a model that can run: Auto class, dtype, device, tokenizer, adapter.
+"""Loads a model from local files: Auto class, dtype, device, tokenizer, adapter.
 
-Reads local folders only (`llmkit.models.locate` put the files there), so nothing here can reach a network.
-Knows nothing of prompts and how output is produced.
+Reads local folders only (`llmkit.models.locate` downloads the files), so nothing here uses the network. Knows nothing
+of prompts and generation.
 """
 
 from __future__ import annotations
@@ -224,15 +224,15 @@ def _tokenizer(source: Source, settings: LoadSettings) -> PreTrainedTokenizerBas
 
 
 def _warn_of_unknown_splits(source: Source) -> None:
-    """Transformers knows how some vocabularies cut text before merging, and cuts the others as GPT-2 does, silently."""
+    """Warn of a GGUF pre-tokenizer that Transformers does not know: it silently uses GPT-2's instead."""
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     metadata = gguf_metadata(source.folder / str(source.gguf_file))
     kind, splits = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
     if kind == "gpt2" and splits not in ("default", "gpt-2", *GGUF_PRE_TOKENIZER_SPLITS):
         log.warning(
-            "the tokenizer of %s cuts text as %r, which Transformers does not know: numbers and line breaks may become"
-            " other tokens than in training; the checkpoint as safetensors has no such doubt",
+            "%s has the pre-tokenizer %r, which Transformers does not know: numbers and line breaks may be tokenized"
+            " differently than in training; prefer the safetensors checkpoint",
             source.gguf_file,
             splits,
         )

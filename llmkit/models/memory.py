@@ -21,7 +21,7 @@ _WANT = re.compile(
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error is want of memory, which each library says in its own way, some hidden by another error."""
+    """Whether an error means out of memory; each library words it differently, and some wrap it in another error."""
     while error is not None:
         kind = type(error).__name__  # torch is not imported for the question
         if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or getattr(error, "errno", 0) == errno.ENOMEM:
@@ -69,7 +69,7 @@ def check_fits(needed: int, device: str, name: str) -> None:
 
 
 def peak_memory(device: str) -> int:
-    """Bytes that this process has had at most: on a GPU its tensors there, else all it holds."""
+    """Peak memory of this process in bytes: tensors on a GPU, or otherwise the resident set."""
     import resource
     import sys
 

@@ -1,4 +1,4 @@
-"""How Transformers is kept to one line: its bars, its warnings, and what it raises over bad files."""
+"""Keeps the output of Transformers short: progress bars, warnings, and errors about bad files."""
 
 from __future__ import annotations
 

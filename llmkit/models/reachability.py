@@ -1,7 +1,7 @@
-"""Reaching the Hugging Face Hub: whether it may be asked, whether it answers, and how long that is waited for.
+"""Reachability of the Hugging Face Hub: whether the network may be used, whether the Hub responds, and timeouts.
 
-Knows connections, what can go wrong with them, and which of that is remembered for a while. Knows nothing of models
-and files: what is asked, and what a refusal means, is the caller's.
+Knows connections, their failures, and which failures are remembered for a while. Knows nothing of models and files: the
+caller decides what to request and what a refusal means.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ def is_offline() -> bool:
 
 
 _offline: list[tuple[bool, str | None]] = []
-"""What held before, for each that is offline now."""
+"""Previous state, one entry per active `offline` context."""
 _switching = threading.Lock()
 
 
 @contextmanager
 def offline(wanted: bool = True) -> Iterator[None]:
-    """Meanwhile no network is used, by any thread of this process and by those it starts; then it is as before."""
+    """Context manager in which no thread or child process of this process uses the network."""
     from huggingface_hub import constants
 
     if not wanted:
@@ -149,7 +149,7 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def ask(question: Callable[[HfApi, float], T], *, patient: bool = False) -> T:
-    """Put one question to the Hub. The first of a process is the probe as well, so that no other is needed.
+    """Send one request to the Hub. The first request of a process also serves as the probe.
 
     Raises:
         UnreachableError: no answer, now or lately, or none that makes sense.
@@ -202,7 +202,7 @@ def reason(error: BaseException) -> str:
 
 
 def hub_name() -> str:
-    """How messages call the Hub: by its address where that is not the usual one."""
+    """The Hub's name in messages: with its address if that is not the default."""
     address = hub_address()
     return "the model hub" + ("" if address == "https://huggingface.co" else f" {address}")
 

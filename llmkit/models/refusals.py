@@ -1,4 +1,4 @@
-"""What a checkpoint is refused for, or warned of, before any weight is read."""
+"""Refusals and warnings about a checkpoint before any weight is read."""
 
 from __future__ import annotations
 

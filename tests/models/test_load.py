@@ -332,7 +332,7 @@ def test_dtype_auto_is_the_checkpoints_where_the_device_is_good_at_it(
 
 def test_a_device_that_is_not_there() -> None:
     device = "mps" if torch.cuda.is_available() else "cuda"
-    with pytest.raises(UsageError, match=f"device={device}: this PyTorch sees no such device"):
+    with pytest.raises(UsageError, match=f"device={device} is not available in this PyTorch"):
         pick_device(device)
 
 

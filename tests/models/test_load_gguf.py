@@ -88,7 +88,7 @@ def test_a_tokenizer_that_transformers_cuts_otherwise(
     path = write_gguf(checkpoint("qwen3", head_dim=128), tmp_path / "other.gguf", splits="smollm")
     with caplog.at_level("WARNING", logger="llmkit"):
         load_model(LoadSettings(model=str(path)), "text-generation")
-    assert "the tokenizer of other.gguf cuts text as 'smollm', which Transformers does not know" in caplog.text
+    assert "other.gguf has the pre-tokenizer 'smollm', which Transformers does not know" in caplog.text
 
 
 def test_a_folder_with_one_gguf_file_is_enough(gguf_file: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_mismatch_names_what_fits_and_how_to_run_it() -> None:
     with pytest.raises(TaskMismatchError) as caught:
         resolve(GENERATION, given, model="my/model")
     assert str(caught.value) == (
-        "my/model is LlamaForQuestionAnswering, an encoder that marks answers in a text (span head); "
+        "my/model is LlamaForQuestionAnswering, an encoder that extracts answers from a text (span head); "
         "it cannot do text-generation; it fits question-answering; "
         'run: llmkit answer "QUESTION" --context FILE --model my/model'
     )

@@ -1,6 +1,7 @@
 """Rows of Parquet and Arrow files, a small batch at a time.
 
-What a batch takes is known from the file's metadata before it is read, and what its rows take before they are made.
+The memory for a batch is known from the file's metadata before it is read, and the memory for its rows before they
+are converted.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ _BATCH_ROWS = 64
 _MAX_UNPACKED = 16 * MAX_ROW_BYTES
 _MAX_HELD = 4 * MAX_ROW_BYTES
 _MAX_RATIO = 100
-"""What is packed may become so many times longer, or as long as `_MAX_UNPACKED`."""
+"""Maximum ratio of decompressed to compressed size, above `_MAX_UNPACKED`."""
 _WIDTHS = {"BOOLEAN": 1, "INT64": 8, "DOUBLE": 8, "INT96": 8}  # others 4, indices into a dictionary too
 _INDEX_BYTES = 5
 _BAD_VALUE = (ValueError, ArithmeticError, LookupError)
-"""What PyArrow raises where a value or a name cannot be one of Python's."""
+"""Exceptions of PyArrow for values and names that cannot be converted to Python."""
 
 
 def binary_records(path: Path, name: str, suffix: str, head: bytes) -> Iterator[Record]:
@@ -112,7 +113,7 @@ def _dictionary_bytes(file: BinaryIO, chunk: Any) -> int:
 
 
 def _arrow_batches(path: Path, name: str, head: bytes) -> Iterator[Any]:
-    """Of an IPC stream, as Datasets writes it, or an IPC file."""
+    """The batches of an IPC stream, as saved by Datasets, or of an IPC file."""
     import pyarrow as pa
 
     packed = head.startswith(b"ARROW1")
@@ -133,7 +134,7 @@ def _arrow_batches(path: Path, name: str, head: bytes) -> Iterator[Any]:
 
 
 def _check_messages(file: Any, name: str) -> None:
-    """Refuse compressed batches that are far longer than their part of the file. An IPC file has a stream inside."""
+    """Refuse batches that decompress to far more than their part of the file. An IPC file contains a stream."""
     import pyarrow as pa
 
     while True:
@@ -145,9 +146,9 @@ def _check_messages(file: Any, name: str) -> None:
 
 
 def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | Exception | int]:
-    """The rows of a batch; in place of one that is too long its size, and of one that Python cannot hold the reason."""
+    """The rows of a batch; the size in place of a row that is too long, the error for one that cannot be converted."""
     try:
-        batch.validate(full=True)  # otherwise a damaged offset ends the process
+        batch.validate(full=True)  # otherwise a corrupt offset crashes the process
         size = _batch_bytes(batch)
         if size <= MAX_ROW_BYTES:
             yield from batch.to_pylist()

@@ -1,4 +1,4 @@
-"""Whether the first row of a table names its columns. Training and inference decide it here."""
+"""Detecting whether the first row of a table is a header, for training and inference alike."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from llmkit.text.scripts import is_unspaced
 __all__ = ["LOOKED_AT", "find_header"]
 
 LOOKED_AT = 50
-"""Rows that the first is compared with."""
+"""Number of rows that the first is compared with."""
 _LONG = 40
-"""Characters; no column has a longer name."""
+"""Maximum length of a column name in characters."""
 _SENTENCE_ENDS = ".!?。！？…"
 
 
@@ -21,12 +21,12 @@ def find_header(rows: Sequence[Sequence[str]], named: Collection[str], name: str
     """The names in the first row of a table; None if it is data.
 
     Args:
-        rows: the first ones.
-        named: columns that the caller names.
-        name: what the table is called in errors.
+        rows: the first rows.
+        named: column names expected by the caller.
+        name: name of the table in errors.
 
     Raises:
-        InputError: it may be either.
+        InputError: it is ambiguous.
     """
     first, body = [cell.strip() for cell in rows[0]], rows[1:]
     if "" in first and (lower := next((n for n, row in enumerate(body[:5], start=2) if _is_header(row, named)), None)):
@@ -52,12 +52,12 @@ def find_header(rows: Sequence[Sequence[str]], named: Collection[str], name: str
 
 
 def _is_header(cells: Sequence[str], named: Collection[str]) -> bool:
-    """Whether two cells are names of columns."""
+    """Whether at least two cells are known column names."""
     return sum(cell in named or cell.strip().lower() in known_names() for cell in cells) > 1
 
 
 def _is_number(values: Sequence[str]) -> bool:
-    """Whether all are numbers, dates, shares and the like."""
+    """Whether all are numbers, dates, percentages and the like."""
     return bool(values) and all(any(map(str.isdigit, value)) and not any(map(str.isalpha, value)) for value in values)
 
 
@@ -68,7 +68,7 @@ def _cannot_be_names(cells: Sequence[str]) -> bool:
 
 
 def _differs(cell: str, values: Sequence[str]) -> bool:
-    """Whether a cell is unlike all others of its column: much shorter, of another script, or the only fragment."""
+    """Whether a cell differs from all others in its column: much shorter, another script, or the only fragment."""
     if len(values) < 2 or not all(values):
         return False
     if 2 * len(cell) <= min(map(len, values)):

@@ -1,4 +1,4 @@
-"""What readers of rows have in common: a row with its place, what a file's name does not say, and limits."""
+"""Common parts of row readers: records with their location, layouts, and limits."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from llmkit.errors import InputError
 __all__ = ["MAX_ROW_BYTES", "Layout", "Line", "Record", "bad_row", "check_columns", "located", "too_long"]
 
 MAX_ROW_BYTES = 16 * 2**20
-"""The longest row, which is also the most that is held of one. UTF-16 and UTF-32 count as UTF-8, columns as they are
-written out. Of a format without lines a row may be as long as its file."""
+"""Maximum size of a row. UTF-16 and UTF-32 count as UTF-8, binary columns as decoded. In a format without lines, a row
+may be as large as its file."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One row of a file, and where it stands there."""
+    """One row of a file, and its location."""
 
     where: str
     """``rows.jsonl:12`` (the first line of a row with several), ``rows.json, item 3``, ``rows.parquet, row 7``."""
     row: dict[str, Any] | None
     """None if the row cannot be read."""
     error: InputError | None = None
-    """Why it cannot; the text names ``where``."""
+    """Why it cannot; the message includes ``where``."""
     unused: tuple[str, ...] = ()
-    """Columns of the row as it was found, and fields of its turns, that nothing was made of."""
+    """Unused columns of the original row, and unused fields of its turns."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a file's name does not say of it."""
+    """Properties of a file that do not follow from its name."""
 
     format: str | None = None
     """The suffix it should have had, without the dot."""
     column_names: tuple[str, ...] = ()
-    """CSV and TSV without a header."""
+    """Column names of a CSV or TSV file without a header."""
     named: frozenset[str] | None = None
-    """CSV and TSV: columns that the caller names, with which it is found out whether the first row is a header
-    (`llmkit.data.headers`). None: it is."""
+    """CSV and TSV: expected column names, used to detect whether the first row is a header (`llmkit.data.headers`).
+    None: it is a header."""
     quotes: bool = True
-    """CSV and TSV: whether a quotation mark encloses a field; False takes it as a character."""
+    """CSV and TSV: whether quotation marks enclose fields; if False, they are ordinary characters."""
     sample_by: Literal["line", "paragraph", "document"] = "line"
-    """Plain text: what one row is. Paragraphs have an empty line between them."""
+    """Plain text: what one row is. Paragraphs are separated by empty lines."""
     blank_lines: bool = False
     """Plain text by line: whether a blank line is a row."""
 
 
 class Line(NamedTuple):
-    """A line with its end. With an error the text is what could be read of it."""
+    """A line with its line end. With an error, the text is the part that could be decoded."""
 
     number: int
     text: str
@@ -71,7 +71,7 @@ def too_long(where: str, size: int) -> InputError:
 
 @contextmanager
 def located(where: str) -> Iterator[None]:
-    """Name the place of a row, or of a file, in an `InputError` that does not know it."""
+    """Add the location of a row or file to an `InputError` without one."""
     try:
         yield
     except InputError as error:

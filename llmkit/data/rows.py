@@ -1,11 +1,11 @@
 """Rows of a file or of standard input, one at a time: JSON Lines, JSON, CSV, TSV, plain text, Parquet and Arrow.
 
-Knows the formats and their encodings, and says of everything that cannot be read where it stands and why: a row that
-is bad becomes a `Record` with an error and reading goes on, a file that is bad raises. Holds one row at a time (of
-Parquet and Arrow a small batch). Does not know what the columns mean, which are needed, or what is done with a bad row.
+Knows the formats and their encodings, and locates errors: a bad row becomes a `Record` with an error and the next row
+follows; a bad file raises. Holds one row at a time (a small batch for Parquet and Arrow). Does not know what columns
+mean, which are required, or how bad rows are handled.
 
-Not by Datasets: its readers give up a whole file for one bad line, do not read standard input, and make dates and
-numbers of texts that look like them.
+Datasets is not used: its readers fail on an entire file for one bad line, do not support standard input, and convert
+strings that look like dates and numbers.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _USUAL = Layout()
 
 
 def is_rows(path: Path) -> bool:
-    """Whether a file's name says that it holds rows."""
+    """Whether a file has a suffix of a row format."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     return bool(suffixes) and (suffixes[-1] in SUFFIXES or (suffixes[-1] == ".gz" and suffixes[0] in SUFFIXES))
 
@@ -71,7 +71,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def first_lines(path: Path, count: int, *, encoding: str | None) -> list[str]:
-    """The first lines of a text file, whatever its form."""
+    """The first lines of a text file of any format."""
     records = open_records(path, encoding=encoding, layout=Layout(format="txt"))
     return [record.row["text"] for record in islice(records, count) if record.row is not None]
 
@@ -81,17 +81,17 @@ def open_records(
 ) -> Iterator[Record]:
     """The rows of a source, lazily and in order.
 
-    A file's suffix says its format: ``.jsonl``, ``.ndjson``, ``.json`` (a list of objects, or an object with one),
-    ``.csv``, ``.tsv`` (the first row names the columns), ``.txt`` (one row a line), each also with ``.gz``, or
-    ``.parquet`` or ``.arrow``. Only LF and CRLF end a line. Blank lines are no rows but count in the numbers. In CSV
-    and TSV a row may have several lines; after one that cannot be parsed, reading goes on with its second line.
+    A file's suffix determines its format: ``.jsonl``, ``.ndjson``, ``.json`` (a list of objects or an object with one),
+    ``.csv``, ``.tsv`` (the first row names columns), ``.txt`` (one row per line), each also with ``.gz``, or
+    ``.parquet`` or ``.arrow``. Only LF and CRLF end a line. Blank lines are not rows, but count in line numbers. A
+    CSV or TSV row may span several lines; after one that cannot be parsed, parsing resumes at its second line.
 
     Args:
-        source: a file, or ``"-"`` for standard input: JSON Lines if its first character that is not blank is ``{``,
-            and otherwise plain text.
-        encoding: of a text format; None is UTF-8. A byte order mark is removed.
-        text_column: the column in which the lines of plain text are put.
-        layout: what the suffix does not say, or says wrongly.
+        source: a file, or ``"-"`` for standard input: JSON Lines if its first non-blank character is ``{``, otherwise
+            plain text.
+        encoding: encoding of text formats; None is UTF-8. A byte order mark is removed.
+        text_column: the column for lines of plain text.
+        layout: properties that the suffix does not determine, or that override it.
 
     Raises:
         InputError: the source cannot be read as rows, or holds none; partly when the iterator is asked for a row.
@@ -136,7 +136,7 @@ def _listed() -> str:
 
 
 def _format(path: Path, name: str, said: str | None) -> tuple[str, bool]:
-    """The suffix that says the format, and whether gzip is around it."""
+    """The suffix of the format, and whether the file is gzipped."""
     packed = path.suffix.lower() == ".gz"
     suffix = f".{said}" if said else Path(path.stem).suffix.lower() if packed else path.suffix.lower()
     if packed and suffix in _BINARY:
@@ -177,7 +177,7 @@ def _opened(path: Path | None, name: str, packed: bool) -> Iterator[io.BufferedI
 
 
 def _chunks(file: io.BufferedIOBase, name: str) -> Iterator[bytes]:
-    """What there is, in pieces. Does not wait for a full one: somebody may be typing."""
+    """The available bytes, in chunks. Does not wait for a full chunk, since input may be interactive."""
     while True:
         try:
             chunk = file.read1(_CHUNK_BYTES)
@@ -193,7 +193,7 @@ def _chunks(file: io.BufferedIOBase, name: str) -> Iterator[bytes]:
 
 
 def _checked(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[bytes]:
-    """The chunks, if the first does not show that they are something else than text of the encoding."""
+    """The chunks, after checking that the first looks like text in the encoding."""
     head = b""
     while len(head) < 4 and not head.endswith(b"\n") and (chunk := next(chunks, b"")):
         head += chunk
@@ -216,7 +216,7 @@ def _refuse_foreign(head: bytes, name: str) -> None:
 
 
 def _has_byte_lines(codec: str) -> bool:
-    """Whether the byte 0x0A ends a line, and nothing else has it: in UTF-16, UTF-32 and EBCDIC it does not."""
+    """Whether the byte 0x0A always means the end of a line; not in UTF-16, UTF-32 and EBCDIC."""
     return "\n".encode(codec) == b"\n"
 
 
@@ -234,13 +234,13 @@ def _as_utf8(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[bytes]:
 
 
 def _text_chunks(file: io.BufferedIOBase, name: str, codec: str) -> tuple[Iterator[bytes], str]:
-    """What a text file holds, and an encoding in which only LF has the byte 0x0A."""
+    """The content of a text file, transcoded if necessary, and an encoding in which only LF has the byte 0x0A."""
     chunks = _checked(_chunks(file, name), name, codec)
     return (chunks, codec) if _has_byte_lines(codec) else (_as_utf8(chunks, name, codec), "utf-8")
 
 
 def _decoded(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[str]:
-    """Text without its byte order mark."""
+    """Decoded text without its byte order mark."""
     decoder, done, mark = codecs.getincrementaldecoder(codec)(), 0, "\ufeff"
     for chunk in chain(chunks, [b""]):
         begun = done - len(decoder.getstate()[0])
@@ -273,10 +273,10 @@ def _lines(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[Line]:
 
 
 def _divided(chunks: Iterator[bytes]) -> Iterator[tuple[bytes, int]]:
-    """Lines with their ends, and their sizes; one above the limit comes empty."""
+    """Lines with their line ends, and their sizes; a line above the limit is empty."""
     held, size = bytearray(), 0
     for chunk in chunks:
-        for part in io.BytesIO(chunk):  # which only LF divides
+        for part in io.BytesIO(chunk):  # which splits at LF only
             size += len(part)
             if size <= MAX_ROW_BYTES:
                 held += part
@@ -388,7 +388,7 @@ def _json_records(file: io.BufferedIOBase, path: Path, name: str, packed: bool, 
 
 
 def _looks_like_lines(chunks: Iterator[bytes]) -> tuple[list[bytes], bool]:
-    """The chunks that were read to find out, and whether the first line is an object and another line follows it."""
+    """The chunks read so far, and whether the first line is an object that is followed by another line."""
     seen: list[bytes] = []
 
     def first_chunks() -> Iterator[bytes]:
@@ -408,12 +408,12 @@ def _reopened(path: Path, name: str, packed: bool, encoding: str) -> Iterator[st
 
 
 def _document_limit(path: Path) -> int:
-    """The longest row of a format without lines; one that is longer than the file was packed."""
+    """The maximum size of a row in a format without lines; a row larger than its file was compressed."""
     return max(MAX_ROW_BYTES, path.stat().st_size)
 
 
 def _object_record(row: object, where: str, *, escapes: bool) -> Record:
-    """``escapes``: half of a surrogate pair, which JSON can escape and UTF-8 cannot hold, is possible."""
+    """``escapes``: the row may contain half of a surrogate pair, which JSON can escape but UTF-8 cannot encode."""
     if not isinstance(row, dict):
         return bad_row(where, "is not an object", 'write rows as {"column": "value"}')
     if escapes:

@@ -1,6 +1,6 @@
 """The raw rows of one source of a recipe: files, folders, patterns, aligned line files, or a data set of the Hub.
 
-Knows which files a source means, in a stable order. Does not know what the columns mean (`llmkit.data.shapes`).
+Resolves a source to files, in a stable order. Does not know what the columns mean (`llmkit.data.shapes`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SPLITS = {
     **dict.fromkeys(("valid", "validation", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval"), "test"),
 }
-"""As `datasets` reads them from the names of files and folders."""
+"""Split names, as `datasets` derives them from the names of files and folders."""
 
 _NOTES = frozenset(
     {
@@ -41,11 +41,11 @@ _NOTES = frozenset(
         "dataset_dict",
     }
 )
-"""Files that come with data and are none."""
+"""Names of files that accompany data but are not data."""
 
 
 def open_source(source: SourceSection) -> Iterator[Record]:
-    """The rows of a source as they stand there, lazily.
+    """The raw rows of a source, lazily.
 
     Raises:
         InputError: a file is missing or cannot be read; partly when the iterator is asked for a row.
@@ -55,7 +55,7 @@ def open_source(source: SourceSection) -> Iterator[Record]:
 
 
 def layout_of(source: SourceSection) -> Layout:
-    """What the source says of the form of its files."""
+    """The file layout declared by the source."""
     return Layout(
         format=source.format,
         column_names=tuple(source.column_names or ()),
@@ -66,14 +66,14 @@ def layout_of(source: SourceSection) -> Layout:
 
 
 def files_of(source: SourceSection) -> list[Path]:
-    """The files of a source; none of a Hub id."""
+    """The files of a source; empty for a Hub id."""
     if source.aligned is not None:
         return [_existing(name) for name in source.aligned.values()]
     return [] if hub_id(source) else _split_files(source)
 
 
 def splits_of(paths: Sequence[str]) -> list[str]:
-    """The splits that the names of files in a folder tell, such as train and validation; none of anything else."""
+    """The splits in the file names of a folder, such as train and validation; empty for anything else."""
     if len(paths) != 1 or not user_path(paths[0]).is_dir():
         return []
     return sorted({split for path in _in_folder(Path(paths[0])) if (split := _split(path, Path(paths[0])))})
@@ -92,7 +92,7 @@ def _plain(source: SourceSection) -> Iterator[Record]:
 
 
 def hub_id(source: SourceSection) -> str | None:
-    """The Hub's data set that a path means: owner/name, where no file has that name."""
+    """The Hub data set of a path: owner/name, unless a file has that name."""
     if source.aligned is not None:
         return None
     (first, *more) = source.path or [""]
@@ -154,7 +154,7 @@ def _existing(name: str) -> Path:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """All files of rows below a folder; what only comes with them is passed over."""
+    """All files of rows below a folder, without files that merely accompany them."""
     found: list[Path] = []
     passed: list[Path] = []
     saved = {state.parent: _saved(state.parent) for state in folder.rglob("state.json")}
@@ -173,7 +173,7 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def _saved(folder: Path) -> list[Path]:
-    """The files of a folder that `datasets.Dataset.save_to_disk` wrote."""
+    """The files of a folder saved by `datasets.Dataset.save_to_disk`."""
     state = folder / "state.json"
     if not state.is_file():
         return []
@@ -187,7 +187,7 @@ def _saved(folder: Path) -> list[Path]:
 
 
 def _split(path: Path, root: Path) -> str | None:
-    """The split that a file's name, or that of its folder, begins with."""
+    """The split at the start of the name of a file or its folder."""
     for part in reversed(path.relative_to(root).parts):
         word = "".join(char if char.isalpha() else " " for char in part.lower()).split()
         if word and word[0] in _SPLITS:
@@ -195,11 +195,11 @@ def _split(path: Path, root: Path) -> str | None:
     return None
 
 
-# Lines that belong together.
+# Aligned files.
 
 
 def aligned_files(paths: Sequence[str]) -> list[str]:
-    """The two files of lines that some paths mean, if they do: given as such, or matched by a pattern."""
+    """The two aligned files that paths refer to, if they do: listed, or matched by a pattern."""
     names = [name for path in paths for name in (map(str, _matching(path)) if "*" in path else [path])]
     files = [user_path(name) for name in names]
     if len(files) != 2 or not all(path.is_file() for path in files) or any(map(is_rows, files)):
@@ -218,7 +218,7 @@ def _aligned(source: SourceSection) -> Iterator[Record]:
             longer = names[next(place for place, line in enumerate(row) if line is not None)]
             shorter = names[next(place for place, line in enumerate(row) if line is None)]
             raise InputError(
-                f"{shorter} has {number - 1} lines and {longer} has more, so they do not belong together",
+                f"{shorter} has {number - 1} lines and {longer} has more, so they are not aligned",
                 "give files with the same number of lines",
             )
         where = f"{names[0]}:{number}"
@@ -230,7 +230,7 @@ def _aligned(source: SourceSection) -> Iterator[Record]:
 
 
 def _lines(path: Path, encoding: str | None) -> Iterator[Any]:
-    """Every line of a file, blank ones too; in place of one that cannot be read its record."""
+    """Every line of a file, including blank ones; the record with the error for a line that cannot be read."""
     for record in open_records(path, encoding=encoding, layout=Layout(format="txt", blank_lines=True)):
         yield record if record.row is None else record.row["text"]
 
@@ -239,7 +239,7 @@ def _lines(path: Path, encoding: str | None) -> Iterator[Any]:
 
 
 def commit_of(source: SourceSection) -> str | None:
-    """The commit that a source of the Hub has now; None for files."""
+    """The current commit of a source on the Hub; None for files."""
     name = hub_id(source)
     if name is None:
         return None

@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV, from lines of text. A row that cannot be parsed costs only itself."""
+"""Rows of CSV and TSV, from lines of text. A row that cannot be parsed does not affect the others."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _EXCEL = re.compile(r"\"?sep=(.)\"?[,;\t]*\s*\Z", re.IGNORECASE)
 
 
 class _TableLines:
-    """The lines that `csv.reader` asks for, which can be gone back over after a row that was none."""
+    """The lines for `csv.reader`, which can be rewound after a row that could not be parsed."""
 
     def __init__(self, lines: Iterator[Line]) -> None:
         self._lines = lines
         self._again: deque[Line] = deque()
         self._size = 0
         self.row: list[Line] = []
-        """Those of the present row."""
+        """Lines of the current row."""
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -53,7 +53,7 @@ class _TableLines:
         self.row, self._size = [], 0
 
     def go_back(self) -> None:
-        """To the second line of the row: a stray quote must not cost the rows that it runs over."""
+        """Rewind to the second line of the row, so that a stray quote does not lose the following rows."""
         self._again.extendleft(reversed(self.row[1:]))
 
 
@@ -76,7 +76,7 @@ def table_records(lines: Iterator[Line], name: str, suffix: str, layout: Layout)
     if isinstance(header, InputError):
         raise header
     if not layout.column_names:
-        # As in what pandas writes with its index, and spreadsheets with columns that were emptied.
+        # As in CSV files of pandas with an index, and of spreadsheets with emptied columns.
         header = [column if column.strip() else f"column{number}" for number, column in enumerate(header, start=1)]
     check_columns(header, name)
     for where, cells in rows:
@@ -84,7 +84,7 @@ def table_records(lines: Iterator[Line], name: str, suffix: str, layout: Layout)
             yield Record(where, None, cells)
             continue
         if not any(cells[len(header) :]):
-            del cells[len(header) :]  # columns of a spreadsheet that were once used
+            del cells[len(header) :]  # empty columns of a spreadsheet
         if len(cells) != len(header):
             problem = f"does not have the {len(header)} columns of the {_header_is(layout)} (it has {len(cells)})"
             yield bad_row(where, problem, "quote fields that contain the separator")
@@ -95,7 +95,7 @@ def table_records(lines: Iterator[Line], name: str, suffix: str, layout: Layout)
 def _found_header(
     ahead: Sequence[tuple[str, list[str] | InputError]], named: Collection[str], name: str
 ) -> list[str] | InputError | None:
-    """The names in the first row, or ``column1``, ``column2``, … where it is data; None of no rows."""
+    """The names in the first row, or ``column1``, ``column2``, … if it is data; None without rows."""
     cells = [row for _, row in ahead if not isinstance(row, InputError)]
     if not ahead or isinstance(ahead[0][1], InputError):
         return ahead[0][1] if ahead else None
@@ -109,8 +109,8 @@ def _header_is(layout: Layout) -> str:
 def _table_rows(
     lines: Iterator[Line], name: str, delimiter: str, quotes: bool
 ) -> Iterator[tuple[str, list[str] | InputError]]:
-    """Where each row begins, and its cells or why it has none."""
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))  # of the process; 128 KiB unless raised
+    """The location of each row, and its cells or the error."""
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))  # global to the process; 128 KiB by default
     asked = _TableLines(lines)
     quoting: Any = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     reader = csv.reader(asked, delimiter=delimiter, strict=True, quoting=quoting)
@@ -139,10 +139,10 @@ def _table_error(error: csv.Error, where: str) -> InputError:
 
 
 def _find_delimiter(lines: Iterator[Line], name: str, usual: str) -> tuple[str, Iterator[Line]]:
-    """What separates the columns, and the lines without one that only says so.
+    """Detect the delimiter; returns it with the lines, without a ``sep=`` line.
 
-    It is not what the name of the file says where the first lines do not have that, and agree in another: spreadsheets
-    write semicolons where commas are decimal marks.
+    It differs from the one of the file's suffix if the first lines lack that and agree on another: spreadsheets use
+    semicolons in locales with decimal commas.
     """
     ahead = _ahead(lines, lambda line: line.size)
     if ahead and (named := _EXCEL.match(ahead[0].text)):
@@ -161,7 +161,7 @@ def _find_delimiter(lines: Iterator[Line], name: str, usual: str) -> tuple[str, 
 
 
 def _ahead(items: Iterator[_Item], size: Callable[[_Item], int]) -> list[_Item]:
-    """The first items, and of long ones no more than a row may have."""
+    """The first items, up to the size limit of a row."""
     ahead: list[_Item] = []
     held = 0
     while len(ahead) < LOOKED_AT and held <= MAX_ROW_BYTES and (item := next(items, None)) is not None:
@@ -171,7 +171,7 @@ def _ahead(items: Iterator[_Item], size: Callable[[_Item], int]) -> list[_Item]:
 
 
 def _parsed(texts: Sequence[str], delimiter: str) -> list[list[str]]:
-    """The rows of some lines; none if they are no table of that delimiter."""
+    """The rows of some lines; empty if they are not a table with that delimiter."""
     try:
         return list(csv.reader(texts, delimiter=delimiter))
     except csv.Error:

@@ -335,7 +335,7 @@ def test_a_side_without_effect_is_refused(checkpoint: Checkpoint, tmp_path: Path
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     path = write_rows(tmp_path / "rows.jsonl", [{"messages": turns}])
     data = {"on_overflow": "truncate", "truncation_side": "left"}
-    with pytest.raises(UsageError, match="drops its oldest messages"):
+    with pytest.raises(UsageError, match="leaves out its oldest messages"):
         run(make_recipe("dialogue", checkpoint("llama", chat=True), path, data=data))
     with pytest.raises(ValueError, match="requires on_overflow: truncate"):
         make_recipe("summarization", checkpoint("t5"), path, data={"truncation_side": "left"})

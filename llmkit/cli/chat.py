@@ -20,7 +20,7 @@ from llmkit.cli.options import flags
 from llmkit.cli.output import StreamPrinter
 from llmkit.cli.streams import echo
 from llmkit.config.paths import user_path
-from llmkit.config.settings import GenerationSettings, LoadSettings, given
+from llmkit.config.settings import GenerationSettings, LoadSettings, explicitly_set
 from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.log import log
 
@@ -246,7 +246,7 @@ class Session:
 
     def status(self, _: str) -> None:
         conversation, pipeline = self.conversation, self.conversation.pipeline
-        settings = [f"{name}={getattr(self._generation, name)}" for name in given(self._generation)]
+        settings = [f"{name}={getattr(self._generation, name)}" for name in explicitly_set(self._generation)]
         forgotten = f", the oldest {conversation.forgotten} forgotten" if conversation.forgotten else ""
         rows = {
             "model": _describe(pipeline),

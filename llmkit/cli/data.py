@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmkit.cli.streams import echo
-from llmkit.config.settings import LoadSettings, given, setting_fields
+from llmkit.config.settings import LoadSettings, explicitly_set, setting_fields
 from llmkit.config.yaml12 import dump
 from llmkit.errors import UsageError
 
@@ -64,7 +64,7 @@ def data_check(
     if _is_recipe(given_paths):
         from llmkit.config.recipe_file import MAY_RUN_CODE, allowing, load_recipe
 
-        named = [name for name in given(load) if name not in MAY_RUN_CODE]
+        named = [name for name in explicitly_set(load) if name not in MAY_RUN_CODE]
         if used := [name for name, value in only_path.items() if value is not None] + named:
             raise UsageError(f"{', '.join(used)} has no effect on a recipe", "change the recipe with --set")
         code = allowing(trust_remote_code=load.trust_remote_code, allow_pickle=load.allow_pickle)
@@ -133,7 +133,7 @@ def _propose(
     need_hub(list(parts.values()))
     proposals = {part: propose(section, made) for part, section in parts.items()}
     model = {"name_or_path": load.model or "starter"}
-    model |= {key: getattr(load, key) for key in given(load) if key != "model"}
+    model |= {key: getattr(load, key) for key in explicitly_set(load) if key != "model"}
     data: dict[str, Any] = {part: [_set(proposal.source)] for part, proposal in proposals.items()}
     recipe = recipe_adapter({}).validate_python(
         {

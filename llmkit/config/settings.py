@@ -28,9 +28,9 @@ __all__ = [
     "TaskSettings",
     "TruncationSide",
     "bounds",
-    "changed",
     "command_line",
-    "given",
+    "explicitly_set",
+    "non_default",
     "setting",
     "setting_fields",
     "split_options",
@@ -226,11 +226,11 @@ class RowSettings(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.input is None and (without_effect := changed(self)):
+        if self.input is None and (without_effect := non_default(self)):
             raise UsageError(f"{', '.join(without_effect)} requires a file of rows", "name it with input")
         if self.resume and self.overwrite:
             raise UsageError("resume and overwrite are mutually exclusive", "give one of them")
-        if self.output is None and (need := changed(self, "resume", "overwrite", "num_processes")):
+        if self.output is None and (need := non_default(self, "resume", "overwrite", "num_processes")):
             raise UsageError(f"{', '.join(need)} requires an output file", "name it with output")
         if self.resume and self.input == "-":
             raise UsageError("resume cannot read standard input again", "give a file as input")
@@ -293,7 +293,7 @@ def setting_fields(settings: type[Any]) -> tuple[Field[Any], ...]:
     return fields(settings)
 
 
-def given(settings: Any) -> list[str]:
+def explicitly_set(settings: Any) -> list[str]:
     """The settings that the caller passed explicitly, even if equal to the default; None counts as not passed.
 
     In a copy made by `dataclasses.replace` all settings with a value count as passed.
@@ -301,7 +301,7 @@ def given(settings: Any) -> list[str]:
     return [item.name for item in setting_fields(type(settings)) if item.name in settings.named]
 
 
-def changed(settings: Any, *names: str) -> list[str]:
+def non_default(settings: Any, *names: str) -> list[str]:
     """The settings that differ from their defaults, among ``names`` or all of them."""
     return [
         item.name

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import islice, zip_longest
 from typing import Literal, overload
 
-from llmkit.config.settings import GenerationSettings, RowSettings, changed
+from llmkit.config.settings import GenerationSettings, RowSettings, non_default
 from llmkit.engines.base import Engine, OnText, Session, never
 from llmkit.engines.row_faults import attempt, raise_common, unforeseen
 from llmkit.engines.transformers import TransformersEngine
@@ -42,7 +42,7 @@ class Pipeline:
         task.check(self.traits, wording)
         for number, example in enumerate(wording.examples, start=1):
             task.validate_example(example, number)
-        if not writes(engine.facts.head) and (options := changed(settings)):
+        if not writes(engine.facts.head) and (options := non_default(settings)):
             raise UsageError(f"{', '.join(options)}: an extractive model does not generate text", "leave it out")
         self.settings = self._complete(settings)
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from llmkit.config.settings import GenerationSettings, TruncationSide, given, setting_fields
+from llmkit.config.settings import GenerationSettings, TruncationSide, explicitly_set, setting_fields
 from llmkit.errors import CheckpointError
 from llmkit.log import log
 from llmkit.models.load import Loaded
@@ -79,7 +79,7 @@ def apply_contract(
     if contract.task != task.name:
         log.info("%s was tuned for %s", loaded.source.name, contract.task)
         return task, wording, settings
-    said = set(given(task.settings))
+    said = set(explicitly_set(task.settings))
     for name in said & contract.settings.keys():
         if getattr(task.settings, name) != contract.settings[name]:
             log.warning("%s was tuned with %s=%s", loaded.source.name, name, contract.settings[name])

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.config.settings import GenerationSettings, Options, changed, setting
+from llmkit.config.settings import GenerationSettings, Options, non_default, setting
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks.base import Task
 from llmkit.tasks.output import Chunk, Output
@@ -176,7 +176,7 @@ class QuestionAnswering(Task):
     def check(self, traits: Traits, wording: Wording) -> None:
         if not traits.marks_spans:
             super().check(traits, wording)
-            if options := changed(self.settings):
+            if options := non_default(self.settings):
                 raise UsageError(
                     f"{', '.join(options)} requires an extractive model",
                     "leave it out, or name such a model: llmkit models answer",

@@ -15,7 +15,7 @@ from typing import Any
 
 from llmkit.config.recipe import VERSION, Recipe, SourceSection
 from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe, make_recipe
-from llmkit.config.settings import GenerationSettings, LoadSettings, TruncationSide, given
+from llmkit.config.settings import GenerationSettings, LoadSettings, TruncationSide, explicitly_set
 from llmkit.data.proposals import task_rows
 from llmkit.data.records import Record
 from llmkit.engines.transformers import TransformersEngine
@@ -102,7 +102,7 @@ def resolve_evaluation(
 
 def _spec_of(recipe: Recipe, load: LoadSettings, data: Sequence[SourceSection] | None) -> EvaluationSpec:
     task = open_task(recipe)
-    said = {name: getattr(load, name) for name in given(load)}
+    said = {name: getattr(load, name) for name in explicitly_set(load)}
     base = replace(load_settings(recipe), model=recipe.train.output_dir, revision=None, base=None)
     wording = Wording(system=recipe.prompt.system, raw=recipe.prompt.raw)
     sources = data or recipe.data.validation

@@ -8,8 +8,8 @@ import pytest
 from llmkit.config.settings import (
     GenerationSettings,
     LoadSettings,
-    changed,
-    given,
+    explicitly_set,
+    non_default,
     split_options,
 )
 from llmkit.errors import UsageError
@@ -66,5 +66,5 @@ def test_asking_for_a_sampling_setting_is_asking_for_sampling(options: dict[str,
 
 def test_a_setting_counts_as_given_though_it_equals_its_default() -> None:
     (settings,) = split_options({"max_answer_len": 30, "top": 2, "no_answer_threshold": None}, AnswerSettings)
-    assert given(settings) == given(pickle.loads(pickle.dumps(settings))) == ["top", "max_answer_len"]
-    assert changed(settings) == ["top"]
+    assert explicitly_set(settings) == explicitly_set(pickle.loads(pickle.dumps(settings))) == ["top", "max_answer_len"]
+    assert non_default(settings) == ["top"]

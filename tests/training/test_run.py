@@ -15,7 +15,7 @@ import torch
 import llmkit
 from llmkit.cli.app import main
 from llmkit.config.recipe_file import load_recipe, shipped_recipes
-from llmkit.config.settings import given
+from llmkit.config.settings import explicitly_set
 from llmkit.errors import CheckpointError, LlmkitError, NotEnoughMemoryError, UsageError
 from llmkit.files import disk_errors
 from llmkit.models.inspect import inspect_source
@@ -262,7 +262,7 @@ def test_what_is_not_there_is_refused_by_name(
 def test_a_recipe_gives_the_settings_that_it_says() -> None:
     for settings in ({}, {"length": "medium"}):
         recipe = make_recipe("summarization", Path("model"), Path("rows.jsonl"), settings=settings)
-        assert given(open_task(recipe).settings) == list(settings)
+        assert explicitly_set(open_task(recipe).settings) == list(settings)
 
 
 def test_a_tuned_model_is_asked_as_it_was_taught(

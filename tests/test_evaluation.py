@@ -431,4 +431,4 @@ def test_where_no_row_has_a_perplexity_the_other_figures_are_given(
     found = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert "perplexity" not in found["figures"]
     assert found["figures"]
-    assert "perplexity is left out" in capsys.readouterr().err
+    assert "perplexity is omitted" in capsys.readouterr().err

@@ -246,9 +246,7 @@ class Trainer:
                 "exclude them with train.freeze, a list of regular expressions that match their names",
             )
         if unused:
-            log.warning(
-                "not trained, since they have no part in the loss: %d tensors, such as %s", len(unused), unused[0]
-            )
+            log.warning("%d tensors such as %s are not trained: they have no part in the loss", len(unused), unused[0])
 
     def _check_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):

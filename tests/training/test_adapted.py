@@ -155,22 +155,34 @@ def test_new_tokens_of_a_model_with_several_names_for_its_embeddings(checkpoint:
     merge(str(tmp_path / "out"), tmp_path / "merged")  # which compares the two
 
 
-@pytest.mark.parametrize("adapter", [None, LORA])
-def test_what_no_loss_reaches_stops_the_run(
-    adapter: dict[str, Any] | None, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tensors beside the model, which only the first update can show to be out of the loss."""
+    made = make_trainable
+
     def apart(*arguments: Any) -> Any:
         model = made(*arguments)
         model.extra = torch.nn.Linear(2, 2)
         return model
 
-    made = make_trainable
     monkeypatch.setattr("llmkit.training.run.make_trainable", apart)
-    section: Any = {} if adapter is None else {"adapter": adapter}
+
+
+@pytest.mark.usefixtures("_apart")
+def test_what_no_loss_reaches_stops_the_run(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=r"2 of \d+ trained tensors have no part in the loss: extra.*with train.freeze"
     ):
-        finetune(recipe_of(checkpoint("llama"), tmp_path, **section))
+        finetune(recipe_of(checkpoint("llama"), tmp_path, adapter=LORA))
+
+
+@pytest.mark.usefixtures("_apart")
+def test_where_all_weights_are_trained_it_stays_as_it_is(
+    checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    extra = finetune(recipe_of(checkpoint("llama"), tmp_path)).model.extra
+    assert extra.weight.grad is None
+    assert "2 tensors such as extra.weight are not trained: they have no part in the loss" in caplog.text
 
 
 def test_what_is_swept_in_and_no_loss_reaches_is_not_trained(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -187,7 +199,7 @@ def test_what_is_swept_in_and_no_loss_reaches_is_not_trained(tmp_path: Path, cap
     assert "not trained, since they have no part in the loss: transformer.mask_emb" in caplog.text
     named = recipe.model_copy(update={"train": recipe.train.model_copy(update={"output_dir": str(tmp_path / "dry")})})
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("llmkit.training.trainable._is_swept_in", lambda *_: False)
+        patched.setattr("llmkit.training.trainable.is_swept_in", lambda *_: False)
         for begin in (finetune, lambda recipe: list(dry_run(recipe))):
             with pytest.raises(UsageError, match=r"have no part in the loss: transformer.mask_emb; .* train.freeze"):
                 begin(named)

@@ -6,7 +6,6 @@ Knows folders and bytes; does not know what is in them.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -45,6 +44,8 @@ _REFUSALS = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
+    import hashlib  # loads OpenSSL, which commands that only print do not need
+
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -11,7 +11,6 @@ import typer
 
 from llmkit.cli.streams import echo
 from llmkit.config.settings import LoadSettings, explicitly_set, setting_fields
-from llmkit.config.yaml12 import dump
 from llmkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -179,6 +178,8 @@ def _short(source: SourceSection) -> Any:
 def _page(
     recipe: Recipe, proposal: dict[str, Any], notes: tuple[str, ...], report: Report, encoder: Encoder
 ) -> Iterator[str | tuple[Piece, ...]]:
+    from llmkit.config.yaml12 import dump
+
     yield from (f"# {note}" for note in notes)
     yield dump(proposal).rstrip()
     for name, part in (("train", report.train), ("validation", report.validation)):

@@ -111,7 +111,7 @@ def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _build_model(converter: Any) -> Any:
     def tokenizer(self: Any, proto: Any) -> Tokenizer:
         from tokenizers import AddedToken, Tokenizer, models
-        from transformers.convert_slow_tokenizer import generate_merges
+        from transformers.tokenization_utils_base import generate_merges
 
         self.original_tokenizer.pieces = [piece.piece for piece in proto.pieces]
         if proto.trainer_spec.model_type != 2:

@@ -19,7 +19,7 @@ from llmkit.config.settings import (
     split_options,
 )
 from llmkit.errors import InputError, UsageError
-from llmkit.tasks import Message, Row, Task, Wording, find_task
+from llmkit.tasks import Message, PromptOptions, Row, Task, find_task
 from llmkit.tasks.question_answering import AnswerOptions
 from llmkit.tasks.summarization import SummarizationOptions
 from llmkit.tasks.translation import TranslationOptions
@@ -85,7 +85,7 @@ def build_pipeline(
     task: Task,
     load_settings: LoadSettings,
     settings: GenerationSettings,
-    wording: Wording,
+    prompt_options: PromptOptions,
     *,
     row: Row | None = None,
     fallback: bool = True,
@@ -103,8 +103,8 @@ def build_pipeline(
     from llmkit.inference.pipeline import Pipeline
     from llmkit.inference.tuned_config import apply_contract
 
-    task, wording, settings = apply_contract(loaded, task, wording, settings)
-    return Pipeline(task, TransformersEngine(loaded), settings, wording)
+    task, prompt_options, settings = apply_contract(loaded, task, prompt_options, settings)
+    return Pipeline(task, TransformersEngine(loaded), settings, prompt_options)
 
 
 def load(
@@ -140,7 +140,7 @@ def load(
         LlmkitError: one line that ends in what to do.
     """
     made, load_settings, settings = _open(task, model, options)
-    return build_pipeline(made, load_settings, settings, make_wording(system, prefill, examples, raw=raw))
+    return build_pipeline(made, load_settings, settings, make_prompt_options(system, prefill, examples, raw=raw))
 
 
 def _open(task: str, model: str | None, options: Any) -> tuple[Task, LoadSettings, GenerationSettings]:
@@ -152,21 +152,23 @@ def _open(task: str, model: str | None, options: Any) -> tuple[Task, LoadSetting
     return found(own), load_settings, settings
 
 
-def _answer(task: str, given: str | Row, model: str | None, wording: Wording, options: Any) -> Output:
+def _answer(task: str, given: str | Row, model: str | None, prompt_options: PromptOptions, options: Any) -> Output:
     """The output for one row."""
     made, load_settings, settings = _open(task, model, options)
     row = made.to_row(given)
     made.validate(row)
-    return build_pipeline(made, load_settings, settings, wording, row=row)(row)
+    return build_pipeline(made, load_settings, settings, prompt_options, row=row)(row)
 
 
-def make_wording(system: str = "", prefill: str = "", examples: Examples = (), *, raw: bool = False) -> Wording:
+def make_prompt_options(
+    system: str = "", prefill: str = "", examples: Examples = (), *, raw: bool = False
+) -> PromptOptions:
     """The caller's additions to each prompt; examples may be a file."""
     if isinstance(examples, str | Path):
         from llmkit.data.rows import read_rows
 
         examples = read_rows(Path(examples))
-    return Wording(system=system or "", prefill=prefill or "", examples=tuple(examples or ()), raw=raw)
+    return PromptOptions(system=system or "", prefill=prefill or "", examples=tuple(examples or ()), raw=raw)
 
 
 def generate(
@@ -180,7 +182,7 @@ def generate(
     **options: Unpack[Options],
 ) -> Output:
     """Answer or continue one prompt. The model of the last call stays loaded; see `load` for the arguments."""
-    return _answer("text-generation", prompt, model, make_wording(system, prefill, examples, raw=raw), options)
+    return _answer("text-generation", prompt, model, make_prompt_options(system, prefill, examples, raw=raw), options)
 
 
 def summarize(
@@ -190,7 +192,7 @@ def summarize(
 
     ``length`` is ``short``, ``medium``, ``long`` or a number of tokens; see `load` for the other arguments.
     """
-    return _answer("summarization", text, model, make_wording(examples=examples), options)
+    return _answer("summarization", text, model, make_prompt_options(examples=examples), options)
 
 
 def answer(
@@ -206,7 +208,7 @@ def answer(
     If the text has no answer, ``output.answered`` is False; see `load` for the arguments.
     """
     row = {"question": question, "context": context}
-    return _answer("question-answering", row, model, make_wording(examples=examples), options)
+    return _answer("question-answering", row, model, make_prompt_options(examples=examples), options)
 
 
 def chat(
@@ -221,7 +223,7 @@ def chat(
 
     Use `Conversation` for several turns. See `load` for the arguments.
     """
-    return _answer("dialogue", {"messages": messages}, model, make_wording(system, examples=examples), options)
+    return _answer("dialogue", {"messages": messages}, model, make_prompt_options(system, examples=examples), options)
 
 
 def translate(
@@ -239,7 +241,7 @@ def translate(
     code, URLs and placeholders are preserved. See `load` for the other arguments.
     """
     options_of_task = {**options, "source": source, "target": target}
-    return _answer("translation", text, model, make_wording(examples=examples), options_of_task)
+    return _answer("translation", text, model, make_prompt_options(examples=examples), options_of_task)
 
 
 def pipeline(

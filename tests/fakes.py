@@ -9,7 +9,7 @@ from typing import Any
 from llmkit.config.settings import GenerationSettings, split_options
 from llmkit.engines.fake import CHAT, FakeEngine
 from llmkit.inference.pipeline import Pipeline
-from llmkit.tasks import Traits, Wording, find_task
+from llmkit.tasks import PromptOptions, Traits, find_task
 
 PLAIN = Traits(continues=True)
 READER = Traits()
@@ -33,4 +33,4 @@ def fake(
 
     settings, own = split_options(options, GenerationSettings, find_task(task).settings_class)
     engine = FakeEngine(answer, traits, context)
-    return Pipeline(find_task(task)(own), engine, settings, Wording(examples=examples)), engine
+    return Pipeline(find_task(task)(own), engine, settings, PromptOptions(examples=examples)), engine

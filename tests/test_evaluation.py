@@ -22,7 +22,7 @@ from llmkit.evaluation.perplexity import _exp_mean
 from llmkit.heads import head_of
 from llmkit.metrics.bootstrap import Interval
 from llmkit.metrics.score import score
-from llmkit.tasks import TASKS, Dialogue, QuestionAnswering, Traits, Translation, Wording, get_task
+from llmkit.tasks import TASKS, Dialogue, PromptOptions, QuestionAnswering, Traits, Translation, get_task
 from llmkit.tasks.translation import TranslationSettings
 from llmkit.training.dataset import make_examples
 from llmkit.training.encoding import make_encoder
@@ -117,8 +117,8 @@ def test_no_answer_is_none_in_training_as_in_evaluation(answers: Any, tmp_path: 
     assert record.row is not None
     task = QuestionAnswering()
     assert task.references(record.row) == []
-    for traits, target in ((Traits(marks_spans=True), ""), (Traits(continues=True), " No answer")):
-        (example,) = task.examples(record.row, traits, Wording())
+    for traits, target in ((Traits(extracts_spans=True), ""), (Traits(continues=True), " No answer")):
+        (example,) = task.examples(record.row, traits, PromptOptions())
         assert (example.target, example.spans) == (target, ())
 
 
@@ -338,7 +338,7 @@ def test_each_token_of_a_long_text_counts_once(checkpoint: Checkpoint) -> None:
     assert context == 128
     row = {"text": "The quick brown fox jumps over the lazy dog. 今天天气很好。" * 20}
     loss, count = row_loss(pipeline, row)
-    examples = pipeline.task.examples(row, pipeline.traits, pipeline.wording)
+    examples = pipeline.task.examples(row, pipeline.traits, pipeline.prompt_options)
     (features,) = head_of(pipeline.loaded.head).features(pipeline.loaded, examples, loss_on_all=False)
     ids = features.input_ids
     begins = {place: begin for begin, end, fresh in windows(len(ids), context) for place in range(fresh, end)}

@@ -44,7 +44,7 @@ class Simplification(Task):
     def instruct(self, row: Row) -> str:
         return f"Rewrite for grade {self.settings.grade}: {row['text']}"
 
-    def plain(self, row: Row, traits: Traits) -> str:
+    def plain_prompt(self, row: Row, traits: Traits) -> str:
         return f"{self.instruct(row)}\nSimple:"
 
     def trivial_answers(self, row: Row) -> dict[str, str]:

@@ -27,14 +27,19 @@ from llmkit.log import log
 if TYPE_CHECKING:
     from llmkit.inference.conversation import Conversation
     from llmkit.inference.pipeline import Pipeline
-    from llmkit.tasks import Task, Wording
+    from llmkit.tasks import PromptOptions, Task
     from llmkit.tasks.output import Output
 
 __all__ = ["Session", "converse"]
 
 
 def converse(
-    task: Task, wording: Wording, generation: GenerationSettings, load: LoadSettings, *, one_reply: Mapping[str, Any]
+    task: Task,
+    prompt_options: PromptOptions,
+    generation: GenerationSettings,
+    load: LoadSettings,
+    *,
+    one_reply: Mapping[str, Any],
 ) -> None:
     """A conversation in the terminal. ``one_reply`` are options that have an effect on a single reply only."""
     from llmkit.api import build_pipeline
@@ -49,7 +54,7 @@ def converse(
         )
     forms = {name: command.argument for command in _COMMANDS for name in command.names}
     read = line_editor(forms, cache_dir() / "chat_history")
-    pipeline = build_pipeline(task, load, generation, wording)
+    pipeline = build_pipeline(task, load, generation, prompt_options)
     from llmkit.inference.conversation import Conversation
 
     log.info("%s answers", _describe(pipeline))

@@ -198,7 +198,7 @@ def _part(name: str, part: PartReport, recipe: Recipe, encoder: Encoder) -> Iter
     if not part.ledger["examples"]:
         yield f"{name}: no example is left"
     share = part.ledger["target_tokens"] / max(1, part.ledger["tokens"])
-    if part.ledger["target_tokens"] and not encoder.traits.marks_spans:
+    if part.ledger["target_tokens"] and not encoder.traits.extracts_spans:
         yield f"{name}: {part.ledger['target_tokens']:,} tokens carry loss ({share:.1%})"
     yield f"{name}: {part.duplicate_rows:,} duplicates, {part.conflicting_rows:,} inputs again with another answer"
     for status, what, key in _PROBLEMS:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
     from llmkit.inference.row_files import Report
-    from llmkit.tasks import Task, Wording
+    from llmkit.tasks import PromptOptions, Task
 
 __all__ = ["answer_rows"]
 
@@ -34,7 +34,7 @@ def answer_rows(
     rows: RowSettings,
     load: LoadSettings,
     generation: GenerationSettings,
-    wording: Wording,
+    prompt_options: PromptOptions,
     *,
     encoding: str | None,
     instead: dict[str, Any],
@@ -51,7 +51,7 @@ def answer_rows(
     if (rows.num_processes or 1) > 1 and not is_distributed():
         raise typer.Exit(processes.start(rows.num_processes or 1, flags.arguments, on_cpu=on_cpu(load.device)))
     member = join_process_group(rows.num_processes, load.device) if is_distributed() else Worker()
-    report = _run(task, rows, load, generation, wording, encoding, member)
+    report = _run(task, rows, load, generation, prompt_options, encoding, member)
     if member.rank:
         return
     _tell(report, rows, member.world)
@@ -64,14 +64,14 @@ def _run(
     rows: RowSettings,
     load: LoadSettings,
     generation: GenerationSettings,
-    wording: Wording,
+    prompt_options: PromptOptions,
     encoding: str | None,
     member: Worker,
 ) -> Report:
     from llmkit.api import build_pipeline
     from llmkit.inference.row_files import answer_file
 
-    pipeline = build_pipeline(task, load, generation, wording, fallback=False)
+    pipeline = build_pipeline(task, load, generation, prompt_options, fallback=False)
     written = 0
     try:
         with _bar(rows, encoding, member) as bar:

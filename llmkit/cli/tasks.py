@@ -17,7 +17,7 @@ from llmkit.cli.streams import echo
 from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
 from llmkit.errors import InputError, UsageError
 from llmkit.log import log
-from llmkit.tasks import Wording
+from llmkit.tasks import PromptOptions
 
 if TYPE_CHECKING:
     from llmkit.tasks import Row, Task
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["task_command"]
 
 _PROMPT_OPTIONS: dict[str, Any] = {
-    "system": Annotated[str, declared(Wording, "system")],
-    "prefill": Annotated[str, declared(Wording, "prefill")],
+    "system": Annotated[str, declared(PromptOptions, "system")],
+    "prefill": Annotated[str, declared(PromptOptions, "prefill")],
     "examples": Examples,
-    "raw": Annotated[bool, declared(Wording, "raw")],
+    "raw": Annotated[bool, declared(PromptOptions, "raw")],
 }
 
 
@@ -45,21 +45,21 @@ def task_command(task: type[Task]) -> Callable[..., None]:
         encoding: str | None,
         **given: Any,
     ) -> None:
-        from llmkit.api import build_pipeline, make_wording
+        from llmkit.api import build_pipeline, make_prompt_options
 
         made = task(settings)
         prompt = {name: given.pop(name, default) for name, default in (("system", ""), ("prefill", ""), ("raw", False))}
-        wording = make_wording(examples=given.pop("examples") or (), **prompt)
+        prompt_options = make_prompt_options(examples=given.pop("examples") or (), **prompt)
         if rows.input is not None:
             instead = {_label(task, name): value for name, value in given.items()} | {"--json": as_json}
-            answer_rows(made, rows, load, generation, wording, encoding=encoding, instead=instead)
+            answer_rows(made, rows, load, generation, prompt_options, encoding=encoding, instead=instead)
             return
         if task.converses and given["argument"] is None and given["text"] is None and sys.stdin.isatty():
-            converse(made, wording, generation, load, one_reply={"--json": as_json, "--encoding": encoding})
+            converse(made, prompt_options, generation, load, one_reply={"--json": as_json, "--encoding": encoding})
             return
         row = made.to_row(_row(task, given, encoding))
         made.validate(row)
-        pipeline = build_pipeline(made, load, generation, wording, row=row)
+        pipeline = build_pipeline(made, load, generation, prompt_options, row=row)
         output = show(pipeline, row, as_json=as_json, reasoning=task.converses)
         for line in () if as_json else made.further_lines(output):
             echo(line)
@@ -94,7 +94,7 @@ def _parameters(task: type[Task]) -> Iterator[inspect.Parameter]:
         yield parameter("argument", Annotated[str | None, argument])
         yield parameter("text", LiteralText)
     for name, annotation in _PROMPT_OPTIONS.items():
-        if name == "examples" or name in task.prompt_options:
+        if name == "examples" or name in task.command_prompt_options:
             yield parameter(name, annotation, None if name == "examples" else False if name == "raw" else "")
     yield parameter("as_json", AsJson, False)
     yield parameter("encoding", Encoding)

@@ -27,7 +27,7 @@ from pydantic import (
 
 from llmkit.config.peft_methods import adapter_section, peft_methods
 from llmkit.config.settings import MOST, LoadSettings, TaskSettings, TruncationSide, bounds, setting_fields
-from llmkit.tasks import TASKS, Task, Wording, find_task
+from llmkit.tasks import TASKS, PromptOptions, Task, find_task
 
 __all__ = [
     "VERSION",
@@ -142,9 +142,9 @@ ModelSection = _from_settings("ModelSection", LoadSettings, without=("model",), 
 
 
 if TYPE_CHECKING:
-    PromptSection = Wording
+    PromptSection = PromptOptions
 else:
-    PromptSection = _from_settings("PromptSection", Wording, without=("prefill", "examples"), base=Section)
+    PromptSection = _from_settings("PromptSection", PromptOptions, without=("prefill", "examples"), base=Section)
 
 
 # Adapters, named as in PEFT.

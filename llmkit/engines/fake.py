@@ -28,7 +28,7 @@ class FakeEngine:
     def __init__(self, answer: Callable[[str], str], traits: Traits = CHAT, context: int | None = None) -> None:
         self.answer, self.own = answer, traits
         kinds = {(not facts.writes, facts.one_sequence): head for head, facts in HEADS.items()}
-        head = kinds[traits.marks_spans, traits.continues]
+        head = kinds[traits.extracts_spans, traits.continues]
         self.facts = ModelFacts(Source("fake", Path(), commit="fake"), head, ContextLength(context, hard=True))
         self.prompts: list[str] = []
 

@@ -108,7 +108,7 @@ def _json_number(value: float) -> float | None:
 
 def greedy(pipeline: Pipeline) -> Pipeline:
     """The pipeline with greedy decoding, unless sampling was requested: metrics should not depend on chance."""
-    if pipeline.traits.marks_spans or pipeline.settings.samples:
+    if pipeline.traits.extracts_spans or pipeline.settings.samples:
         return pipeline
     found = copy.copy(pipeline)
     found.settings = replace(pipeline.settings, temperature=0)
@@ -192,7 +192,7 @@ def evaluate(
 
 def spoken(pipeline: Pipeline, references: Sequence[Sequence[str]]) -> list[list[str]]:
     """References without leading reasoning, since predictions of chat models have none."""
-    if not pipeline.task.allow_reasoning or not pipeline.traits.chat or pipeline.wording.raw:
+    if not pipeline.task.allow_reasoning or not pipeline.traits.chat or pipeline.prompt_options.raw:
         return [list(row) for row in references]
     reasoning = reasoning_format(pipeline.loaded.tokenizer)
 

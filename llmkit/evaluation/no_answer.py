@@ -30,7 +30,7 @@ def fit_no_answer_threshold(pipeline: Pipeline, rows: Sequence[dict[str, Any]]) 
         return None
     # Below any score: every output then holds the no-answer probability, and its alternative the best span's.
     never = type(task)(replace(task.settings, no_answer_threshold=-math.inf, top=1))
-    asked = Pipeline(never, pipeline.engine, GenerationSettings(), pipeline.wording)
+    asked = Pipeline(never, pipeline.engine, GenerationSettings(), pipeline.prompt_options)
     margins, answered = [], []
     for output, wanted in zip(asked.map(rows), references, strict=True):
         best = output.alternatives[0] if output.alternatives else None

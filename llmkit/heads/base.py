@@ -84,7 +84,7 @@ class BaseHead(Protocol):
 
     @property
     def writes(self) -> bool:
-        """Whether it generates text; otherwise it extracts answers from one (`Generation.reading`)."""
+        """Whether it generates text; otherwise it extracts answers from one (`Generation.span_prediction`)."""
         return HEADS[self.name].writes
 
     @property

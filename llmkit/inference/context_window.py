@@ -14,7 +14,7 @@ from llmkit.engines.base import Engine, ModelFacts, Session
 from llmkit.errors import ContextOverflowError, UsageError
 from llmkit.heads.base import Encoded
 from llmkit.models.tables import HEADS
-from llmkit.tasks import Prompt, Row, Task, Traits, Wording
+from llmkit.tasks import Prompt, PromptOptions, Row, Task, Traits
 from llmkit.tasks.output import Note, NoteCode
 
 __all__ = ["ContextFitter", "Fitted"]
@@ -57,7 +57,7 @@ class ContextFitter:
 
     task: Task
     traits: Traits
-    wording: Wording
+    prompt_options: PromptOptions
     engine: Engine
     settings: GenerationSettings
     emit: Callable[[str], None]
@@ -67,7 +67,7 @@ class ContextFitter:
 
     def __post_init__(self) -> None:
         self._limits = _budget(self.engine.facts, self.max_new_tokens)
-        self._given = len(self.wording.examples)
+        self._given = len(self.prompt_options.examples)
         self.policy: Overflow = self.settings.on_overflow or self.task.overflow
         if self.policy not in self.task.allowed_overflow:
             choices = " or ".join(self.task.allowed_overflow)
@@ -87,7 +87,7 @@ class ContextFitter:
     @property
     def notes(self) -> tuple[Note, ...]:
         """The notes so far, without duplicates."""
-        kept = len(self.wording.examples)
+        kept = len(self.prompt_options.examples)
         text = f"{self._given - kept} of {self._given} examples dropped: they do not fit in the context"
         dropped = [Note("examples_dropped", text)] if kept < self._given else []
         return tuple(dict.fromkeys([*dropped, *self._notes]))
@@ -106,9 +106,9 @@ class ContextFitter:
 
     def give_way(self) -> bool:
         """Drop the first example; False if there is none."""
-        if not self.wording.examples:
+        if not self.prompt_options.examples:
             return False
-        self.wording = replace(self.wording, examples=self.wording.examples[1:])
+        self.prompt_options = replace(self.prompt_options, examples=self.prompt_options.examples[1:])
         return True
 
     @property
@@ -163,7 +163,7 @@ class ContextFitter:
 
     def encode(self, row: Row) -> Fitted:
         """Render and encode a row, whatever its length."""
-        prompt = self.task.render(row, self.traits, self.wording)
+        prompt = self.task.render(row, self.traits, self.prompt_options)
         return Fitted(prompt, (self.encoder or self.engine).encode(prompt))
 
     def _length(self, row: Row) -> int:

@@ -45,7 +45,7 @@ class Conversation:
         if pipeline.settings.num_return_sequences > 1:
             raise UsageError("a conversation continues with a single reply", "omit num_return_sequences")
         self.pipeline = pipeline
-        self.system = pipeline.wording.system
+        self.system = pipeline.prompt_options.system
         """The system message; empty for none. Can be set at any time."""
         self.messages: list[Message] = []
         """All turns, without the system message."""
@@ -157,7 +157,7 @@ class Conversation:
     ) -> Output:
         pipeline = self.pipeline
         reader = pipeline.reader(lambda text: on_text(text) if on_text else None)
-        reader.wording, reader.encoder = replace(reader.wording, system=self.system), self._session
+        reader.prompt_options, reader.encoder = replace(reader.prompt_options, system=self.system), self._session
         forgotten = self._cut(messages, reader)
         fitted = reader.fit({"messages": messages[forgotten:]})
         if forgotten > self._forgotten:
@@ -181,7 +181,7 @@ class Conversation:
         self.last = pipeline.noted(output, reader)
         if raw.text.strip() or raw.finish_reason != "interrupted":  # a turn that was stopped at once does not count
             # Exactly as generated, including white space, so that the cached ids match the text.
-            self.messages = [*messages, Message("assistant", f"{reader.wording.prefill}{raw.text}")]
+            self.messages = [*messages, Message("assistant", f"{reader.prompt_options.prefill}{raw.text}")]
             self._interrupted = raw.finish_reason == "interrupted"
             self._forgotten = forgotten
         return self.last

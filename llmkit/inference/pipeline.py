@@ -1,6 +1,6 @@
 """A loaded task: call it with one row, map it over many, or stream one answer.
 
-Drives the work of the task on each row (`llmkit.tasks.Task.work`) and batches the prompts of several rows. Single
+Drives the work of the task on each row (`llmkit.tasks.Task.steps`) and batches the prompts of several rows. Single
 answers, streamed answers and batches share one code path and differ only in who receives the pieces.
 """
 
@@ -22,7 +22,7 @@ from llmkit.inference.scheduler import Cancelled, Job, Progress, Scheduler
 from llmkit.inference.streaming import StreamedOutput
 from llmkit.models.load import Loaded
 from llmkit.models.tables import writes
-from llmkit.tasks import Generation, Result, Row, Task, Wording
+from llmkit.tasks import Generation, PromptOptions, Result, Row, Task
 from llmkit.tasks.output import Note, Output, Usage
 
 __all__ = ["Pipeline", "StreamedOutput"]
@@ -34,13 +34,13 @@ _ROWS_SHOWN = 8
 class Pipeline:
     """One task on one loaded model. Made by `llmkit.load`."""
 
-    def __init__(self, task: Task, engine: Engine, settings: GenerationSettings, wording: Wording) -> None:
+    def __init__(self, task: Task, engine: Engine, settings: GenerationSettings, prompt_options: PromptOptions) -> None:
         self.task = task
         self.engine = engine
-        self.wording = wording
-        self.traits = engine.traits(task, raw=wording.raw)
-        task.check(self.traits, wording)
-        for number, example in enumerate(wording.examples, start=1):
+        self.prompt_options = prompt_options
+        self.traits = engine.traits(task, raw=prompt_options.raw)
+        task.check_compatible(self.traits, prompt_options)
+        for number, example in enumerate(prompt_options.examples, start=1):
             task.validate_example(example, number)
         if not writes(engine.facts.head) and (options := non_default(settings)):
             raise UsageError(f"{', '.join(options)}: an extractive model does not generate text", "leave it out")
@@ -200,12 +200,12 @@ class Pipeline:
                 on_text(text)
 
         reader = self.reader(emit)
-        job = Job(reader, self.task.work(row, reader), streams=on_text is not None, number=number)
+        job = Job(reader, self.task.steps(row, reader), streams=on_text is not None, number=number)
         return job
 
     def reader(self, emit: OnText) -> ContextFitter:
         """The model as seen by the work on one row; ``emit`` receives the pieces of the answer."""
-        return ContextFitter(self.task, self.traits, self.wording, self.engine, self.settings, emit)
+        return ContextFitter(self.task, self.traits, self.prompt_options, self.engine, self.settings, emit)
 
     def _run(self, jobs: Sequence[Job | LlmkitError], scheduler: Scheduler) -> list[Output | LlmkitError]:
         good = [job for job in jobs if isinstance(job, Job)]

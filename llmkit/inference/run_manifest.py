@@ -48,7 +48,7 @@ def describe_run(
     Raises:
         InputError: the input cannot be read.
     """
-    model, wording = pipeline.engine.facts, pipeline.wording
+    model, prompt_options = pipeline.engine.facts, pipeline.prompt_options
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "made_with": {  # for information, not compared
@@ -66,10 +66,10 @@ def describe_run(
             "task_settings": asdict(pipeline.task.settings),
             "generation": asdict(pipeline.settings),
             "wording": {
-                "system": wording.system,
-                "prefill": wording.prefill,
-                "raw": wording.raw,
-                "examples": [dict(example) for example in wording.examples],
+                "system": prompt_options.system,
+                "prefill": prompt_options.prefill,
+                "raw": prompt_options.raw,
+                "examples": [dict(example) for example in prompt_options.examples],
             },
             "loading": {name: getattr(load, name) for name in _LOADING},
             "columns": settings.columns(),

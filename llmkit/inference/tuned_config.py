@@ -16,7 +16,7 @@ from llmkit.errors import CheckpointError
 from llmkit.log import log
 from llmkit.models.load import Loaded
 from llmkit.models.source import CONTRACT_FILE, read_json
-from llmkit.tasks import Task, Wording
+from llmkit.tasks import PromptOptions, Task
 
 __all__ = ["CONTRACT_FILE", "Contract", "apply_contract", "read_contract", "write_contract"]
 
@@ -70,15 +70,15 @@ def read_contract(loaded: Loaded) -> Contract | None:
 
 
 def apply_contract(
-    loaded: Loaded, task: Task, wording: Wording, settings: GenerationSettings
-) -> tuple[Task, Wording, GenerationSettings]:
+    loaded: Loaded, task: Task, prompt_options: PromptOptions, settings: GenerationSettings
+) -> tuple[Task, PromptOptions, GenerationSettings]:
     """Task, wording and length as the model was tuned, unless the caller set them explicitly."""
     contract = read_contract(loaded)
     if contract is None:
-        return task, wording, settings
+        return task, prompt_options, settings
     if contract.task != task.name:
         log.info("%s was tuned for %s", loaded.source.name, contract.task)
-        return task, wording, settings
+        return task, prompt_options, settings
     said = set(explicitly_set(task.settings))
     for name in said & contract.settings.keys():
         if getattr(task.settings, name) != contract.settings[name]:
@@ -87,9 +87,9 @@ def apply_contract(
     new = {name: value for name, value in contract.settings.items() if name in known - said}
     if new:
         task = type(task)(replace(task.settings, **new))
-    system = wording.system or contract.system
+    system = prompt_options.system or contract.system
     if settings.max_new_tokens is None and contract.longest_target > task.max_new_tokens:
         settings = replace(settings, max_new_tokens=contract.longest_target)
     if settings.on_overflow == "truncate" and settings.truncation_side is None:
         settings = replace(settings, truncation_side=contract.truncation_side)
-    return task, replace(wording, system=system, raw=wording.raw or contract.raw), settings
+    return task, replace(prompt_options, system=system, raw=prompt_options.raw or contract.raw), settings

@@ -22,6 +22,7 @@ from llmkit.tasks.types import (
     Message,
     ModelView,
     Prompt,
+    PromptOptions,
     QuestionContext,
     Result,
     Row,
@@ -30,7 +31,6 @@ from llmkit.tasks.types import (
     Step,
     Text,
     Traits,
-    Wording,
     Work,
 )
 
@@ -46,6 +46,7 @@ __all__ = [
     "ModelView",
     "Output",
     "Prompt",
+    "PromptOptions",
     "QuestionAnswering",
     "QuestionContext",
     "Recommended",
@@ -60,7 +61,6 @@ __all__ = [
     "TextGeneration",
     "Traits",
     "Translation",
-    "Wording",
     "Work",
     "find_task",
     "get_task",

@@ -4,7 +4,7 @@ A task turns a row into prompts, and the generated texts into an answer. It is i
 model classes, and never imports torch or transformers.
 
 A text longer than the model's context takes several prompts, and a second round may depend on the answers of the first.
-So the work on one row is a generator (`Task.work`): it yields `Step`s, receives the generations of each, and returns
+So the work on one row is a generator (`Task.steps`): it yields `Step`s, receives the generations of each, and returns
 the `Result`. Batching is up to the caller.
 """
 
@@ -25,12 +25,12 @@ from llmkit.tasks.types import (
     Message,
     ModelView,
     Prompt,
+    PromptOptions,
     Result,
     Row,
     Step,
     Text,
     Traits,
-    Wording,
     Work,
 )
 from llmkit.text.languages import Route
@@ -63,7 +63,7 @@ class Task:
     settings_class: ClassVar[type[TaskSettings]] = TaskSettings
     argument_help: ClassVar[Mapping[str, str]] = {}
     """Help of the command's arguments, if there are several."""
-    prompt_options: ClassVar[tuple[str, ...]] = ()
+    command_prompt_options: ClassVar[tuple[str, ...]] = ()
     """The options among ``system``, ``prefill`` and ``raw`` that the command has."""
     converses: ClassVar[bool] = False
     """Whether the command starts a conversation if it gets no text."""
@@ -129,7 +129,7 @@ class Task:
         """The user's message for one row."""
         return str(row[self.input_column])
 
-    def plain(self, row: Row, traits: Traits) -> str:
+    def plain_prompt(self, row: Row, traits: Traits) -> str:
         """The input text for a model without a chat template."""
         return traits.prefix + str(row[self.input_column])
 
@@ -228,41 +228,41 @@ class Task:
                 names = ", ".join(map(str, row)) or "none"
                 raise InputError(f"example {number} has no {column!r} (its columns: {names})", need)
 
-    def check(self, traits: Traits, wording: Wording) -> None:
+    def check_compatible(self, traits: Traits, prompt_options: PromptOptions) -> None:
         """Raise `UsageError` for options that do not work with this kind of model."""
-        if traits.chat and not wording.raw:
+        if traits.chat and not prompt_options.raw:
             return
-        if wording.system:
+        if prompt_options.system:
             raise UsageError("this model has no chat template to put a system message in", "leave it out")
-        if wording.examples and not traits.continues and not traits.prefix:
+        if prompt_options.examples and not traits.continues and not traits.prefix:
             raise UsageError(
                 "this model takes a single text as input and does not support examples",
                 "leave them out, or use a chat model",
             )
 
-    def render(self, row: Row, traits: Traits, wording: Wording) -> Prompt:
+    def render(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> Prompt:
         """The prompt for one row."""
-        if traits.chat and not wording.raw:
-            turns = [Message("system", wording.system)] if wording.system else []
-            for example in wording.examples:
+        if traits.chat and not prompt_options.raw:
+            turns = [Message("system", prompt_options.system)] if prompt_options.system else []
+            for example in prompt_options.examples:
                 turns.append(Message("user", self.instruct(example)))
                 turns.append(Message("assistant", self.reference(example)))
             turns.append(Message("user", self.instruct(row)))
-            return Chat(tuple(turns), wording.prefill, thinking=self.allow_reasoning)
-        shots = "".join(f"{self.shot(example, traits)}\n\n" for example in wording.examples)
-        system = f"{wording.system}\n\n" if wording.system else ""
-        text = f"{system}{shots}{self.plain(row, traits)}"
+            return Chat(tuple(turns), prompt_options.prefill, thinking=self.allow_reasoning)
+        shots = "".join(f"{self.few_shot_example(example, traits)}\n\n" for example in prompt_options.examples)
+        system = f"{prompt_options.system}\n\n" if prompt_options.system else ""
+        text = f"{system}{shots}{self.plain_prompt(row, traits)}"
         stop = self.stop(traits) if traits.continues else ()
-        return Text(text, wording.prefill, self.route(row, traits), stop)
+        return Text(text, prompt_options.prefill, self.route(row, traits), stop)
 
-    def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
+    def examples(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> tuple[Example, ...]:
         """The training examples of one row; empty if it has no answer."""
         target = self.reference(row)
         if not target.strip():
             return ()
-        prompt = self.render(row, traits, wording)
+        prompt = self.render(row, traits, prompt_options)
         if isinstance(prompt, Text) and traits.continues:
-            target = self.joint(prompt.text + prompt.prefill, target) + target
+            target = self.separator(prompt.text + prompt.prefill, target) + target
         return (Example(prompt, target),)
 
     def is_plain(self, row: Row) -> bool:
@@ -291,12 +291,12 @@ class Task:
         """Whether a row of training data is still correct when its input is truncated from ``text``."""
         return True
 
-    def shot(self, example: Row, traits: Traits) -> str:
+    def few_shot_example(self, example: Row, traits: Traits) -> str:
         """One few-shot example as text, for models without a chat template."""
-        text, answer = self.plain(example, traits), self.reference(example)
-        return f"{text}{self.joint(text, answer)}{answer}"
+        text, answer = self.plain_prompt(example, traits), self.reference(example)
+        return f"{text}{self.separator(text, answer)}{answer}"
 
-    def joint(self, text: str, answer: str) -> str:
+    def separator(self, text: str, answer: str) -> str:
         """The separator of a text and its answer in one text: a space, if the script has them."""
         if not text or text[-1].isspace() or answer[:1].isspace() or is_unspaced(text[-1]):
             return ""
@@ -306,7 +306,7 @@ class Task:
         """Parse the answer from the output of the model."""
         return raw.strip() if self.strip_output else raw
 
-    def work(self, row: Row, reader: ModelView) -> Work:
+    def steps(self, row: Row, model: ModelView) -> Work:
         """Answer one row; by default with one prompt."""
         (raw,) = yield Step([row], final=True)
         return self.finish(raw)

@@ -14,7 +14,7 @@ from llmkit.config.settings import command_line
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks.base import COMPLETION, PROMPT, Task
 from llmkit.tasks.recommended import QWEN, QWEN_SMALL, SMOL, STARTER
-from llmkit.tasks.types import Chat, Example, Message, ModelView, Prompt, Row, Step, Text, Traits, Wording, Work
+from llmkit.tasks.types import Chat, Example, Message, ModelView, Prompt, PromptOptions, Row, Step, Text, Traits, Work
 
 __all__ = ["Dialogue", "replies", "shortened", "to_messages"]
 
@@ -83,7 +83,7 @@ class Dialogue(Task):
     commands.
     """
     sample = ""
-    prompt_options = ("system",)
+    command_prompt_options = ("system",)
     converses = True
     input_column = "messages"
     columns = ("messages",)
@@ -153,42 +153,46 @@ class Dialogue(Task):
                 "dialogue examples need the column 'messages'",
             )
 
-    def check(self, traits: Traits, wording: Wording) -> None:
-        if wording.raw:
+    def check_compatible(self, traits: Traits, prompt_options: PromptOptions) -> None:
+        if prompt_options.raw:
             raise UsageError("raw mode does not apply to conversations", f"use {command_line('generate', raw=True)}")
 
-    def render(self, row: Row, traits: Traits, wording: Wording) -> Prompt:
+    def render(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> Prompt:
         messages = to_messages(row["messages"])
-        if wording.system and messages[0].role == "system":
+        if prompt_options.system and messages[0].role == "system":
             raise InputError("there are two system messages", "leave `system` out, or the one in the messages")
-        opening = [Message("system", wording.system)] if wording.system else [m for m in messages if m.role == "system"]
-        for example in wording.examples:
+        opening = (
+            [Message("system", prompt_options.system)]
+            if prompt_options.system
+            else [m for m in messages if m.role == "system"]
+        )
+        for example in prompt_options.examples:
             opening += to_messages(example["messages"])
         turns = (*opening, *(message for message in messages if message.role != "system"))
         if traits.chat:
-            return Chat(turns, wording.prefill)
+            return Chat(turns, prompt_options.prefill)
         if traits.separator is not None:
-            return Text(traits.separator.join(turn.content for turn in turns), wording.prefill)
+            return Text(traits.separator.join(turn.content for turn in turns), prompt_options.prefill)
         lines = [f"{_NAMES[turn.role]}: {turn.content}" if turn.role in _NAMES else turn.content for turn in turns]
-        return Text("\n".join((*lines, "Assistant:")), wording.prefill, stop=("\nUser:",))
+        return Text("\n".join((*lines, "Assistant:")), prompt_options.prefill, stop=("\nUser:",))
 
-    def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
+    def examples(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> tuple[Example, ...]:
         """One example for each reply to learn."""
         messages = to_messages(row["messages"])
         found = []
         for place in replies(messages):
-            prompt = self.render({**row, "messages": messages[:place]}, traits, wording)
+            prompt = self.render({**row, "messages": messages[:place]}, traits, prompt_options)
             text = messages[place].content
-            joint = self.joint(prompt.text, text) if isinstance(prompt, Text) else ""
-            found.append(Example(prompt, joint + text))
+            separator = self.separator(prompt.text, text) if isinstance(prompt, Text) else ""
+            found.append(Example(prompt, separator + text))
         return tuple(found)
 
-    def work(self, row: Row, reader: ModelView) -> Work:
+    def steps(self, row: Row, model: ModelView) -> Work:
         messages = to_messages(row["messages"])
-        reader.fits(row)  # drops few-shot examples before messages
-        kept = shortened(messages, lambda some: reader.fits({**row, "messages": some}))
+        model.fits(row)  # drops few-shot examples before messages
+        kept = shortened(messages, lambda some: model.fits({**row, "messages": some}))
         if len(kept) < len(messages):
             gone = f"the oldest {len(messages) - len(kept)} of {len(messages)} messages"
-            reader.note("messages_dropped", f"{gone} do not fit and were dropped")
+            model.note("messages_dropped", f"{gone} do not fit and were dropped")
         (raw,) = yield Step([{**row, "messages": kept}], final=True)
         return self.finish(raw)

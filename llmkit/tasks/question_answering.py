@@ -27,6 +27,7 @@ from llmkit.tasks.types import (
     Head,
     ModelView,
     Prompt,
+    PromptOptions,
     QuestionContext,
     Result,
     Row,
@@ -34,7 +35,6 @@ from llmkit.tasks.types import (
     SpanSettings,
     Step,
     Traits,
-    Wording,
     Work,
 )
 from llmkit.text.scripts import is_unspaced
@@ -139,7 +139,7 @@ class QuestionAnswering(Task):
             f' answer, reply "{NO_ANSWER}".\n\nText: {row["context"]}\n\nQuestion: {row["question"]}'
         )
 
-    def plain(self, row: Row, traits: Traits) -> str:
+    def plain_prompt(self, row: Row, traits: Traits) -> str:
         if not traits.continues:  # the format of T5's SQuAD training, and of most models tuned from it
             return f"question: {row['question']} context: {row['context']}"
         return f'{row["context"]}\n\nQuestion: {row["question"]}\nAnswer (or "{NO_ANSWER}"):'
@@ -173,27 +173,27 @@ class QuestionAnswering(Task):
     def validate_example(self, row: Row, number: int) -> None:
         self._require_columns(row, number, "question", "context", "answers" if "answers" in row else "answer")
 
-    def check(self, traits: Traits, wording: Wording) -> None:
-        if not traits.marks_spans:
-            super().check(traits, wording)
+    def check_compatible(self, traits: Traits, prompt_options: PromptOptions) -> None:
+        if not traits.extracts_spans:
+            super().check_compatible(traits, prompt_options)
             if options := non_default(self.settings):
                 raise UsageError(
                     f"{', '.join(options)} requires an extractive model",
                     "leave it out, or name such a model: llmkit models answer",
                 )
-        elif wording.system or wording.prefill or wording.examples or wording.raw:
+        elif prompt_options.system or prompt_options.prefill or prompt_options.examples or prompt_options.raw:
             raise UsageError("an extractive model takes a question and a context only", "leave out the other options")
 
-    def render(self, row: Row, traits: Traits, wording: Wording) -> Prompt:
-        if traits.marks_spans:
+    def render(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> Prompt:
+        if traits.extracts_spans:
             return QuestionContext(str(row["question"]), str(row["context"]), self.settings)
-        return super().render(row, traits, wording)
+        return super().render(row, traits, prompt_options)
 
-    def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
+    def examples(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> tuple[Example, ...]:
         """For a span model, all answers that occur in the context are correct; no answers mean that there is none."""
-        if not traits.marks_spans:
-            return super().examples(row, traits, wording)
-        prompt, context = self.render(row, traits, wording), str(row["context"])
+        if not traits.extracts_spans:
+            return super().examples(row, traits, prompt_options)
+        prompt, context = self.render(row, traits, prompt_options), str(row["context"])
         answers = self.answers(row)
         texts = answers["text"]
         if not texts:
@@ -235,24 +235,24 @@ class QuestionAnswering(Task):
             raise InputError("a question requires a context", "give a row with 'question' and 'context'")
         return super().to_row(given)
 
-    def work(self, row: Row, reader: ModelView) -> Work:
-        if reader.traits.marks_spans:
+    def steps(self, row: Row, model: ModelView) -> Work:
+        if model.traits.extracts_spans:
             (raw,) = yield Step([row])
-            assert raw.reading is not None
-            return self._noted(self._extracted(raw.reading), reader)
-        context, room = str(row["context"]), reader.room(row)
-        windows = [_Window(0, context)] if room is None else _windows(context, room, reader.count)
+            assert raw.span_prediction is not None
+            return self._noted(self._extracted(raw.span_prediction), model)
+        context, room = str(row["context"]), model.room(row)
+        windows = [_Window(0, context)] if room is None else _windows(context, room, model.count)
         one = len(windows) == 1
-        raws = yield Step([{**row, "context": window.text} for window in windows], scored=not one, several=one)
-        return self._noted(self._generated(windows, raws), reader)
+        raws = yield Step([{**row, "context": window.text} for window in windows], scored=not one, multi_sequence=one)
+        return self._noted(self._generated(windows, raws), model)
 
-    def _noted(self, result: Result, reader: ModelView) -> Result:
+    def _noted(self, result: Result, model: ModelView) -> Result:
         if result.answered is None:
-            reader.note("no_verdict", "the model did not reach a verdict on whether the text contains the answer")
+            model.note("no_verdict", "the model did not reach a verdict on whether the text contains the answer")
         elif not result.answered:
-            reader.note("no_answer", "the text does not contain the answer")
+            model.note("no_answer", "the text does not contain the answer")
         elif result.start is None:
-            reader.note("not_in_text", "the answer was not found verbatim in the text; check it")
+            model.note("not_in_text", "the answer was not found verbatim in the text; check it")
         return result
 
     def _extracted(self, reading: SpanPrediction) -> Result:

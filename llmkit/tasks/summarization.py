@@ -110,9 +110,9 @@ class Summarization(Task):
             wish = _IN_WORDS["medium" if row.get(_PART) else self.settings.length]
         return f"{wish} Write in the language of the text.\n\n{row[self.input_column]}"
 
-    def plain(self, row: Row, traits: Traits) -> str:
+    def plain_prompt(self, row: Row, traits: Traits) -> str:
         if not traits.continues:
-            return super().plain(row, traits)
+            return super().plain_prompt(row, traits)
         return f"{row[self.input_column]}\n\nTL;DR:"  # the prompt of the GPT-2 paper (Radford et al. 2019, section 3.6)
 
     def stop(self, traits: Traits) -> tuple[str, ...]:
@@ -132,25 +132,25 @@ class Summarization(Task):
             case _:
                 return {}
 
-    def work(self, row: Row, reader: ModelView) -> Work:
-        text, room = str(row[self.input_column]), reader.room(row)
-        if room is None or (size := reader.count(text)) <= room:
+    def steps(self, row: Row, model: ModelView) -> Work:
+        text, room = str(row[self.input_column]), model.room(row)
+        if room is None or (size := model.count(text)) <= room:
             (raw,) = yield Step([row], final=True)
             return self.finish(raw)
-        limit = max(1, min(reader.max_new_tokens, room // 4))
+        limit = max(1, min(model.max_new_tokens, room // 4))
         chunks: tuple[Chunk, ...] = ()
         while size > room:
-            parts = _parts(text, room, reader.count)
+            parts = _parts(text, room, model.count)
             raws = yield Step([{**row, self.input_column: part, _PART: True} for part in parts], max_new_tokens=limit)
             chunks = chunks or self._chunks(parts, raws)
             text = "\n".join(filter(None, (self.parse(raw.text) for raw in raws)))
-            before, size = size, reader.count(text)
+            before, size = size, model.count(text)
             if not text:
-                reader.note("summaries_empty", f"the model's output was empty for all {len(parts)} parts")
+                model.note("summaries_empty", f"the model's output was empty for all {len(parts)} parts")
                 return Result(text="", chunks=chunks)
             if room < size > before // 2:
                 problem = "the summaries of the parts barely shorten the text"
-                reader.note("summaries_long", f"{problem}, so they are returned one after the other")
+                model.note("summaries_long", f"{problem}, so they are returned one after the other")
                 return Result(text=text, chunks=chunks)
         (raw,) = yield Step([{**row, self.input_column: text}], final=True)
         return replace(self.finish(raw), chunks=chunks)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from llmkit.tasks.base import COMPLETION, PROMPT, Task
 from llmkit.tasks.recommended import QWEN, QWEN_SMALL, SMOL, STARTER
-from llmkit.tasks.types import Example, Row, Traits, Wording
+from llmkit.tasks.types import Example, PromptOptions, Row, Traits
 
 __all__ = ["TextGeneration"]
 
@@ -20,7 +20,7 @@ class TextGeneration(Task):
     Settings default to the model's own generation_config.json; without one, decoding is greedy,
     with at most 256 tokens.
     """
-    prompt_options = ("system", "prefill", "raw")
+    command_prompt_options = ("system", "prefill", "raw")
     input_column = "prompt"
     columns = ("prompt",)
     target_column = "completion"
@@ -48,13 +48,13 @@ class TextGeneration(Task):
         if not self.is_plain(row):
             self.validate(row)
 
-    def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
+    def examples(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> tuple[Example, ...]:
         """Rows with a ``text`` are learned in full, as in pretraining; others have a prompt and its completion."""
         if self.is_plain(row):
             return (Example(None, str(row["text"])),) if str(row["text"]).strip() else ()
         completion = self.reference(row)
         # Without an added space, since a completion may continue in the middle of a word.
-        return (Example(self.render(row, traits, wording), completion),) if completion.strip() else ()
+        return (Example(self.render(row, traits, prompt_options), completion),) if completion.strip() else ()
 
-    def check(self, traits: Traits, wording: Wording) -> None:
+    def check_compatible(self, traits: Traits, prompt_options: PromptOptions) -> None:
         """Refuse nothing: without a chat template, a system message is put before the prompt."""

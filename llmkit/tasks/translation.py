@@ -16,7 +16,7 @@ from llmkit.log import log
 from llmkit.tasks.base import Task
 from llmkit.tasks.output import Chunk, NoteCode, Output
 from llmkit.tasks.recommended import STARTER, Recommended
-from llmkit.tasks.types import Example, Generation, ModelView, Result, Row, Step, Traits, Wording, Work
+from llmkit.tasks.types import Example, Generation, ModelView, PromptOptions, Result, Row, Step, Traits, Work
 from llmkit.text.languages import Language, Route, find_language
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Translation(Task):
             f"Translate the following text {names}{into}. Reply with the translation only.\n\n{row[self.input_column]}"
         )
 
-    def plain(self, row: Row, traits: Traits) -> str:
+    def plain_prompt(self, row: Row, traits: Traits) -> str:
         route, text = self._route_of(row), str(row[self.input_column])
         if not traits.continues:
             return f"{route.prefix}{text}"
@@ -145,8 +145,8 @@ class Translation(Task):
         route = row.get(_ROUTE)
         return route if isinstance(route, Route) else Route(self.source, self.target)
 
-    def check(self, traits: Traits, wording: Wording) -> None:
-        super().check(traits, wording)
+    def check_compatible(self, traits: Traits, prompt_options: PromptOptions) -> None:
+        super().check_compatible(traits, prompt_options)
         if traits.is_instructed:
             self.require_target()
         if traits.languages is not None and (self.source is not None or self.target is not None):
@@ -163,7 +163,7 @@ class Translation(Task):
         if self.source is not None or (traits.languages.sources is not None and len(traits.languages.sources) == 1):
             traits.languages.route(self.source, self.target)
 
-    def examples(self, row: Row, traits: Traits, wording: Wording) -> tuple[Example, ...]:
+    def examples(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> tuple[Example, ...]:
         text = str(row[self.input_column]).strip()
         if not any(character.isalpha() for character in text):  # at inference it is not passed to the model
             return ()
@@ -171,9 +171,9 @@ class Translation(Task):
 
         text = text if traits.chat else unwrap(text)
         route = self._route_for(text, traits, lambda _code, text: log.info("%s", text))
-        return super().examples({**row, self.input_column: text, _ROUTE: route}, traits, wording)
+        return super().examples({**row, self.input_column: text, _ROUTE: route}, traits, prompt_options)
 
-    def work(self, row: Row, reader: ModelView) -> Work:
+    def steps(self, row: Row, model: ModelView) -> Work:
         # Imported here, since these modules compile many patterns, which would slow down --help.
         from llmkit.text.document import Document, segments_of
         from llmkit.text.lines import unwrap
@@ -188,22 +188,22 @@ class Translation(Task):
             )
         if not any(character.isalpha() for character in text):
             return _in_languages(Result(text=text), Route(self.source, self.target))
-        route = self._route_for(text, reader.traits, reader.note)
+        route = self._route_for(text, model.traits, model.note)
         row = {**row, _ROUTE: route}
-        room = reader.room(row)
+        room = model.room(row)
         if room is not None:
             # Leave room for the translation: some languages take twice the tokens of others.
-            room = max(1, min(room, reader.max_new_tokens // 2))
+            room = max(1, min(room, model.max_new_tokens // 2))
         # Chat models handle the line breaks of a poem; other models get unwrapped lines.
-        line = str if reader.traits.chat else unwrap
-        tag, by_sentence = route.source.tag if route.source else "en", not reader.traits.is_instructed
-        segments = segments_of(text, tag, by_sentence=by_sentence, room=room, count=reader.count)
-        document = Document(text, list(segments), reader.emit)
+        line = str if model.traits.chat else unwrap
+        tag, by_sentence = route.source.tag if route.source else "en", not model.traits.is_instructed
+        segments = segments_of(text, tag, by_sentence=by_sentence, room=room, count=model.count)
+        document = Document(text, list(segments), model.emit)
         first = document.segments[0] if len(document.segments) == 1 else None
         if first is not None and first.text == text.strip() and not first.lines and survives(text, ""):
             segment = document.segments[0]
             before, after = text[: segment.start], text[segment.start + len(segment.text) :]
-            reader.emit(before)
+            model.emit(before)
             (raw,) = yield Step([{**row, self.input_column: line(segment.text)}], final=True)
             result = self.finish(raw)
             others = tuple(replace(other, text=f"{before}{other.text}{after}") for other in result.alternatives)
@@ -215,7 +215,7 @@ class Translation(Task):
         empty = sum(not segment.translation for segment in document.segments)
         if empty:
             share = f"{empty} of {len(document.segments)} sentences"
-            reader.note("sentences_empty", f"the model's output was empty for {share}")
+            model.note("sentences_empty", f"the model's output was empty for {share}")
         chunks = tuple(
             Chunk(segment.start, segment.start + len(segment.text), segment.translation or "")
             for segment in document.segments

@@ -19,6 +19,7 @@ __all__ = [
     "Message",
     "ModelView",
     "Prompt",
+    "PromptOptions",
     "QuestionContext",
     "Result",
     "Row",
@@ -28,7 +29,6 @@ __all__ = [
     "Step",
     "Text",
     "Traits",
-    "Wording",
     "Work",
 ]
 
@@ -109,7 +109,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Wording:
+class PromptOptions:
     """Prompt options of the caller that apply to every row."""
 
     system: str = setting("", "System message; models without a chat template get it before the prompt.")
@@ -122,7 +122,7 @@ class Wording:
 class Traits:
     """What a task may know about the model that runs its prompts."""
 
-    marks_spans: bool = False
+    extracts_spans: bool = False
     """Extracts answer spans instead of generating text."""
     continues: bool = False
     """Continues its prompt (decoder-only), as opposed to an encoder-decoder."""
@@ -186,7 +186,7 @@ class Generation:
     """Number of generated tokens."""
     cached_tokens: int = 0
     """Prompt tokens that were reused from the previous prompt's cache."""
-    reading: SpanPrediction | None = None
+    span_prediction: SpanPrediction | None = None
     """Set by the span head, whose ``text`` is empty."""
 
 
@@ -217,7 +217,7 @@ class Step:
     """The output of the single row is the answer, and may be streamed."""
     scored: bool = False
     """`Generation.score` is needed."""
-    several: bool = False
+    multi_sequence: bool = False
     """Further sequences (``num_return_sequences``) of the single row are used; those of a final step always are."""
     max_new_tokens: int | None = None
     """Limit for this step, if lower than the default."""
@@ -229,7 +229,7 @@ Work = Generator[Step, Sequence[Generation], Result]
 
 
 class ModelView(Protocol):
-    """The model as seen by a task: what `Task.work` can find out about it, and report."""
+    """The model as seen by a task: what `Task.steps` can find out about it, and report."""
 
     @property
     def traits(self) -> Traits:

@@ -124,7 +124,7 @@ def _fingerprint(encoder: Encoder) -> str:
         encoder.loaded.source.name,
         encoder.task.settings,
         replace(encoder.traits, languages=None),  # which follow from config, name and tokenizer
-        encoder.wording,
+        encoder.prompt_options,
         (encoder.max_length, encoder.max_target_length, encoder.policy, encoder.loss_on_all, encoder.truncation_side),
     )
 

@@ -19,7 +19,7 @@ from llmkit.heads import head_of
 from llmkit.heads.base import IGNORED, Features, cut_to_fit, encode_text, refuse_unknown_ids
 from llmkit.heads.chat_template import check_template
 from llmkit.models.load import Loaded
-from llmkit.tasks import Row, Task, Traits, Wording
+from llmkit.tasks import PromptOptions, Row, Task, Traits
 
 __all__ = ["Encoder", "Outcome", "make_encoder"]
 
@@ -50,7 +50,7 @@ class Encoder:
     """Its weights are not used, so they need not be there."""
     task: Task
     traits: Traits
-    wording: Wording
+    prompt_options: PromptOptions
     max_length: int | None
     """Tokens of an example (causal) or of what the encoder reads (seq2seq)."""
     max_target_length: int | None
@@ -91,7 +91,7 @@ class Encoder:
         return self._shorten(row, features, longest)
 
     def _features(self, row: Row) -> list[Features]:
-        examples = self.task.examples(row, self.traits, self.wording)
+        examples = self.task.examples(row, self.traits, self.prompt_options)
         return head_of(self.loaded.head).features(self.loaded, examples, loss_on_all=self.loss_on_all)
 
     def _has_label(self, features: Features) -> bool:
@@ -197,8 +197,8 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
         if not traits.chat:
             raise UsageError("prompt.raw has no effect: this model has no chat template", "leave it out")
         traits = replace(traits, chat=False)
-    wording = Wording(system=recipe.prompt.system)
-    task.check(traits, wording)
+    prompt_options = PromptOptions(system=recipe.prompt.system)
+    task.check_compatible(traits, prompt_options)
     if traits.chat:
         check_template(loaded.tokenizer)
     _check_lengths(data, task, loaded)
@@ -206,7 +206,7 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
         loaded=loaded,
         task=task,
         traits=traits,
-        wording=wording,
+        prompt_options=prompt_options,
         max_length=_max_length(data, loaded) if head.writes else None,
         max_target_length=_max_target_length(data, loaded) if head.target_apart else None,
         policy=data.on_overflow,

@@ -29,7 +29,7 @@ from llmkit.models.load import load_model
 from llmkit.models.processes import Worker
 from llmkit.models.reachability import offline
 from llmkit.models.tables import writes
-from llmkit.tasks import Task, Wording, find_task
+from llmkit.tasks import PromptOptions, Task, find_task
 from llmkit.training.dataset import divide
 from llmkit.training.recipe_model import load_settings, open_task
 from llmkit.training.row_table import read_rows
@@ -51,7 +51,7 @@ class EvaluationSpec:
 
     task: Task
     load: LoadSettings
-    wording: Wording
+    prompt_options: PromptOptions
     rows: Iterable[dict[str, Any]]
     """In the task's columns, what is expected apart from what is given (`Task.without_target`)."""
     truncates: bool = False
@@ -104,7 +104,7 @@ def _spec_of(recipe: Recipe, load: LoadSettings, data: Sequence[SourceSection] |
     task = open_task(recipe)
     said = {name: getattr(load, name) for name in explicitly_set(load)}
     base = replace(load_settings(recipe), model=recipe.train.output_dir, revision=None, base=None)
-    wording = Wording(system=recipe.prompt.system, raw=recipe.prompt.raw)
+    prompt_options = PromptOptions(system=recipe.prompt.system, raw=recipe.prompt.raw)
     sources = data or recipe.data.validation
     if sources is not None:
         rows = _expected(_of_sources(sources, task), recipe, task)
@@ -113,7 +113,12 @@ def _spec_of(recipe: Recipe, load: LoadSettings, data: Sequence[SourceSection] |
     else:
         raise UsageError("the recipe has no validation data", "set data.validation or data.validation_fraction")
     return EvaluationSpec(
-        task, replace(base, **said), wording, rows, recipe.data.on_overflow == "truncate", recipe.data.truncation_side
+        task,
+        replace(base, **said),
+        prompt_options,
+        rows,
+        recipe.data.on_overflow == "truncate",
+        recipe.data.truncation_side,
     )
 
 
@@ -196,10 +201,10 @@ def run_evaluation(
         asked = settings
         if spec.truncates and writes(loaded.head) and settings.on_overflow is None:
             asked = replace(settings, on_overflow="truncate", truncation_side=spec.truncation_side)
-        task, wording, asked = apply_contract(loaded, spec.task, spec.wording, asked)
+        task, prompt_options, asked = apply_contract(loaded, spec.task, spec.prompt_options, asked)
         with shown(loaded.source.name, count) as progress:
             return evaluate(
-                Pipeline(task, TransformersEngine(loaded), asked, wording),
+                Pipeline(task, TransformersEngine(loaded), asked, prompt_options),
                 rows,
                 output / name,
                 load=load,

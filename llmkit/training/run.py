@@ -36,7 +36,7 @@ from llmkit.models.memory import is_out_of_memory, peak_memory
 from llmkit.models.processes import Worker, join_process_group
 from llmkit.models.quiet import quiet_transformers
 from llmkit.models.reachability import offline
-from llmkit.tasks import Task, Wording
+from llmkit.tasks import PromptOptions, Task
 from llmkit.tasks.output import Output
 from llmkit.training.accelerator import TRACKERS, make_accelerator
 from llmkit.training.checkpoint import checkpoints, last_intact, load_trained
@@ -275,8 +275,8 @@ def _validation_metrics(
 
     expected = expected_rows(parts["validation"], task, recipe.train.best_metric)
     rows, references = [row for row, _ in expected], [each for _, each in expected]
-    wording = Wording(system=recipe.prompt.system, raw=recipe.prompt.raw)
-    pipeline = greedy(Pipeline(task, TransformersEngine(loaded), GenerationSettings(), wording))
+    prompt_options = PromptOptions(system=recipe.prompt.system, raw=recipe.prompt.raw)
+    pipeline = greedy(Pipeline(task, TransformersEngine(loaded), GenerationSettings(), prompt_options))
     references = spoken(pipeline, references)
     rank, world = accelerator.process_index, accelerator.num_processes
 
@@ -424,7 +424,7 @@ def _no_answer_threshold(run: _Run) -> Threshold | None:
     loaded = replace(run.loaded, model=trainer.model)
     with trainer.accelerator.autocast():
         found = fit_no_answer_threshold(
-            Pipeline(task, TransformersEngine(loaded), GenerationSettings(), Wording()), rows
+            Pipeline(task, TransformersEngine(loaded), GenerationSettings(), PromptOptions()), rows
         )
     if found is not None:
         log.info("no_answer_threshold %.4f, fitted on the validation rows: F1 %.2f", found.value, 100 * found.figure)

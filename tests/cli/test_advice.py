@@ -18,7 +18,7 @@ from llmkit.cli.app import application
 from llmkit.cli.options import flags, remedy, worded
 from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
 from llmkit.errors import UsageError
-from llmkit.tasks import Wording
+from llmkit.tasks import PromptOptions
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Checkpoint
 
@@ -200,7 +200,7 @@ def test_an_option_that_is_a_setting_is_declared_by_it() -> None:
     commands: Any = typer.main.get_command(application()).commands  # type: ignore[attr-defined]
     declared = {
         f"--{item.metadata['option'] or item.name.replace('_', '-')}": item.metadata["help"]
-        for settings in (LoadSettings, GenerationSettings, RowSettings, Wording)
+        for settings in (LoadSettings, GenerationSettings, RowSettings, PromptOptions)
         for item in fields(settings)
         if "help" in item.metadata
     }

@@ -20,7 +20,7 @@ from llmkit.heads.reasoning import reasoning_format
 from llmkit.heads.span import SpanHead
 from llmkit.heads.windows import split
 from llmkit.models.load import Loaded, load_model
-from llmkit.tasks import Example, Head, QuestionContext, Wording, get_task
+from llmkit.tasks import Example, Head, PromptOptions, QuestionContext, get_task
 from llmkit.tasks.question_answering import AnswerSettings
 from llmkit.tasks.translation import TranslationSettings
 from tests import tiny
@@ -55,7 +55,7 @@ def settings(task: str) -> TaskSettings | None:
 def learn(folder: Path, name: str, row: dict[str, Any], *, loss_on_all: bool = False) -> tuple[Loaded, list[Features]]:
     loaded = load_model(LoadSettings(model=str(folder), offline=True), name, training=True, weights=False)
     task = get_task(name, settings(name))
-    examples = task.examples(row, traits_of(loaded, task), Wording())
+    examples = task.examples(row, traits_of(loaded, task), PromptOptions())
     return loaded, head_of(loaded.head).features(loaded, examples, loss_on_all=loss_on_all)
 
 
@@ -169,7 +169,7 @@ def test_a_reply_is_learned_so_that_it_is_found_again(name: str, reasoning: str,
     content = f"{tags[0]}\n{reasoning}\n{tags[1]}\n\njumps over" if reasoning else "jumps over"
     row = {"messages": [{"role": "user", "content": "The fox"}, {"role": "assistant", "content": content}]}
     task = get_task("dialogue")
-    (example,) = task.examples(row, traits_of(loaded, task), Wording())
+    (example,) = task.examples(row, traits_of(loaded, task), PromptOptions())
     head = head_of(loaded.head)
     (features,) = head.features(loaded, [example], loss_on_all=False)
     assert example.prompt is not None
@@ -219,8 +219,8 @@ def test_chinese_joins_without_a_space(checkpoint: Checkpoint) -> None:
     loaded, (features,) = learn(checkpoint("gpt2"), "summarization", row)
     assert str(loaded.tokenizer.decode(learned(features))).startswith(" 天气")  # after the English "TL;DR:"
     task = get_task("dialogue")
-    assert task.joint("助手：", "好") == ""
-    assert task.joint("Antwort:", "gut") == " "
+    assert task.separator("助手：", "好") == ""
+    assert task.separator("Antwort:", "gut") == " "
 
 
 @pytest.mark.parametrize("family", tiny.SPAN)
@@ -255,7 +255,7 @@ def test_all_answers_of_a_window_are_learned(checkpoint: Checkpoint) -> None:
     context = "In 1997, that is late, the fox slept. " + "The quick brown fox jumps. " * 30 + "It was 1997."
     texts, starts = ["1997", "In 1997", "1997", "late", "1997"], [3, 0, 3, 0, len(context) - 5]
     row = {"question": "When?", "context": context, "answers": {"text": texts, "answer_start": starts}}
-    (example,) = task.examples(row, traits_of(loaded, task), Wording())
+    (example,) = task.examples(row, traits_of(loaded, task), PromptOptions())
     # Each place once; a place where the answer does not stand is left out as long as there are others.
     assert example.spans == ((3, 7), (0, 7), (len(context) - 5, len(context) - 1))
     first, *between, last = SpanHead().features(loaded, [example], loss_on_all=False)
@@ -269,7 +269,7 @@ def test_no_answer_is_the_null_position_in_every_window(checkpoint: Checkpoint) 
     loaded = load_model(LoadSettings(model=str(checkpoint("bert")), offline=True), "answer", weights=False)
     task = get_task("question-answering", AnswerSettings(max_seq_len=48, doc_stride=8))
     row = {"question": "Who?", "context": "The quick brown fox. " * 20, "answers": {"text": [], "answer_start": []}}
-    (example,) = task.examples(row, traits_of(loaded, task), Wording())
+    (example,) = task.examples(row, traits_of(loaded, task), PromptOptions())
     windows = SpanHead().features(loaded, [example], loss_on_all=False)
     assert len(windows) > 1
     assert {(each.start_positions, each.end_positions) for each in windows} == {((0,), (0,))}
@@ -282,10 +282,10 @@ def test_an_answer_is_found_where_its_place_is_wrong_and_refused_where_it_is_now
     row = {"question": "Who?", "context": "The quick brown fox."}
     for place in (3, -1, -4, None):
         answers = {"text": ["fox"], "answer_start": [place]}
-        (example,) = task.examples({**row, "answers": answers}, traits, Wording())
+        (example,) = task.examples({**row, "answers": answers}, traits, PromptOptions())
         assert example.spans == ((16, 19),)
     with pytest.raises(InputError, match="does not occur in the context"):
-        task.examples({**row, "answers": {"text": ["cat"], "answer_start": [3]}}, traits, Wording())
+        task.examples({**row, "answers": {"text": ["cat"], "answer_start": [3]}}, traits, PromptOptions())
 
 
 def test_windows_of_a_question_have_the_answer_or_none(checkpoint: Checkpoint) -> None:

@@ -33,7 +33,7 @@ from llmkit.inference import row_columns
 from llmkit.inference.row_files import Report, answer_file, check_output
 from llmkit.models.context import ContextLength
 from llmkit.models.source import Source
-from llmkit.tasks import Dialogue, Head, QuestionAnswering, Summarization, Wording
+from llmkit.tasks import Dialogue, Head, PromptOptions, QuestionAnswering, Summarization
 from llmkit.tasks.base import Task
 from llmkit.tasks.output import Output, Usage
 from llmkit.tasks.summarization import SummarizationSettings
@@ -74,12 +74,12 @@ class FakePipeline:
         folder: Path = Path("/nowhere"),
         commit: str | None = "c0ffee",
         settings: GenerationSettings | None = None,
-        wording: Wording | None = None,
+        prompt_options: PromptOptions | None = None,
         **source: Any,
     ) -> None:
         self.task = task or Summarization()
         self.settings = settings or GenerationSettings(max_new_tokens=64)
-        self.wording = wording or Wording()
+        self.prompt_options = prompt_options or PromptOptions()
         made = Source(name="tiny", folder=folder, commit=commit, **source)
         facts = ModelFacts(made, Head.CAUSAL, ContextLength(None, hard=False), dtype="float32", device="cpu")
         self.engine: Any = SimpleNamespace(facts=facts)
@@ -662,10 +662,14 @@ def test_a_run_says_what_it_was_made_from(tmp_path: Path, source: Path) -> None:
         ({"settings": GenerationSettings(max_new_tokens=64, stop=("a",))}, {}, 'stop was [] and is ["a"]'),
         ({"settings": GenerationSettings(max_new_tokens=64, seed=1)}, {}, "seed was not set and is 1"),
         ({"task": Summarization(SummarizationSettings(length="short"))}, {}, "length was medium and is short"),
-        ({"wording": Wording(system="Be brief.")}, {}, 'system was "" and is Be brief.'),
-        ({"wording": Wording(prefill="In short")}, {}, 'prefill was "" and is In short'),
-        ({"wording": Wording(raw=True)}, {}, "raw was false and is true"),
-        ({"wording": Wording(examples=[{"document": "a", "summary": "b"}])}, {}, "the examples have changed"),
+        ({"prompt_options": PromptOptions(system="Be brief.")}, {}, 'system was "" and is Be brief.'),
+        ({"prompt_options": PromptOptions(prefill="In short")}, {}, 'prefill was "" and is In short'),
+        ({"prompt_options": PromptOptions(raw=True)}, {}, "raw was false and is true"),
+        (
+            {"prompt_options": PromptOptions(examples=[{"document": "a", "summary": "b"}])},
+            {},
+            "the examples have changed",
+        ),
         ({"commit": "decaf"}, {}, "the model's commit was c0ffee and is decaf"),
         ({"adapter": Path(), "adapter_commit": "decaf"}, {}, "the model's adapter_commit was not set and is decaf"),
         ({}, {"window": 4}, "window was 3 and is 4"),

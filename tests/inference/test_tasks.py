@@ -150,7 +150,7 @@ def test_what_t5_was_trained_to_see(checkpoint: Checkpoint) -> None:
         if task == "translation":
             assert pipeline.traits.languages is not None
             row["_route"] = pipeline.traits.languages.route(pipeline.task.source, pipeline.task.target)  # type: ignore[attr-defined]
-        rendered = pipeline.task.render(row, pipeline.traits, pipeline.wording)
+        rendered = pipeline.task.render(row, pipeline.traits, pipeline.prompt_options)
         assert isinstance(rendered, Text)
         assert rendered.text == expected
     assert load("summarization", checkpoint("mt5")).traits.prefix == ""

@@ -46,7 +46,7 @@ class ModelView:
 def translate(text: str, *, chat: bool = False, model: Callable[[str], str] = str.upper) -> tuple[str, list[str]]:
     """The translation, and what the model was given."""
     reader, seen = ModelView(chat), list[str]()
-    work = Translation(TranslationSettings(source="en", target="fr")).work({"source": text}, reader)
+    work = Translation(TranslationSettings(source="en", target="fr")).steps({"source": text}, reader)
     step = next(work)
     try:
         while True:

@@ -275,7 +275,7 @@ def test_a_tuned_model_is_asked_as_it_was_taught(
     finetune(make_recipe("summarization", model, rows, train=train, prompt=prompt, settings=settings))
     out = str(tmp_path / "out")
     pipeline = llmkit.load("summarize", out, offline=True)
-    assert (pipeline.task.settings.length, pipeline.wording.system) == ("short", "The lazy dog.")
+    assert (pipeline.task.settings.length, pipeline.prompt_options.system) == ("short", "The lazy dog.")
     with caplog.at_level("INFO"):
         assert llmkit.load("summarize", out, offline=True, length="long").task.settings.length == "long"
         assert "was tuned with length=short" in caplog.text

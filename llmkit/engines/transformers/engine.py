@@ -118,7 +118,7 @@ class _Session(Session):
     def _mark(self, head: SpanHead, requests: Sequence[Request]) -> list[Answer]:
         documents = [each.encoded for each in requests if isinstance(each.encoded, Document)]
         readings = mark(self._loaded, head, documents, self._budget)
-        return [each if isinstance(each, LlmkitError) else Generation("", reading=each) for each in readings]
+        return [each if isinstance(each, LlmkitError) else Generation("", span_prediction=each) for each in readings]
 
     def close(self) -> None:
         super().close()

@@ -24,7 +24,7 @@ def traits_of(loaded: Loaded, task: Task) -> Traits:
         params = (getattr(config, "task_specific_params", None) or {}).get(task.name) or {}
         prefix = params.get("prefix") or getattr(config, "prefix", None) or known.prefixes.get(task.name, "")
     return Traits(
-        marks_spans=not head.writes,
+        extracts_spans=not head.writes,
         continues=head.one_sequence,
         chat=chat,
         prefix=prefix if prefix.strip() else "",

@@ -27,6 +27,7 @@ from llmkit import __version__
 from llmkit.cli.data import data, data_check
 from llmkit.cli.evaluate import evaluate
 from llmkit.cli.finetune import finetune
+from llmkit.cli.help import HelpGroup
 from llmkit.cli.models import download, inspect, models
 from llmkit.cli.next_tokens import next_
 from llmkit.cli.options import Stopped, command, flags, remedy, worded
@@ -59,6 +60,19 @@ for _name, _function in (
     command(recipes, _name, _function)
 
 
+_TASKS, _TRAINING, _MODELS = "Tasks", "Training and evaluation", "Models"
+_COMMANDS = (
+    ("finetune", finetune, _TRAINING),
+    ("evaluate", evaluate, _TRAINING),
+    ("merge", merge, _TRAINING),
+    ("push", push, _TRAINING),
+    ("models", models, _MODELS),
+    ("inspect", inspect, _MODELS),
+    ("download", download, _MODELS),
+    ("next", next_, _MODELS),
+)
+
+
 def application() -> typer.Typer:
     """The commands, those of all registered tasks first."""
     return _application(tuple(TASKS.values()))
@@ -68,27 +82,18 @@ def application() -> typer.Typer:
 def _application(tasks: tuple[type[Task], ...]) -> typer.Typer:
     app = typer.Typer(
         name="llmkit",
-        help="Five language tasks on the right model class.",
+        cls=HelpGroup,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # half the time of --help
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
     for task in tasks:
-        command(app, task.verb, task_command(task))
-    command(app, "next", next_)
-    command(app, "finetune", finetune)
-    app.add_typer(data, name="data")
-    app.add_typer(recipes, name="recipes")
-    for name, function in (
-        ("inspect", inspect),
-        ("models", models),
-        ("download", download),
-        ("evaluate", evaluate),
-        ("merge", merge),
-        ("push", push),
-    ):
-        command(app, name, function)
+        command(app, task.verb, task_command(task), group=_TASKS, task=task)
+    for name, function, group in _COMMANDS:
+        command(app, name, function, group=group)
+    for name, typer_group in (("recipes", recipes), ("data", data)):
+        app.add_typer(typer_group, name=name, cls=HelpGroup, rich_help_panel=_TRAINING)
     app.callback()(_root)
     return app
 
@@ -101,10 +106,24 @@ def _print_version(value: bool) -> None:
 
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version",
+            "-V",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version.",
+            rich_help_panel="Program",
+        ),
     ] = False,
 ) -> None:
-    """Five language tasks on the right model class."""
+    """Five language tasks on the right model class: generate, summarize, answer, chat, translate.
+
+    Examples:
+        llmkit generate "The meaning of life is"
+        llmkit summarize report.txt --length short
+        llmkit translate "Good morning." --to French
+    """
 
 
 def _on_sigterm(*_: int | FrameType | None) -> NoReturn:

@@ -51,6 +51,10 @@ def data_check(
     """Show how a model would see the data, and report problems.
 
     For a PATH, first proposes a column mapping, as YAML for a recipe.
+
+    Examples:
+        llmkit data check papers.csv --task summarization
+        llmkit data check summarization/starter-lora --rows 5
     """
     from llmkit.models.reachability import offline
     from llmkit.training.data_report import check

@@ -57,10 +57,14 @@ def evaluate(
     resume: Annotated[bool, declared(RowSettings, "resume")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a model against reference answers (greedy unless sampling options are given).
+    """Evaluate a model against reference answers.
 
-    Metrics have 95 % confidence intervals and are compared with trivial answers; --baseline adds the p-value of a
-    paired bootstrap test.
+    Decoding is greedy unless sampling options are set. Metrics have 95 % confidence intervals and are compared with
+    trivial answers; --baseline adds the p-value of a paired bootstrap test.
+
+    Examples:
+        llmkit evaluate summarization/starter-lora --baseline starter
+        llmkit evaluate --task translate --data test.jsonl --set settings.target=fr -m Helsinki-NLP/opus-mt-en-fr
     """
     if (num_processes or 1) > 1 and not is_distributed():
         raise typer.Exit(start(num_processes or 1, flags.arguments, on_cpu=on_cpu(load.device)))

@@ -28,7 +28,7 @@ __all__ = ["finetune"]
 
 
 def finetune(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a built-in one.")],
     *,
     overrides: Annotated[
         list[str] | None,
@@ -36,19 +36,26 @@ def finetune(
     ] = None,
     num_processes: Annotated[
         int | None,
-        typer.Option(min=1, help="Train in so many processes, one a GPU; sets accelerate.num_processes."),
+        typer.Option(min=1, help="Train in this many processes, one per GPU; sets accelerate.num_processes."),
     ] = None,
     push_to_hub: Annotated[
         bool, typer.Option("--push-to-hub", help="Upload the result; sets train.push_to_hub.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved recipe and what training will take; train nothing.")
+        bool, typer.Option("--dry-run", help="Print the resolved recipe, parameters and memory, without training.")
     ] = False,
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in train.output_dir.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the last checkpoint in train.output_dir.")
+    ] = False,
     trust_remote_code: Annotated[bool, declared(LoadSettings, "trust_remote_code")] = False,
     allow_pickle: Annotated[bool, declared(LoadSettings, "allow_pickle")] = False,
 ) -> None:
-    """Train a model by a recipe, on one device or several."""
+    """Train a model from a recipe, on one device or several.
+
+    Examples:
+        llmkit finetune summarization/starter-lora --dry-run
+        llmkit finetune papers.yaml --set train.learning_rate=1e-4 --set adapter.r=16
+    """
     from llmkit.config.recipe_file import allowing, load_recipe, resolved_yaml
 
     several = [] if num_processes is None else [f"accelerate.num_processes={num_processes}"]

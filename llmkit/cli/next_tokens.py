@@ -17,7 +17,7 @@ __all__ = ["next_"]
 def next_(
     argument: TextArgument = None,
     text: LiteralText = None,
-    top: Annotated[int, typer.Option(help="How many tokens to show.")] = 10,
+    top: Annotated[int, typer.Option(help="Show this many tokens.")] = 10,
     as_json: AsJson = False,
     encoding: Encoding = None,
     *,
@@ -26,6 +26,9 @@ def next_(
     """Show the most probable next tokens.
 
     The text is continued as it is, without a chat template; probabilities are over the whole vocabulary.
+
+    Examples:
+        llmkit next "The capital of France is" --top 5
     """
     from llmkit.api import next_tokens_with
     from llmkit.cli.text import read_text

@@ -11,17 +11,18 @@ import inspect
 import logging
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from llmkit.cli.help import HelpCommand
 from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, TaskSettings, setting_fields
 from llmkit.errors import LlmkitError
 from llmkit.log import log
-from llmkit.tasks import TASKS
+from llmkit.tasks import TASKS, Task
 
 __all__ = ["Stopped", "command", "declared", "flags", "remedy", "worded"]
 
@@ -92,24 +93,34 @@ def _is_settings(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, LoadSettings | GenerationSettings | RowSettings | TaskSettings)
 
 
-def declared(settings: type[Any], name: str, **own: Any) -> Any:
+def declared(settings: type[Any], name: str, task: type[Task] | None = None, **own: Any) -> Any:
     """The option of one setting, for a command that does not use the others. ``own`` overrides its metadata."""
     item = next(item for item in fields(settings) if item.name == name)
-    names = [f"--{item.metadata['option'] or name.replace('_', '-')}", *(["-m"] if name == "model" else [])]
-    shown = item.default not in (None, False, "", ())
-    return typer.Option(*names, **{"help": item.metadata["help"], "show_default": shown} | own)
+    about = item.metadata
+    names = [f"--{about['option'] or name.replace('_', '-')}", *([f"-{about['short']}"] if about["short"] else [])]
+    shown = (task.shown_defaults().get(name) if task else None) or about["shown_default"]
+    metadata = {
+        "help": about["help"],
+        "metavar": about["metavar"],
+        "rich_help_panel": about["group"],
+        "show_default": shown or item.default not in (None, False, "", ()),
+    }
+    return typer.Option(*names, **metadata | own)
 
 
-@functools.cache
-def _parameters(settings: type[Any]) -> tuple[inspect.Parameter, ...]:
-    hints = get_type_hints(settings)
-    parameters = []
+_hints: Callable[[Any], dict[str, Any]] = functools.cache(functools.partial(get_type_hints, include_extras=True))
+
+
+def _parameters(settings: type[Any], task: type[Task] | None) -> Iterator[inspect.Parameter]:
+    hints = _hints(settings)
     for item in setting_fields(settings):
         kind, default = hints[item.name], item.default
         if kind == tuple[str, ...]:
             kind, default = list[str], []
-        parameters.append(_parameter(item.name, Annotated[kind, declared(settings, item.name)], default))
-    return tuple(parameters)
+        if task and item.name == "on_overflow":
+            kind = Literal[task.allowed_overflow] | None
+        option = declared(settings, item.name, task)
+        yield _parameter(item.name, Annotated[kind, option], default)
 
 
 def _is_given(invocation: typer.Context, name: str) -> bool:
@@ -121,10 +132,16 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
+def _program_option(*names: str, help: str) -> Any:  # noqa: A002
+    return typer.Option(*names, help=help, rich_help_panel="Program")
+
+
 def _program_options() -> list[inspect.Parameter]:
     return [
-        _parameter("quiet", Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")], False),
-        _parameter("debug", Annotated[bool, typer.Option("--debug", help="Show tracebacks.")], False),
+        _parameter(
+            "quiet", Annotated[bool, _program_option("--quiet", "-q", help="Print results and errors only.")], False
+        ),
+        _parameter("debug", Annotated[bool, _program_option("--debug", help="Show tracebacks of errors.")], False),
     ]
 
 
@@ -137,8 +154,13 @@ def _offline(values: Mapping[str, Any]) -> AbstractContextManager[None]:
     return offline()
 
 
-def command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
-    """Add a command to the application, with its settings spread out as options."""
+def command(
+    app: typer.Typer, name: str, function: Callable[..., None], *, group: str = "", task: type[Task] | None = None
+) -> None:
+    """Add a command to the application, with its settings spread out as options.
+
+    ``group`` is the heading that it is listed under; ``task`` has defaults of its own for some settings.
+    """
     hints = get_type_hints(function, include_extras=True)
     parameters: list[inspect.Parameter] = []
     bundles: dict[str, type[Any]] = {}
@@ -146,7 +168,7 @@ def command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
         hint = hints[parameter.name]
         if _is_settings(hint):
             bundles[parameter.name] = hint
-            parameters += _parameters(hint)
+            parameters += _parameters(hint, task)
         else:
             parameters.append(parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
     parameters += _program_options()
@@ -174,4 +196,4 @@ def command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
     run.__doc__ = function.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command(name)(run)
+    app.command(name, cls=HelpCommand, rich_help_panel=group)(run)

@@ -23,10 +23,22 @@ __all__ = ["AsJson", "Encoding", "Examples", "LiteralText", "StreamPrinter", "Te
 TextArgument = Annotated[
     str | None, typer.Argument(metavar="TEXT|FILE|-", help="The text, a file, or - for standard input.")
 ]
-LiteralText = Annotated[str | None, typer.Option("--text", help="The text, also if a file has that name.")]
-Encoding = Annotated[str | None, typer.Option(help="Encoding of the file or standard input, if not UTF-8.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Examples = Annotated[Path | None, typer.Option(help="Few-shot rows in the task's columns (.jsonl, .json, .csv, .tsv).")]
+LiteralText = Annotated[
+    str | None, typer.Option("--text", help="The text, also if a file has that name.", rich_help_panel="Input")
+]
+Encoding = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Encoding of the file or standard input, if not UTF-8.", rich_help_panel="Input"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel="Output")]
+Examples = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Add few-shot rows in the task's columns (.jsonl, .json, .csv, .tsv) to the prompt.",
+        rich_help_panel="Prompt",
+    ),
+]
 
 
 def show(pipeline: Pipeline, row: str | Row, *, as_json: bool, reasoning: bool = False) -> Output:

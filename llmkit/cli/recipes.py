@@ -16,11 +16,15 @@ from llmkit.log import log
 
 __all__ = ["recipes", "recipes_copy", "recipes_list", "recipes_schema", "recipes_show", "recipes_validate"]
 
-recipes = typer.Typer(help="Built-in recipes, and your own.", rich_markup_mode=None)
+recipes = typer.Typer(help="List, show, copy and check recipes.", rich_markup_mode=None)
 
 
 def recipes_list(*, as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
-    """List the built-in recipes."""
+    """List the built-in recipes.
+
+    Examples:
+        llmkit recipes list
+    """
     from llmkit.config.recipe_file import shipped_recipes
 
     found = [{"name": name, "task": path.parent.name, **_opening(path)} for name, path in shipped_recipes().items()]
@@ -40,7 +44,11 @@ def _opening(path: Path) -> dict[str, str]:
 
 
 def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME", help="See: llmkit recipes list.")]) -> None:
-    """Print a built-in recipe."""
+    """Print a built-in recipe.
+
+    Examples:
+        llmkit recipes show summarization/starter-lora
+    """
     echo(_shipped(name).read_text(encoding="utf-8"), end="")
 
 
@@ -55,9 +63,15 @@ def _shipped(name: str) -> Path:
 
 def recipes_copy(
     name: Annotated[str, typer.Argument(metavar="NAME", help="See: llmkit recipes list.")],
-    destination: Annotated[Path | None, typer.Argument(help="Target folder; default: the current one.")] = None,
+    destination: Annotated[
+        Path | None, typer.Argument(metavar="DIR", show_default="the current folder", help="Folder for the copies.")
+    ] = None,
 ) -> None:
-    """Copy a recipe and its sample data, to edit them."""
+    """Copy a recipe and its sample data, to edit them.
+
+    Examples:
+        llmkit recipes copy summarization/starter-lora mine
+    """
     path = _shipped(name)
     root, folder = path.parent.parent, destination or Path()
     for original in (path, *_data_of(path)):
@@ -80,14 +94,19 @@ def _data_of(path: Path) -> Iterator[Path]:
 
 
 def recipes_validate(
-    names: Annotated[list[str] | None, typer.Argument(metavar="RECIPE...", help="Files, or names.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="RECIPE", help="Files, or names.")] = None,
     *,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key (repeatable).")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Validate all built-in recipes.")] = False,
 ) -> None:
-    """Check recipes against the schema, without reading data or a model."""
+    """Check recipes against the schema, without loading data or a model.
+
+    Examples:
+        llmkit recipes validate papers.yaml
+        llmkit recipes validate --all
+    """
     from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe, shipped_recipes
 
     if bool(names) == every:
@@ -106,7 +125,11 @@ def recipes_validate(
 
 
 def recipes_schema() -> None:
-    """Print the JSON Schema of recipes, for editors."""
+    """Print the JSON Schema of recipes, for editors.
+
+    Examples:
+        llmkit recipes schema > recipe.schema.json
+    """
     from llmkit.config.recipe_file import json_schema
 
     schema: dict[str, Any] = json_schema()

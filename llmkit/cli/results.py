@@ -27,6 +27,9 @@ def merge(
     """Merge an adapter into its base model.
 
     Logits are compared before and after; if they differ, the merged model is not saved.
+
+    Examples:
+        llmkit merge runs/papers --output models/papers
     """
     from llmkit.training.merge import merge as make_one
 
@@ -41,7 +44,11 @@ def push(
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Name on the Hub, such as me/my-model.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
-    """Upload a tuned model to the Hub, without its checkpoints."""
+    """Upload a tuned model to the Hub, without its checkpoints.
+
+    Examples:
+        llmkit push runs/papers me/papers --private
+    """
     from llmkit.training.hub import push as upload
 
     echo(without_password(upload(folder, repo, private=private or None)))

@@ -85,9 +85,11 @@ def _parameters(task: type[Task]) -> Iterator[inspect.Parameter]:
     if others:
         argument = typer.Argument(metavar=f"{last.upper()}|FILE|-", help=help_of.get(last))
         yield parameter("argument", Annotated[str | None, argument])
-        option = typer.Option(f"--{last}", metavar="FILE|TEXT", help="The same as the argument, by name.")
+        option = typer.Option(
+            f"--{last}", metavar="FILE|TEXT", help="The same as the argument, by name.", rich_help_panel="Input"
+        )
         yield parameter("option", Annotated[str | None, option])
-        literal = typer.Option("--text", help=f"The {last}, also if a file has that name.")
+        literal = typer.Option("--text", help=f"The {last}, also if a file has that name.", rich_help_panel="Input")
         yield parameter("text", Annotated[str | None, literal])
     else:
         argument = typer.Argument(metavar="TEXT|FILE|-", help="The text, a file, or - for standard input.")

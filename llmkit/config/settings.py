@@ -55,9 +55,26 @@ def setting(
     minimum: float = -math.inf,
     maximum: float = math.inf,
     option: str | None = None,
+    short: str | None = None,
+    metavar: str | None = None,
+    group: str = "",
+    shown_default: str = "",
 ) -> Any:
-    """Declare a field. ``option``: its name on the command line, if not the field's own name."""
-    return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "option": option})
+    """Declare a field.
+
+    Args:
+        default: its value unless set.
+        help: one or more sentences.
+        minimum: of a number.
+        maximum: of a number.
+        option: its name on the command line, if not the field's own name.
+        short: its letter on the command line.
+        metavar: what stands for the value in help texts, if not the kind or the choices.
+        group: the heading of help texts that it is listed under.
+        shown_default: the default in words, if ``default`` is None; tasks can replace it (`Task.shown_defaults`).
+    """
+    extra = {"option": option, "short": short, "metavar": metavar, "group": group, "shown_default": shown_default}
+    return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, **extra})
 
 
 class _Checked:
@@ -114,22 +131,44 @@ def _range(low: float, high: float) -> str:
 class LoadSettings(_Checked):
     """Which model is loaded, and how."""
 
-    model: str | None = setting(None, "Hub id, folder, PEFT adapter folder, GGUF file, or 'starter'.")
-    revision: str | None = setting(None, "Branch, tag or commit hash on the Hub.")
-    base: str | None = setting(None, "Base model of an adapter, instead of the one named by the adapter.")
-    head: Literal["causal", "seq2seq", "span"] | None = setting(None, "Use this head instead of the detected one.")
-    device: Device = setting("auto", "Where the model runs.")
-    dtype: DType = setting("auto", "Weight dtype; auto keeps the checkpoint's where the device supports it well.")
-    quantize: Quantization | None = setting(None, "Quantize the weights while loading.")
+    model: str | None = setting(
+        None,
+        "Use this model: a Hub id, a folder, a PEFT adapter folder, a GGUF file, or 'starter'.",
+        short="m",
+        metavar="MODEL",
+        group="Model",
+        shown_default="set by the task",
+    )
+    revision: str | None = setting(
+        None, "Use this branch, tag or commit of the model's Hub repository.", metavar="REVISION", group="Model"
+    )
+    base: str | None = setting(
+        None, "Attach the adapter to this base model instead of the one it names.", metavar="MODEL", group="Model"
+    )
+    head: Literal["causal", "seq2seq", "span"] | None = setting(
+        None, "Use this head instead of the detected one.", group="Advanced"
+    )
+    device: Device = setting("auto", "Run the model on this device.", group="Model")
+    dtype: DType = setting(
+        "auto",
+        "Load the weights with this dtype; auto keeps the checkpoint's where the device supports it well.",
+        group="Model",
+    )
+    quantize: Quantization | None = setting(None, "Quantize the weights while loading.", group="Model")
     attn_implementation: str | None = setting(
-        None, "Attention implementation, named as in Transformers (sdpa, eager …)."
+        None,
+        "Use this attention implementation, named as in Transformers (sdpa, eager …).",
+        metavar="NAME",
+        group="Advanced",
     )
-    offline: bool = setting(False, "Never use the network.")
-    safetensors_only: bool = setting(False, "Refuse checkpoints that have .bin files only.")
+    offline: bool = setting(False, "Never use the network.", group="Model")
+    safetensors_only: bool = setting(False, "Refuse checkpoints that have .bin files only.", group="Advanced")
     allow_pickle: bool = setting(
-        False, "Load pickled weights that can run code (of the model, its base or a baseline)."
+        False, "Load pickled weights that can run code (of the model, its base or a baseline).", group="Advanced"
     )
-    trust_remote_code: bool = setting(False, "Run code that comes with the model, its base, a baseline or a metric.")
+    trust_remote_code: bool = setting(
+        False, "Run code that comes with the model, its base, a baseline or a metric.", group="Advanced"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,35 +183,63 @@ class GenerationSettings(_Checked):
     """How text is generated. A setting left at None is taken from the model's own generation_config.json."""
 
     max_new_tokens: int | None = setting(
-        None, "Maximum length of the output in tokens; each task has its own default.", minimum=1
+        None, "Stop after this many tokens of output.", minimum=1, group="Output", shown_default="set by the task"
     )
-    min_new_tokens: int | None = setting(None, "Minimum length of the output in tokens.", minimum=0)
-    temperature: float | None = setting(None, "Sample at this temperature; 0 is greedy.", minimum=0, maximum=100)
+    min_new_tokens: int | None = setting(
+        None, "Generate at least this many tokens of output.", minimum=0, group="Output"
+    )
+    temperature: float | None = setting(
+        None, "Sample at this temperature; 0 is greedy.", minimum=0, maximum=100, group="Sampling"
+    )
     top_p: float | None = setting(
-        None, "Nucleus sampling: keep the most probable tokens up to this cumulative probability.", minimum=0, maximum=1
+        None,
+        "Nucleus sampling: keep the most probable tokens up to this cumulative probability.",
+        minimum=0,
+        maximum=1,
+        group="Sampling",
     )
-    top_k: int | None = setting(None, "Sample from this many most probable tokens; 0 means all.", minimum=0)
+    top_k: int | None = setting(
+        None, "Sample from this many most probable tokens; 0 means all.", minimum=0, group="Sampling"
+    )
     min_p: float | None = setting(
-        None, "Keep tokens at least this fraction as probable as the top token.", minimum=0, maximum=1
+        None,
+        "Keep tokens at least this fraction as probable as the top token.",
+        minimum=0,
+        maximum=1,
+        group="Sampling",
     )
     repetition_penalty: float | None = setting(
-        None, "Penalize repetition; above 1 makes it less likely.", minimum=0.01, maximum=100
+        None, "Penalize repetition; above 1 makes it less likely.", minimum=0.01, maximum=100, group="Sampling"
     )
     no_repeat_ngram_size: int | None = setting(
-        None, "Never repeat a sequence of this many tokens; 0 is off.", minimum=0
+        None, "Never repeat a sequence of this many tokens; 0 is off.", minimum=0, group="Sampling"
     )
-    num_beams: int | None = setting(None, "Beam search with this many beams; 1 is off.", minimum=1, maximum=1000)
+    num_beams: int | None = setting(
+        None, "Use beam search with this many beams; 1 is off.", minimum=1, maximum=1000, group="Sampling"
+    )
     length_penalty: float | None = setting(
-        None, "Beam search: above 0 favours longer outputs.", minimum=-10, maximum=10
+        None, "Beam search: above 0 favours longer outputs.", minimum=-10, maximum=10, group="Sampling"
     )
-    num_return_sequences: int = setting(1, "Number of outputs for each input.", minimum=1, maximum=1000)
-    seed: int | None = setting(None, "Random seed, to make sampling reproducible.", minimum=0, maximum=2**63 - 1)
-    stop: tuple[str, ...] = setting((), "Stop before this text, which is not printed (repeatable).")
+    num_return_sequences: int = setting(
+        1, "Generate this many outputs for each input.", minimum=1, maximum=1000, group="Output"
+    )
+    seed: int | None = setting(
+        None, "Make sampling reproducible with this random seed.", minimum=0, maximum=2**63 - 1, group="Sampling"
+    )
+    stop: tuple[str, ...] = setting(
+        (), "Stop before this text, which is not printed (repeatable).", metavar="TEXT", group="Output"
+    )
     on_overflow: Overflow | None = setting(
-        None, "What to do with input longer than the model's context; each task has its own default."
+        None,
+        "What to do with input longer than the model's context: refuse it, truncate it, or process it in chunks.",
+        group="Input",
+        shown_default="set by the task",
     )
     truncation_side: TruncationSide | None = setting(
-        None, "Side that on_overflow=truncate cuts: left keeps the end, right the beginning; each task has its default."
+        None,
+        "Side that on_overflow=truncate cuts: left keeps the end, right the beginning.",
+        group="Input",
+        shown_default="set by the task",
     )
 
     def __post_init__(self) -> None:
@@ -208,21 +275,41 @@ class TaskSettings(_Checked):
 class RowSettings(_Checked):
     """An input file of rows, and how it is processed. All other settings require ``input``."""
 
-    input: str | None = setting(None, "Rows to answer: .jsonl, .csv, .tsv, .parquet, .txt, .json, .gz of these, or -.")
+    input: str | None = setting(
+        None,
+        "Answer every row of this file: .jsonl, .csv, .tsv, .parquet, .txt, .json, .gz of these, or - for "
+        "standard input.",
+        metavar="FILE",
+        group="Rows",
+    )
     output: str | None = setting(
-        None, "JSON Lines file for the answers, in the order of the rows; standard output by default."
+        None,
+        "Write the answers to this JSON Lines file, in the order of the rows.",
+        short="o",
+        metavar="FILE",
+        group="Rows",
+        shown_default="standard output",
     )
     column: tuple[str, ...] = setting(
-        (), "Map a task field to an input column, e.g. context=body; a.b is a field of an object (repeatable)."
+        (),
+        "Map a task field to an input column, e.g. context=body; a.b is a field of an object (repeatable).",
+        metavar="FIELD=COLUMN",
+        group="Rows",
     )
-    window: int = setting(256, "Rows buffered in memory, sorted by length and generated together.", minimum=1)
+    window: int = setting(
+        256, "Buffer this many rows in memory, sorted by length and generated together.", minimum=1, group="Advanced"
+    )
     max_batch_tokens: int | None = setting(
-        None, "Maximum tokens per batch (prompt, output, padding); estimated from free memory by default.", minimum=1
+        None,
+        "Batch at most this many tokens (prompt, output, padding).",
+        minimum=1,
+        group="Advanced",
+        shown_default="estimated from free memory",
     )
-    resume: bool = setting(False, "Continue an interrupted run with the same output file.")
-    overwrite: bool = setting(False, "Replace the output file.")
-    fail_fast: bool = setting(False, "Stop at the first bad row instead of writing an error record.")
-    num_processes: int | None = setting(None, "Distribute the rows over this many processes.", minimum=1)
+    resume: bool = setting(False, "Continue an interrupted run with the same output file.", group="Rows")
+    overwrite: bool = setting(False, "Replace the output file.", group="Rows")
+    fail_fast: bool = setting(False, "Stop at the first bad row instead of writing an error record.", group="Rows")
+    num_processes: int | None = setting(None, "Distribute the rows over this many processes.", minimum=1, group="Rows")
 
     def __post_init__(self) -> None:
         super().__post_init__()

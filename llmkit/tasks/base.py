@@ -55,7 +55,9 @@ class Task:
     verb: ClassVar[str]
     """The verb on the command line, as in ``llmkit generate``."""
     help: ClassVar[str]
-    """Help of the command: a line, optionally followed by an empty line and more text."""
+    """Help of the command: a sentence, optionally followed by paragraphs and, at the end, by ``Examples:``."""
+    synonyms: ClassVar[tuple[str, ...]] = ()
+    """Other names that users may try, for suggestions."""
     sample: ClassVar[str] = '"TEXT"'
     sample_options: ClassVar[Mapping[str, str]] = {}
     """Arguments and options of an example command."""
@@ -124,6 +126,16 @@ class Task:
                 f"{type(self.settings).__name__} are not the settings of {self.name}",
                 f"use {self.settings_class.__name__}",
             )
+
+    @classmethod
+    def shown_defaults(cls) -> dict[str, str]:
+        """The task's defaults of common settings, in words."""
+        return {
+            "model": cls.recommended[0].model if cls.recommended else "",
+            "max_new_tokens": f"the model's own, or {cls.max_new_tokens}",
+            "on_overflow": cls.overflow,
+            "truncation_side": cls.truncation_side or "drop messages, the oldest first",
+        }
 
     def instruct(self, row: Row) -> str:
         """The user's message for one row."""

@@ -81,7 +81,12 @@ class Dialogue(Task):
 
     With a text (argument or standard input), print one reply. Otherwise start a conversation; /help lists its
     commands.
+
+    Examples:
+        llmkit chat
+        llmkit chat "What is the capital of France?" --system "Answer in one word."
     """
+    synonyms = ("talk", "conversation", "converse", "repl", "interactive", "assistant")
     sample = ""
     command_prompt_options = ("system",)
     converses = True

@@ -70,7 +70,8 @@ class AnswerSettings(SpanSettings):
 
     no_answer_threshold: float | None = setting(
         None,
-        "Report no answer if its score exceeds the best span's by more than this; default: always answer.",
+        "Report no answer if its score exceeds the best span's by more than this.",
+        shown_default="always answer",
     )
 
 
@@ -91,7 +92,13 @@ class QuestionAnswering(Task):
 
     Models like BERT extract the answer from the text, others generate it. Prints an empty line if the text does not
     contain the answer.
+
+    Examples:
+        llmkit answer "Where is the reef?" "It lies off Australia."
+        llmkit answer "Who signed it?" contract.txt --top 3 --json
+        llmkit answer --input questions.csv --column context=passage -o answers.jsonl
     """
+    synonyms = ("qa", "ask", "question", "questions", "squad", "extract")
     sample = '"QUESTION"'
     sample_options = {"context": "FILE"}
     argument_help = {"question": "The question.", "context": "The text that contains the answer, or its file."}

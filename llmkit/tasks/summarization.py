@@ -39,7 +39,9 @@ _LONGEST = 100_000
 class SummarizationSettings(TaskSettings):
     """How a text is summarized."""
 
-    length: str = setting("medium", "Length of the summary: short, medium, long, or a number of tokens.")
+    length: str = setting(
+        "medium", "Length of the summary, in words or as a number of tokens.", metavar="{short,medium,long,N}"
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "length", str(self.length))
@@ -69,7 +71,12 @@ class Summarization(Task):
 
     A text longer than the model's context is split between sentences and summarized in parts, and then the summaries
     are. Coverage is reported on standard error.
+
+    Examples:
+        llmkit summarize report.txt --length short
+        llmkit summarize --input papers.jsonl --column document=abstract -o summaries.jsonl
     """
+    synonyms = ("summarise", "summary", "summarisation", "tldr", "shorten")
     sample = "FILE"
     input_column = "document"
     columns = ("document",)
@@ -100,6 +107,11 @@ class Summarization(Task):
         QWEN.noted("follows instructions; needs a GPU"),
     )
     takes_prefix = True
+
+    @classmethod
+    def shown_defaults(cls) -> dict[str, str]:
+        lengths = ", ".join(f"{tokens} for {length}" for length, tokens in _TOKENS.items())
+        return super().shown_defaults() | {"max_new_tokens": f"the model's own, or {lengths}"}
 
     def instruct(self, row: Row) -> str:
         if self.settings.tokens:

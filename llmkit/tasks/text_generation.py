@@ -19,7 +19,13 @@ class TextGeneration(Task):
 
     Settings default to the model's own generation_config.json; without one, decoding is greedy,
     with at most 256 tokens.
+
+    Examples:
+        llmkit generate "Write a haiku about the sea." --temperature 0.8
+        llmkit generate --raw "The meaning of life is" --max-new-tokens 40
+        llmkit generate --input prompts.jsonl --output answers.jsonl
     """
+    synonyms = ("complete", "completion", "continue", "prompt", "run", "write", "infer", "predict", "inference")
     command_prompt_options = ("system", "prefill", "raw")
     input_column = "prompt"
     columns = ("prompt",)

@@ -44,8 +44,12 @@ def _opus(pair: str, parameters: str, megabytes: int, languages: str) -> Recomme
 class TranslationSettings(TaskSettings):
     """Which languages a text is translated between, by English name or ISO 639 code."""
 
-    source: str | None = setting(None, "Language of the text; detected by default.", option="from")
-    target: str | None = setting(None, "Language to translate into.", option="to")
+    source: str | None = setting(
+        None, "Language of the text.", option="from", metavar="LANGUAGE", shown_default="detected"
+    )
+    target: str | None = setting(
+        None, "Language to translate into, by English name or ISO 639 code.", option="to", metavar="LANGUAGE"
+    )
 
 
 class TranslationOptions(Options, total=False):
@@ -61,7 +65,12 @@ class Translation(Task):
     help = """Translate a text of any length.
 
     White space, Markdown, code, addresses and placeholders stay unchanged.
+
+    Examples:
+        llmkit translate "Good morning, my friend." --to French
+        llmkit translate subtitles.srt --from en --to de
     """
+    synonyms = ("translator", "mt", "nmt")
     sample_options = {"from": "en", "to": "fr"}
     input_column = "source"
     columns = ("source",)

@@ -78,7 +78,7 @@ class Chat:
 class SpanSettings(TaskSettings):
     """How an answer is extracted from a text of any length. Except for ``top``, names are those of Transformers 4."""
 
-    top: int = setting(1, "Number of answers.", minimum=1, maximum=1000)
+    top: int = setting(1, "Return this many answers.", minimum=1, maximum=1000)
     max_seq_len: int = setting(384, "Maximum window length in tokens, including the question.", minimum=1)
     doc_stride: int = setting(128, "Overlap of consecutive windows in tokens.", minimum=0)
     max_answer_len: int = setting(30, "Maximum answer length in tokens.", minimum=1)
@@ -112,10 +112,17 @@ class Example:
 class PromptOptions:
     """Prompt options of the caller that apply to every row."""
 
-    system: str = setting("", "System message; models without a chat template get it before the prompt.")
-    prefill: str = setting("", "Begin the output with this text, which is not printed again.")
+    system: str = setting(
+        "",
+        "Add this system message; models without a chat template get it before the prompt.",
+        metavar="TEXT",
+        group="Prompt",
+    )
+    prefill: str = setting(
+        "", "Begin the output with this text, which is not printed again.", metavar="TEXT", group="Prompt"
+    )
     examples: Sequence[Row] = field(default=())
-    raw: bool = setting(False, "Continue the text itself, without the chat template.")
+    raw: bool = setting(False, "Continue the text itself, without the chat template.", group="Prompt")
 
 
 @dataclass(frozen=True)

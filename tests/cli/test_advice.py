@@ -38,7 +38,7 @@ COMMANDS = dict(commands_of(typer.main.get_command(application())))
 
 
 def literals() -> Iterator[tuple[str, str]]:
-    """Every string outside of the command line but docstrings and others' warnings: where it is, and its text."""
+    """Every string outside of the command line but docstrings, examples and others' warnings: its place and text."""
     for path in sorted(Path(llmkit.__file__).parent.rglob("*.py")):
         if "cli" in path.parts:
             continue
@@ -49,7 +49,7 @@ def literals() -> Iterator[tuple[str, str]]:
                 others |= {id(each) for each in node.args}
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in others:
-                yield f"{path.name}:{node.lineno}", node.value
+                yield f"{path.name}:{node.lineno}", node.value.partition("\n\n    Examples:\n")[0]
 
 
 def test_no_message_names_an_option() -> None:

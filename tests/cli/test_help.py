@@ -1,0 +1,87 @@
+"""What ``--help`` shows: examples that parse, options in groups, defaults that hold, complete sentences."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Any
+
+import pytest
+
+from llmkit.cli.help import GROUPS, examples, summary
+from llmkit.tasks import TASKS
+from tests.cli.conftest import Run
+from tests.cli.test_advice import COMMANDS
+
+LEAVES = {name: command for name, command in COMMANDS.items() if not hasattr(command, "commands")}
+
+
+def _page(run: Run, name: str) -> str:
+    code, out, _ = run(*name.split()[1:], "--help")
+    assert code == 0
+    return out
+
+
+def _parse(line: str) -> Any:
+    """Parse a command line without running it."""
+    words = shlex.split(line.rpartition("| ")[2].partition(" > ")[0], comments=True)
+    name = max((each for each in LEAVES if words[: len(each.split())] == each.split()), key=len)
+    return LEAVES[name].make_context(name, words[len(name.split()) :])
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_every_command_has_examples_that_parse(name: str) -> None:
+    shown = examples(LEAVES[name].help or "")
+    assert shown
+    for line in shown:
+        assert name in line
+        _parse(line)
+
+
+def test_help_is_complete_sentences_in_known_groups() -> None:
+    for name, command in COMMANDS.items():
+        assert summary(command.help or "").endswith("."), name
+        for each in command.params:
+            assert each.help.rstrip().endswith((".", ")")), (name, each.name)
+            assert (each.rich_help_panel or "") in GROUPS, (name, each.name)
+
+
+def test_the_list_of_commands_is_not_truncated(run: Run) -> None:
+    page = _page(run, "llmkit")
+    assert "..." not in page.partition("\n\n")[2]
+    for name, command in LEAVES.items():
+        if len(name.split()) == 2:
+            assert summary(command.help or "") in " ".join(page.split()), name
+
+
+def test_options_are_listed_by_group_with_choices(run: Run) -> None:
+    page = _page(run, "llmkit generate")
+    order = [title for title in GROUPS.values() if f"\n{title}:\n" in page]
+    assert [page.index(f"\n{title}:\n") for title in order] == sorted(page.index(f"\n{title}:\n") for title in order)
+    assert "--head {causal,seq2seq,span}" in page.partition("\nAdvanced:")[2]
+    assert "--temperature X" in page.partition("\nSampling")[2].partition("\nAdvanced:")[0]
+    assert "-m, --model MODEL" in page.partition("\nModel:")[2].partition("\nFiles of rows:")[0]
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_defaults_are_those_of_the_task(task: Any, run: Run) -> None:
+    page = " ".join(_page(run, f"llmkit {task.verb}").split())
+
+    def default(option: str) -> str:
+        found = re.search(rf" {option} \S+ (?:(?! --).)*?\[default: ([^]]*)\]", page)
+        return found[1] if found else ""
+
+    assert str(task.max_new_tokens) in default("--max-new-tokens")
+    assert default("--on-overflow") == task.overflow
+    assert f"--on-overflow {{{','.join(task.allowed_overflow)}}}" in page
+    assert default("--window") == "256"
+
+
+@pytest.mark.parametrize("group", [(), ("data",), ("recipes",)], ids=lambda group: " ".join(group) or "llmkit")
+def test_a_group_of_commands_alone_shows_its_help(group: tuple[str, ...], run: Run) -> None:
+    assert run(*group) == run(*group, "--help")
+    assert run(*group)[0] == 0
+
+
+def test_version(run: Run) -> None:
+    assert run("-V") == run("--version")

@@ -39,6 +39,9 @@ class Contract:
     """Side at which long texts were truncated, if the recipe sets it."""
     config_overrides: dict[str, Any] | None = None
     """For an adapter: settings of its base's config that were changed for training, and apply at inference too."""
+    base: dict[str, Any] | None = None
+    """The embedded model that was tuned, if any: its name in llmkit, the Hub model it was made from, how its weights
+    differ from that, and their hash."""
     version: int = _VERSION
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 from llmkit.config.paths import user_path
 from llmkit.config.settings import LoadSettings
@@ -21,9 +22,9 @@ from llmkit.models.bundled import EMBEDDED
 from llmkit.models.hub import exists, fetch, is_cached
 from llmkit.models.reachability import hub_reachable, is_offline
 from llmkit.models.repo_files import part_names
-from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
+from llmkit.models.source import ADAPTER_CONFIG, CONTRACT_FILE, Source, read_json
 from llmkit.models.starter import STARTER, starter_limits
-from llmkit.models.wheels import wheel_source
+from llmkit.models.wheels import Wheel, weights_hash, wheel_source
 from llmkit.tasks import find_task
 
 __all__ = ["locate", "locate_tokenizer"]
@@ -186,7 +187,12 @@ def _with_base(
     if base == model or (user_path(base) / ADAPTER_CONFIG).is_file():
         raise _is_adapter(model, base)
     try:
-        found = _named(base, _for_base(settings, base, config.get("revision")), weights=weights)
+        wheel = None if settings.base or config.get("revision") else _embedded_base(adapter, base)
+        if wheel is not None:
+            found = wheel_source(wheel, offline=is_offline())
+            _check_weights(model, adapter, wheel, found.folder)
+        else:
+            found = _named(base, _for_base(settings, base, config.get("revision")), weights=weights)
     except (CheckpointError, HubUnreachableError, ModelNotFoundError) as error:
         if settings.base is not None:
             raise
@@ -194,6 +200,11 @@ def _with_base(
             f"{model} is an adapter, and its base model was not found: {error.problem}"
             f" (base_model_name_or_path in {file})",
             _NAME_IT,
+            *(
+                f"use its embedded version{f' ({wheel.changes})' if wheel.changes else ''}: `base={wheel.name}`"
+                for wheel in EMBEDDED.values()
+                if wheel.hub_id == base
+            ),
         ) from error
     if found.adapter is not None:
         raise _is_adapter(model, base)
@@ -205,7 +216,36 @@ def _with_base(
         adapter=adapter,
         adapter_commit=adapter_commit,
         base=base,
+        origin=found.origin,
     )
+
+
+def _base_record(adapter: Path) -> dict[str, Any]:
+    """What llmkit recorded about the embedded base of an adapter (`llmkit.inference.tuned_config.Contract.base`)."""
+    path = adapter / CONTRACT_FILE
+    record = read_json(path).get("base") if path.is_file() else None
+    return record if isinstance(record, dict) else {}
+
+
+def _embedded_base(adapter: Path, base: str) -> Wheel | None:
+    """The embedded model that is the base of an adapter, although its config names the Hub model it was made from.
+
+    If the two differ, only adapters of which llmkit recorded that they were trained on the embedded one.
+    """
+    wheel = next((wheel for wheel in EMBEDDED.values() if wheel.hub_id == base), None)
+    if wheel is None or _base_record(adapter).get("embedded") == wheel.name:
+        return wheel
+    return None if wheel.changes or is_cached(base) else wheel
+
+
+def _check_weights(model: str, adapter: Path, wheel: Wheel, folder: Path) -> None:
+    recorded = _base_record(adapter).get("sha256")
+    if recorded is not None and recorded != weights_hash(folder):
+        log.warning(
+            "%s was trained on another version of the %s, whose weights differ: its answers may differ too",
+            model,
+            wheel.name,
+        )
 
 
 def _is_adapter(model: str, base: str) -> CheckpointError:

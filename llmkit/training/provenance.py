@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llmkit.config.paths import without_folders
+from llmkit.config.paths import user_path, without_folders
 from llmkit.config.recipe import Recipe, SourceSection
 from llmkit.config.recipe_file import resolved_yaml
 from llmkit.config.yaml12 import dump, parse
@@ -45,6 +45,11 @@ class Provenance:
 
     versions: dict[str, str]
     base: str
+    """The base model as the recipe names it."""
+    hub_id: str | None
+    """The base model on the Hub, if it is there."""
+    changes: str
+    """How its weights differ from those on the Hub; empty if they do not."""
     commit: str | None
     license: str | None
     """Of the base model, as its card states it."""
@@ -62,12 +67,23 @@ def provenance_of(recipe: Recipe, loaded: Loaded) -> Provenance:
     return Provenance(
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         base=source.name,
+        hub_id=_hub_id(source),
+        changes="" if source.origin is None else source.origin.changes,
         commit=source.commit,
         license=_license(source.folder / "README.md"),
         method=_method(recipe, source),
         data=tuple(_data(recipe)),
         files=hashes["files"] | {f"adapter {name}": each for name, each in hashes["adapter_files"].items()},
     )
+
+
+def _hub_id(source: Source) -> str | None:
+    if source.origin is not None:
+        return source.origin.hub_id
+    name = source.base or source.name
+    if user_path(name).exists() or not (source.commit or "/" in name):
+        return None
+    return "/".join(name.split("/")[:2])  # without the name of a GGUF file
 
 
 def _method(recipe: Recipe, source: Source) -> str | None:

@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -36,6 +36,7 @@ from llmkit.models.memory import is_out_of_memory, peak_memory
 from llmkit.models.processes import Worker, join_process_group
 from llmkit.models.quiet import quiet_transformers
 from llmkit.models.reachability import offline
+from llmkit.models.wheels import weights_hash
 from llmkit.tasks import PromptOptions, Task
 from llmkit.tasks.output import Output
 from llmkit.training.accelerator import TRACKERS, make_accelerator
@@ -367,6 +368,8 @@ def _write_model(run: _Run, model: Any, weights: Any, folder: Path) -> None:
     """The weights and the tokenizer. ``weights`` are those of a model in shards."""
     for config in getattr(model, "peft_config", {}).values():
         config.base_model_name_or_path = run.loaded.source.lasting_base
+        if getattr(config, "tokenizer_name_or_path", None):  # of prompt tuning: the folder it was loaded from
+            config.tokenizer_name_or_path = config.base_model_name_or_path
         if run.loaded.source.adapter is None:
             config.revision = getattr(run.recipe.model, "revision", None)
     options: dict[str, Any] = {} if weights is None else {"state_dict": weights}
@@ -389,8 +392,9 @@ def _write_report(run: _Run, threshold: Threshold | None, folder: Path) -> None:
     longest = max(run.parts["train"].examples["targets"][:], default=0)
     side = recipe.data.truncation_side
     overrides = _overrides(run) if hasattr(trainer.model, "peft_config") else None
+    base = _embedded_base(run)
     contract = Contract(
-        recipe.task, settings, recipe.prompt.system, recipe.prompt.raw, longest, side, overrides or None
+        recipe.task, settings, recipe.prompt.system, recipe.prompt.raw, longest, side, overrides or None, base
     )
     write_contract(folder, contract)
     entries = "".join(f"{json.dumps(entry)}\n" for entry in trainer.progress.log)
@@ -403,6 +407,12 @@ def _write_report(run: _Run, threshold: Threshold | None, folder: Path) -> None:
     ledgers = [list(describe(part.ledger, name)) for name, part in run.parts.items()]
     card = model_card(recipe, run.provenance, metrics, trainer.folder.name, ledgers)
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _embedded_base(run: _Run) -> dict[str, Any] | None:
+    """What differs between the model that was tuned and the Hub model named as its base."""
+    source = run.loaded.source
+    return None if source.origin is None else asdict(source.origin) | {"sha256": weights_hash(source.folder)}
 
 
 def _overrides(run: _Run) -> dict[str, Any]:

@@ -18,21 +18,20 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
 from llmkit import __version__
-from llmkit.cli.data import data, data_check
+from llmkit.cli.data import data_check
 from llmkit.cli.evaluate import evaluate
 from llmkit.cli.finetune import finetune
-from llmkit.cli.help import HelpGroup
+from llmkit.cli.help import Entry, HelpGroup
 from llmkit.cli.models import download, inspect, models
 from llmkit.cli.next_tokens import next_
 from llmkit.cli.options import Stopped, command, flags, remedy, worded
 from llmkit.cli.recipes import (
-    recipes,
     recipes_copy,
     recipes_list,
     recipes_schema,
@@ -49,53 +48,58 @@ from llmkit.tasks import TASKS, Task
 
 __all__ = ["application", "main"]
 
-command(data, "check", data_check)
-for _name, _function in (
-    ("list", recipes_list),
-    ("show", recipes_show),
-    ("copy", recipes_copy),
-    ("validate", recipes_validate),
-    ("schema", recipes_schema),
-):
-    command(recipes, _name, _function)
-
-
 _TASKS, _TRAINING, _MODELS = "Tasks", "Training and evaluation", "Models"
-_COMMANDS = (
-    ("finetune", finetune, _TRAINING),
-    ("evaluate", evaluate, _TRAINING),
-    ("merge", merge, _TRAINING),
-    ("push", push, _TRAINING),
-    ("models", models, _MODELS),
-    ("inspect", inspect, _MODELS),
-    ("download", download, _MODELS),
-    ("next", next_, _MODELS),
-)
+_RECIPES = "List, show, copy and check recipes."
+_DATA = "Inspect training data."
 
 
-def application() -> typer.Typer:
-    """The commands, those of all registered tasks first."""
+def application() -> HelpGroup:
+    """The commands, with the registered tasks first."""
     return _application(tuple(TASKS.values()))
 
 
 @functools.cache
-def _application(tasks: tuple[type[Task], ...]) -> typer.Typer:
+def _application(tasks: tuple[type[Task], ...]) -> HelpGroup:
+    entries = (
+        *(command(task.verb, task_command(task), _TASKS, task) for task in tasks),
+        command("finetune", finetune, _TRAINING),
+        command("evaluate", evaluate, _TRAINING),
+        command("merge", merge, _TRAINING),
+        command("push", push, _TRAINING),
+        Entry("recipes", _RECIPES, _TRAINING, lambda: _group("recipes", _RECIPES, _recipes_commands())),
+        Entry("data", _DATA, _TRAINING, lambda: _group("data", _DATA, [command("check", data_check)])),
+        command("models", models, _MODELS),
+        command("inspect", inspect, _MODELS),
+        command("download", download, _MODELS),
+        command("next", next_, _MODELS),
+    )
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    return _group("llmkit", str(_root.__doc__), entries, callback=_root, context_settings=settings)
+
+
+def _group(name: str, text: str, entries: Sequence[Entry], **settings: Any) -> HelpGroup:
     app = typer.Typer(
-        name="llmkit",
+        name=name,
         cls=HelpGroup,
+        help=text,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # half the time of --help
-        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        **settings,
     )
-    for task in tasks:
-        command(app, task.verb, task_command(task), group=_TASKS, task=task)
-    for name, function, group in _COMMANDS:
-        command(app, name, function, group=group)
-    for name, typer_group in (("recipes", recipes), ("data", data)):
-        app.add_typer(typer_group, name=name, cls=HelpGroup, rich_help_panel=_TRAINING)
-    app.callback()(_root)
-    return app
+    group = typer.main.get_group(app)
+    assert isinstance(group, HelpGroup)
+    return group.fill(entries)
+
+
+def _recipes_commands() -> list[Entry]:
+    return [
+        command("list", recipes_list),
+        command("show", recipes_show),
+        command("copy", recipes_copy),
+        command("validate", recipes_validate),
+        command("schema", recipes_schema),
+    ]
 
 
 def _print_version(value: bool) -> None:
@@ -225,7 +229,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except TyperException as error:
-        _complain(" ".join(error.format_message().split()).rstrip("."), "see --help")
+        from llmkit.cli.suggestions import explain
+
+        _complain(*explain(error))
         return 2
     except LlmkitError as error:
         if flags.debug:

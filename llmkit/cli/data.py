@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from llmkit.training.data_report import Histogram, PartReport, Piece, Report
     from llmkit.training.encoding import Encoder
 
-__all__ = ["data", "data_check"]
-
-data = typer.Typer(help="Inspect training data.", rich_markup_mode=None)
+__all__ = ["data_check"]
 
 _BAR = 40
 _PROBLEMS = (

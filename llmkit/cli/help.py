@@ -1,18 +1,20 @@
-"""The layout of ``--help``: examples, then options in groups with their choices and defaults; commands in groups.
+"""Groups of commands, and the layout of ``--help``: examples, then options by group with choices and defaults.
 
+A command is built when it is first used, since building all of them takes longer than parsing a command line.
 The group of an option or command is its ``rich_help_panel``, which Typer passes on; Rich itself is not used, since
 importing it takes as long as the rest of ``--help``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from typer._click import Context, HelpFormatter, Parameter
+from typer._click import Command, Context, HelpFormatter, Parameter
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-__all__ = ["HelpCommand", "HelpGroup", "examples", "summary"]
+__all__ = ["GROUPS", "Entry", "HelpCommand", "HelpGroup", "examples", "summary"]
 
 GROUPS = {
     "": "Options",
@@ -54,8 +56,46 @@ class HelpCommand(TyperCommand):
         _options(self.get_params(ctx), formatter)
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A command of a group, not built yet."""
+
+    name: str
+    help: str
+    heading: str
+    build: Callable[[], Command]
+
+
+class _Commands(Mapping[str, Command]):
+    """The commands of a group by name, each built when it is first looked up."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.entries = {entry.name: entry for entry in entries}
+        self._built: dict[str, Command] = {}
+
+    def __getitem__(self, name: str) -> Command:
+        if name not in self._built:
+            self._built[name] = self.entries[name].build()
+        return self._built[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
 class HelpGroup(TyperGroup):
     """A group of commands, listed under headings with their complete summaries; without arguments it shows help."""
+
+    commands: Any
+    entries: Mapping[str, Entry]
+
+    def fill(self, entries: Sequence[Entry]) -> HelpGroup:
+        """Set the commands of the group."""
+        self.commands = _Commands(entries)
+        self.entries = self.commands.entries
+        return self
 
     def format_help_text(self, ctx: Context, formatter: HelpFormatter) -> None:  # noqa: ARG002
         _text(self.help or "", formatter)
@@ -65,24 +105,30 @@ class HelpGroup(TyperGroup):
         _options(self.get_params(ctx), formatter)
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:  # noqa: ARG002
-        shown = [(name, command) for name, command in self.commands.items() if not command.hidden]
-        width = max(len(name) for name, _ in shown)
-        panels = [getattr(command, "rich_help_panel", None) or "Commands" for _, command in shown]
-        for panel in dict.fromkeys(panels):
-            rows = [
-                (f"{name:{width}}", summary(command.help or ""))
-                for (name, command), own in zip(shown, panels, strict=True)
-                if own == panel
-            ]
-            with formatter.section(panel):
-                formatter.write_dl(rows)
+        width = max(map(len, self.entries))
+        for heading in dict.fromkeys(entry.heading for entry in self.entries.values()):
+            shown = [entry for entry in self.entries.values() if entry.heading == heading]
+            with formatter.section(heading):
+                formatter.write_dl([(f"{entry.name:{width}}", summary(entry.help)) for entry in shown])
 
     def format_epilog(self, ctx: Context, formatter: HelpFormatter) -> None:
         formatter.write_paragraph()
         formatter.write_text(f"'{ctx.command_path} COMMAND --help' shows a command's options, with examples.")
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        if args[:1] == ["help"]:  # `llmkit help generate`
+            args = [*args[1:], "--help"]
         return super().parse_args(ctx, args or ([] if ctx.resilient_parsing else ["--help"]))
+
+    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
+        name, *rest = args
+        if name not in self.entries:
+            if ctx.resilient_parsing:
+                return None, None, rest
+            from llmkit.cli.suggestions import unknown_command
+
+            raise unknown_command(name, ctx.command_path, list(self.entries))
+        return name, self.commands[name], rest
 
 
 def _text(help_text: str, formatter: HelpFormatter) -> None:

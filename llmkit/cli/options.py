@@ -17,8 +17,9 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
+from typer._click import Command
 
-from llmkit.cli.help import HelpCommand
+from llmkit.cli.help import Entry, HelpCommand
 from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, TaskSettings, setting_fields
 from llmkit.errors import LlmkitError
 from llmkit.log import log
@@ -155,12 +156,21 @@ def _offline(values: Mapping[str, Any]) -> AbstractContextManager[None]:
 
 
 def command(
-    app: typer.Typer, name: str, function: Callable[..., None], *, group: str = "", task: type[Task] | None = None
-) -> None:
-    """Add a command to the application, with its settings spread out as options.
+    name: str, function: Callable[..., None], heading: str = "Commands", task: type[Task] | None = None
+) -> Entry:
+    """The command of a function.
 
-    ``group`` is the heading that it is listed under; ``task`` has defaults of its own for some settings.
+    Args:
+        name: as it is typed.
+        function: what it runs. A parameter annotated with a settings class becomes an option for each setting.
+        heading: in the list of commands.
+        task: whose defaults the help shows.
     """
+    text = inspect.cleandoc(function.__doc__ or "")
+    return Entry(name, text, heading, lambda: _build(name, function, text, task))
+
+
+def _build(name: str, function: Callable[..., None], text: str, task: type[Task] | None) -> Command:
     hints = get_type_hints(function, include_extras=True)
     parameters: list[inspect.Parameter] = []
     bundles: dict[str, type[Any]] = {}
@@ -193,7 +203,8 @@ def command(
             raise Stopped(0) from error
 
     run.__name__ = function.__name__
-    run.__doc__ = function.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command(name, cls=HelpCommand, rich_help_panel=group)(run)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(name, cls=HelpCommand, help=text)(run)
+    return typer.main.get_command(app)

@@ -14,9 +14,7 @@ from llmkit.cli.streams import echo
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.log import log
 
-__all__ = ["recipes", "recipes_copy", "recipes_list", "recipes_schema", "recipes_show", "recipes_validate"]
-
-recipes = typer.Typer(help="List, show, copy and check recipes.", rich_markup_mode=None)
+__all__ = ["recipes_copy", "recipes_list", "recipes_schema", "recipes_show", "recipes_validate"]
 
 
 def recipes_list(*, as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 import llmkit
 from llmkit.cli.app import application
@@ -34,7 +33,7 @@ def commands_of(command: Any, name: str = "llmkit") -> Iterator[tuple[str, Any]]
     yield name, command
 
 
-COMMANDS = dict(commands_of(typer.main.get_command(application())))
+COMMANDS = dict(commands_of(application()))
 
 
 def literals() -> Iterator[tuple[str, str]]:
@@ -197,7 +196,7 @@ def test_settings_are_worded_as_the_command_has_them(
 
 
 def test_an_option_that_is_a_setting_is_declared_by_it() -> None:
-    commands: Any = typer.main.get_command(application()).commands  # type: ignore[attr-defined]
+    commands: Any = application().commands
     declared = {
         f"--{item.metadata['option'] or item.name.replace('_', '-')}": item.metadata["help"]
         for settings in (LoadSettings, GenerationSettings, RowSettings, PromptOptions)

@@ -165,12 +165,12 @@ def test_bad_files(name: str, message: str, run: Run, tmp_path: Path) -> None:
         (["generate", "hi", "--top-p", "7"], "top_p=7.0 is out of range; give a number from 0 to 1"),
         (["generate", "hi", "--num-beams", "99999"], "num_beams=99999 is out of range"),
         (["generate", "hi", "--device", "tpu"], "'tpu' is not one of"),
-        (["generate", "hi", "--no-such-option"], "No such option: --no-such-option"),
+        (["generate", "hi", "--no-such-option"], "unknown option --no-such-option; see llmkit generate --help"),
         (["generate", "hi", "--examples", "none.jsonl"], "there is no file none.jsonl"),
         (["next", "hi", "--top", "0"], "top=0 is out of range"),
-        (["generat", "hi"], "No such command 'generat'"),
+        (["generat", "hi"], "unknown command 'generat'; did you mean llmkit generate?"),
         (["models", "poetry"], "unknown task 'poetry'"),
-        (["inspect"], "Missing argument"),
+        (["inspect"], "MODEL is missing; for example: llmkit inspect starter"),
     ],
 )
 def test_bad_usage(arguments: list[str], message: str, run: Run, gpt2: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from llmkit.cli.help import GROUPS, examples, summary
 from llmkit.tasks import TASKS
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, one_line
 from tests.cli.test_advice import COMMANDS
 
 LEAVES = {name: command for name, command in COMMANDS.items() if not hasattr(command, "commands")}
@@ -85,3 +85,50 @@ def test_a_group_of_commands_alone_shows_its_help(group: tuple[str, ...], run: R
 
 def test_version(run: Run) -> None:
     assert run("-V") == run("--version")
+
+
+@pytest.mark.parametrize(
+    ("call", "problem", "fix"),
+    [
+        ("train papers.yaml", "unknown command 'train'", "did you mean llmkit finetune?"),
+        ("qa", "unknown command 'qa'", "did you mean llmkit answer?"),
+        ("translation", "unknown command 'translation'", "did you mean llmkit translate?"),
+        ("generat hi", "unknown command 'generat'", "did you mean llmkit generate?"),
+        ("recipes ls", "unknown command 'ls'", "did you mean llmkit recipes list?"),
+        ("help sumarize", "unknown command 'sumarize'", "did you mean llmkit summarize?"),
+        ("serve", "llmkit has no server", "answer a file of rows with llmkit generate --input FILE"),
+        ("'Hello there'", "the command is missing before the text", "write llmkit generate 'Hello there'"),
+        ("generate hi --modle x", "unknown option --modle", "did you mean --model?"),
+        ("generate hi --max_new_tokens 3", "unknown option --max_new_tokens", "did you mean --max-new-tokens?"),
+        ("generate hi --max-tokens 3", "unknown option --max-tokens", "did you mean --max-new-tokens?"),
+        ("translate hi --target-lang fr", "unknown option --target-lang", "did you mean --to?"),
+        ("generate hi --dry-run", "unknown option --dry-run", "it is an option of llmkit finetune"),
+        ("finetune x --learning-rate 1", "unknown option --learning-rate", "recipe keys are changed with --set"),
+        ("--model x generate hi", "--model belongs after the command", "write llmkit generate --model"),
+        ("generate Write a haiku", "too many arguments (a haiku)", "put a text with spaces in quotes: llmkit generate"),
+        ("merge x", "-o or --output is missing", "for example: llmkit merge"),
+        ("generate hi --temperature", "--temperature requires a value", "see llmkit"),
+        ("generate hi --device tpu", "--device: 'tpu' is not one of", "see llmkit generate --help"),
+    ],
+)
+def test_what_a_user_may_have_meant(call: str, problem: str, fix: str, run: Run) -> None:
+    code, out, err = run(*shlex.split(call))
+    assert (code, out) == (2, "")
+    assert one_line(err).startswith(f"llmkit: error: {problem}")
+    assert f"; {fix}" in one_line(err)
+
+
+def test_the_suggestions_name_commands_and_settings_that_exist() -> None:
+    from llmkit.cli import suggestions
+
+    names = {name.split()[-1] for name in COMMANDS} | {"cache", "env", "new"}
+    settings = {each.name for command in LEAVES.values() for each in command.params}
+    assert set(suggestions._COMMANDS) <= names
+    assert set(suggestions._OPTIONS) <= settings
+    clashes = [other for others in suggestions._COMMANDS.values() for other in others if f"llmkit {other}" in COMMANDS]
+    assert set(clashes) <= {"inspect", "generate"}  # of `data check` and `recipes new`
+
+
+@pytest.mark.parametrize("name", ["llmkit generate", "llmkit data check", "llmkit recipes", "llmkit"])
+def test_help_as_a_command(name: str, run: Run) -> None:
+    assert run("help", *name.split()[1:]) == run(*name.split()[1:], "--help")

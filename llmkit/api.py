@@ -290,9 +290,9 @@ def next_tokens(
 def next_tokens_with(settings: LoadSettings, text: str, *, top: int) -> tuple[Loaded, list[NextToken]]:
     """`next_tokens` from validated settings; also returns the model."""
     if not text:
-        raise InputError("the text is empty", "pass some text to continue")
+        raise InputError("the text is empty", "pass some text to continue", code="empty_input")
     if top < 1:
-        raise UsageError(f"top={top} is out of range", "use 1 or more")
+        raise UsageError(f"top={top} is out of range", "use 1 or more", code="invalid_value")
     loaded = _load_model(settings, "text-generation", text)
     from llmkit.inference.next_tokens import next_tokens as distribution
 

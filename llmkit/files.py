@@ -152,7 +152,7 @@ def locked(path: Path, doing: str, fix: str | None = None) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         if fix is not None:
-            raise UsageError(f"another process is {doing}", fix) from None
+            raise UsageError(f"another process is {doing}", fix, code="locked") from None
         log.warning("waiting for another process that is %s", doing)
         lock.acquire()
     try:
@@ -184,8 +184,8 @@ def disk_errors(folder: Path, fix: str) -> Iterator[None]:
             raise
         problem = f"{folder} cannot be written to ({os.strerror(number)})"
         if number in _FULL:
-            raise NotEnoughMemoryError(problem, f"make room there, {fix}") from error
-        raise LlmkitError(problem, f"make it writable, {fix}") from error
+            raise NotEnoughMemoryError(problem, f"make room there, {fix}", code="disk_full") from error
+        raise LlmkitError(problem, f"make it writable, {fix}", code="not_writable") from error
 
 
 def _refusal(error: BaseException | None) -> int | None:

@@ -1,20 +1,65 @@
-"""The one logger, and escaping of foreign text before it is printed.
+"""The one logger, the codes of warnings, and escaping of foreign text before it is printed.
 
-Results never go through the logger: the command line sends it to stderr, a library user decides.
-
-Knows nothing else.
+Results never go through the logger: the command line sends it to stderr, a library user decides. The ``code`` of a
+warning is an attribute of its log record; README.zh.md explains every code.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from typing import Literal
 
-__all__ = ["log", "printable"]
+__all__ = ["WarningCode", "log", "printable", "warn"]
+
+WarningCode = Literal[
+    # Models and their files.
+    "fallback_model",  # the default model cannot be downloaded, and the embedded one is used
+    "cached_copy_used",  # the Hub cannot be reached or refuses, and the cached copy is used
+    "cache_rebuilt",  # a file in llmkit's cache was damaged
+    "pickle_loaded",
+    "slow_loading",  # converted or joined each time it is loaded
+    "weights_random",
+    "code_not_run",  # decoding code of the model was left out
+    "setting_ignored",  # a setting in the files of the model has no effect
+    "setting_adjusted",
+    "chat_template_chosen",
+    "tokenizer_uncertain",
+    "adapter_incomplete",
+    "peft_warning",
+    "tuned_differently",  # the model was tuned with another setting
+    # Answers.
+    "no_effect",  # a setting has no effect
+    "length_unusual",
+    "languages_assumed",
+    "batches_reduced",  # memory ran out
+    "answers_with_notes",
+    "rows_failed",
+    "rows_skipped",
+    # Evaluation and training.
+    "replies_unfinished",
+    "perplexity_incomplete",
+    "references_ignored",
+    "validation_overlap",
+    "tensors_not_trained",
+    "long_warmup",
+    "fresh_start",  # resumed without a checkpoint
+    "earlier_checkpoint_used",
+    "threshold_not_fitted",
+    "not_verified",  # memory ran out while the saved model was compared
+    "local_base",  # a pushed adapter names a local folder as its base
+    "untested",
+]
+"""All codes of warnings; they are stable across versions."""
 
 log = logging.getLogger("llmkit")
 
 _CONTROL = re.compile("\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def warn(code: WarningCode, message: str, *arguments: object) -> None:
+    """Log a warning with its code."""
+    log.warning(message, *arguments, extra={"code": code}, stacklevel=2)
 
 
 def printable(text: str) -> str:

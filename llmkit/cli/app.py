@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import errno
 import functools
+import json
 import logging
 import os
 import signal
@@ -41,10 +42,11 @@ from llmkit.cli.recipes import (
 from llmkit.cli.results import merge, push
 from llmkit.cli.streams import echo, guard_terminal
 from llmkit.cli.tasks import task_command
-from llmkit.errors import LlmkitError, without_password
+from llmkit.errors import ErrorCode, LlmkitError, without_password
 from llmkit.log import log, printable
 from llmkit.models.memory import is_out_of_memory
 from llmkit.tasks import TASKS, Task
+from llmkit.tasks.output import SCHEMA_VERSION
 
 __all__ = ["application", "main"]
 
@@ -138,7 +140,9 @@ class _Handler(logging.Handler):
     """Log lines to stderr, looked up for each line since tests and callers replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _tell(f"llmkit: {worded(record.getMessage())}")
+        code = getattr(record, "code", "")
+        label = f"{record.levelname.lower()}[{code}]: " if code else ""
+        _tell(f"llmkit: {label}{worded(record.getMessage())}")
         if record.exc_info and record.exc_info[1] is not None:  # --debug
             _trace(record.exc_info[1])
 
@@ -231,13 +235,13 @@ def _run(arguments: Sequence[str] | None) -> int:
     except TyperException as error:
         from llmkit.cli.suggestions import explain
 
-        _complain(*explain(error))
+        _complain("invalid_usage", *explain(error))
         return 2
     except LlmkitError as error:
         if flags.debug:
             _trace(error)
         else:
-            _complain(worded(error.problem), remedy(error))
+            _complain(error.code, worded(error.problem), remedy(error))
         return error.exit_code
     except Exception as error:  # last resort: one line, and how to see the traceback
         if isinstance(error, BrokenPipeError):
@@ -249,14 +253,24 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 1
 
 
-def _last_resort(error: Exception) -> tuple[str, str]:
-    """Problem and fix of an unforeseen error."""
+def _last_resort(error: Exception) -> tuple[ErrorCode, str, str]:
+    """Code, problem and fix of an unforeseen error."""
     if is_out_of_memory(error):
-        return "memory ran out", "use a smaller model, batch or --dtype, or free some memory"
+        return "out_of_memory", "memory ran out", "use a smaller model, batch or --dtype, or free some memory"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{error.filename or 'the output'} cannot be written ({error.strerror})", "make room, or write elsewhere"
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", "see the whole error with --debug"
+        problem = f"{error.filename or 'the output'} cannot be written ({error.strerror})"
+        return "disk_full", problem, "make room, or write elsewhere"
+    return (
+        "internal_error",
+        f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+        "see the whole error with --debug",
+    )
 
 
-def _complain(problem: str, fix: str) -> None:
-    _tell(f"llmkit: error: {problem}" + (f"; {fix}" if fix else ""))
+def _complain(code: ErrorCode, problem: str, fix: str) -> None:
+    """Print an error to stderr; with ``--json``, also as an object to stdout."""
+    message = problem + (f"; {fix}" if fix else "")
+    _tell(f"llmkit: error[{code}]: {message}")
+    if "--json" in flags.arguments and os.environ.get("RANK", "0") == "0":
+        about = {"code": code, "message": without_password(message)}
+        echo(json.dumps({"schema_version": SCHEMA_VERSION, "error": about}, ensure_ascii=False))

@@ -144,12 +144,12 @@ class Session:
         except BrokenPipeError:
             raise
         except LlmkitError as error:
-            log.error("%s", error)
+            log.error("%s", error, extra={"code": error.code})
         except Exception as error:
             if flags.debug:
                 raise
             problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            log.error("%s; start with --debug to see the whole error", problem)
+            log.error("%s; start with --debug to see the whole error", problem, extra={"code": "internal_error"})
 
     def _take(self, line: str) -> None:
         """A command, or a message."""
@@ -211,7 +211,8 @@ class Session:
             usage.prompt_tokens,
         )
         for note in output.notes:
-            log.warning("%s%s", note.text, _HINTS.get(note.code, "") if output.text else "")
+            hint = _HINTS.get(note.code, "") if output.text else ""
+            log.warning("%s%s", note.text, hint, extra={"code": note.code})
 
     # Commands.
 
@@ -237,7 +238,7 @@ class Session:
         if not self.conversation.messages:
             raise InputError("there is nothing to save yet", "send a message first")
         if path.exists() and path.resolve() not in self._files:
-            raise InputError(f"{path} exists", "give another name")
+            raise InputError(f"{path} exists", "give another name", code="output_exists")
         self.conversation.save(path)
         self._files.add(path.resolve())
         _tell(f"(saved {self._turns()} to {path})")

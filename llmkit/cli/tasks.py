@@ -125,10 +125,18 @@ def _row(task: type[Task], given: Mapping[str, Any], encoding: str | None) -> st
     if not others:
         return read_text(argument, text, encoding)
     if missing := next((name for name in others if given[name] is None), None):
-        raise UsageError(f"there is no {missing}", f"give it first, then the {last}, or rows of both with --input")
+        raise UsageError(
+            f"there is no {missing}",
+            f"give it first, then the {last}, or rows of both with --input",
+            code="empty_input",
+        )
     if argument is not None and option is not None:
         raise UsageError("the text was given twice", f"leave out --{last} or the last argument")
     argument = option if argument is None else argument
     if argument is None and text is None and sys.stdin.isatty():
-        raise InputError(f"there is no {last}", f"give it after the {others[-1]}, with --{last} FILE, or pipe it in")
+        raise InputError(
+            f"there is no {last}",
+            f"give it after the {others[-1]}, with --{last} FILE, or pipe it in",
+            code="empty_input",
+        )
     return {name: given[name] for name in others} | {last: read_text(argument, text, encoding)}

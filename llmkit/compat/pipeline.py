@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import TaskMismatchError, UsageError
-from llmkit.log import log
+from llmkit.log import warn
 from llmkit.models.load import load_model
 from llmkit.models.locate import locate
 from llmkit.models.tokenizer import load_tokenizer
@@ -46,10 +46,16 @@ def build_pipeline(
 ) -> Pipeline:
     """See `llmkit.pipeline`."""
     if (framework := options.pop("framework", None)) not in (None, "pt"):
-        raise UsageError(f"framework={framework!r} went with Transformers 5", "leave it out; PyTorch is what is left")
+        raise UsageError(
+            f"framework={framework!r} went with Transformers 5",
+            "leave it out; PyTorch is what is left",
+            code="not_supported",
+        )
     removed = _removed(task)
     if bug_compatible and removed != "question-answering":
-        raise UsageError(f"bug_compatible is about scores of question-answering, not {task}", "leave it out")
+        raise UsageError(
+            f"bug_compatible is about scores of question-answering, not {task}", "leave it out", code="no_effect"
+        )
     if task is None or removed is None:
         import transformers
 
@@ -63,6 +69,7 @@ def build_pipeline(
         raise UsageError(
             f"no model was named for {task}",
             f"Transformers 4 took {REMOVED[removed]}; name it, or another, with model=",
+            code="model_not_found",
         )
     given, loading = _split(options)
     if isinstance(model, str | Path):
@@ -103,7 +110,7 @@ def _task_of(task: str, model: Any) -> str:
     params = getattr(model.config, "task_specific_params", None) or {}
     pair: str | None = next((name for name in params if name.startswith("translation")), None)
     if task == "translation" and pair is not None:
-        log.warning("no translation languages were given; using the settings and languages of %s", pair)
+        warn("languages_assumed", "no translation languages were given; using the settings and languages of %s", pair)
         return pair
     return task
 
@@ -116,14 +123,14 @@ _LOADING = ("revision", "use_fast", "token", "trust_remote_code", "dtype", "torc
 def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     for name in _NO_EFFECT:
         if options.pop(name, None) is not None:
-            raise UsageError(f"{name} has no effect on a pipeline of texts", "leave it out")
+            raise UsageError(f"{name} has no effect on a pipeline of texts", "leave it out", code="no_effect")
     loading = {name: options.pop(name) for name in (*_LOADING, "pipeline_class") if name in options}
     if loading.get("token") not in (None, True):
-        raise UsageError("token is not taken by pipeline()", "run hf auth login, or set HF_TOKEN")
+        raise UsageError("token is not taken by pipeline()", "run hf auth login, or set HF_TOKEN", code="not_supported")
     if not loading.get("use_fast", True):
-        log.warning("use_fast=False has no effect: Transformers 5 has one tokenizer for each model")
+        warn("no_effect", "use_fast=False has no effect: Transformers 5 has one tokenizer for each model")
     if options.get("device") is not None and loading.get("device_map") is not None:
-        raise UsageError("device and device_map contradict each other", "leave one of them out")
+        raise UsageError("device and device_map contradict each other", "leave one of them out", code="no_effect")
     return options, loading
 
 
@@ -132,14 +139,18 @@ def _model_kwargs(loading: dict[str, Any], config: Any) -> dict[str, Any]:
     kwargs = dict(loading.get("model_kwargs") or {})
     if names := [name for name in _HUB if name in kwargs]:
         raise UsageError(
-            f"model_kwargs: {', '.join(names)} is not taken", "use revision=, HF_HOME, HF_TOKEN or HF_HUB_OFFLINE"
+            f"model_kwargs: {', '.join(names)} is not taken",
+            "use revision=, HF_HOME, HF_TOKEN or HF_HUB_OFFLINE",
+            code="not_supported",
         )
     dtype = loading.get("dtype", "auto")
     if dtype == "auto":
         dtype = loading.get("torch_dtype") or "auto"
     if inner := [kwargs.pop(name) for name in ("torch_dtype", "dtype") if name in kwargs]:
         if dtype != "auto":
-            raise UsageError("dtype is set both directly and in model_kwargs", "leave one of them out")
+            raise UsageError(
+                "dtype is set both directly and in model_kwargs", "leave one of them out", code="not_supported"
+            )
         dtype = inner[-1]
     kwargs["dtype"] = "float32" if dtype is None else dtype
     if loading.get("device_map") is not None:
@@ -180,7 +191,9 @@ def _fitting_tokenizer(model: Any, removed: str, config: Any, tokenizer: Any, lo
     useless = [name for name in loading if name not in ("use_fast", "pipeline_class", "trust_remote_code")]
     useless = [name for name in useless if loading[name] not in (None, "auto", {})]
     if useless and not isinstance(tokenizer or config, str):
-        raise UsageError(f"{', '.join(useless)} has no effect on a model that is loaded", "leave it out")
+        raise UsageError(
+            f"{', '.join(useless)} has no effect on a model that is loaded", "leave it out", code="no_effect"
+        )
     if removed != "question-answering" and not (model.config.is_encoder_decoder and model.can_generate()):
         raise TaskMismatchError(f"{type(model).__name__} is not an encoder-decoder with a head", f"{removed} needs one")
     if tokenizer is None and not isinstance(config, str):

@@ -19,7 +19,7 @@ from transformers.pipelines import base
 
 from llmkit.errors import InputError, UsageError
 from llmkit.heads.windows import takes, takes_token_types
-from llmkit.log import log
+from llmkit.log import warn
 
 __all__ = ["QuestionAnsweringPipeline"]
 
@@ -67,6 +67,7 @@ class QuestionAnsweringPipeline(_ChunkPipeline):  # type: ignore[misc]
             raise UsageError(
                 f"{type(self.tokenizer).__name__} does not tell where its tokens stand in the text",
                 "use a model whose tokenizer comes as a tokenizer.json",
+                code="not_supported",
             )
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -75,7 +76,9 @@ class QuestionAnsweringPipeline(_ChunkPipeline):  # type: ignore[misc]
             if name not in known:
                 near = get_close_matches(name, known, n=1)
                 raise UsageError(
-                    f"question-answering takes no {name}", f"did you mean {near[0]}?" if near else "leave it out"
+                    f"question-answering takes no {name}",
+                    f"did you mean {near[0]}?" if near else "leave it out",
+                    code="not_supported",
                 )
         if kwargs.get("top_k") is None:
             kwargs["top_k"] = kwargs.get("topk")
@@ -84,7 +87,7 @@ class QuestionAnsweringPipeline(_ChunkPipeline):  # type: ignore[misc]
             if given.get(name, 1) < 1:
                 raise UsageError(f"{name} is {given[name]}", f"set {name} to 1 or more")
         if "max_question_len" in given:
-            log.warning("max_question_len has no effect, as in Transformers 4 with a fast tokenizer")
+            warn("no_effect", "max_question_len has no effect, as in Transformers 4 with a fast tokenizer")
         return (
             {name: given[name] for name in _PREPROCESS if name in given and name != "max_question_len"},
             {},
@@ -166,6 +169,7 @@ class QuestionAnsweringPipeline(_ChunkPipeline):  # type: ignore[misc]
                 f"max_seq_len={max_seq_len} leaves {max(0, room)} tokens for the text beside a question of {question},"
                 f" and doc_stride={doc_stride} of them are shared by two windows",
                 "shorten the question, raise max_seq_len, or lower doc_stride",
+                code="context_overflow",
             )
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +182,9 @@ class QuestionAnsweringPipeline(_ChunkPipeline):  # type: ignore[misc]
             output = {"start_logits": output[0], "end_logits": output[1]}
         if "start_logits" not in output or "end_logits" not in output:
             raise UsageError(
-                f"{type(self.model).__name__} gives no start and end logits", "use a …ForQuestionAnswering model"
+                f"{type(self.model).__name__} gives no start and end logits",
+                "use a …ForQuestionAnswering model",
+                code="not_supported",
             )
         return {"start": output["start_logits"], "end": output["end_logits"], **inputs}
 
@@ -248,7 +254,7 @@ def _examples(*args: Any, **kwargs: Any) -> Any:
     elif "question" in kwargs and "context" in kwargs:
         given = _pairs(kwargs["question"], kwargs["context"])
     else:
-        raise InputError("no question or no context was given", "pass question= and context=")
+        raise InputError("no question or no context was given", "pass question= and context=", code="empty_input")
     if isinstance(given, types.GeneratorType | torch.utils.data.Dataset):
         return given
     if isinstance(given, Mapping):

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from transformers.pipelines import base
 
 from llmkit.errors import InputError, UsageError
-from llmkit.log import log
+from llmkit.log import warn
 
 __all__ = ["ReturnType", "SummarizationPipeline", "Text2TextGenerationPipeline", "TranslationPipeline"]
 
@@ -54,7 +54,11 @@ class Text2TextGenerationPipeline(_Pipeline):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if "generation_config" in self._generate_kwargs:
-            raise UsageError("generation_config is taken by the call, not by pipeline()", "pass it with the text")
+            raise UsageError(
+                "generation_config is taken by the call, not by pipeline()",
+                "pass it with the text",
+                code="not_supported",
+            )
         self.generation_config = self._usual_generation()
 
     def _usual_generation(self) -> GenerationConfig:
@@ -87,7 +91,7 @@ class Text2TextGenerationPipeline(_Pipeline):  # type: ignore[misc]
         if return_tensors is not None and return_type is None:
             return_type = ReturnType.TENSORS if return_tensors else ReturnType.TEXT
         if return_text is not None and return_text == bool(return_tensors):
-            log.warning("return_text has no effect, as in Transformers 4; return_tensors decides")
+            warn("no_effect", "return_text has no effect, as in Transformers 4; return_tensors decides")
         if return_type is not None:
             postprocess["return_type"] = ReturnType(return_type)
         if clean_up_tokenization_spaces is not None:
@@ -95,7 +99,12 @@ class Text2TextGenerationPipeline(_Pipeline):  # type: ignore[misc]
         if stop_sequence is not None:
             ids = self.tokenizer.encode(stop_sequence, add_special_tokens=False)
             if len(ids) > 1:
-                log.warning("stop_sequence=%r has %d tokens, and only the first stops", stop_sequence, len(ids))
+                warn(
+                    "setting_adjusted",
+                    "stop_sequence=%r has %d tokens, and only the first stops",
+                    stop_sequence,
+                    len(ids),
+                )
             generate_kwargs["eos_token_id"] = ids[0]
         if self.assistant_model is not None:
             generate_kwargs["assistant_model"] = self.assistant_model
@@ -134,7 +143,9 @@ class Text2TextGenerationPipeline(_Pipeline):  # type: ignore[misc]
         forced = inputs.pop("forced_bos_token_id", None)
         if forced is not None:
             if "forced_bos_token_id" in kwargs:
-                raise UsageError("tgt_lang already decides forced_bos_token_id", "leave one of them out")
+                raise UsageError(
+                    "tgt_lang already decides forced_bos_token_id", "leave one of them out", code="not_supported"
+                )
             # A batch collects the one number of each of its rows.
             config.forced_bos_token_id = forced[0] if isinstance(forced, list) else forced
         lifted = kwargs.get("max_new_tokens", 0) is None and self.model.generation_config.max_new_tokens is not None
@@ -143,7 +154,9 @@ class Text2TextGenerationPipeline(_Pipeline):  # type: ignore[misc]
             # In version 5 None means the model's own; max_length counts the token that a decoder starts with.
             config.max_new_tokens = max(1, (self._effective(config, "max_length") or _MAX_LENGTH + 1) - 1)
         if config.return_dict_in_generate:
-            raise UsageError("return_dict_in_generate has no place in a pipeline", "call model.generate for scores")
+            raise UsageError(
+                "return_dict_in_generate has no place in a pipeline", "call model.generate for scores", code="no_effect"
+            )
         rows, length = inputs["input_ids"].shape
         self.check_inputs(length, self._effective(config, "min_length") or 0, self._limit(config))
         if self._effective(config, "stop_strings"):
@@ -188,9 +201,12 @@ class SummarizationPipeline(Text2TextGenerationPipeline):
 
     def check_inputs(self, input_length: int, min_length: int, max_length: int) -> None:
         if max_length < min_length:
-            log.warning("min_length=%d is more than the output may be long: %d tokens", min_length, max_length)
+            warn(
+                "length_unusual", "min_length=%d is more than the output may be long: %d tokens", min_length, max_length
+            )
         if input_length < max_length:
-            log.warning(
+            warn(
+                "length_unusual",
                 "a summary of up to %d tokens is asked for a text of %d; max_length=%d would keep it shorter",
                 max_length,
                 input_length,
@@ -225,6 +241,7 @@ class TranslationPipeline(Text2TextGenerationPipeline):
             raise UsageError(
                 f"{type(self.model).__name__} reads and writes many languages, and needs src_lang and tgt_lang",
                 "pass them, as the tokenizer spells them",
+                code="language_missing",
             )
         return self.tokenizer._build_translation_inputs(  # noqa: SLF001 - made for this pipeline
             _text(inputs), return_tensors="pt", truncation=truncation, src_lang=src_lang, tgt_lang=tgt_lang
@@ -232,7 +249,8 @@ class TranslationPipeline(Text2TextGenerationPipeline):
 
     def check_inputs(self, input_length: int, min_length: int, max_length: int) -> None:  # noqa: ARG002
         if input_length > 0.9 * max_length:
-            log.warning(
+            warn(
+                "length_unusual",
                 "the text has %d tokens and its translation may have %d; max_new_tokens=%d gives it room",
                 input_length,
                 max_length,

@@ -27,7 +27,7 @@ def user_path(name: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         shown = name if len(name) <= _WIDTH else f"{name[:_WIDTH]}…"
-        raise InputError(f"{shown!r} cannot be a path ({reason})", "check the name") from error
+        raise InputError(f"{shown!r} cannot be a path ({reason})", "check the name", code="file_not_found") from error
     return path
 
 

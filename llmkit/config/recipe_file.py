@@ -199,13 +199,19 @@ def load_recipe(name: str, overrides: Sequence[str] = (), *, trusted: Collection
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
+        raise UsageError(
+            f"{name} is not UTF-8 text (byte {error.start})", "save it as UTF-8", code="invalid_recipe"
+        ) from error
     except OSError as error:
-        raise UsageError(f"{name} cannot be read ({error.strerror})", "check the path and its permissions") from error
+        raise UsageError(
+            f"{name} cannot be read ({error.strerror})", "check the path and its permissions", code="invalid_recipe"
+        ) from error
     content, lines = parse(text, name)
     if not isinstance(content, dict):
         raise UsageError(
-            f"{name} does not contain a recipe", "write keys and values, or start with: llmkit recipes copy NAME"
+            f"{name} does not contain a recipe",
+            "write keys and values, or start with: llmkit recipes copy NAME",
+            code="invalid_recipe",
         )
     content = _migrate(content, name, lines)
     _beside(content, path.parent)
@@ -239,6 +245,7 @@ def _refuse_code(
                 f"{where}: model.{key} lets code of the model run, which a recipe cannot allow by itself",
                 f"if you trust the model, give `overrides=model.{key}=true`",
                 f"add `{key}=True`",
+                code="code_not_trusted",
             )
 
 
@@ -292,28 +299,33 @@ def find_recipe(name: str) -> Path:
         return shipped[known]
     if path.is_dir():
         raise UsageError(
-            f"{name} is a folder, not a recipe", "name a recipe's file (llmkit evaluate takes models as `model`)"
+            f"{name} is a folder, not a recipe",
+            "name a recipe's file (llmkit evaluate takes models as `model`)",
+            code="invalid_recipe",
         )
     near = get_close_matches(known, shipped, n=1)
     fix = f"did you mean {near[0]}?" if near else "see: llmkit recipes list"
-    raise UsageError(f"no recipe file or built-in recipe is named {name}", fix)
+    raise UsageError(f"no recipe file or built-in recipe is named {name}", fix, code="recipe_not_found")
 
 
 def _migrate(content: dict[str, Any], name: str, lines: Mapping[Place, int]) -> dict[str, Any]:
     """The content in the current schema version."""
     where = f"{name}:{lines.get(('version',), 1)}"
     if "version" not in content:
-        raise UsageError(f"{where}: version is missing", f"add: version: {VERSION}")
+        raise UsageError(f"{where}: version is missing", f"add: version: {VERSION}", code="invalid_recipe")
     version = content["version"]
     if not isinstance(version, int) or isinstance(version, bool):
-        raise UsageError(f"{where}: version is {version!r}", f"write version: {VERSION}")
+        raise UsageError(f"{where}: version is {version!r}", f"write version: {VERSION}", code="invalid_recipe")
     if version > VERSION:
-        raise UsageError(f"{where}: this llmkit reads recipes up to version {VERSION}", "upgrade llmkit")
+        raise UsageError(
+            f"{where}: this llmkit reads recipes up to version {VERSION}", "upgrade llmkit", code="invalid_recipe"
+        )
     while version < VERSION:
         if version not in _MIGRATIONS:
             raise UsageError(
                 f"{where}: version {version} is no longer supported",
                 "start from a current one: llmkit recipes copy NAME",
+                code="invalid_recipe",
             )
         content = _MIGRATIONS[version](content)
         version += 1
@@ -360,7 +372,7 @@ def _override(content: dict[str, Any], override: str) -> Place:
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
         fix = "write KEY=VALUE, such as `overrides=train.learning_rate=1e-4`"
-        raise UsageError(f"`overrides={override}` is not of the form KEY=VALUE", fix)
+        raise UsageError(f"`overrides={override}` is not of the form KEY=VALUE", fix, code="invalid_recipe")
     value, _ = parse(text, f"`overrides={path}`")
     *parents, last = place = tuple(int(part) if _INDEX.fullmatch(part) else part for part in path.strip().split("."))
     inner: Any = content
@@ -375,10 +387,15 @@ def _override(content: dict[str, Any], override: str) -> Place:
             raise UsageError(
                 f"`overrides={path}`: {'.'.join(map(str, place[: depth + 1]))} has no keys",
                 "set its entire value",
+                code="invalid_recipe_key",
             )
     if isinstance(inner, list):
         if not isinstance(last, int) or last >= len(inner):
-            raise UsageError(f"`overrides={path}`: there is no item {last}", f"items are 0 to {len(inner) - 1}")
+            raise UsageError(
+                f"`overrides={path}`: there is no item {last}",
+                f"items are 0 to {len(inner) - 1}",
+                code="invalid_recipe_key",
+            )
         inner[last] = value
     else:
         inner[str(last)] = value
@@ -405,7 +422,7 @@ def _first_problem(
     where = _where((*named, *([tag] if tag else [])), name, lines, changed)
     more = len({_place(each["loc"], content) for each in problems}) - 1
     others = f" (and {more} more problem{'s' if more > 1 else ''})" if more > 0 else ""
-    return UsageError(f"{where}: {problem_text}{others}", fix)
+    return UsageError(f"{where}: {problem_text}{others}", fix, code="invalid_recipe_key")
 
 
 def _place(loc: Sequence[Any], content: Any, *, extra: bool = False) -> Place:

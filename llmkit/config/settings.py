@@ -101,18 +101,20 @@ class _Checked:
 def _check(item: Field[Any], hint: Any, value: Any) -> None:
     choices = [choice for part in (hint, *get_args(hint)) for choice in get_args(part) if isinstance(choice, str)]
     if choices and value not in choices:
-        raise UsageError(f"{item.name}={value!r} is not a choice", f"choose from {', '.join(choices)}")
+        raise UsageError(
+            f"{item.name}={value!r} is not a choice", f"choose from {', '.join(choices)}", code="invalid_value"
+        )
     if str in (hint, *get_args(hint)) and get_origin(hint) is not tuple and not isinstance(value, str):
-        raise UsageError(f"{item.name}={value!r} is not text", "give a string")
+        raise UsageError(f"{item.name}={value!r} is not text", "give a string", code="invalid_value")
     numeric = next((kind for kind in (int, float) if kind in (hint, *get_args(hint))), None)
     if numeric is None:
         return
     low, high = bounds(item, hint)
     if isinstance(value, bool) or not isinstance(value, (int, float) if numeric is float else int):
-        raise UsageError(f"{item.name}={value!r} is not a number", f"give {_range(low, high)}")
+        raise UsageError(f"{item.name}={value!r} is not a number", f"give {_range(low, high)}", code="invalid_value")
     if not low <= value <= high:
         shown = value if isinstance(value, float) or abs(value) < 10**20 else "…"
-        raise UsageError(f"{item.name}={shown} is out of range", f"give {_range(low, high)}")
+        raise UsageError(f"{item.name}={shown} is out of range", f"give {_range(low, high)}", code="invalid_value")
 
 
 def bounds(item: Field[Any], hint: Any) -> tuple[float, float]:
@@ -173,9 +175,9 @@ class LoadSettings(_Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.revision is not None and self.model is None:
-            raise UsageError("revision requires a model", "name one with model")
+            raise UsageError("revision requires a model", "name one with model", code="no_effect")
         if self.base is not None and self.model is None:
-            raise UsageError("base requires an adapter", "name one with model")
+            raise UsageError("base requires an adapter", "name one with model", code="no_effect")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,18 +248,24 @@ class GenerationSettings(_Checked):
         super().__post_init__()
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, list | tuple) or not all(isinstance(text, str) for text in stop):
-            raise UsageError(f"stop={self.stop!r} is not text", "give one string or several")
+            raise UsageError(f"stop={self.stop!r} is not text", "give one string or several", code="invalid_value")
         object.__setattr__(self, "stop", tuple(stop))
         if any(not text for text in self.stop):
-            raise UsageError("stop='' would stop immediately", "give the text to stop at")
+            raise UsageError("stop='' would stop immediately", "give the text to stop at", code="invalid_value")
         if self.truncation_side is not None and self.on_overflow != "truncate":
-            raise UsageError("truncation_side requires on_overflow=truncate", "set that, or leave it out")
+            raise UsageError(
+                "truncation_side requires on_overflow=truncate", "set that, or leave it out", code="no_effect"
+            )
         if (self.min_new_tokens or 0) > (self.max_new_tokens or math.inf):
-            raise UsageError(f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens", "lower it")
+            raise UsageError(
+                f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens", "lower it", code="invalid_value"
+            )
         if self.top_p == 0:
-            raise UsageError("top_p=0 leaves no token", "use temperature 0 for greedy decoding")
+            raise UsageError("top_p=0 leaves no token", "use temperature 0 for greedy decoding", code="invalid_value")
         if self.temperature == 0 and any(value is not None for value in (self.top_p, self.top_k, self.min_p)):
-            raise UsageError("temperature=0 is greedy, top_p, top_k and min_p have no effect", "leave them out")
+            raise UsageError(
+                "temperature=0 is greedy, top_p, top_k and min_p have no effect", "leave them out", code="no_effect"
+            )
 
     @property
     def samples(self) -> bool:
@@ -314,11 +322,13 @@ class RowSettings(_Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.input is None and (without_effect := non_default(self)):
-            raise UsageError(f"{', '.join(without_effect)} requires a file of rows", "name it with input")
+            raise UsageError(
+                f"{', '.join(without_effect)} requires a file of rows", "name it with input", code="no_effect"
+            )
         if self.resume and self.overwrite:
-            raise UsageError("resume and overwrite are mutually exclusive", "give one of them")
+            raise UsageError("resume and overwrite are mutually exclusive", "give one of them", code="no_effect")
         if self.output is None and (need := non_default(self, "resume", "overwrite", "num_processes")):
-            raise UsageError(f"{', '.join(need)} requires an output file", "name it with output")
+            raise UsageError(f"{', '.join(need)} requires an output file", "name it with output", code="no_effect")
         if self.resume and self.input == "-":
             raise UsageError("resume cannot read standard input again", "give a file as input")
         self.columns()
@@ -329,9 +339,11 @@ class RowSettings(_Checked):
         for item in self.column:
             name, equals, column = item.partition("=")
             if not (name and equals and column):
-                raise UsageError(f"column={item!r} is not a pair", "write FIELD=COLUMN, such as context=body")
+                raise UsageError(
+                    f"column={item!r} is not a pair", "write FIELD=COLUMN, such as context=body", code="invalid_value"
+                )
             if name in names:
-                raise UsageError(f"the field {name!r} is mapped twice", "map each field once")
+                raise UsageError(f"the field {name!r} is mapped twice", "map each field once", code="invalid_value")
             names[name] = column
         return names
 
@@ -404,7 +416,7 @@ def split_options(options: Mapping[str, Any], *classes: type[Any]) -> tuple[Any,
         if name not in known:
             near = get_close_matches(name, known, n=1)
             fix = f"did you mean {near[0]!r}?" if near else f"settings: {', '.join(known)}"
-            raise UsageError(f"unknown setting {name!r}", fix)
+            raise UsageError(f"unknown setting {name!r}", fix, code="unknown_setting")
     return tuple(
         settings(**{name: value for name, value in options.items() if known[name] is settings}) for settings in classes
     )

@@ -77,14 +77,16 @@ def parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}" if mark else name
-        raise UsageError(f"{where}: {error.problem or 'cannot be read as YAML'}", "fix the YAML") from error
+        raise UsageError(
+            f"{where}: {error.problem or 'cannot be read as YAML'}", "fix the YAML", code="invalid_recipe"
+        ) from error
     except yaml.YAMLError as error:
-        raise UsageError(f"{name} cannot be read as YAML ({error})", "fix it") from error
+        raise UsageError(f"{name} cannot be read as YAML ({error})", "fix it", code="invalid_recipe") from error
     except RecursionError as error:
-        raise UsageError(f"{name} is nested too deeply", "flatten it") from error
+        raise UsageError(f"{name} is nested too deeply", "flatten it", code="invalid_recipe") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:  # a value that does not fit its tag
         raise UsageError(
-            f"{name} has a value that cannot be read ({error})", "correct it, or remove its tag"
+            f"{name} has a value that cannot be read ({error})", "correct it, or remove its tag", code="invalid_recipe"
         ) from error
 
 
@@ -95,7 +97,11 @@ def _refuse_large(root: yaml.Node, name: str) -> None:
 
     def size(node: yaml.Node) -> int:
         if id(node) in open_nodes:
-            raise UsageError(f"{name}:{node.start_mark.line + 1}: an alias contains itself", "write the value out")
+            raise UsageError(
+                f"{name}:{node.start_mark.line + 1}: an alias contains itself",
+                "write the value out",
+                code="invalid_recipe",
+            )
         if id(node) not in sizes:
             open_nodes.add(id(node))
             children = [] if isinstance(node, yaml.ScalarNode) else node.value
@@ -105,7 +111,9 @@ def _refuse_large(root: yaml.Node, name: str) -> None:
         return sizes[id(node)]
 
     if size(root) > _MOST_NODES:
-        raise UsageError(f"{name} expands to more than {_MOST_NODES:,} values", "write fewer, or no aliases")
+        raise UsageError(
+            f"{name} expands to more than {_MOST_NODES:,} values", "write fewer, or no aliases", code="invalid_recipe"
+        )
 
 
 def _walk(node: yaml.Node, place: Place, lines: dict[Place, int], name: str) -> None:
@@ -114,7 +122,11 @@ def _walk(node: yaml.Node, place: Place, lines: dict[Place, int], name: str) -> 
             inner = (*place, str(key.value))
             line = key.start_mark.line + 1
             if inner in lines:
-                raise UsageError(f"{name}:{line}: duplicate key {'.'.join(map(str, inner))}", "remove one of them")
+                raise UsageError(
+                    f"{name}:{line}: duplicate key {'.'.join(map(str, inner))}",
+                    "remove one of them",
+                    code="invalid_recipe",
+                )
             lines[inner] = line
             _walk(value, inner, lines, name)
     elif isinstance(node, yaml.SequenceNode):

@@ -41,7 +41,9 @@ def binary_records(path: Path, name: str, suffix: str, head: bytes) -> Iterator[
                 number += 1
                 yield _record(row, f"{name}, row {number}")
     except (ArrowException, OSError, *_BAD_VALUE, struct.error) as error:
-        raise InputError(f"{name} is damaged ({error})", "copy it again, or write it anew") from error
+        raise InputError(
+            f"{name} is damaged ({error})", "copy it again, or write it anew", code="unreadable_file"
+        ) from error
 
 
 def _record(row: dict[str, Any] | Exception | int, where: str) -> Record:
@@ -57,6 +59,7 @@ def _check_unpacked(name: str, what: str, unpacked: int, packed: int) -> None:
         raise InputError(
             f"{name} has {what} that {in_units(packed)} unpack to {in_units(unpacked)}",
             "write it anew, with fewer rows in each row group or batch",
+            code="unreadable_file",
         )
 
 

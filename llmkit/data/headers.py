@@ -30,7 +30,7 @@ def find_header(rows: Sequence[Sequence[str]], named: Collection[str], name: str
     """
     first, body = [cell.strip() for cell in rows[0]], rows[1:]
     if "" in first and (lower := next((n for n, row in enumerate(body[:5], start=2) if _is_header(row, named)), None)):
-        raise InputError(f"{name}: row {lower} names the columns", "remove the rows above it")
+        raise InputError(f"{name}: row {lower} names the columns", "remove the rows above it", code="ambiguous_header")
     if any(cell in named or cell.lower() in known_names() for cell in first):
         return list(rows[0])
     columns = [[row[place].strip() for row in body if len(row) == len(first)] for place in range(len(first))]
@@ -48,6 +48,7 @@ def find_header(rows: Sequence[Sequence[str]], named: Collection[str], name: str
     raise InputError(
         f"{name}: the first row ({', '.join(first)}) may name the columns or be data",
         "if it names them, call one as tasks do, such as text or question; if it is data, write such names above it",
+        code="ambiguous_header",
     )
 
 

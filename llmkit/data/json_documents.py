@@ -66,7 +66,9 @@ def _only_list(text: _Text) -> Iterator[tuple[Any, str]]:
         keys[key] = None
         if len(keys) > 1:
             raise InputError(
-                f"{text.name} holds an object with several lists of objects ({', '.join(keys)})", _LIST_FIX
+                f"{text.name} holds an object with several lists of objects ({', '.join(keys)})",
+                _LIST_FIX,
+                code="unreadable_file",
             )
         yield value, content
     if text.peek():
@@ -83,7 +85,7 @@ def _listed(text: _Text) -> Iterator[tuple[str, Any, str]]:
         return
     if opening != "{":
         text.value()
-        raise InputError(f"{text.name} does not hold a list", _LIST_FIX)
+        raise InputError(f"{text.name} does not hold a list", _LIST_FIX, code="unreadable_file")
     keys, found = [], False
     for key in text.members():
         keys.append(key)
@@ -97,7 +99,11 @@ def _listed(text: _Text) -> Iterator[tuple[str, Any, str]]:
                 found = True
                 yield key, value, content
     if not found:
-        raise InputError(f"{text.name} holds an object with no list of objects ({', '.join(keys[:8])})", _LIST_FIX)
+        raise InputError(
+            f"{text.name} holds an object with no list of objects ({', '.join(keys[:8])})",
+            _LIST_FIX,
+            code="unreadable_file",
+        )
 
 
 class _Text:
@@ -153,13 +159,15 @@ class _Text:
             try:
                 value, end = JSON.raw_decode(self._held, self.position)
             except RecursionError as failure:
-                raise InputError(f"{self.name} is nested too deeply", "flatten it") from failure
+                raise InputError(f"{self.name} is nested too deeply", "flatten it", code="unreadable_file") from failure
             except json.JSONDecodeError as failure:
                 error, end = failure, failure.pos
                 if end + _LONGEST_TOKEN < len(self._held) and not error.msg.startswith("Unterminated"):
                     raise self.error(error.msg, end) from failure
             except ValueError as failure:
-                raise InputError(f"{self.name} is not JSON ({json_reason(failure)})", "fix the file") from failure
+                raise InputError(
+                    f"{self.name} is not JSON ({json_reason(failure)})", "fix the file", code="unreadable_file"
+                ) from failure
             if error is None and end + _EXPONENT < len(self._held):
                 break
             if len(self._held) - self.position > self._limit:
@@ -190,4 +198,4 @@ class _Text:
 
     def error(self, reason: str, position: int) -> InputError:
         line = self._lines + self._held.count("\n", 0, position)
-        return InputError(f"{self.name}:{line} is not JSON ({reason})", "fix the line")
+        return InputError(f"{self.name}:{line} is not JSON ({reason})", "fix the line", code="unreadable_file")

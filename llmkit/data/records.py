@@ -78,11 +78,19 @@ def located(where: str) -> Iterator[None]:
         if error.problem.startswith(where):
             raise
         between = " " if error.problem.startswith(("has ", "is ")) else ": "
-        raise InputError(f"{where}{between}{error.problem}", *error.fixes) from error
+        raise error.reworded(f"{where}{between}{error.problem}") from error
 
 
 def check_columns(names: Sequence[str], name: str) -> None:
     if unnamed := [str(number) for number, column in enumerate(names, start=1) if not column.strip()]:
-        raise InputError(f"{name} has no name for column {', '.join(unnamed)}", "name each column in the header")
+        raise InputError(
+            f"{name} has no name for column {', '.join(unnamed)}",
+            "name each column in the header",
+            code="ambiguous_header",
+        )
     if twice := [repr(column) for column, number in Counter(names).items() if number > 1]:
-        raise InputError(f"{name} has more than one column {', '.join(twice)}", "give each column a name of its own")
+        raise InputError(
+            f"{name} has more than one column {', '.join(twice)}",
+            "give each column a name of its own",
+            code="ambiguous_header",
+        )

@@ -110,7 +110,9 @@ def open_records(
         records = _binary_records(path, name, suffix)
     else:
         kind = suffix.removeprefix(".").capitalize()
-        raise InputError(f"{name} is {kind}, on which `encoding` has no effect", "leave it out")
+        raise InputError(
+            f"{name} is {kind}, on which `encoding` has no effect", "leave it out", code="unsupported_format"
+        )
     return _some(records, name)
 
 
@@ -118,16 +120,16 @@ def _check_file(path: Path, name: str) -> None:
     try:
         path.stat()
     except FileNotFoundError as error:
-        raise InputError(f"there is no file {name}", "check the path") from error
+        raise InputError(f"there is no file {name}", "check the path", code="file_not_found") from error
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from error
     if path.is_dir():
-        raise InputError(f"{name} is a folder", f"give a file that ends in {_listed()}")
+        raise InputError(f"{name} is a folder", f"give a file that ends in {_listed()}", code="unsupported_format")
 
 
 def _unreadable(name: str, error: Exception) -> InputError:
     reason = getattr(error, "strerror", None) or error
-    return InputError(f"{name} cannot be read ({reason})", "check the path and its permissions")
+    return InputError(f"{name} cannot be read ({reason})", "check the path and its permissions", code="unreadable_file")
 
 
 def _listed() -> str:
@@ -140,9 +142,13 @@ def _format(path: Path, name: str, said: str | None) -> tuple[str, bool]:
     packed = path.suffix.lower() == ".gz"
     suffix = f".{said}" if said else Path(path.stem).suffix.lower() if packed else path.suffix.lower()
     if packed and suffix in _BINARY:
-        raise InputError(f"{name} is {suffix.removeprefix('.').capitalize()} inside gzip", "unpack it")
+        raise InputError(
+            f"{name} is {suffix.removeprefix('.').capitalize()} inside gzip", "unpack it", code="unsupported_format"
+        )
     if suffix not in SUFFIXES:
-        raise InputError(f"{name} has the suffix {path.suffix or '(none)'}", f"give {_listed()}")
+        raise InputError(
+            f"{name} has the suffix {path.suffix or '(none)'}", f"give {_listed()}", code="unsupported_format"
+        )
     return suffix, packed
 
 
@@ -151,7 +157,7 @@ def _some(records: Iterator[Record], name: str) -> Iterator[Record]:
     for record in records:
         yield record
     if record is None:
-        raise InputError(f"{name} holds no rows", "add at least one")
+        raise InputError(f"{name} holds no rows", "add at least one", code="no_rows")
 
 
 # From bytes to lines.
@@ -171,7 +177,11 @@ def _opened(path: Path | None, name: str, packed: bool) -> Iterator[io.BufferedI
             yield raw
             return
         if not _GZIP_MAGIC.startswith(raw.peek(2)[:2]):
-            raise InputError(f"{name} is not gzip, which its name says", "rename it without .gz, or copy it again")
+            raise InputError(
+                f"{name} is not gzip, which its name says",
+                "rename it without .gz, or copy it again",
+                code="unsupported_format",
+            )
         with gzip.GzipFile(fileobj=raw) as unpacked:
             yield unpacked
 
@@ -182,9 +192,11 @@ def _chunks(file: io.BufferedIOBase, name: str) -> Iterator[bytes]:
         try:
             chunk = file.read1(_CHUNK_BYTES)
         except EOFError as error:
-            raise InputError(f"{name} ends in the middle of the gzip data", "copy it again") from error
+            raise InputError(
+                f"{name} ends in the middle of the gzip data", "copy it again", code="unreadable_file"
+            ) from error
         except (gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(f"{name} is damaged ({error})", "copy it again") from error
+            raise InputError(f"{name} is damaged ({error})", "copy it again", code="unreadable_file") from error
         except OSError as error:
             raise _unreadable(name, error) from error
         if not chunk:
@@ -204,6 +216,7 @@ def _checked(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[bytes]:
         raise InputError(
             f"{name} is a binary file (NUL at byte {head.index(0)})",
             "give a text file; of UTF-16 name the encoding, such as `encoding=utf-16-le`",
+            code="unsupported_format",
         )
     yield head
     yield from chunks
@@ -212,7 +225,7 @@ def _checked(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[bytes]:
 def _refuse_foreign(head: bytes, name: str) -> None:
     for magic, what, fix in _FOREIGN:
         if head.startswith(magic):
-            raise InputError(f"the content of {name} is {what}", fix)
+            raise InputError(f"the content of {name} is {what}", fix, code="unsupported_format")
 
 
 def _has_byte_lines(codec: str) -> bool:
@@ -229,7 +242,9 @@ def _as_utf8(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[bytes]:
     except UnicodeError as error:
         reason = error.reason if isinstance(error, UnicodeDecodeError) else error
         raise InputError(
-            f"{name} is not {codec} text ({reason})", "name its encoding, such as `encoding=utf-16-le` or gb18030"
+            f"{name} is not {codec} text ({reason})",
+            "name its encoding, such as `encoding=utf-16-le` or gb18030",
+            code="wrong_encoding",
         ) from error
 
 
@@ -266,9 +281,12 @@ def _lines(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[Line]:
             error = InputError(
                 f"{where} is not {codec} text (byte 0x{content[failure.start]:02x} at position {failure.start})",
                 "fix the line, or name the encoding of the file, such as `encoding=gb18030` or latin-1",
+                code="wrong_encoding",
             )
         if "\0" in text:
-            error = error or InputError(f"{where} has a NUL at position {text.index(chr(0))}", "remove it")
+            error = error or InputError(
+                f"{where} has a NUL at position {text.index(chr(0))}", "remove it", code="unsupported_format"
+            )
         yield Line(number, text.removeprefix("\ufeff") if number == 1 else text, size, error)
 
 
@@ -431,11 +449,17 @@ def _object_record(row: object, where: str, *, escapes: bool) -> Record:
 
 def _binary_records(path: Path, name: str, suffix: str) -> Iterator[Record]:
     if not path.is_file():
-        raise InputError(f"{name} is a pipe, and Parquet and Arrow are read from files", "give a file, or JSON Lines")
+        raise InputError(
+            f"{name} is a pipe, and Parquet and Arrow are read from files",
+            "give a file, or JSON Lines",
+            code="unsupported_format",
+        )
     with _opened(path, name, packed=False) as file:
         head = next(_chunks(file, name), b"")
     if suffix == ".parquet" and head and not head.startswith(b"PAR1"):
         _refuse_foreign(head, name)
-        raise InputError(f"{name} is not Parquet, which its name says", "rename it, or copy it again")
+        raise InputError(
+            f"{name} is not Parquet, which its name says", "rename it, or copy it again", code="unsupported_format"
+        )
     if head:
         yield from binary_records(path, name, suffix, head)

@@ -99,7 +99,9 @@ def hub_id(source: SourceSection) -> str | None:
     local = first.startswith((".", "/", "~")) or user_path(first).exists() or any(sign in first for sign in "*?[")
     if more or local or first.count("/") != 1 or is_rows(Path(first)):
         if named := [name for name in ("name", "revision") if getattr(source, name) is not None]:
-            raise UsageError(f"{first} is not on the Hub, so {' and '.join(named)} has no effect", "leave it out")
+            raise UsageError(
+                f"{first} is not on the Hub, so {' and '.join(named)} has no effect", "leave it out", code="no_effect"
+            )
         return None
     return first
 
@@ -115,7 +117,9 @@ def _split_files(source: SourceSection) -> list[Path]:
             wanted = _SPLITS.get(source.split, source.split)
             if wanted not in known:
                 raise InputError(
-                    f"{name} has no files of the split {source.split}", f"it has: {', '.join(known) or 'none'}"
+                    f"{name} has no files of the split {source.split}",
+                    f"it has: {', '.join(known) or 'none'}",
+                    code="file_not_found",
                 )
             found = [path for path in found if splits[path] == wanted]
         elif len(known) > 1:
@@ -129,13 +133,15 @@ def _files(name: str, *, any_name: bool) -> list[Path]:
     if path.is_dir():
         found = _saved(path) or _in_folder(path)
         if not found:
-            raise InputError(f"the folder {name} holds no rows", f"put files there that end in {', '.join(SUFFIXES)}")
+            raise InputError(
+                f"the folder {name} holds no rows", f"put files there that end in {', '.join(SUFFIXES)}", code="no_rows"
+            )
         return found
     if any(sign in name for sign in "*?[") and not path.exists():
         found = _matching(name)
         found = [each for each in found if each.is_file() and (any_name or is_rows(each))]
         if not found:
-            raise InputError(f"no file of rows matches {name}", "check the pattern")
+            raise InputError(f"no file of rows matches {name}", "check the pattern", code="file_not_found")
         return found
     return [_existing(name)]
 
@@ -149,7 +155,7 @@ def _existing(name: str) -> Path:
     path = user_path(name)
     if not path.is_file():
         near = "a Hub id has the form owner/name" if "/" not in name else "check the path"
-        raise InputError(f"there is no file {name}", near)
+        raise InputError(f"there is no file {name}", near, code="file_not_found")
     return path
 
 
@@ -183,7 +189,7 @@ def _saved(folder: Path) -> list[Path]:
             return []
         return [folder / item["filename"] for item in content["_data_files"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{state} is damaged ({error})", "save the data set again") from error
+        raise InputError(f"{state} is damaged ({error})", "save the data set again", code="unreadable_file") from error
 
 
 def _split(path: Path, root: Path) -> str | None:
@@ -220,6 +226,7 @@ def _aligned(source: SourceSection) -> Iterator[Record]:
             raise InputError(
                 f"{shorter} has {number - 1} lines and {longer} has more, so they are not aligned",
                 "give files with the same number of lines",
+                code="unreadable_file",
             )
         where = f"{names[0]}:{number}"
         bad = next((line.error for line in row if isinstance(line, Record)), None)
@@ -269,7 +276,9 @@ def _from_hub(name: str, source: SourceSection) -> Iterator[Record]:
         offline = isinstance(error, ConnectionError | datasets.exceptions.DatasetNotFoundError) or "offline" in reason
         if offline:
             raise _unreachable(name, error) from error
-        raise InputError(f"the data set {name} cannot be read ({reason})", "check name, split and revision") from error
+        raise InputError(
+            f"the data set {name} cannot be read ({reason})", "check name, split and revision", code="unreadable_file"
+        ) from error
     if isinstance(table, dict):
         raise InputError(f"{name} has the splits {', '.join(table)}", "say which one with split")
     for number, row in enumerate(table, start=1):

@@ -63,7 +63,11 @@ def table_records(lines: Iterator[Line], name: str, suffix: str, layout: Layout)
     header: list[str] | InputError | None = list(layout.column_names)
     if header and (first := next(rows, None)) is not None:
         if first[1] == header:
-            raise InputError(f"{name} has the column_names in its first row", "leave column_names out: it has a header")
+            raise InputError(
+                f"{name} has the column_names in its first row",
+                "leave column_names out: it has a header",
+                code="ambiguous_header",
+            )
         rows = chain([first], rows)
     elif not header and layout.named is not None:
         ahead = _ahead(rows, lambda row: 0 if isinstance(row[1], InputError) else sum(map(len, row[1])))
@@ -134,8 +138,12 @@ def _table_rows(
 def _table_error(error: csv.Error, where: str) -> InputError:
     if str(error).startswith("new-line character"):
         fix = "quote the field; if no line of the file ends in LF, save it with line ends of Unix or Windows"
-        return InputError(f"{where} has a carriage return in a field without quotes", fix)
-    return InputError(f"{where} cannot be read ({error})", 'fix the row; a quote in a quoted field is written ""')
+        return InputError(f"{where} has a carriage return in a field without quotes", fix, code="unreadable_file")
+    return InputError(
+        f"{where} cannot be read ({error})",
+        'fix the row; a quote in a quoted field is written ""',
+        code="unreadable_file",
+    )
 
 
 def _find_delimiter(lines: Iterator[Line], name: str, usual: str) -> tuple[str, Iterator[Line]]:
@@ -156,7 +164,7 @@ def _find_delimiter(lines: Iterator[Line], name: str, usual: str) -> tuple[str, 
                 return other, chain(ahead, lines)
         if other := next((each for each in _OTHERS if each in texts[0] and each != "|"), ""):
             fix = "separate all rows so, with the same number of columns, or save it with commas, or with tabs as .tsv"
-            raise InputError(f"{name} seems to be separated by {_OTHERS[other]}", fix)
+            raise InputError(f"{name} seems to be separated by {_OTHERS[other]}", fix, code="unsupported_format")
     return usual, chain(ahead, lines)
 
 

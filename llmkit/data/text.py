@@ -25,14 +25,16 @@ def find_codec(encoding: str) -> str:
         b"\n".decode(encoding, "replace")  # which IDNA refuses
         return codecs.lookup(encoding).name
     except (LookupError, ValueError) as error:
-        raise InputError(f"unknown encoding {encoding!r}", "use a name such as utf-8, gb18030 or latin-1") from error
+        raise InputError(
+            f"unknown encoding {encoding!r}", "use a name such as utf-8, gb18030 or latin-1", code="wrong_encoding"
+        ) from error
 
 
 def refuse_wide(content: bytes, name: str) -> None:
     """`InputError` if the byte order mark says UTF-16 or UTF-32, for content that was to be UTF-8."""
     wide = next((label for bom, label in _WIDE_BOMS.items() if content.startswith(bom)), None)
     if wide:
-        raise InputError(f"{name} is {wide} text, not UTF-8", f"pass `encoding={wide.lower()}`")
+        raise InputError(f"{name} is {wide} text, not UTF-8", f"pass `encoding={wide.lower()}`", code="wrong_encoding")
 
 
 def decode_text(content: bytes, name: str, encoding: str = "utf-8") -> str:
@@ -42,7 +44,9 @@ def decode_text(content: bytes, name: str, encoding: str = "utf-8") -> str:
         refuse_wide(content, name)
         codec = "utf-8-sig"
     if codec.startswith("utf-8") and b"\0" in content:
-        raise InputError(f"{name} is a binary file (NUL at byte {content.index(0)})", "give a text file")
+        raise InputError(
+            f"{name} is a binary file (NUL at byte {content.index(0)})", "give a text file", code="unsupported_format"
+        )
     try:
         return content.decode(codec)
     except UnicodeDecodeError as error:
@@ -54,15 +58,18 @@ def undecodable(name: str, encoding: str, byte: int, position: int) -> InputErro
     return InputError(
         f"{name} is not {encoding} text (byte 0x{byte:02x} at position {position})",
         "name its encoding, such as `encoding=gb18030` or latin-1",
+        code="wrong_encoding",
     )
 
 
 def read_text_file(path: Path, encoding: str = "utf-8") -> str:
     """The text of a file."""
     if user_path(str(path)).is_dir():
-        raise InputError(f"{path} is a folder", "give a text file")
+        raise InputError(f"{path} is a folder", "give a text file", code="unsupported_format")
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})", "check the path and its permissions") from error
+        raise InputError(
+            f"{path} cannot be read ({error.strerror})", "check the path and its permissions", code="unreadable_file"
+        ) from error
     return decode_text(content, str(path), encoding)

@@ -45,6 +45,7 @@ def _described(error: BaseException) -> LlmkitError:
         f"the row cannot be used ({type(error).__name__}{f': {text}' if text else ''})",
         "check its text",
         "see where it fails (`__cause__`)",
+        code="row_failed",
     )
     described.__cause__ = error
     log.debug("%s", described.problem, exc_info=error)

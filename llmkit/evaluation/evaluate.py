@@ -23,7 +23,7 @@ from llmkit.heads.reasoning import reasoning_format
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.row_columns import note_codes
 from llmkit.inference.row_files import answer_file, check_output
-from llmkit.log import log
+from llmkit.log import warn
 from llmkit.metrics.bootstrap import Interval, interval, p_value
 from llmkit.metrics.score import Measure, score
 from llmkit.metrics.wrapped import figures_of
@@ -141,12 +141,16 @@ def evaluate(
     given = _json_lines(rows)
     plain = [task.is_plain(row) for row in given]
     if any(plain) and metrics:
-        raise UsageError("plain text has no reference answers to compute a metric on", "leave `metrics` out")
+        raise UsageError(
+            "plain text has no reference answers to compute a metric on", "leave `metrics` out", code="resume_mismatch"
+        )
     if any(plain):
         if not all(plain):
             raise InputError("some rows are plain text and others have an answer", "evaluate them separately")
         if not (measures := _perplexity(pipeline, given, member)):
-            raise InputError("no row has a token that could be predicted", "evaluate on rows with a longer text")
+            raise InputError(
+                "no row has a token that could be predicted", "evaluate on rows with a longer text", code="no_rows"
+            )
         return _evaluation(pipeline, given, measures, member)
     settings = RowSettings(input=str(rows), output=str(predictions), resume=resume)
     check_output(settings)
@@ -165,15 +169,18 @@ def evaluate(
     lines = _json_lines(predictions)
     if len(lines) != len(given):
         raise UsageError(
-            f"{predictions} has {len(lines)} answers to {len(given)} rows", "start again in another folder"
+            f"{predictions} has {len(lines)} answers to {len(given)} rows",
+            "start again in another folder",
+            code="resume_mismatch",
         )
     texts = [prediction_of(line) for line in lines]
     failed = sum("error" in line for line in lines)
     if failed:
-        log.warning("%d of %d rows could not be answered; see 'error' in %s", failed, len(lines), predictions)
+        warn("rows_failed", "%d of %d rows could not be answered; see 'error' in %s", failed, len(lines), predictions)
     unfinished = sum(_no_verdict(line) or "still_thinking" in line for line in lines)
     if unfinished:
-        log.warning(
+        warn(
+            "replies_unfinished",
             "%d of %d replies ended before an answer and count as wrong; see %s, and raise `max_new_tokens`",
             unfinished,
             len(lines),
@@ -244,11 +251,18 @@ def _perplexity(pipeline: Pipeline, given: Sequence[dict[str, Any]], member: Wor
     failed = [(place + 1, why) for place, _, _, why in mine if why]
     if failed and not member.rank:
         number, why = failed[0]
-        log.warning("%d of %d rows have no perplexity; row %d: %s", len(failed), len(given), number, why)
+        warn(
+            "perplexity_incomplete",
+            "%d of %d rows have no perplexity; row %d: %s",
+            len(failed),
+            len(given),
+            number,
+            why,
+        )
     losses = [(loss, tokens) for _, loss, tokens, _ in mine]
     if not any(tokens for _, tokens in losses):
         if not member.rank:
-            log.warning("perplexity is omitted: no row has a target token")
+            warn("perplexity_incomplete", "perplexity is omitted: no row has a target token")
         return []
     return [perplexity(pipeline, losses)]
 

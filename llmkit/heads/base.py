@@ -164,10 +164,14 @@ def refuse_halves(text: str) -> None:
     code, place = ord(found[0]), found.start() + 1
     if 0xDC80 <= code <= 0xDCFF:  # Python's surrogate escape for a byte in another encoding
         raise InputError(
-            f"the text is not UTF-8 (byte 0x{code - 0xDC00:02x} at character {place})", "convert it to UTF-8"
+            f"the text is not UTF-8 (byte 0x{code - 0xDC00:02x} at character {place})",
+            "convert it to UTF-8",
+            code="wrong_encoding",
         )
     raise InputError(
-        f"the text has half of a surrogate pair (U+{code:04X}, character {place})", "remove it, or complete the pair"
+        f"the text has half of a surrogate pair (U+{code:04X}, character {place})",
+        "remove it, or complete the pair",
+        code="wrong_encoding",
     )
 
 
@@ -255,4 +259,4 @@ def refuse_not_finite(loaded: Loaded, logits: torch.Tensor) -> None:
         return
     dtype = str(loaded.model.dtype).removeprefix("torch.")
     fix = "use another checkpoint" if loaded.model.dtype == torch.float32 else "use `dtype=float32`"
-    raise CheckpointError(f"{loaded.source.name} computes NaN or infinity in {dtype}", fix)
+    raise CheckpointError(f"{loaded.source.name} computes NaN or infinity in {dtype}", fix, code="not_finite")

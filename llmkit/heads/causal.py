@@ -43,7 +43,9 @@ class CausalHead(WritingHead):
                     ids = ids[:-1]
                 return Encoded(tuple(ids), continues=tuple(ids[-_CONTEXT_FOR_DECODING:]), stop=prompt.stop)
             case _:
-                raise UsageError("a causal model reads text or messages", "render the row for its head")
+                raise UsageError(
+                    "a causal model reads text or messages", "render the row for its head", code="not_supported"
+                )
 
     def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on_all: bool) -> list[Features]:
         """See `BaseHead`. Replies of one conversation form one sequence if each prompt extends the previous one."""
@@ -156,7 +158,9 @@ def _target(loaded: Loaded, example: Example, prompt: Sequence[int]) -> list[int
         case Text(text=before, prefill=prefill):
             return [*_continuation(tokenizer, before + prefill, text, prompt, True), end_id(loaded)]
         case _:
-            raise UsageError("a causal model reads text or messages", "render the row for its head")
+            raise UsageError(
+                "a causal model reads text or messages", "render the row for its head", code="not_supported"
+            )
 
 
 def _continuation(tokenizer: Any, before: str, text: str, prompt: Sequence[int], special: bool) -> list[int]:

@@ -20,7 +20,7 @@ from llmkit.data.text import read_text_file
 from llmkit.errors import CheckpointError, InputError, LlmkitError, UsageError
 from llmkit.heads.base import encode_text
 from llmkit.heads.template_limits import limited
-from llmkit.log import log
+from llmkit.log import warn
 from llmkit.models.source import read_json
 from llmkit.tasks import Chat, Message
 
@@ -197,7 +197,7 @@ def _form(tokenizer: Any, template: str, roles: tuple[Any, ...], thinking: bool,
             return form
         if len(lost) < fewest:
             said, fewest = "system message" if lost == ["system"] else f"text of the {lost[-1]}", len(lost)
-            problem = InputError(f"the model's chat template drops the {said}", _CORRECT)
+            problem = InputError(f"the model's chat template drops the {said}", _CORRECT, code="chat_template_failed")
     assert problem is not None
     raise problem
 
@@ -219,11 +219,19 @@ def _refusal(error: Exception) -> InputError:
 
     if type(error) is TemplateError:  # raised by the template itself
         return InputError(
-            f"the model's chat template refuses these messages ({error})", "let user and assistant take turns"
+            f"the model's chat template refuses these messages ({error})",
+            "let user and assistant take turns",
+            code="chat_template_failed",
         )
     if isinstance(error, TemplateSyntaxError):
-        return InputError(f"line {error.lineno} of the model's chat template is wrong ({error.message})", _CORRECT)
-    return InputError(f"the model's chat template fails ({type(error).__name__}: {error})", _CORRECT)
+        return InputError(
+            f"line {error.lineno} of the model's chat template is wrong ({error.message})",
+            _CORRECT,
+            code="chat_template_failed",
+        )
+    return InputError(
+        f"the model's chat template fails ({type(error).__name__}: {error})", _CORRECT, code="chat_template_failed"
+    )
 
 
 def template_of(tokenizer: Any) -> str:
@@ -243,10 +251,12 @@ def _of_several(tokenizer: Any, templates: tuple[tuple[str, str], ...]) -> str:
         raise CheckpointError(
             f"the model has the chat templates {names}; none is named default, and none renders a conversation",
             f"add one named default to tokenizer_config.json, or {_PLAIN}",
+            code="chat_template_failed",
         )
     chosen = "default" if "default" in found else next(iter(found))
     if chosen != "default" and len(found) > 1:
-        log.warning(
+        warn(
+            "chat_template_chosen",
             "the model has the chat templates %s and no default, so %s is used; to use another, name it default in"
             " tokenizer_config.json",
             names,

@@ -14,7 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from llmkit.heads.batch import IGNORED, Batch
-from llmkit.log import log
+from llmkit.log import warn
 
 if TYPE_CHECKING:
     import torch
@@ -85,4 +85,4 @@ def _coefficient(base: Any) -> float:
 
 @cache
 def _warn_of_no_balance(kind: str) -> None:
-    log.warning("output_router_logits has no effect: %s of Transformers computes no balancing loss", kind)
+    warn("setting_ignored", "output_router_logits has no effect: %s of Transformers computes no balancing loss", kind)

@@ -15,7 +15,7 @@ from typing import Any
 
 from llmkit.heads.chat_template import template_of
 from llmkit.heads.text_stream import EDGE, StopScanner
-from llmkit.log import log
+from llmkit.log import warn
 from llmkit.models.families.reasoning_marks import AROUND_ANSWERS, MARKS, MESSAGES, PHRASES, Mark
 
 __all__ = ["ReasoningFormat", "ReasoningSplitter", "TagSplitter", "reasoning_format"]
@@ -92,7 +92,7 @@ def _response_template(tokenizer: Any) -> dict[str, Any] | None:
     try:
         load_response_template(spec)
     except ValueError as error:
-        log.warning("the tokenizer's response_template is not used: %s", error)
+        warn("setting_ignored", "the tokenizer's response_template is not used: %s", error)
         return None
     anchors = ("open", "open_pattern", "close", "close_pattern")
     fields = {

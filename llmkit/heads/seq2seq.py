@@ -41,7 +41,9 @@ class Seq2SeqHead(WritingHead):
                 with loaded.lock, apply_source(loaded.tokenizer, code) if code else nullcontext():
                     ids = encode_text(loaded.tokenizer, text)
             case _:
-                raise UsageError("a seq2seq model reads text or messages", "render the row for its head")
+                raise UsageError(
+                    "a seq2seq model reads text or messages", "render the row for its head", code="not_supported"
+                )
         begun = encode_text(loaded.tokenizer, prefill, special=False) if prefill else []
         return Encoded(
             tuple(ids),
@@ -74,12 +76,18 @@ class Seq2SeqHead(WritingHead):
     def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on_all: bool) -> list[Features]:
         """See `BaseHead`. The decoder input is its start at inference, then the answer shifted by one token."""
         if loss_on_all:
-            raise UsageError("loss_on: all has no effect: an encoder's tokens have no loss", "leave it out")
+            raise UsageError(
+                "loss_on: all has no effect: an encoder's tokens have no loss", "leave it out", code="no_effect"
+            )
         return [self._features(loaded, example) for example in examples]
 
     def _features(self, loaded: Loaded, example: Example) -> Features:
         if example.prompt is None or not isinstance(example.prompt, Chat | Text):
-            raise UsageError("a seq2seq model learns an answer to a text", "give rows with a prompt and a completion")
+            raise UsageError(
+                "a seq2seq model learns an answer to a text",
+                "give rows with a prompt and a completion",
+                code="not_supported",
+            )
         encoded = self.encode(loaded, example.prompt)
         begun = list(encoded.decoder_ids)
         answer = _answer(loaded, example)
@@ -130,7 +138,9 @@ class Seq2SeqHead(WritingHead):
 
         limit, length = loaded.context.tokens, len(features.input_ids)
         if limit is not None and loaded.context.hard and length > limit:
-            raise InputError(f"it has {length} tokens, and the model's context is {limit}", "shorten it")
+            raise InputError(
+                f"it has {length} tokens, and the model's context is {limit}", "shorten it", code="context_overflow"
+            )
         parts = (features.input_ids, features.decoder_input_ids, features.labels)
         ids, written, labels = (torch.tensor([part], device=loaded.device) for part in parts)
         with torch.no_grad():

@@ -37,7 +37,9 @@ class SpanHead(BaseHead):
 
     def encode(self, loaded: Loaded, prompt: Prompt) -> Document:
         if not isinstance(prompt, QuestionContext):
-            raise UsageError(f"the {self.name} head generates no text", "use a causal or seq2seq model")
+            raise UsageError(
+                f"the {self.name} head generates no text", "use a causal or seq2seq model", code="not_supported"
+            )
         return split(loaded, prompt)
 
     def pad_id(self, loaded: Loaded) -> int:
@@ -54,7 +56,9 @@ class SpanHead(BaseHead):
         for example in examples:
             if not isinstance(example.prompt, QuestionContext):
                 raise UsageError(
-                    "an extractive model learns answers that occur in a text", "provide question, context and answers"
+                    "an extractive model learns answers that occur in a text",
+                    "provide question, context and answers",
+                    code="not_supported",
                 )
             document = split(loaded, example.prompt)
             answers = [tokens for span in example.spans if (tokens := _tokens(document, *span))]
@@ -107,6 +111,7 @@ class SpanHead(BaseHead):
             raise UsageError(
                 f"{type(loaded.model).__name__} returns beams of answers instead of start and end logits",
                 "use a model whose class has start and end logits, such as XLNetForQuestionAnsweringSimple",
+                code="not_supported",
             )
         starts, ends = outputs.start_logits.cpu().double(), outputs.end_logits.cpu().double()
         # The virtual tokens of a tuned prompt precede the input and have logits too.

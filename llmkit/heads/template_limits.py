@@ -41,14 +41,22 @@ def limited(template: str, fix: str) -> Iterator[None]:
     """
     if _has_power(template):
         # The one operation that can compute for hours in a single step, which cannot be interrupted.
-        raise CheckpointError("the model's chat template raises a number to a power, which may never end", fix)
+        raise CheckpointError(
+            "the model's chat template raises a number to a power, which may never end",
+            fix,
+            code="chat_template_failed",
+        )
     try:
         with _ONE_AT_A_TIME, _limited_memory(), _watch.limited():
             yield
     except _TooLongError as error:
-        raise CheckpointError(f"the model's chat template does not end within {SECONDS:g} seconds", fix) from error
+        raise CheckpointError(
+            f"the model's chat template does not end within {SECONDS:g} seconds", fix, code="chat_template_failed"
+        ) from error
     except MemoryError as error:
-        raise CheckpointError("the model's chat template uses too much memory", fix) from error
+        raise CheckpointError(
+            "the model's chat template uses too much memory", fix, code="chat_template_failed"
+        ) from error
 
 
 @lru_cache(maxsize=64)

@@ -125,6 +125,7 @@ def _no_offsets(loaded: Loaded) -> UsageError:
     return UsageError(
         f"{loaded.source.name} has a tokenizer without character offsets, so answers cannot be located in the text",
         "use a generative model (`model=starter`) or a BERT-like checkpoint",
+        code="not_supported",
     )
 
 

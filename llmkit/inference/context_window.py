@@ -72,7 +72,9 @@ class ContextFitter:
         if self.policy not in self.task.allowed_overflow:
             choices = " or ".join(self.task.allowed_overflow)
             raise UsageError(
-                f"{self.task.name} does not support on_overflow={self.policy}", f"use {choices}, or a shorter input"
+                f"{self.task.name} does not support on_overflow={self.policy}",
+                f"use {choices}, or a shorter input",
+                code="not_supported",
             )
 
     @property

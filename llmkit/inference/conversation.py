@@ -74,7 +74,7 @@ class Conversation:
             InputError: the message is empty, or too long for the model by itself; the conversation is unchanged.
         """
         if not text.strip():
-            raise InputError("the message is empty", "write something")
+            raise InputError("the message is empty", "write something", code="empty_input")
         return self._reply([*self.messages, Message("user", text)], on_text, on_reasoning, cancelled, again=False)
 
     def retry(
@@ -115,7 +115,9 @@ class Conversation:
         try:
             write_whole(path, text, errors="replace")  # atomic, so that an earlier save survives a full disk
         except OSError as error:
-            raise InputError(f"{path} cannot be written ({error.strerror})", "choose another file") from error
+            raise InputError(
+                f"{path} cannot be written ({error.strerror})", "choose another file", code="not_writable"
+            ) from error
 
     def load(self, path: str | Path) -> None:
         """Continue a conversation from a file that `save` wrote. A bad file changes nothing.
@@ -127,13 +129,17 @@ class Conversation:
             content = json.loads(text)
         except json.JSONDecodeError as error:
             raise InputError(
-                f"{path}:{error.lineno} is not JSON ({error.msg})", "give a file that /save wrote"
+                f"{path}:{error.lineno} is not JSON ({error.msg})",
+                "give a file that /save wrote",
+                code="unreadable_file",
             ) from error
         except (
             ValueError,
             RecursionError,
         ) as error:  # an integer with thousands of digits, or thousands of nested brackets
-            raise InputError(f"{path} cannot be read as JSON", "give a file that /save wrote") from error
+            raise InputError(
+                f"{path} cannot be read as JSON", "give a file that /save wrote", code="unreadable_file"
+            ) from error
         messages = to_messages(content.get("messages") if isinstance(content, dict) else content)
         turns = [message for message in messages if message.role != "system"]
         roles = [message.role for message in turns]

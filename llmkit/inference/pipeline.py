@@ -43,7 +43,11 @@ class Pipeline:
         for number, example in enumerate(prompt_options.examples, start=1):
             task.validate_example(example, number)
         if not writes(engine.facts.head) and (options := non_default(settings)):
-            raise UsageError(f"{', '.join(options)}: an extractive model does not generate text", "leave it out")
+            raise UsageError(
+                f"{', '.join(options)}: an extractive model does not generate text",
+                "leave it out",
+                code="not_supported",
+            )
         self.settings = self._complete(settings)
 
     def _complete(self, settings: GenerationSettings) -> GenerationSettings:
@@ -54,6 +58,7 @@ class Pipeline:
             raise UsageError(
                 f"truncation_side has no effect on {self.task.name}, which drops its oldest messages",
                 "leave it out",
+                code="no_effect",
             )
         if settings.on_overflow == "truncate":  # set explicitly, so that a resumed run truncates the same side
             wanted["truncation_side"] = self.task.truncation_side
@@ -138,7 +143,7 @@ class Pipeline:
         """
         RowSettings(input="-", window=window, max_batch_tokens=max_batch_tokens)  # checks both
         if errors not in ("raise", "yield"):
-            raise UsageError(f"errors={errors!r} is not valid", "choose raise or yield")
+            raise UsageError(f"errors={errors!r} is not valid", "choose raise or yield", code="invalid_value")
         return self._map(rows, window, self.session(max_batch_tokens), errors)
 
     def _map(
@@ -186,7 +191,9 @@ class Pipeline:
         The model runs in its own thread, which is slower on a CPU with few cores; ``on_text`` avoids that.
         """
         if self.settings.num_return_sequences > 1:
-            raise UsageError("several sequences cannot be streamed as one text", "call the pipeline instead")
+            raise UsageError(
+                "several sequences cannot be streamed as one text", "call the pipeline instead", code="not_supported"
+            )
         self._start(row)  # a bad row is refused here and not in the loop
         return StreamedOutput(self, row)
 

@@ -34,7 +34,9 @@ def _to_json(name: str, value: Any) -> str:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
-            f"the column {name!r} cannot be written as JSON ({error})", "change or drop it in the file"
+            f"the column {name!r} cannot be written as JSON ({error})",
+            "change or drop it in the file",
+            code="column_mismatch",
         ) from error
     # A lone surrogate, which JSON can escape and UTF-8 cannot encode.
     return text if text.isascii() or _is_unicode(text) else json.dumps(value, allow_nan=False, default=_plain)
@@ -106,12 +108,13 @@ class Layout:
             lacking = ", ".join(repr(self.columns.get(name, name)) for name in missing)
             here = ", ".join(map(repr, row)) or "none"
             fix = f"name it: `column={missing[0]}={_place(row, missing[0]) or 'COLUMN'}`"
-            return InputError(f"there is no column {lacking} (the columns: {here})", fix)
+            return InputError(f"there is no column {lacking} (the columns: {here})", fix, code="column_mismatch")
         for name, column in self.columns.items():
             if name != column and name in row and name not in self._names:
                 return InputError(
                     f"the column {column!r} is mapped to {name!r}, which exists already",
                     f"rename the other one too: `column=other_{name}={name}`",
+                    code="column_mismatch",
                 )
         for column in row:
             for name in self._names.get(column, (column,)):
@@ -119,6 +122,7 @@ class Layout:
                     return InputError(
                         f"the column {name!r} conflicts with an output field",
                         f"rename it: `column=input_{name}={column}`",
+                        code="column_mismatch",
                     )
         return None
 
@@ -165,8 +169,8 @@ def answer_record(divided: SplitRow, answer: Output) -> str:
 
 def error_record(divided: SplitRow, where: str, error: LlmkitError) -> str:
     """The output line of a failed row."""
-    about = {"type": type(error).__name__, "message": str(error), "where": where}
-    return _line({**divided.others, "schema_version": str(SCHEMA_VERSION), "error": _to_json("error", about)})
+    about = _to_json("error", error.to_dict() | {"where": where})
+    return _line({**divided.others, "schema_version": str(SCHEMA_VERSION), "error": about})
 
 
 def note_codes(record: Mapping[str, Any]) -> set[str]:
@@ -185,7 +189,7 @@ def with_columns(
     misfits = [layout.misfit(record.row) for record in ahead if record.row is not None]
     if misfits and (first := misfits[0]) is not None and None not in misfits:
         name = "standard input" if settings.input == "-" else settings.input
-        raise InputError(f"{name}: {first.problem}", *first.fixes)
+        raise first.reworded(f"{name}: {first.problem}")
     return _chained(ahead, records)
 
 

@@ -71,43 +71,56 @@ def check_output(settings: RowSettings) -> None:
     """
     piped = settings.input == "-" or Path(str(settings.input)).is_fifo()
     if piped and (settings.num_processes or 1) > 1:
-        raise UsageError("a pipe cannot be shared among processes", "give a file as input")
+        raise UsageError("a pipe cannot be shared among processes", "give a file as input", code="not_writable")
     if piped and settings.resume:
-        raise UsageError("a pipe cannot be read again to resume", "give a file as input")
+        raise UsageError("a pipe cannot be read again to resume", "give a file as input", code="not_writable")
     if settings.output is None:
         return
     output = Path(settings.output)
     _check_place(output)
     source = Path(str(settings.input))
     if settings.input != "-" and output.exists() and source.exists() and output.samefile(source):
-        raise UsageError(f"{output} is the input", "name another `output`")
+        raise UsageError(f"{output} is the input", "name another `output`", code="not_writable")
     if settings.overwrite:
         return
     begun = next((path for path in (output, *_shards(output)) if path.exists() and path.stat().st_size), None)
     if begun is None:
         return
     if not settings.resume:
-        raise UsageError(f"{begun} exists", "`resume` to go on", "`overwrite` to replace it")
+        raise UsageError(f"{begun} exists", "`resume` to go on", "`overwrite` to replace it", code="output_exists")
     if not _manifest(output).exists():
         raise UsageError(
             f"{begun} exists, but its manifest {_manifest(output).name} does not",
             "name another `output`",
             "replace it with `overwrite`",
+            code="resume_mismatch",
         )
 
 
 def _check_place(output: Path) -> None:
     if not output.name:
-        raise UsageError(f"{output} is a folder", "name a file as `output`")
+        raise UsageError(f"{output} is a folder", "name a file as `output`", code="not_writable")
     user_path(str(output.with_name(f"{output.name}.shard-00-of-00.lock")))  # the longest name beside it
     if output.suffix.lower() not in _SUFFIXES:
-        raise UsageError(f"{output}: JSON Lines are written, uncompressed", f"name a file in {' or '.join(_SUFFIXES)}")
+        raise UsageError(
+            f"{output}: JSON Lines are written, uncompressed",
+            f"name a file in {' or '.join(_SUFFIXES)}",
+            code="not_writable",
+        )
     if not output.parent.is_dir():
-        raise UsageError(f"there is no folder {output.parent}", "create it, or name another `output`")
+        raise UsageError(
+            f"there is no folder {output.parent}", "create it, or name another `output`", code="not_writable"
+        )
     if output.exists() and not output.is_file():
-        raise UsageError(f"{output} is {'a folder' if output.is_dir() else 'no plain file'}", "name another `output`")
+        raise UsageError(
+            f"{output} is {'a folder' if output.is_dir() else 'no plain file'}",
+            "name another `output`",
+            code="not_writable",
+        )
     if not os.access(output if output.exists() else output.parent, os.W_OK):
-        raise UsageError(f"{output} may not be written", "check the permissions, or name another `output`")
+        raise UsageError(
+            f"{output} may not be written", "check the permissions, or name another `output`", code="not_writable"
+        )
 
 
 def answer_file(
@@ -145,7 +158,7 @@ def answer_file(
     layout = Layout(task, settings.columns())
     name = str(settings.input)
     if name == "-" and world > 1:
-        raise UsageError("a pipe cannot be shared among processes", "give a file as input")
+        raise UsageError("a pipe cannot be shared among processes", "give a file as input", code="not_writable")
     text_column = layout.columns.get(task.input_column, task.input_column)
     form = data_rows.Layout(named=frozenset(layout.columns.values()))
     records = data_rows.open_records(name, encoding=encoding, text_column=text_column, layout=form)
@@ -254,6 +267,7 @@ def _changed(path: Path, how: str) -> UsageError:
         f"another program {how} {path} while rows were being answered, so its lines would no longer match the rows",
         "start again with `overwrite`",
         "name another `output`",
+        code="resume_mismatch",
     )
 
 
@@ -312,6 +326,7 @@ class _Run:
                 f"{self.lines.path} has more lines than the input has rows",
                 "start over with `overwrite`",
                 "name another `output`",
+                code="resume_mismatch",
             )
 
     def report(self, begun: float) -> Report:
@@ -386,7 +401,7 @@ def _skip(records: Iterator[data_rows.Record], number: int) -> int:
 
 
 def _located(error: LlmkitError, where: str) -> LlmkitError:
-    return error if where in error.problem else type(error)(f"{where}: {error.problem}", *error.fixes)
+    return error if where in error.problem else error.reworded(f"{where}: {error.problem}")
 
 
 # The files beside the output.
@@ -438,7 +453,10 @@ def _join(output: Path, world: int, window: int) -> None:
                     break
             if any(file.read(1) for file in files):
                 raise UsageError(
-                    f"the parts of {output} do not fit together", "start over with `overwrite`", "name another `output`"
+                    f"the parts of {output} do not fit together",
+                    "start over with `overwrite`",
+                    "name another `output`",
+                    code="resume_mismatch",
                 )
         finally:
             for file in files:
@@ -453,5 +471,7 @@ def _writing(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise LlmkitError(
-            f"{output} cannot be written ({error.strerror})", "free some space or fix the disk, then `resume`"
+            f"{output} cannot be written ({error.strerror})",
+            "free some space or fix the disk, then `resume`",
+            code="not_writable",
         ) from error

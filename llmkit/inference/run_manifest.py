@@ -98,7 +98,9 @@ def _input(name: str) -> dict[str, Any]:
         # As given by the user: error records contain it.
         return {"file": name, "bytes": path.stat().st_size, "sha256": file_hash(path)}
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})", "check the path and its permissions") from error
+        raise InputError(
+            f"{path} cannot be read ({error.strerror})", "check the path and its permissions", code="unreadable_file"
+        ) from error
 
 
 def _model(source: Source) -> dict[str, Any]:
@@ -155,7 +157,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, LookupError, TypeError):
         known = False
     if not known:
-        raise UsageError(f"{path} is not a valid manifest", "start again with `overwrite`", "name another `output`")
+        raise UsageError(
+            f"{path} is not a valid manifest",
+            "start again with `overwrite`",
+            "name another `output`",
+            code="resume_mismatch",
+        )
     return dict(manifest)
 
 
@@ -171,6 +178,7 @@ def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         f"the run to resume used different settings: {', '.join(changes[:_SHOWN])}{more}",
         "run without `resume` into another `output`",
         "with `overwrite`",
+        code="resume_mismatch",
     )
 
 

@@ -131,7 +131,9 @@ class Scheduler:
     def _requests(self, job: Job) -> list[Request]:
         step, reader = job.step, job.reader
         if not (step.final or step.multi_sequence) and self.settings.num_return_sequences > 1:
-            raise UsageError("num_return_sequences requires a text that fits in one prompt", "leave it out")
+            raise UsageError(
+                "num_return_sequences requires a text that fits in one prompt", "leave it out", code="no_effect"
+            )
         fitted = [reader.fit(row) for row in step.rows]
         job.prompt_tokens += sum(len(each.encoded.input_ids) for each in fitted)
         job.truncated += sum(each.truncated for each in fitted)

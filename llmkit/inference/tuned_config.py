@@ -13,7 +13,7 @@ from typing import Any
 
 from llmkit.config.settings import GenerationSettings, TruncationSide, explicitly_set, setting_fields
 from llmkit.errors import CheckpointError
-from llmkit.log import log
+from llmkit.log import log, warn
 from llmkit.models.load import Loaded
 from llmkit.models.source import CONTRACT_FILE, read_json
 from llmkit.tasks import PromptOptions, Task
@@ -85,7 +85,7 @@ def apply_contract(
     said = set(explicitly_set(task.settings))
     for name in said & contract.settings.keys():
         if getattr(task.settings, name) != contract.settings[name]:
-            log.warning("%s was tuned with %s=%s", loaded.source.name, name, contract.settings[name])
+            warn("tuned_differently", "%s was tuned with %s=%s", loaded.source.name, name, contract.settings[name])
     known = {item.name for item in setting_fields(task.settings_class)}
     new = {name: value for name, value in contract.settings.items() if name in known - said}
     if new:

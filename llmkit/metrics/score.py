@@ -79,7 +79,7 @@ def measure_names(metrics: Sequence[str]) -> tuple[str, ...]:
 
 def _found(metrics: Sequence[str]) -> list[Metric]:
     if unknown := next((name for name in metrics if name not in METRICS), None):
-        raise UsageError(f"unknown metric {unknown!r}", f"choose from {', '.join(METRICS)}")
+        raise UsageError(f"unknown metric {unknown!r}", f"choose from {', '.join(METRICS)}", code="unknown_metric")
     return [METRICS[name] for name in metrics]
 
 

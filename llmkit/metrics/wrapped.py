@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import LlmkitError, UsageError
-from llmkit.log import log
+from llmkit.log import warn
 from llmkit.metrics.score import score
 from llmkit.tasks import find_task
 
@@ -56,11 +56,13 @@ def load_metric(name: str, *, trust_remote_code: bool) -> Any:
         raise UsageError(
             f"there is no metric script {name} here, and a metric of the Hub is code that is downloaded and run",
             "give the path of a script, or add `trust_remote_code=True`",
+            code="unknown_metric",
         )
     if script is not None and not name.endswith(".py") and not trust_remote_code:
         raise UsageError(
             f"the metric {name} is a folder whose program would run on this machine",
             f"read it, then name the program itself ({script}), or add `trust_remote_code=True`",
+            code="unknown_metric",
         )
     import evaluate
 
@@ -70,7 +72,7 @@ def load_metric(name: str, *, trust_remote_code: bool) -> Any:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LlmkitError(
-            f"the metric {name} cannot be loaded ({reason})", "check its name and what it imports"
+            f"the metric {name} cannot be loaded ({reason})", "check its name and what it imports", code="metric_failed"
         ) from error
 
 
@@ -110,8 +112,13 @@ def figures_of(
             first = [row[0] if row else "" for row in references]
             found = metric.compute(predictions=list(predictions), references=first)
             if others := sum(map(len, references)) - sum(map(bool, references)):
-                log.warning("%s takes one reference a row: the first of each counts (%d left out)", name, others)
+                warn(
+                    "references_ignored",
+                    "%s takes one reference a row: the first of each counts (%d left out)",
+                    name,
+                    others,
+                )
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LlmkitError(f"the metric {name} failed ({reason})", "leave it out") from error
+        raise LlmkitError(f"the metric {name} failed ({reason})", "leave it out", code="metric_failed") from error
     return dict(found or {})

@@ -59,6 +59,7 @@ def check_adapter(adapter: Path, head: Head) -> None:
         raise CheckpointError(
             f"{adapter / ADAPTER_CONFIG} has peft_type {method}, which the installed PEFT does not know",
             f"write {written}" if (written := str(method).upper()) in _methods() else "upgrade it: pip install -U peft",
+            code="adapter_mismatch",
         )
     fitting = [None, *(facts.task_type for facts in HEADS.values() if facts.writes or not writes(head))]
     if task_type not in fitting:
@@ -88,6 +89,7 @@ def weights_file(adapter: Path) -> Path:
     raise CheckpointError(
         f"{adapter} has an {ADAPTER_CONFIG} and no adapter_model.safetensors",
         f"copy the missing file to it, or remove {ADAPTER_CONFIG} if the folder holds a merged model",
+        code="adapter_mismatch",
     )
 
 
@@ -139,7 +141,7 @@ def check_base(adapter: Path, folder: Path) -> None:
 
 
 def _no_fit(adapter: Path, reason: str, fix: str) -> CheckpointError:
-    return CheckpointError(f"the adapter {adapter} does not fit its base model: {reason}", fix)
+    return CheckpointError(f"the adapter {adapter} does not fit its base model: {reason}", fix, code="adapter_mismatch")
 
 
 def _shapes(adapter: Path) -> dict[str, tuple[int, ...]]:

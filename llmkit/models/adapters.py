@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import CheckpointError, MissingDependencyError, UsageError
-from llmkit.log import log
+from llmkit.log import warn
 from llmkit.models.adapter_files import OTHER_BASE, adapter_weights, place_names, vocabulary_size
 from llmkit.models.generation import cache_name
 from llmkit.models.source import ADAPTER_CONFIG, read_json
@@ -60,7 +60,11 @@ def attach(
         settings["exclude_modules"] = [*([] if writes(head) else [_SPAN_HEAD]), *_not_linear(model, kind)] or None
     if new_tokens:
         if "trainable_token_indices" not in known:
-            raise UsageError(f"PEFT trains no new tokens beside {kind}", "use LORA, or leave tokenizer.add_tokens out")
+            raise UsageError(
+                f"PEFT trains no new tokens beside {kind}",
+                "use LORA, or leave tokenizer.add_tokens out",
+                code="not_supported",
+            )
         settings["trainable_token_indices"] = dict.fromkeys(_own_names(model), sorted(new_tokens))
     _refuse_unmatched(model, section)
     try:
@@ -76,7 +80,9 @@ def attach(
             fix = "use another peft_type, such as LORA"
             if getattr(model, "is_activation_checkpointing", False):
                 fix += ", or leave train.activation_checkpointing out"
-        raise UsageError(f"PEFT cannot put {kind} on {type(model).__name__} ({reason})", fix) from error
+        raise UsageError(
+            f"PEFT cannot put {kind} on {type(model).__name__} ({reason})", fix, code="not_supported"
+        ) from error
 
 
 def _settings(section: AdapterSection, config_class: Any) -> dict[str, Any]:
@@ -95,7 +101,7 @@ def _put_on(model: Any, config: Any) -> Any:
             adapted = _fit_together(peft.get_peft_model(model, config))
     if adapted.device.type == "meta":  # the model that is then trained is a second one
         for message in dict.fromkeys(" ".join(str(each.message).split()) for each in caught):
-            log.warning("PEFT on adapter %s: %s", config.peft_type.value, message)
+            warn("peft_warning", "PEFT on adapter %s: %s", config.peft_type.value, message)
     return adapted
 
 
@@ -118,14 +124,20 @@ def _refuse_partial(section: AdapterSection) -> None:
         raise UsageError(
             f"adapter.peft_type {section.peft_type} cannot be trained here: {_NEEDS_MORE[section.peft_type]}",
             "use another one, such as LORA",
+            code="not_supported",
         )
     for name in _WITH_A_LOSS:
         if getattr(section, name, None) is not None:
-            raise UsageError(f"adapter.{name} adds a loss of its own, which is not computed here", "leave it out")
+            raise UsageError(
+                f"adapter.{name} adds a loss of its own, which is not computed here",
+                "leave it out",
+                code="not_supported",
+            )
     if (beginning := getattr(section, "init_lora_weights", None)) in _FROM_DATA:
         raise UsageError(
             f"adapter.init_lora_weights {beginning} needs training data for initialisation, which is not supported",
             "use another one, such as gaussian",
+            code="not_supported",
         )
 
 
@@ -140,6 +152,7 @@ def _own_names(model: Any) -> list[str]:
             raise UsageError(
                 f"PEFT cannot train new tokens of {type(model).__name__}: it takes {one} and {other} for one",
                 "leave tokenizer.add_tokens out, or train all weights without the section adapter",
+                code="not_supported",
             )
     return names
 
@@ -156,6 +169,7 @@ def _refuse_unmatched(model: Any, section: AdapterSection) -> None:
                 raise UsageError(
                     f"adapter.{key}: {type(model).__name__} has no module {name}",
                     f"did you mean {near[0]}?" if near else f"leave it out, or name one such as {modules[-1]}",
+                    code="not_supported",
                 )
 
 
@@ -370,7 +384,8 @@ def _config(adapter: Path) -> Any:
     said = read_json(adapter / ADAPTER_CONFIG)
     unknown = sorted(name for name, value in said.items() if value and not hasattr(config, name))
     if unknown:
-        log.warning(
+        warn(
+            "setting_ignored",
             "%s sets %s, which the installed PEFT does not know and leaves out; pip install -U peft",
             adapter / ADAPTER_CONFIG,
             ", ".join(unknown),
@@ -391,7 +406,8 @@ def _fit_embeddings(
         return
     _resize(model, adapter, wanted)
     if wanted > max(rows, trained) and None in sizes:
-        log.warning(
+        warn(
+            "adapter_incomplete",
             "the adapter %s was trained with %d tokens more than its base model has, and lacks vectors of theirs; the"
             " mean of all others stands for them",
             adapter,
@@ -426,6 +442,7 @@ def _resize(model: Any, adapter: Path, rows: int) -> None:
             f"the adapter {adapter} was trained with {rows:,} tokens and {type(model).__name__} has {before:,}, which "
             "Transformers cannot change",
             "use it in the program that trained it",
+            code="adapter_mismatch",
         ) from error
     with torch.no_grad():
         for table in (model.get_input_embeddings(), model.get_output_embeddings()):
@@ -450,6 +467,7 @@ def _check_shapes(adapter: Path, weights: Mapping[str, torch.Tensor], own: Mappi
             raise CheckpointError(
                 f"the adapter {adapter} does not fit its base model: {name} is {found} in its file and {place} here",
                 f"{OTHER_BASE}, or check {ADAPTER_CONFIG}",
+                code="adapter_mismatch",
             )
 
 
@@ -476,8 +494,21 @@ def _settle(
             f"{len(strange)} weights of the adapter {adapter} have no place in its base model"
             f" ({(strange or missing)[0]})",
             OTHER_BASE,
+            code="adapter_mismatch",
         )
     if others := [name for name in result.unexpected_keys if prefix not in name]:
-        log.warning("left out of the adapter %s: %d weights that no layer has, as %s", adapter, len(others), others[0])
+        warn(
+            "adapter_incomplete",
+            "left out of the adapter %s: %d weights that no layer has, as %s",
+            adapter,
+            len(others),
+            others[0],
+        )
     if missing:
-        log.warning("the adapter %s lacks %d weights, which do nothing: %s …", adapter, len(missing), missing[0])
+        warn(
+            "adapter_incomplete",
+            "the adapter %s lacks %d weights, which do nothing: %s …",
+            adapter,
+            len(missing),
+            missing[0],
+        )

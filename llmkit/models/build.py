@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import CheckpointError, UsageError
-from llmkit.log import log
+from llmkit.log import warn
 from llmkit.models.checkpoint import joined_gguf, tensor_shapes, weight_files
 from llmkit.models.generation import generation_config
 from llmkit.models.quantize import quantization_config
@@ -94,7 +94,9 @@ def _from_pickle(source: Source, resolution: Resolution, options: dict[str, Any]
     model_class = getattr(transformers, resolution.model_class, None)
     if model_class is None:
         raise CheckpointError(
-            f"{source.name} has a class of its own and its weights are a full pickle", "convert it to safetensors"
+            f"{source.name} has a class of its own and its weights are a full pickle",
+            "convert it to safetensors",
+            code="code_not_trusted",
         )
     options = {name: value for name, value in options.items() if name not in ("use_safetensors", "trust_remote_code")}
     options.setdefault("config", transformers.AutoConfig.from_pretrained(source.folder, local_files_only=True))
@@ -116,14 +118,18 @@ def _check_missing(source: Source, resolution: Resolution, model: Any, missing: 
     if resolution.new_head:
         below = [name for name in missing if name.startswith(f"{model.base_model_prefix}.")]
         if below:
-            log.warning(
-                "backbone weights of %s are missing (%s) and were randomly initialised", source.name, _named(below)
+            warn(
+                "weights_random",
+                "backbone weights of %s are missing (%s) and were randomly initialised",
+                source.name,
+                _named(below),
             )
     elif missing:
         raise CheckpointError(
             f"{source.name} lacks weights of {resolution.model_class} ({_named(missing)}); they would be random, and so"
             " the answers",
             "download the checkpoint again, or choose one whose config.json names this class",
+            code="incomplete_checkpoint",
         )
 
 
@@ -139,7 +145,8 @@ def _take_own_decoding(source: Source, settings: LoadSettings, model: Any) -> No
         own = model.load_custom_generate(source.folder, trust_remote_code=True, local_files_only=True)
         model.generate = functools.partial(own, model=model)
     else:
-        log.warning(
+        warn(
+            "code_not_run",
             "%s comes with decoding code of its own (custom_generate), which is not run; read it, then pass"
             " `trust_remote_code=True`",
             source.name,
@@ -177,12 +184,15 @@ def changed_config(source: Source, settings: LoadSettings, overrides: Mapping[st
             raise UsageError(
                 f"model.config_overrides: {type(config).__name__} has no {name}",
                 f"did you mean {near[0]}?" if near else "leave it out",
+                code="invalid_recipe_key",
             )
         try:
             setattr(config, name, value)
         except Exception as error:  # each class of configs checks in its own way
             reason = " ".join(str(error).split())
-            raise UsageError(f"model.config_overrides: {name} is {value!r} ({reason})", "correct it") from error
+            raise UsageError(
+                f"model.config_overrides: {name} is {value!r} ({reason})", "correct it", code="invalid_recipe_key"
+            ) from error
     return config
 
 
@@ -197,6 +207,7 @@ def check_shapes(source: Source, model: PreTrainedModel) -> None:
                 f"model.config_overrides do not fit {source.name}: {name} is {list(shape)} there, and would be "
                 f"{list(tensor.shape)}",
                 "leave out those that change sizes",
+                code="invalid_recipe_key",
             )
 
 
@@ -233,4 +244,5 @@ def check_attention(source: Source, settings: LoadSettings, resolution: Resoluti
         raise UsageError(
             f"attn_implementation {settings.attn_implementation} does not work here ({reason})",
             "leave it out, or use sdpa or eager",
+            code="not_supported",
         ) from error

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import CheckpointError, NotEnoughMemoryError
 from llmkit.files import in_units
-from llmkit.log import log
+from llmkit.log import warn
 from llmkit.models.families import FAMILIES
 from llmkit.models.repo_files import part_names
 from llmkit.models.source import read_json
@@ -73,15 +73,19 @@ def _parts(folder: Path, stem: str, suffix: str) -> tuple[Path, ...]:
     if not index.is_file():
         strays = sorted(folder.glob(f"{stem}-*-of-*{suffix}"))
         if strays:
-            raise CheckpointError(f"{strays[0]} is a part of a checkpoint whose {index.name} is missing", _AGAIN)
+            raise CheckpointError(
+                f"{strays[0]} is a part of a checkpoint whose {index.name} is missing",
+                _AGAIN,
+                code="incomplete_checkpoint",
+            )
         return ()
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
-        raise CheckpointError(f"{index} names no weights", _AGAIN)
+        raise CheckpointError(f"{index} names no weights", _AGAIN, code="incomplete_checkpoint")
     paths = tuple(folder / name for name in sorted(set(map(str, names.values()))))
     for path in paths:
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing and {index.name} names it", _AGAIN)
+            raise CheckpointError(f"{path} is missing and {index.name} names it", _AGAIN, code="incomplete_checkpoint")
     return paths
 
 
@@ -177,7 +181,9 @@ def _is_buffer(name: str, shape: list[int]) -> bool:
 def _refuse_pointer(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(8) == b"version ":
-            raise CheckpointError(f"{path} is a Git LFS pointer in place of the file", "run: git lfs pull")
+            raise CheckpointError(
+                f"{path} is a Git LFS pointer in place of the file", "run: git lfs pull", code="incomplete_checkpoint"
+            )
 
 
 # GGUF, read by the package that defines it.
@@ -216,7 +222,11 @@ def gguf_parts(path: Path) -> tuple[Path, ...]:
     parts = tuple(path.with_name(name) for name in part_names(path.name))
     for part in parts:
         if len(parts) > 1 and not part.is_file():
-            raise CheckpointError(f"{part} is missing, one of {len(parts)} parts", "put it beside the others")
+            raise CheckpointError(
+                f"{part} is missing, one of {len(parts)} parts",
+                "put it beside the others",
+                code="incomplete_checkpoint",
+            )
     return parts
 
 
@@ -236,8 +246,10 @@ def joined_gguf(path: Path) -> Iterator[Path]:
         raise NotEnoughMemoryError(
             f"the {len(parts)} parts of {path.name} are joined in {target}, which lacks room for {in_units(size)}",
             "set TMPDIR to a folder with more, or join them yourself: llama-gguf-split --merge FIRST_PART NEW_FILE",
+            code="disk_full",
         )
-    log.warning(
+    warn(
+        "slow_loading",
         "the %d parts of %s are joined in %s each time they are loaded; `llama-gguf-split --merge %s NEW.gguf` joins"
         " them once",
         *(len(parts), path.name, target, parts[0].name),

@@ -21,7 +21,11 @@ def pick_device(device: str) -> str:
     if device == "auto":
         return "cuda" if cuda else "mps" if mps else "cpu"
     if (device == "cuda" and not cuda) or (device == "mps" and not mps):
-        raise UsageError(f"device={device} is not available in this PyTorch installation", "use `device=auto` or cpu")
+        raise UsageError(
+            f"device={device} is not available in this PyTorch installation",
+            "use `device=auto` or cpu",
+            code="device_unavailable",
+        )
     return device
 
 

@@ -36,7 +36,9 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, min_frequency: int
 
     if not writes(head):
         raise UsageError(
-            "a tokenizer is trained for models that write", "take tokenizer.name_or_path from a BERT-like checkpoint"
+            "a tokenizer is trained for models that write",
+            "take tokenizer.name_or_path from a BERT-like checkpoint",
+            code="not_supported",
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -78,17 +80,22 @@ def write_untrained_checkpoint(
         raise UsageError(
             f"Transformers has no model_type {model_type!r}",
             f"did you mean {near[0]!r}?" if near else "name one, such as llama",
+            code="not_supported",
         )
     resolution = resolve(task, {"model_type": model_type}, head=head, model=f"a new {model_type} model")
     _check_names(settings, transformers.CONFIG_MAPPING[model_type], model_type)
     tokens = _tokens(tokenizer, resolution.head)
     if decided := sorted(tokens.keys() & settings.keys()):
-        raise UsageError(f"model.config sets {', '.join(decided)}, which the tokenizer decides", "leave it out")
+        raise UsageError(
+            f"model.config sets {', '.join(decided)}, which the tokenizer decides", "leave it out", code="not_supported"
+        )
     try:
         config = transformers.AutoConfig.for_model(model_type, **settings)
     except Exception as error:  # each class of configs checks in its own way
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(f"model.config is no config of {model_type}: {reason}", "correct these settings") from error
+        raise UsageError(
+            f"model.config is no config of {model_type}: {reason}", "correct these settings", code="not_supported"
+        ) from error
     for name, value in tokens.items():
         if name in _NAMED_BY_ALL or hasattr(config, name):
             setattr(config, name, value)
@@ -123,4 +130,5 @@ def _check_names(settings: Mapping[str, Any], config_class: Any, model_type: str
             raise UsageError(
                 f"the config of {model_type} has no setting {name!r}",
                 f"did you mean {near[0]!r}?" if near else "see its page in the documentation of Transformers",
+                code="not_supported",
             )

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import CheckpointError
-from llmkit.log import log
+from llmkit.log import log, warn
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -399,7 +399,7 @@ def settle_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fo
     _keep_savable(config)
     notes += _unknown(config, model)
     for note in notes:
-        log.warning("%s: %s", folder / _FILE, note)
+        warn("setting_ignored", "%s: %s", folder / _FILE, note)
 
 
 def set_ends(config: GenerationConfig, ends: list[int]) -> None:
@@ -470,7 +470,7 @@ def generation_config(folder: Path, config: Mapping[str, Any]) -> GenerationConf
     cleaned = clean(read_settings(folder)) if own else _clean_config(config)
     path = folder / (_FILE if own else "config.json")
     for note in cleaned.notes:
-        log.warning("%s: %s", path, note)
+        warn("setting_ignored", "%s: %s", path, note)
     if own and (speed := sorted(_ONLY_SPEED & {name for name, value in read_settings(folder).items() if value})):
         log.info("%s: %s would change speed only and is left to llmkit", path, ", ".join(speed))
     try:
@@ -513,7 +513,7 @@ def apply_settings(config: GenerationConfig, settings: Mapping[str, Any]) -> Non
     cleaned = clean({name: value for name, value in settings.items() if hasattr(config, name)})
     config.update(**cleaned.values)
     for note in cleaned.notes:
-        log.warning("task_specific_params of config.json: %s", note)
+        warn("setting_ignored", "task_specific_params of config.json: %s", note)
 
 
 @contextlib.contextmanager

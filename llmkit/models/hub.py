@@ -26,7 +26,7 @@ from llmkit.errors import (
     NotEnoughMemoryError,
 )
 from llmkit.files import in_units, write_whole
-from llmkit.log import log
+from llmkit.log import log, warn
 from llmkit.models.reachability import (
     UnreachableError,
     ask,
@@ -109,13 +109,19 @@ def _fetch(wanted: Wanted) -> Snapshot:
         if is_offline():
             return _from_cache(wanted, "offline mode is on")
         snapshot = _from_cache(wanted, f"cannot reach {hub_name()} ({error})")
-        log.warning("cannot reach %s (%s); using %s as it is in the cache", hub_name(), error, wanted.repo_id)
+        warn(
+            "cached_copy_used",
+            "cannot reach %s (%s); using %s as it is in the cache",
+            hub_name(),
+            error,
+            wanted.repo_id,
+        )
         return snapshot
     except ModelNotFoundError as error:
         # What was once downloaded stays usable when it is withdrawn, renamed, or the log-in has expired.
         if (folder := _cached_folder(wanted)) is None or _lacking(wanted, folder):
             raise
-        log.warning("%s; using the copy in the cache", error.problem)
+        warn("cached_copy_used", "%s; using the copy in the cache", error.problem)
         return Snapshot(folder, folder.name)
 
 
@@ -140,7 +146,11 @@ def _from_hub(wanted: Wanted) -> Snapshot:
         _download(wanted, str(info.sha), names)
     if absent := [name for name in names if not (folder / name).is_file()]:
         # snapshot_download returns a partial folder, without an error, where the Hub fails half-way.
-        raise HubUnreachableError(f"the download of {wanted.repo_id} broke off before {absent[0]}", _again(wanted))
+        raise HubUnreachableError(
+            f"the download of {wanted.repo_id} broke off before {absent[0]}",
+            _again(wanted),
+            code="download_interrupted",
+        )
     _note_revision(wanted, str(info.sha))
     return Snapshot(folder, info.sha)
 
@@ -181,6 +191,7 @@ def _check_space(wanted: Wanted, missing: list[RepoSibling]) -> None:
         raise NotEnoughMemoryError(
             f"{wanted.repo_id} needs {in_units(size)} on the disk and {place} has {in_units(free)} free",
             "free some space, or set HF_HOME to a folder on a larger disk",
+            code="disk_full",
         )
     if size:
         log.warning("downloading %s (%s) to %s", wanted.repo_id, in_units(size), repo.parent)
@@ -282,6 +293,7 @@ def _from_cache(wanted: Wanted, why: str) -> Snapshot:
     raise HubUnreachableError(
         f"{why} and {wanted.repo_id} {state}",
         f"run `{wanted.command}` on a machine with a network, or use `model=starter`",
+        code="offline",
     )
 
 
@@ -365,7 +377,9 @@ def _refusal(wanted: Wanted, error: HfHubHTTPError) -> LlmkitError:
     repo, status = wanted.repo_id, error.response.status_code
     page = f"{hub_address()}/{repo}"
     if isinstance(error, GatedRepoError):
-        return ModelNotFoundError(f"access to {repo} must be granted", f"ask for it at {page}, then run: hf auth login")
+        return ModelNotFoundError(
+            f"access to {repo} must be granted", f"ask for it at {page}, then run: hf auth login", code="access_denied"
+        )
     if isinstance(error, DisabledRepoError):
         return ModelNotFoundError(f"{repo} was disabled by the hub", "choose another model")
     if isinstance(error, RevisionNotFoundError):
@@ -377,7 +391,9 @@ def _refusal(wanted: Wanted, error: HfHubHTTPError) -> LlmkitError:
             f"there is no model {repo}, or it is private", "check the spelling, or run: hf auth login"
         )
     if status in (401, 403):
-        return ModelNotFoundError(f"{hub_name()} refused access to {repo} ({status})", "run: hf auth login")
+        return ModelNotFoundError(
+            f"{hub_name()} refused access to {repo} ({status})", "run: hf auth login", code="access_denied"
+        )
     if status == 429:
         return HubUnreachableError(f"{hub_name()} allows no more requests for now", "wait a few minutes")
     return HubUnreachableError(f"{hub_name()} answered with an error {status} for {repo}", _again(wanted))
@@ -393,9 +409,12 @@ def _download_error(wanted: Wanted, error: BaseException) -> LlmkitError:
             return NotEnoughMemoryError(
                 f"the disk of {cache} is full while downloading {wanted.repo_id}",
                 "free some space, or set HF_HOME to a folder on a larger disk",
+                code="disk_full",
             )
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return LlmkitError(f"{cache} cannot be written to", "set HF_HOME to a folder of yours")
+            return LlmkitError(f"{cache} cannot be written to", "set HF_HOME to a folder of yours", code="not_writable")
     return HubUnreachableError(
-        f"the download of {wanted.repo_id} broke off ({reason(error.__cause__ or error)})", _again(wanted)
+        f"the download of {wanted.repo_id} broke off ({reason(error.__cause__ or error)})",
+        _again(wanted),
+        code="download_interrupted",
     )

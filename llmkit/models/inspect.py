@@ -203,7 +203,11 @@ def _counts(
 def _count_on_meta(source: Source, config: Mapping[str, Any]) -> int:
     """Parameters of the saved architecture, each tied one once, without memory for any of them."""
     if needs_own_code(config, natural_head(config)):
-        raise CheckpointError(f"{source.name} is built by code of its own, which is not run to count", "omit `exact`")
+        raise CheckpointError(
+            f"{source.name} is built by code of its own, which is not run to count",
+            "omit `exact`",
+            code="code_not_trusted",
+        )
     import torch
     import transformers
 

@@ -32,6 +32,7 @@ def apply_source(tokenizer: Any, code: str | None) -> Iterator[None]:
         raise UsageError(
             f"the tokenizer's class {type(tokenizer).__name__} cannot tell the model the language of the text",
             "set tokenizer_class in tokenizer_config.json to the class of the family, such as NllbTokenizer",
+            code="language_missing",
         )
     before, tokenizer.src_lang = tokenizer.src_lang, code
     try:
@@ -61,11 +62,15 @@ class ModelLanguages:
         if target is None:
             known = f"(targets: {_list(self.targets)})" if self.targets else "(such as `target=fr`)"
             raise UsageError(
-                "the language to translate into is missing", f"name the target language with `target` {known}"
+                "the language to translate into is missing",
+                f"name the target language with `target` {known}",
+                code="language_missing",
             )
         source = source or self._only(self.sources)
         if source is None and self.asks_source:
-            raise UsageError(f"{self.name} needs the language of the text", "name it with `source`")
+            raise UsageError(
+                f"{self.name} needs the language of the text", "name it with `source`", code="language_missing"
+            )
         known_source = source and self._known(source, self.sources, "from")
         known_target = self._known(target, self.targets, "to")
         if source is not None and (source == target or known_source == known_target):
@@ -73,6 +78,7 @@ class ModelLanguages:
             raise UsageError(
                 f"the text and its translation would both be in {same}",
                 "name another language with `target` or `source`",
+                code="no_effect",
             )
         return self.write(known_source, known_target)
 
@@ -96,6 +102,7 @@ class ModelLanguages:
         raise UsageError(
             f"{self.name} does not translate {what} {wanted}",
             f"{hint}; name one with {option}, or choose another model",
+            code="language_not_supported",
         )
 
     def _tell_region(self, wanted: Language, found: Language) -> None:

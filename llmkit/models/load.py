@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import LoadSettings
-from llmkit.log import log
+from llmkit.log import log, warn
 from llmkit.models.adapters import load_adapter
 from llmkit.models.build import (
     build,
@@ -215,7 +215,10 @@ def _tokenizer(source: Source, settings: LoadSettings) -> PreTrainedTokenizerBas
         if tokenizer.chat_template is None and has_chat_template(source.folder):
             # Uploads by pattern (*.json, *.safetensors) leave chat_template.jinja behind.
             tokenizer.chat_template = load_tokenizer(source.folder, trust_remote_code=own_code).chat_template
-            log.warning("the adapter brings a tokenizer without a chat template; its base model's is used")
+            warn(
+                "chat_template_chosen",
+                "the adapter brings a tokenizer without a chat template; its base model's is used",
+            )
         return tokenizer
     if source.gguf_file:
         _warn_of_unknown_splits(source)
@@ -230,7 +233,8 @@ def _warn_of_unknown_splits(source: Source) -> None:
     metadata = gguf_metadata(source.folder / str(source.gguf_file))
     kind, splits = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
     if kind == "gpt2" and splits not in ("default", "gpt-2", *GGUF_PRE_TOKENIZER_SPLITS):
-        log.warning(
+        warn(
+            "tokenizer_uncertain",
             "%s has the pre-tokenizer %r, which Transformers does not know: numbers and line breaks may be tokenized"
             " differently than in training; prefer the safetensors checkpoint",
             source.gguf_file,

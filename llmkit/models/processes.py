@@ -72,6 +72,7 @@ def join_process_group(wanted: int | None, device: str) -> Worker:
         raise UsageError(
             f"{local} processes were asked for and there are {torch.cuda.device_count()} GPUs",
             "lower `num_processes`, or use the CPU",
+            code="device_unavailable",
         )
     state: Any = PartialState(cpu=cpu, timeout=_SLOWEST)
     _compare(asked, state.num_processes)
@@ -90,6 +91,7 @@ def _compare(asked: int, found: int) -> None:
         raise LlmkitError(
             f"{asked} processes were expected, and {found} joined",
             "start llmkit itself with `num_processes`",
+            code="process_failed",
         )
 
 

@@ -26,7 +26,11 @@ def quantization_config(bits: str, device: str, dtype: torch.dtype) -> Any:
         UsageError: it does not work on this device without kernels from the Hub.
     """
     if device == "mps":
-        raise UsageError(f"`quantize={bits}` does not work on mps", "use `device=cpu`, or leave `quantize` out")
+        raise UsageError(
+            f"`quantize={bits}` does not work on mps",
+            "use `device=cpu`, or leave `quantize` out",
+            code="device_unavailable",
+        )
     if find_spec("bitsandbytes") is None:
         raise MissingDependencyError(f"`quantize={bits}` needs bitsandbytes", "run: pip install bitsandbytes")
     _import_without_kernels()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import CheckpointError, TaskMismatchError, UsageError
-from llmkit.log import log
+from llmkit.log import warn
 from llmkit.models.adapter_files import brings_head, check_adapter, check_base, weights_file
 from llmkit.models.checkpoint import weight_bytes, weight_files
 from llmkit.models.known_issues import hub_kernels
@@ -29,12 +29,14 @@ def refuse_untrusted(config: dict[str, Any], source: Source, settings: LoadSetti
         raise CheckpointError(
             f"{source.name} comes with Python code of its own that would run on this machine",
             "read the code, then pass `trust_remote_code=True` if you trust it",
+            code="code_not_trusted",
         )
     named = [*hub_kernels(config), *hub_kernels({"attn_implementation": settings.attn_implementation})]
     if named and not settings.trust_remote_code:
         raise CheckpointError(
             f"{named[0]} is a kernel of the Hub, whose code would run on this machine",
             "leave it out of config.json and `attn_implementation`, or pass `trust_remote_code=True` if you trust it",
+            code="code_not_trusted",
         )
 
 
@@ -47,6 +49,7 @@ def check_heads(source: Source, resolution: Resolution, *, training: bool) -> No
             f"{source.name} has no trained {resolution.head} head: {resolution.model_class} would start with random"
             " weights and give random answers",
             "fine-tune it first, or choose a model that has the head: llmkit models",
+            code="untrained_head",
         )
 
 
@@ -54,12 +57,20 @@ def check_files(source: Source, settings: LoadSettings) -> None:
     pickled = []
     if source.gguf_file:
         if settings.quantize:
-            raise UsageError(f"{source.name} is a GGUF file, which is unpacked while loading", "leave `quantize` out")
-        log.warning("%s is unpacked to full weights each time it is loaded", source.gguf_file)
+            raise UsageError(
+                f"{source.name} is a GGUF file, which is unpacked while loading",
+                "leave `quantize` out",
+                code="not_supported",
+            )
+        warn("slow_loading", "%s is unpacked to full weights each time it is loaded", source.gguf_file)
     else:
         files = weight_files(source.folder)
         if not files.safetensors and not files.bins:
-            raise CheckpointError(f"{source.name} has a config.json and no weights", "download the checkpoint again")
+            raise CheckpointError(
+                f"{source.name} has a config.json and no weights",
+                "download the checkpoint again",
+                code="incomplete_checkpoint",
+            )
         pickled += [] if files.safetensors else [path.name for path in files.bins[:2]]
     if source.adapter is not None:
         check_base(source.adapter, source.folder)
@@ -71,11 +82,15 @@ def check_files(source: Source, settings: LoadSettings) -> None:
 
 def _check_pickles(source: Source, settings: LoadSettings, names: str) -> None:
     if settings.safetensors_only:
-        raise CheckpointError(f"{source.name} only has pickled weights ({names})", "choose another model or revision")
+        raise CheckpointError(
+            f"{source.name} only has pickled weights ({names})",
+            "choose another model or revision",
+            code="pickle_not_trusted",
+        )
     if settings.allow_pickle:
-        log.warning("%s is loaded as a full pickle, which can run code", names)
+        warn("pickle_loaded", "%s is loaded as a full pickle, which can run code", names)
     else:
-        log.warning("%s is not in the safetensors format; it is loaded with weights_only=True", names)
+        warn("pickle_loaded", "%s is not in the safetensors format; it is loaded with weights_only=True", names)
 
 
 def check_memory(

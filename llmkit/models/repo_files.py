@@ -73,6 +73,7 @@ def weights_of(wanted: Wanted, names: Collection[str]) -> list[str]:
         raise CheckpointError(
             f"{wanted.repo_id} has only pickled weights ({found['bin'][-1]}) and safetensors are asked for",
             "choose a model with safetensors, or allow .bin weights",
+            code="pickle_not_trusted",
         )
     return found["safetensors"] or found["bin"]
 
@@ -93,11 +94,17 @@ def choose(wanted: Wanted, sizes: dict[str, int]) -> list[str]:
     if wanted.weights and not weights:
         ggufs = [name for name in sizes if name.endswith(".gguf")]
         fix = f"name one of its GGUF files: {wanted.repo_id}/{ggufs[0]}" if ggufs else "choose another model"
-        raise CheckpointError(f"{wanted.repo_id} has no weights as safetensors or .bin", fix)
+        raise CheckpointError(
+            f"{wanted.repo_id} has no weights as safetensors or .bin", fix, code="incomplete_checkpoint"
+        )
     for name in weights:
         if name not in sizes and name == wanted.filename:
             near = ", ".join(other for other in sizes if Path(other).suffix == Path(name).suffix) or "none"
             raise ModelNotFoundError(f"{wanted.repo_id} has no file {name}", f"files of that kind: {near}")
         if name not in sizes:
-            raise CheckpointError(f"{wanted.repo_id} lacks {name} on the hub", "choose another revision or model")
+            raise CheckpointError(
+                f"{wanted.repo_id} lacks {name} on the hub",
+                "choose another revision or model",
+                code="incomplete_checkpoint",
+            )
     return list(dict.fromkeys([*_small_files(wanted, sizes), *weights]))

@@ -69,7 +69,11 @@ class Source:
         """The content of config.json."""
         path = self.folder / "config.json"
         if not path.is_file():
-            raise CheckpointError(f"{self.name} has no config.json", "give a folder written by save_pretrained")
+            raise CheckpointError(
+                f"{self.name} has no config.json",
+                "give a folder written by save_pretrained",
+                code="incomplete_checkpoint",
+            )
         config = read_json(path)
         for key, kind in _TYPES.items():
             if (value := config.get(key)) is not None and not isinstance(value, kind):

@@ -60,6 +60,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False, **kwargs: A
         raise CheckpointError(
             f"{folder} has no vocabulary of a tokenizer (tokenizer.json, {', '.join(_own_files(cls))})",
             "copy or download the missing file",
+            code="incomplete_checkpoint",
         )
     else:
         tokenizer = AutoTokenizer.from_pretrained(

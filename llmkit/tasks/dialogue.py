@@ -55,7 +55,7 @@ def replies(messages: Sequence[Message]) -> list[int]:
         if (message.role, reply.role) != ("user", "assistant") or not reply.content.strip() or not reply.learned:
             continue
         if not message.content.strip():
-            raise InputError(f"message {place} is empty", "fill in the user's text")
+            raise InputError(f"message {place} is empty", "fill in the user's text", code="empty_input")
         found.append(place)
     return found
 
@@ -136,7 +136,7 @@ class Dialogue(Task):
         if not messages or messages[-1].role != "user":
             raise InputError("the conversation does not end with the user", "put the user's message last")
         if not messages[-1].content.strip():
-            raise InputError("the message is empty", "give llmkit chat some text")
+            raise InputError("the message is empty", "give llmkit chat some text", code="empty_input")
 
     def validate_learned(self, row: Row, *, all_of_it: bool) -> None:
         if all_of_it and not all(message.learned for message in to_messages(row["messages"])):
@@ -160,7 +160,11 @@ class Dialogue(Task):
 
     def check_compatible(self, traits: Traits, prompt_options: PromptOptions) -> None:
         if prompt_options.raw:
-            raise UsageError("raw mode does not apply to conversations", f"use {command_line('generate', raw=True)}")
+            raise UsageError(
+                "raw mode does not apply to conversations",
+                f"use {command_line('generate', raw=True)}",
+                code="not_supported",
+            )
 
     def render(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> Prompt:
         messages = to_messages(row["messages"])

@@ -173,7 +173,7 @@ class QuestionAnswering(Task):
 
     def validate(self, row: Row) -> None:
         if not str(row.get("question", "")).strip():
-            raise InputError("the question is empty", "give llmkit answer a question and a text")
+            raise InputError("the question is empty", "give llmkit answer a question and a text", code="empty_input")
         self._require_text(row, "question")
         self._require_text(row, "context")
 
@@ -187,9 +187,14 @@ class QuestionAnswering(Task):
                 raise UsageError(
                     f"{', '.join(options)} requires an extractive model",
                     "leave it out, or name such a model: llmkit models answer",
+                    code="not_supported",
                 )
         elif prompt_options.system or prompt_options.prefill or prompt_options.examples or prompt_options.raw:
-            raise UsageError("an extractive model takes a question and a context only", "leave out the other options")
+            raise UsageError(
+                "an extractive model takes a question and a context only",
+                "leave out the other options",
+                code="not_supported",
+            )
 
     def render(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> Prompt:
         if traits.extracts_spans:
@@ -207,7 +212,11 @@ class QuestionAnswering(Task):
             return (Example(prompt, ""),)
         places = _places(texts, answers["answer_start"], context)
         if not places:
-            raise InputError(f"the answer {texts[0]!r} does not occur in the context", "fix the row, or skip such rows")
+            raise InputError(
+                f"the answer {texts[0]!r} does not occur in the context",
+                "fix the row, or skip such rows",
+                code="answer_not_in_context",
+            )
         return (Example(prompt, context[slice(*places[0])], tuple(dict.fromkeys(places))),)
 
     def parts(self, row: Row, room: int, count: Callable[[str], int]) -> list[Row]:
@@ -227,7 +236,9 @@ class QuestionAnswering(Task):
             rows.append({**row, "context": window.text, "answers": {"text": inside}})
         if texts and not found:
             raise InputError(
-                f"the answer {texts[0]!r} does not fit in a single window of the context", "raise max_length"
+                f"the answer {texts[0]!r} does not fit in a single window of the context",
+                "raise max_length",
+                code="answer_not_in_context",
             )
         return rows
 

@@ -50,6 +50,7 @@ class SummarizationSettings(TaskSettings):
             raise UsageError(
                 f"length={self.length!r} is not a choice",
                 f"choose {', '.join(LENGTHS)} or a number of tokens up to {_LONGEST}",
+                code="invalid_value",
             )
 
     @property

@@ -114,7 +114,7 @@ class Translation(Task):
         self.source = find_language(self.settings.source) if self.settings.source else None
         self.target = find_language(self.settings.target) if self.settings.target else None
         if self.source is not None and self.source == self.target:
-            raise UsageError(f"source and target are both {self.source.name}", "name two languages")
+            raise UsageError(f"source and target are both {self.source.name}", "name two languages", code="no_effect")
 
     def default_models(self, text: str = "") -> tuple[str, ...]:
         """The models for the pair, the most specific first, and then the one for any pair."""
@@ -164,7 +164,11 @@ class Translation(Task):
     def require_target(self) -> None:
         """Raise `UsageError` if no target language was specified."""
         if self.target is None:
-            raise UsageError("the language to translate into is missing", "name it with `target`, such as `target=fr`")
+            raise UsageError(
+                "the language to translate into is missing",
+                "name it with `target`, such as `target=fr`",
+                code="language_missing",
+            )
 
     def _check_pair(self, traits: Traits) -> None:
         """Refuse an unsupported language pair before processing any text."""
@@ -194,6 +198,7 @@ class Translation(Task):
             raise InputError(
                 "the text is a gettext catalogue (PO), whose translations belong in msgstr",
                 "translate its msgid texts as rows of a file (`input`), and fill them in with a tool for PO files",
+                code="unsupported_format",
             )
         if not any(character.isalpha() for character in text):
             return _in_languages(Result(text=text), Route(self.source, self.target))
@@ -245,7 +250,7 @@ class Translation(Task):
             if self.source is not None or self.target is None:
                 raise
             # The language of this text was not detected or is not supported; other rows may be fine.
-            raise InputError(error.problem, *error.fixes) from error
+            raise InputError(error.problem, *error.fixes, code=error.code) from error
 
     def _find_route(self, text: str, traits: Traits, note: Callable[[NoteCode, str], None]) -> Route:
         languages = traits.languages
@@ -270,6 +275,7 @@ class Translation(Task):
             raise UsageError(
                 f"the text is in {source.name} already",
                 "name another language with `target`, or the text's with `source`",
+                code="no_effect",
             )
         return Route(source, self.target)
 

@@ -48,7 +48,9 @@ def detect_language(text: str, among: Collection[Language] | None = None) -> Det
     scripts = _count_scripts(read)
     shown = text.strip()[:40]
     if not scripts:
-        raise UsageError(f"the language of {shown!r} cannot be detected", "name it with `source`")
+        raise UsageError(
+            f"the language of {shown!r} cannot be detected", "name it with `source`", code="language_missing"
+        )
     script = scripts.most_common(1)[0][0]
     labels = _labels(among)
     if script not in _SHARED:
@@ -57,7 +59,11 @@ def detect_language(text: str, among: Collection[Language] | None = None) -> Det
         chinese = {label: language for label, language in fitting.items() if language.alpha2 == "zh"}
         labels = chinese or fitting or labels
     if not labels:
-        raise UsageError(f"none of the candidate languages can be detected in {shown!r}", "name it with `source`")
+        raise UsageError(
+            f"none of the candidate languages can be detected in {shown!r}",
+            "name it with `source`",
+            code="language_missing",
+        )
     label, probability = _classify(read, labels)
     return Detected(_variety(labels[label], among, read, script), probability)
 

@@ -179,7 +179,9 @@ def find_language(name: str) -> Language:
             return replace(found, asked=own_tag(code))
     close = [] if _NO_NAME.search(wanted) else _nearest_names(wanted)
     guess = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    raise UsageError(f"unknown language {name!r}", f"{guess}give an English name or an ISO 639 code")
+    raise UsageError(
+        f"unknown language {name!r}", f"{guess}give an English name or an ISO 639 code", code="unknown_language"
+    )
 
 
 def language_from_code(code: str) -> Language | None:

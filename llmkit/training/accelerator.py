@@ -7,7 +7,7 @@ from typing import Any
 
 from llmkit.config.recipe import Recipe
 from llmkit.errors import LlmkitError, MissingDependencyError, UsageError
-from llmkit.log import log
+from llmkit.log import warn
 from llmkit.models.processes import Worker
 
 __all__ = [
@@ -43,7 +43,9 @@ def make_accelerator(recipe: Recipe, device: str, precision: str, member: Worker
         project_dir=folder / TRACKERS if trackers else None,
     )
     if sharded is not None and not accelerator.is_fsdp2:
-        raise LlmkitError("Accelerate did not shard the model, as accelerate.fsdp_config asks", "leave it out")
+        raise LlmkitError(
+            "Accelerate did not shard the model, as accelerate.fsdp_config asks", "leave it out", code="process_failed"
+        )
     if trackers:
         accelerator.init_trackers(folder.name, config=_flat(recipe))
     return accelerator
@@ -52,7 +54,11 @@ def make_accelerator(recipe: Recipe, device: str, precision: str, member: Worker
 def check_sharding(recipe: Recipe, device: str) -> None:
     """Refuse shards without GPUs, which Accelerate 1.15 would leave whole and not say so."""
     if recipe.accelerate.fsdp_config is not None and device != "cuda":
-        raise UsageError("accelerate.fsdp_config needs GPUs", "leave it out: the CPU's processes have whole models")
+        raise UsageError(
+            "accelerate.fsdp_config needs GPUs",
+            "leave it out: the CPU's processes have whole models",
+            code="device_unavailable",
+        )
 
 
 def _fsdp(recipe: Recipe) -> Any:
@@ -61,7 +67,7 @@ def _fsdp(recipe: Recipe) -> Any:
         return None
     from accelerate import FullyShardedDataParallelPlugin
 
-    log.warning("FSDP2 is untested: compare its losses with a run without it")
+    warn("untested", "FSDP2 is untested: compare its losses with a run without it")
     return FullyShardedDataParallelPlugin(
         fsdp_version=section.fsdp_version,
         auto_wrap_policy=section.fsdp_auto_wrap_policy.lower(),

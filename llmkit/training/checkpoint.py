@@ -16,7 +16,7 @@ from typing import Any
 
 from llmkit.errors import CheckpointError
 from llmkit.files import damaged_file, remove_whole, whole_folder, write_hashes
-from llmkit.log import log
+from llmkit.log import warn
 from llmkit.models.source import read_json
 from llmkit.training.accelerator import load_optimizer_state, load_parameter
 
@@ -93,7 +93,7 @@ def last_intact(found: Sequence[Path]) -> Path:
     for folder in reversed(found):
         if (damaged := damaged_file(folder)) is None:
             return folder
-        log.warning("%s is damaged (%s), so the one before it is taken", folder, damaged)
+        warn("earlier_checkpoint_used", "%s is damaged (%s), so the one before it is taken", folder, damaged)
     raise CheckpointError(f"{found[-1]} is damaged, and there is none before it", "begin another run")
 
 

@@ -204,7 +204,11 @@ def _refuse(recipe: Recipe, rows: Rows, outcomes: datasets.Dataset, encoder: Enc
         message = line["message"] if status == "bad" else what or f"has {line['tokens']} tokens, too many"
         message = message if where in message else f"{where}: {message}" if status == "bad" else f"{where} {message}"
         more = counts[status] - 1
-        raise InputError(f"{message}{f' (and {more} more rows are like this)' if more else ''}", fix)
+        raise InputError(
+            f"{message}{f' (and {more} more rows are like this)' if more else ''}",
+            fix,
+            code="context_overflow" if status == "too_long" else "no_labels" if status == "no_label" else None,
+        )
 
 
 def _room(recipe: Recipe, encoder: Encoder) -> str:
@@ -242,8 +246,10 @@ def divide(recipe: Recipe, rows: Rows, column: str) -> tuple[list[int], list[int
     trained = [index for index in range(len(rows.table)) if index not in held]
     if not trained:
         if len(groups) > 1:
-            raise InputError("data.validation_fraction leaves no row to train on", "lower it")
-        raise InputError("all rows have the same input, so none can be held back", "give data.validation, or none")
+            raise InputError("data.validation_fraction leaves no row to train on", "lower it", code="no_rows")
+        raise InputError(
+            "all rows have the same input, so none can be held back", "give data.validation, or none", code="no_rows"
+        )
     return trained, sorted(held)
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import UsageError
 from llmkit.files import BUILDING, damaged_file, disk_errors, locked, remove_whole, write_hashes
-from llmkit.log import log
+from llmkit.log import warn
 from llmkit.models.cache import cache_dir, make_cache_dir
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def cached_folder(key: str, build: Callable[[Path], None]) -> Path:
                 with suppress(OSError):  # a cache that can only be read
                     os.utime(folder)
                 return folder
-            log.warning("%s in the cache is damaged (%s), so it is made again", folder, damaged)
+            warn("cache_rebuilt", "%s in the cache is damaged (%s), so it is made again", folder, damaged)
         make_cache_dir()
         root.mkdir(exist_ok=True)
         root.chmod(0o700)

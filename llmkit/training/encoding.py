@@ -195,7 +195,9 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
     traits = traits_of(loaded, task)
     if recipe.prompt.raw:
         if not traits.chat:
-            raise UsageError("prompt.raw has no effect: this model has no chat template", "leave it out")
+            raise UsageError(
+                "prompt.raw has no effect: this model has no chat template", "leave it out", code="no_effect"
+            )
         traits = replace(traits, chat=False)
     prompt_options = PromptOptions(system=recipe.prompt.system)
     task.check_compatible(traits, prompt_options)
@@ -222,7 +224,9 @@ def _max_length(data: DataSection, loaded: Loaded) -> int | None:
         return limit
     if limit is not None and loaded.context.hard and data.max_length > limit:
         raise UsageError(
-            f"data.max_length={data.max_length} is more than the {limit} tokens {loaded.source.name} reads", "lower it"
+            f"data.max_length={data.max_length} is more than the {limit} tokens {loaded.source.name} reads",
+            "lower it",
+            code="invalid_value",
         )
     return data.max_length
 
@@ -234,6 +238,7 @@ def _max_target_length(data: DataSection, loaded: Loaded) -> int | None:
             f"data.max_target_length={data.max_target_length} is more than the {limit} tokens that the decoder of "
             f"{loaded.source.name} has positions for",
             "lower it",
+            code="invalid_value",
         )
     return limit if data.max_target_length is None else data.max_target_length
 
@@ -244,6 +249,7 @@ def _check_lengths(data: DataSection, task: Task, loaded: Loaded) -> None:
         raise UsageError(
             f"data.max_target_length has no effect on a {head.name} model, whose examples are one sequence",
             "use max_length" if head.one_sequence else "leave it out",
+            code="no_effect",
         )
     if not head.writes:
         for name, default in (
@@ -256,13 +262,17 @@ def _check_lengths(data: DataSection, task: Task, loaded: Loaded) -> None:
                 raise UsageError(
                     f"data.{name} has no effect on a model that marks answers: it reads long texts in windows",
                     "leave it out; settings.max_seq_len and doc_stride say how long they are",
+                    code="no_effect",
                 )
     if data.truncation_side is not None and task.truncation_side is None:
         raise UsageError(
-            f"data.truncation_side has no effect on {task.name}, which leaves out its oldest messages", "leave it out"
+            f"data.truncation_side has no effect on {task.name}, which leaves out its oldest messages",
+            "leave it out",
+            code="no_effect",
         )
     if data.on_overflow == "chunk" and not task.learns_parts:
         raise UsageError(
             f"a part of the input of {task.name} has no answer of its own to learn, so on_overflow cannot be chunk",
             "use truncate, drop or error",
+            code="not_supported",
         )

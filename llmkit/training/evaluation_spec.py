@@ -24,7 +24,7 @@ from llmkit.evaluation.evaluate import Evaluation, compare, evaluate
 from llmkit.files import write_whole
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.tuned_config import apply_contract
-from llmkit.log import log
+from llmkit.log import log, warn
 from llmkit.models.load import load_model
 from llmkit.models.processes import Worker
 from llmkit.models.reachability import offline
@@ -78,7 +78,7 @@ def resolve_evaluation(
         raise UsageError("overrides change a recipe's file, and this one is made already", "change it itself")
     if recipe is None:
         if task is None or load.model is None or data is None:
-            raise UsageError("what is to be judged?", "give a recipe, or `task`, `model` and `data`")
+            raise UsageError("what is to be judged?", "give a recipe, or `task`, `model` and `data`", code="no_effect")
         content: dict[str, Any] = {
             "version": VERSION,
             "task": find_task(task).name,
@@ -88,7 +88,7 @@ def resolve_evaluation(
         }
         return _spec_of(make_recipe(content, overrides, name="`task` and `data`"), load, None)
     if task is not None:
-        raise UsageError("`task` has no effect beside a recipe, which has one", "leave it out")
+        raise UsageError("`task` has no effect beside a recipe, which has one", "leave it out", code="no_effect")
     found = (
         recipe
         if isinstance(recipe, Recipe)
@@ -145,18 +145,18 @@ def _expected(records: Iterable[Record], recipe: Recipe, task: Task) -> Iterator
                 key, policy = "on_no_label: drop", recipe.data.on_no_label
                 error = InputError(f"{record.where} has no reply that could be judged", f"leave it out with data.{key}")
         except InputError as failure:
-            error = InputError(f"{record.where}: {failure.problem}", *failure.fixes)
+            error = failure.reworded(f"{record.where}: {failure.problem}")
         if row is not None:
             unused.update(record.unused)
             yield row
         elif policy == "error":
             error = error or InputError(f"{record.where} cannot be read", "fix it")
             more = "" if key in error.fix else f"pass over such rows with data.{key}"
-            raise InputError(error.problem, *error.fixes, more)
+            raise error.reworded(error.problem, more)
         else:
             left[key] += 1
     for key, count in left.items():
-        log.warning("%d rows are left out (data.%s)", count, key)
+        warn("rows_skipped", "%d rows are left out (data.%s)", count, key)
     if unused:
         log.info("columns that are not used: %s", ", ".join(f"{name} ({count} rows)" for name, count in unused.items()))
 
@@ -187,12 +187,14 @@ def run_evaluation(
         InputError: a row cannot be read, or there is none.
     """
     if settings.num_return_sequences > 1:
-        raise UsageError("num_return_sequences: only the first output of a row is judged", "leave it out")
+        raise UsageError(
+            "num_return_sequences: only the first output of a row is judged", "leave it out", code="no_effect"
+        )
     member = member or Worker()
     rows = output / "rows.jsonl"
     other_load = None if baseline is None else replace(spec.load, model=baseline, revision=None, base=None)
     if not member.rank and output.exists() and any(output.iterdir()) and not resume:
-        raise UsageError(f"{output} is not empty", "`resume` to go on", "name another `output`")
+        raise UsageError(f"{output} is not empty", "`resume` to go on", "name another `output`", code="output_exists")
 
     def judged(load: LoadSettings, name: str, *, trivial: bool) -> Evaluation | None:
         loaded = load_model(load, spec.task.name, fallback=False)
@@ -258,4 +260,4 @@ def _write(spec: EvaluationSpec, path: Path, max_rows: int | None) -> None:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
     if not count:
-        raise InputError("there are no rows to evaluate on", "check the data")
+        raise InputError("there are no rows to evaluate on", "check the data", code="no_rows")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from llmkit.config.paths import without_folders
 from llmkit.errors import LlmkitError, UsageError
-from llmkit.log import log
+from llmkit.log import warn
 from llmkit.models.reachability import is_offline
 from llmkit.models.source import ADAPTER_CONFIG, read_json
 from llmkit.training.accelerator import TRACKERS
@@ -33,7 +33,9 @@ def reserve(repo: str, *, private: bool | None) -> str:
         LlmkitError: it refused.
     """
     if is_offline():
-        raise UsageError("nothing can be pushed to the Hub offline", "leave `push_to_hub` or `offline` out")
+        raise UsageError(
+            "nothing can be pushed to the Hub offline", "leave `push_to_hub` or `offline` out", code="offline"
+        )
     return _ask(lambda hub: str(hub.create_repo(repo, private=private, exist_ok=True).repo_id), repo)
 
 
@@ -45,7 +47,9 @@ def push(folder: Path, repo: str, *, private: bool | None = None) -> str:
         LlmkitError: it refused.
     """
     if not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
-        raise UsageError(f"{folder} holds no model", "give the folder that llmkit finetune or merge wrote")
+        raise UsageError(
+            f"{folder} holds no model", "give the folder that llmkit finetune or merge wrote", code="model_not_found"
+        )
     name = reserve(repo, private=private)
     with TemporaryDirectory(prefix="llmkit-push-") as staging:
         _stage(folder, Path(staging))
@@ -69,7 +73,7 @@ def _stage(folder: Path, staging: Path) -> None:
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
         _put(folder / name, staging / name, places)
     if ADAPTER_CONFIG in kept and str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")) in places:
-        log.warning("the base model of %s is a folder here: whoever loads it names the base with `base`", folder)
+        warn("local_base", "the base model of %s is a folder here: whoever loads it names the base with `base`", folder)
 
 
 def _read_any(file: Path) -> Any:
@@ -114,5 +118,7 @@ def _ask(question: Callable[[Any], T], repo: str) -> T:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LlmkitError(
-            f"the Hub did not take {repo} ({reason})", "log in with: hf auth login, or check the name and your rights"
+            f"the Hub did not take {repo} ({reason})",
+            "log in with: hf auth login, or check the name and your rights",
+            code="upload_failed",
         ) from error

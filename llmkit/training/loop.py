@@ -22,7 +22,7 @@ from llmkit.files import disk_errors
 from llmkit.heads.base import IGNORED, BaseHead
 from llmkit.heads.batch import Batch
 from llmkit.heads.objective import Objective
-from llmkit.log import log
+from llmkit.log import warn
 from llmkit.models.memory import peak_memory
 from llmkit.training.accelerator import optimizer_state, whole
 from llmkit.training.checkpoint import (
@@ -153,6 +153,7 @@ class Trainer:
                     f"restore what it was, {_NEW_RUN}"
                     if name != EXAMPLES
                     else f"resume with the version of llmkit that {RESOLVED} in the folder names, {_NEW_RUN}",
+                    code="resume_mismatch",
                 )
 
     def run(self) -> None:
@@ -204,6 +205,7 @@ class Trainer:
             raise LlmkitError(
                 f"the examples of update {self.progress.step} have nothing to predict",
                 "look at them: llmkit data check",
+                code="no_labels",
             )
         total = 0.0
         for number, batch in enumerate(batches):
@@ -244,15 +246,22 @@ class Trainer:
                 f"{len(wrong)} of {len(self.trained)} trained tensors have no part in the loss: {wrong[0]}"
                 + (f" … {wrong[-1]}" if len(wrong) > 1 else ""),
                 "exclude them with train.freeze, a list of regular expressions that match their names",
+                code="not_supported",
             )
         if unused:
-            log.warning("%d tensors such as %s are not trained: they have no part in the loss", len(unused), unused[0])
+            warn(
+                "tensors_not_trained",
+                "%d tensors such as %s are not trained: they have no part in the loss",
+                len(unused),
+                unused[0],
+            )
 
     def _check_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):
             raise LlmkitError(
                 f"the {name} is {value} at update {self.progress.step}",
                 "lower train.learning_rate, use bf16 in place of fp16, or look at the rows: llmkit data check",
+                code="not_finite",
             )
 
     def _synchronize(self) -> None:

@@ -65,18 +65,22 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
     import torch
 
     if output.exists() and any(output.iterdir()):
-        raise UsageError(f"{output} is not empty", "give another folder")
+        raise UsageError(f"{output} is not empty", "give another folder", code="output_exists")
     given = replace(settings or LoadSettings(), model=adapter, device="cpu", quantize=None)
     loaded = load_model(replace(given, dtype="float32"), _task_of(adapter), fallback=False)
     if loaded.source.adapter is None:
-        raise UsageError(f"{adapter} is not a PEFT adapter", "give the folder with adapter_config.json")
+        raise UsageError(
+            f"{adapter} is not a PEFT adapter", "give the folder with adapter_config.json", code="not_supported"
+        )
     model: Any = loaded.model
     if model.active_peft_config.is_prompt_learning:
         raise UsageError(
-            f"{_method(model)} puts virtual tokens in front, which no weight can hold", "use the adapter as it is"
+            f"{_method(model)} puts virtual tokens in front, which no weight can hold",
+            "use the adapter as it is",
+            code="not_supported",
         )
     if not hasattr(model.base_model, "merge_and_unload"):
-        raise UsageError(f"PEFT merges no adapter of type {_method(model)}", _AS_IT_IS)
+        raise UsageError(f"PEFT merges no adapter of type {_method(model)}", _AS_IT_IS, code="not_supported")
     stored = dtype if dtype != "auto" else _stored_dtype(loaded.source.folder)
     head = head_of(loaded.head)
     inputs = _probe(head, model)
@@ -86,11 +90,15 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
     try:
         merged = _merged(model)
     except (ValueError, RuntimeError) as error:  # NotImplementedError is one
-        raise UsageError(f"PEFT cannot merge {_method(model)} into this model ({error})", _AS_IT_IS) from error
+        raise UsageError(
+            f"PEFT cannot merge {_method(model)} into this model ({error})", _AS_IT_IS, code="not_supported"
+        ) from error
     drift = difference(before, logits_of(head, merged, inputs))
     _refuse(drift, "float32", "merging changes what the model computes", _AS_IT_IS)
     if merged.get_input_embeddings().weight.shape != size:
-        raise CheckpointError("merging changed the size of the embeddings", "report this with the adapter's config")
+        raise CheckpointError(
+            "merging changed the size of the embeddings", "report this with the adapter's config", code="logits_differ"
+        )
     if head.writes:
         declare_ends(loaded)
     with whole_folder(output) as building:
@@ -178,5 +186,7 @@ def logits_of(head: BaseHead, model: Any, inputs: dict[str, torch.Tensor]) -> to
 def _refuse(found: float, dtype: str, what: str, fix: str) -> None:
     if not found <= tolerance(dtype):  # neither a NaN
         raise CheckpointError(
-            f"{what}: logits differ by {found:.1e} of the largest, {tolerance(dtype):.0e} would be rounding", fix
+            f"{what}: logits differ by {found:.1e} of the largest, {tolerance(dtype):.0e} would be rounding",
+            fix,
+            code="logits_differ",
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import TrainSection
 from llmkit.errors import MissingDependencyError, UsageError
-from llmkit.log import log
+from llmkit.log import warn
 from llmkit.metrics.score import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
@@ -111,20 +111,27 @@ def check_schedule(train: TrainSection, updates: int, groups: int) -> None:
     rates = _rates(train, updates, groups)
     if not all(isinstance(rate, int | float) and math.isfinite(rate) and rate >= 0 for rate in rates):
         raise UsageError(
-            f"train.lr_scheduler_type {kind} gives a learning rate that is no positive number", _fix(train)
+            f"train.lr_scheduler_type {kind} gives a learning rate that is no positive number",
+            _fix(train),
+            code="not_supported",
         )
     if not any(rates[:-1]):
-        raise UsageError(f"the learning rate is 0 at each of {updates} updates", "set fewer train.warmup_steps")
+        raise UsageError(
+            f"the learning rate is 0 at each of {updates} updates", "set fewer train.warmup_steps", code="not_supported"
+        )
     if train.lr_scheduler_kwargs and _ignores_arguments(train, updates):
-        raise UsageError(f"train.lr_scheduler_kwargs has no effect on lr_scheduler_type {kind}", "leave it out")
+        raise UsageError(
+            f"train.lr_scheduler_kwargs has no effect on lr_scheduler_type {kind}", "leave it out", code="no_effect"
+        )
     steps = warmup_steps(train, updates)
     if steps and rates == _rates(train.model_copy(update={"warmup_steps": 0}), updates, groups):
         raise UsageError(
             f"train.warmup_steps has no effect on lr_scheduler_type {kind}",
             "leave it out, or use constant_with_warmup or another type that has a warm-up",
+            code="no_effect",
         )
     if steps >= updates > 1:
-        log.warning("train.warmup_steps: the learning rate rises for %d of %d updates", steps, updates)
+        warn("long_warmup", "train.warmup_steps: the learning rate rises for %d of %d updates", steps, updates)
 
 
 def _rates(train: TrainSection, updates: int, groups: int) -> list[Any]:
@@ -145,7 +152,9 @@ def _rates(train: TrainSection, updates: int, groups: int) -> list[Any]:
         return [train.learning_rate * scheduler.lr_lambdas[0](step) for step in sorted(some)]
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(f"train.lr_scheduler_type {train.lr_scheduler_type}: {reason}", _fix(train)) from error
+        raise UsageError(
+            f"train.lr_scheduler_type {train.lr_scheduler_type}: {reason}", _fix(train), code="not_supported"
+        ) from error
 
 
 def _ignores_arguments(train: TrainSection, updates: int) -> bool:

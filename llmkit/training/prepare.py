@@ -17,7 +17,7 @@ from llmkit.errors import InputError, UsageError
 from llmkit.files import file_hash
 from llmkit.heads import BaseHead, head_of
 from llmkit.heads.objective import Objective
-from llmkit.log import log
+from llmkit.log import warn
 from llmkit.metrics.score import measure_names
 from llmkit.models.devices import has_bfloat16, pick_device
 from llmkit.models.load import Loaded
@@ -99,28 +99,33 @@ def _check_settings(recipe: Recipe, device: str, processes: int) -> None:
 
     several, train = recipe.accelerate, recipe.train
     if several.deepspeed_config is not None:
-        raise UsageError("accelerate.deepspeed_config is not supported in this version", "leave it out")
+        raise UsageError(
+            "accelerate.deepspeed_config is not supported in this version", "leave it out", code="not_supported"
+        )
     check_sharding(recipe, device)
     check_trackers(train.report_to)
     if several.local_sgd_steps is not None and processes == 1:
         raise UsageError(
             "accelerate.local_sgd_steps requires more than one process",
             "leave it out, or set accelerate.num_processes",
+            code="no_effect",
         )
     if bits := getattr(recipe.model, "quantize", None):
         quantization_config(bits, device, torch.float32)
     if train.fp16 and device == "cpu":
-        raise UsageError("train.fp16 needs a GPU", "leave it out")
+        raise UsageError("train.fp16 needs a GPU", "leave it out", code="device_unavailable")
     known = measure_names(find_task(recipe.task).metrics)
     if train.best_metric not in ("loss", *known):
         raise UsageError(
             f"train.metric_for_best_model: {recipe.task} has no metric {train.metric_for_best_model}",
             f"use eval_loss, {', '.join(known)}",
+            code="unknown_metric",
         )
     if train.best_metric != "loss" and several.fsdp_config is not None:
         raise UsageError(
             f"train.metric_for_best_model {train.best_metric} needs generated answers, which FSDP does not allow",
             "use eval_loss",
+            code="not_supported",
         )
 
 
@@ -131,6 +136,7 @@ def _refuse_empty(name: str, part: Part) -> None:
     raise InputError(
         f"no rows of data.{name} are left" + (f" ({'; '.join(left_out)})" if left_out else ""),
         "raise data.max_length, correct the rows, or name others; llmkit data check shows them",
+        code="no_rows",
     )
 
 
@@ -138,7 +144,11 @@ def _warn_of_same_files(recipe: Recipe) -> None:
     trained = {file_hash(path) for source in recipe.data.train for path in files_of(source)}
     for path in (path for source in recipe.data.validation or () for path in files_of(source)):
         if file_hash(path) in trained:
-            log.warning("data.validation: %s is also trained on, so its figures say nothing about new rows", path.name)
+            warn(
+                "validation_overlap",
+                "data.validation: %s is also trained on, so its figures say nothing about new rows",
+                path.name,
+            )
 
 
 def _check_steps(recipe: Recipe, updates: int) -> None:
@@ -148,6 +158,7 @@ def _check_steps(recipe: Recipe, updates: int) -> None:
             raise UsageError(
                 f"train.{kind}_steps is {steps}, and the run has {updates} updates",
                 f"lower it, or set train.{kind}_strategy to epoch or no",
+                code="not_supported",
             )
 
 
@@ -177,10 +188,13 @@ def _check_packing(recipe: Recipe, model: Any, head: BaseHead) -> None:
             f"train.packing with {recipe.adapter.peft_type}: only the first of several packed examples would have its "
             "virtual tokens",
             fix,
+            code="not_supported",
         )
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not head.one_sequence or "position_ids" not in inspect.signature(base.forward).parameters:
-        raise UsageError(f"train.packing: {type(base).__name__} does not take packed examples", fix)
+        raise UsageError(
+            f"train.packing: {type(base).__name__} does not take packed examples", fix, code="not_supported"
+        )
 
 
 def _check_loss(recipe: Recipe, model: Any, loaded: Loaded, part: Part) -> None:
@@ -201,6 +215,7 @@ def _check_loss(recipe: Recipe, model: Any, loaded: Loaded, part: Part) -> None:
             raise UsageError(
                 f"{type(loaded.model).__name__} does not run with {recipe.adapter.peft_type} ({reason})",
                 "use another adapter.peft_type, such as LORA",
+                code="not_supported",
             )
     check_reached(recipe, model, unreached(model, objective, batch))
 

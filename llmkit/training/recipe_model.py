@@ -17,7 +17,7 @@ from llmkit.config.settings import DType, LoadSettings, setting_fields
 from llmkit.errors import UsageError
 from llmkit.files import file_hash
 from llmkit.heads.chat_template import choose_template
-from llmkit.log import log
+from llmkit.log import log, warn
 from llmkit.models.devices import pick_device
 from llmkit.models.fresh import train_tokenizer, write_untrained_checkpoint
 from llmkit.models.load import Loaded, load_model, load_source
@@ -77,10 +77,12 @@ def open_model(recipe: Recipe, task: Task, *, weights: bool, dtype: DType = "aut
     tokenizer: Any = loaded.tokenizer
     if section.chat_template is not None:
         if not writes(loaded.head):
-            raise UsageError("tokenizer.chat_template has no effect on a model that marks answers", "leave it out")
+            raise UsageError(
+                "tokenizer.chat_template has no effect on a model that marks answers", "leave it out", code="no_effect"
+            )
         tokenizer.chat_template = choose_template(tokenizer, section.chat_template)
     if section.add_tokens and not tokenizer.add_tokens(section.add_tokens):
-        log.warning("tokenizer.add_tokens has no effect: the tokenizer has all of them")
+        warn("no_effect", "tokenizer.add_tokens has no effect: the tokenizer has all of them")
     return loaded
 
 
@@ -93,9 +95,14 @@ def _refuse_on_adapter(recipe: Recipe, source: Source) -> None:
         raise UsageError(
             f"{source.name} is an adapter, and the recipe puts another on it, which could not be loaded again",
             f"{merged}; or leave the section adapter out, to train {source.name} on",
+            code="not_supported",
         )
     if recipe.tokenizer.add_tokens:
-        raise UsageError(f"tokenizer.add_tokens: {source.name} is an adapter, which cannot hold new tokens", merged)
+        raise UsageError(
+            f"tokenizer.add_tokens: {source.name} is an adapter, which cannot hold new tokens",
+            merged,
+            code="not_supported",
+        )
 
 
 def _beside_virtual_tokens(recipe: Recipe, loaded: Loaded) -> Loaded:
@@ -105,6 +112,7 @@ def _beside_virtual_tokens(recipe: Recipe, loaded: Loaded) -> Loaded:
         raise UsageError(
             f"adapter.num_virtual_tokens is {taken}, and {loaded.source.name} has a context of {limit} tokens",
             "lower it, so that there is room for a prompt and an answer",
+            code="not_supported",
         )
     return replace(loaded, context=loaded.context.without(taken))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import Recipe
 from llmkit.errors import CheckpointError, LlmkitError, NotEnoughMemoryError
-from llmkit.log import log
+from llmkit.log import log, warn
 from llmkit.models.load import load_source
 from llmkit.models.logits import difference, tolerance
 from llmkit.models.source import Source
@@ -57,7 +57,7 @@ def check_reload(recipe: Recipe, trainer: Trainer, source: Source, trained: torc
         found = difference(trained, logits_of_rows(trainer, again.to(trained.device)))
     except NotEnoughMemoryError as error:
         log.setLevel(level)
-        log.warning("it was not checked that %s holds the model that was trained (%s)", folder, error.problem)
+        warn("not_verified", "it was not checked that %s holds the model that was trained (%s)", folder, error.problem)
         return
     except LlmkitError as error:
         raise CheckpointError(
@@ -69,4 +69,5 @@ def check_reload(recipe: Recipe, trainer: Trainer, source: Source, trained: torc
         raise CheckpointError(
             f"{folder} holds another model than was trained: logits differ by {found:.1e} of the largest",
             "report it with the recipe; the weights are kept there",
+            code="logits_differ",
         )

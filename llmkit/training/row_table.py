@@ -60,7 +60,9 @@ def need_hub(sources: Sequence[SourceSection]) -> None:
     if name and not hub_reachable():
         why = "offline mode is on" if is_offline() else f"{hub_name()} cannot be reached"
         raise HubUnreachableError(
-            f"the data set {name} is not a file here, and {why}", "check the name and the network, or name files"
+            f"the data set {name} is not a file here, and {why}",
+            "check the name and the network, or name files",
+            code="offline",
         )
 
 
@@ -97,7 +99,7 @@ def read_rows(sources: Sequence[SourceSection], task: Task) -> Rows:
             writer.write(line)
             count += 1
         if not count:
-            raise InputError("there are no rows", "check data.train")
+            raise InputError("there are no rows", "check data.train", code="no_rows")
         writer.finalize()
         return datasets.Dataset.from_file(str(scratch / "rows.arrow"))
 

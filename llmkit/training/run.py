@@ -27,7 +27,7 @@ from llmkit.heads import BaseHead, head_of
 from llmkit.heads.end_tokens import declare_ends
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.tuned_config import Contract, write_contract
-from llmkit.log import log
+from llmkit.log import log, warn
 from llmkit.metrics.answers import Threshold
 from llmkit.metrics.score import score
 from llmkit.models.devices import pick_device
@@ -146,21 +146,28 @@ def find_checkpoint(recipe: Recipe, folder: Path, *, resume: bool) -> Path | Non
     if not resume:
         if not begun:
             fix = "go on with `resume`, " if found else ""
-            raise UsageError(f"{folder} is not empty", f"{fix}remove it, or set another train.output_dir")
+            raise UsageError(
+                f"{folder} is not empty", f"{fix}remove it, or set another train.output_dir", code="output_exists"
+            )
         return None
     if not content:
-        raise UsageError(f"{folder} has no checkpoint to resume from", "leave `resume` out")
+        raise UsageError(f"{folder} has no checkpoint to resume from", "leave `resume` out", code="nothing_to_resume")
     if not found and not begun:
-        raise UsageError(f"{folder} has no checkpoint to resume from", "remove it, or set another train.output_dir")
+        raise UsageError(
+            f"{folder} has no checkpoint to resume from",
+            "remove it, or set another train.output_dir",
+            code="nothing_to_resume",
+        )
     if (folder / RESOLVED).is_file() and (
         differ := changes(load_recipe(str(folder / RESOLVED), trusted=MAY_RUN_CODE), recipe)
     ):
         raise UsageError(
             f"the recipe changed since the run in {folder} began ({'; '.join(differ)})",
             "undo the change, or begin another run: set another train.output_dir",
+            code="resume_mismatch",
         )
     if not found:
-        log.warning("%s has no checkpoint: the run begins at its first update", folder)
+        warn("fresh_start", "%s has no checkpoint: the run begins at its first update", folder)
         return None
     return last_intact(found)
 
@@ -313,6 +320,7 @@ def packs(recipe: Recipe, model: Any, head: BaseHead, device: str) -> bool:
         raise UsageError(
             "train.packing: this model does not support packing (examples would attend to each other)",
             "leave it out: examples of like length are padded together",
+            code="not_supported",
         )
     if not able and head.one_sequence:
         log.info("not packed, since the model would not keep examples apart: those of like length are padded together")
@@ -429,7 +437,10 @@ def _no_answer_threshold(run: _Run) -> Threshold | None:
     rows = _expected(part, task)
     if trainer.sharded:
         if not all(task.references(row) for row in rows):
-            log.warning("no no_answer_threshold is fitted, since the model is in shards; set it in the recipe")
+            warn(
+                "threshold_not_fitted",
+                "no no_answer_threshold is fitted, since the model is in shards; set it in the recipe",
+            )
         return None
     loaded = replace(run.loaded, model=trainer.model)
     with trainer.accelerator.autocast():

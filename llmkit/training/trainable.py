@@ -8,7 +8,7 @@ from typing import Any
 
 from llmkit.config.recipe import Recipe
 from llmkit.errors import UsageError
-from llmkit.log import log
+from llmkit.log import log, warn
 from llmkit.models.adapters import attach, embedding_names, outline_adapter, resize_embeddings
 from llmkit.models.load import Loaded
 
@@ -32,6 +32,7 @@ def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
             f"{source.name} is an adapter of virtual tokens, of which only the result is kept and not what it was "
             "trained as",
             "train a new one on its base model",
+            code="not_supported",
         )
     if added and len(loaded.tokenizer) > model.get_input_embeddings().weight.shape[0]:
         resize_embeddings(model, len(loaded.tokenizer))
@@ -58,11 +59,12 @@ def check_reached(recipe: Recipe, model: Any, unreached: Sequence[str]) -> None:
             f"{len(wrong)} of the trained tensors have no part in the loss: {wrong[0]}"
             + (f" … {wrong[-1]}" if len(wrong) > 1 else ""),
             "exclude them with train.freeze, a list of regular expressions that match their names",
+            code="not_supported",
         )
     for name in unreached:
         model.get_parameter(name).requires_grad_(False)
     if unreached:
-        log.warning("not trained, since they have no part in the loss: %s", _some(unreached))
+        warn("tensors_not_trained", "not trained, since they have no part in the loss: %s", _some(unreached))
 
 
 def freeze_as(model: Any, outline: Any) -> None:
@@ -92,6 +94,7 @@ def _refuse_reserved(model: Any, tokens: int) -> None:
             f"tokenizer.add_tokens: {type(model).__name__} writes {rows:,} tokens, and keeps the embeddings after them "
             "for something else",
             "leave it out, or use a model of another type",
+            code="not_supported",
         )
 
 
@@ -103,6 +106,7 @@ def _refuse_twice(section: Any, model: Any, added: Sequence[str]) -> None:
             raise UsageError(
                 f"adapter.modules_to_save has the embeddings ({name}), and tokenizer.add_tokens trains a part of them",
                 "leave one of the two out",
+                code="not_supported",
             )
 
 
@@ -113,6 +117,7 @@ def _checkpoint_activations(model: Any) -> None:
         raise UsageError(
             f"train.activation_checkpointing: {type(model).__name__} of Transformers does not support it",
             "leave it out; a smaller train.per_device_train_batch_size takes less memory too",
+            code="not_supported",
         ) from error
     model.enable_input_require_grads()
 
@@ -139,15 +144,20 @@ def _freeze(model: Any, patterns: list[str]) -> None:
             wanted = re.compile(pattern)
         except re.error as error:
             raise UsageError(
-                f"train.freeze: {pattern!r} is not a regular expression ({error})", "correct it"
+                f"train.freeze: {pattern!r} is not a regular expression ({error})", "correct it", code="not_supported"
             ) from error
         matched = [parameter for name, parameter in trained.items() if wanted.search(name)]
         if not matched:
             raise UsageError(
                 f"train.freeze: {pattern!r} matches no parameter that is trained",
                 f"leave it out, or match names such as {next(iter(trained), '')}",
+                code="not_supported",
             )
         for parameter in matched:
             parameter.requires_grad_(False)
     if patterns and not any(each.requires_grad for each in trained.values()):
-        raise UsageError("train.freeze matches all parameters, so nothing is left to train", "let it match fewer")
+        raise UsageError(
+            "train.freeze matches all parameters, so nothing is left to train",
+            "let it match fewer",
+            code="not_supported",
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Callable
 
@@ -31,7 +32,7 @@ def one_line(stderr: str) -> str:
     """The error, which is one line, names llmkit, and is followed by nothing."""
     lines = stderr.strip().splitlines()
     assert lines, "nothing was said"
-    assert lines[-1].startswith("llmkit: error: ")
+    assert re.match(r"llmkit: error\[\w+\]: ", lines[-1])
     assert "Traceback" not in stderr
     assert not [line for line in lines[:-1] if not line.startswith("llmkit: ")]
     return lines[-1]

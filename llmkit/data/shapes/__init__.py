@@ -61,7 +61,7 @@ def mapped_rows(source: SourceSection, task: Task) -> Iterator[Record]:
                 unused = _unused(record.row, {*used, *obeyed_flags(others, row, task)})
                 yield Record(record.where + suffix, row, unused=tuple(unused))
         except InputError as error:
-            yield Record(record.where, None, InputError(f"{record.where} {error.problem}", *error.fixes))
+            yield Record(record.where, None, error.reworded(f"{record.where} {error.problem}"))
 
 
 def _shape_of(source: SourceSection, task: Task) -> Shape:

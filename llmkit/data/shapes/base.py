@@ -90,4 +90,8 @@ def nothing_fits(rows: Rows, task: Task, needed: Sequence[str], fix: str = "") -
     """The error of rows that have no columns for what is needed."""
     columns = ", ".join(map(str, rows[0]))
     named = f"name them in the recipe: data.train.columns: {{{', '.join(f'{name}: …' for name in needed)}}}"
-    return InputError(f"no column looks like {' or '.join(needed)} of {task.name} (columns: {columns})", fix or named)
+    return InputError(
+        f"no column looks like {' or '.join(needed)} of {task.name} (columns: {columns})",
+        fix or named,
+        code="column_mismatch",
+    )

@@ -66,6 +66,7 @@ class Columns(Shape):
                 raise InputError(
                     f"has no column {path!r} (its columns: {', '.join(map(str, row))})",
                     f"say which one is the {name}: data.train.columns: {{{name}: …}}",
+                    code="column_mismatch",
                 )
             result |= self._value(name, value, row, source, task)
         if row.get("id") is not None:

@@ -91,7 +91,7 @@ def _pick(spoken: Mapping[str, Language], task: Task) -> tuple[dict[str, str], d
         column = next((each for each in order if spoken[each].alpha2 == language.alpha2), None)
         if column is None:
             names = ", ".join(f"{each} ({spoken[each].name})" for each in order)
-            raise InputError(f"no column is in {language.name}", f"the columns are {names}")
+            raise InputError(f"no column is in {language.name}", f"the columns are {names}", code="column_mismatch")
         columns[side] = column
     for side in _SIDES:
         if side not in columns:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from llmkit.engines.row_faults import attempt
 from llmkit.errors import LlmkitError, NotEnoughMemoryError
-from llmkit.log import log
+from llmkit.log import warn
 from llmkit.models.load import Loaded
 from llmkit.models.memory import available_memory, is_out_of_memory
 from llmkit.models.tables import writes
@@ -65,7 +65,7 @@ class Budget:
             elif answered is None and len(batch) > 1:
                 self.tokens = max(1, len(batch) // 2 * max(map(length, batch)))
                 self.rows = len(batch) // 2
-                log.warning("out of memory; limiting batches to %d tokens", self.tokens)
+                warn("batches_reduced", "out of memory; limiting batches to %d tokens", self.tokens)
             else:
                 self._most = min(2 * self._most, _ANY)
                 return batch, _too_long(batch, length) if answered is None else answered[0]

@@ -24,7 +24,7 @@ from llmkit.errors import CheckpointError, UsageError
 from llmkit.heads.base import refuse_not_finite
 from llmkit.heads.end_tokens import text_ends
 from llmkit.heads.text_stream import Stops, StopScanner, TextStream
-from llmkit.log import log
+from llmkit.log import warn
 from llmkit.models.generation import cache_name, without_own_settings
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def generation_config(
 
 @cache
 def _tell_lowered(own: int, longest: int) -> None:
-    log.warning("the model's own min_length %d is lowered to %d", own, longest)
+    warn("setting_adjusted", "the model's own min_length %d is lowered to %d", own, longest)
 
 
 def _set_sampling(config: GenerationConfig, settings: GenerationSettings) -> None:
@@ -175,7 +175,7 @@ def _refuse_without_effect(config: GenerationConfig, settings: GenerationSetting
             "sample (temperature above 0) or use at least as many beams (num_beams)",
         )
     if settings.length_penalty is not None and beams == 1:
-        raise UsageError("length_penalty only applies to beam search", "set num_beams above 1")
+        raise UsageError("length_penalty only applies to beam search", "set num_beams above 1", code="no_effect")
 
 
 _COUNTS_FROM_THE_CALL = (

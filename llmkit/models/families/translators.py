@@ -163,12 +163,16 @@ def t5(name: str, config: Config, tokenizer: Any) -> LanguageMap:
 
     def write(source: Language | None, target: Language) -> Route:
         if source is None:
-            raise UsageError(f"{name} needs the language of the text", "name it with `source`")
+            raise UsageError(f"{name} needs the language of the text", "name it with `source`", code="language_missing")
         if not prefixes:
             return Route(source, target, prefix=f"translate {source.name} to {target.name}: ")
         if (source, target) not in prefixes:
             pairs = ", ".join(f"{one.tag} to {other.tag}" for one, other in prefixes)
-            raise UsageError(f"{name} does not translate from {source} into {target}", f"choose one of {pairs}")
+            raise UsageError(
+                f"{name} does not translate from {source} into {target}",
+                f"choose one of {pairs}",
+                code="language_not_supported",
+            )
         return Route(source, target, prefix=prefixes[source, target])
 
     if not prefixes:

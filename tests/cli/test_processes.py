@@ -54,7 +54,7 @@ def test_the_first_ends_for_all_where_it_says_why_or_was_asked_to(script: str, c
 
 def test_what_another_says_of_its_failure_is_shown(ends: Path) -> None:
     ends.write_text(
-        "#!/bin/sh\n[ $RANK = 1 ] && echo 'llmkit: error[invalid_usage]: no luck; try again' >&2 && exit 2\nexec sleep 60\n"
+        "#!/bin/sh\n[ $RANK = 1 ] && echo 'llmkit: error[no_effect]: no luck; try again' >&2 && exit 2\nexec sleep 60\n"
     )
     with pytest.raises(LlmkitError, match=r"^process 1 failed: no luck; try again$"):
         start(2, [], on_cpu=True)

@@ -243,6 +243,7 @@ def test_bad_rows_have_their_records_in_place(tmp_path: Path, source: Path) -> N
         "id": "№4",
         "schema_version": 1,
         "error": {
+            "code": "empty_input",
             "type": "InputError",
             "message": "the document is empty; give llmkit summarize some text",
             "where": "rows.jsonl:5",
@@ -251,6 +252,7 @@ def test_bad_rows_have_their_records_in_place(tmp_path: Path, source: Path) -> N
     assert records[7] == {
         "schema_version": 1,
         "error": {
+            "code": "invalid_input",
             "type": "InputError",
             "message": "rows.jsonl:8 is not JSON; fix the line",
             "where": "rows.jsonl:8",

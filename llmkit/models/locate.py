@@ -16,14 +16,13 @@ from typing import Any
 
 from llmkit.config.paths import user_path
 from llmkit.config.settings import LoadSettings
-from llmkit.errors import CheckpointError, HubUnreachableError, ModelNotFoundError, UsageError
+from llmkit.errors import CheckpointError, HubUnreachableError, LlmkitError, ModelNotFoundError, UsageError
 from llmkit.log import log, warn
-from llmkit.models.bundled import EMBEDDED
+from llmkit.models.bundled import EMBEDDED, embedded_source, is_embedded, limits, needs_no_download
 from llmkit.models.hub import exists, fetch, is_cached
 from llmkit.models.reachability import hub_reachable, is_offline
 from llmkit.models.repo_files import part_names
 from llmkit.models.source import ADAPTER_CONFIG, CONTRACT_FILE, Source, read_json
-from llmkit.models.starter import STARTER, starter_limits
 from llmkit.models.wheels import Wheel, weights_hash, wheel_source
 from llmkit.tasks import find_task
 
@@ -47,8 +46,9 @@ def locate(
         settings: ``model`` may be None, then the task's default is taken.
         task: name of the task that has the default.
         weights: False fetches configs and tokenizer files only.
-        fallback: with no model named and no way to the Hub, True answers from the starter and says so, False raises.
-        text: the user's text; the starter's limits are stated more strongly for what it cannot read.
+        fallback: with no model named and no way to the Hub, True takes the task's embedded model with a warning, False
+            raises.
+        text: the user's text; the warning is stronger for languages that the embedded model does not know.
         defaults: the task's, where they depend on its settings or the text; of several the first that exists is taken.
 
     Raises:
@@ -91,21 +91,36 @@ def _default(
             f"the model hub cannot be reached and the default for {task} is not on this machine",
             "name a model: `model=starter`, or a folder",
         )
+    source = _embedded(find_task(task).embedded)
     warn(
         "fallback_model",
-        "%s, so the embedded model answers (`model=starter`). %s",
+        "%s, so the embedded model answers (`model=%s`). %s",
         "offline" if is_offline() else "the model hub cannot be reached",
-        starter_limits(text),
+        source.name,
+        limits(source.name, text),
     )
-    return wheel_source(STARTER, offline=is_offline())
+    return source
+
+
+def _embedded(names: Sequence[str]) -> Source:
+    """The first of a task's embedded models or, if it cannot be had, another one that is on this machine."""
+    first, *others = names
+    try:
+        return embedded_source(first, offline=is_offline())
+    except LlmkitError as error:
+        other = next((name for name in others if needs_no_download(name)), None)
+        if other is None:
+            raise
+        warn("fallback_model", "%s, which answers better than %s, is missing: %s", first, other, error)
+        return embedded_source(other, offline=is_offline())
 
 
 def _named(model: str, settings: LoadSettings, *, weights: bool) -> Source:
     path = user_path(model)
-    if settings.revision is not None and (model in EMBEDDED or path.exists()):
+    if settings.revision is not None and (is_embedded(model) or path.exists()):
         raise UsageError(f"{model} is not on the Hub and has no revisions", "leave `revision` out", code="no_effect")
-    if model in EMBEDDED:
-        return wheel_source(EMBEDDED[model], offline=is_offline())
+    if is_embedded(model):
+        return embedded_source(model, offline=is_offline())
     if path.is_dir():
         return _from_folder(model, path, settings, weights=weights)
     if path.is_file():

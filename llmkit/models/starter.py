@@ -12,7 +12,7 @@ from typing import Any
 
 from llmkit.models.wheels import Wheel
 
-__all__ = ["STARTER", "STARTER_LIMITS", "convert", "starter_limits"]
+__all__ = ["STARTER", "STARTER_LIMITS", "convert"]
 
 STARTER_LIMITS = (
     "The starter has 135 M parameters and knows only English; it makes up facts, its French is invented and "
@@ -53,19 +53,6 @@ STARTER = Wheel(
     converter="llmkit.models.starter:convert",
     card=_CARD,
 )
-
-
-def starter_limits(text: str) -> str:
-    """`STARTER_LIMITS`, or a stronger line when ``text`` does not look English (by its share of non-ASCII letters)."""
-    letters = [character for character in text if character.isalpha()]
-    foreign = sum(not letter.isascii() for letter in letters)
-    # French has 3 to 4 %. The 60 are so that one "café" in a short English question does not count.
-    if foreign > 0.03 * (len(letters) + 60):
-        return (
-            "The starter knows only English and this text does not look English, so its answer will be invented "
-            "or nonsense; choose a larger model with `model`"
-        )
-    return STARTER_LIMITS
 
 
 def convert(unpacked: str, into: str) -> None:

@@ -38,7 +38,7 @@ from llmkit.log import log, warn
 from llmkit.models.cache import cache_dir, make_cache_dir
 from llmkit.models.source import Origin, Source
 
-__all__ = ["Wheel", "weights_hash", "wheel_source"]
+__all__ = ["Wheel", "is_prepared", "weights_hash", "wheel_source"]
 
 _MARKER = "llmkit-files.json"
 _WEIGHTS = "model.safetensors"
@@ -86,6 +86,11 @@ class Wheel:
     @property
     def manual_hint(self) -> str:
         return f"or set {self.variable} to a copy of {self.file}"
+
+
+def is_prepared(wheel: Wheel) -> bool:
+    """Whether the model is complete in the cache."""
+    return _is_complete(cache_dir() / wheel.name / wheel.folder, verify=False)
 
 
 def wheel_source(wheel: Wheel, *, offline: bool, verify: bool = False) -> Source:

@@ -105,6 +105,8 @@ class Task:
     # Models.
     recommended: ClassVar[tuple[Recommended, ...]] = ()
     """Recommended models, the default first."""
+    embedded: ClassVar[tuple[str, ...]] = ("starter",)
+    """Models that need no hub (`llmkit.models.bundled`), the best first."""
     takes_prefix: ClassVar[bool] = False
     """Whether models were trained with a prefix that names the task."""
     names_languages: ClassVar[bool] = False

@@ -127,6 +127,10 @@ class QuestionAnswering(Task):
             *("distilbert/distilbert-base-cased-distilled-squad", "65M", 261, "Apache-2.0", "English"),
             "the default; extracts answers from the text",
         ),
+        Recommended(
+            *("minilm-squad", "24M", 84, "CC-BY-SA-4.0", "English"),
+            "embedded, from the package index: needs no model hub; extracts answers",
+        ),
         STARTER,
         Recommended(
             *("deepset/roberta-base-squad2", "124M", 496, "CC-BY-4.0", "English"),
@@ -138,6 +142,7 @@ class QuestionAnswering(Task):
         ),
         QWEN.noted("generates its answer; needs a GPU"),
     )
+    embedded = ("minilm-squad", "starter")
     metrics = ("squad",)
 
     def instruct(self, row: Row) -> str:

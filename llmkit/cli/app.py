@@ -25,6 +25,7 @@ import typer
 from typer.exceptions import TyperException
 
 from llmkit import __version__
+from llmkit.cli.completion import completion_options
 from llmkit.cli.data import data_check
 from llmkit.cli.evaluate import evaluate
 from llmkit.cli.finetune import finetune
@@ -76,7 +77,9 @@ def _application(tasks: tuple[type[Task], ...]) -> HelpGroup:
         command("next", next_, _MODELS),
     )
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-    return _group("llmkit", str(_root.__doc__), entries, callback=_root, context_settings=settings)
+    root = _group("llmkit", str(_root.__doc__), entries, callback=_root, context_settings=settings)
+    root.params += completion_options()
+    return root
 
 
 def _group(name: str, text: str, entries: Sequence[Entry], **settings: Any) -> HelpGroup:

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 from typer._click import Command
 
+from llmkit.cli.completion import completer
 from llmkit.cli.help import Entry, HelpCommand
 from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, TaskSettings, setting_fields
 from llmkit.errors import LlmkitError
@@ -105,6 +106,7 @@ def declared(settings: type[Any], name: str, task: type[Task] | None = None, **o
         "metavar": about["metavar"],
         "rich_help_panel": about["group"],
         "show_default": shown or item.default not in (None, False, "", ()),
+        "autocompletion": completer(name),
     }
     return typer.Option(*names, **metadata | own)
 
@@ -122,6 +124,12 @@ def _parameters(settings: type[Any], task: type[Task] | None) -> Iterator[inspec
             kind = Literal[task.allowed_overflow] | None
         option = declared(settings, item.name, task)
         yield _parameter(item.name, Annotated[kind, option], default)
+
+
+def _complete(name: str, hint: Any) -> None:
+    """Let the shell complete an option or argument, if its values are known."""
+    for each in getattr(hint, "__metadata__", ()):
+        each.autocompletion = completer(name)
 
 
 def _is_given(invocation: typer.Context, name: str) -> bool:
@@ -181,6 +189,7 @@ def _build(name: str, function: Callable[..., None], text: str, task: type[Task]
             parameters += _parameters(hint, task)
         else:
             parameters.append(parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
+            _complete(parameter.name, hint)
     parameters += _program_options()
     parameters.append(_parameter("invocation", typer.Context, inspect.Parameter.empty))
 

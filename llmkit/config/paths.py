@@ -1,4 +1,4 @@
-"""Paths given by users, and values with local paths removed."""
+"""Paths passed by users, values with local paths removed, and the place of the built-in recipes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ from typing import Any
 
 from llmkit.errors import InputError
 
-__all__ = ["user_path", "without_folders"]
+__all__ = ["shipped_recipes", "user_path", "without_folders"]
 
 _WIDTH = 80
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with llmkit, by name: ``summarization/starter-lora``."""
+    folder = Path(__file__).parents[1] / "recipes"
+    if not folder.is_dir():  # an editable installation
+        folder = folder.parents[1] / "recipes"
+    return {f"{path.parent.name}/{path.stem}": path for path in sorted(folder.glob("*/*.yaml"))}
 
 
 def user_path(name: str) -> Path:

@@ -13,13 +13,12 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from llmkit.config.paths import user_path
+from llmkit.config.paths import shipped_recipes, user_path
 from llmkit.config.recipe import VERSION, Recipe, recipe_adapter
 from llmkit.config.yaml12 import Place, dump, parse
 from llmkit.errors import InputError, UsageError
@@ -172,14 +171,6 @@ _WIDTH = 100
 
 
 # Files.
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with llmkit, by name: ``summarization/starter-lora``."""
-    folder = Path(str(files("llmkit"))) / "recipes"
-    if not folder.is_dir():  # an editable installation
-        folder = folder.parent.parent / "recipes"
-    return {f"{path.parent.name}/{path.stem}": path for path in sorted(folder.glob("*/*.yaml"))}
 
 
 def load_recipe(name: str, overrides: Sequence[str] = (), *, trusted: Collection[str] = ()) -> Recipe:

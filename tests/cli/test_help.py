@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,3 +133,40 @@ def test_the_suggestions_name_commands_and_settings_that_exist() -> None:
 @pytest.mark.parametrize("name", ["llmkit generate", "llmkit data check", "llmkit recipes", "llmkit"])
 def test_help_as_a_command(name: str, run: Run) -> None:
     assert run("help", *name.split()[1:]) == run(*name.split()[1:], "--help")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes(
+    shell: str, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "models--me--my-model").mkdir()
+
+    def complete(line: str) -> list[str]:
+        words = line.split(" ")
+        given = {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1), "_TYPER_COMPLETE_ARGS": line}
+        for name, value in (given | {"_TYPER_COMPLETE_FISH_ACTION": "get-args"}).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("_LLMKIT_COMPLETE", f"complete_{shell}")
+        with pytest.raises(SystemExit):
+            run()
+        out = capsys.readouterr().out
+        found = re.findall(r'(?:\(\(|\n)"([^"]*)"', out) if shell == "zsh" else out.strip().splitlines()
+        return [each.partition("\t")[0] for each in found]
+
+    assert complete("llmkit summ") == ["summarize"]
+    assert complete("llmkit generate --temp") == ["--temperature"]
+    assert complete("llmkit generate --head s") == ["seq2seq", "span"]
+    assert complete("llmkit generate --model me") == ["me/my-model"]
+    assert complete("llmkit inspect star") == ["starter"]
+    assert "summarization/starter-lora" in complete("llmkit finetune summarization/")
+    assert complete("llmkit evaluate --task sum") == ["summarize", "summarization"]
+    assert complete("llmkit recipes va") == ["validate"]
+    assert complete("llmkit finetune ./mine") in ([], [""])  # a file: left to the shell
+
+
+def test_the_completion_script_is_printed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shellingham.detect_shell", lambda: ("bash", "/bin/bash"))
+    with pytest.raises(SystemExit) as ended:
+        run("--show-completion")
+    assert not ended.value.code

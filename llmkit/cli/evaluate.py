@@ -52,7 +52,7 @@ def evaluate(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for predictions and metrics.")
     ] = Path("evaluation"),
-    max_rows: Annotated[int | None, typer.Option(min=1, help="Use only the first N rows.")] = None,
+    max_rows: Annotated[int | None, declared(RowSettings, "max_rows", min=1)] = None,
     num_processes: Annotated[int | None, declared(RowSettings, "num_processes", min=1)] = None,
     resume: Annotated[bool, declared(RowSettings, "resume")] = False,
     as_json: AsJson = False,

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -132,7 +133,7 @@ def _count(rows: RowSettings, encoding: str | None) -> int:
     from llmkit.data.rows import Layout, open_records
 
     layout = Layout(named=frozenset(rows.columns().values()))
-    return sum(1 for _ in open_records(str(rows.input), encoding=encoding, layout=layout))
+    return sum(1 for _ in islice(open_records(str(rows.input), encoding=encoding, layout=layout), rows.max_rows))
 
 
 def _tell(report: Report, rows: RowSettings, world: int) -> None:

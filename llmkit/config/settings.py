@@ -304,6 +304,7 @@ class RowSettings(_Checked):
         metavar="FIELD=COLUMN",
         group="Rows",
     )
+    max_rows: int | None = setting(None, "Use only the first N rows.", minimum=1, group="Rows")
     window: int = setting(
         256, "Buffer this many rows in memory, sorted by length and generated together.", minimum=1, group="Advanced"
     )

@@ -162,7 +162,7 @@ def answer_file(
     text_column = layout.columns.get(task.input_column, task.input_column)
     form = data_rows.Layout(named=frozenset(layout.columns.values()))
     records = data_rows.open_records(name, encoding=encoding, text_column=text_column, layout=form)
-    records = with_columns(records, layout, settings)
+    records = with_columns(islice(records, settings.max_rows), layout, settings)
     if settings.output is None:
         session = pipeline.session(settings.max_batch_tokens)
         run = _Run(pipeline, layout, settings, _Lines(None), session, progress)

@@ -73,6 +73,7 @@ def describe_run(
             },
             "loading": {name: getattr(load, name) for name in _LOADING},
             "columns": settings.columns(),
+            "max_rows": settings.max_rows,
             "encoding": encoding,
             "window": settings.window,
         },

@@ -235,6 +235,13 @@ def test_a_line_is_the_other_columns_and_the_output(tmp_path: Path) -> None:
     assert "答" in (tmp_path / "out.jsonl").read_text(encoding="utf-8")
 
 
+def test_only_the_first_rows_are_answered(tmp_path: Path, source: Path) -> None:
+    report = run(source, tmp_path / "out.jsonl", max_rows=WINDOW + 1)
+    assert (report.rows, report.total) == (4, 4)
+    run(source, tmp_path / "all.jsonl")
+    assert records_of(tmp_path / "out.jsonl")[:WINDOW] == records_of(tmp_path / "all.jsonl")[:WINDOW]
+
+
 def test_bad_rows_have_their_records_in_place(tmp_path: Path, source: Path) -> None:
     report = run(source, tmp_path / "out.jsonl")
     records = records_of(tmp_path / "out.jsonl")
@@ -675,6 +682,7 @@ def test_a_run_says_what_it_was_made_from(tmp_path: Path, source: Path) -> None:
         ({"commit": "decaf"}, {}, "the model's commit was c0ffee and is decaf"),
         ({"adapter": Path(), "adapter_commit": "decaf"}, {}, "the model's adapter_commit was not set and is decaf"),
         ({}, {"window": 4}, "window was 3 and is 4"),
+        ({}, {"max_rows": 10}, "max_rows was not set and is 10"),
         ({}, {"column": ("other=id",)}, "the column of other was not set and is id"),
         ({}, {"encoding": "latin-1"}, "encoding was not set and is latin-1"),
         ({}, {"load": LoadSettings(model="tiny", revision="v1")}, "revision was not set and is v1"),

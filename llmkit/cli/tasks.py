@@ -122,11 +122,12 @@ def _row(task: type[Task], given: Mapping[str, Any], encoding: str | None) -> st
 
     *others, last = task.columns
     argument, option, text = (given.get(name) for name in ("argument", "option", "text"))
+    kind = {"takes_instruction": task.takes_instruction, "takes_document": task.takes_document}
     if not others:
-        return read_text(argument, text, encoding)
+        return read_text(argument, text, encoding, **kind)
     if missing := next((name for name in others if given[name] is None), None):
         raise UsageError(
-            f"there is no {missing}",
+            f"the {missing} is missing",
             f"give it first, then the {last}, or rows of both with --input",
             code="empty_input",
         )
@@ -135,8 +136,8 @@ def _row(task: type[Task], given: Mapping[str, Any], encoding: str | None) -> st
     argument = option if argument is None else argument
     if argument is None and text is None and sys.stdin.isatty():
         raise InputError(
-            f"there is no {last}",
+            f"the {last} is missing",
             f"give it after the {others[-1]}, with --{last} FILE, or pipe it in",
             code="empty_input",
         )
-    return {name: given[name] for name in others} | {last: read_text(argument, text, encoding)}
+    return {name: given[name] for name in others} | {last: read_text(argument, text, encoding, **kind)}

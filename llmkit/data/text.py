@@ -8,7 +8,7 @@ from pathlib import Path
 from llmkit.config.paths import user_path
 from llmkit.errors import InputError
 
-__all__ = ["decode_text", "find_codec", "read_text_file", "refuse_wide", "undecodable"]
+__all__ = ["decode_text", "find_codec", "read_bytes", "read_text_file", "refuse_wide", "undecodable"]
 
 _WIDE_BOMS = {  # UTF-32 first: its little-endian mark begins with that of UTF-16
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -64,12 +64,16 @@ def undecodable(name: str, encoding: str, byte: int, position: int) -> InputErro
 
 def read_text_file(path: Path, encoding: str = "utf-8") -> str:
     """The text of a file."""
+    return decode_text(read_bytes(path), str(path), encoding)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file."""
     if user_path(str(path)).is_dir():
         raise InputError(f"{path} is a folder", "give a text file", code="unsupported_format")
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror})", "check the path and its permissions", code="unreadable_file"
         ) from error
-    return decode_text(content, str(path), encoding)

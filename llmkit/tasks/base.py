@@ -69,6 +69,10 @@ class Task:
     """The options among ``system``, ``prefill`` and ``raw`` that the command has."""
     converses: ClassVar[bool] = False
     """Whether the command starts a conversation if it gets no text."""
+    takes_instruction: ClassVar[bool] = False
+    """Whether the command's text is an instruction, below which further text may follow."""
+    takes_document: ClassVar[bool] = False
+    """Whether the input text is a document: of HTML only its text, and more than one word."""
 
     # Rows.
     input_column: ClassVar[str]

@@ -90,6 +90,7 @@ class Dialogue(Task):
     sample = ""
     command_prompt_options = ("system",)
     converses = True
+    takes_instruction = True
     input_column = "messages"
     columns = ("messages",)
     target_column = "reply"

@@ -103,6 +103,7 @@ class QuestionAnswering(Task):
     sample_options = {"context": "FILE"}
     argument_help = {"question": "The question.", "context": "The text that contains the answer, or its file."}
     heads = (Head.SPAN, Head.CAUSAL, Head.SEQ2SEQ)
+    takes_document = True
     input_column = "context"
     columns = ("question", "context")
     target_column = "answers"

@@ -79,6 +79,7 @@ class Summarization(Task):
     """
     synonyms = ("summarise", "summary", "summarisation", "tldr", "shorten")
     sample = "FILE"
+    takes_document = True
     input_column = "document"
     columns = ("document",)
     target_column = "summary"

@@ -27,6 +27,7 @@ class TextGeneration(Task):
     """
     synonyms = ("complete", "completion", "continue", "prompt", "run", "write", "infer", "predict", "inference")
     command_prompt_options = ("system", "prefill", "raw")
+    takes_instruction = True
     input_column = "prompt"
     columns = ("prompt",)
     target_column = "completion"

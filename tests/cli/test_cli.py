@@ -153,9 +153,9 @@ def test_bad_files(name: str, message: str, run: Run, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["generate", ""], "the prompt is empty"),
-        (["generate"], "there is no text; give a text, a file, or pipe one in"),
-        (["generate", "./missing.txt"], "there is no file ./missing.txt; check the path, or pass --text"),
-        (["generate", "notes.md"], "there is no file notes.md"),
+        (["generate"], "the text is missing; give a text, a file, or pipe one in"),
+        (["generate", "./missing.txt"], "the file ./missing.txt does not exist; check the path, or pass --text"),
+        (["generate", "notes.md"], "the file notes.md does not exist"),
         (["generate", "hi", "--text", "ho"], "both 'hi' and --text were given"),
         (["generate", "hi", "--encoding", "latin-1"], "--encoding has an effect on files and standard input only"),
         (["generate", "-", "--encoding", "utf-99"], "unknown encoding 'utf-99'"),

@@ -57,7 +57,7 @@ def test_answer_takes_the_text_in_every_way(
     for way in ((), ("-",)):
         assert run(*base, *way, stdin=TEXT.encode())[1] == expected
     assert "the text was given twice" in one_line(run(*base, TEXT, "--context", TEXT)[2])
-    assert "there is no context; give it after the question" in one_line(run(*base)[2])
+    assert "the context is missing; give it after the question" in one_line(run(*base)[2])
 
 
 def test_marked_answers(run: Run, checkpoint: Checkpoint) -> None:
@@ -102,7 +102,7 @@ def test_bad_input_is_one_line(verb: str, run: Run, tmp_path: Path) -> None:
         ("", "is empty"),
         (tmp_path, "is a folder"),
         (binary, "is a binary file"),
-        (tmp_path / "no.txt", "there is no file"),
+        (tmp_path / "no.txt", "does not exist"),
     ):
         code, out, err = run(verb, argument, "--model", "starter", *extra)
         assert (code, out) == (2, "")

@@ -33,7 +33,7 @@ class Format(NamedTuple):
 
 
 _PDF, _DOCX, _PAGE = Format("a PDF file", ""), Format("a DOCX file", ""), Format("an HTML page", "")
-_WORD = "save it as .docx or as plain text, such as with soffice --headless --convert-to docx"
+_WORD = "save it as .docx or as plain text, such as with LibreOffice"
 _SHEET = "save its sheets as .csv, and pass the rows with `input`"
 _OCR = "extract its text first (OCR), such as with tesseract"
 _ROWS = "pass its rows with `input`"
@@ -172,7 +172,7 @@ def _pdf_text(content: bytes, name: str) -> str:
     except FileNotDecryptedError as error:
         raise InputError(
             f"{name} is encrypted with a password",
-            "save a copy without it, such as with qpdf --decrypt",
+            "save a copy without it, such as with qpdf",
             code="unreadable_file",
         ) from error
     blank = [str(number) for number, page in enumerate(pages, start=1) if not page]

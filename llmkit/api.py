@@ -6,7 +6,9 @@ Thin: settings are declared in `llmkit.config.settings`, work is done in `llmkit
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -18,7 +20,8 @@ from llmkit.config.settings import (
     command_line,
     split_options,
 )
-from llmkit.errors import InputError, UsageError
+from llmkit.config.user import default_model
+from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.tasks import Message, PromptOptions, Row, Task, find_task
 from llmkit.tasks.question_answering import AnswerOptions
 from llmkit.tasks.summarization import SummarizationOptions
@@ -81,6 +84,19 @@ def _load_model(
         return loaded
 
 
+@contextmanager
+def _with_default_model(settings: LoadSettings, task: type[Task]) -> Iterator[LoadSettings]:
+    """The settings with the user's default model, if they name none; errors in the block say where it is set."""
+    chosen = default_model(task) if settings.model is None else None
+    if chosen is None:
+        yield settings
+        return
+    try:
+        yield replace(settings, model=chosen.model)
+    except LlmkitError as error:
+        raise error.reworded(error.problem, f"change the default model in {chosen.origin}") from error
+
+
 def build_pipeline(
     task: Task,
     load_settings: LoadSettings,
@@ -96,9 +112,10 @@ def build_pipeline(
     ``fallback``, an error is raised instead.
     """
     text = "" if row is None else task.text(row)
-    # A model named by the user may know its languages itself.
-    defaults = task.default_models(text) if load_settings.model is None else ()
-    loaded = _load_model(load_settings, task.name, text, defaults, fallback=fallback)
+    with _with_default_model(load_settings, type(task)) as chosen:
+        # A model named by the user may know its languages itself.
+        defaults = task.default_models(text) if chosen.model is None else ()
+        loaded = _load_model(chosen, task.name, text, defaults, fallback=fallback)
     from llmkit.engines.transformers import TransformersEngine
     from llmkit.inference.pipeline import Pipeline
     from llmkit.inference.tuned_config import apply_contract
@@ -293,7 +310,9 @@ def next_tokens_with(settings: LoadSettings, text: str, *, top: int) -> tuple[Lo
         raise InputError("the text is empty", "pass some text to continue", code="empty_input")
     if top < 1:
         raise UsageError(f"top={top} is out of range", "use 1 or more", code="invalid_value")
-    loaded = _load_model(settings, "text-generation", text)
+    task = "text-generation"
+    with _with_default_model(settings, find_task(task)) as chosen:
+        loaded = _load_model(chosen, task, text)
     from llmkit.inference.next_tokens import next_tokens as distribution
 
     return loaded, distribution(loaded, text, top=top)

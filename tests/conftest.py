@@ -36,7 +36,10 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.fixture(autouse=True)
 def _own_cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the user's caches is seen or changed, but for the starter by the tests that are about it."""
+    """The user's settings and caches are neither seen nor changed, except the starter by tests that are about it."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user-config"))
+    for name in ("LLMKIT_CONFIG", "LLMKIT_MODEL"):
+        monkeypatch.delenv(name, raising=False)
     if request.node.get_closest_marker("starter") is None:
         monkeypatch.setenv("LLMKIT_CACHE", str(tmp_path / "llmkit-cache"))
 

@@ -27,6 +27,7 @@ from typer.exceptions import TyperException
 from llmkit import __version__
 from llmkit.cli.completion import completion_options
 from llmkit.cli.data import data_check
+from llmkit.cli.env import env
 from llmkit.cli.evaluate import evaluate
 from llmkit.cli.finetune import finetune
 from llmkit.cli.help import Entry, HelpGroup
@@ -51,7 +52,7 @@ from llmkit.tasks.output import SCHEMA_VERSION
 
 __all__ = ["application", "main"]
 
-_TASKS, _TRAINING, _MODELS = "Tasks", "Training and evaluation", "Models"
+_TASKS, _TRAINING, _MODELS = "Tasks", "Training and evaluation", "Models and environment"
 _RECIPES = "List, show, copy and check recipes."
 _DATA = "Inspect training data."
 
@@ -75,6 +76,7 @@ def _application(tasks: tuple[type[Task], ...]) -> HelpGroup:
         command("inspect", inspect, _MODELS),
         command("download", download, _MODELS),
         command("next", next_, _MODELS),
+        command("env", env, _MODELS),
     )
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
     root = _group("llmkit", str(_root.__doc__), entries, callback=_root, context_settings=settings)

@@ -18,11 +18,12 @@ from llmkit.config.settings import (
     LoadSettings,
     Options,
     command_line,
+    setting_fields,
     split_options,
 )
 from llmkit.config.user import default_model
 from llmkit.errors import InputError, LlmkitError, UsageError
-from llmkit.tasks import Message, PromptOptions, Row, Task, find_task
+from llmkit.tasks import TASKS, Message, PromptOptions, Row, Task, find_task
 from llmkit.tasks.question_answering import AnswerOptions
 from llmkit.tasks.summarization import SummarizationOptions
 from llmkit.tasks.translation import TranslationOptions
@@ -349,38 +350,58 @@ def evaluate(
     task: str | None = None,
     model: str | None = None,
     data: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
     baseline: str | None = None,
     overrides: Sequence[str] = (),
     metrics: Mapping[str, Any] | None = None,
-    output: str | Path = "evaluation",
+    output: str | Path | None = None,
     max_rows: int | None = None,
     resume: bool = False,
-    **options: Unpack[Options],
+    overwrite: bool = False,
+    **options: Unpack[TaskOptions],
 ) -> Evaluation:
     """Evaluate a model against reference answers; with a recipe, its tuned model on its validation rows.
 
     Args:
-        recipe: a recipe file, or the name of a built-in recipe.
+        recipe: the folder of a run, a recipe file, or the name of a built-in recipe.
         task: without a recipe, as in `load`.
         model: with a recipe, replaces its tuned model.
         data: rows with reference answers; with a recipe, replaces its validation rows.
+        columns: the rows' column for each field of the task, such as ``{"document": "body"}``.
+        encoding: of the rows, if not UTF-8.
         baseline: another model, compared by a paired bootstrap test on the same rows.
         overrides: changes to the recipe, such as ``settings.target=de``.
         metrics: additional metrics of the package evaluate, loaded, by name.
-        output: folder for the predictions and ``metrics.json``.
-        resume: continue an interrupted run into the same folder.
-        **options: the fields of `LoadSettings` and `GenerationSettings`; greedy unless sampling options are set.
+        output: folder for ``results.jsonl`` (each row with references, prediction and scores) and ``metrics.json``;
+            by default ``evaluation/MODEL-on-DATA``.
+        resume: continue an interrupted evaluation in its folder.
+        overwrite: replace an earlier evaluation in the folder.
+        **options: the fields of `LoadSettings` and `GenerationSettings`, and the task's own; greedy unless sampling
+            options are set.
 
     Raises:
         LlmkitError: one line that ends in what to do.
     """
     from llmkit.training.evaluation_spec import resolve_evaluation, run_evaluation
 
-    load_settings, settings = split_options({**options, "model": model}, LoadSettings, GenerationSettings)
+    of_tasks = {item.name for each in TASKS.values() for item in setting_fields(each.settings_class)}
+    own = {name: value for name, value in options.items() if name in of_tasks and value is not None}
+    general = {name: value for name, value in options.items() if name not in of_tasks}
+    load_settings, settings = split_options({**general, "model": model}, LoadSettings, GenerationSettings)
     name, rows = (None if given is None else str(given) for given in (recipe, data))
-    spec = resolve_evaluation(name, task, rows, load_settings, overrides)
+    spec = resolve_evaluation(
+        name, task, rows, load_settings, overrides, columns=columns, encoding=encoding, settings=own
+    )
     result = run_evaluation(
-        spec, settings, Path(output), baseline=baseline, metrics=metrics, max_rows=max_rows, resume=resume
+        spec,
+        settings,
+        None if output is None else Path(output),
+        baseline=baseline,
+        metrics=metrics,
+        max_rows=max_rows,
+        resume=resume,
+        overwrite=overwrite,
     )
     assert result is not None  # this is the only process
     return result

@@ -17,7 +17,7 @@ from llmkit.config.recipe import SourceSection
 from llmkit.config.recipe_file import load_recipe
 from llmkit.data.proposals import task_rows
 from llmkit.errors import CheckpointError, InputError
-from llmkit.evaluation.evaluate import Evaluation, Judged, spoken
+from llmkit.evaluation.evaluate import Evaluation, MetricResult, without_reasoning
 from llmkit.evaluation.perplexity import _exp_mean
 from llmkit.heads import head_of
 from llmkit.metrics.bootstrap import Interval
@@ -41,7 +41,7 @@ SHORT = ["--device", "cpu", "--offline"]
 
 
 @pytest.mark.parametrize("verb", list(ROWS))
-def test_every_task_is_judged(
+def test_every_task_is_evaluated(
     verb: str, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [ROWS[verb]] * 3)
@@ -72,7 +72,10 @@ def test_every_task_is_judged(
     assert figures == pytest.approx(expected)
     assert all(each["p_value"] == 1.0 for each in content["figures"].values())
     assert main(command) == 2
-    assert "is not empty; --resume" in capsys.readouterr().err
+    assert (
+        "is not empty; continue an interrupted evaluation with --resume, or replace it with --overwrite"
+        in capsys.readouterr().err
+    )
     assert main([*command, "--resume"]) == 0
     assert "signature: " in capsys.readouterr().out
 
@@ -81,10 +84,10 @@ def test_a_reference_with_reasoning_is_compared_by_its_answer(checkpoint: Checkp
     references = [["<think>\nHm.\n</think>\n\nThe fox", "The <think> tag"], ["<think>never closed"]]
     for chat, expected in ((True, [["The fox", "The <think> tag"], references[1]]), (False, references)):
         folder = checkpoint("llama", **({"chat": True, "max_position_embeddings": 1024} if chat else {}))
-        assert spoken(llmkit.load("dialogue", str(folder), device="cpu"), references) == expected
+        assert without_reasoning(llmkit.load("dialogue", str(folder), device="cpu"), references) == expected
 
 
-def test_a_recipe_is_judged_by_its_result_on_its_validation_rows(
+def test_a_recipe_is_evaluated_by_its_result_on_its_validation_rows(
     checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -122,7 +125,7 @@ def test_no_answer_is_none_in_training_as_in_evaluation(answers: Any, tmp_path: 
         assert (example.target, example.spans) == (target, ())
 
 
-def test_the_last_reply_that_is_learned_is_the_one_that_is_judged() -> None:
+def test_the_last_learned_reply_is_evaluated() -> None:
     turns = [("user", "a", 1), ("assistant", "b", 1), ("user", "c", 1), ("assistant", "d", 0), ("user", "e", 1)]
     messages = [{"role": role, "content": text, "weight": weight} for role, text, weight in turns]
     assert Dialogue().without_target({"messages": messages}) == {"messages": messages[:1], "reply": "b"}
@@ -139,10 +142,7 @@ def test_a_conversation_without_a_reply_is_named_or_left_out(
     model = str(checkpoint("llama", chat=True, max_position_embeddings=512))
     command = ["evaluate", "--task", "chat", "--model", model, *SHORT, "--max-new-tokens", "4", *data]
     assert main([*command, str(tmp_path / "one")]) == 2
-    assert (
-        "rows.jsonl:2 has no reply that could be judged; leave it out with data.on_no_label: drop"
-        in capsys.readouterr().err
-    )
+    assert "rows.jsonl:2 has no reference reply; leave it out with data.on_no_label: drop" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "two"), "--json", "--set", "data.on_no_label=drop"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 1
 
@@ -170,7 +170,7 @@ def questions(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def test_rows_that_training_held_back_are_those_it_is_judged_on(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_rows_that_training_held_back_are_evaluated(checkpoint: Checkpoint, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", questions(12))
     recipe = str(write_recipe(tmp_path, checkpoint("bert"), rows, data={"validation_fraction": 0.25}))
     trained = load_recipe(recipe)
@@ -217,7 +217,7 @@ def test_figures_are_json_that_other_programs_read(
     assert main([*command, "-o", str(tmp_path / "out"), "--json"]) == 2
     assert "no row has a token that could be predicted" in capsys.readouterr().err
     assert perplexity_of(1e6, 1) == math.inf
-    assert Evaluation("t", "m", 1, 0, 0, (Judged("p", Interval(math.inf, math.nan, 1.0), "", False),)).to_dict()[
+    assert Evaluation("t", "m", 1, 0, 0, (MetricResult("p", Interval(math.inf, math.nan, 1.0), "", False),)).to_dict()[
         "figures"
     ]["p"] == {"value": None, "low": None, "high": 1.0, "signature": "", "higher_is_better": False}
 
@@ -315,13 +315,16 @@ def test_two_processes_find_the_figures_of_one(checkpoint: Checkpoint, tmp_path:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--task", "chat"], "give a recipe, or --task, --model and --data"),
+        (["--task", "chat"], "--model and --data missing; name a run, a recipe, or --task, --model and --data"),
         (["--task", "chat", "--model", "m", "--data", "d", "--set", "settings.length=3"], "unknown key"),
         (["--task", "chat", "--model", "m", "--data", "d", "--num-return-sequences", "2"], "only the first output"),
-        (["summarization/starter-lora", "--task", "chat"], "--task has no effect beside a recipe"),
+        (
+            ["summarization/starter-lora", "--task", "chat"],
+            "--task has no effect on a recipe, which names",
+        ),
     ],
 )
-def test_what_cannot_be_judged_is_refused(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_evaluated_is_refused(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", *options]) == 2
     assert said in capsys.readouterr().err
 
@@ -371,7 +374,7 @@ def test_there_is_no_perplexity_of_logits_that_are_not_finite(
         row_loss(pipeline, {"prompt": "The", "completion": "quick fox"})
 
 
-def test_plain_text_is_judged_by_its_perplexity_alone(
+def test_plain_text_is_evaluated_by_its_perplexity_alone(
     checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text.txt").write_text("The quick brown fox.\nThe lazy dog.\n", encoding="utf-8")

@@ -28,7 +28,7 @@ from llmkit import __version__
 from llmkit.cli.completion import completion_options
 from llmkit.cli.data import data_check
 from llmkit.cli.env import env
-from llmkit.cli.evaluate import evaluate
+from llmkit.cli.evaluate import evaluate_command
 from llmkit.cli.finetune import finetune
 from llmkit.cli.help import Entry, HelpGroup
 from llmkit.cli.models import download, inspect, models
@@ -67,7 +67,7 @@ def _application(tasks: tuple[type[Task], ...]) -> HelpGroup:
     entries = (
         *(command(task.verb, task_command(task), _TASKS, task) for task in tasks),
         command("finetune", finetune, _TRAINING),
-        command("evaluate", evaluate, _TRAINING),
+        command("evaluate", evaluate_command(tasks), _TRAINING),
         command("merge", merge, _TRAINING),
         command("push", push, _TRAINING),
         Entry("recipes", _RECIPES, _TRAINING, lambda: _group("recipes", _RECIPES, _recipes_commands())),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, Literal, Self, TypedDict, get_args, get_origin, get_type_hints
@@ -28,6 +28,7 @@ __all__ = [
     "TaskSettings",
     "TruncationSide",
     "bounds",
+    "column_pairs",
     "command_line",
     "explicitly_set",
     "non_default",
@@ -336,17 +337,22 @@ class RowSettings(_Checked):
 
     def columns(self) -> dict[str, str]:
         """The input column of each mapped task field."""
-        names: dict[str, str] = {}
-        for item in self.column:
-            name, equals, column = item.partition("=")
-            if not (name and equals and column):
-                raise UsageError(
-                    f"column={item!r} is not a pair", "write FIELD=COLUMN, such as context=body", code="invalid_value"
-                )
-            if name in names:
-                raise UsageError(f"the field {name!r} is mapped twice", "map each field once", code="invalid_value")
-            names[name] = column
-        return names
+        return column_pairs(self.column)
+
+
+def column_pairs(items: Sequence[str]) -> dict[str, str]:
+    """The input column of each mapped task field, from ``FIELD=COLUMN``."""
+    names: dict[str, str] = {}
+    for item in items:
+        name, equals, column = item.partition("=")
+        if not (name and equals and column):
+            raise UsageError(
+                f"column={item!r} is not a pair", "write FIELD=COLUMN, such as context=body", code="invalid_value"
+            )
+        if name in names:
+            raise UsageError(f"the field {name!r} is mapped twice", "map each field once", code="invalid_value")
+        names[name] = column
+    return names
 
 
 class LoadOptions(TypedDict, total=False):
@@ -423,11 +429,12 @@ def split_options(options: Mapping[str, Any], *classes: type[Any]) -> tuple[Any,
     )
 
 
-def command_line(verb: str, *arguments: str, **options: str | bool) -> str:
-    """A command line of llmkit, for messages and for generated files."""
+def command_line(verb: str, *arguments: str, **options: str | bool | Sequence[str]) -> str:
+    """A command line of llmkit, for messages and for generated files; an option with several values is repeated."""
     given = [
         f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
-        for name, value in options.items()
+        for name, values in options.items()
+        for value in ([values] if isinstance(values, str | bool) else values)
         if value
     ]
     return " ".join(filter(None, ("llmkit", verb, *arguments, *given)))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from llmkit.errors import InputError
@@ -29,6 +29,8 @@ class Record:
     """Why it cannot; the message includes ``where``."""
     unused: tuple[str, ...] = ()
     """Unused columns of the original row, and unused fields of its turns."""
+    others: Mapping[str, Any] = field(default_factory=dict)
+    """Columns of the original row that the task does not use, with their values."""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
-"""Evaluates a model on rows with references: metrics with confidence intervals, and a test against a baseline.
+"""Evaluation of a model on rows with references: metrics with confidence intervals, and a test against a baseline.
 
-Predictions are made by `llmkit.inference.row_files`, so that they are kept, an interrupted run can be resumed, and
-processes share the work. Knows what is compared with what; the metrics are in `llmkit.metrics`.
+Predictions are made by `llmkit.inference.row_files`, so that an interrupted evaluation can be resumed and processes
+share the work. Knows what is compared with what; the metrics are in `llmkit.metrics`.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from llmkit.config.settings import LoadSettings, RowSettings
 from llmkit.engines.row_faults import attempt
 from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.evaluation.perplexity import perplexity, row_loss
+from llmkit.evaluation.results import json_lines
 from llmkit.heads.reasoning import reasoning_format
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.row_columns import note_codes
@@ -32,17 +32,17 @@ from llmkit.tasks import Task
 
 __all__ = [
     "Evaluation",
-    "Judged",
+    "MetricResult",
     "compare",
     "evaluate",
     "greedy",
     "prediction_of",
-    "spoken",
+    "without_reasoning",
 ]
 
 
 @dataclass(frozen=True)
-class Judged:
+class MetricResult:
     """One metric of a model, from 0 to 100 except for perplexity."""
 
     name: str
@@ -63,8 +63,8 @@ class Evaluation:
     failed: int
     """Rows that failed; every metric counts them as wrong."""
     unfinished: int
-    """Replies that ended before an answer, for example during reasoning; every metric counts them as wrong."""
-    figures: tuple[Judged, ...]
+    """Replies without an answer, for example cut during reasoning; every metric counts them as wrong."""
+    figures: tuple[MetricResult, ...]
     others: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Results of the additional metrics, by the requested name."""
     trivial: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -72,6 +72,12 @@ class Evaluation:
     notes: dict[str, int] = field(default_factory=dict)
     """Number of answers with a note, by its code (`llmkit.tasks.output.NoteCode`)."""
     measures: tuple[Measure, ...] = field(default=(), repr=False)
+    references: tuple[list[str], ...] = field(default=(), repr=False)
+    """References of each row; empty for plain text."""
+    answers: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    """Output record of each row; empty for plain text."""
+    results: Path | None = None
+    """File with each row's columns, references, prediction and scores."""
     baseline: Evaluation | None = None
     """The baseline model's results on the same rows."""
 
@@ -130,28 +136,28 @@ def evaluate(
     """Generate answers to rows, and compute metrics on them.
 
     Args:
-        rows: JSON Lines in the task's columns, as `Task.without_target` has them.
-        predictions: JSON Lines file for the rows with their answers.
+        rows: JSON Lines in the task's columns, with the target separate from the input (`Task.without_target`).
+        predictions: JSON Lines file for the answers.
         metrics: additional metrics of the package evaluate, loaded (`llmkit.metrics.wrapped.load_metric`), by name.
         trivial: also evaluate trivial answers that need no model.
         resume: continue an interrupted run into that file.
         member: which of several processes this is; only the first returns a result, the others None.
     """
     task, member = pipeline.task, member or Worker()
-    given = _json_lines(rows)
-    plain = [task.is_plain(row) for row in given]
+    evaluated = json_lines(rows)
+    plain = [task.is_plain(row) for row in evaluated]
     if any(plain) and metrics:
         raise UsageError(
-            "plain text has no reference answers to compute a metric on", "leave `metrics` out", code="resume_mismatch"
+            "plain text has no reference answers to compute a metric on", "leave `metrics` out", code="no_effect"
         )
     if any(plain):
         if not all(plain):
             raise InputError("some rows are plain text and others have an answer", "evaluate them separately")
-        if not (measures := _perplexity(pipeline, given, member)):
+        if not (measures := _perplexity(pipeline, evaluated, member)):
             raise InputError(
                 "no row has a token that could be predicted", "evaluate on rows with a longer text", code="no_rows"
             )
-        return _evaluation(pipeline, given, measures, member)
+        return None if member.rank else _evaluation(pipeline, len(evaluated), measures)
     settings = RowSettings(input=str(rows), output=str(predictions), resume=resume)
     check_output(settings)
     answer_file(
@@ -163,41 +169,34 @@ def evaluate(
         world=member.world,
         barrier=member.barrier,
     )
-    more = _perplexity(pipeline, given, member) if task.reports_perplexity else []
+    more = _perplexity(pipeline, evaluated, member) if task.reports_perplexity else []
     if member.rank:
         return None
-    lines = _json_lines(predictions)
-    if len(lines) != len(given):
+    answers = json_lines(predictions)
+    if len(answers) != len(evaluated):
         raise UsageError(
-            f"{predictions} has {len(lines)} answers to {len(given)} rows",
-            "start again in another folder",
+            f"{predictions} has {len(answers)} answers to {len(evaluated)} rows",
+            "start again with `overwrite`",
+            "name another `output`",
             code="resume_mismatch",
         )
-    texts = [prediction_of(line) for line in lines]
-    failed = sum("error" in line for line in lines)
-    if failed:
-        warn("rows_failed", "%d of %d rows could not be answered; see 'error' in %s", failed, len(lines), predictions)
-    unfinished = sum(_no_verdict(line) or "still_thinking" in line for line in lines)
-    if unfinished:
-        warn(
-            "replies_unfinished",
-            "%d of %d replies ended before an answer and count as wrong; see %s, and raise `max_new_tokens`",
-            unfinished,
-            len(lines),
-            predictions,
-        )
-    references = spoken(pipeline, [task.references(row) for row in given])
+    texts = [prediction_of(answer) for answer in answers]
+    references = without_reasoning(pipeline, [task.references(row) for row in evaluated])
     measures = score(task.metrics, texts, references, language=task.target_language)
-    found = _evaluation(pipeline, given, [*measures, *more], member)
-    assert found is not None
-    notes = dict(sorted(Counter(code for line in lines for code in note_codes(line)).items()))
-    found = replace(found, failed=failed, unfinished=unfinished, notes=notes)
-    said = [text or "" for text in texts]
-    others = {name: figures_of(metric, name, said, references) for name, metric in (metrics or {}).items()}
-    return replace(found, others=others, trivial=_trivial(task, given, references) if trivial else {})
+    filled = [text or "" for text in texts]
+    return replace(
+        _evaluation(pipeline, len(evaluated), [*measures, *more]),
+        failed=sum("error" in answer for answer in answers),
+        unfinished=sum(_no_verdict(answer) or "still_thinking" in answer for answer in answers),
+        notes=dict(sorted(Counter(code for answer in answers for code in note_codes(answer)).items())),
+        others={name: figures_of(metric, name, filled, references) for name, metric in (metrics or {}).items()},
+        trivial=_trivial(task, evaluated, references) if trivial else {},
+        references=tuple(references),
+        answers=tuple(answers),
+    )
 
 
-def spoken(pipeline: Pipeline, references: Sequence[Sequence[str]]) -> list[list[str]]:
+def without_reasoning(pipeline: Pipeline, references: Sequence[Sequence[str]]) -> list[list[str]]:
     """References without leading reasoning, since predictions of chat models have none."""
     if not pipeline.task.allow_reasoning or not pipeline.traits.chat or pipeline.prompt_options.raw:
         return [list(row) for row in references]
@@ -219,31 +218,19 @@ def _no_verdict(line: Mapping[str, Any]) -> bool:
     return line.get("answered", True) is None
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file whose lines end in a line feed only: texts may contain U+2028, U+2029 and U+0085."""
-    with path.open("rb") as file:
-        return [json.loads(line) for line in file]
-
-
-def _evaluation(
-    pipeline: Pipeline,
-    given: Sequence[Any],
-    measures: Sequence[Measure],
-    member: Worker,
-) -> Evaluation | None:
-    if member.rank:
-        return None
+def _evaluation(pipeline: Pipeline, rows: int, measures: Sequence[Measure]) -> Evaluation:
+    """The result without what only generated answers have."""
     figures = tuple(
-        Judged(each.name, interval(each.statistics, each.figure), each.signature, each.higher_is_better)
+        MetricResult(each.name, interval(each.statistics, each.figure), each.signature, each.higher_is_better)
         for each in measures
     )
     name, model = pipeline.task.name, pipeline.loaded.source.name
-    return Evaluation(name, model, len(given), 0, 0, figures, measures=tuple(measures))
+    return Evaluation(name, model, rows, 0, 0, figures, measures=tuple(measures))
 
 
-def _perplexity(pipeline: Pipeline, given: Sequence[dict[str, Any]], member: Worker) -> list[Measure]:
-    """Perplexity over the rows that have one; each process computes its share. None if no row has a target token."""
-    mine = [(place, *_loss(pipeline, given[place])) for place in range(member.rank, len(given), member.world)]
+def _perplexity(pipeline: Pipeline, rows: Sequence[dict[str, Any]], member: Worker) -> list[Measure]:
+    """Perplexity over the rows that have one; each process computes its share. Empty if no row has a target token."""
+    mine = [(place, *_loss(pipeline, rows[place])) for place in range(member.rank, len(rows), member.world)]
     if member.world > 1:
         from accelerate.utils import gather_object
 
@@ -255,7 +242,7 @@ def _perplexity(pipeline: Pipeline, given: Sequence[dict[str, Any]], member: Wor
             "perplexity_incomplete",
             "%d of %d rows have no perplexity; row %d: %s",
             len(failed),
-            len(given),
+            len(rows),
             number,
             why,
         )
@@ -274,10 +261,10 @@ def _loss(pipeline: Pipeline, row: dict[str, Any]) -> tuple[float, int, str]:
 
 
 def _trivial(
-    task: Task, given: Sequence[Mapping[str, Any]], references: Sequence[Sequence[str]]
+    task: Task, rows: Sequence[Mapping[str, Any]], references: Sequence[Sequence[str]]
 ) -> dict[str, dict[str, float]]:
     """The metrics of trivial answers that need no model, by their name."""
-    answers = [task.trivial_answers(row) for row in given]
+    answers = [task.trivial_answers(row) for row in rows]
     return {
         name: {
             each.name: each.value
@@ -289,17 +276,16 @@ def _trivial(
 
 def compare(tuned: Evaluation, baseline: Evaluation) -> Evaluation:
     """The first result with p-values of its differences to the second, by paired bootstrap on the same rows."""
-    theirs = {each.name: each for each in baseline.measures}
+    others = {each.name: each for each in baseline.measures}
     figures = tuple(
-        replace(one, p_value=_p_value(mine, theirs[one.name])) if one.name in theirs else one
-        for one, mine in zip(tuned.figures, tuned.measures, strict=True)
+        replace(figure, p_value=_p_value(measure, others[figure.name])) if figure.name in others else figure
+        for figure, measure in zip(tuned.figures, tuned.measures, strict=True)
     )
     return replace(tuned, figures=figures, baseline=baseline)
 
 
-def _p_value(mine: Measure, theirs: Measure) -> float:
-    both: Any = mine.statistics.any(axis=1) & theirs.statistics.any(
-        axis=1
-    )  # rows that count for only one of the two are not paired
-    one, other = (each.statistics * both[:, None] for each in (mine, theirs))
-    return p_value(one, other, mine.figure)
+def _p_value(tuned: Measure, baseline: Measure) -> float:
+    # Rows that count for only one of the two are not paired.
+    both: Any = tuned.statistics.any(axis=1) & baseline.statistics.any(axis=1)
+    one, other = (each.statistics * both[:, None] for each in (tuned, baseline))
+    return p_value(one, other, tuned.figure)

@@ -5,6 +5,7 @@ Works on texts only: metrics and references come from the task, predictions from
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,6 +35,8 @@ class Measure:
     figure: Figure
     """Computes the value from their sums."""
     signature: str
+    row_figure: Figure | None = None
+    """Computes the value of a single row, if that needs another formula (sentence-level BLEU)."""
 
     @property
     def higher_is_better(self) -> bool:
@@ -43,6 +46,11 @@ class Measure:
     def value(self) -> float:
         """The value over all rows."""
         return self.figure(self.statistics.sum(axis=0))
+
+    def of_row(self, number: int) -> float | None:
+        """The value of one row; None if the row does not count."""
+        value = (self.row_figure or self.figure)(self.statistics[number])
+        return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ def _of_translations(
 ) -> list[Measure]:
     texts = [said or "" for said in predictions]
     return [
-        Measure(each.name, each.statistics(texts, references), each.figure, each.signature)
+        Measure(each.name, each.statistics(texts, references), each.figure, each.signature, each.row_figure)
         for each in translation_metrics(language, references)
     ]
 

@@ -46,6 +46,8 @@ class TranslationMetric:
     name: str
     """bleu, chrf++ or ter."""
     metric: Any
+    sentence_metric: Any = None
+    """The metric for single rows, if it differs."""
 
     def statistics(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
         """Statistics of each row, ``[rows, statistics]``, as used by sacreBLEU's own significance tests."""
@@ -57,12 +59,20 @@ class TranslationMetric:
 
     def figure(self, sums: NDArray[np.float64]) -> float:
         """The score of the corpus, between 0 and 100 (TER: 0 is best, and it may be more)."""
-        return float(self.metric._compute_score_from_stats(sums.tolist()).score)  # noqa: SLF001 - as its own tests
+        return _score(self.metric, sums)
+
+    def row_figure(self, statistics: NDArray[np.float64]) -> float:
+        """The score of one row: of BLEU, only over n-gram orders that the row is long enough for."""
+        return _score(self.sentence_metric or self.metric, statistics)
 
     @property
     def signature(self) -> str:
         """sacreBLEU's signature; complete after `statistics`."""
         return str(self.metric.get_signature())
+
+
+def _score(metric: Any, statistics: NDArray[np.float64]) -> float:
+    return float(metric._compute_score_from_stats(statistics.tolist()).score)  # noqa: SLF001 - as sacreBLEU's own tests
 
 
 def translation_metrics(language: str | None, references: Sequence[Sequence[str]]) -> list[TranslationMetric]:
@@ -74,7 +84,7 @@ def translation_metrics(language: str | None, references: Sequence[Sequence[str]
     divided = tokenization(language, references)
     asian = divided != "13a"
     return [
-        TranslationMetric("bleu", BLEU(tokenize=divided)),
+        TranslationMetric("bleu", BLEU(tokenize=divided), BLEU(tokenize=divided, effective_order=True)),
         TranslationMetric("chrf++", CHRF(word_order=2)),
         TranslationMetric("ter", TER(normalized=asian, asian_support=asian)),
     ]

@@ -1,26 +1,42 @@
-"""What is judged, on which rows, asked how: of a recipe its result on its validation rows, or any model on any data.
+"""What an evaluation compares: a run, a recipe, or any model, on the rows that it names.
 
-Knows how a recipe or a task with data becomes models and rows; how they are judged is `llmkit.evaluation`'s business.
+Knows how these become a model, a task and rows, and which files an evaluation writes. Scoring is in
+`llmkit.evaluation`.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from llmkit.config.paths import user_path
 from llmkit.config.recipe import VERSION, Recipe, SourceSection
 from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe, make_recipe
-from llmkit.config.settings import GenerationSettings, LoadSettings, TruncationSide, explicitly_set
+from llmkit.config.settings import (
+    GenerationSettings,
+    LoadSettings,
+    TruncationSide,
+    command_line,
+    explicitly_set,
+    setting_fields,
+)
 from llmkit.data.proposals import task_rows
 from llmkit.data.records import Record
+from llmkit.data.shapes import look_up
+from llmkit.data.sources import open_source
 from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import InputError, UsageError
 from llmkit.evaluation.evaluate import Evaluation, compare, evaluate
+from llmkit.evaluation.results import ORIGIN, log_problems, write_results
 from llmkit.files import write_whole
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.tuned_config import apply_contract
@@ -28,185 +44,345 @@ from llmkit.log import log, warn
 from llmkit.models.load import load_model
 from llmkit.models.processes import Worker
 from llmkit.models.reachability import offline
+from llmkit.models.source import ADAPTER_CONFIG, CONTRACT_FILE, read_json
 from llmkit.models.tables import writes
 from llmkit.tasks import PromptOptions, Task, find_task
+from llmkit.training.checkpoint import checkpoints
 from llmkit.training.dataset import divide
+from llmkit.training.provenance import RESOLVED
 from llmkit.training.recipe_model import load_settings, open_task
 from llmkit.training.row_table import read_rows
 
 __all__ = ["EvaluationSpec", "ProgressFactory", "no_progress", "resolve_evaluation", "run_evaluation"]
 
 ProgressFactory = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
-"""Shows the progress of a model over so many rows: takes how many more rows and tokens are done."""
+"""Shows the progress of a model over a number of rows; the function that it yields takes rows and tokens just done."""
+_REPLACED = ".replaced"
+"""Folder for the files of an earlier evaluation until the one that replaces it has answered a row."""
 
 
 def no_progress(_model: str, _rows: int) -> AbstractContextManager[Callable[[int, int], None]]:
-    """Nothing of it is."""
+    """A `ProgressFactory` that shows nothing."""
     return nullcontext(lambda _rows, _tokens: None)
 
 
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """A model and what it is judged on."""
+    """A model and the rows to evaluate it on."""
 
     task: Task
     load: LoadSettings
     prompt_options: PromptOptions
     rows: Iterable[dict[str, Any]]
-    """In the task's columns, what is expected apart from what is given (`Task.without_target`)."""
+    """In the task's columns, with the target separate from the input (`Task.without_target`), and `ORIGIN`."""
+    data: str
+    """Name of the rows, for the name of the output folder."""
     truncates: bool = False
-    """Whether an input that is too long is cut, as it was in training, unless the caller says otherwise."""
+    """Whether an input that is too long is truncated unless the caller says otherwise, because training did so."""
     truncation_side: TruncationSide | None = None
+
+    @property
+    def output(self) -> Path:
+        """The default folder of the results, named after the model and the rows."""
+        return Path("evaluation", f"{_slug(str(self.load.model))}-on-{_slug(self.data)}")
+
+
+@dataclass(frozen=True)
+class _RowChoice:
+    """The caller's options about the rows."""
+
+    data: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    encoding: str | None = None
 
 
 def resolve_evaluation(
-    recipe: Recipe | str | None, task: str | None, data: str | None, load: LoadSettings, overrides: Sequence[str] = ()
+    run: Recipe | str | None,
+    task: str | None,
+    data: str | None,
+    load: LoadSettings,
+    overrides: Sequence[str] = (),
+    *,
+    columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> EvaluationSpec:
-    """The result of a recipe on its validation rows, or any model on any rows.
+    """The trained model of a run or recipe on its validation rows, or any model on any rows.
 
     Args:
-        recipe: itself, its file, or the name of a shipped one.
+        run: the folder of a run, a recipe, its file, or the name of a built-in one. Another folder with a model is
+            the model.
         task: without a recipe.
-        data: rows; with a recipe, in place of its own.
-        load: what it says wins over the recipe's model section; a model of its own is judged in the result's place.
-        overrides: changes of the recipe, such as ``settings.target=de``; without one, of what a recipe would say.
+        data: rows; with a recipe, replaces its validation rows.
+        load: fields that are set explicitly override the recipe's model section; a model replaces the trained one.
+        overrides: changes to the recipe, such as ``settings.target=de``.
+        columns: the rows' column for each field of the task, in addition to the recipe's.
+        encoding: of the rows, if not UTF-8.
+        settings: settings of the task; they override the recipe's.
 
     Raises:
-        UsageError: it is not said what is judged on what.
+        UsageError: model, task or rows are missing, or the recipe has not been trained.
     """
-    if isinstance(recipe, Recipe) and overrides:
-        raise UsageError("overrides change a recipe's file, and this one is made already", "change it itself")
-    if recipe is None:
-        if task is None or load.model is None or data is None:
-            raise UsageError("what is to be judged?", "give a recipe, or `task`, `model` and `data`", code="no_effect")
-        content: dict[str, Any] = {
-            "version": VERSION,
-            "task": find_task(task).name,
-            "model": {"name_or_path": load.model},
-            "data": {"train": {"path": data}, "validation": {"path": data}},
-            "train": {"output_dir": load.model},
-        }
-        return _spec_of(make_recipe(content, overrides, name="`task` and `data`"), load, None)
+    explicit = {name: getattr(load, name) for name in explicitly_set(load)}
+    choice = _RowChoice(data, columns or {}, encoding)
+    if isinstance(run, str) and user_path(run).is_dir() and not (user_path(run) / RESOLVED).is_file():
+        if load.model is not None:
+            raise UsageError(f"{run} and `model` both name a model", "leave one of them out")
+        task, explicit["model"], run = task or _tuned_task(run), run, None
+    if run is None:
+        recipe = _recipe_for(task, explicit.get("model"), choice, overrides)
+        return _spec(recipe, explicit, choice, settings or {})
     if task is not None:
-        raise UsageError("`task` has no effect beside a recipe, which has one", "leave it out", code="no_effect")
-    found = (
-        recipe
-        if isinstance(recipe, Recipe)
-        else load_recipe(recipe, overrides, trusted=[key for key in MAY_RUN_CODE if getattr(load, key)])
-    )
-    if data is None:
-        return _spec_of(found, load, None)
-    encoding = next((source.encoding for source in found.data.validation or ()), None)
-    return _spec_of(found, load, [SourceSection(path=[data], encoding=encoding)])
-
-
-def _spec_of(recipe: Recipe, load: LoadSettings, data: Sequence[SourceSection] | None) -> EvaluationSpec:
-    task = open_task(recipe)
-    said = {name: getattr(load, name) for name in explicitly_set(load)}
-    base = replace(load_settings(recipe), model=recipe.train.output_dir, revision=None, base=None)
-    prompt_options = PromptOptions(system=recipe.prompt.system, raw=recipe.prompt.raw)
-    sources = data or recipe.data.validation
-    if sources is not None:
-        rows = _expected(_of_sources(sources, task), recipe, task)
-    elif recipe.data.validation_fraction is not None:
-        rows = _expected(_held_back(recipe, task), recipe, task)
+        raise UsageError("`task` has no effect on a recipe, which names its own", "leave it out", code="no_effect")
+    if isinstance(run, Recipe):
+        if overrides:
+            raise UsageError("overrides apply to a recipe's file, not to a Recipe object", "change the object")
+        recipe, name, folder = run, "the recipe", Path(run.train.output_dir)
     else:
-        raise UsageError("the recipe has no validation data", "set data.validation or data.validation_fraction")
-    return EvaluationSpec(
-        task,
-        replace(base, **said),
-        prompt_options,
-        rows,
-        recipe.data.on_overflow == "truncate",
-        recipe.data.truncation_side,
+        is_run = user_path(run).is_dir()
+        name = str(user_path(run) / RESOLVED) if is_run else run
+        trusted = [key for key in MAY_RUN_CODE if getattr(load, key)]
+        recipe = load_recipe(name, overrides, trusted=trusted)
+        folder = user_path(run) if is_run else Path(recipe.train.output_dir)
+    if load.model is None:
+        _require_trained(folder, name, overrides)
+        explicit["model"] = str(folder)
+    return _spec(recipe, explicit, choice, settings or {})
+
+
+def _tuned_task(folder: str) -> str:
+    """The task that the model in a folder was tuned for."""
+    path = user_path(folder) / CONTRACT_FILE
+    if not path.is_file():
+        raise UsageError(
+            f"{folder} is not the folder of a run, and does not name a task",
+            f"name the model, the task and the rows: `model={folder}`, `task` and `data`",
+        )
+    return str(read_json(path).get("task"))
+
+
+def _recipe_for(task: str | None, model: str | None, choice: _RowChoice, overrides: Sequence[str]) -> Recipe:
+    """A recipe with a task, a model and rows, as if it had trained that model."""
+    if task is None or model is None or choice.data is None:
+        given = {"task": task, "model": model, "data": choice.data}
+        missing = " and ".join(f"`{name}`" for name, value in given.items() if value is None)
+        raise UsageError(f"{missing} missing", "name a run, a recipe, or `task`, `model` and `data`")
+    content: dict[str, Any] = {
+        "version": VERSION,
+        "task": find_task(task).name,
+        "model": {"name_or_path": model},
+        "data": {"train": {"path": choice.data}, "validation": {"path": choice.data}},
+        "train": {"output_dir": model},
+    }
+    return make_recipe(content, overrides, name="`task` and `data`")
+
+
+def _require_trained(folder: Path, recipe: str, overrides: Sequence[str]) -> None:
+    """Refuse a recipe without a trained model, before its folder is taken for the name of a model on the Hub."""
+    if any((folder / name).is_file() for name in (CONTRACT_FILE, ADAPTER_CONFIG, "config.json")):
+        return
+    begun = bool(checkpoints(folder))
+    command = command_line("finetune", shlex.quote(recipe), set=overrides, resume=begun)
+    if begun:
+        raise UsageError(f"the training in {folder} is not finished", f"continue it with: {command}", "name a `model`")
+    raise UsageError(
+        f"{recipe} is not trained yet: {folder} holds no model", f"train it with: {command}", "name a `model`"
     )
 
 
-def _of_sources(sources: Sequence[SourceSection], task: Task) -> Iterator[Record]:
-    for source in sources:
-        yield from task_rows(source, task)
+def _spec(
+    recipe: Recipe, explicit: Mapping[str, Any], choice: _RowChoice, settings: Mapping[str, Any]
+) -> EvaluationSpec:
+    task = _with_settings(open_task(recipe), settings)
+    _check_columns(choice.columns, task)
+    load = replace(load_settings(recipe), **{"revision": None, "base": None, **explicit})
+    prompt_options = PromptOptions(system=recipe.prompt.system, raw=recipe.prompt.raw)
+    records, data = _records(recipe, task, choice)
+    rows = _separated(records, recipe, task)
+    truncates = recipe.data.on_overflow == "truncate"
+    return EvaluationSpec(task, load, prompt_options, rows, data, truncates, recipe.data.truncation_side)
+
+
+def _with_settings(task: Task, settings: Mapping[str, Any]) -> Task:
+    """The task with settings of the caller in place of the recipe's."""
+    known = [item.name for item in setting_fields(task.settings_class)]
+    if unknown := next((name for name in settings if name not in known), None):
+        names = ", ".join(f"`{name}`" for name in known)
+        has = f"its settings: {names}" if known else "it has no settings of its own"
+        raise UsageError(f"`{unknown}` is not a setting of {task.name}", f"leave it out ({has})", code="no_effect")
+    if not settings:
+        return task
+    own = {name: getattr(task.settings, name) for name in explicitly_set(task.settings)}
+    return type(task)(task.settings_class(**{**own, **settings}))
+
+
+def _check_columns(columns: Mapping[str, str], task: Task) -> None:
+    fields = dict.fromkeys((*task.aliases, *task.columns, task.target_column))
+    if unknown := next((name for name in columns if name not in fields), None):
+        raise UsageError(
+            f"`column={unknown}={columns[unknown]}`: {task.name} has no field {unknown}",
+            f"write FIELD=COLUMN; its fields: {', '.join(fields)}",
+            code="column_mismatch",
+        )
+
+
+# Rows.
+
+
+def _records(recipe: Recipe, task: Task, choice: _RowChoice) -> tuple[Iterator[Record], str]:
+    """The rows to evaluate on, and their name."""
+    if choice.data is not None:
+        sources = [_source_for(choice.data, (recipe.data.validation or recipe.data.train)[0], choice)]
+    elif recipe.data.validation is not None:
+        sources = [_changed(source, choice) for source in recipe.data.validation]
+    elif recipe.data.validation_fraction is None:
+        raise UsageError(
+            "the recipe has no validation data", "name rows with `data`", "set data.validation in the recipe"
+        )
+    elif choice.columns or choice.encoding:
+        raise UsageError(
+            "the validation rows are part of the training data, so they have its columns and encoding",
+            "set data.train.columns or data.train.encoding in the recipe",
+            "name other rows with `data`",
+        )
+    else:
+        return _held_back(recipe, task), f"{_source_stem(recipe.data.train[0])}-held-back"
+    return chain.from_iterable(task_rows(source, task) for source in sources), _source_stem(sources[0])
+
+
+def _changed(source: SourceSection, choice: _RowChoice) -> SourceSection:
+    update: dict[str, Any] = {"columns": {**source.columns, **choice.columns}}
+    return source.model_copy(update=update | ({"encoding": choice.encoding} if choice.encoding else {}))
+
+
+def _source_for(data: str, known: SourceSection, choice: _RowChoice) -> SourceSection:
+    """A source for other rows than the recipe's, with the recipe's mapping of columns if their columns are the same."""
+    plain = SourceSection(path=[data], encoding=choice.encoding or known.encoding)
+    mapping: dict[str, Any] = {name: getattr(known, name) for name in ("columns", "shape", "join", "quotes")}
+    for update in (mapping | {"column_names": known.column_names}, mapping):
+        source = plain.model_copy(update=update)
+        if known.columns and _has_columns(source):
+            return _changed(source, choice)
+    return _changed(plain, choice)
+
+
+def _has_columns(source: SourceSection) -> bool:
+    """Whether the first row has the mapped columns, and is not a header that was read as a row."""
+    first = next((record.row for record in open_source(source) if record.row is not None), {})
+    header = source.column_names is not None and list(first.values()) == list(first)
+    return not header and all(look_up(first, column) is not None for column in source.columns.values())
+
+
+def _source_stem(source: SourceSection) -> str:
+    """The name of a source without folders and suffixes."""
+    first = (source.path or list((source.aligned or {}).values()))[0]
+    local = user_path(first).exists()
+    return Path(first).name.split(".")[0] or first if local else first
+
+
+def _slug(name: str) -> str:
+    """A name as part of a folder's name: a path relative to the working directory, if it is inside."""
+    path = user_path(name)
+    if path.is_absolute() and path.exists():
+        here = Path.cwd()
+        name = str(path.relative_to(here)) if path.is_relative_to(here) else path.name
+    return re.sub(r"[^\w.]+", "-", name).strip("-.")[:_SLUG] or "model"
+
+
+_SLUG = 80
 
 
 def _held_back(recipe: Recipe, task: Task) -> Iterator[Record]:
-    """The rows that training leaves out."""
+    """The rows that training does not use."""
     rows = read_rows(recipe.data.train, task)
     _, held = divide(recipe, rows, task.input_column)
     return (Record(rows.where(index), rows[index]) for index in held if rows.table[index]["row"])
 
 
-def _expected(records: Iterable[Record], recipe: Recipe, task: Task) -> Iterator[dict[str, Any]]:
-    """Rows with what is expected apart from what is given, as far as the recipe lets them be left out."""
-    left, unused = Counter[str](), Counter[str]()
+def _separated(records: Iterable[Record], recipe: Recipe, task: Task) -> Iterator[dict[str, Any]]:
+    """Rows with the target separate from the input; bad ones are skipped only if the recipe says so."""
+    skipped, unused = Counter[str](), Counter[str]()
     for record in records:
         row, error, key = None, record.error, "on_bad_row: skip"
         policy: str = recipe.data.on_bad_row
         try:
             if record.row is not None and (row := task.without_target(record.row)) is None:
                 key, policy = "on_no_label: drop", recipe.data.on_no_label
-                error = InputError(f"{record.where} has no reply that could be judged", f"leave it out with data.{key}")
+                error = InputError(f"{record.where} has no reference reply", f"leave it out with data.{key}")
         except InputError as failure:
             error = failure.reworded(f"{record.where}: {failure.problem}")
         if row is not None:
-            unused.update(record.unused)
-            yield row
+            assert record.row is not None
+            unused.update(name for name in record.unused if name not in record.others)  # the others are in the results
+            known = {"where": record.where, "id": record.row.get("id"), "others": record.others}
+            yield {**row, ORIGIN: {name: value for name, value in known.items() if value not in (None, {})}}
         elif policy == "error":
             error = error or InputError(f"{record.where} cannot be read", "fix it")
-            more = "" if key in error.fix else f"pass over such rows with data.{key}"
+            more = "" if key in error.fix else f"skip such rows with data.{key}"
             raise error.reworded(error.problem, more)
         else:
-            left[key] += 1
-    for key, count in left.items():
-        warn("rows_skipped", "%d rows are left out (data.%s)", count, key)
+            skipped[key] += 1
+    for key, count in skipped.items():
+        warn("rows_skipped", "%d rows skipped (data.%s)", count, key)
     if unused:
-        log.info("columns that are not used: %s", ", ".join(f"{name} ({count} rows)" for name, count in unused.items()))
+        log.info("unused: %s", ", ".join(f"{name} ({count} rows)" for name, count in unused.items()))
+
+
+# Running.
 
 
 def run_evaluation(
     spec: EvaluationSpec,
     settings: GenerationSettings,
-    output: Path,
+    output: Path | None = None,
     *,
     baseline: str | None = None,
     metrics: Mapping[str, Any] | None = None,
     max_rows: int | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     member: Worker | None = None,
     shown: ProgressFactory = no_progress,
 ) -> Evaluation | None:
-    """Judge a model, and compare it with another on the same rows.
+    """Evaluate a model, and compare it with another on the same rows.
 
     Args:
-        output: folder for ``rows.jsonl``, ``predictions.jsonl``, ``baseline.jsonl`` and ``metrics.json``.
+        output: folder for ``results.jsonl`` (rows, references, predictions and scores), ``metrics.json``, and the
+            files that ``resume`` needs; by default `EvaluationSpec.output`.
         baseline: the other model.
-        metrics: others of the package evaluate, loaded, by name.
-        resume: go on where a run into the same folder was stopped.
-        member: which of several processes this is; only the first gets the figures, the others None.
+        metrics: additional metrics of the package evaluate, loaded, by name.
+        resume: continue an interrupted evaluation into the same folder.
+        overwrite: replace an earlier evaluation in the folder, once the new one has answered a row.
+        member: which of several processes this is; only the first returns a result, the others None.
 
     Raises:
-        UsageError: the folder is not empty and ``resume`` is False, or a setting has no effect.
-        InputError: a row cannot be read, or there is none.
+        UsageError: the folder is not empty and neither ``resume`` nor ``overwrite`` is True, or a setting has no
+            effect.
+        InputError: a row cannot be read, or there are no rows.
     """
     if settings.num_return_sequences > 1:
         raise UsageError(
-            "num_return_sequences: only the first output of a row is judged", "leave it out", code="no_effect"
+            "num_return_sequences: only the first output of a row is evaluated", "leave it out", code="no_effect"
         )
-    member = member or Worker()
+    if resume and overwrite:
+        raise UsageError("`resume` and `overwrite` are mutually exclusive", "leave one of them out", code="no_effect")
+    member, output = member or Worker(), output or spec.output
     rows = output / "rows.jsonl"
     other_load = None if baseline is None else replace(spec.load, model=baseline, revision=None, base=None)
-    if not member.rank and output.exists() and any(output.iterdir()) and not resume:
-        raise UsageError(f"{output} is not empty", "`resume` to go on", "name another `output`", code="output_exists")
+    if not member.rank and output.exists() and not (resume or overwrite):
+        _require_empty(output)
 
-    def judged(load: LoadSettings, name: str, *, trivial: bool) -> Evaluation | None:
+    def evaluate_model(load: LoadSettings, name: str, *, trivial: bool) -> Evaluation | None:
         loaded = load_model(load, spec.task.name, fallback=False)
         with rows.open("rb") as file:
             count = sum(1 for _ in file)
-        asked = settings
+        wanted = settings
         if spec.truncates and writes(loaded.head) and settings.on_overflow is None:
-            asked = replace(settings, on_overflow="truncate", truncation_side=spec.truncation_side)
-        task, prompt_options, asked = apply_contract(loaded, spec.task, spec.prompt_options, asked)
+            wanted = replace(settings, on_overflow="truncate", truncation_side=spec.truncation_side)
+        task, prompt_options, wanted = apply_contract(loaded, spec.task, spec.prompt_options, wanted)
         with shown(loaded.source.name, count) as progress:
             return evaluate(
-                Pipeline(task, TransformersEngine(loaded), asked, prompt_options),
+                Pipeline(task, TransformersEngine(loaded), wanted, prompt_options),
                 rows,
                 output / name,
                 load=load,
@@ -217,47 +393,83 @@ def run_evaluation(
                 progress=progress,
             )
 
-    with offline(spec.load.offline), nullcontext() if member.rank else _removed_if_unanswered(output):
+    with offline(spec.load.offline), nullcontext() if member.rank else _restored_unless_answered(output, overwrite):
         if not member.rank:
-            output.mkdir(parents=True, exist_ok=True)
-            _write(spec, rows, max_rows)
+            _write_rows(spec, rows, max_rows)
         member.barrier()
-        if other_load is not None:  # found now, and not after the first model has answered all
+        if other_load is not None:  # a missing baseline is an error now, not after all rows are answered
             load_model(other_load, spec.task.name, weights=False, fallback=False)
-        result = judged(spec.load, "predictions.jsonl", trivial=True)
+        result = evaluate_model(spec.load, "predictions.jsonl", trivial=True)
         if other_load is not None:
-            other = judged(other_load, "baseline.jsonl", trivial=False)
+            other = evaluate_model(other_load, "baseline.jsonl", trivial=False)
             result = None if result is None or other is None else compare(result, other)
         if result is not None:
+            result = replace(result, results=write_results(output / "results.jsonl", rows, result))
+            for each in (result, result.baseline):
+                if each is not None and result.results is not None:
+                    log_problems(each, result.results)
             text = json.dumps(result.to_dict(), ensure_ascii=False, indent=2)
             write_whole(output / "metrics.json", f"{text}\n", errors="backslashreplace")
     return result
 
 
+def _require_empty(output: Path) -> None:
+    if not output.is_dir():
+        raise UsageError(f"{output} is a file", "name another `output`", code="output_exists")
+    if any(output.iterdir()):
+        raise UsageError(
+            f"{output} is not empty",
+            "continue an interrupted evaluation with `resume`",
+            "replace it with `overwrite`",
+            "name another `output`",
+            code="output_exists",
+        )
+
+
+def _own_files(output: Path) -> list[Path]:
+    """The files of an evaluation in a folder; other files in it are the user's."""
+    names = ("rows.jsonl", "results.jsonl", "metrics.json", "predictions.jsonl*", "baseline.jsonl*")
+    return [path for name in names for path in output.glob(name)]
+
+
 @contextmanager
-def _removed_if_unanswered(output: Path) -> Iterator[None]:
-    """What a failed evaluation wrote is removed, unless a row was answered: the corrected command begins again."""
-    existed, before = output.exists(), set(output.iterdir()) if output.exists() else set()
+def _restored_unless_answered(output: Path, overwrite: bool) -> Iterator[None]:
+    """Undo what a failed evaluation wrote unless it answered a row, so that the corrected command can run.
+
+    With ``overwrite``, an earlier evaluation is put aside until then.
+    """
+    existed, aside = output.exists(), output / _REPLACED
+    output.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        aside.mkdir(exist_ok=True)
+        for path in _own_files(output):
+            path.replace(aside / path.name)
+    before = set(output.iterdir()) - {aside}
     try:
         yield
     except BaseException:
         answered = any(path.stat().st_size for path in output.glob("predictions*.jsonl*") if path.suffix != ".json")
-        if not before and output.exists() and not answered:
-            for path in output.iterdir():
+        if not answered and (overwrite or not before):
+            for path in _own_files(output):
                 path.unlink()
+            for path in aside.iterdir() if overwrite else ():
+                path.replace(output / path.name)
+            shutil.rmtree(aside, ignore_errors=True)
             if not existed:
                 output.rmdir()
         raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write(spec: EvaluationSpec, path: Path, max_rows: int | None) -> None:
-    """The rows as JSON Lines, what is expected apart from what is given."""
+def _write_rows(spec: EvaluationSpec, path: Path, max_rows: int | None) -> None:
+    """Write the rows as JSON Lines."""
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for row in spec.rows:
             if count == max_rows:
                 break
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
             count += 1
     if not count:
-        raise InputError("there are no rows to evaluate on", "check the data", code="no_rows")
+        raise InputError("no rows to evaluate on", "check the data", code="no_rows")

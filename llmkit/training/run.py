@@ -20,7 +20,7 @@ from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe
 from llmkit.config.settings import DType, GenerationSettings
 from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import NotEnoughMemoryError, UsageError
-from llmkit.evaluation.evaluate import greedy, prediction_of, spoken
+from llmkit.evaluation.evaluate import greedy, prediction_of, without_reasoning
 from llmkit.evaluation.no_answer import fit_no_answer_threshold
 from llmkit.files import BUILDING, disk_errors, locked, write_whole
 from llmkit.heads import BaseHead, head_of
@@ -285,7 +285,7 @@ def _validation_metrics(
     rows, references = [row for row, _ in expected], [each for _, each in expected]
     prompt_options = PromptOptions(system=recipe.prompt.system, raw=recipe.prompt.raw)
     pipeline = greedy(Pipeline(task, TransformersEngine(loaded), GenerationSettings(), prompt_options))
-    references = spoken(pipeline, references)
+    references = without_reasoning(pipeline, references)
     rank, world = accelerator.process_index, accelerator.num_processes
 
     def validation_metrics() -> dict[str, float]:

@@ -118,9 +118,9 @@ def test_the_advice_that_evaluate_gives_for_a_language_works(run: Run, checkpoin
     call = ["evaluate", "--task", "translate", "--model", checkpoint("llama"), "--data", files / "pairs.jsonl"]
     code, _, err = run(*call, "-o", files / "a")
     assert code == 2
-    found = re.search(r"such as (--set) (\S+)", one_line(err))
+    found = re.search(r"such as (--to) (\S+)", one_line(err))
     assert found
-    more = ["--max-new-tokens", "2", "--set", "settings.source=en"]
+    more = ["--max-new-tokens", "2", "--from", "en"]
     code, out, err = run(*call, "-o", files / "b", *found.groups(), *more)
     assert code == 0, err
     assert "translation" in out
@@ -163,10 +163,10 @@ def test_evaluate_says_how_to_pass_over_a_bad_row(run: Run, checkpoint: Checkpoi
     call += ["--model", checkpoint("llama")]
     code, _, err = run(*call, "-o", tmp_path / "a")
     assert code == 2
-    assert one_line(err).endswith("or pass over such rows with data.on_bad_row: skip")
+    assert one_line(err).endswith("or skip such rows with data.on_bad_row: skip")
     code, _, err = run(*call, "-o", tmp_path / "b", "--set", "data.on_bad_row=skip")
     assert code == 0
-    assert "2 rows are left out" in err
+    assert "2 rows skipped (data.on_bad_row: skip)" in err
 
 
 @pytest.mark.parametrize(
@@ -213,5 +213,6 @@ def test_an_option_that_is_a_setting_is_declared_by_it() -> None:
     assert set(own) == {
         ("merge", "--dtype"),  # auto means another
         *((name, "--output") for name in ("evaluate", "merge")),  # folders
+        *(("evaluate", option) for option in ("--resume", "--overwrite")),  # of a folder too
         *(("finetune", option) for option in ("--num-processes", "--resume")),  # of training
     }

@@ -59,7 +59,7 @@ def mapped_rows(source: SourceSection, task: Task) -> Iterator[Record]:
                 others = {name: value for name, value in record.row.items() if name not in used}
                 refuse_flagged(others, row, task)
                 unused = _unused(record.row, {*used, *obeyed_flags(others, row, task)})
-                yield Record(record.where + suffix, row, unused=tuple(unused))
+                yield Record(record.where + suffix, row, unused=tuple(unused), others=others)
         except InputError as error:
             yield Record(record.where, None, error.reworded(f"{record.where} {error.problem}"))
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmkit.cli.options import declared
 from llmkit.cli.streams import echo
-from llmkit.config.settings import LoadSettings, explicitly_set, setting_fields
+from llmkit.config.settings import LoadSettings, RowSettings, delimiter_character, explicitly_set, setting_fields
 from llmkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def data_check(
     target: Annotated[str | None, typer.Option("--to", help="Translation: target language.")] = None,
     validation: Annotated[str | None, typer.Option(help="Validation data, with a PATH.")] = None,
     encoding: Annotated[str | None, typer.Option(help="Encoding of the data, with a PATH, if not UTF-8.")] = None,
+    header: Annotated[bool | None, declared(RowSettings, "header")] = None,
+    delimiter: Annotated[str | None, declared(RowSettings, "delimiter")] = None,
     max_length: Annotated[int | None, typer.Option(min=2, help="Longest example in tokens, with a PATH.")] = None,
     rows: Annotated[int, typer.Option(min=0, help="Examples to show.")] = 2,
     overrides: Annotated[
@@ -61,7 +64,14 @@ def data_check(
     from llmkit.training.recipe_model import open_model, open_task
 
     notes: tuple[str, ...] = ()
-    only_path = {"--task": task, "--from": source, "--to": target, "--validation": validation, "--encoding": encoding}
+    only_path: dict[str, Any] = {
+        "--task": task,
+        "--from": source,
+        "--to": target,
+        "--validation": validation,
+        "--encoding": encoding,
+    }
+    only_path |= {"--header": header, "--delimiter": delimiter, "--max-length": max_length}
     if _is_recipe(given_paths):
         from llmkit.config.recipe_file import MAY_RUN_CODE, allowing, load_recipe
 
@@ -76,7 +86,13 @@ def data_check(
         if overrides:
             raise UsageError("--set changes a recipe, but a data path was given", "give a recipe, or leave it out")
         recipe, notes = _propose(
-            given_paths, task, {"source": source, "target": target}, validation, encoding, max_length, load
+            given_paths,
+            task,
+            {"source": source, "target": target},
+            validation,
+            {"encoding": encoding, "header": header, "delimiter": delimiter},
+            max_length,
+            load,
         )
     opened = open_task(recipe)
     with offline(getattr(recipe.model, "offline", False)):
@@ -106,7 +122,7 @@ def _propose(
     task: str | None,
     languages: dict[str, str | None],
     validation: str | None,
-    encoding: str | None,
+    form: dict[str, Any],
     max_length: int | None,
     load: LoadSettings,
 ) -> tuple[Recipe, tuple[str, ...]]:
@@ -124,14 +140,14 @@ def _propose(
     if settings and not settings.keys() <= {item.name for item in setting_fields(kind.settings_class)}:
         raise UsageError(f"{kind.name} has no languages to name with --from and --to", "leave them out")
     made = kind(kind.settings_class(**settings))
-    parts = {"train": SourceSection(path=paths, encoding=encoding)}
+    if form["delimiter"] is not None:
+        form["delimiter"] = delimiter_character(form["delimiter"])
+    parts = {"train": SourceSection(path=paths, **form)}
     if validation is not None:
-        parts["validation"] = SourceSection(path=[validation], encoding=encoding)
+        parts["validation"] = SourceSection(path=[validation], **form)
     elif "train" in (found := splits_of(paths)):
         parts = {
-            part: SourceSection(path=paths, encoding=encoding, split=part)
-            for part in ("train", "validation")
-            if part in found
+            part: SourceSection(path=paths, **form, split=part) for part in ("train", "validation") if part in found
         }
     need_hub(list(parts.values()))
     proposals = {part: propose(section, made) for part, section in parts.items()}

@@ -62,9 +62,12 @@ def _spelled(name: str, value: str | None) -> str:
     if option := flags.options.get(name):
         if not option.startswith("-"):
             return value or name.upper()
+        if value == "False":
+            return option.replace("--", "--no-", 1)
         return f"{option} {shlex.quote(value)}" if value and value != "True" else option
     if key := _keys().get(name) if "overrides" in flags.options else None:
-        return f"{flags.options['overrides']} {key}={value.replace('True', 'true')}" if value else key
+        text = value.lower() if value in ("True", "False") else value
+        return f"{flags.options['overrides']} {shlex.quote(f'{key}={text}')}" if value else key
     return ""
 
 
@@ -73,7 +76,7 @@ def _keys() -> dict[str, str]:
     part = "validation" if "data" in flags.options else "train"
     sections: list[tuple[str, type[Any]]] = [("settings", task.settings_class) for task in TASKS.values()]
     sections.append(("model", LoadSettings))
-    return {"encoding": f"data.{part}.encoding"} | {
+    return {name: f"data.{part}.{name}" for name in ("encoding", "header", "delimiter")} | {
         item.name: f"{section}.{item.name}"
         for section, settings in sections
         for item in setting_fields(settings)
@@ -100,6 +103,8 @@ def declared(settings: type[Any], name: str, task: type[Task] | None = None, **o
     item = next(item for item in fields(settings) if item.name == name)
     about = item.metadata
     names = [f"--{about['option'] or name.replace('_', '-')}", *([f"-{about['short']}"] if about["short"] else [])]
+    if item.type == "bool | None":
+        names = [f"{names[0]}/--no-{names[0][2:]}"]
     shown = (task.shown_defaults().get(name) if task else None) or about["shown_default"]
     metadata = {
         "help": about["help"],

@@ -132,7 +132,8 @@ def _bar(rows: RowSettings, encoding: str | None, member: Worker) -> Iterator[tq
 def _count(rows: RowSettings, encoding: str | None) -> int:
     from llmkit.data.rows import Layout, open_records
 
-    layout = Layout(named=frozenset(rows.columns().values()))
+    named = frozenset(rows.columns().values())
+    layout = Layout(header=rows.header, delimiter=rows.delimiter, named=named)
     return sum(1 for _ in islice(open_records(str(rows.input), encoding=encoding, layout=layout), rows.max_rows))
 
 

@@ -26,7 +26,16 @@ from pydantic import (
 )
 
 from llmkit.config.peft_methods import adapter_section, peft_methods
-from llmkit.config.settings import MOST, LoadSettings, TaskSettings, TruncationSide, bounds, setting_fields
+from llmkit.config.settings import (
+    MOST,
+    LoadSettings,
+    TaskSettings,
+    TruncationSide,
+    bounds,
+    delimiter_character,
+    setting_fields,
+)
+from llmkit.errors import UsageError
 from llmkit.tasks import TASKS, PromptOptions, Task, find_task
 
 __all__ = [
@@ -183,6 +192,13 @@ Paths = Annotated[
 ]
 
 
+def _delimiter(text: str) -> str:
+    try:
+        return delimiter_character(text)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+
+
 class SourceSection(Section):
     """Where rows come from: ``path``, or ``aligned`` for files with corresponding lines."""
 
@@ -194,6 +210,10 @@ class SourceSection(Section):
     """Format of the files, if it does not follow from their suffix."""
     encoding: str | None = None
     """Encoding of text formats; UTF-8 by default."""
+    delimiter: Annotated[str, AfterValidator(_delimiter)] | None = None
+    """CSV and TSV: what separates the fields: a character, or tab; detected by default."""
+    header: bool | None = None
+    """CSV and TSV: whether the first row names the columns; detected by default."""
     column_names: list[str] | None = None
     """Column names of a CSV or TSV file without a header."""
     quotes: bool = True
@@ -225,6 +245,8 @@ class SourceSection(Section):
             raise ValueError(
                 f"columns has no effect on the shape {self.shape}, whose columns have fixed names; leave it out"
             )
+        if self.column_names is not None and self.header:
+            raise ValueError("column_names are for a file without a header; leave out column_names or header")
         if (self.path is None) == (self.aligned is None):
             raise ValueError("give either path or aligned")
         if self.aligned is not None and len(self.aligned) < 2:

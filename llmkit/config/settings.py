@@ -306,6 +306,19 @@ class RowSettings(_Checked):
         group="Rows",
     )
     max_rows: int | None = setting(None, "Use only the first N rows.", minimum=1, group="Rows")
+    header: bool | None = setting(
+        None,
+        "CSV and TSV: whether the first row names the columns.",
+        group="Rows",
+        shown_default="detected",
+    )
+    delimiter: str | None = setting(
+        None,
+        "CSV and TSV: the character that separates the fields, or tab.",
+        metavar="CHARACTER",
+        group="Rows",
+        shown_default="detected",
+    )
     window: int = setting(
         256, "Buffer this many rows in memory, sorted by length and generated together.", minimum=1, group="Advanced"
     )
@@ -333,6 +346,8 @@ class RowSettings(_Checked):
             raise UsageError(f"{', '.join(need)} requires an output file", "name it with output", code="no_effect")
         if self.resume and self.input == "-":
             raise UsageError("resume cannot read standard input again", "give a file as input")
+        if self.delimiter is not None:
+            object.__setattr__(self, "delimiter", delimiter_character(self.delimiter))
         self.columns()
 
     def columns(self) -> dict[str, str]:
@@ -353,6 +368,19 @@ def column_pairs(items: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"the field {name!r} is mapped twice", "map each field once", code="invalid_value")
         names[name] = column
     return names
+
+
+_DELIMITERS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
+
+
+def delimiter_character(text: str) -> str:
+    """The delimiter of a table, from the character or its name."""
+    found = _DELIMITERS.get(text.lower(), text)
+    if len(found) != 1 or found in '"\r\n\0':
+        raise UsageError(
+            f"delimiter={text!r} is not one character", "give a character such as ';', or tab", code="invalid_value"
+        )
+    return found
 
 
 class LoadOptions(TypedDict, total=False):

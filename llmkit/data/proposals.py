@@ -112,7 +112,7 @@ def _form(source: SourceSection, notes: list[str]) -> SourceSection:
             kind = "txt"
         if kind != suffix.removeprefix("."):
             found["format"] = kind
-    if kind in ("csv", "tsv") and source.column_names is None:
+    if kind in ("csv", "tsv") and source.column_names is None and source.header is None:
         found |= _header(path, source, kind, notes)
     source = source.model_copy(update=found)
     if kind in ("csv", "tsv") and source.quotes and _quotes_enclose_nothing(source):
@@ -128,7 +128,7 @@ def _is_tabular(path: Path, source: SourceSection) -> bool:
 
 
 def _header(path: Path, source: SourceSection, kind: str, notes: list[str]) -> dict[str, Any]:
-    """Names for the columns of a table whose first row is data."""
+    """The setting of a table whose first row is data."""
     layout = replace(layout_of(source), format=kind)
     record = next((each for each in open_records(path, encoding=source.encoding, layout=layout) if each.row), None)
     if record is None or record.row is None:
@@ -139,7 +139,7 @@ def _header(path: Path, source: SourceSection, kind: str, notes: list[str]) -> d
     if names != invented or first.strip('"').startswith(invented[0]):
         return {}
     notes.append(f"the first row is data and not a header, so the columns are called {', '.join(names)}")
-    return {"column_names": names}
+    return {"header": False}
 
 
 def _quotes_enclose_nothing(source: SourceSection) -> bool:

@@ -41,15 +41,24 @@ class Layout:
     """The suffix it should have had, without the dot."""
     column_names: tuple[str, ...] = ()
     """Column names of a CSV or TSV file without a header."""
-    named: frozenset[str] | None = None
-    """CSV and TSV: expected column names, used to detect whether the first row is a header (`llmkit.data.headers`).
-    None: it is a header."""
+    header: bool | None = None
+    """CSV and TSV: whether the first row names the columns. None: it is detected (`llmkit.data.headers`)."""
+    named: frozenset[str] = frozenset()
+    """CSV and TSV: column names that the caller has set; one of them in the first row makes it the header."""
+    delimiter: str | None = None
+    """CSV and TSV: what separates the fields. None: it is detected."""
     quotes: bool = True
     """CSV and TSV: whether quotation marks enclose fields; if False, they are ordinary characters."""
     sample_by: Literal["line", "paragraph", "document"] = "line"
     """Plain text: what one row is. Paragraphs are separated by empty lines."""
     blank_lines: bool = False
     """Plain text by line: whether a blank line is a row."""
+
+    def table_settings(self) -> list[str]:
+        """The settings with an effect on CSV and TSV only that were set."""
+        usual = Layout()
+        names = ("delimiter", "header", "column_names", "quotes")
+        return [name for name in names if getattr(self, name) != getattr(usual, name)]
 
 
 class Line(NamedTuple):

@@ -63,7 +63,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         InputError: the first bad row, or why the file cannot be read.
     """
     rows = []
-    for record in open_records(path, layout=Layout(named=frozenset())):
+    for record in open_records(path):
         if record.row is None:
             raise record.error or InputError(f"{record.where} cannot be read", "fix the row")
         rows.append(record.row)
@@ -82,9 +82,9 @@ def open_records(
     """The rows of a source, lazily and in order.
 
     A file's suffix determines its format: ``.jsonl``, ``.ndjson``, ``.json`` (a list of objects or an object with one),
-    ``.csv``, ``.tsv`` (the first row names columns), ``.txt`` (one row per line), each also with ``.gz``, or
-    ``.parquet`` or ``.arrow``. Only LF and CRLF end a line. Blank lines are not rows, but count in line numbers. A
-    CSV or TSV row may span several lines; after one that cannot be parsed, parsing resumes at its second line.
+    ``.csv``, ``.tsv``, ``.txt`` (one row per line), each also with ``.gz``, or ``.parquet`` or ``.arrow``. Only LF and
+    CRLF end a line. Blank lines are not rows, but count in line numbers. A CSV or TSV row may span several lines; after
+    one that cannot be parsed, parsing resumes at its second line.
 
     Args:
         source: a file, or ``"-"`` for standard input: JSON Lines if its first non-blank character is ``{``, otherwise
@@ -104,6 +104,9 @@ def open_records(
     path, name = Path(source), str(source).encode("utf-8", "backslashreplace").decode()
     _check_file(path, name)
     suffix, packed = _format(path, name, layout.format)
+    if suffix not in DELIMITERS and (useless := layout.table_settings()):
+        named = " and ".join(f"`{each}`" for each in useless)
+        raise InputError(f"{name} is not CSV or TSV, so {named} has no effect", "leave it out", code="no_effect")
     if suffix not in _BINARY:
         records = _text_records(path, name, suffix, packed, codec, text_column, layout)
     elif encoding is None:

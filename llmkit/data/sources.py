@@ -59,6 +59,8 @@ def layout_of(source: SourceSection) -> Layout:
     return Layout(
         format=source.format,
         column_names=tuple(source.column_names or ()),
+        header=source.header,
+        delimiter=source.delimiter,
         named=frozenset(part for path in source.columns.values() for part in (path, path.partition(".")[0])),
         quotes=source.quotes,
         sample_by=source.sample_by or "line",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -18,8 +18,12 @@ __all__ = ["DELIMITERS", "table_records"]
 
 _Item = TypeVar("_Item")
 
+_Row = tuple[str, list[str] | InputError]
+"""The location of a row, and its cells or the error."""
+
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_OTHERS = {";": "semicolons", "\t": "tabs", "|": "pipes"}
+"""The usual delimiter of a suffix."""
+_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
 _EXCEL = re.compile(r"\"?sep=(.)\"?[,;\t]*\s*\Z", re.IGNORECASE)
 """A first line that names the separator, for Excel."""
 
@@ -58,30 +62,10 @@ class _TableLines:
 
 
 def table_records(lines: Iterator[Line], name: str, suffix: str, layout: Layout) -> Iterator[Record]:
-    delimiter, lines = _find_delimiter(lines, name, DELIMITERS[suffix])
-    rows = _table_rows(lines, name, delimiter, layout.quotes)
-    header: list[str] | InputError | None = list(layout.column_names)
-    if header and (first := next(rows, None)) is not None:
-        if first[1] == header:
-            raise InputError(
-                f"{name} has the column_names in its first row",
-                "leave column_names out: it has a header",
-                code="ambiguous_header",
-            )
-        rows = chain([first], rows)
-    elif not header and layout.named is not None:
-        ahead = _ahead(rows, lambda row: 0 if isinstance(row[1], InputError) else sum(map(len, row[1])))
-        header = _found_header(ahead, layout.named, name)
-        rows = chain(ahead[bool(ahead and header == ahead[0][1]) :], rows)
-    elif not header:
-        _, header = next(rows, ("", None))
+    delimiter, lines = _find_delimiter(lines, name, DELIMITERS[suffix], layout.delimiter)
+    header, rows = _find_header(_table_rows(lines, name, delimiter, layout.quotes), layout, name)
     if header is None:
         return
-    if isinstance(header, InputError):
-        raise header
-    if not layout.column_names:
-        # As in CSV files of pandas with an index, and of spreadsheets with emptied columns.
-        header = [column if column.strip() else f"column{number}" for number, column in enumerate(header, start=1)]
     check_columns(header, name)
     for where, cells in rows:
         if isinstance(cells, InputError):
@@ -96,24 +80,37 @@ def table_records(lines: Iterator[Line], name: str, suffix: str, layout: Layout)
             yield Record(where, dict(zip(header, cells, strict=True)))
 
 
-def _found_header(
-    ahead: Sequence[tuple[str, list[str] | InputError]], named: Collection[str], name: str
-) -> list[str] | InputError | None:
-    """The names in the first row, or ``column1``, ``column2``, … if it is data; None without rows."""
-    cells = [row for _, row in ahead if not isinstance(row, InputError)]
-    if not ahead or isinstance(ahead[0][1], InputError):
-        return ahead[0][1] if ahead else None
-    return find_header(cells, named, name) or [f"column{number}" for number in range(1, len(cells[0]) + 1)]
+def _find_header(rows: Iterator[_Row], layout: Layout, name: str) -> tuple[list[str] | None, Iterator[_Row]]:
+    """The names of the columns, and the rows below them; None without rows. Without a header: column1, column2, …"""
+    ahead = _ahead(rows, lambda row: 0 if isinstance(row[1], InputError) else sum(map(len, row[1])))
+    if not ahead:
+        return None, rows
+    first = ahead[0][1]
+    if layout.column_names:
+        if first == list(layout.column_names):
+            raise InputError(
+                f"{name} has the column_names in its first row",
+                "leave column_names out: it has a header",
+                code="ambiguous_header",
+            )
+        return list(layout.column_names), chain(ahead, rows)
+    if isinstance(first, InputError):
+        raise first
+    header: list[str] | None = first if layout.header else None
+    if layout.header is None:
+        header = find_header([cells for _, cells in ahead if not isinstance(cells, InputError)], layout.named, name)
+    # Names are also missing in CSV files of pandas with an index, and of spreadsheets with emptied columns.
+    names = [column if column.strip() else f"column{number}" for number, column in enumerate(header or first, start=1)]
+    if header is None:
+        return [f"column{number}" for number in range(1, len(first) + 1)], chain(ahead, rows)
+    return names, chain(ahead[1:], rows)
 
 
 def _header_is(layout: Layout) -> str:
     return "column_names" if layout.column_names else "header"
 
 
-def _table_rows(
-    lines: Iterator[Line], name: str, delimiter: str, quotes: bool
-) -> Iterator[tuple[str, list[str] | InputError]]:
-    """The location of each row, and its cells or the error."""
+def _table_rows(lines: Iterator[Line], name: str, delimiter: str, quotes: bool) -> Iterator[_Row]:
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))  # global to the process; 128 KiB by default
     asked = _TableLines(lines)
     quoting: Any = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
@@ -146,26 +143,55 @@ def _table_error(error: csv.Error, where: str) -> InputError:
     )
 
 
-def _find_delimiter(lines: Iterator[Line], name: str, usual: str) -> tuple[str, Iterator[Line]]:
-    """Detect the delimiter; returns it with the lines, without a ``sep=`` line.
+def _find_delimiter(lines: Iterator[Line], name: str, usual: str, said: str | None) -> tuple[str, Iterator[Line]]:
+    """The delimiter that the caller said, or the detected one; with the lines, without a ``sep=`` line.
 
-    It differs from the one of the file's suffix if the first lines lack that and agree on another: spreadsheets use
-    semicolons in locales with decimal commas.
+    It differs from the usual one of the suffix if it divides more rows into as many columns as the first: spreadsheets
+    use semicolons in locales with decimal commas.
     """
     ahead = _ahead(lines, lambda line: line.size)
     if ahead and (named := _EXCEL.match(ahead[0].text)):
-        return named[1], chain(ahead[1:], lines)
+        return said or named[1], chain(ahead[1:], lines)
     texts = [line.text for line in ahead if line.text.strip()]
-    if texts and usual not in texts[0]:
-        for other in _OTHERS:
-            counts = [len(row) for row in _parsed(texts, other)]
-            if len(counts) > 1 and counts[0] > 1 and 2 * counts.count(counts[0]) > len(counts):
-                log.debug("%s is separated by %s", name, _OTHERS[other])
-                return other, chain(ahead, lines)
-        if other := next((each for each in _OTHERS if each in texts[0] and each != "|"), ""):
-            fix = "separate all rows so, with the same number of columns, or save it with commas, or with tabs as .tsv"
-            raise InputError(f"{name} seems to be separated by {_OTHERS[other]}", fix, code="unsupported_format")
-    return usual, chain(ahead, lines)
+    if not texts:
+        return said or usual, chain(ahead, lines)
+    if said is not None:
+        if said not in texts[0] and said != usual:
+            raise InputError(
+                f"`delimiter={_spelled(said)}` is not in the first line of {name}",
+                "correct it",
+                "leave it out",
+                code="invalid_value",
+            )
+        return said, chain(ahead, lines)
+    found, share = usual, _agreement(texts, usual)
+    for other in _NAMES if share < 1 else ():
+        if (better := _agreement(texts, other)) > share:
+            found, share = other, better
+    if found != usual:
+        log.debug("%s is separated by %s", name, _NAMES[found])
+    elif usual not in texts[0] and (other := next((each for each in ";\t" if each in texts[0]), "")):
+        raise InputError(
+            f"{name} seems to be separated by {_NAMES[other]}, but its rows differ in their number of columns",
+            "give all rows as many columns as the first",
+            f"pass `delimiter={_spelled(usual)}` if it is not",
+            code="unsupported_format",
+        )
+    return found, chain(ahead, lines)
+
+
+def _spelled(delimiter: str) -> str:
+    return "tab" if delimiter == "\t" else delimiter
+
+
+def _agreement(texts: Sequence[str], delimiter: str) -> float:
+    """The share of rows with as many columns as the first; 0 if that is one column, or below a half."""
+    try:
+        counts = [len(row) for row in csv.reader(texts, delimiter=delimiter)]
+    except csv.Error:
+        return 0
+    share = counts.count(counts[0]) / len(counts)
+    return share if counts[0] > 1 and (len(counts) == 1 or 2 * share > 1) else 0
 
 
 def _ahead(items: Iterator[_Item], size: Callable[[_Item], int]) -> list[_Item]:
@@ -176,11 +202,3 @@ def _ahead(items: Iterator[_Item], size: Callable[[_Item], int]) -> list[_Item]:
         ahead.append(item)
         held += size(item)
     return ahead
-
-
-def _parsed(texts: Sequence[str], delimiter: str) -> list[list[str]]:
-    """The rows of some lines; empty if they are not a table with that delimiter."""
-    try:
-        return list(csv.reader(texts, delimiter=delimiter))
-    except csv.Error:
-        return []

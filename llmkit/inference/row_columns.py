@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from datetime import time as time_of_day
 from decimal import Decimal
+from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
 from llmkit.config.settings import RowSettings
 from llmkit.data import rows as data_rows
 from llmkit.data.shapes import look_up
-from llmkit.errors import InputError, LlmkitError
+from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.tasks import Chunk, Task
 from llmkit.tasks.output import SCHEMA_VERSION, Note, Output, Usage
 
@@ -75,12 +76,27 @@ class Layout:
     """The names under which columns are read and written."""
 
     def __init__(self, task: Task, columns: Mapping[str, str]) -> None:
-        self.columns = columns
+        self.task, self.columns = task, columns
         self.reads = task.columns
         self.taken = _output_names(task)
         self._names: dict[str, list[str]] = {}
         for name, column in columns.items():
             self._names.setdefault(column, []).append(name)
+
+    def check(self) -> None:
+        """Raise a `UsageError` for a mapping to a name that is neither a field of the task nor needed.
+
+        Other columns are renamed only where their own name is taken.
+        """
+        known = (*self.task.columns, self.task.target_column)
+        for name, column in self.columns.items():
+            if name not in known and column not in self.taken and column not in self.task.columns:
+                near = get_close_matches(name, self.task.columns, n=1)
+                raise UsageError(
+                    f"{name!r} is not a field of {self.task.name}",
+                    f"did you mean `column={near[0]}={column}`?" if near else f"choose from {', '.join(known)}",
+                    code="column_mismatch",
+                )
 
     def divide(self, record: data_rows.Record) -> SplitRow:
         """Split a record's row; if it has an error, ``others`` holds only the columns that can be written."""
@@ -107,8 +123,11 @@ class Layout:
         if missing := [name for name in names if not _has(row, self.columns.get(name, name))]:
             lacking = ", ".join(repr(self.columns.get(name, name)) for name in missing)
             here = ", ".join(map(repr, row)) or "none"
-            fix = f"name it: `column={missing[0]}={_place(row, missing[0]) or 'COLUMN'}`"
-            return InputError(f"there is no column {lacking} (the columns: {here})", fix, code="column_mismatch")
+            asked = self.columns.get(missing[0])
+            near = get_close_matches(asked, map(str, row), n=1) if asked else ()
+            place = _place(row, missing[0]) or (near[0] if near else "COLUMN")
+            fix = f"did you mean `column={missing[0]}={place}`?" if near else f"name it: `column={missing[0]}={place}`"
+            return InputError(f"no column {lacking} found (the columns: {here})", fix, code="column_mismatch")
         for name, column in self.columns.items():
             if name != column and name in row and name not in self._names:
                 return InputError(

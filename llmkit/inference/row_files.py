@@ -156,11 +156,14 @@ def answer_file(
     begun = time.monotonic()
     task = pipeline.task
     layout = Layout(task, settings.columns())
+    layout.check()
     name = str(settings.input)
     if name == "-" and world > 1:
         raise UsageError("a pipe cannot be shared among processes", "give a file as input", code="not_writable")
     text_column = layout.columns.get(task.input_column, task.input_column)
-    form = data_rows.Layout(named=frozenset(layout.columns.values()))
+    form = data_rows.Layout(
+        header=settings.header, delimiter=settings.delimiter, named=frozenset(layout.columns.values())
+    )
     records = data_rows.open_records(name, encoding=encoding, text_column=text_column, layout=form)
     records = with_columns(islice(records, settings.max_rows), layout, settings)
     if settings.output is None:

@@ -75,6 +75,8 @@ def describe_run(
             "columns": settings.columns(),
             "max_rows": settings.max_rows,
             "encoding": encoding,
+            "header": settings.header,
+            "delimiter": settings.delimiter,
             "window": settings.window,
         },
         "max_batch_tokens": max_batch_tokens,

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from datetime import date
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -21,7 +22,7 @@ from pyarrow import parquet
 
 from llmkit.data import binary_rows, tables
 from llmkit.data import rows as rows_module
-from llmkit.data.rows import Layout, Record, open_records, read_rows
+from llmkit.data.rows import Layout, Record, read_rows
 from llmkit.errors import InputError
 
 
@@ -34,6 +35,13 @@ def write(name: str, content: str | bytes) -> str:
     content = content.encode() if isinstance(content, str) else content
     Path(name).write_bytes(gzip.compress(content, mtime=0) if name.lower().endswith(".gz") else content)
     return name
+
+
+def open_records(source: str | Path, **options: Any) -> Iterator[Record]:
+    """The rows of a file; the first row of a table is its header."""
+    if any(suffix in str(source) for suffix in (".csv", ".tsv")):
+        options = {"layout": Layout(header=True), **options}
+    return rows_module.open_records(source, **options)
 
 
 def read(name: str, content: str | bytes, encoding: str | None = None) -> list[Record]:
@@ -477,8 +485,16 @@ def test_gzip_of_nothing_but_a_name() -> None:
         ("a.parquet", b"PK\x03\x04\x14\0", "the content of a.parquet is a zip archive"),
         ("a.parquet", b"text", "a.parquet is not Parquet, which its name says; rename"),
         ("a.parquet", b"PAR1\x15\x04 and so on", "a.parquet is damaged"),
-        ("a.csv", b"a;b\n1", "a.csv seems to be separated by semicolons; separate all rows so"),
-        ("a.csv", b"a\tb\n1", "a.csv seems to be separated by tabs; separate all rows so"),
+        (
+            "a.csv",
+            b"a;b\n1",
+            "a.csv seems to be separated by semicolons, but its rows differ in their number of columns; give",
+        ),
+        (
+            "a.csv",
+            b"a\tb\n1",
+            "a.csv seems to be separated by tabs, but its rows differ in their number of columns; give",
+        ),
         ("a.csv", b"a,b,a,b,c\n1,2,3,4,5", "a.csv has more than one column 'a', 'b'; give"),
         ("a.csv", b'"a,b\n1,2\n', "a.csv:1 cannot be read (it opens a quote that is never closed); fix"),
         ("a.csv", b"a,caf\xe9\n1,2\n", "a.csv:1 is not utf-8 text"),
@@ -581,6 +597,7 @@ def test_a_bad_row_of_parquet() -> None:
 _READ_EACH = """
 import sys
 from pathlib import Path
+from typing import Any
 from llmkit.data.rows import open_records
 from llmkit.errors import InputError
 

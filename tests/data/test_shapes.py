@@ -180,7 +180,7 @@ def test_columns_by_their_names(columns: tuple[str, str], document: str, summary
 def test_a_tsv_without_header_by_its_content() -> None:
     rows = [f"to title\t这篇文章讨论了第{n}个问题，并且给出了详细的分析和结论。\t第{n}个问题" for n in range(9)]
     found, shape = proposed(source("a.tsv", *rows), "summarization")
-    assert shape["column_names"] == ["column1", "column2", "column3"]
+    assert shape["header"] is False
     assert shape["columns"] == {"document": "column2", "summary": "column3"}
     assert any("not a header" in note for note in found.notes)
 

@@ -293,13 +293,23 @@ def test_windows_are_whole_and_bad_records_are_no_part_of_them(tmp_path: Path, s
 
 
 def test_the_written_columns_are_renamed(tmp_path: Path) -> None:
-    source = write_rows(tmp_path / "rows.jsonl", [{"text": "One", "score": 1, "n": 2, "kept": 3}])
-    columns = ("document=text", "input_text=text", "old_score=score", "number=n")
+    source = write_rows(tmp_path / "rows.jsonl", [{"text": "One", "error": 1, "n": 2, "kept": 3}])
+    columns = ("document=text", "input_text=text", "old_error=error")
     run(source, tmp_path / "out.jsonl", column=columns)
     (record,) = records_of(tmp_path / "out.jsonl")
     assert record["text"].startswith("«One»")
-    assert [record[name] for name in ("input_text", "old_score", "number", "kept")] == ["One", 1, 2, 3]
-    assert "n" not in record
+    assert [record[name] for name in ("input_text", "old_error", "n", "kept")] == ["One", 1, 2, 3]
+    assert "error" not in record
+
+
+def test_a_field_that_the_task_does_not_have_is_refused(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", [{"document": "a", "id": 1}])
+    for column, fix in (
+        ("documnet=id", "did you mean `column=document=id`?"),
+        ("x=id", "choose from document, summary"),
+    ):
+        message = f"{column.partition('=')[0]!r} is not a field of summarization; {fix}"
+        assert refused(source, tmp_path / "out.jsonl", column=(column,)) == message
 
 
 def test_columns_can_change_places(tmp_path: Path) -> None:
@@ -343,21 +353,21 @@ def test_a_row_gets_only_what_its_task_reads(tmp_path: Path, monkeypatch: pytest
             " `column=other_document=document`",
         ),
         (
-            {"document": "a"},
-            ("label=tag",),
-            "there is no column 'tag' (the columns: 'document'); name it: `column=label=COLUMN`",
+            {"body": "a"},
+            ("document=text_body",),
+            "no column 'text_body' found (the columns: 'body'); did you mean `column=document=body`?",
         ),
         (
             {"body": "a", "id": 1},
             (),
-            "there is no column 'document' (the columns: 'body', 'id'); name it: `column=document=COLUMN`",
+            "no column 'document' found (the columns: 'body', 'id'); name it: `column=document=COLUMN`",
         ),
     ],
 )
 def test_columns_that_do_not_fit(tmp_path: Path, row: dict[str, Any], columns: tuple[str, ...], error: str) -> None:
     output = tmp_path / "out.jsonl"
     fitting = {"document": "good"} | {column.partition("=")[2]: "good" for column in columns}
-    if "body" in fitting:
+    if {"body", "text_body"} & fitting.keys():
         del fitting["document"]
     source = write_rows(tmp_path / "rows.jsonl", [fitting, row])
     run(source, output, column=columns)
@@ -376,9 +386,9 @@ def test_columns_that_do_not_fit(tmp_path: Path, row: dict[str, Any], columns: t
 
 
 def test_a_new_name_must_be_free_too(tmp_path: Path) -> None:
-    source = write_rows(tmp_path / "rows.jsonl", [{"document": "a", "b": "b"}])
-    assert refused(source, tmp_path / "out.jsonl", column=("model=b",)) == (
-        f"{source}: the column 'model' conflicts with an output field; rename it: `column=input_model=b`"
+    source = write_rows(tmp_path / "rows.jsonl", [{"document": "a", "error": "b"}])
+    assert refused(source, tmp_path / "out.jsonl", column=("model=error",)) == (
+        f"{source}: the column 'model' conflicts with an output field; rename it: `column=input_model=error`"
     )
 
 
@@ -393,7 +403,7 @@ def test_one_of_the_first_rows_is_enough(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "rows.jsonl", [*rows[:19], {"document": "a"}, *rows])
     assert run(source, tmp_path / "out.jsonl").errors == 44
     source = write_rows(tmp_path / "late.jsonl", [*rows[:20], {"document": "a"}, *rows])
-    assert "late.jsonl: there is no column 'document'" in refused(source, tmp_path / "out2.jsonl")
+    assert "late.jsonl: no column 'document' found" in refused(source, tmp_path / "out2.jsonl")
     source = write_rows(tmp_path / "broken.jsonl", ["{"] * 30)
     assert run(source, tmp_path / "out3.jsonl").errors == 30
 
@@ -683,7 +693,7 @@ def test_a_run_says_what_it_was_made_from(tmp_path: Path, source: Path) -> None:
         ({"adapter": Path(), "adapter_commit": "decaf"}, {}, "the model's adapter_commit was not set and is decaf"),
         ({}, {"window": 4}, "window was 3 and is 4"),
         ({}, {"max_rows": 10}, "max_rows was not set and is 10"),
-        ({}, {"column": ("other=id",)}, "the column of other was not set and is id"),
+        ({}, {"column": ("summary=id",)}, "the column of summary was not set and is id"),
         ({}, {"encoding": "latin-1"}, "encoding was not set and is latin-1"),
         ({}, {"load": LoadSettings(model="tiny", revision="v1")}, "revision was not set and is v1"),
         ({}, {"load": LoadSettings(quantize="8bit")}, "quantize was not set and is 8bit"),

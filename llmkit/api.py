@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -23,6 +23,7 @@ from llmkit.config.settings import (
 )
 from llmkit.config.user import default_model
 from llmkit.errors import InputError, LlmkitError, UsageError
+from llmkit.progress import hidden
 from llmkit.tasks import TASKS, Message, PromptOptions, Row, Task, find_task
 from llmkit.tasks.question_answering import AnswerOptions
 from llmkit.tasks.summarization import SummarizationOptions
@@ -319,13 +320,14 @@ def next_tokens_with(settings: LoadSettings, text: str, *, top: int) -> tuple[Lo
     return loaded, distribution(loaded, text, top=top)
 
 
-def finetune(recipe: str | Path, *, overrides: Sequence[str] = (), resume: bool = False) -> Path:
+def finetune(recipe: str | Path, *, overrides: Sequence[str] = (), resume: bool = False, progress: bool = True) -> Path:
     """Train a model from a recipe, in this process.
 
     Args:
         recipe: a recipe file, or the name of a built-in recipe.
         overrides: changes to the recipe, such as ``train.learning_rate=1e-4``.
         resume: continue from the last checkpoint in ``train.output_dir``.
+        progress: show bars in a terminal or a notebook.
 
     Returns:
         The folder of the result, which any function here takes as ``model``.
@@ -341,7 +343,8 @@ def finetune(recipe: str | Path, *, overrides: Sequence[str] = (), resume: bool 
         raise UsageError(
             "several processes are started by the command", command_line("finetune", "RECIPE", num_processes="N")
         )
-    return train(loaded, resume=resume).folder
+    with nullcontext() if progress else hidden():
+        return train(loaded, resume=resume).folder
 
 
 def evaluate(
@@ -359,6 +362,7 @@ def evaluate(
     max_rows: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    progress: bool = True,
     **options: Unpack[TaskOptions],
 ) -> Evaluation:
     """Evaluate a model against reference answers; with a recipe, its tuned model on its validation rows.
@@ -377,6 +381,7 @@ def evaluate(
             by default ``evaluation/MODEL-on-DATA``.
         resume: continue an interrupted evaluation in its folder.
         overwrite: replace an earlier evaluation in the folder.
+        progress: show bars in a terminal or a notebook.
         **options: the fields of `LoadSettings` and `GenerationSettings`, and the task's own; greedy unless sampling
             options are set.
 
@@ -393,15 +398,16 @@ def evaluate(
     spec = resolve_evaluation(
         name, task, rows, load_settings, overrides, columns=columns, encoding=encoding, settings=own
     )
-    result = run_evaluation(
-        spec,
-        settings,
-        None if output is None else Path(output),
-        baseline=baseline,
-        metrics=metrics,
-        max_rows=max_rows,
-        resume=resume,
-        overwrite=overwrite,
-    )
+    with nullcontext() if progress else hidden():
+        result = run_evaluation(
+            spec,
+            settings,
+            None if output is None else Path(output),
+            baseline=baseline,
+            metrics=metrics,
+            max_rows=max_rows,
+            resume=resume,
+            overwrite=overwrite,
+        )
     assert result is not None  # this is the only process
     return result

@@ -28,6 +28,7 @@ WarningCode = Literal[
     "adapter_incomplete",
     "peft_warning",
     "tuned_differently",  # the model was tuned with another setting
+    "cpus_busy",  # fewer threads are used, since other programs use the CPUs
     # Answers.
     "no_effect",  # a setting has no effect
     "length_unusual",

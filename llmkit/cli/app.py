@@ -11,11 +11,9 @@ import contextlib
 import errno
 import functools
 import json
-import logging
 import os
 import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from types import FrameType
@@ -31,6 +29,7 @@ from llmkit.cli.env import env
 from llmkit.cli.evaluate import evaluate_command
 from llmkit.cli.finetune import finetune
 from llmkit.cli.help import Entry, HelpGroup
+from llmkit.cli.logs import log_error, logging_to_stderr
 from llmkit.cli.models import download, inspect, models
 from llmkit.cli.next_tokens import next_
 from llmkit.cli.options import Stopped, command, flags, remedy, worded
@@ -45,7 +44,6 @@ from llmkit.cli.results import merge, push
 from llmkit.cli.streams import echo, guard_terminal
 from llmkit.cli.tasks import task_command
 from llmkit.errors import ErrorCode, LlmkitError, without_password
-from llmkit.log import log, printable
 from llmkit.models.memory import is_out_of_memory
 from llmkit.tasks import TASKS, Task
 from llmkit.tasks.output import SCHEMA_VERSION
@@ -141,27 +139,6 @@ def _on_sigterm(*_: int | FrameType | None) -> NoReturn:
     raise Stopped(143)
 
 
-class _Handler(logging.Handler):
-    """Log lines to stderr, looked up for each line since tests and callers replace it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        code = getattr(record, "code", "")
-        label = f"{record.levelname.lower()}[{code}]: " if code else ""
-        _tell(f"llmkit: {label}{worded(record.getMessage())}")
-        if record.exc_info and record.exc_info[1] is not None:  # --debug
-            _trace(record.exc_info[1])
-
-
-def _tell(text: str) -> None:
-    """A line on standard error, without control characters and passwords."""
-    echo(printable(without_password(text)), err=True)
-
-
-def _trace(error: BaseException) -> None:
-    for line in "".join(traceback.format_exception(error)).splitlines():
-        _tell(line)
-
-
 @contextlib.contextmanager
 def _program() -> Iterator[None]:
     """Process-wide state while the program runs, restored for a caller that continues (a test, a notebook)."""
@@ -176,12 +153,12 @@ def _program() -> Iterator[None]:
     sys.stdout, sys.stderr = guard_terminal(sys.stdout), guard_terminal(sys.stderr, bars=True)
     for library in ("TRANSFORMERS", "HF_HUB", "DATASETS"):  # some of what they say holds whole addresses
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    handler, level = _Handler(), log.level
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Threads that wait for others sleep soon. By default they take the CPUs away for milliseconds, each time.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     previous = signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), logging_to_stderr():
             # What other libraries say in passing is for developers; what matters is checked and said by llmkit.
             warnings.simplefilter("ignore")
             yield
@@ -191,8 +168,6 @@ def _program() -> Iterator[None]:
             getattr(sys, name).close()
             setattr(sys, name, None)
         signal.signal(signal.SIGTERM, previous)
-        log.removeHandler(handler)
-        log.setLevel(level)
 
 
 def _leave(code: int) -> NoReturn:
@@ -243,18 +218,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         _complain("invalid_usage", *explain(error))
         return 2
     except LlmkitError as error:
-        if flags.debug:
-            _trace(error)
-        else:
-            _complain(error.code, worded(error.problem), remedy(error))
+        _complain(error.code, worded(error.problem), remedy(error), error if flags.debug else None)
         return error.exit_code
     except Exception as error:  # last resort: one line, and how to see the traceback
         if isinstance(error, BrokenPipeError):
             raise
-        if flags.debug:
-            _trace(error)
-        else:
-            _complain(*_last_resort(error))
+        _complain(*_last_resort(error), error)
         return 1
 
 
@@ -272,10 +241,11 @@ def _last_resort(error: Exception) -> tuple[ErrorCode, str, str]:
     )
 
 
-def _complain(code: ErrorCode, problem: str, fix: str) -> None:
-    """Print an error to stderr; with ``--json``, also as an object to stdout."""
+def _complain(code: ErrorCode, problem: str, fix: str, error: BaseException | None = None) -> None:
+    """Log the error that ends the run; with ``--json``, also as an object to stdout."""
     message = problem + (f"; {fix}" if fix else "")
-    _tell(f"llmkit: error[{code}]: {message}")
+    log_error(code, message, error)
     if "--json" in flags.arguments and os.environ.get("RANK", "0") == "0":
         about = {"code": code, "message": without_password(message)}
-        echo(json.dumps({"schema_version": SCHEMA_VERSION, "error": about}, ensure_ascii=False))
+        with contextlib.suppress(OSError):  # standard output may be full, which may be the error
+            echo(json.dumps({"schema_version": SCHEMA_VERSION, "error": about}, ensure_ascii=False))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -15,9 +13,9 @@ import typer
 from llmkit.cli.options import declared, flags
 from llmkit.cli.output import AsJson
 from llmkit.cli.processes import start
-from llmkit.cli.streams import echo, terminal
+from llmkit.cli.streams import echo
 from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, column_pairs, setting_fields
-from llmkit.log import log, printable
+from llmkit.log import log
 from llmkit.models.processes import Worker, is_distributed, join_process_group, on_cpu
 
 if TYPE_CHECKING:
@@ -103,7 +101,7 @@ def evaluate(
     if (num_processes or 1) > 1 and not is_distributed():
         raise typer.Exit(start(num_processes or 1, flags.arguments, on_cpu=on_cpu(load.device)))
     member = join_process_group(num_processes, load.device) if is_distributed() else Worker()
-    from llmkit.training.evaluation_spec import no_progress, resolve_evaluation, run_evaluation
+    from llmkit.training.evaluation_spec import resolve_evaluation, run_evaluation
 
     spec = resolve_evaluation(
         run,
@@ -130,7 +128,6 @@ def evaluate(
         resume=resume,
         overwrite=overwrite,
         member=member,
-        shown=_bar if sys.stderr.isatty() and not flags.quiet and not member.rank else no_progress,
     )
     if result is not None:
         echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else "\n".join(_table(result)))
@@ -177,18 +174,6 @@ def _task_options(tasks: tuple[type[Task], ...]) -> Mapping[str, inspect.Paramet
             )
             found.setdefault(item.name, parameter)
     return found
-
-
-@contextmanager
-def _bar(model: str, rows: int) -> Iterator[Callable[[int, int], None]]:
-    from tqdm import tqdm
-
-    with tqdm(total=rows, unit="rows", desc=printable(model), file=terminal(sys.stderr), dynamic_ncols=True) as bar:
-
-        def update(done: int, _tokens: int) -> None:
-            bar.update(done)
-
-        yield update
 
 
 def _table(result: Evaluation) -> Iterator[str]:

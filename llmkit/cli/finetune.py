@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmkit.cli.options import Stopped, declared, flags
 from llmkit.cli.processes import Nodes, start
-from llmkit.cli.streams import echo, guard_terminal, terminal
-from llmkit.config.settings import LoadSettings
+from llmkit.cli.streams import echo
+from llmkit.config.settings import LoadSettings, command_line
 from llmkit.errors import UsageError
-from llmkit.files import in_units
 from llmkit.log import log
 from llmkit.models.processes import is_distributed, on_cpu
+from llmkit.tasks import TASKS
 
 if TYPE_CHECKING:
     from llmkit.config.recipe import Recipe
-    from llmkit.training.loop import TrainingStats
 
 __all__ = ["finetune"]
 
@@ -75,8 +73,8 @@ def finetune(
         raise typer.Exit(_start(loaded))
     from llmkit.training.run import finetune as train
 
-    with _graceful_stop(loaded.accelerate.local_sgd_steps) as asked, _progress() as on_log:
-        trainer = train(loaded, resume=resume, on_log=on_log, should_stop=lambda: bool(asked))
+    with _graceful_stop(loaded.accelerate.local_sgd_steps) as asked:
+        trainer = train(loaded, resume=resume, should_stop=lambda: bool(asked))
     if trainer.stopped:
         step = trainer.progress.step
         log.warning("stopped after update %d, which is saved; go on with --resume", step)
@@ -84,6 +82,17 @@ def finetune(
         raise Stopped(143 if signal.SIGTERM in asked[:1] else 130)
     if trainer.accelerator.is_main_process:
         echo(str(trainer.folder))
+        _log_next(recipe, overrides or (), loaded)
+
+
+def _log_next(name: str, overrides: Sequence[str], recipe: Recipe) -> None:
+    """Log the commands that use and evaluate the result of a recipe."""
+    task = TASKS[recipe.task]
+    options = task.sample_options if len(task.columns) > 1 else {}
+    log.info("try it: %s", command_line(task.verb, task.sample, **options, model=recipe.train.output_dir))
+    changes = [f"--set {shlex.quote(each)}" for each in overrides]
+    data = "" if recipe.data.validation is not None else "FILE"
+    log.info("evaluate it: %s", command_line("evaluate", shlex.quote(name), *changes, data=data))
 
 
 def _start(recipe: Recipe) -> int:
@@ -112,48 +121,3 @@ def _graceful_stop(local_sgd_steps: int | None) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """A bar on a terminal, a line each time elsewhere."""
-    if os.environ.get("RANK", "0") != "0":
-        yield lambda _: None
-        return
-    if not sys.stderr.isatty():
-        yield lambda measured: log.info("%s", _sentence(measured))
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
-    times = (TimeElapsedColumn(), TextColumn("/"), TimeRemainingColumn(), TextColumn("left"))
-    console = Console(file=terminal(sys.stderr))
-    # Rich puts a stream of its own in the place of standard error.
-    with Progress(*columns, *times, console=console) as bar, redirect_stderr(guard_terminal(sys.stderr)):
-        # Only known once the data is prepared.
-        line = bar.add_task("preparing", total=None)
-
-        def show(measured: TrainingStats) -> None:
-            bar.update(line, total=measured.updates, completed=measured.step, description=_figures(measured))
-
-        yield show
-
-
-def _sentence(measured: TrainingStats) -> str:
-    return f"update {measured.step} of {measured.updates}, epoch {measured.epoch:.2f}: {_figures(measured)}"
-
-
-def _figures(measured: TrainingStats) -> str:
-    rate = f"{measured.learning_rate:.2e}"
-    return (
-        f"loss {measured.loss:.4f}, learning rate {rate}, {measured.tokens_per_second:,.0f} tokens/s, "
-        f"{in_units(measured.memory)}"
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +13,7 @@ from llmkit.cli.streams import echo
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import UsageError
 from llmkit.files import in_units
-from llmkit.log import printable
+from llmkit.log import log, printable
 
 __all__ = ["download", "inspect", "models"]
 
@@ -101,6 +102,16 @@ def download(
         known = is_embedded(name)
         folder = embedded_source(name, offline=is_offline(), verify=True).folder if known else _fetch(name, revision)
         echo(f"{name}\t{folder}")
+        _log_next(name, Path(folder))
+
+
+def _log_next(name: str, folder: Path) -> None:
+    """Log the command that uses a model."""
+    from llmkit.models.inspect import inspect_source
+    from llmkit.models.source import Source
+
+    for text in inspect_source(Source(name, folder)).commands[:1]:
+        log.info("try it: %s", text)
 
 
 def _fetch(name: str, revision: str | None) -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
@@ -23,7 +23,6 @@ from llmkit.cli.completion import completer
 from llmkit.cli.help import Entry, HelpCommand
 from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, TaskSettings, setting_fields
 from llmkit.errors import LlmkitError
-from llmkit.log import log
 from llmkit.tasks import TASKS, Task
 
 __all__ = ["Stopped", "command", "declared", "flags", "remedy", "worded"]
@@ -146,14 +145,27 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
-def _program_option(*names: str, help: str) -> Any:  # noqa: A002
-    return typer.Option(*names, help=help, rich_help_panel="Program")
+def _program_option(*names: str, help: str, metavar: str | None = None) -> Any:  # noqa: A002
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Program")
 
 
 def _program_options() -> list[inspect.Parameter]:
     return [
         _parameter(
             "quiet", Annotated[bool, _program_option("--quiet", "-q", help="Print results and errors only.")], False
+        ),
+        _parameter(
+            "verbose",
+            Annotated[bool, _program_option("--verbose", "-v", help="Log details too, with time stamps.")],
+            False,
+        ),
+        _parameter(
+            "log_file",
+            Annotated[
+                Path | None,
+                _program_option("--log-file", metavar="FILE", help="Append the log, with time stamps, to this file."),
+            ],
+            None,
         ),
         _parameter("debug", Annotated[bool, _program_option("--debug", help="Show tracebacks of errors.")], False),
     ]
@@ -199,10 +211,12 @@ def _build(name: str, function: Callable[..., None], text: str, task: type[Task]
     parameters.append(_parameter("invocation", typer.Context, inspect.Parameter.empty))
 
     def run(invocation: typer.Context, **values: Any) -> None:
+        from llmkit.cli.logs import start_logging
+
         flags.debug, flags.quiet = values.pop("debug"), values.pop("quiet")
         flags.options = {each.name: each.opts[0] for each in invocation.command.params if each.name}
         flags.options["__cause__"] = "--debug"
-        log.setLevel(logging.DEBUG if flags.debug else logging.ERROR if flags.quiet else logging.INFO)
+        start_logging(verbose=values.pop("verbose"), log_file=values.pop("log_file"))
         for bundle, settings in bundles.items():
             named = {item.name: values.pop(item.name) for item in setting_fields(settings)}
             named = {name: value for name, value in named.items() if _is_given(invocation, name)}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmkit.cli.options import flags
-from llmkit.cli.streams import echo
+from llmkit.cli.streams import echo, fresh_line
 from llmkit.log import log
 
 if TYPE_CHECKING:
@@ -67,33 +67,35 @@ class StreamPrinter:
     """Prints an answer while it is generated: the answer to stdout, the reasoning before it to stderr."""
 
     def __init__(self) -> None:
-        self._thought = self._said = ""
-        """The last piece of each."""
+        self._thought = self._said = False
+        """Whether there was a piece of each."""
 
     def think(self, piece: str) -> None:
         """Show a piece of the reasoning."""
         if not self._thought:
             piece = piece.lstrip("\n")
         if piece and not flags.quiet:
-            self._thought = piece
+            self._thought = True
             echo(piece, end="", err=True, dim=True)
 
     def say(self, piece: str) -> None:
         """Show a piece of the answer."""
         self._end_thought()
-        self._said = piece
+        self._said = True
         echo(piece, end="")
 
     def end(self, *, empty: bool = False) -> None:
         """Finish the last line; ``empty`` prints one even for an empty answer."""
         self._end_thought()
-        if (self._said or empty) and not self._said.endswith("\n"):
+        if self._said:
+            fresh_line()
+        elif empty:
             echo()
 
     def _end_thought(self) -> None:
-        if self._thought and not self._thought.endswith("\n"):
-            echo(err=True)
-        self._thought = ""
+        if self._thought:
+            fresh_line(err=True)
+        self._thought = False
 
 
 def report(output: Output, seconds: float) -> None:

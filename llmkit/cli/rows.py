@@ -1,26 +1,22 @@
-"""``--input``: the commands of the tasks over a file of rows. Progress on standard error, and the exit code."""
+"""``--input``: the commands of the tasks over a file of rows. ProgressMeter on standard error, and the exit code."""
 
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from llmkit.cli import processes
 from llmkit.cli.options import Stopped, flags
-from llmkit.cli.streams import terminal
 from llmkit.errors import UsageError
 from llmkit.log import log, warn
 from llmkit.models.processes import Worker, is_distributed, join_process_group, on_cpu
+from llmkit.progress import ProgressMeter
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
     from llmkit.inference.row_files import Report
     from llmkit.tasks import PromptOptions, Task
@@ -77,22 +73,16 @@ def _run(
     from llmkit.inference.row_files import answer_file
 
     pipeline = build_pipeline(task, load, generation, prompt_options, fallback=False)
-    written = 0
+    shown = not member.rank and log.isEnabledFor(logging.INFO)
+    total = _count(rows, encoding, member) if shown else None
     try:
-        with _bar(rows, encoding, member) as bar:
-
-            def progress(done: int, tokens: int) -> None:
-                nonlocal written
-                written += tokens
-                bar.set_postfix_str(f"{written / max(1e-3, bar.format_dict['elapsed']):.0f} tokens/s", refresh=False)
-                bar.update(done)
-
+        with ProgressMeter(total, "rows", shown=shown) as meter:
             return answer_file(
                 pipeline,
                 rows,
                 load=load,
                 encoding=encoding,
-                progress=progress,
+                progress=meter.advance_rows,
                 rank=member.rank,
                 world=member.world,
                 barrier=member.barrier,
@@ -103,38 +93,17 @@ def _run(
         raise
 
 
-@contextmanager
-def _bar(rows: RowSettings, encoding: str | None, member: Worker) -> Iterator[tqdm[Any]]:
-    """Progress bar with rows, rows/s, tokens/s and remaining time; on a terminal only."""
-    from tqdm import tqdm
-
-    shown = sys.stderr.isatty() and not flags.quiet and not member.rank
-    total = _count(rows, encoding) if shown and rows.input != "-" else None
-    with tqdm(
-        total=None if total is None else -(-total // member.world),
-        unit="rows",
-        file=terminal(sys.stderr),
-        disable=not shown,
-        dynamic_ncols=True,
-    ) as bar:
-
-        def clear(_: logging.LogRecord) -> bool:
-            bar.clear()  # the line would go on where the bar ends
-            return True
-
-        log.addFilter(clear)
-        try:
-            yield bar
-        finally:
-            log.removeFilter(clear)
-
-
-def _count(rows: RowSettings, encoding: str | None) -> int:
+def _count(rows: RowSettings, encoding: str | None, member: Worker) -> int | None:
+    """Number of rows for this process; None for a pipe, which can be read only once."""
+    if rows.input == "-" or Path(str(rows.input)).is_fifo():
+        return None
     from llmkit.data.rows import Layout, open_records
 
     named = frozenset(rows.columns().values())
     layout = Layout(header=rows.header, delimiter=rows.delimiter, named=named)
-    return sum(1 for _ in islice(open_records(str(rows.input), encoding=encoding, layout=layout), rows.max_rows))
+    records = open_records(str(rows.input), encoding=encoding, layout=layout)
+    total = sum(1 for _ in islice(records, rows.max_rows))
+    return -(-total // member.world)
 
 
 def _tell(report: Report, rows: RowSettings, world: int) -> None:
@@ -159,3 +128,5 @@ def _tell(report: Report, rows: RowSettings, world: int) -> None:
         warn(
             "rows_failed", "%d of %d rows could not be answered; see 'error' in %s", report.errors, report.total, where
         )
+    if rows.output is not None:
+        log.info("the answers are in %s", rows.output)

@@ -1,10 +1,12 @@
 """Standard output and error. Files and pipes get texts as they are; a terminal gets nothing that it would act on.
 
-The only module that writes to either; bars and the line editor draw on `terminal`.
+The only module that writes to either; the line editor draws on `terminal`. Knows where a streamed text has not ended
+its line yet, also if both streams go to the same terminal or file.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -14,8 +16,12 @@ from typing import Any, TextIO, cast
 import typer
 
 from llmkit.log import printable
+from llmkit.progress import above_bars
 
-__all__ = ["echo", "guard_terminal", "terminal"]
+__all__ = ["echo", "fresh_line", "guard_terminal", "line", "reset", "terminal"]
+
+_unfinished: set[object] = set()
+"""Terminals, files and pipes whose last text did not end in a line break."""
 
 _MOVE = re.compile("\r|(?:\x1b\\[A)+$")
 """How a write of tqdm begins, which libraries draw bars with."""
@@ -36,7 +42,9 @@ class _Guarded:
     def write(self, text: str) -> int:
         move = _MOVE.match(text) if self._bars else None
         end = move.end() if move else 0
-        self.terminal.write(text[:end] + printable(text[end:]))
+        # Bars are drawn on standard error, so standard output may be in their way.
+        with nullcontext() if self._bars else above_bars():
+            self.terminal.write(text[:end] + printable(text[end:]))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -66,3 +74,32 @@ def echo(text: str = "", *, end: str = "\n", err: bool = False, **style: Any) ->
         else:
             stream.write(text + end)
         stream.flush()
+        if text + end:
+            (_unfinished.discard if (text + end).endswith("\n") else _unfinished.add)(_place(stream))
+
+
+def line(text: str) -> None:
+    """Print a line of its own on standard error: after the end of a streamed text, and above bars."""
+    with suppress(OSError, ValueError), above_bars():
+        fresh_line(err=True)
+        echo(text, err=True)
+
+
+def fresh_line(*, err: bool = False) -> None:
+    """End the line of a text that was streamed to where this stream goes, if it has not ended."""
+    if _place(sys.stderr if err else sys.stdout) in _unfinished:
+        echo(err=err)
+
+
+def reset() -> None:
+    """Forget the texts of an earlier run in this process."""
+    _unfinished.clear()
+
+
+def _place(stream: TextIO) -> object:
+    """What a stream writes to, which may be the same for both."""
+    try:
+        found = os.fstat(stream.fileno())
+    except (OSError, ValueError):  # a stream in memory
+        return id(stream)
+    return found.st_dev, found.st_ino

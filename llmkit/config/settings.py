@@ -152,6 +152,15 @@ class LoadSettings(_Checked):
         None, "Use this head instead of the detected one.", group="Advanced"
     )
     device: Device = setting("auto", "Run the model on this device.", group="Model")
+    threads: int | None = setting(
+        None,
+        "Use this many CPU threads.",
+        minimum=1,
+        maximum=4096,
+        metavar="N",
+        group="Model",
+        shown_default="one per core, fewer while other programs use the CPUs",
+    )
     dtype: DType = setting(
         "auto",
         "Load the weights with this dtype; auto keeps the checkpoint's where the device supports it well.",
@@ -393,6 +402,7 @@ class LoadOptions(TypedDict, total=False):
     base: str | None
     head: Literal["causal", "seq2seq", "span"] | None
     device: Device
+    threads: int | None
     dtype: DType
     quantize: Quantization | None
     attn_implementation: str | None

@@ -6,7 +6,7 @@ answers, streamed answers and batches share one code path and differ only in who
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from functools import partial
 from itertools import islice, zip_longest
@@ -22,6 +22,7 @@ from llmkit.inference.scheduler import Cancelled, Job, Progress, Scheduler
 from llmkit.inference.streaming import StreamedOutput
 from llmkit.models.load import Loaded
 from llmkit.models.tables import writes
+from llmkit.progress import ProgressMeter
 from llmkit.tasks import Generation, PromptOptions, Result, Row, Task
 from llmkit.tasks.output import Note, Output, Usage
 
@@ -105,7 +106,13 @@ class Pipeline:
 
     @overload
     def map(
-        self, rows: Iterable[str | Row], /, *, window: int = ..., max_batch_tokens: int | None = ...
+        self,
+        rows: Iterable[str | Row],
+        /,
+        *,
+        window: int = ...,
+        max_batch_tokens: int | None = ...,
+        progress: bool = ...,
     ) -> Iterator[Output]: ...
 
     @overload
@@ -117,6 +124,7 @@ class Pipeline:
         window: int = ...,
         max_batch_tokens: int | None = ...,
         errors: Literal["raise", "yield"],
+        progress: bool = ...,
     ) -> Iterator[Output | LlmkitError]: ...
 
     def map(
@@ -127,6 +135,7 @@ class Pipeline:
         window: int = 256,
         max_batch_tokens: int | None = None,
         errors: Literal["raise", "yield"] = "raise",
+        progress: bool = True,
     ) -> Iterator[Output | LlmkitError]:
         """Answer rows lazily and in order.
 
@@ -140,22 +149,24 @@ class Pipeline:
                 memory. A batch that does not fit in memory is halved.
             errors: for a row that fails: ``raise`` after the rows before it were yielded, or ``yield`` the exception
                 in place of the answer.
+            progress: show a bar in a terminal or a notebook.
         """
         RowSettings(input="-", window=window, max_batch_tokens=max_batch_tokens)  # checks both
         if errors not in ("raise", "yield"):
             raise UsageError(f"errors={errors!r} is not valid", "choose raise or yield", code="invalid_value")
-        return self._map(rows, window, self.session(max_batch_tokens), errors)
+        return self._map(rows, window, self.session(max_batch_tokens), errors, progress=progress)
 
     def _map(
-        self, rows: Iterable[str | Row], window: int, session: Session, errors: str
+        self, rows: Iterable[str | Row], window: int, session: Session, errors: str, *, progress: bool
     ) -> Iterator[Output | LlmkitError]:
         iterator, number = iter(rows), 0
-        while taken := list(islice(iterator, window)):
-            for answer in self.answer_all(taken, session, number=number):
-                if errors == "raise" and isinstance(answer, LlmkitError):
-                    raise answer
-                yield answer
-            number += len(taken)
+        with ProgressMeter(len(rows) if isinstance(rows, Sized) else None, "rows", shown=progress) as meter:
+            while taken := list(islice(iterator, window)):
+                for answer in self.answer_all(taken, session, number=number, progress=meter.advance_rows):
+                    if errors == "raise" and isinstance(answer, LlmkitError):
+                        raise answer
+                    yield answer
+                number += len(taken)
 
     def answer_all(
         self,

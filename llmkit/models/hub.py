@@ -38,6 +38,7 @@ from llmkit.models.reachability import (
 )
 from llmkit.models.repo_files import Wanted, choose, weights_of
 from llmkit.models.source import read_json
+from llmkit.progress import display
 
 # huggingface_hub is imported inside functions: it costs 0.3 s, and a local folder never needs it.
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def _quietly() -> Iterator[None]:
     level = logger.level
     logger.setLevel(max(level, logging.ERROR))
     try:
-        with nullcontext() if forced or sys.stderr.isatty() else disable_progress_bars():
+        with nullcontext() if forced or (display.bars and sys.stderr.isatty()) else disable_progress_bars():
             yield
     finally:
         logger.setLevel(level)

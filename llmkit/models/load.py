@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,10 @@ from llmkit.models.refusals import check_files, check_heads, check_memory, refus
 from llmkit.models.resolve import Resolution, resolve
 from llmkit.models.source import Source, read_json
 from llmkit.models.tables import writes
+from llmkit.models.threads import CpuUse, settle_threads
 from llmkit.models.tokenizer import load_tokenizer
 from llmkit.models.tokenizer_files import has_chat_template
+from llmkit.progress import activity
 from llmkit.tasks import Head
 
 if TYPE_CHECKING:
@@ -104,16 +106,17 @@ def load_model(
     """
     with offline(settings.offline):
         source = locate(settings, task, weights=weights, fallback=fallback, text=text, defaults=defaults)
-        return load_source(
-            source,
-            settings,
-            task,
-            training=training,
-            weights=weights,
-            config_overrides=config_overrides,
-            model_kwargs=model_kwargs,
-            tokenizer=tokenizer,
-        )
+        with activity(f"loading {source.name}") if weights else nullcontext():
+            return load_source(
+                source,
+                settings,
+                task,
+                training=training,
+                weights=weights,
+                config_overrides=config_overrides,
+                model_kwargs=model_kwargs,
+                tokenizer=tokenizer,
+            )
 
 
 def load_source(
@@ -128,6 +131,7 @@ def load_source(
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Loaded:
     """Load files that are on this machine. See `load_model`."""
+    begun = CpuUse.now() if weights else None
     config, counts = _describe(source)
     overrides = {**source.config_overrides(), **(config_overrides or {})}
     resolution = resolve(task, config, head=settings.head, model=source.name)
@@ -155,6 +159,8 @@ def load_source(
             if training:
                 keep_frozen(model)
             model = _with_adapter(model, source, settings, tokenizer, training=training)
+            if device == "cpu" or settings.threads is not None:
+                settle_threads(settings.threads, None if training else begun)
         else:
             changed = changed_config(source, settings, overrides)
             model = build_on_meta(source, settings, resolution, changed, config)

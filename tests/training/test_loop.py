@@ -173,7 +173,10 @@ def test_only_the_adapter_moves(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert moved <= set(made.trained)
 
 
-def test_the_loss_falls_and_evaluations_are_compared(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_the_loss_falls_and_evaluations_are_compared(
+    checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "llmkit")
     on_log: list[Any] = []
     schedule = {"max_steps": 30, "eval_strategy": "steps", "eval_steps": 10, "logging_steps": 10}
     recipe = recipe_for("llama", "text-generation", tmp_path, checkpoint, save_strategy="best", **schedule)
@@ -185,6 +188,10 @@ def test_the_loss_falls_and_evaluations_are_compared(checkpoint: Checkpoint, tmp
     assert evaluations == sorted(evaluations, reverse=True)
     assert made.progress.best_metric == evaluations[-1]
     assert checkpoints(made.folder)[-1].name == "checkpoint-30"
+    losses = [f"{loss:.4f}" for loss in evaluations]
+    assert f"update 10: validation loss {losses[0]}" in caplog.messages
+    assert f"update 20: validation loss {losses[1]} (the best so far; before: update 10)" in caplog.messages
+    assert f"update 30: saved {checkpoints(made.folder)[-1]}" in caplog.messages
 
 
 def test_without_clipping_the_norm_of_the_gradient_is_logged(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -53,6 +53,10 @@ class Request:
     """Requests that share one settings object can run in the same batch."""
     max_new_tokens: int | None = None
     """A limit below the one in the settings."""
+    stop_loops: bool = False
+    """End the output when it repeats a passage over and over, unless the prompt does so too."""
+    plausible_tokens: int | None = None
+    """The output length from which on the output cannot be right, and is stopped."""
     scored: bool = False
     """Whether to compute `Generation.score`."""
     number: int = 0

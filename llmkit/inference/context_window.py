@@ -82,6 +82,11 @@ class ContextFitter:
         """Maximum number of output tokens."""
         return self.settings.max_new_tokens or self.task.max_new_tokens
 
+    @property
+    def default_max_new_tokens(self) -> int:
+        """Maximum number of output tokens if the caller does not set it."""
+        return self.engine.facts.max_new_tokens or self.task.max_new_tokens
+
     def note(self, code: NoteCode, text: str) -> None:
         """Add a note for the user to this output."""
         self._notes.append(Note(code, text))

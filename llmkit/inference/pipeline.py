@@ -253,7 +253,7 @@ class Pipeline:
             still_thinking=job.thinking > 0,
             alternatives=tuple(others),
         )
-        return self.noted(output, job.reader, job.cut)
+        return self.noted(output, job.reader, job.cut, job.runaways)
 
     def output(
         self,
@@ -290,14 +290,22 @@ class Pipeline:
             fields=self.task.output_fields,
         )
 
-    def noted(self, output: Output, reader: ContextFitter, cut: int = 1) -> Output:
+    def noted(self, output: Output, reader: ContextFitter, cut: int = 1, runaways: int = 0) -> Output:
         """An output with the notes collected for it, and the reason if it is incomplete."""
-        return replace(output, notes=(*reader.notes, *self._ending(output, cut)))
+        return replace(output, notes=(*reader.notes, *self._ending(output, cut, runaways)))
 
-    def _ending(self, output: Output, cut: int) -> Iterator[Note]:
-        """Notes on incomplete outputs. ``cut``: how many of the outputs for the parts of a long text were cut."""
+    def _ending(self, output: Output, cut: int, runaways: int) -> Iterator[Note]:
+        """Notes on incomplete outputs.
+
+        ``cut`` of the outputs for the parts of a long text were cut, and ``runaways`` were stopped as such.
+        """
         everything = (output, *output.alternatives)
-        if any(each.finish_reason == "length" for each in everything):
+        if runaways:
+            which = f"{runaways} of the partial outputs" if output.chunks else "the output"
+            ends = "repeated itself over and over or became far too long, and was stopped"
+            yield Note("output_runaway", f"{which} {ends}; try another model, or `repetition_penalty=1.2`")
+        others = cut if output.chunks else sum(each.finish_reason == "length" for each in everything) - runaways
+        if others > 0:
             if output.chunks:
                 yield Note("output_cut", f"{cut} of the partial outputs reached their limit; raise `max_new_tokens`")
             elif output.usage.completion_tokens >= self.max_new_tokens or output.alternatives:

@@ -42,6 +42,8 @@ class Job:
     truncated: int = 0
     cut: int = 0
     """Prompts whose output ended at max_new_tokens or in a full context."""
+    runaways: int = 0
+    """Outputs that were stopped as runaways."""
     thinking: int = 0
     """Prompts whose output ended during reasoning."""
     finish_reason: str = "stop"
@@ -81,7 +83,8 @@ class Job:
     def _put(self, index: int, raw: Generation) -> None:
         self.raws[index] = raw
         self.completion_tokens += raw.tokens
-        self.cut += raw.finish_reason == "length"
+        self.runaways += sum(each.runaway for each in (raw, *raw.alternatives))
+        self.cut += raw.finish_reason == "length" and not raw.runaway
         self.thinking += raw.thinking
         if raw.finish_reason != "stop":
             self.finish_reason = raw.finish_reason
@@ -144,6 +147,8 @@ class Scheduler:
                 each.encoded,
                 self.settings,
                 step.max_new_tokens,
+                stop_loops=reader.task.stop_loops,
+                plausible_tokens=step.plausible_tokens[index] if step.plausible_tokens else None,
                 scored=step.scored,
                 number=job.number,
                 in_order=job.streams and step.each is not None,

@@ -103,6 +103,8 @@ class Task:
     """Whether reasoning models should reason."""
     strip_output: ClassVar[bool] = True
     """Whether white space around the output is stripped."""
+    stop_loops: ClassVar[bool] = False
+    """Whether an output ends when it repeats a passage over and over, unless the prompt does so too."""
     output_fields: ClassVar[tuple[str, ...]] = ()
     """Additional attributes of `Output` in its JSON."""
 

@@ -23,6 +23,7 @@ NoteCode = Literal[
     "reply_sampled",  # retry: sampled, since greedy decoding would repeat the reply
     # Missing from the answer, or wrong with it.
     "output_cut",  # the answer, or that of a part of the input, was cut at max_new_tokens
+    "output_runaway",  # the output, or a part of it, repeated itself or became far too long, and was stopped
     "context_full",  # the answer was cut at the end of the context window
     "still_thinking",  # the answer, or that of a part of the input, ended within the reasoning
     "no_answer",  # question answering: the context has no answer
@@ -71,8 +72,8 @@ class Usage:
 class Output:
     """One answer.
 
-    ``finish_reason`` is ``stop`` (end token or stop string), ``length`` (cut, also in part, at max_new_tokens or at the
-    end of the context window) or ``interrupted``. ``truncated`` is the number of input tokens cut under
+    ``finish_reason`` is ``stop`` (end token or stop string), ``length`` (cut, also in part, at max_new_tokens, at the
+    end of the context window or as runaway) or ``interrupted``. ``truncated`` is the number of input tokens cut under
     ``on_overflow="truncate"``. ``start`` and ``end`` are the position of an answer in its context, in characters, and
     None if a generated answer does not occur there. ``score`` is a probability: with an extractive model, of the span
     among all spans of all windows and the null answer; with a generative one and several windows, the geometric mean

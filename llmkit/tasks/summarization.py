@@ -91,6 +91,7 @@ class Summarization(Task):
     }  # fmt: skip
     shapes = ("long and short",)
     max_new_tokens = 256
+    stop_loops = True
     overflow = "chunk"
     allowed_overflow = ("error", "truncate", "chunk")
     settings_class = SummarizationSettings

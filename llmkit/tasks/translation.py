@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import GenerationSettings, Options, TaskSettings, setting
 from llmkit.errors import InputError, UsageError
@@ -26,6 +26,9 @@ __all__ = ["Translation", "TranslationOptions", "TranslationSettings"]
 
 _ROUTE = "_route"
 """Internal column with the languages of a row."""
+_SHORTEST_RUNAWAY = 64
+_MAX_RATIO = 10
+"""Tokens of a translation per token of its source: some vocabularies spell out bytes of a script they lack."""
 _UNSURE = 0.7
 """Below this probability the detected language is reported as a guess."""
 
@@ -81,6 +84,7 @@ class Translation(Task):
     }
     shapes = ("languages",)
     max_new_tokens = 512
+    stop_loops = True
     overflow = "chunk"
     allowed_overflow = ("error", "truncate", "chunk")
     settings_class = TranslationSettings
@@ -206,8 +210,9 @@ class Translation(Task):
         row = {**row, _ROUTE: route}
         room = model.room(row)
         if room is not None:
-            # Leave room for the translation: some languages take twice the tokens of others.
-            room = max(1, min(room, model.max_new_tokens // 2))
+            # Leave room for the translation: some languages take twice the tokens of others. A lower limit of the
+            # caller's cuts translations, but does not divide the source.
+            room = max(1, min(room, max(model.max_new_tokens, model.default_max_new_tokens) // 2))
         # Chat models handle the line breaks of a poem; other models get unwrapped lines.
         line = str if model.traits.chat else unwrap
         tag, by_sentence = route.source.tag if route.source else "en", not model.traits.is_instructed
@@ -218,14 +223,14 @@ class Translation(Task):
             segment = document.segments[0]
             before, after = text[: segment.start], text[segment.start + len(segment.text) :]
             model.emit(before)
-            (raw,) = yield Step([{**row, self.input_column: line(segment.text)}], final=True)
+            (raw,) = yield self._step([{**row, self.input_column: line(segment.text)}], model, final=True)
             result = self.finish(raw)
             others = tuple(replace(other, text=f"{before}{other.text}{after}") for other in result.alternatives)
             return _in_languages(replace(result, text=f"{before}{result.text}{after}", alternatives=others), route)
         document.advance()
         rows = [{**row, self.input_column: line(segment.words)} for segment in document.segments]
-        yield Step(rows, each=lambda index, raw: document.put(index, self.parse(raw.text)))
-        yield from self._retranslate(document, row)
+        yield self._step(rows, model, each=lambda index, raw: document.put(index, self.parse(raw.text)))
+        yield from self._retranslate(document, row, model)
         empty = sum(not segment.translation for segment in document.segments)
         if empty:
             share = f"{empty} of {len(document.segments)} sentences"
@@ -290,7 +295,12 @@ class Translation(Task):
             language = english if among is None or english in among else language
         return language, found.probability >= _UNSURE
 
-    def _retranslate(self, document: Document, row: Row) -> Work:
+    def _step(self, rows: Sequence[Row], model: ModelView, **options: Any) -> Step:
+        """Rows to translate, with output lengths that no translation has, whatever the languages and the vocabulary."""
+        sizes = [model.count(str(row[self.input_column])) for row in rows]
+        return Step(rows, plausible_tokens=[_SHORTEST_RUNAWAY + _MAX_RATIO * size for size in sizes], **options)
+
+    def _retranslate(self, document: Document, row: Row, model: ModelView) -> Work:
         """Retranslate segments whose protected spans or lines were lost, in pieces around them."""
         from llmkit.text.document import on_one_line
 
@@ -302,7 +312,7 @@ class Translation(Task):
             for piece in pieces[id(segment)]
             if piece.translate
         ]
-        raws: Sequence[Generation] = (yield Step(rows)) if rows else ()
+        raws: Sequence[Generation] = (yield self._step(rows, model)) if rows else ()
         texts = iter(raws)
         for segment in unsettled:
             segment.settle(

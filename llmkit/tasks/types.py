@@ -189,6 +189,8 @@ class Generation:
     thinking: bool = False
     """The output ended within the reasoning, so there is no answer."""
     alternatives: tuple[Generation, ...] = ()
+    runaway: bool = False
+    """The output was stopped because it repeated a passage over and over, or became implausibly long for its input."""
     tokens: int = 0
     """Number of generated tokens."""
     cached_tokens: int = 0
@@ -228,6 +230,8 @@ class Step:
     """Further sequences (``num_return_sequences``) of the single row are used; those of a final step always are."""
     max_new_tokens: int | None = None
     """Limit for this step, if lower than the default."""
+    plausible_tokens: Sequence[int] = ()
+    """For each row, the output length from which on the output cannot be right, and is stopped."""
     each: Callable[[int, Generation], None] | None = None
     """Called with the index of a row and its output as soon as it is available."""
 
@@ -245,6 +249,10 @@ class ModelView(Protocol):
     @property
     def max_new_tokens(self) -> int:
         """Maximum output length in tokens."""
+
+    @property
+    def default_max_new_tokens(self) -> int:
+        """Maximum output length if the caller does not set it: the model's own, or the task's."""
 
     def count(self, text: str) -> int:
         """Number of tokens in a text, without special tokens."""

@@ -27,6 +27,10 @@ class ModelView:
         self.traits = Traits(continues=chat, chat=chat)
         self.shown = ""
 
+    @property
+    def default_max_new_tokens(self) -> int:
+        return 512
+
     def count(self, text: str) -> int:
         return len(text.split())
 

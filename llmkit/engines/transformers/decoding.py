@@ -26,6 +26,7 @@ from llmkit.heads.end_tokens import text_ends
 from llmkit.heads.text_stream import Stops, StopScanner, TextStream
 from llmkit.log import warn
 from llmkit.models.generation import cache_name, without_own_settings
+from llmkit.text.loops import RunawayDetector
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,7 @@ class Piece:
     tokens: int = 0
     score: float | None = None
     """Geometric mean of the tokens' probabilities, if scores were requested."""
+    runaway: bool = False
 
 
 @dataclass
@@ -65,6 +67,7 @@ class _Row:
     limit: int
     eos: frozenset[int]
     cancelled: Callable[[], bool]
+    runaway: RunawayDetector
     forced_bos_token_id: int | None = None
     count: int = 0
     done: bool = False
@@ -82,6 +85,8 @@ class _Row:
         text = "" if forced else self._add(token)
         if self.stop.found or self.count >= self.limit:
             return self._finish(text, "length")
+        if self.runaway.push(token):
+            return self._finish(text, "length", runaway=True)
         return Piece(self.number, text) if text else None
 
     def _add(self, token: int) -> str:
@@ -96,7 +101,7 @@ class _Row:
             piece = self.push(token)
             text += piece.text if piece else ""
             if piece and self.done:
-                return Piece(self.number, text, piece.finish_reason, piece.tokens)
+                return replace(piece, text=text)
         return self._finish(text, "length")
 
     def interrupt(self) -> Piece:
@@ -107,14 +112,14 @@ class _Row:
         """End the row at the model's own max_time."""
         return self._finish("", "length")
 
-    def _finish(self, text: str, reason: FinishReason) -> Piece:
+    def _finish(self, text: str, reason: FinishReason, *, runaway: bool = False) -> Piece:
         self.done = True
         if not self.stop.found:
             text += self.stops.shown(self.stop.push(self.text.flush()))
         if not self.stop.found:
             text += self.stops.shown(self.stop.flush())
         score = None if self.log_probability is None else math.exp(self.log_probability / self.count)
-        return Piece(self.number, text, "stop" if self.stop.found else reason, self.count, score)
+        return Piece(self.number, text, "stop" if self.stop.found else reason, self.count, score, runaway)
 
 
 def generation_config(
@@ -294,6 +299,7 @@ def _row(
         int(config.max_new_tokens or 0),
         frozenset(config.eos_token_id or ()),
         lambda: request.cancelled(),  # as it is by then
+        RunawayDetector(encoded.input_ids, stop_loops=request.stop_loops, plausible_tokens=request.plausible_tokens),
         config.forced_bos_token_id,
     )
 

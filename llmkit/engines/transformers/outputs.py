@@ -29,6 +29,7 @@ class _StreamingOutput:
     finish_reason: str = "interrupted"
     tokens: int = 0
     score: float | None = None
+    runaway: bool = False
     _told: int = field(default=0)
 
     def add(self, piece: Piece, *, ends_itself: bool) -> None:
@@ -36,6 +37,7 @@ class _StreamingOutput:
         self._add(self.splitter.push(piece.text) if self.splitter else piece.text)
         if piece.finish_reason is not None:
             self.finish_reason, self.tokens, self.score = piece.finish_reason, piece.tokens, piece.score
+            self.runaway = piece.runaway
             finished = ends_itself and piece.finish_reason == "stop"
             self._add(self.splitter.flush(finished=finished) if self.splitter else "")
 
@@ -48,7 +50,7 @@ class _StreamingOutput:
             self._told = len(self.splitter.reasoning)
 
     def raw(self) -> Generation:
-        raw = Generation(self.text, self.finish_reason, self.score, tokens=self.tokens)
+        raw = Generation(self.text, self.finish_reason, self.score, tokens=self.tokens, runaway=self.runaway)
         if self.splitter is None:
             return raw
         found = self.splitter

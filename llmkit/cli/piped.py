@@ -40,7 +40,9 @@ def _is_readable(*, wait: bool) -> bool:
     try:
         descriptor = sys.stdin.fileno()
     except (OSError, ValueError):
-        return isinstance(sys.stdin.buffer, io.BytesIO)  # other replacements have no input, as in notebooks
+        return isinstance(
+            getattr(sys.stdin, "buffer", None), io.BytesIO
+        )  # other replacements have no input, as in notebooks
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return _is_ours(descriptor, wait=wait)

@@ -218,6 +218,7 @@ class Pipeline:
                 on_text(text)
 
         reader = self.reader(emit)
+        self.task.note_languages(row, reader)
         job = Job(reader, self.task.steps(row, reader), streams=on_text is not None, number=number)
         return job
 

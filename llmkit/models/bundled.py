@@ -52,17 +52,6 @@ def needs_no_download(name: str) -> bool:
     return is_prepared(_wheel(name))
 
 
-def limits(name: str, text: str) -> str:
-    """The limits of an embedded model, or a stronger line when ``text`` does not look English.
-
-    Decided by the share of non-ASCII letters.
-    """
-    letters = [character for character in text if character.isalpha()]
-    foreign = sum(not letter.isascii() for letter in letters)
-    # French has 3 to 4 %. The 60 are so that one "café" in a short English question does not count.
-    if foreign > 0.03 * (len(letters) + 60):
-        return (
-            f"{name} knows only English and this text does not look English, so its answer will be invented "
-            "or nonsense; choose a larger model with `model`"
-        )
+def limits(name: str) -> str:
+    """The limits of an embedded model."""
     return _LIMITS[name]

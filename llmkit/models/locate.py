@@ -48,7 +48,7 @@ def locate(
         weights: False fetches configs and tokenizer files only.
         fallback: with no model named and no way to the Hub, True takes the task's embedded model with a warning, False
             raises.
-        text: the user's text; the warning is stronger for languages that the embedded model does not know.
+        text: the user's text, which may decide about the default.
         defaults: the task's, where they depend on its settings or the text; of several the first that exists is taken.
 
     Raises:
@@ -56,7 +56,7 @@ def locate(
     """
     if settings.model is None:
         candidates = defaults or find_task(task)().default_models(text)
-        return _default(settings, task, candidates, weights=weights, fallback=fallback, text=text)
+        return _default(settings, task, candidates, weights=weights, fallback=fallback)
     found = _named(settings.model, settings, weights=weights)
     if settings.base is not None and found.adapter is None:
         raise UsageError(f"base is of an adapter, and {settings.model} is none", "leave `base` out", code="no_effect")
@@ -71,9 +71,7 @@ def locate_tokenizer(settings: LoadSettings, task: str) -> Source:
     return locate(settings, task, weights=False, fallback=False)
 
 
-def _default(
-    settings: LoadSettings, task: str, candidates: Sequence[str], *, weights: bool, fallback: bool, text: str
-) -> Source:
+def _default(settings: LoadSettings, task: str, candidates: Sequence[str], *, weights: bool, fallback: bool) -> Source:
     if Path(candidates[0]).is_absolute():
         log.info("model: %s (the default for %s)", candidates[0], task)
         return _named(candidates[0], settings, weights=weights)
@@ -97,7 +95,7 @@ def _default(
         "%s, so the embedded model answers (`model=%s`). %s",
         "offline" if is_offline() else "the model hub cannot be reached",
         source.name,
-        limits(source.name, text),
+        limits(source.name),
     )
     return source
 

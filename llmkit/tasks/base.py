@@ -329,6 +329,14 @@ class Task:
             return ""
         return " "
 
+    def note_languages(self, row: Row, model: ModelView) -> None:
+        """Note that the text is in a language that the model is not declared for, where that is certain."""
+        from llmkit.text.scripts import looks_english
+
+        if model.traits.declared_languages == {"en"} and not looks_english(self.text(row)):
+            problem = "the model is declared for English only, and the text does not look English"
+            model.note("language_not_declared", f"{problem}; check the answer, or choose another model with `model`")
+
     def parse(self, raw: str) -> str:
         """Parse the answer from the output of the model."""
         return raw.strip() if self.strip_output else raw

@@ -19,6 +19,7 @@ NoteCode = Literal[
     # Assumptions.
     "language_detected",  # translation: the detected language of the text
     "language_guessed",  # translation: the detected language of the text, with low confidence
+    "language_not_declared",  # the model is not declared for the language of the text, or of the translation
     "languages_unknown",  # translation: no languages were passed, since the model's are unknown
     "reply_sampled",  # retry: sampled, since greedy decoding would repeat the reply
     # Missing from the answer, or wrong with it.

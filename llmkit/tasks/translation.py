@@ -207,6 +207,7 @@ class Translation(Task):
         if not any(character.isalpha() for character in text):
             return _in_languages(Result(text=text), Route(self.source, self.target))
         route = self._route_for(text, model.traits, model.note)
+        self._note_undeclared(route, model)
         row = {**row, _ROUTE: route}
         room = model.room(row)
         if room is not None:
@@ -283,6 +284,19 @@ class Translation(Task):
                 code="no_effect",
             )
         return Route(source, self.target)
+
+    def note_languages(self, row: Row, model: ModelView) -> None:
+        """Nothing: the languages are known only once that of the text is detected."""
+
+    def _note_undeclared(self, route: Route, model: ModelView) -> None:
+        declared = frozenset() if model.traits.languages else model.traits.declared_languages
+        asked = [each for each in (route.source, route.target) if each is not None]
+        if missing := [each.name for each in asked if declared and each.alpha2 not in declared]:
+            names = [find_language(tag).name for tag in sorted(declared)]
+            only = ", ".join(names[:5]) + (f" and {len(names) - 5} others" if len(names) > 5 else "")
+            problem = f"the model is declared for {only}, not for {' or '.join(missing)}"
+            fix = "check the translation, or choose another model with `model`"
+            model.note("language_not_declared", f"{problem}; {fix}")
 
     def _guess(self, text: str, among: frozenset[Language] | None) -> tuple[Language, bool]:
         """The language of a text, and whether it is certain."""

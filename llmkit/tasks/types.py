@@ -141,6 +141,8 @@ class Traits:
     """Separator of the turns of a conversation in training, if there is no chat template (BlenderBot)."""
     languages: LanguageMap | None = None
     """The languages of a translation model and how they are passed; None for a model that follows prompts."""
+    declared_languages: frozenset[str] = frozenset()
+    """BCP 47 tags of the languages that the model is declared for; empty: unknown, or too many to list."""
 
     @property
     def is_instructed(self) -> bool:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-__all__ = ["SCRIPTS", "Script", "count_scripts", "is_unspaced"]
+__all__ = ["SCRIPTS", "Script", "count_scripts", "is_unspaced", "looks_english"]
 
 
 class Script(NamedTuple):
@@ -53,10 +53,20 @@ _UNSPACED = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
 )
 
+_MAX_CHARACTERS = 20_000
+
 
 def is_unspaced(character: str) -> bool:
     """Whether a character belongs to a script without spaces between words. (Korean has spaces.)"""
     return _UNSPACED.match(character) is not None
+
+
+def looks_english(text: str) -> bool:
+    """Whether nearly all letters of a text are ASCII. Finds other scripts and many European languages, not all."""
+    letters = [character for character in text[:_MAX_CHARACTERS] if character.isalpha()]
+    foreign = sum(not letter.isascii() for letter in letters)
+    # French has 3 to 4 %. The 60 are so that one "café" in a short English question does not count.
+    return foreign <= 0.03 * (len(letters) + 60)
 
 
 def count_scripts(characters: Iterable[str]) -> Counter[str]:

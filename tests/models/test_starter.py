@@ -32,10 +32,9 @@ from llmkit.errors import (
 )
 from llmkit.files import HASHES
 from llmkit.models import starter, wheels
-from llmkit.models.bundled import limits
 from llmkit.models.cache import cache_dir
 from llmkit.models.source import Source
-from llmkit.models.starter import STARTER, STARTER_LIMITS
+from llmkit.models.starter import STARTER
 
 Result = tuple[int, str]
 
@@ -417,25 +416,6 @@ def test_what_pip_says_is_cut_to_its_reason(
 
 
 # Limits and the cache folder
-
-
-@pytest.mark.parametrize(
-    ("text", "english"),
-    [
-        ("", True),
-        ("What is a café?", True),
-        ("The naïve owner of the café paid 3 € — “too much”.", True),
-        ("你好", False),
-        ("Où est né Molière ?", False),
-        ("Кто написал эту книгу?", False),
-        ("La lettre a été envoyée à la préfecture, et le maire a répondu la semaine suivante.", False),
-    ],
-)
-def test_the_limits_are_stronger_for_other_languages(text: str, english: bool) -> None:
-    line = limits("starter", text)
-    assert (line == STARTER_LIMITS) == english
-    assert "\n" not in line
-    assert "English" in line
 
 
 def test_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

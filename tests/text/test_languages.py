@@ -10,6 +10,7 @@ import pytest
 from llmkit.errors import UsageError
 from llmkit.text.detection import detect_language
 from llmkit.text.languages import Language, find_language, language_from_code
+from llmkit.text.scripts import looks_english
 
 
 @pytest.mark.parametrize(
@@ -189,3 +190,19 @@ def test_importing_reads_no_tables() -> None:
 def test_names_that_no_table_can_look_up(name: str) -> None:
     with pytest.raises(UsageError, match="unknown language"):
         find_language(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "english"),
+    [
+        ("", True),
+        ("What is a café?", True),
+        ("The naïve owner of the café paid 3 € — “too much”.", True),
+        ("你好", False),
+        ("Où est né Molière ?", False),
+        ("Кто написал эту книгу?", False),
+        ("La lettre a été envoyée à la préfecture, et le maire a répondu la semaine suivante.", False),
+    ],
+)
+def test_texts_that_do_not_look_english(text: str, english: bool) -> None:
+    assert looks_english(text) == english

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from contextlib import suppress
 from typing import Any
 
+from llmkit.errors import UsageError
 from llmkit.heads import head_of
+from llmkit.models.card import card_metadata, declared_languages
 from llmkit.models.families import family
 from llmkit.models.load import Loaded
-from llmkit.tasks import Task, Traits
+from llmkit.models.source import Source
+from llmkit.tasks import TASKS, Task, Traits
+from llmkit.text.languages import find_language
 
 __all__ = ["own_max_new_tokens", "traits_of"]
 
@@ -30,7 +36,20 @@ def traits_of(loaded: Loaded, task: Task) -> Traits:
         prefix=prefix if prefix.strip() else "",
         separator=known.separator,
         languages=languages,
+        declared_languages=_declared_languages(loaded.source),
     )
+
+
+@functools.cache
+def _declared_languages(source: Source) -> frozenset[str]:
+    """The languages in the model card or, without any, in the table of recommended models."""
+    card = declared_languages(card_metadata((source.adapter or source.folder) / "README.md"))
+    for task in () if card else TASKS.values():
+        for each in task.recommended:
+            if each.model == source.name:
+                with suppress(UsageError):  # such as "100+ languages"
+                    return frozenset((find_language(each.languages).alpha2,))
+    return card
 
 
 def own_max_new_tokens(loaded: Loaded) -> int | None:

@@ -355,6 +355,8 @@ def evaluate(
     data: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     encoding: str | None = None,
+    header: bool | None = None,
+    delimiter: str | None = None,
     baseline: str | None = None,
     overrides: Sequence[str] = (),
     metrics: Mapping[str, Any] | None = None,
@@ -374,6 +376,8 @@ def evaluate(
         data: rows with reference answers; with a recipe, replaces its validation rows.
         columns: the rows' column for each field of the task, such as ``{"document": "body"}``.
         encoding: of the rows, if not UTF-8.
+        header: CSV and TSV: whether the first row names the columns; detected by default.
+        delimiter: CSV and TSV: what separates the fields; detected by default.
         baseline: another model, compared by a paired bootstrap test on the same rows.
         overrides: changes to the recipe, such as ``settings.target=de``.
         metrics: additional metrics of the package evaluate, loaded, by name.
@@ -396,7 +400,16 @@ def evaluate(
     load_settings, settings = split_options({**general, "model": model}, LoadSettings, GenerationSettings)
     name, rows = (None if given is None else str(given) for given in (recipe, data))
     spec = resolve_evaluation(
-        name, task, rows, load_settings, overrides, columns=columns, encoding=encoding, settings=own
+        name,
+        task,
+        rows,
+        load_settings,
+        overrides,
+        columns=columns,
+        encoding=encoding,
+        header=header,
+        delimiter=delimiter,
+        settings=own,
     )
     with nullcontext() if progress else hidden():
         result = run_evaluation(

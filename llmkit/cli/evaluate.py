@@ -50,6 +50,8 @@ def evaluate(
     encoding: Annotated[
         str | None, typer.Option(metavar="NAME", help="Encoding of the rows, if not UTF-8.", rich_help_panel="Rows")
     ] = None,
+    header: Annotated[bool | None, declared(RowSettings, "header")] = None,
+    delimiter: Annotated[str | None, declared(RowSettings, "delimiter")] = None,
     max_rows: Annotated[int | None, declared(RowSettings, "max_rows", min=1)] = None,
     baseline: Annotated[
         str | None,
@@ -111,6 +113,8 @@ def evaluate(
         overrides or (),
         columns=column_pairs(column or ()),
         encoding=encoding,
+        header=header,
+        delimiter=delimiter,
         settings={name: value for name, value in task_settings.items() if value is not None},
     )
     loaded = {}

@@ -26,6 +26,7 @@ from llmkit.config.settings import (
     LoadSettings,
     TruncationSide,
     command_line,
+    delimiter_character,
     explicitly_set,
     setting_fields,
 )
@@ -88,6 +89,13 @@ class _RowChoice:
     data: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     encoding: str | None = None
+    header: bool | None = None
+    delimiter: str | None = None
+
+    def form(self) -> dict[str, Any]:
+        """The options about files that were set."""
+        given = {"encoding": self.encoding, "header": self.header, "delimiter": self.delimiter}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def resolve_evaluation(
@@ -99,6 +107,8 @@ def resolve_evaluation(
     *,
     columns: Mapping[str, str] | None = None,
     encoding: str | None = None,
+    header: bool | None = None,
+    delimiter: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> EvaluationSpec:
     """The trained model of a run or recipe on its validation rows, or any model on any rows.
@@ -112,13 +122,16 @@ def resolve_evaluation(
         overrides: changes to the recipe, such as ``settings.target=de``.
         columns: the rows' column for each field of the task, in addition to the recipe's.
         encoding: of the rows, if not UTF-8.
+        header: CSV and TSV: whether the first row names the columns; by default the recipe's, or detected.
+        delimiter: CSV and TSV: what separates the fields; by default the recipe's, or detected.
         settings: settings of the task; they override the recipe's.
 
     Raises:
         UsageError: model, task or rows are missing, or the recipe has not been trained.
     """
     explicit = {name: getattr(load, name) for name in explicitly_set(load)}
-    choice = _RowChoice(data, columns or {}, encoding)
+    separator = None if delimiter is None else delimiter_character(delimiter)
+    choice = _RowChoice(data, columns or {}, encoding, header, separator)
     if isinstance(run, str) and user_path(run).is_dir() and not (user_path(run) / RESOLVED).is_file():
         if load.model is not None:
             raise UsageError(f"{run} and `model` both name a model", "leave one of them out")
@@ -233,9 +246,9 @@ def _records(recipe: Recipe, task: Task, choice: _RowChoice) -> tuple[Iterator[R
         raise UsageError(
             "the recipe has no validation data", "name rows with `data`", "set data.validation in the recipe"
         )
-    elif choice.columns or choice.encoding:
+    elif choice.columns or choice.form():
         raise UsageError(
-            "the validation rows are part of the training data, so they have its columns and encoding",
+            "the validation rows are part of the training data, so they have its columns and format",
             "set data.train.columns or data.train.encoding in the recipe",
             "name other rows with `data`",
         )
@@ -246,15 +259,16 @@ def _records(recipe: Recipe, task: Task, choice: _RowChoice) -> tuple[Iterator[R
 
 def _changed(source: SourceSection, choice: _RowChoice) -> SourceSection:
     update: dict[str, Any] = {"columns": {**source.columns, **choice.columns}}
-    return source.model_copy(update=update | ({"encoding": choice.encoding} if choice.encoding else {}))
+    return source.model_copy(update=update | choice.form())
 
 
 def _source_for(data: str, known: SourceSection, choice: _RowChoice) -> SourceSection:
     """A source for other rows than the recipe's, with the recipe's mapping of columns if their columns are the same."""
-    plain = SourceSection(path=[data], encoding=choice.encoding or known.encoding)
+    plain = SourceSection(path=[data], encoding=known.encoding)
     mapping: dict[str, Any] = {name: getattr(known, name) for name in ("columns", "shape", "join", "quotes")}
-    for update in (mapping | {"column_names": known.column_names}, mapping):
-        source = plain.model_copy(update=update)
+    form = {name: getattr(known, name) for name in ("column_names", "header", "delimiter")}
+    for update in (mapping | form, mapping):
+        source = plain.model_copy(update=update | choice.form())
         if known.columns and _has_columns(source):
             return _changed(source, choice)
     return _changed(plain, choice)
@@ -262,7 +276,10 @@ def _source_for(data: str, known: SourceSection, choice: _RowChoice) -> SourceSe
 
 def _has_columns(source: SourceSection) -> bool:
     """Whether the first row has the mapped columns, and is not a header that was read as a row."""
-    first = next((record.row for record in open_source(source) if record.row is not None), {})
+    try:
+        first = next((record.row for record in open_source(source) if record.row is not None), {})
+    except InputError:
+        return False  # no such columns or delimiter
     header = source.column_names is not None and list(first.values()) == list(first)
     return not header and all(look_up(first, column) is not None for column in source.columns.values())
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 import llmkit
+from llmkit.config.settings import LoadSettings
 from llmkit.errors import UsageError
+from llmkit.training.evaluation_spec import resolve_evaluation
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Checkpoint
 from tests.training.recipes import write_rows
@@ -177,3 +179,27 @@ def test_other_rows_are_read_with_the_columns_of_the_recipe(
         assert run(*command, "--device", "cpu")[0] == 0
         (record,) = read(Path(data, "results.jsonl"))
         assert (record["references"], record["columns"]["context"]) == (["fox"], "The fox jumps.")
+
+
+def test_other_tables_are_read_in_the_form_that_the_recipe_declares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("train.csv").write_text("fox;Who runs\ndog;Who sleeps\n", encoding="utf-8")
+    Path("same.csv").write_text("cat;Who meows\n", encoding="utf-8")
+    Path("usual.csv").write_text("completion,prompt\ncat,Who meows\n", encoding="utf-8")
+    train = {"path": "train.csv", "header": False, "delimiter": ";"}
+    content = {
+        "version": 1,
+        "task": "text-generation",
+        "model": {"name_or_path": "starter"},
+        "data": {"train": train | {"columns": {"prompt": "column2", "completion": "column1"}}},
+        "train": {"output_dir": "out"},
+    }
+    Path("a.yaml").write_text(json.dumps(content), encoding="utf-8")
+    load = LoadSettings(model="starter")
+    for data in ("same.csv", "usual.csv"):
+        (row,) = resolve_evaluation("a.yaml", None, data, load).rows
+        assert (row["prompt"], row["completion"]) == ("Who meows", "cat")
+    rows = resolve_evaluation("a.yaml", None, "usual.csv", load, header=False, delimiter="comma").rows
+    assert [row["completion"] for row in rows] == ["completion", "cat"]

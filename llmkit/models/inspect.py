@@ -29,7 +29,7 @@ from llmkit.models.checkpoint import (
 from llmkit.models.context import ContextLength, context_length
 from llmkit.models.families import family
 from llmkit.models.families.translators import pair_in
-from llmkit.models.generation import read_settings
+from llmkit.models.generation_settings import read_settings
 from llmkit.models.known_issues import Facts, find_issues, needs_own_code
 from llmkit.models.resolve import natural_head, resolve
 from llmkit.models.source import ADAPTER_CONFIG, Source, read_json

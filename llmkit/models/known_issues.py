@@ -13,7 +13,7 @@ from typing import Any
 
 from llmkit.models.context import ContextLength
 from llmkit.models.families import family
-from llmkit.models.generation import FIELDS, clean, fit_vocabulary
+from llmkit.models.generation_settings import FIELDS, clean, fit_vocabulary
 from llmkit.models.tables import HEADS, class_names, decoder_class, is_native, writes
 from llmkit.models.tokenizer_files import SpecialToken, TokenizerFiles
 from llmkit.models.upstream import lets_packed_examples_leak

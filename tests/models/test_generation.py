@@ -12,7 +12,7 @@ import transformers
 
 import llmkit
 from llmkit.errors import CheckpointError
-from llmkit.models.generation import FIELDS, clean, fit_vocabulary
+from llmkit.models.generation_settings import FIELDS, clean, fit_vocabulary
 from tests.conftest import Checkpoint
 
 PROMPTS = ["The quick", "life is", "What is the meaning of"]
@@ -74,7 +74,7 @@ def test_what_means_nothing_is_left_out_with_a_word(name: str, value: Any) -> No
     cleaned = clean({name: value})
     assert cleaned.values == {}
     assert [note.split()[0] for note in cleaned.notes] == [name]
-    assert cleaned.notes[0].endswith("and is left out")
+    assert cleaned.notes[0].endswith("and is ignored")
 
 
 def test_defaults_that_version_4_wrote_are_no_news() -> None:
@@ -100,7 +100,7 @@ def test_tokens_that_the_model_lacks() -> None:
         "pad_token_id 99",
         "eos_token_id 50256",
         "suppress_tokens <y>",
-        "bad_words_ids has tokens that are not among the model's 10, which are left out",
+        "bad_words_ids has tokens that are not among the model's 10, which are ignored",
     ]
 
 
@@ -150,7 +150,7 @@ def test_settings_that_change_nothing(
     assert changed == plain
     for name in set(SAME) - {"output_scores", "watermarking_config"}:
         assert name in caplog.text, name
-    assert "an output ends at the tokenizer's </s>" in caplog.text
+    assert "is the end token instead" in caplog.text
 
 
 def test_sampling_at_temperature_zero_is_greedy_and_groups_of_beams_are_beams(
@@ -208,7 +208,7 @@ def test_settings_of_a_config_json_are_read_alike(
     )
     own = llmkit.load("summarize", str(published)).loaded.model.generation_config
     assert (own.num_beams, own.max_length, own.pad_token_id) == (2, 9, None)
-    assert "config.json: pad_token_id -1 is no token, and is left out" in caplog.text
+    assert "config.json: pad_token_id -1 is not a token, and is ignored" in caplog.text
     assert "task_specific_params of config.json: num_beam_groups 2 has no effect" in caplog.text
 
 

@@ -20,9 +20,9 @@ from llmkit.heads import BaseHead, head_of
 from llmkit.heads.end_tokens import declare_ends
 from llmkit.inference.tuned_config import CONTRACT_FILE
 from llmkit.log import log
-from llmkit.models.adapters import quiet_peft
 from llmkit.models.load import load_model
 from llmkit.models.logits import DTYPES, difference, tolerance
+from llmkit.models.peft_compat import quiet_peft
 from llmkit.models.quiet import quiet_transformers
 from llmkit.models.source import read_json
 from llmkit.models.tables import HEADS

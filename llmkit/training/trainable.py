@@ -9,7 +9,8 @@ from typing import Any
 from llmkit.config.recipe import Recipe
 from llmkit.errors import UsageError
 from llmkit.log import log, warn
-from llmkit.models.adapters import attach, embedding_names, outline_adapter, resize_embeddings
+from llmkit.models.adapters import attach, outline_adapter
+from llmkit.models.embeddings import embedding_names, resize_embeddings
 from llmkit.models.load import Loaded
 
 __all__ = ["check_reached", "freeze_as", "is_swept_in", "make_trainable"]

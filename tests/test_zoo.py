@@ -29,13 +29,13 @@ SAMPLE = [
 
 @pytest.mark.parametrize(("head", "model_type"), SAMPLE, ids=map(":".join, SAMPLE))
 def test_a_tiny_model_of_the_type_does_all_that_its_head_serves(head: Head, model_type: str, tmp_path: Path) -> None:
-    row = measure(head, model_type, tmp_path)
+    row = measure(head, model_type, tmp_path, compared=1)
     assert row.green, row.columns
 
 
 @pytest.mark.parametrize("model_type", ["llava", "qwen2_vl", "qwen3_vl"])
 def test_so_does_a_model_with_images_that_no_table_of_text_lists(model_type: str, tmp_path: Path) -> None:
-    row = measure(Head.CAUSAL, model_type, tmp_path)
+    row = measure(Head.CAUSAL, model_type, tmp_path, compared=1)
     assert row.green, row.columns
 
 

@@ -19,12 +19,14 @@ from pydantic import Field, create_model
 
 from llmkit.config.settings import MOST
 
-__all__ = ["adapter_section", "peft_methods"]
+__all__ = ["NO_SOURCE", "adapter_section", "peft_methods"]
 
 _OF_ALL_METHODS = ("PeftConfig", "PeftConfigMixin")
 """Base classes whose fields follow from the model, or from where it was loaded."""
 
 
+NO_SOURCE = {"use_attribute_docstrings": False}
+"""For generated classes, in whose lack of source pydantic would look for the docstrings of attributes."""
 _INT = Annotated[int, Field(ge=-MOST, le=MOST)]
 
 
@@ -139,7 +141,8 @@ def adapter_section(
         changed = {**changes.get("", {}), **changes.get(method, {})}
         members |= {name: change for name, change in changed.items() if name in members}
         members["peft_type"] = (Literal[method], ...)
-        sections.append(create_model(f"{method}Adapter", __base__=base, **members))
+        name = f"{method}Adapter"
+        sections.append(create_model(name, __base__=base, __cls_kwargs__=NO_SOURCE, **members))
     if len(sections) == 1:
         return sections[0]
     return Annotated[Union[tuple(sections)], Field(discriminator="peft_type")]  # noqa: UP007 - of a tuple

@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from llmkit.config.peft_methods import adapter_section, peft_methods
+from llmkit.config.peft_methods import NO_SOURCE, adapter_section, peft_methods
 from llmkit.config.settings import (
     MOST,
     LoadSettings,
@@ -87,7 +87,7 @@ def _from_settings(name: str, settings: type[Any], *, without: tuple[str, ...] =
         limits = zip(("ge", "le"), bounds(item, hint), strict=True)
         given: dict[str, Any] = {key: value for key, value in limits if math.isfinite(value) and _is_number(hint)}
         members[item.name] = (hint, Field(item.default, description=item.metadata["help"], **given))
-    return create_model(name, __base__=base, **members)
+    return create_model(name, __base__=base, __cls_kwargs__=NO_SOURCE, **members)
 
 
 def _is_number(hint: Any) -> bool:
@@ -560,7 +560,8 @@ def _recipe_of(name: str, settings: type[TaskSettings], adapter: Any) -> Any:
     section = _from_settings(f"{settings.__name__}Section", settings, base=Section)
     members: dict[str, Any] = {"task": (Literal[name], ...), "settings": (section, section())}
     members["adapter"] = (adapter, Field(None, description=_ADAPTER))
-    return create_model(f"{''.join(map(str.capitalize, name.split('-')))}Recipe", __base__=Recipe, **members)
+    title = f"{''.join(map(str.capitalize, name.split('-')))}Recipe"
+    return create_model(title, __base__=Recipe, __cls_kwargs__=NO_SOURCE, **members)
 
 
 _ADAPTER = "A PEFT adapter to train instead of all weights."

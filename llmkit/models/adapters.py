@@ -286,8 +286,8 @@ def _check_shapes(adapter: Path, weights: Mapping[str, torch.Tensor], own: Mappi
         if name in own and own[name].shape != each.shape:
             found, expected = (tuple(tensor.shape) for tensor in (each, own[name]))
             raise CheckpointError(
-                f"the adapter {adapter} does not fit its base model: {name} has shape {found} in its file and {expected}"
-                " in the model",
+                f"the adapter {adapter} does not fit its base model: {name} has shape {found} in its file and"
+                f" {expected} in the model",
                 f"{OTHER_BASE}, or check {ADAPTER_CONFIG}",
                 code="adapter_mismatch",
             )

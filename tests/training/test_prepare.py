@@ -67,10 +67,10 @@ REFUSED: list[tuple[str, list[dict[str, Any]], dict[str, Any], str]] = [
         "gpt2",
         GENERATION,
         {"adapter": {"peft_type": "IA3"}, "tokenizer": {"add_tokens": ["<n>"]}},
-        "new tokens with IA3",
+        "tokens with IA3",
     ),
     ("gpt2", GENERATION, {"adapter": {"peft_type": "ADALORA"}}, "ADALORA cannot be trained here"),
-    ("gpt2", GENERATION, {"adapter": {"peft_type": "FROD"}}, "it is made from the weights of the base"),
+    ("gpt2", GENERATION, {"adapter": {"peft_type": "FROD"}}, "its initial values depend on the weights"),
     ("gpt2", GENERATION, {"adapter": {"peft_type": "LORA", "init_lora_weights": "eva"}}, "needs training data"),
     (
         "gpt2",

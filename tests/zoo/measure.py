@@ -7,7 +7,7 @@ a batch with single rows, packed with padded losses, a reloaded model with the o
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -80,18 +80,22 @@ class DifferenceError(Exception):
     """Two things that should be the same are not."""
 
 
-def measure(head: Head, model_type: str, folder: Path, *, columns: Sequence[str] = COLUMNS) -> Row:
-    """Build a type and run it through llmkit. ``folder`` is for its files."""
+def measure(head: Head, model_type: str, folder: Path, *, compared: int | None = None) -> Row:
+    """Build a type and run it through llmkit.
+
+    Args:
+        folder: for its files.
+        compared: how many of the tasks answer the texts one by one too, and not only in a batch; None: all of them.
+    """
     row = Row(head, model_type, class_of(head, model_type), head)
     model = folder / model_type
 
     def attempt(column: str, work: Callable[[], str | None]) -> None:
-        if column in columns or column == "build":
-            try:
-                row.columns[column] = work() or "yes"
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is what the row says
-                row.columns[column] = " ".join(str(error).split())[:160] or type(error).__name__
-                row.details[column] = traceback.format_exc()
+        try:
+            row.columns[column] = work() or "yes"
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is what the row says
+            row.columns[column] = " ".join(str(error).split())[:160] or type(error).__name__
+            row.details[column] = traceback.format_exc()
 
     def write() -> None:
         config = build(head, model_type, model).config
@@ -103,14 +107,15 @@ def measure(head: Head, model_type: str, folder: Path, *, columns: Sequence[str]
         row.columns["inspect"] = f"not built: {row.details['build'].strip().splitlines()[-1][:160]}"
         return row
     attempt("inspect", lambda: _inspected(row, model))
-    if row.columns.get("inspect", "yes") != "yes":
+    if row.columns["inspect"] != "yes":
         return row
-    answers: dict[str, list[Any]] = {}
-    attempt("tasks", lambda: _answers(row, model, answers))
-    attempt("batched", lambda: _batched(row, model, answers))
-    attempt("full", lambda: _trained(row, model, folder / "full", packing=False))
-    attempt("packed", lambda: _packed(row, model, folder))
-    attempt("lora", lambda: _trained(row, model, folder / "lora", packing=False, adapter=_LORA))
+    answers: dict[str, tuple[list[Any], list[Any]]] = {}
+    losses: list[float] = []
+    attempt("tasks", lambda: _answers(row, model, answers, compared))
+    attempt("batched", lambda: _batched(row, answers))
+    attempt("full", lambda: losses.extend(_trained(row, model, folder / "full")))
+    attempt("packed", lambda: _packed(row, model, folder / "packed", losses))
+    attempt("lora", lambda: _trained(row, model, folder / "lora", adapter=_LORA) and None)
     return row
 
 
@@ -143,20 +148,21 @@ def _brief(pipeline: Any, head: Head) -> Any:
     return pipeline
 
 
-def _answers(row: Row, folder: Path, answers: dict[str, list[Any]]) -> None:
-    for task in row.tasks:
+def _answers(row: Row, folder: Path, answers: dict[str, tuple[list[Any], list[Any]]], compared: int | None) -> None:
+    """Fill ``answers`` with the answers in a batch and one by one (of the first tasks only, if so asked)."""
+    for number, task in enumerate(row.tasks):
         pipeline = _brief(_pipeline(task, folder, row.model_type), row.serves)
         if type(_base(pipeline.loaded.model)).__name__ != row.model_class:
             raise DifferenceError(f"{task} is done by {type(pipeline.loaded.model).__name__}")
-        answers[task] = [pipeline(each) for each in _ASKED[task]]
-    if not any(answer.text for given in answers.values() for answer in given):
+        single = [pipeline(each) for each in _ASKED[task]] if compared is None or number < compared else []
+        answers[task] = list(pipeline.map(_ASKED[task])), single
+    if not any(answer.text for batch, _ in answers.values() for answer in batch):
         raise DifferenceError("nothing is written")
 
 
-def _batched(row: Row, folder: Path, answers: dict[str, list[Any]]) -> None:
-    for task, single in answers.items():
-        pipeline = _brief(_pipeline(task, folder, row.model_type), row.serves)
-        for one, other in zip(single, pipeline.map(_ASKED[task]), strict=True):
+def _batched(row: Row, answers: dict[str, tuple[list[Any], list[Any]]]) -> None:
+    for task, (batch, single) in answers.items():
+        for one, other in zip(single, batch, strict=bool(single)):
             if one.text != other.text or abs((one.score or 0) - (other.score or 0)) > _TOLERANCE:
                 raise DifferenceError(f"{task}: {one.text!r} alone, {other.text!r} in a batch")
     if len(answers) < len(row.tasks):
@@ -168,7 +174,7 @@ def _batched(row: Row, folder: Path, answers: dict[str, list[Any]]) -> None:
 _LORA = {"peft_type": "LORA", "r": 4}
 
 
-def _train(row: Row, folder: Path, out: Path, *, packing: bool, adapter: dict[str, Any] | None = None) -> Any:
+def _train(row: Row, folder: Path, out: Path, *, packing: bool = False, adapter: dict[str, Any] | None = None) -> Any:
     task, rows = _TAUGHT[row.serves]
     train = {
         "output_dir": str(out),
@@ -187,9 +193,10 @@ def _train(row: Row, folder: Path, out: Path, *, packing: bool, adapter: dict[st
     return finetune(make_recipe(task, model, path, train=train, **sections))
 
 
-def _trained(row: Row, folder: Path, out: Path, *, packing: bool, adapter: dict[str, Any] | None = None) -> None:
+def _trained(row: Row, folder: Path, out: Path, *, adapter: dict[str, Any] | None = None) -> list[float]:
+    """The losses of a run whose result is loaded again."""
     before = _logits(_pipeline(_TAUGHT[row.serves][0], folder, row.model_type).loaded, row.serves)
-    trainer = _train(row, folder, out, packing=packing, adapter=adapter)
+    trainer = _train(row, folder, out, adapter=adapter)
     if trainer.progress.step != 2:
         raise DifferenceError(f"{trainer.progress.step} updates")
     again = _pipeline(_TAUGHT[row.serves][0], out).loaded
@@ -199,17 +206,21 @@ def _trained(row: Row, folder: Path, out: Path, *, packing: bool, adapter: dict[
         raise DifferenceError(f"the saved model's logits differ by {difference:.1e}")
     if not _difference(before, found) > 0:
         raise DifferenceError("training changed nothing")
+    return _losses(trainer)
 
 
-def _packed(row: Row, folder: Path, scratch: Path) -> str | None:
-    """Packed, the losses are those of the padded run."""
+def _losses(trainer: Any) -> list[float]:
+    return [entry["loss"] for entry in trainer.progress.log if "loss" in entry]
+
+
+def _packed(row: Row, folder: Path, out: Path, padded: list[float]) -> str | None:
+    """Packed, the losses equal those of the padded run."""
     if row.serves is not Head.CAUSAL:
         return "–"
     loaded = _pipeline("text-generation", folder, row.model_type).loaded
     if not supports_packing(loaded.model):
         return "–"
-    runs = [_train(row, folder, scratch / name, packing=name == "packed") for name in ("padded", "packed")]
-    padded, packed = ([entry["loss"] for entry in run.progress.log if "loss" in entry] for run in runs)
+    packed = _losses(_train(row, folder, out, packing=True))
     for one, other in zip(padded, packed, strict=True):
         if abs(one - other) > _TOLERANCE * max(1, abs(one)):
             raise DifferenceError(f"losses {padded} padded and {packed} packed")

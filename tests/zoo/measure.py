@@ -90,9 +90,10 @@ def measure(head: Head, model_type: str, folder: Path, *, compared: int | None =
     row = Row(head, model_type, class_of(head, model_type), head)
     model = folder / model_type
 
-    def attempt(column: str, work: Callable[[], str | None]) -> None:
+    def attempt(column: str, work: Callable[[], object]) -> None:
         try:
-            row.columns[column] = work() or "yes"
+            found = work()
+            row.columns[column] = found if isinstance(found, str) else "yes"
         except Exception as error:  # noqa: BLE001 - whatever it is, it is what the row says
             row.columns[column] = " ".join(str(error).split())[:160] or type(error).__name__
             row.details[column] = traceback.format_exc()
@@ -115,7 +116,7 @@ def measure(head: Head, model_type: str, folder: Path, *, compared: int | None =
     attempt("batched", lambda: _batched(row, answers))
     attempt("full", lambda: losses.extend(_trained(row, model, folder / "full")))
     attempt("packed", lambda: _packed(row, model, folder / "packed", losses))
-    attempt("lora", lambda: _trained(row, model, folder / "lora", adapter=_LORA) and None)
+    attempt("lora", lambda: _trained(row, model, folder / "lora", adapter=_LORA))
     return row
 
 

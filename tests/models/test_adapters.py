@@ -337,7 +337,7 @@ def test_a_setting_of_a_newer_peft_is_told_of_where_it_is_in_use(
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"a_new_one": True, "another": None}))
     same(load(tmp_path / "adapter"), model)
-    assert "sets a_new_one, which the installed PEFT does not know" in caplog.text
+    assert "sets a_new_one, which the installed PEFT does not support" in caplog.text
 
 
 @pytest.mark.parametrize(("method", "fix"), [("lora", "write LORA"), ("A_NEW_ONE", "upgrade it")])

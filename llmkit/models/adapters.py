@@ -71,7 +71,7 @@ def attach(
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         if isinstance(error, RuntimeError) and model.device.type == "meta":
-            reason = "its initial values depend on the weights of the base model, which a dry run does not load"
+            reason = "its initial values depend on the weights of the base model, which are loaded after all checks"
         fix = "correct the settings of the adapter, such as target_modules, or use another peft_type"
         if "target_modules" not in known:
             fix = "use another peft_type, such as LORA"

@@ -76,7 +76,7 @@ REFUSED: list[tuple[str, list[dict[str, Any]], dict[str, Any], str]] = [
         "gpt2",
         GENERATION,
         {"adapter": {"peft_type": "LORA", "init_lora_weights": "olora"}},
-        "LORA on GPT2LMHeadModel (it",
+        "LORA to GPT2LMHeadModel (its",
     ),
     ("gpt2", GENERATION, {"adapter": {"peft_type": "LORA", "kasa_config": {}}}, "kasa_config adds a loss of its own"),
     ("gpt2", GENERATION, {"adapter": {"peft_type": "C3A", "block_size": 7}}, "PEFT cannot add C3A to GPT2LMHeadModel"),

@@ -80,7 +80,7 @@ REFUSED: list[tuple[str, list[dict[str, Any]], dict[str, Any], str]] = [
     ),
     ("gpt2", GENERATION, {"adapter": {"peft_type": "LORA", "kasa_config": {}}}, "kasa_config adds a loss of its own"),
     ("gpt2", GENERATION, {"adapter": {"peft_type": "C3A", "block_size": 7}}, "PEFT cannot add C3A to GPT2LMHeadModel"),
-    ("gpt2", GENERATION, {"adapter": PREFIX, "train": {"activation_checkpointing": True}}, "leave train.activation"),
+    ("gpt2", GENERATION, {"adapter": PREFIX, "train": {"activation_checkpointing": True}}, "remove train.activation"),
     ("gpt2", GENERATION, {"adapter": PROMPT, "train": {"packing": True}}, "train.packing with PROMPT_TUNING"),
     ("t5", GENERATION, {"train": {"packing": True}}, "does not take packed examples"),
     ("gpt2", GENERATION, {"adapter": PROMPT | {"num_virtual_tokens": 200}}, "has a context of 128 tokens"),

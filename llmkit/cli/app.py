@@ -23,6 +23,7 @@ import typer
 from typer.exceptions import TyperException
 
 from llmkit import __version__
+from llmkit.cli.cache import cache_list, cache_prune, cache_size
 from llmkit.cli.completion import completion_options
 from llmkit.cli.data import data_check
 from llmkit.cli.env import env
@@ -53,6 +54,7 @@ __all__ = ["application", "main"]
 _TASKS, _TRAINING, _MODELS = "Tasks", "Training and evaluation", "Models and environment"
 _RECIPES = "List, show, copy and check recipes."
 _DATA = "Inspect training data."
+_CACHE = "Show and remove cached files."
 
 
 def application() -> HelpGroup:
@@ -73,6 +75,7 @@ def _application(tasks: tuple[type[Task], ...]) -> HelpGroup:
         command("models", models, _MODELS),
         command("inspect", inspect, _MODELS),
         command("download", download, _MODELS),
+        Entry("cache", _CACHE, _MODELS, lambda: _group("cache", _CACHE, _cache_commands())),
         command("next", next_, _MODELS),
         command("env", env, _MODELS),
     )
@@ -105,6 +108,10 @@ def _recipes_commands() -> list[Entry]:
         command("validate", recipes_validate),
         command("schema", recipes_schema),
     ]
+
+
+def _cache_commands() -> list[Entry]:
+    return [command("list", cache_list), command("size", cache_size), command("prune", cache_prune)]
 
 
 def _print_version(value: bool) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from llmkit.cli.options import declared, worded
 from llmkit.cli.streams import echo
-from llmkit.config.settings import LoadSettings
+from llmkit.config.settings import LoadSettings, quoted
 from llmkit.errors import UsageError
 from llmkit.files import in_units
 from llmkit.log import log, printable
@@ -41,16 +41,10 @@ def inspect(
         llmkit inspect starter
         llmkit inspect Qwen/Qwen3-0.6B --json
     """
-    from llmkit.models.hub import hub_parameter_counts
-    from llmkit.models.inspect import inspect_source, render
-    from llmkit.models.locate import locate
-    from llmkit.models.reachability import is_offline
+    from llmkit.management import inspect as inspect_model
 
-    source = locate(LoadSettings(model=model, revision=revision, base=base), weights=False)
-    on_hub = source.commit and not source.adapter and not source.gguf_file and not is_offline()
-    counts = hub_parameter_counts(model, revision) if on_hub else None
-    report = inspect_source(source, exact=exact, hub_counts=counts)
-    echo(json.dumps(report.to_dict(), ensure_ascii=False) if as_json else worded(printable(render(report))))
+    report = inspect_model(model, revision=revision, base=base, exact=exact)
+    echo(json.dumps(report.to_dict(), ensure_ascii=False) if as_json else worded(printable(str(report))))
 
 
 def models(
@@ -82,8 +76,15 @@ def models(
 
 
 def download(
-    model: Annotated[list[str], typer.Argument(metavar="MODEL", help="Hub ids, starter or minilm.")],
+    model: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL", help="Hub ids, GGUF files (owner/name/file.gguf), starter or minilm."),
+    ],
     revision: Revision = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="DIR", help="Copy all files to this new folder, for a machine without network."),
+    ] = None,
 ) -> None:
     """Download models for offline use.
 
@@ -91,18 +92,18 @@ def download(
 
     Examples:
         llmkit download starter minilm
-        llmkit download HuggingFaceTB/SmolLM2-360M-Instruct --revision main
+        llmkit download HuggingFaceTB/SmolLM2-360M-Instruct --to models/smollm2
     """
-    from llmkit.models.bundled import embedded_source, is_embedded
-    from llmkit.models.reachability import is_offline
+    from llmkit.management import download as download_model
 
-    if revision is not None and (embedded := [name for name in model if is_embedded(name)]):
-        raise UsageError(f"the {embedded[0]} has no revisions", "leave --revision out", code="no_effect")
+    if to is not None and len(model) > 1:
+        raise UsageError("`to` is for one model", "download each with its own folder")
     for name in model:
-        known = is_embedded(name)
-        folder = embedded_source(name, offline=is_offline(), verify=True).folder if known else _fetch(name, revision)
+        folder = download_model(name, revision=revision, to=to)
         echo(f"{name}\t{folder}")
-        _log_next(name, Path(folder))
+        _log_next(str(to) if to is not None else name, folder)
+    if to is not None:
+        log.info("copy %s to the other machine and use it with --offline", quoted(to))
 
 
 def _log_next(name: str, folder: Path) -> None:
@@ -112,9 +113,3 @@ def _log_next(name: str, folder: Path) -> None:
 
     for text in inspect_source(Source(name, folder)).commands[:1]:
         log.info("try it: %s", text)
-
-
-def _fetch(name: str, revision: str | None) -> str:
-    from llmkit.models import hub
-
-    return str(hub.download(name, revision=revision).folder)

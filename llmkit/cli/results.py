@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from llmkit.cli.options import declared
 from llmkit.cli.streams import echo
 from llmkit.config.settings import DType, LoadSettings
 from llmkit.errors import without_password
+from llmkit.files import in_units
 
 __all__ = ["merge", "push"]
 
@@ -31,24 +33,46 @@ def merge(
     Examples:
         llmkit merge runs/papers --output models/papers
     """
-    from llmkit.training.merge import merge as make_one
+    from llmkit.management import merge as merge_adapter
 
-    settings = LoadSettings(
-        model=adapter, base=base, offline=offline, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+    merged = merge_adapter(
+        adapter,
+        output,
+        dtype=dtype,
+        base=base,
+        offline=offline,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
     )
-    echo(str(make_one(adapter, output, dtype=dtype, settings=settings).folder))
+    echo(str(merged.folder))
 
 
 def push(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a model or an adapter.")],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Name on the Hub, such as me/my-model.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be uploaded, without using the network.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Upload a tuned model to the Hub, without its checkpoints.
 
     Examples:
         llmkit push runs/papers me/papers --private
+        llmkit push runs/papers me/papers --dry-run
     """
-    from llmkit.training.hub import push as upload
+    from llmkit.management import push as upload
 
-    echo(without_password(upload(folder, repo, private=private or None)))
+    done = upload(folder, repo, private=private or None, dry_run=dry_run)
+    if as_json:
+        echo(json.dumps(done.to_dict(), ensure_ascii=False))
+    elif done.url is not None:
+        echo(without_password(done.url))
+    else:
+        echo(f"to {done.repo}")
+        for name, size in done.files.items():
+            echo(f"  {in_units(size):>8}  {name}")
+        echo(f"{len(done.files)} files, {in_units(sum(done.files.values()))}; {len(done.left_out)} files left out")
+        for problem in done.problems:
+            echo(f"would be refused: {problem}")

@@ -86,16 +86,19 @@ def fetch(
     return _fetch(Wanted(repo_id, revision, filename, safetensors_only, code, weights))
 
 
-def download(model: str, *, revision: str | None = None) -> Snapshot:
-    """Fetch a whole model, and the base model of an adapter, asking the Hub even if it was unreachable lately."""
+def download(model: str, *, revision: str | None = None, code: bool = False) -> Snapshot:
+    """Download a whole model, and the base model of an adapter, even if the Hub was unreachable a moment ago.
+
+    ``code`` downloads the Python files of the repositories too.
+    """
     forget_unreachable()
-    snapshot = _fetch(Wanted(model, revision, patient=True))
+    snapshot = _fetch(Wanted(model, revision, code=code, patient=True))
     adapter = snapshot.folder / "adapter_config.json"
     if adapter.is_file():
         config = read_json(adapter)
         base = config.get("base_model_name_or_path")
         if base and not Path(str(base)).exists():
-            _fetch(Wanted(str(base), config.get("revision"), patient=True))
+            _fetch(Wanted(str(base), config.get("revision"), code=code, patient=True))
     return snapshot
 
 

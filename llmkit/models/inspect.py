@@ -35,6 +35,7 @@ from llmkit.models.resolve import natural_head, resolve
 from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
 from llmkit.models.tables import HEADS, writes
 from llmkit.models.tokenizer_files import SpecialToken, TokenizerFiles, has_chat_template, read_tokenizer
+from llmkit.models.tuned import Tuned, tuned_for, tuned_lines
 from llmkit.tasks import TASKS, Task
 
 __all__ = ["Adapter", "ModelReport", "TaskFit", "inspect_source", "render"]
@@ -96,6 +97,11 @@ class ModelReport:
     commands: tuple[str, ...]
     """Commands that can be run now."""
     adapter: Adapter | None
+    tuned: Tuned | None
+    """Of a result of llmkit's training."""
+
+    def __str__(self) -> str:
+        return render(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values under stable keys."""
@@ -103,7 +109,9 @@ class ModelReport:
         return plain
 
 
-def inspect_source(source: Source, *, exact: bool = False, hub_counts: dict[str, int] | None = None) -> ModelReport:
+def inspect_source(
+    source: Source, *, exact: bool = False, hub_counts: dict[str, int] | None = None, update: int | None = None
+) -> ModelReport:
     """Report on a model whose small files are on this machine.
 
     Args:
@@ -111,6 +119,7 @@ def inspect_source(source: Source, *, exact: bool = False, hub_counts: dict[str,
         exact: if no safetensors header tells the number of parameters, build the model on the meta device and
             count. Imports torch, takes seconds.
         hub_counts: parameters by dtype as the Hub counts them, used where no header is on this machine.
+        update: of a checkpoint of the run in the folder: the updates done.
 
     Raises:
         CheckpointError: a file is missing, partial or corrupt.
@@ -129,6 +138,7 @@ def inspect_source(source: Source, *, exact: bool = False, hub_counts: dict[str,
     context = context_length(config, tokenizer.config).without(source.virtual_tokens)
     tasks = {name: _fit(task, source, config, tokenizer) for name, task in TASKS.items()}
     direction = _direction(source, config, tokenizer)
+    tuned = tuned_for(source.adapter or source.folder, update)
     card = card_metadata(source.folder / "README.md")
     facts = Facts(
         name=source.name,
@@ -161,8 +171,9 @@ def inspect_source(source: Source, *, exact: bool = False, hub_counts: dict[str,
         license=_license(source.folder, card, metadata),
         memory={dtype: None if parameters is None else int(parameters * size) for dtype, size in _BYTES.items()},
         traps=tuple(find_issues(facts)),
-        commands=_commands(source, facts, tasks),
+        commands=_commands(source, facts, tasks, None if tuned is None else tuned.task),
         adapter=adapter,
+        tuned=tuned,
     )
 
 
@@ -294,13 +305,13 @@ def _fit(task: type[Task], source: Source, config: Mapping[str, Any], tokenizer:
     )
 
 
-def _commands(source: Source, facts: Facts, tasks: Mapping[str, TaskFit]) -> tuple[str, ...]:
+def _commands(source: Source, facts: Facts, tasks: Mapping[str, TaskFit], first: str | None) -> tuple[str, ...]:
     runs = (facts.weights or not facts.local) and (facts.tokenizer.present or facts.weights == "gguf")
     if not runs or needs_own_code(facts.config, facts.head):
         return ()
     return tuple(
         command_line(task.verb, task.sample, **task.sample_options, model=source.name)
-        for name, task in TASKS.items()
+        for name, task in sorted(TASKS.items(), key=lambda item: item[0] != first)
         if tasks[name].status == _READY
     )
 
@@ -364,6 +375,7 @@ def render(report: ModelReport) -> str:
         ("model", report.model + (f" ({report.commit[:12]})" if report.commit else "")),
         ("architecture", f"{report.architecture} ({report.model_type}, {report.library})"),
         *([("adapter", _adapter_text(report.adapter))] if report.adapter else []),
+        *(tuned_lines(report.tuned) if report.tuned else ()),
         ("parameters", _parameters_text(report)),
         ("memory", _memory_text(report.memory)),
         ("context", _context_text(context)),

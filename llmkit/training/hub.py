@@ -1,25 +1,30 @@
-"""Giving a result to the Hub, by the Hub's own client."""
+"""Uploads of results to the Hub, by the Hub's own client."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from llmkit.config.paths import without_folders
 from llmkit.errors import LlmkitError, UsageError
+from llmkit.files import in_units
 from llmkit.log import warn
 from llmkit.models.reachability import is_offline
 from llmkit.models.source import ADAPTER_CONFIG, read_json
 from llmkit.training.accelerator import TRACKERS
 from llmkit.training.provenance import RESOLVED, published_recipe
 
-__all__ = ["push", "reserve"]
+__all__ = ["Upload", "plan_upload", "push", "reserve"]
 
 T = TypeVar("T")
+
+_LARGEST_FILE = 50_000_000_000
+"""Bytes; the Hub's limit, for which it recommends shards."""
 
 _LEFT_HERE = ["checkpoint-*", "checkpoint-*/**", ".*", ".*/**", f"{TRACKERS}/**"]
 """What only a run that goes on needs, and what trackers wrote for themselves."""
@@ -39,17 +44,33 @@ def reserve(repo: str, *, private: bool | None) -> str:
     return _ask(lambda hub: str(hub.create_repo(repo, private=private, exist_ok=True).repo_id), repo)
 
 
-def push(folder: Path, repo: str, *, private: bool | None = None) -> str:
-    """Upload a result, without its checkpoints and the folders of this machine. Returns the address of the commit.
+@dataclass(frozen=True)
+class Upload:
+    """What `push` uploads, or would upload."""
+
+    repo: str
+    files: dict[str, int]
+    """Sizes in bytes by name."""
+    left_out: tuple[str, ...]
+    """Files of the folder that are not uploaded."""
+    problems: tuple[str, ...] = ()
+    """Why the Hub would refuse it, as far as that is known without the network."""
+    url: str | None = None
+    """Of the commit; None before the upload."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object, as printed by ``--json``."""
+        return asdict(self)
+
+
+def push(folder: Path, repo: str, *, private: bool | None = None) -> Upload:
+    """Upload a result, without its checkpoints and local paths.
 
     Raises:
-        UsageError: the folder holds no model, or the Hub is not to be reached for.
-        LlmkitError: it refused.
+        UsageError: the folder contains no model, or the network is disabled.
+        LlmkitError: the Hub refused.
     """
-    if not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
-        raise UsageError(
-            f"{folder} holds no model", "give the folder that llmkit finetune or merge wrote", code="model_not_found"
-        )
+    _check_model(folder)
     name = reserve(repo, private=private)
     with TemporaryDirectory(prefix="llmkit-push-") as staging:
         _stage(folder, Path(staging))
@@ -59,7 +80,55 @@ def push(folder: Path, repo: str, *, private: bool | None = None) -> str:
             ),
             name,
         )
-    return str(done.commit_url)
+        return replace(_planned(folder, name, Path(staging)), url=str(done.commit_url))
+
+
+def plan_upload(folder: Path, repo: str) -> Upload:
+    """What `push` would upload, without using the network.
+
+    Raises:
+        UsageError: the folder contains no model.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    _check_model(folder)
+    problems = []
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        problems.append(" ".join(str(error).split()))
+    if get_token() is None:
+        problems.append("not logged in; run: hf auth login")
+    with TemporaryDirectory(prefix="llmkit-push-") as staging:
+        _stage(folder, Path(staging))
+        plan = _planned(folder, repo, Path(staging))
+    problems += [
+        f"{name} has {in_units(size)}, more than the {in_units(_LARGEST_FILE)} of a file"
+        for name, size in plan.files.items()
+        if size > _LARGEST_FILE
+    ]
+    return replace(plan, problems=tuple(problems))
+
+
+def _check_model(folder: Path) -> None:
+    if not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
+        raise UsageError(
+            f"{folder} contains no model",
+            "name a folder that llmkit finetune or llmkit merge wrote",
+            code="model_not_found",
+        )
+
+
+def _planned(folder: Path, repo: str, staging: Path) -> Upload:
+    files = {
+        path.relative_to(staging).as_posix(): path.stat().st_size
+        for path in sorted(staging.rglob("*"))
+        if path.is_file()
+    }
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    return Upload(repo, files, tuple(name for name in names if name not in files))
 
 
 def _stage(folder: Path, staging: Path) -> None:

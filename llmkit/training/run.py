@@ -348,7 +348,7 @@ def _finish(run: _Run) -> None:
     check_reload(recipe, trainer, run.loaded.source, trained)
     if recipe.train.push_to_hub:
         repo = recipe.train.hub_model_id or folder.name
-        log.info("pushed: %s", push(folder, repo, private=recipe.train.hub_private_repo))
+        log.info("pushed: %s", push(folder, repo, private=recipe.train.hub_private_repo).url)
 
 
 @contextmanager

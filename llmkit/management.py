@@ -1,0 +1,190 @@
+"""The functions of `import llmkit` that manage models and data: inspect, check_data, merge, push, download.
+
+Thin: the work is done in `llmkit.models` and `llmkit.training`; the commands of the same names call these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+from llmkit.config.settings import DType, LoadOptions, LoadSettings, split_options
+
+if TYPE_CHECKING:
+    from llmkit.models.inspect import ModelReport
+    from llmkit.training.data_check import DataCheck
+    from llmkit.training.hub import Upload
+    from llmkit.training.merge import Merged
+
+__all__ = ["check_data", "download", "inspect", "merge", "push"]
+
+_Path = str | Path
+
+
+def inspect(
+    model: _Path, *, revision: str | None = None, base: str | None = None, exact: bool = False, offline: bool = False
+) -> ModelReport:
+    """A model's architecture, supported tasks and known issues, from its small files; no weights are loaded.
+
+    ``print`` the report for a page of text; ``to_dict()`` is its JSON.
+
+    Args:
+        model: Hub id, folder (also of a run or of one of its checkpoints), adapter folder, GGUF file, or ``starter``.
+        revision: branch, tag or commit on the Hub.
+        base: the base model of an adapter, instead of the one it names.
+        exact: count parameters by building the model on the meta device, if no file header states their number.
+        offline: never use the network.
+
+    Raises:
+        ModelNotFoundError: no such model, or no access to it.
+        HubUnreachableError: the Hub is needed and cannot be reached.
+        CheckpointError: a file is missing or damaged.
+    """
+    from llmkit.models.hub import hub_parameter_counts
+    from llmkit.models.inspect import inspect_source
+    from llmkit.models.locate import locate
+    from llmkit.models.reachability import is_offline
+    from llmkit.models.reachability import offline as without_network
+    from llmkit.models.tuned import run_folder
+
+    folder, update = run_folder(Path(model))
+    name = str(model) if update is None else str(folder)
+    with without_network(offline):
+        source = locate(LoadSettings(model=name, revision=revision, base=base), weights=False)
+        on_hub = source.commit and not source.adapter and not source.gguf_file and not is_offline()
+        counts = hub_parameter_counts(str(model), revision) if on_hub else None
+        return inspect_source(source, exact=exact, hub_counts=counts, update=update)
+
+
+def check_data(
+    data: _Path | Sequence[_Path],
+    task: str | None = None,
+    *,
+    model: str | None = None,
+    source: str | None = None,
+    target: str | None = None,
+    validation: _Path | None = None,
+    encoding: str | None = None,
+    max_length: int | None = None,
+    samples: int = 2,
+    overrides: Sequence[str] = (),
+    **options: Unpack[LoadOptions],
+) -> DataCheck:
+    """How a model would see training data: the mapping of columns, lengths, duplicates, bad rows, examples.
+
+    Args:
+        data: a recipe, or files, a folder, a pattern or a Hub id, for which a mapping is proposed.
+        task: the task of the data; a recipe names its own.
+        model: the model whose tokenizer is used; ``starter`` by default.
+        source: translation: source language.
+        target: translation: target language.
+        validation: validation data, beside files.
+        encoding: of the files, if not UTF-8.
+        max_length: longest example in tokens.
+        samples: examples in the report.
+        overrides: changes to a recipe, such as ``data.max_length=256``.
+        **options: the fields of `LoadSettings`.
+
+    Returns:
+        The proposal (part of a recipe) and the report; ``to_dict()`` is its JSON.
+
+    Raises:
+        UsageError: no task was named, or a setting has no effect on a recipe.
+        InputError: the data cannot be used.
+    """
+    from llmkit.training.data_check import check_data as check
+
+    paths = [data] if isinstance(data, str | Path) else data
+    return check(
+        [str(path) for path in paths],
+        split_options({**options, "model": model}, LoadSettings)[0],
+        task=task,
+        languages={"source": source, "target": target},
+        validation=None if validation is None else str(validation),
+        encoding=encoding,
+        max_length=max_length,
+        samples=samples,
+        overrides=overrides,
+    )
+
+
+def merge(
+    adapter: _Path,
+    output: _Path,
+    *,
+    dtype: DType = "auto",
+    base: str | None = None,
+    offline: bool = False,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Merged:
+    """Merge an adapter into its base model. Logits are compared before and after.
+
+    Args:
+        adapter: folder or Hub id of a PEFT adapter.
+        output: a new folder for the model.
+        dtype: of the weights; ``auto`` keeps the base model's.
+        base: the base model, instead of the one that the adapter names.
+        offline: never use the network.
+        allow_pickle: load pickled weights, which can run code.
+        trust_remote_code: run code that comes with the base model.
+
+    Returns:
+        The folder, and by how much logits differ.
+
+    Raises:
+        UsageError: it is not an adapter, cannot be merged, or the folder is not empty.
+        CheckpointError: the merged model computes something else; it is not saved.
+    """
+    from llmkit.models.reachability import offline as without_network
+    from llmkit.training.merge import merge as merge_adapter
+
+    settings = LoadSettings(
+        model=str(adapter), base=base, offline=offline, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+    )
+    with without_network(offline):
+        return merge_adapter(str(adapter), Path(output), dtype=dtype, settings=settings)
+
+
+def push(folder: _Path, repo: str, *, private: bool | None = None, dry_run: bool = False) -> Upload:
+    """Upload a tuned model to the Hub, without its checkpoints and without paths of this machine.
+
+    Args:
+        folder: of a model or an adapter.
+        repo: name on the Hub, such as ``me/my-model``; created if it does not exist.
+        private: whether a new repository is private; None is the default of the account.
+        dry_run: list what would be uploaded, and write nothing.
+
+    Returns:
+        The files with their sizes, and the URL of the commit.
+
+    Raises:
+        UsageError: the folder contains no model, or the network is disabled.
+        LlmkitError: the Hub refused.
+    """
+    from llmkit.training.hub import plan_upload
+    from llmkit.training.hub import push as upload
+
+    return plan_upload(Path(folder), repo) if dry_run else upload(Path(folder), repo, private=private)
+
+
+def download(model: str, *, revision: str | None = None, to: _Path | None = None) -> Path:
+    """Download a model, and the base model of an adapter, for use without a network.
+
+    Args:
+        model: Hub id, GGUF file on the Hub (``owner/name/file.gguf``), or an embedded model such as ``starter``.
+        revision: branch, tag or commit on the Hub.
+        to: a new folder for a copy of all files, to be moved to another machine; None leaves them in the cache.
+
+    Returns:
+        The folder, which any function takes as ``model``.
+
+    Raises:
+        ModelNotFoundError: no such model, or no access to it.
+        HubUnreachableError: the Hub cannot be reached.
+        NotEnoughMemoryError: the disk is full.
+    """
+    from llmkit.models.download import download_model
+
+    return download_model(model, revision=revision, to=None if to is None else Path(to))

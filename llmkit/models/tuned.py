@@ -1,0 +1,102 @@
+"""What a model was tuned for: task, settings, data and metrics, from the files that a training run writes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmkit.models.source import CONTRACT_FILE, read_json
+
+__all__ = ["Tuned", "run_folder", "tuned_for", "tuned_lines"]
+
+_RECIPE, _METRICS, _PROGRESS = "resolved.yaml", "metrics.json", "progress.json"
+_SHOWN = ("eval_loss", "train_loss", "updates", "epochs", "best_update")
+"""Measures shown beside the task's own; the others are about the machine."""
+_HIDDEN = ("tokens", "train_seconds", "tokens_per_second", "peak_memory_bytes", "processes", "best_eval_loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """A training run, as its result records it."""
+
+    task: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    system: str = ""
+    base: str | None = None
+    """The base model, as the recipe names it."""
+    method: str | None = None
+    """PEFT's name of the adapter; None if all weights were trained, or it is not recorded."""
+    data: dict[str, list[str]] = field(default_factory=dict)
+    """Files or Hub ids of the training and validation data."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    update: int | None = None
+    """Of a checkpoint: the updates done."""
+
+
+def run_folder(folder: Path) -> tuple[Path, int | None]:
+    """The run of a checkpoint folder, with the number of its updates; any other folder unchanged."""
+    found = re.fullmatch(r"checkpoint-(\d+)", folder.absolute().name)
+    if found is None or not (folder / _PROGRESS).is_file():
+        return folder, None
+    return folder.absolute().parent, int(found[1])
+
+
+def tuned_for(folder: Path, update: int | None = None) -> Tuned | None:
+    """What the model in a folder was tuned for; None if no training run of llmkit wrote it."""
+    contract = read_json(folder / CONTRACT_FILE) if (folder / CONTRACT_FILE).is_file() else {}
+    recipe = _recipe(folder / _RECIPE)
+    task = contract.get("task") or recipe.get("task")
+    if not isinstance(task, str):
+        return None
+    settings = contract.get("settings") or recipe.get("settings") or {}
+    return Tuned(
+        task=task,
+        settings={name: value for name, value in settings.items() if value is not None},
+        system=str(contract.get("system") or ""),
+        base=(recipe.get("model") or {}).get("name_or_path"),
+        method=(recipe.get("adapter") or {}).get("peft_type"),
+        data={part: list(_paths((recipe.get("data") or {}).get(part))) for part in ("train", "validation")},
+        metrics=read_json(folder / _METRICS) if (folder / _METRICS).is_file() else {},
+        update=update,
+    )
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    from llmkit.config.yaml12 import parse
+
+    content = parse(path.read_text(encoding="utf-8"), str(path))[0]
+    return content if isinstance(content, dict) else {}
+
+
+def _paths(sources: Any) -> Iterator[str]:
+    for source in sources if isinstance(sources, list) else [sources] if sources else []:
+        paths = source.get("path") if isinstance(source, dict) else source
+        yield from map(str, paths if isinstance(paths, list) else [paths] if paths else [])
+
+
+def tuned_lines(tuned: Tuned) -> Iterator[tuple[str, str]]:
+    """Labels and texts for a terminal."""
+    settings = ", ".join(f"{name}={value}" for name, value in tuned.settings.items())
+    yield "tuned for", tuned.task + (f" ({settings})" if settings else "")
+    if tuned.system:
+        yield "system message", tuned.system
+    if tuned.base:
+        yield "tuned from", tuned.base + (f" ({tuned.method})" if tuned.method else "")
+    if tuned.update is not None:
+        yield "checkpoint", f"after update {tuned.update}"
+    for part, paths in tuned.data.items():
+        if paths:
+            yield f"{part} data", ", ".join(paths)
+    names = [*(name for name in tuned.metrics if name not in (*_SHOWN, *_HIDDEN)), *_SHOWN]
+    measures = [f"{name} {_number(tuned.metrics[name])}" for name in names if name in tuned.metrics]
+    if measures:
+        yield "metrics", ", ".join(measures)
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,5 +1,23 @@
 """llmkit: five language tasks on the right model class, over Transformers, Accelerate and PEFT.
 
+One function per task answers a single input; `load` returns a pipeline for many:
+
+    import llmkit
+
+    output = llmkit.generate("Name a fruit.", "starter", max_new_tokens=16)
+    print(output, output.finish_reason)
+
+    writer = llmkit.load("text-generation", "starter", max_new_tokens=16)
+    fruit, colour = writer(["Name a fruit.", "Name a colour."])
+
+    try:
+        llmkit.generate("Name a fruit.", "./no-such-folder")
+    except llmkit.LlmkitError as error:
+        print(error.code, error)
+
+`help(llmkit.generate)` lists all options. `finetune` and `evaluate` train and score models, `check_data` examines
+training data, `inspect`, `merge`, `push` and `download` manage models, and `pipeline` is that of Transformers 4.
+
 Importing this package loads nothing heavy; names are resolved when they are first used (PEP 562).
 """
 
@@ -33,6 +51,11 @@ if TYPE_CHECKING:
     from llmkit.inference.conversation import Conversation as Conversation
     from llmkit.inference.next_tokens import NextToken as NextToken
     from llmkit.inference.pipeline import Pipeline as Pipeline
+    from llmkit.management import check_data as check_data
+    from llmkit.management import download as download
+    from llmkit.management import inspect as inspect
+    from llmkit.management import merge as merge
+    from llmkit.management import push as push
     from llmkit.tasks.output import Chunk as Chunk
     from llmkit.tasks.output import Note as Note
     from llmkit.tasks.output import Output as Output
@@ -52,6 +75,11 @@ _HOME = {
     "pipeline": "llmkit.api",
     "summarize": "llmkit.api",
     "translate": "llmkit.api",
+    "push": "llmkit.management",
+    "merge": "llmkit.management",
+    "inspect": "llmkit.management",
+    "download": "llmkit.management",
+    "check_data": "llmkit.management",
     "Chunk": "llmkit.tasks.output",
     "Message": "llmkit.tasks.types",
     "Evaluation": "llmkit.evaluation.evaluate",
@@ -96,12 +124,17 @@ __all__ = [
     "__version__",
     "answer",
     "chat",
+    "check_data",
+    "download",
     "evaluate",
     "finetune",
     "generate",
+    "inspect",
     "load",
+    "merge",
     "next_tokens",
     "pipeline",
+    "push",
     "summarize",
     "translate",
 ]

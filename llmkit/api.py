@@ -6,7 +6,7 @@ Thin: settings are declared in `llmkit.config.settings`, work is done in `llmkit
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from llmkit.config.settings import (
     setting_fields,
     split_options,
 )
+from llmkit.config.signatures import Function, with_settings
 from llmkit.config.user import default_model
 from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.progress import hidden
@@ -59,6 +60,11 @@ _last: dict[tuple[LoadSettings, str, tuple[str, ...], str], tuple[Loaded, object
 """The model of the last call, and when its files were written."""
 _loading = threading.Lock()
 """Held while the model is looked up or replaced: a second thread waits for the first one's model."""
+
+
+def _with_options_of(name: str) -> Callable[[Function], Function]:
+    task = find_task(name)
+    return with_settings(LoadSettings, GenerationSettings, task.settings_class, shown_defaults=task.shown_defaults())
 
 
 class TaskOptions(SummarizationOptions, AnswerOptions, TranslationOptions, total=False):
@@ -126,6 +132,7 @@ def build_pipeline(
     return Pipeline(task, TransformersEngine(loaded), settings, prompt_options)
 
 
+@with_settings(LoadSettings, GenerationSettings, *(each.settings_class for each in TASKS.values()))
 def load(
     task: str,
     model: str | None = None,
@@ -190,6 +197,7 @@ def make_prompt_options(
     return PromptOptions(system=system or "", prefill=prefill or "", examples=tuple(examples or ()), raw=raw)
 
 
+@_with_options_of("text-generation")
 def generate(
     prompt: str,
     model: str | None = None,
@@ -204,6 +212,7 @@ def generate(
     return _answer("text-generation", prompt, model, make_prompt_options(system, prefill, examples, raw=raw), options)
 
 
+@_with_options_of("summarization")
 def summarize(
     text: str, model: str | None = None, *, examples: Examples = (), **options: Unpack[SummarizationOptions]
 ) -> Output:
@@ -214,6 +223,7 @@ def summarize(
     return _answer("summarization", text, model, make_prompt_options(examples=examples), options)
 
 
+@_with_options_of("question-answering")
 def answer(
     question: str,
     context: str,
@@ -230,6 +240,7 @@ def answer(
     return _answer("question-answering", row, model, make_prompt_options(examples=examples), options)
 
 
+@_with_options_of("dialogue")
 def chat(
     messages: str | Sequence[Message | Row],
     model: str | None = None,
@@ -245,6 +256,7 @@ def chat(
     return _answer("dialogue", {"messages": messages}, model, make_prompt_options(system, examples=examples), options)
 
 
+@_with_options_of("translation")
 def translate(
     text: str,
     target: str | None = None,
@@ -299,6 +311,7 @@ def pipeline(
     return build(task, model, config, tokenizer, bug_compatible=bug_compatible, **options)
 
 
+@with_settings(LoadSettings)
 def next_tokens(
     text: str, model: str | None = None, *, top: int = 10, **options: Unpack[LoadOptions]
 ) -> list[NextToken]:
@@ -347,6 +360,7 @@ def finetune(recipe: str | Path, *, overrides: Sequence[str] = (), resume: bool 
         return train(loaded, resume=resume).folder
 
 
+@with_settings(LoadSettings, GenerationSettings)
 def evaluate(
     recipe: str | Path | None = None,
     *,

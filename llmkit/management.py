@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from llmkit.config.settings import DType, LoadOptions, LoadSettings, split_options
+from llmkit.config.signatures import with_settings
 
 if TYPE_CHECKING:
     from llmkit.models.inspect import ModelReport
@@ -57,6 +58,7 @@ def inspect(
         return inspect_source(source, exact=exact, hub_counts=counts, update=update)
 
 
+@with_settings(LoadSettings)
 def check_data(
     data: _Path | Sequence[_Path],
     task: str | None = None,

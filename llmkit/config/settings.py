@@ -455,12 +455,32 @@ def non_default(settings: Any, *names: str) -> list[str]:
     ]
 
 
+_SYNONYMS = {
+    **dict.fromkeys(("max_length", "max_tokens", "num_predict"), "max_new_tokens"),
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization"), "quantize"),
+    **dict.fromkeys(("device_map", "gpu"), "device"),
+    **dict.fromkeys(("torch_dtype", "precision"), "dtype"),
+    **dict.fromkeys(("tgt_lang", "target_lang", "to"), "target"),
+    **dict.fromkeys(("src_lang", "source_lang"), "source"),
+    **dict.fromkeys(("top_n", "n_best"), "top"),
+    **dict.fromkeys(("n", "num_samples"), "num_return_sequences"),
+    **dict.fromkeys(("random_seed", "random_state"), "seed"),
+    **dict.fromkeys(("stop_strings", "stop_sequences"), "stop"),
+    "do_sample": "temperature",
+    "local_files_only": "offline",
+    "truncation": "on_overflow",
+    "adapter": "model",
+    "base_model": "base",
+}
+"""Names of settings in other programs."""
+
+
 def split_options(options: Mapping[str, Any], *classes: type[Any]) -> tuple[Any, ...]:
     """Split keyword arguments into one object per settings class; `UsageError` suggests the nearest known name."""
     known = {item.name: settings for settings in classes for item in setting_fields(settings)}
     for name in options:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
+            near = [_SYNONYMS[name]] if _SYNONYMS.get(name) in known else get_close_matches(name, known, n=1)
             fix = f"did you mean {near[0]!r}?" if near else f"settings: {', '.join(known)}"
             raise UsageError(f"unknown setting {name!r}", fix, code="unknown_setting")
     return tuple(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from functools import partial
 from itertools import islice, zip_longest
-from typing import Literal, overload
+from typing import Literal, cast, overload
 
 from llmkit.config.settings import GenerationSettings, RowSettings, non_default
 from llmkit.engines.base import Engine, OnText, Session, never
@@ -68,6 +68,13 @@ class Pipeline:
             wanted["min_new_tokens"] = min(wanted["min_new_tokens"], longest)
         return replace(settings, **{name: value for name, value in wanted.items() if getattr(settings, name) is None})
 
+    def __repr__(self) -> str:
+        facts = self.engine.facts
+        where = "".join(
+            f", {name}={value!r}" for name, value in (("device", facts.device), ("dtype", facts.dtype)) if value
+        )
+        return f"Pipeline(task={self.task.name!r}, model={facts.source.name!r}, head={str(facts.head)!r}{where})"
+
     @property
     def loaded(self) -> Loaded:
         """The model in this process."""
@@ -79,24 +86,45 @@ class Pipeline:
         """The output limit of the caller, or else of the task's settings, the model, or the task's default."""
         return self.settings.max_new_tokens or self.task.max_new_tokens
 
+    @overload
     def __call__(
         self,
         row: str | Row,
         /,
         *,
+        on_text: OnText | None = ...,
+        on_reasoning: OnText | None = ...,
+        cancelled: Callable[[], bool] = ...,
+    ) -> Output: ...
+
+    @overload
+    def __call__(self, rows: list[str] | list[Row] | tuple[str | Row, ...], /) -> list[Output]: ...
+
+    def __call__(
+        self,
+        row: str | Row | list[str] | list[Row] | tuple[str | Row, ...],
+        /,
+        *,
         on_text: OnText | None = None,
         on_reasoning: OnText | None = None,
         cancelled: Callable[[], bool] = never,
-    ) -> Output:
-        """Answer one row: a text, or a mapping with the task's columns.
+    ) -> Output | list[Output]:
+        """Answer one row, a text or a mapping with the task's columns; a list of rows is answered in batches.
 
         ``on_text`` receives the (first) answer piece by piece as it becomes final, ``on_reasoning`` the reasoning
         before it. ``cancelled`` is checked after every token; if true, the answer ends as ``interrupted``.
         """
+        if isinstance(row, list | tuple) and not self.task.is_one_row(row):
+            if on_text is not None or on_reasoning is not None or cancelled is not never:
+                raise UsageError(
+                    "on_text, on_reasoning and cancelled are for a single row", "leave them out", code="no_effect"
+                )
+            return list(self.map(row))
+        one = cast(str | Row, row)
         try:
             session = self.session(rows=None if on_text is None else _ROWS_SHOWN)
             (answer,) = self._run(
-                [self._start(row, on_text)], Scheduler(session, self.settings, on_reasoning, cancelled)
+                [self._start(one, on_text)], Scheduler(session, self.settings, on_reasoning, cancelled)
             )
         except Cancelled:
             raise KeyboardInterrupt from None

@@ -11,6 +11,7 @@ the `Result`. Batching is up to the caller.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from llmkit.config.settings import GenerationSettings, Overflow, TaskSettings, TruncationSide
@@ -222,7 +223,32 @@ class Task:
             raise InputError(
                 f"a row is a {type(given).__name__}", f"give a text, or columns such as {self.input_column!r}"
             )
-        return {self.input_column: given} if isinstance(given, str) else given
+        if isinstance(given, str):
+            return {self.input_column: given}
+        self._check_keys(given)
+        return given
+
+    def is_one_row(self, given: object) -> bool:
+        """Whether a list is one row of this task, and not several rows."""
+        return False
+
+    def _check_keys(self, row: Row) -> None:
+        """Raise `InputError` for a column that the row has under a misspelled or another usual name."""
+        others = [str(key) for key in row if key not in self.columns]
+        for column in self.columns:
+            if column in row:
+                continue
+            usual = [key for key in others if key.lower() in self.aliases.get(column, ())]
+            if near := [*get_close_matches(column, others, n=1, cutoff=0.75), *usual]:
+                raise InputError(
+                    f"the row has no {column!r}, but {near[0]!r}", f"rename it to {column!r}", code="column_mismatch"
+                )
+            if column == self.input_column:
+                raise InputError(
+                    f"the row has no {column!r} (its keys: {', '.join(map(str, row)) or 'none'})",
+                    f"give it the key {column!r}",
+                    code="column_mismatch",
+                )
 
     def validate(self, row: Row) -> None:
         """Raise `InputError` for a row without usable input."""

@@ -115,8 +115,14 @@ class Dialogue(Task):
             return {"messages": [{"role": "user", "content": given}]}
         if not isinstance(given, Mapping):
             return {"messages": given}
+        self._check_keys(given)
         text = given.get("messages")
         return {**given, **self.to_row(text)} if isinstance(text, str) else given
+
+    def is_one_row(self, given: object) -> bool:
+        """A list of messages is a conversation; a list of texts, of rows or of conversations is not."""
+        messages = given if isinstance(given, list | tuple) else ()
+        return any(isinstance(each, Message) or (isinstance(each, Mapping) and "role" in each) for each in messages)
 
     def text(self, row: Row) -> str:
         return "\n".join(message.content for message in to_messages(row["messages"]))

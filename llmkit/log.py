@@ -29,7 +29,10 @@ WarningCode = Literal[
     "peft_warning",
     "tuned_differently",  # the model was tuned with another setting
     "cpus_busy",  # fewer threads are used, since other programs use the CPUs
-    # Answers.
+    # Input and answers.
+    "input_ignored",  # nothing arrived on standard input
+    "not_a_file",  # the argument is taken as the text itself
+    "pages_without_text",
     "no_effect",  # a setting has no effect
     "length_unusual",
     "languages_assumed",

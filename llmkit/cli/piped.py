@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from llmkit.log import log
+from llmkit.log import log, warn
 
 __all__ = ["piped", "something_is_piped"]
 
@@ -69,7 +69,8 @@ def _arrives(descriptor: int, *, wait: bool) -> bool:
     log.info("waiting for standard input")
     if select.select([descriptor], [], [], patience)[0]:
         return True
-    log.warning(
+    warn(
+        "input_ignored",
         "nothing arrived on standard input in %g s, so it is not used; to wait for it, pass `text` and the argument -",
         _PATIENCE,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmkit.config.paths import user_path
 from llmkit.errors import InputError
-from llmkit.log import log
+from llmkit.log import log, warn
 
 __all__ = ["read_text"]
 
@@ -138,7 +138,7 @@ def _no_file(argument: str, takes_document: bool) -> str:
             code="file_not_found",
         )
     if has_suffix or (one_word and _is_suspicious(argument, takes_document)):
-        log.warning("no file is called %s, so that is taken as the text itself", argument)
+        warn("not_a_file", "no file is called %s, so that is taken as the text itself", argument)
     return argument
 
 

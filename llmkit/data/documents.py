@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from llmkit.data.text import decode_text
 from llmkit.errors import InputError, MissingDependencyError
-from llmkit.log import log
+from llmkit.log import log, warn
 
 __all__ = ["document_text", "format_of"]
 
@@ -178,7 +178,14 @@ def _pdf_text(content: bytes, name: str) -> str:
     blank = [str(number) for number, page in enumerate(pages, start=1) if not page]
     if 0 < len(blank) < len(pages):
         shown = ", ".join(blank[:10]) + (" …" if len(blank) > 10 else "")
-        log.warning("%s: %d of %d pages have no text (%s), such as scanned ones", name, len(blank), len(pages), shown)
+        warn(
+            "pages_without_text",
+            "%s: %d of %d pages have no text (%s), such as scanned ones",
+            name,
+            len(blank),
+            len(pages),
+            shown,
+        )
     # A sentence may go on over the end of a page.
     return "".join(page + ("\n\n" if page.endswith(_SENTENCE_END) else "\n") for page in pages if page)
 

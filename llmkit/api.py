@@ -119,6 +119,8 @@ def build_pipeline(
     ``row``, if there is only one, selects the default model, and lets a fallback model state its limits; without
     ``fallback``, an error is raised instead.
     """
+    for number, example in enumerate(prompt_options.examples, start=1):
+        task.validate_example(example, number)
     text = "" if row is None else task.text(row)
     with _with_default_model(load_settings, type(task)) as chosen:
         # A model named by the user may know its languages itself.

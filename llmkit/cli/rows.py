@@ -40,7 +40,7 @@ def answer_rows(
 
     ``instead`` holds the options and arguments that have no effect on a file of rows.
     """
-    from llmkit.inference.row_files import check_output
+    from llmkit.inference.row_files import check_input, check_output
 
     if useless := [name for name, value in instead.items() if value not in (None, False)]:
         raise UsageError(
@@ -49,6 +49,7 @@ def answer_rows(
             code="no_effect",
         )
     check_output(rows)
+    check_input(task, rows, encoding)
     if (rows.num_processes or 1) > 1 and not is_distributed():
         raise typer.Exit(processes.start(rows.num_processes or 1, flags.arguments, on_cpu=on_cpu(load.device)))
     member = join_process_group(rows.num_processes, load.device) if is_distributed() else Worker()

@@ -23,7 +23,7 @@ from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.tasks import Chunk, Task
 from llmkit.tasks.output import SCHEMA_VERSION, Note, Output, Usage
 
-__all__ = ["Layout", "SplitRow", "answer_record", "error_record", "note_codes", "with_columns"]
+__all__ = ["Layout", "SplitRow", "answer_record", "error_record", "note_codes", "open_rows"]
 
 _LOOKED_AT = 20
 """One of the first this many rows must have the task's columns."""
@@ -197,7 +197,24 @@ def note_codes(record: Mapping[str, Any]) -> set[str]:
     return {str(note["code"]) for note in record.get("notes", ())}
 
 
-def with_columns(
+def open_rows(layout: Layout, settings: RowSettings, encoding: str | None) -> Iterator[data_rows.Record]:
+    """The rows of the input, after checking the columns of the first ones.
+
+    Raises:
+        InputError: the input cannot be opened, or does not have the task's columns.
+    """
+    layout.check()
+    named = frozenset(layout.columns.values())
+    records = data_rows.open_records(
+        str(settings.input),
+        encoding=encoding,
+        text_column=layout.columns.get(layout.task.input_column, layout.task.input_column),
+        layout=data_rows.Layout(header=settings.header, delimiter=settings.delimiter, named=named),
+    )
+    return _with_columns(islice(records, settings.max_rows), layout, settings)
+
+
+def _with_columns(
     records: Iterator[data_rows.Record], layout: Layout, settings: RowSettings
 ) -> Iterator[data_rows.Record]:
     """The records, after checking that one of the first rows has usable columns; otherwise one error for the file.

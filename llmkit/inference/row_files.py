@@ -29,14 +29,15 @@ from llmkit.engines.base import Session
 from llmkit.engines.row_faults import attempt
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.files import locked, whole_file
-from llmkit.inference.row_columns import Layout, SplitRow, answer_record, error_record, note_codes, with_columns
+from llmkit.inference.row_columns import Layout, SplitRow, answer_record, error_record, note_codes, open_rows
 from llmkit.inference.run_manifest import describe_run, read_manifest, refuse_changes, write_manifest
+from llmkit.tasks import Task
 from llmkit.tasks.output import Output
 
 if TYPE_CHECKING:
     from llmkit.inference.pipeline import Pipeline
 
-__all__ = ["Report", "answer_file", "check_output"]
+__all__ = ["Report", "answer_file", "check_input", "check_output"]
 
 _SUFFIXES = (".jsonl", ".ndjson")
 Progress = Callable[[int, int], None]
@@ -69,7 +70,7 @@ def check_output(settings: RowSettings) -> None:
     Raises:
         UsageError: says what to change.
     """
-    piped = settings.input == "-" or Path(str(settings.input)).is_fifo()
+    piped = _is_pipe(settings)
     if piped and (settings.num_processes or 1) > 1:
         raise UsageError("a pipe cannot be shared among processes", "give a file as input", code="not_writable")
     if piped and settings.resume:
@@ -95,6 +96,22 @@ def check_output(settings: RowSettings) -> None:
             "replace it with `overwrite`",
             code="resume_mismatch",
         )
+
+
+def check_input(task: Task, settings: RowSettings, encoding: str | None) -> None:
+    """Refuse a file that is missing, or whose first rows do not have the task's columns. Needs no model either.
+
+    Raises:
+        InputError: says what to change.
+    """
+    layout = Layout(task, settings.columns())
+    layout.check()
+    if not _is_pipe(settings):
+        open_rows(layout, settings, encoding)
+
+
+def _is_pipe(settings: RowSettings) -> bool:
+    return settings.input == "-" or Path(str(settings.input)).is_fifo()
 
 
 def _check_place(output: Path) -> None:
@@ -156,16 +173,9 @@ def answer_file(
     begun = time.monotonic()
     task = pipeline.task
     layout = Layout(task, settings.columns())
-    layout.check()
-    name = str(settings.input)
-    if name == "-" and world > 1:
+    if settings.input == "-" and world > 1:
         raise UsageError("a pipe cannot be shared among processes", "give a file as input", code="not_writable")
-    text_column = layout.columns.get(task.input_column, task.input_column)
-    form = data_rows.Layout(
-        header=settings.header, delimiter=settings.delimiter, named=frozenset(layout.columns.values())
-    )
-    records = data_rows.open_records(name, encoding=encoding, text_column=text_column, layout=form)
-    records = with_columns(islice(records, settings.max_rows), layout, settings)
+    records = open_rows(layout, settings, encoding)
     if settings.output is None:
         session = pipeline.session(settings.max_batch_tokens)
         run = _Run(pipeline, layout, settings, _Lines(None), session, progress)

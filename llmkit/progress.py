@@ -75,7 +75,7 @@ class ProgressMeter:
             stays = display.interval is None
             self._bar = _bar_class()(
                 total=self.total,
-                unit=f" {self.unit}",
+                unit=self.unit,
                 desc=self.what or None,
                 initial=self.done,
                 leave=stays,
@@ -95,14 +95,17 @@ class ProgressMeter:
         """Time since the start."""
         return display.clock() - self._begun
 
-    def advance(self, count: int = 1, figures: str = "") -> None:
-        """Count finished units. ``figures`` follow the count in the bar and in log lines."""
+    def advance(self, count: int = 1, figures: str = "", *, logged: bool = True) -> None:
+        """Count finished units. ``figures`` follow the count in the bar and in log lines.
+
+        ``logged`` is False where `report` follows.
+        """
         self.done += count
         if self._bar is not None:
             if figures:
                 self._bar.set_postfix_str(figures, refresh=False)
             self._bar.update(count)
-        elif self._shown and self._is_due():
+        elif logged and self._shown and self._is_due():
             self._log(logging.INFO, figures)
 
     def advance_rows(self, count: int, tokens: int) -> None:
@@ -198,17 +201,22 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def activity(text: str) -> Iterator[None]:
+def activity(text: str, *, forks: bool = False) -> Iterator[None]:
     """Show a line with the time elapsed while something takes long; on a terminal only.
 
-    An activity within another one replaces its text meanwhile. Nothing within may fork: the line is drawn by a thread,
-    which could hold a lock of tqdm at that moment.
+    An activity within another one replaces its text meanwhile. What ``forks`` gets a line that does not move: a thread
+    that draws could hold a lock of tqdm at that moment.
     """
+    log.debug("%s", text)
     if not (display.bars and sys.stderr.isatty()):
         yield
         return
     from tqdm import tqdm
 
+    if forks:
+        with tqdm(desc=f"{printable(text)} …", bar_format="{desc}", file=sys.stderr, leave=False, **_width()):
+            yield
+        return
     with _lock:
         outermost = not _activities
         _activities.append(printable(text))
@@ -229,12 +237,12 @@ def activity(text: str) -> Iterator[None]:
 def _animate(tqdm: Any, ended: threading.Event) -> None:
     if ended.wait(_GRACE_SECONDS):
         return
-    with tqdm(bar_format="{desc} {elapsed}", file=sys.stderr, leave=False, **_width()) as line:
-        number = 0
+    text, number = _activities[-1] if _activities else "", 0
+    with tqdm(desc=text, bar_format="{desc} {elapsed}", file=sys.stderr, leave=False, **_width()) as line:
         while True:
             with _lock:
-                text = _activities[-1] if _activities else ""
-            line.set_description_str(f"{_FRAMES[number % len(_FRAMES)]} {text}", refresh=True)
+                text = _activities[-1] if _activities else text
+            line.set_description_str(f"{_FRAMES[number % len(_FRAMES)]} {text}")
             number += 1
             if ended.wait(_FRAME_SECONDS):
                 return

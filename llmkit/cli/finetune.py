@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,17 +82,16 @@ def finetune(
         raise Stopped(143 if signal.SIGTERM in asked[:1] else 130)
     if trainer.accelerator.is_main_process:
         echo(str(trainer.folder))
-        _log_next(recipe, overrides or (), loaded)
+        _log_next(loaded)
 
 
-def _log_next(name: str, overrides: Sequence[str], recipe: Recipe) -> None:
+def _log_next(recipe: Recipe) -> None:
     """Log the commands that use and evaluate the result of a recipe."""
-    task = TASKS[recipe.task]
+    task, folder = TASKS[recipe.task], recipe.train.output_dir
     options = task.sample_options if len(task.columns) > 1 else {}
-    log.info("try it: %s", command_line(task.verb, task.sample, **options, model=recipe.train.output_dir))
-    changes = [f"--set {shlex.quote(each)}" for each in overrides]
-    data = "" if recipe.data.validation is not None else "FILE"
-    log.info("evaluate it: %s", command_line("evaluate", shlex.quote(name), *changes, data=data))
+    log.info("try it: %s", command_line(task.verb, task.sample, **options, model=folder))
+    validated = recipe.data.validation is not None or recipe.data.validation_fraction is not None
+    log.info("evaluate it: %s", command_line("evaluate", shlex.quote(folder), data="" if validated else "FILE"))
 
 
 def _start(recipe: Recipe) -> int:

@@ -171,6 +171,8 @@ def load_source(
         tokenizer_file = (source.adapter or source.folder) / "tokenizer_config.json"
         tokenizer_config = read_json(tokenizer_file) if tokenizer_file.is_file() else {}
         context = context_length({**config, **overrides}, tokenizer_config).without(source.virtual_tokens)
+    if weights:
+        log.debug("%s is a %s on %s in %s", source.name, type(model).__name__, model.device, model.dtype)
     return Loaded(
         model=model.eval(),
         tokenizer=tokenizer,

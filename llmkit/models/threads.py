@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from llmkit.log import warn
+from llmkit.log import log, warn
 
 __all__ = ["CpuUse", "settle_threads", "usable_cpus"]
 
@@ -116,6 +116,7 @@ def settle_threads(requested: int | None, since: CpuUse | None) -> None:
                 limit,
                 "is" if requested == 1 else "are",
             )
+    log.debug("%d CPU threads", requested)
     if requested != current:
         torch.set_num_threads(requested)
     _chosen = requested

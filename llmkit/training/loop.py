@@ -24,7 +24,7 @@ from llmkit.heads.batch import Batch
 from llmkit.heads.objective import Objective
 from llmkit.log import log, warn
 from llmkit.models.memory import peak_memory
-from llmkit.progress import ProgressMeter
+from llmkit.progress import ProgressMeter, duration
 from llmkit.training.accelerator import optimizer_state, whole
 from llmkit.training.checkpoint import (
     Progress,
@@ -167,7 +167,9 @@ class Trainer:
             for update in self._updates():
                 self._update(update)
                 if self.stopped or self._patience_is_over():
-                    return
+                    break
+        if not self.stopped:
+            log.info("%s", self._end())
 
     def _update(self, update: Sequence[int]) -> None:
         """One update, and what is due after it."""
@@ -175,8 +177,9 @@ class Trainer:
         loss, count, norm, stop = self._step(update)
         stop = self.processes.after_update(progress.step, stop, last=progress.step == self.updates)
         progress.count(loss, count, sum(map(self.sampler.lengths.__getitem__, update)), time.perf_counter() - begun)
-        self._bar.advance()
-        if progress.step % self.train.logging_steps == 0 or progress.step == self.updates:
+        logged = progress.step % self.train.logging_steps == 0 or progress.step == self.updates
+        self._bar.advance(logged=not logged)
+        if logged:
             self._tell(norm)
         self._between(norm, update_ends_epoch=progress.update == self.sampler.updates)
         if stop and progress.step < self.updates:
@@ -342,6 +345,19 @@ class Trainer:
             progress.worse_evaluations += 1
         measured = ", ".join(f"{name} {each:.4f}" for name, each in figures.items())
         log.info("update %d: validation %s%s", progress.step, measured, self._compared(before))
+
+    def _end(self) -> str:
+        """How the run ended, in a sentence."""
+        progress, patience = self.progress, self.train.early_stopping_patience
+        updates = f"{progress.step} updates"
+        if progress.step < self.updates:
+            updates = f"{progress.step} of {self.updates} updates ({patience} evaluations without improvement)"
+        end = f"trained for {updates} in {duration(progress.seconds)}"
+        if progress.best_metric is None:
+            return end
+        return (
+            f"{end}; best validation {self.train.best_metric} {progress.best_metric:.4f} at update {progress.best_step}"
+        )
 
     def _compared(self, before: int | None) -> str:
         """How the last evaluation compares with the earlier ones."""

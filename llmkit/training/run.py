@@ -37,6 +37,7 @@ from llmkit.models.processes import Worker, join_process_group
 from llmkit.models.quiet import quiet_transformers
 from llmkit.models.reachability import offline
 from llmkit.models.wheels import weights_hash
+from llmkit.progress import activity
 from llmkit.tasks import PromptOptions, Task
 from llmkit.tasks.output import Output
 from llmkit.training.accelerator import TRACKERS, make_accelerator
@@ -109,7 +110,8 @@ def _train(
                     write_whole(folder / RESOLVED, commented_recipe(recipe, run.provenance))
             run.trainer.run()
         if not run.trainer.stopped:
-            _finish(run)
+            with activity(f"writing {folder}"):
+                _finish(run)
     return run.trainer
 
 
@@ -216,7 +218,7 @@ def _prepare(
     from accelerate.utils import set_seed
 
     train = recipe.train
-    with member.local_main_process_first():
+    with activity("preparing the rows", forks=True), member.local_main_process_first():
         ready = prepare(recipe, member.world)
     task, device, parts = ready.task, ready.device, ready.parts
     for name, part in parts.items():

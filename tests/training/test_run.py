@@ -304,7 +304,18 @@ train: {{output_dir: out, max_steps: 3, logging_steps: 1, report_to: []}}
     assert main(["finetune", "a.yaml"]) == 0
     captured = capsys.readouterr()
     assert captured.out == "out\n"
-    assert "update 3 of 3" in captured.err
+    lines = captured.err.splitlines()
+    assert [line.split(" (")[0] for line in lines if " of 3 updates" in line] == [
+        "llmkit: 1 of 3 updates",
+        "llmkit: 3 of 3 updates",
+    ]
+    assert any(
+        line.startswith("llmkit: trained for 3 updates in 0:0") and "best validation loss" in line for line in lines
+    )
+    assert lines[-2:] == [
+        'llmkit: try it: llmkit generate "TEXT" --model out',
+        "llmkit: evaluate it: llmkit evaluate out",
+    ]
     assert "train: 6 rows, 6 examples" in captured.err
     log = [json.loads(line) for line in Path("out/log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3]

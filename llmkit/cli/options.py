@@ -10,7 +10,7 @@ import functools
 import inspect
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 from typer._click import Command
+from typer.core import TyperOption
 
 from llmkit.cli.completion import completer
 from llmkit.cli.help import Entry, HelpCommand
@@ -25,7 +26,7 @@ from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
 from llmkit.errors import LlmkitError
 from llmkit.tasks import TASKS, Task
 
-__all__ = ["Stopped", "command", "declared", "flags", "remedy", "worded"]
+__all__ = ["Stopped", "command", "declared", "flags", "named_options", "remedy", "worded"]
 
 
 @dataclass
@@ -60,7 +61,7 @@ def _spelled(name: str, value: str | None) -> str:
     """A setting, optionally with a value, as the command spells it; empty if the command does not have it."""
     if option := flags.options.get(name):
         if not option.startswith("-"):
-            return value or name.upper()
+            return value or option
         if value == "False":
             return option.replace("--", "--no-", 1)
         return f"{option} {shlex.quote(value)}" if value and value != "True" else option
@@ -70,12 +71,23 @@ def _spelled(name: str, value: str | None) -> str:
     return ""
 
 
+def named_options(parameters: Sequence[Any]) -> dict[str, str]:
+    """The options of a command, and its arguments by their metavars, by the settings that they stand for."""
+    names = {
+        each.name: each.opts[0] if isinstance(each, TyperOption) else each.metavar or each.name.upper()
+        for each in parameters
+    }
+    # Its argument is the model.
+    return ({"model": names["adapter"]} if "adapter" in names else {}) | names | {"__cause__": "--debug"}
+
+
 def _keys() -> dict[str, str]:
     """Recipe keys by setting."""
     part = "validation" if "data" in flags.options else "train"
     sections: list[tuple[str, type[Any]]] = [("settings", task.settings_class) for task in TASKS.values()]
     sections.append(("model", LoadSettings))
-    return {name: f"data.{part}.{name}" for name in ("encoding", "header", "delimiter")} | {
+    data = {name: f"data.{part}.{name}" for name in ("encoding", "header", "delimiter")}
+    return {**data, "model": "model.name_or_path"} | {
         item.name: f"{section}.{item.name}"
         for section, settings in sections
         for item in setting_fields(settings)
@@ -214,8 +226,7 @@ def _build(name: str, function: Callable[..., None], text: str, task: type[Task]
         from llmkit.cli.logs import start_logging
 
         flags.debug, flags.quiet = values.pop("debug"), values.pop("quiet")
-        flags.options = {each.name: each.opts[0] for each in invocation.command.params if each.name}
-        flags.options["__cause__"] = "--debug"
+        flags.options = named_options(invocation.command.params)
         start_logging(verbose=values.pop("verbose"), log_file=values.pop("log_file"))
         for bundle, settings in bundles.items():
             named = {item.name: values.pop(item.name) for item in setting_fields(settings)}

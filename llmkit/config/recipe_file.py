@@ -291,7 +291,7 @@ def find_recipe(name: str) -> Path:
     if path.is_dir():
         raise UsageError(
             f"{name} is a folder, not a recipe",
-            "name a recipe's file (llmkit evaluate takes models as `model`)",
+            "name the file of a recipe",
             code="invalid_recipe",
         )
     near = get_close_matches(known, shipped, n=1)

@@ -124,7 +124,8 @@ def split(loaded: Loaded, prompt: QuestionContext) -> Document:
 def _no_offsets(loaded: Loaded) -> UsageError:
     return UsageError(
         f"{loaded.source.name} has a tokenizer without character offsets, so answers cannot be located in the text",
-        "use a generative model (`model=starter`) or a BERT-like checkpoint",
+        "use a BERT-like checkpoint",
+        "use a generative model such as `model=starter`",
         code="not_supported",
     )
 

@@ -179,7 +179,10 @@ class ContextFitter:
     def _no_room(self, limits: _Budget) -> ContextOverflowError:
         return ContextOverflowError(
             f"the prompt without any input already exceeds the budget of {limits.comfortable} tokens",
-            "use fewer `max_new_tokens`, a shorter question or `system`, or a model with a longer context",
+            "lower `max_new_tokens`",
+            "shorten the prompt",
+            "shorten `system`",
+            "use a model with a longer context",
         )
 
     def _truncate(self, row: Row, limits: _Budget) -> Fitted:

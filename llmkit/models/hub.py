@@ -296,7 +296,8 @@ def _from_cache(wanted: Wanted, why: str) -> Snapshot:
     state = "is not in the cache" if folder is None else f"is in the cache without its {lacking}"
     raise HubUnreachableError(
         f"{why} and {wanted.repo_id} {state}",
-        f"run `{wanted.command}` on a machine with a network, or use `model=starter`",
+        f"run `{wanted.command}` on a machine with a network",
+        "use `model=starter`",
         code="offline",
     )
 

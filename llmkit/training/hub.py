@@ -39,7 +39,10 @@ def reserve(repo: str, *, private: bool | None) -> str:
     """
     if is_offline():
         raise UsageError(
-            "nothing can be pushed to the Hub offline", "leave `push_to_hub` or `offline` out", code="offline"
+            "nothing can be pushed to the Hub offline",
+            "leave `push_to_hub` or `offline` out",
+            "unset HF_HUB_OFFLINE",
+            code="offline",
         )
     return _ask(lambda hub: str(hub.create_repo(repo, private=private, exist_ok=True).repo_id), repo)
 
@@ -142,7 +145,7 @@ def _stage(folder: Path, staging: Path) -> None:
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
         _put(folder / name, staging / name, places)
     if ADAPTER_CONFIG in kept and str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")) in places:
-        warn("local_base", "the base model of %s is a folder here: whoever loads it names the base with `base`", folder)
+        warn("local_base", "the base model of %s is a local folder; to load it elsewhere, name a base model", folder)
 
 
 def _read_any(file: Path) -> Any:

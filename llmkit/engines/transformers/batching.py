@@ -84,7 +84,10 @@ class Budget:
 def _too_long(batch: Sequence[Item], length: Callable[[Item], int]) -> LlmkitError:
     return NotEnoughMemoryError(
         f"{max(map(length, batch))} tokens do not fit in memory",
-        "shorten the input, or choose a smaller model, `dtype` or `max_new_tokens`",
+        "shorten the input",
+        "choose a smaller model",
+        "choose a smaller `dtype`",
+        "lower `max_new_tokens`",
     )
 
 

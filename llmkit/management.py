@@ -117,6 +117,7 @@ def merge(
     *,
     dtype: DType = "auto",
     base: str | None = None,
+    threads: int | None = None,
     offline: bool = False,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
@@ -128,6 +129,7 @@ def merge(
         output: a new folder for the model.
         dtype: of the weights; ``auto`` keeps the base model's.
         base: the base model, instead of the one that the adapter names.
+        threads: number of CPU threads.
         offline: never use the network.
         allow_pickle: load pickled weights, which can run code.
         trust_remote_code: run code that comes with the base model.
@@ -143,7 +145,12 @@ def merge(
     from llmkit.training.merge import merge as merge_adapter
 
     settings = LoadSettings(
-        model=str(adapter), base=base, offline=offline, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+        model=str(adapter),
+        base=base,
+        threads=threads,
+        offline=offline,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
     )
     with without_network(offline):
         return merge_adapter(str(adapter), Path(output), dtype=dtype, settings=settings)

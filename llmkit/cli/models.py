@@ -103,7 +103,7 @@ def download(
         echo(f"{name}\t{folder}")
         _log_next(str(to) if to is not None else name, folder)
     if to is not None:
-        log.info("copy %s to the other machine and use it with --offline", quoted(to))
+        log.info("copy %s to the other machine; it needs no network there", quoted(to))
 
 
 def _log_next(name: str, folder: Path) -> None:

@@ -35,7 +35,9 @@ NEVER = {
     ("merge", "`quantize=`"): "it does not quantize",
     ("merge", "is a GGUF file, which is unpacked"): "it does not quantize",
     ("recipes copy", "`overrides="): "it passes no overrides",
-    ("finetune", "output_cut"): "notes on single answers are not printed",
+    ("download", "is built by code of its own"): "it does not count exactly",
+    ("download", "cannot be built from its config"): "it does not count exactly",
+    ("download", "base is of an adapter"): "it passes no base",
     ("evaluate", "the column "): "it does not rename columns",
 }
 """Messages that a command cannot print, by a part of them, and why."""
@@ -82,7 +84,9 @@ def _messages(node: Node) -> Iterator[tuple[str, list[str]]]:
             made = getattr(call.func, "id", getattr(call.func, "attr", ""))
             if made.endswith("Error"):
                 yield "error", [_text(each) for each in call.args]
-            elif made in ("note", "Note", "warn", "warning", "info"):
+            elif made in ("note", "Note"):
+                yield "note", [_text(each) for each in call.args]
+            elif made in ("warn", "warning", "info"):
                 yield "line", [_text(each) for each in call.args]
 
 
@@ -97,6 +101,8 @@ def _undoable(name: str) -> Iterator[str]:
         if short not in MODULES.get(node[0], (short,)):
             continue
         for kind, texts in _messages(node):
+            if kind == "note" and short == "finetune":  # it prints no single answers
+                continue
             if not texts or any(short == command and part in texts[0] for command, part in NEVER):
                 continue
             advice = texts[1:] if kind == "error" else texts

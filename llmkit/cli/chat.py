@@ -1,7 +1,8 @@
 """``llmkit chat`` without a text: a conversation in the terminal.
 
-Knows commands, what goes to which stream, and what Ctrl+C means. Turns are kept by
-`llmkit.inference.conversation`, lines are read by `llmkit.cli.line_editor`.
+Knows which line is a message, what goes to which stream, and what Ctrl+C means. Commands are in
+`llmkit.cli.chat_commands`, turns are kept by `llmkit.inference.conversation`, lines are read by
+`llmkit.cli.line_editor`.
 """
 
 from __future__ import annotations
@@ -10,27 +11,66 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from difflib import get_close_matches
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from llmkit.cli.chat_commands import ChatState, completions, describe, run_command, show
 from llmkit.cli.options import flags
 from llmkit.cli.output import StreamPrinter
-from llmkit.cli.streams import echo
 from llmkit.config.paths import user_path
-from llmkit.config.settings import GenerationSettings, LoadSettings, explicitly_set
+from llmkit.config.settings import GenerationSettings, LoadSettings
 from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.log import log
 
 if TYPE_CHECKING:
-    from llmkit.inference.conversation import Conversation
+    from llmkit.inference.conversation import Conversation, SavedConversation
     from llmkit.inference.pipeline import Pipeline
     from llmkit.tasks import PromptOptions, Task
     from llmkit.tasks.output import Output
 
-__all__ = ["Session", "converse"]
+__all__ = ["CHAT_OPTIONS", "ChatOptions", "Session", "converse"]
+
+CHAT_OPTIONS: dict[str, Any] = {
+    "load_file": Annotated[
+        str | None,
+        typer.Option(
+            "--load", metavar="FILE", help="Continue a conversation that /save wrote.", rich_help_panel="Input"
+        ),
+    ],
+    "continue_last": Annotated[
+        bool, typer.Option("--continue", help="Continue the last conversation.", rich_help_panel="Input")
+    ],
+    "plain": Annotated[
+        bool,
+        typer.Option("--no-markdown", help="Show replies as they are, without formatting.", rich_help_panel="Output"),
+    ],
+}
+"""Options of a conversation, by the field of `ChatOptions`."""
+_LEAVE = ("exit", "quit")
+"""Lines that leave the conversation without a slash."""
+_HINTS = {"output_cut": ', or write "continue"', "context_full": "; /reset starts over"}
+"""What helps in a conversation, by the code of a note."""
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """The values of `CHAT_OPTIONS`."""
+
+    load_file: str | None = None
+    continue_last: bool = False
+    plain: bool = False
+
+    def refuse(self) -> None:
+        """Refuse options that have no effect without a conversation."""
+        used = {"--load": self.load_file, "--continue": self.continue_last, "--no-markdown": self.plain}
+        if option := next((name for name, value in used.items() if value), None):
+            raise UsageError(
+                f"{option} is for a conversation in the terminal", "leave it out, or the text", code="no_effect"
+            )
 
 
 def converse(
@@ -38,6 +78,7 @@ def converse(
     prompt_options: PromptOptions,
     generation: GenerationSettings,
     load: LoadSettings,
+    options: ChatOptions,
     *,
     one_reply: Mapping[str, Any],
 ) -> None:
@@ -48,46 +89,72 @@ def converse(
 
     if option := next((name for name, value in one_reply.items() if value not in (None, False)), None):
         raise UsageError(f"{option} is for one reply, and there is no message", "give a text, a file, or pipe one in")
-    if generation.num_return_sequences > 1:  # said before a model is loaded
+    if generation.num_return_sequences > 1:  # before a model is loaded
         raise UsageError(
             "a conversation continues with a single reply", "leave --num-return-sequences out, or give a text"
         )
-    forms = {name: command.argument for command in _COMMANDS for name in command.names}
-    read = line_editor(forms, cache_dir() / "chat_history")
+    last = cache_dir() / "last_chat.json"
+    saved = _saved_conversation(options, last)
+    if saved is not None and load.model is None and options.continue_last:
+        load = _for_model(load, saved.model)
+    read = line_editor(completions(), cache_dir() / "chat_history")
     pipeline = build_pipeline(task, load, generation, prompt_options)
     from llmkit.inference.conversation import Conversation
 
-    log.info("%s answers", _describe(pipeline))
+    def load_model(name: str, settings: GenerationSettings) -> Pipeline:
+        return build_pipeline(task, _for_model(load, name), settings, prompt_options, fallback=False)
+
+    conversation = Conversation(pipeline)
+    log.info("%s answers", describe(pipeline))
+    if saved is not None:
+        conversation.restore(saved, keep_system=bool(prompt_options.system))
+        log.info("continuing after %d messages; the last: %s", len(saved.messages), _excerpt(saved))
     log.info("/help lists the commands; Ctrl+D leaves")
-    Session(Conversation(pipeline), read, generation).run()
+    Session(conversation, read, generation, load_model=load_model, last=last).run()
 
 
-def _describe(pipeline: Pipeline) -> str:
-    model = pipeline.engine.facts
-    return f"{model.source.name} ({model.head}, {model.dtype} on {model.device})"
+def _for_model(load: LoadSettings, model: str | None) -> LoadSettings:
+    """Load settings for another model, without those that belong to the first."""
+    return replace(load, model=model, revision=None, base=None, head=None)
 
 
-def _tell(line: str) -> None:
-    """What was asked for, also with --quiet. Not on standard output, which holds the replies only."""
-    echo(line, err=True)
+def _saved_conversation(options: ChatOptions, last: Path) -> SavedConversation | None:
+    """The conversation to continue, read before a model is loaded; None to begin a new one."""
+    from llmkit.inference.conversation import read_conversation
+
+    if options.load_file is not None and options.continue_last:
+        raise UsageError("--load and --continue are mutually exclusive", "leave one of them out", code="no_effect")
+    if options.load_file is not None:
+        return read_conversation(user_path(options.load_file))
+    if not options.continue_last:
+        return None
+    if not last.is_file():
+        raise InputError("no earlier conversation to continue", "leave --continue out", code="file_not_found")
+    return read_conversation(last)
 
 
-_HINTS = {"output_cut": ', or say "go on"', "context_full": "; /reset begins anew"}
-"""What can be done in a conversation about what a note says."""
+def _excerpt(saved: SavedConversation) -> str:
+    words = " ".join(saved.messages[-1].content.split())
+    return words if len(words) <= _EXCERPT else f"{words[:_EXCERPT]}…"
+
+
+_EXCERPT = 60
 
 
 class _Interrupt:
-    """Ctrl+C while a reply is generated: the first asks for its end, the second does not wait for it.
+    """Ctrl+C while a reply is generated: the first stops it after the next token, the second at once.
 
-    A model that reads a long prompt asks nobody before its first token.
+    Until the prompt is processed no token comes, so the first one says that it was noticed.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
+        self.begun = False
+        """Whether a piece of the reply was shown."""
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Only meanwhile; signals can be caught in the main thread only."""
+        """Catch Ctrl+C inside this context; Python handles signals in the main thread only."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -97,50 +164,74 @@ class _Interrupt:
         finally:
             signal.signal(signal.SIGINT, signal.SIG_DFL if previous is None else previous)
 
+    def noted(self, receive: Callable[[str], None]) -> Callable[[str], None]:
+        """The receiver of pieces, which also notes that there are some."""
+
+        def push(piece: str) -> None:
+            self.begun = True
+            receive(piece)
+
+        return push
+
     def _on_sigint(self, *_: object) -> None:
-        if self.asked:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
+        if not self.begun:
+            show("(stopping once the prompt is processed; Ctrl+C again stops at once)")
 
 
 class Session:
-    """A conversation and who types it.
+    """A conversation and its terminal.
 
     Args:
-        conversation: who answers.
-        read: gives the next line; its argument stands in the line already. EOFError ends the session.
-        generation: the settings that the caller gave, for ``/status``.
+        conversation: generates the replies.
+        read: returns the next line; its argument is the text to begin the line with. EOFError ends the session.
+        generation: the settings of the caller.
+        load_model: builds the pipeline of another model, for ``/model``.
+        last: file that keeps the conversation for ``--continue``.
     """
 
     def __init__(
-        self, conversation: Conversation, read: Callable[[str], str], generation: GenerationSettings | None = None
+        self,
+        conversation: Conversation,
+        read: Callable[[str], str],
+        generation: GenerationSettings | None = None,
+        *,
+        load_model: Callable[[str, GenerationSettings], Pipeline] | None = None,
+        last: Path | None = None,
     ) -> None:
-        self.conversation = conversation
+        self._conversation = conversation
         self._read = read
-        self._generation = generation or GenerationSettings()
-        self._default = ""
-        self._files: set[Path] = set()
-        self._done = False
+        self._last = last
+        self._state = ChatState(
+            conversation, self._answer, generation or GenerationSettings(), load_model or _no_other_model
+        )
 
     def run(self) -> None:
         """Read lines and answer them until the user leaves."""
-        while not self._done:
-            default, self._default = self._default, ""
+        interrupted = False
+        while not self._state.done:
+            line, self._state.line = self._state.line, ""
             try:
-                line = self._read(default)
+                line = self._read(line)
             except EOFError:
                 return
             except KeyboardInterrupt:
-                _tell("/quit or Ctrl+D leaves")
+                if interrupted:
+                    return
+                interrupted = True
+                show("Ctrl+C again leaves, as /quit and Ctrl+D do")
             else:
+                interrupted = False
                 self._try(line)
 
     def _try(self, line: str) -> None:
-        """One line. The turns so far are worth more than one that failed."""
+        """Run one line. An error in it does not end the conversation."""
         try:
             self._take(line)
         except KeyboardInterrupt:
-            _tell("")
+            show("")
         except BrokenPipeError:
             raise
         except LlmkitError as error:
@@ -152,55 +243,56 @@ class Session:
             log.error("%s; start with --debug to see the whole error", problem, extra={"code": "internal_error"})
 
     def _take(self, line: str) -> None:
-        """A command, or a message."""
+        """Run a command, or send a message."""
         text = line.rstrip().lstrip("\n")
-        if text.lstrip().startswith("//"):
-            self._answer(self.conversation.send, text.lstrip()[1:])
+        if text.lower() in _LEAVE:
+            self._state.done = True
+        elif text.lstrip().startswith("//"):
+            self._answer(self._conversation.send, text.lstrip()[1:])
         elif text.lstrip().startswith("/"):
-            self._command(text.lstrip())
+            run_command(self._state, text.lstrip())
         elif text:
-            self._answer(self.conversation.send, text)
-
-    def _command(self, text: str) -> None:
-        name, *rest = text.split(maxsplit=1)
-        argument = rest[0] if rest else ""
-        command = next((command for command in _COMMANDS if name.lower() in command.names), None)
-        if command is None:
-            raise _unknown(name)
-        if argument and not command.argument:
-            raise UsageError(f"{name} stands alone", f"write {name}, or /{name} … to send it as a message")
-        if not argument and command.argument == "FILE":
-            raise UsageError(f"{name} needs a file", f"write {name} FILE")
-        command.run(self, argument)
-
-    # Replies.
+            self._answer(self._conversation.send, text)
 
     def _answer(self, answer: Callable[..., Output], *message: str) -> None:
         """Generate a reply and show it."""
-        started, shown, interrupt = time.perf_counter(), StreamPrinter(), _Interrupt()
+        started, printer, interrupt = time.perf_counter(), StreamPrinter(), _Interrupt()
         output = None
         try:
             with interrupt.caught():
                 output = answer(
-                    *message, on_text=shown.say, on_reasoning=shown.think, cancelled=lambda: interrupt.asked
+                    *message,
+                    on_text=interrupt.noted(printer.say),
+                    on_reasoning=interrupt.noted(printer.think),
+                    cancelled=lambda: interrupt.requested,
                 )
         except KeyboardInterrupt:
             pass
         finally:
-            shown.end()
+            printer.end()
         if output is None:
-            _tell("(ended; nothing of this reply is kept)")
+            show("(stopped; nothing of this reply is kept)")
             return
         if output.text:
-            shown.say("\n")
+            printer.say("\n")
         self._explain(output, time.perf_counter() - started)
+        self._keep()
+
+    def _keep(self) -> None:
+        """Save the conversation for ``--continue``. A full disk is no reason to stop talking."""
+        if self._last is not None:
+            with suppress(LlmkitError, OSError):
+                self._last.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._last.touch(mode=0o600)
+                self._conversation.save(self._last)
+                self._last.chmod(0o600)
 
     def _explain(self, output: Output, seconds: float) -> None:
-        """Why the reply ended where it does, and what it cost."""
+        """Show why the reply ended where it does, and its cost."""
         if output.finish_reason == "interrupted":
-            _tell("(stopped; the reply so far is kept)" if output.text else "(stopped; there was no reply yet)")
+            show("(stopped; the reply so far is kept)" if output.text else "(stopped; there was no reply yet)")
         elif not output.text:
-            _tell("(the model said nothing)")
+            show("(the reply is empty)")
         usage = output.usage
         log.info(
             "%d tokens in %.1f s (%.1f tokens/s); %d of %d prompt tokens reused",
@@ -212,113 +304,9 @@ class Session:
         )
         for note in output.notes:
             hint = _HINTS.get(note.code, "") if output.text else ""
-            log.warning("%s%s", note.text, hint, extra={"code": note.code})
-
-    # Commands.
-
-    def system(self, argument: str) -> None:
-        if argument:
-            self.conversation.system = "" if argument == "-" else argument
-        _tell(f"system message: {self.conversation.system or 'none'}")
-
-    def reset(self, _: str) -> None:
-        self.conversation.reset()
-        _tell("(all turns are forgotten)")
-
-    def undo(self, _: str) -> None:
-        message = self.conversation.undo().content
-        self._default = f"/{message.lstrip()}" if message.lstrip().startswith("/") else message
-        _tell("(the last turn is taken back; its message can be edited)")
-
-    def retry(self, _: str) -> None:
-        self._answer(self.conversation.retry)
-
-    def save(self, argument: str) -> None:
-        path = _path(argument)
-        if not self.conversation.messages:
-            raise InputError("there is nothing to save yet", "send a message first")
-        if path.exists() and path.resolve() not in self._files:
-            raise InputError(f"{path} exists", "give another name", code="output_exists")
-        self.conversation.save(path)
-        self._files.add(path.resolve())
-        _tell(f"(saved {self._turns()} to {path})")
-
-    def load(self, argument: str) -> None:
-        path = _path(argument)
-        self.conversation.load(path)
-        self._files.add(path.resolve())
-        system = "a system message" if self.conversation.system else "no system message"
-        _tell(f"(loaded {self._turns()} and {system} from {path})")
-
-    def status(self, _: str) -> None:
-        conversation, pipeline = self.conversation, self.conversation.pipeline
-        settings = [f"{name}={getattr(self._generation, name)}" for name in explicitly_set(self._generation)]
-        forgotten = f", the oldest {conversation.forgotten} forgotten" if conversation.forgotten else ""
-        rows = {
-            "model": _describe(pipeline),
-            "system": conversation.system or "none",
-            "messages": f"{len(conversation.messages)}{forgotten}",
-            "context": self._context(),
-            "settings": ", ".join(settings) or "the model's own",
-        }
-        _tell("\n".join(f"{name:9} {value}" for name, value in rows.items()))
-
-    def _context(self) -> str:
-        limit, last = self.conversation.pipeline.engine.facts.context.tokens, self.conversation.last
-        context = "of unknown length" if limit is None else f"{limit} tokens"
-        if last is None:
-            return context
-        usage = last.usage
-        return f"{context}; the last prompt had {usage.prompt_tokens}, {usage.cached_tokens} of them reused"
-
-    def help(self, _: str) -> None:
-        forms = [" ".join((", ".join(command.names), command.argument)) for command in _COMMANDS]
-        width = max(map(len, forms))
-        for form, command in zip(forms, _COMMANDS, strict=True):
-            _tell(f"{form:{width}} {command.help}")
-        _tell("\nAlt+Enter begins a new line, Tab completes a command, Ctrl+C stops a reply.")
-        _tell("Write // to begin a message with a slash.")
-
-    def quit(self, _: str) -> None:
-        self._done = True
-
-    def _turns(self) -> str:
-        turns = len(self.conversation.messages) // 2
-        return f"{turns} {'turn' if turns == 1 else 'turns'}"
+            text = note.text.replace("raise `max_new_tokens`", "raise it with /set max_new_tokens N")
+            log.warning("%s%s", text, hint, extra={"code": note.code})
 
 
-def _path(argument: str) -> Path:
-    """A file name may hold spaces; who is used to a shell puts it in quotes."""
-    if len(argument) > 2 and argument[0] == argument[-1] and argument[0] in "\"'":
-        argument = argument[1:-1]
-    return user_path(argument)
-
-
-def _unknown(name: str) -> UsageError:
-    names = [name for command in _COMMANDS for name in command.names]
-    begun = [known for known in names if len(name) > 1 and known.startswith(name)]
-    near = begun or get_close_matches(name, names, n=1)
-    fix = f"did you mean {' or '.join(near)}?" if near else f"/help lists them; write /{name} … to send it as a message"
-    return UsageError(f"unknown command {name!r}", fix)
-
-
-@dataclass(frozen=True)
-class _Command:
-    names: tuple[str, ...]
-    argument: str
-    """How what follows is shown: ``FILE`` is needed, what is in brackets is not."""
-    help: str
-    run: Callable[[Session, str], None]
-
-
-_COMMANDS = (
-    _Command(("/system",), "[TEXT]", "show the system message, or set it; - removes it", Session.system),
-    _Command(("/reset",), "", "forget all turns; the system message stays", Session.reset),
-    _Command(("/undo",), "", "take the last turn back, and edit its message", Session.undo),
-    _Command(("/retry",), "", "another reply to the last message", Session.retry),
-    _Command(("/save",), "FILE", "write the conversation to a file", Session.save),
-    _Command(("/load",), "FILE", "go on with a conversation from a file", Session.load),
-    _Command(("/status",), "", "show model, context and settings", Session.status),
-    _Command(("/help",), "", "show this list", Session.help),
-    _Command(("/quit", "/exit"), "", "leave, as Ctrl+D does", Session.quit),
-)
+def _no_other_model(_name: str, _settings: GenerationSettings) -> Pipeline:
+    raise UsageError("this conversation has a fixed model", "start another one")

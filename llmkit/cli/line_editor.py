@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -25,18 +25,18 @@ _PROMPT = "> "
 
 
 def line_editor(
-    commands: Mapping[str, str],
+    commands: Mapping[str, Sequence[str]],
     history: Path,
     *,
     input: Input | None = None,  # noqa: A002 - as prompt_toolkit calls it
     output: Output | None = None,
 ) -> Callable[[str], str]:
-    """A function that reads one message; what it is called with stands in the line already.
+    """A function that reads one message; its argument is the text to begin the line with.
 
     It raises EOFError at Ctrl+D, and KeyboardInterrupt at Ctrl+C in an empty line; in another, Ctrl+C empties it.
 
     Args:
-        commands: names of commands, which Tab completes, and the form of what follows each; FILE is completed too.
+        commands: names of commands and the words that can follow each, which Tab completes; FILE is any file.
         history: file that remembers the lines.
         input: the keyboard, if not that of the terminal.
         output: the screen, if not that of the terminal.
@@ -81,9 +81,9 @@ def _key_bindings() -> KeyBindings:
 
 
 class _CommandCompleter(Completer):
-    """prompt_toolkit's own takes a slash for a word of its own."""
+    """Completes commands: prompt_toolkit's own completer splits words at slashes."""
 
-    def __init__(self, commands: Mapping[str, str]) -> None:
+    def __init__(self, commands: Mapping[str, Sequence[str]]) -> None:
         self._commands = commands
         self._files = PathCompleter(expanduser=True)
 
@@ -91,8 +91,11 @@ class _CommandCompleter(Completer):
         """Completions of the text before the cursor."""
         name, space, rest = document.text_before_cursor.partition(" ")
         if space:
-            if self._commands.get(name) == "FILE":
+            words = self._commands.get(name, ())
+            if "FILE" in words:
                 yield from self._files.get_completions(Document(rest), complete_event)
+            else:
+                yield from (Completion(word, -len(rest)) for word in words if word.startswith(rest))
         elif name.startswith("/"):
             for command in self._commands:
                 if command.startswith(name):
@@ -100,7 +103,7 @@ class _CommandCompleter(Completer):
 
 
 class _History(FileHistory):
-    """The user's lines of earlier sessions. A history that cannot be read or kept is no reason not to talk."""
+    """The user's lines of earlier sessions. A history that cannot be read or written is ignored."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))

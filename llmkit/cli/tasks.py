@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmkit.cli.chat import converse
+from llmkit.cli.chat import CHAT_OPTIONS, ChatOptions, converse
 from llmkit.cli.options import declared
 from llmkit.cli.output import AsJson, Encoding, Examples, LiteralText, show
 from llmkit.cli.rows import answer_rows
@@ -48,15 +48,19 @@ def task_command(task: type[Task]) -> Callable[..., None]:
         from llmkit.api import build_pipeline, make_prompt_options
 
         made = task(settings)
+        chat = ChatOptions(**{name: given.pop(name) for name in CHAT_OPTIONS}) if task.converses else ChatOptions()
         prompt = {name: given.pop(name, default) for name, default in (("system", ""), ("prefill", ""), ("raw", False))}
         prompt_options = make_prompt_options(examples=given.pop("examples") or (), **prompt)
         if rows.input is not None:
+            chat.refuse()
             instead = {_label(task, name): value for name, value in given.items()} | {"--json": as_json}
             answer_rows(made, rows, load, generation, prompt_options, encoding=encoding, instead=instead)
             return
         if task.converses and given["argument"] is None and given["text"] is None and sys.stdin.isatty():
-            converse(made, prompt_options, generation, load, one_reply={"--json": as_json, "--encoding": encoding})
+            one_reply = {"--json": as_json, "--encoding": encoding}
+            converse(made, prompt_options, generation, load, chat, one_reply=one_reply)
             return
+        chat.refuse()
         row = made.to_row(_row(task, given, encoding))
         made.validate(row)
         pipeline = build_pipeline(made, load, generation, prompt_options, row=row)
@@ -98,6 +102,8 @@ def _parameters(task: type[Task]) -> Iterator[inspect.Parameter]:
     for name, annotation in _PROMPT_OPTIONS.items():
         if name == "examples" or name in task.command_prompt_options:
             yield parameter(name, annotation, None if name == "examples" else False if name == "raw" else "")
+    for name, annotation in CHAT_OPTIONS.items() if task.converses else ():
+        yield parameter(name, annotation, None if name == "load_file" else False)
     yield parameter("as_json", AsJson, False)
     yield parameter("encoding", Encoding)
     for name, kind in (

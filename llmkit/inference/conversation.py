@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 
 from llmkit.data.text import read_text_file
 from llmkit.engines.base import OnText, Request, never
@@ -21,12 +22,22 @@ from llmkit.tasks import Message
 from llmkit.tasks.dialogue import shortened, to_messages
 from llmkit.tasks.output import Output, Usage
 
-__all__ = ["Conversation"]
+__all__ = ["Conversation", "SavedConversation", "read_conversation"]
 
 _SHARE_AFTER_CUT = 0.75
 """Fraction of the context to fill after dropping the oldest messages: each drop invalidates the KV cache, so room is
 made for a few turns at once."""
 _RETRY_TEMPERATURE = 0.8
+
+
+@dataclass(frozen=True)
+class SavedConversation:
+    """The content of a file that `Conversation.save` wrote."""
+
+    system: str | None
+    """The system message; None if the file has none."""
+    messages: tuple[Message, ...]
+    model: str | None = None
 
 
 class Conversation:
@@ -38,12 +49,7 @@ class Conversation:
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
-        if not pipeline.task.converses:
-            raise UsageError(
-                f"a conversation needs the task dialogue, not {pipeline.task.name}", 'use llmkit.load("dialogue", …)'
-            )
-        if pipeline.settings.num_return_sequences > 1:
-            raise UsageError("a conversation continues with a single reply", "omit num_return_sequences")
+        _check(pipeline)
         self.pipeline = pipeline
         self.system = pipeline.prompt_options.system
         """The system message; empty for none. Can be set at any time."""
@@ -55,10 +61,26 @@ class Conversation:
         self._interrupted = False
         self._session = pipeline.engine.session(continues=True)
 
+    def __repr__(self) -> str:
+        turns = len(self.messages) // 2
+        number = f"{turns} turn" if turns == 1 else f"{turns} turns"
+        dropped = f", oldest {self._forgotten} messages dropped" if self._forgotten else ""
+        last = f", last reply {shorten(self.messages[-1].content, 60, placeholder=' …')!r}" if self.messages else ""
+        return f"<Conversation with {self.pipeline.engine.facts.source.name}: {number}{dropped}{last}>"
+
     @property
     def forgotten(self) -> int:
         """How many of the oldest messages are no longer in the prompt."""
         return self._forgotten
+
+    def use(self, pipeline: Pipeline) -> None:
+        """Continue with another model or other settings. The KV cache is kept if the model is the same."""
+        _check(pipeline)
+        if pipeline.engine is not self.pipeline.engine:
+            self._session.close()
+            self._session = pipeline.engine.session(continues=True)
+            self._forgotten = 0
+        self.pipeline = pipeline
 
     def send(
         self,
@@ -107,10 +129,14 @@ class Conversation:
         self._session = self.pipeline.engine.session(continues=True)
 
     def save(self, path: str | Path) -> None:
-        """Write the conversation as JSON: ``{"messages": [{"role": …, "content": …}, …]}``, system message first."""
+        """Write the conversation as JSON: ``{"model": …, "messages": [{"role": …, "content": …}, …]}``.
+
+        The system message is the first.
+        """
         system = [Message("system", self.system)] if self.system else []
         rows = [{"role": message.role, "content": message.content} for message in (*system, *self.messages)]
-        text = json.dumps({"messages": rows}, ensure_ascii=False, indent=2) + "\n"
+        content = {"model": self.pipeline.engine.facts.source.name, "messages": rows}
+        text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
         path = Path(path)
         try:
             write_whole(path, text, errors="replace")  # atomic, so that an earlier save survives a full disk
@@ -124,33 +150,14 @@ class Conversation:
 
         The system message is the file's, if it has one.
         """
-        text = read_text_file(Path(path))
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}:{error.lineno} is not JSON ({error.msg})",
-                "give a file that /save wrote",
-                code="unreadable_file",
-            ) from error
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # an integer with thousands of digits, or thousands of nested brackets
-            raise InputError(
-                f"{path} cannot be read as JSON", "give a file that /save wrote", code="unreadable_file"
-            ) from error
-        messages = to_messages(content.get("messages") if isinstance(content, dict) else content)
-        turns = [message for message in messages if message.role != "system"]
-        roles = [message.role for message in turns]
-        if not turns or len(turns) % 2 or roles != ["user", "assistant"] * (len(turns) // 2):
-            raise InputError(
-                f"the messages in {path} are not alternating turns of user and assistant",
-                "end it with the assistant's reply",
-            )
+        self.restore(read_conversation(path))
+
+    def restore(self, saved: SavedConversation, *, keep_system: bool = False) -> None:
+        """Continue a saved conversation, with its system message unless ``keep_system``."""
         self.reset()
-        self.system = messages[0].content if messages[0].role == "system" else self.system
-        self.messages = turns
+        if saved.system is not None and not keep_system:
+            self.system = saved.system
+        self.messages = list(saved.messages)
 
     def _reply(
         self,
@@ -203,3 +210,48 @@ class Conversation:
 
     def _fits(self, messages: Sequence[Message], reader: ContextFitter, share: float) -> bool:
         return reader.holds(len(reader.encode({"messages": messages}).encoded.input_ids), share)
+
+
+def _check(pipeline: Pipeline) -> None:
+    """Refuse a pipeline that cannot converse."""
+    if not pipeline.task.converses:
+        raise UsageError(
+            f"a conversation needs the task dialogue, not {pipeline.task.name}", 'use llmkit.load("dialogue", …)'
+        )
+    if pipeline.settings.num_return_sequences > 1:
+        raise UsageError("a conversation continues with a single reply", "omit num_return_sequences")
+
+
+def read_conversation(path: str | Path) -> SavedConversation:
+    """A saved conversation.
+
+    Raises:
+        InputError: the file is missing, or is not a conversation.
+    """
+    text = read_text_file(Path(path))
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}:{error.lineno} is not JSON ({error.msg})",
+            "give a file that /save wrote",
+            code="unreadable_file",
+        ) from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # an integer with thousands of digits, or thousands of nested brackets
+        raise InputError(
+            f"{path} cannot be read as JSON", "give a file that /save wrote", code="unreadable_file"
+        ) from error
+    messages = to_messages(content.get("messages") if isinstance(content, dict) else content)
+    turns = [message for message in messages if message.role != "system"]
+    roles = [message.role for message in turns]
+    if not turns or len(turns) % 2 or roles != ["user", "assistant"] * (len(turns) // 2):
+        raise InputError(
+            f"the messages in {path} are not alternating turns of user and assistant",
+            "end it with the assistant's reply",
+        )
+    model = content.get("model") if isinstance(content, dict) else None
+    system = messages[0].content if messages[0].role == "system" else None
+    return SavedConversation(system, tuple(turns), model if isinstance(model, str) else None)

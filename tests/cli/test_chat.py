@@ -199,14 +199,14 @@ def test_replies_on_stdout_and_the_rest_on_stderr(type_lines: TypeLines, convers
     known, prompt = conversation.last.usage.cached_tokens, conversation.last.usage.prompt_tokens
     assert known > 0
     assert f"; {known} of {prompt} prompt tokens reused" in lines[1]
-    assert 'stopped at 5 new tokens; raise `max_new_tokens` for more, or say "go on"' in err
+    assert 'stopped at 5 new tokens; raise it with /set max_new_tokens N for more, or write "continue"' in err
 
 
 def test_a_full_context_is_said(type_lines: TypeLines, checkpoint: Checkpoint) -> None:
     small = checkpoint("llama", chat=True, max_position_embeddings=32)
     talk = Conversation(llmkit.load("chat", str(small), dtype="float32", max_new_tokens=500))
     _, err, _ = type_lines("The", talk=talk)
-    assert "stopped because the model's context of 32 tokens is full; /reset begins anew" in err
+    assert "stopped because the model's context of 32 tokens is full; /reset starts over" in err
 
 
 def test_a_message_that_begins_with_a_slash() -> None:
@@ -248,7 +248,7 @@ def test_a_closed_pipe_ends_the_session(type_lines: TypeLines) -> None:
 def test_no_reply_is_said(type_lines: TypeLines) -> None:
     out, err, _ = type_lines("hi", talk=Fake())
     assert out == ""
-    assert "(the model said nothing)" in err
+    assert "(the reply is empty)" in err
 
 
 # Thinking aloud.
@@ -281,7 +281,7 @@ def test_what_is_noted_is_said(type_lines: TypeLines) -> None:
     notes = Note("output_cut", "stopped at 5 new tokens"), Note("still_thinking", "the model was still thinking")
     out, err, _ = type_lines("hi", talk=Fake(reasoning=("Hmm.",), notes=notes))
     assert out == ""
-    assert "(the model said nothing)" in err
+    assert "(the reply is empty)" in err
     assert err.endswith("stopped at 5 new tokens\nthe model was still thinking\n")
 
 
@@ -340,7 +340,7 @@ def test_a_second_interrupt_does_not_wait(type_lines: TypeLines, folder: Path) -
     before = signal.getsignal(signal.SIGINT)
     out, err, defaults = type_lines("hi", "/help", talk=Fake("some", twice))
     assert out == "some\n"
-    assert "(ended; nothing of this reply is kept)" in err
+    assert "(stopped; nothing of this reply is kept)" in err
     assert "/quit, /exit" in err
     assert len(defaults) == 3
     assert signal.getsignal(signal.SIGINT) is before
@@ -359,7 +359,7 @@ def test_a_reply_that_was_ended_leaves_the_conversation_as_it_was(
     with monkeypatch.context() as patch:
         patch.setattr("llmkit.cli.output.echo", end)
         _, err, _ = type_lines("What is the meaning of life?", talk=conversation)
-    assert "(ended; nothing of this reply is kept)" in err
+    assert "(stopped; nothing of this reply is kept)" in err
     assert conversation.messages == messages
     out, _, _ = type_lines("What is the meaning of life?")
     fresh = Conversation(conversation.pipeline)
@@ -369,7 +369,7 @@ def test_a_reply_that_was_ended_leaves_the_conversation_as_it_was(
 
 def test_ctrl_c_at_the_prompt(type_lines: TypeLines) -> None:
     _, err, defaults = type_lines(KeyboardInterrupt(), "/status")
-    assert err.startswith("/quit or Ctrl+D leaves\n")
+    assert err.startswith("Ctrl+C again leaves, as /quit and Ctrl+D do\n")
     assert len(defaults) == 3
 
 
@@ -389,8 +389,14 @@ def test_ctrl_c_at_the_prompt(type_lines: TypeLines) -> None:
         ("/", "unknown command '/'; /help lists them"),
         ("/save", "/save needs a file; write /save FILE"),
         ("/load  ", "/load needs a file; write /load FILE"),
-        ("/reset now", "/reset stands alone; write /reset, or //reset … to send it as a message"),
-        ("/save x.json", "there is nothing to save yet; send a message first"),
+        ("/reset now", "/reset takes no argument; write /reset, or //reset … to send it as a message"),
+        ("/set temprature 1", "unknown setting 'temprature'; did you mean temperature?"),
+        ("/set temperature hot", "temperature: 'hot' is not a number"),
+        ("/set temperature 300", "temperature=300.0 is out of range; give a number from 0 to 100"),
+        ("/set num_return_sequences 2", "unknown setting 'num_return_sequences'"),
+        ("/set on_overflow chop", "on_overflow='chop' is not a choice"),
+        ("/model other", "this conversation has a fixed model"),
+        ("/save x.json", "there are no messages to save yet; send a message first"),
         ("/load nowhere.json", "nowhere.json cannot be read (No such file or directory)"),
     ],
 )
@@ -404,7 +410,7 @@ def test_commands_that_cannot_be_run(
     assert len(defaults) == 2
 
 
-@pytest.mark.parametrize("line", ["/quit", "/exit", "/QUIT", " /quit "])
+@pytest.mark.parametrize("line", ["/quit", "/exit", "/QUIT", " /quit ", "/bye", "exit", "Quit"])
 def test_quit(line: str, type_lines: TypeLines) -> None:
     assert type_lines(line, HELLO) == ("", "", [""])
 
@@ -412,7 +418,19 @@ def test_quit(line: str, type_lines: TypeLines) -> None:
 def test_help_names_every_command(type_lines: TypeLines) -> None:
     out, err, _ = type_lines("/help")
     assert out == ""
-    for name in ("system [TEXT]", "reset", "undo", "retry", "save FILE", "load FILE", "status", "help", "quit, /exit"):
+    for name in (
+        "system [TEXT]",
+        "reset, /clear",
+        "undo",
+        "retry",
+        "set [NAME VALUE]",
+        "model [MODEL]",
+        "save FILE",
+        "load FILE",
+        "status",
+        "help",
+        "quit, /exit, /bye",
+    ):
         assert f"/{name} " in err
     assert max(map(len, err.splitlines())) < 80
 
@@ -435,7 +453,7 @@ def test_reset(type_lines: TypeLines, conversation: Conversation) -> None:
 def test_undo_puts_the_message_back_into_the_line(type_lines: TypeLines, conversation: Conversation) -> None:
     _, err, defaults = type_lines(HELLO, "two\nlines", "/undo", "/undo", "//bin is what?", "/undo")
     assert defaults == ["", "", "", "two\nlines", HELLO, "", "//bin is what?"]
-    assert err.count("(the last turn is taken back; its message can be edited)") == 3
+    assert err.count("(the last turn is removed; its message can be edited)") == 3
     assert not conversation.messages
 
 
@@ -509,7 +527,107 @@ def test_status_counts_what_is_forgotten(type_lines: TypeLines, checkpoint: Chec
     talk = Conversation(llmkit.load("chat", str(small), dtype="float32", max_new_tokens=5))
     _, err, _ = type_lines(*[HELLO] * 6, "/status", talk=talk)
     assert talk.forgotten
-    assert f"messages  12, the oldest {talk.forgotten} forgotten\n" in err
+    assert f"messages  12, the oldest {talk.forgotten} dropped\n" in err
+
+
+def test_set_changes_the_settings_of_the_next_reply(type_lines: TypeLines, conversation: Conversation) -> None:
+    _, err, _ = type_lines("/set max-new-tokens=2", HELLO, "/set seed 7", "/set", "/status")
+    assert conversation.last is not None
+    assert conversation.last.usage.completion_tokens == 2
+    assert "max_new_tokens: 2\n" in err
+    assert re.search(r"^temperature +the model's own$", err, re.MULTILINE)
+    assert re.search(r"^seed +7$", err, re.MULTILINE)
+    assert "settings  max_new_tokens=2, seed=7\n" in err
+    _, err, _ = type_lines("/set max_new_tokens 3", "/set max_new_tokens -", '/set stop END "The fox"', "What?")
+    assert "max_new_tokens: 2 (default)\n" in err  # what it was before the first change
+    assert conversation.pipeline.settings.stop == ("END", "The fox")
+    assert conversation.last.usage.cached_tokens > 0, "the cache outlives a change of settings"
+
+
+def test_another_model_continues_the_conversation(
+    type_lines: TypeLines, conversation: Conversation, checkpoint: Checkpoint
+) -> None:
+    other = checkpoint("llama", chat=True, max_position_embeddings=4000)
+    wanted: list[Any] = []
+
+    def load_model(name: str, settings: GenerationSettings) -> Any:
+        wanted.append((name, settings.temperature))
+        return llmkit.load("chat", name, dtype="float32", max_new_tokens=5)
+
+    typist = Typist(HELLO, "/set temperature 0.5", f"/model {other}", "What?", "/model nowhere/at-all", "/model")
+    Session(conversation, typist, load_model=load_model).run()
+    assert wanted == [(str(other), 0.5), ("nowhere/at-all", 0.5)]
+    assert len(conversation.messages) == 4
+    assert conversation.pipeline.loaded.source.name == str(other), "a model that cannot be loaded changes nothing"
+    fresh = Conversation(conversation.pipeline)
+    fresh.messages = conversation.messages[:2]
+    assert fresh.send("What?").text == conversation.messages[3].content.strip()
+
+
+def test_a_second_ctrl_c_at_the_prompt_leaves(type_lines: TypeLines) -> None:
+    stop = KeyboardInterrupt
+    assert type_lines(stop(), stop(), "never read")[2] == ["", ""]
+    assert len(type_lines(stop(), "/status", stop())[2]) == 4, "not if another line was between"
+
+
+def test_an_interrupt_while_the_prompt_is_processed_is_confirmed(type_lines: TypeLines) -> None:
+    notice = "(stopping once the prompt is processed; Ctrl+C again stops at once)\n"
+    _, err, _ = type_lines("hi", talk=Fake(interrupt, "never shown"))
+    assert err.startswith(notice)
+    _, err, _ = type_lines("hi", talk=Fake("some", interrupt, "never shown"))
+    assert notice not in err
+
+
+def test_the_last_conversation_is_continued(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint
+) -> None:
+    lines = [HELLO]
+
+    def editor(*_: object) -> Callable[[str], str]:
+        return Typist(*lines)
+
+    monkeypatch.setattr("llmkit.cli.line_editor.line_editor", editor)
+    assert "no earlier conversation to continue; leave --continue out" in run("chat", "--continue")[2]
+    assert run("chat", "--model", folder, *SHORT, "--system", "Be brief.")[0] == 0
+    kept = tmp_path / "llmkit-cache" / "last_chat.json"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    saved = json.loads(kept.read_text(encoding="utf-8"))
+    assert [message["role"] for message in saved["messages"]] == ["system", "user", "assistant"]
+    lines[:] = ["What?", f"/save {tmp_path}/talk.json"]
+    _, _, err = run("chat", "--continue", *SHORT)
+    assert f"{folder} (causal" in err, "with the model of that conversation"
+    assert "continuing after 2 messages; the last: " in err
+    assert len(json.loads(kept.read_text(encoding="utf-8"))["messages"]) == 5
+    other = checkpoint("llama", chat=True, max_position_embeddings=4000)
+    lines[:] = ["/status", "/system"]
+    _, _, err = run("chat", "--load", tmp_path / "talk.json", "--model", other, *SHORT, "--system", "Be long.")
+    assert f"model     {other} " in err
+    assert "messages  4\n" in err
+    assert "system message: Be long." in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--load", "none.json"], "none.json cannot be read"),
+        (["--load", "none.json", "--continue"], "--load and --continue are mutually exclusive"),
+        (["--continue", "hi"], "--continue is for a conversation in the terminal; leave it out, or the text"),
+        (["--no-markdown", "--input", "rows.jsonl"], "--no-markdown is for a conversation in the terminal"),
+    ],
+)
+def test_options_of_a_conversation_are_checked_before_a_model_is_loaded(
+    arguments: list[str], message: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmkit.api.build_pipeline", lambda *_, **__: pytest.fail("loaded"))
+    code, _, err = run("chat", *arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_the_repr_of_a_conversation_names_model_and_turns(conversation: Conversation, folder: Path) -> None:
+    assert repr(conversation) == f"<Conversation with {folder}: 0 turns>"
+    conversation.send(HELLO)
+    assert repr(conversation).startswith(f"<Conversation with {folder}: 1 turn, last reply ")
 
 
 # The line editor.
@@ -524,7 +642,10 @@ def keyboard(capsys: pytest.CaptureFixture[str]) -> Iterator[PipeInput]:
 
 def editor(keyboard: PipeInput, history: Path) -> Callable[[str], str]:
     return line_editor(
-        {"/save": "FILE", "/status": "", "/system": "[TEXT]"}, history, input=keyboard, output=DummyOutput()
+        {"/save": ("FILE",), "/status": (), "/set": ("temperature", "top_p"), "/system": ()},
+        history,
+        input=keyboard,
+        output=DummyOutput(),
     )
 
 
@@ -538,6 +659,7 @@ def editor(keyboard: PipeInput, history: Path) -> Callable[[str], str]:
         ("hello\x03again\r", "again"),  # Ctrl+C in a line
         ("/stat\t\r", "/status"),
         ("/sa\t\r", "/save"),
+        ("/set temp\t 1\r", "/set temperature 1"),
         ("stat\t\r", "stat"),
     ],
 )
@@ -690,7 +812,7 @@ def test_a_conversation_on_a_terminal(terminal: Callable[..., Terminal], folder:
     assert "llmkit: 5 tokens in" in screen.expect("prompt tokens reused")
     screen.expect(READY)
     screen.type("\x03")
-    screen.expect("/quit or Ctrl+D leaves")
+    screen.expect("Ctrl+C again leaves")
     screen.expect(READY)
     screen.type("\x04")
     assert screen.leave() == 0

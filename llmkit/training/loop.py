@@ -419,6 +419,6 @@ class Trainer:
 def _figures(measured: TrainingStats) -> str:
     """Figures of some updates for the bar and the log."""
     return (
-        f"epoch {measured.epoch:.2f}, loss {measured.loss:.4f}, learning rate {measured.learning_rate:.2e}, "
+        f"loss {measured.loss:.4f}, epoch {measured.epoch:.2f}, learning rate {measured.learning_rate:.2e}, "
         f"{measured.tokens_per_second:,.0f} tokens/s, {in_units(measured.memory)}"
     )

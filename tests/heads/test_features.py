@@ -10,7 +10,8 @@ import pytest
 
 import llmkit
 from llmkit.config.settings import LoadSettings, TaskSettings
-from llmkit.engines.transformers import decoding, outputs
+from llmkit.engines.transformers import outputs
+from llmkit.engines.transformers.output_rows import Piece
 from llmkit.engines.transformers.traits import traits_of
 from llmkit.errors import InputError, UsageError
 from llmkit.heads import head_of
@@ -66,7 +67,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, row: dict[st
     def generate(loaded: Any, ops: Any, batch: Sequence[Any], settings: Any, emit: Any, *_: Any, **__: Any) -> None:
         for number, request in enumerate(batch):
             seen.append(request.encoded)
-            emit(decoding.Piece(number, "fox", "stop", 1, 0.5))
+            emit(Piece(number, "fox", "stop", 1, 0.5))
 
     monkeypatch.setattr(outputs, "generate", generate)
     options: dict[str, Any] = {"source": "en", "target": "fr"} if name == "translation" else {}

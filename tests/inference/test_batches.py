@@ -36,7 +36,7 @@ def load(folder: Any, task: str = "generate", **options: Any) -> llmkit.Pipeline
 def test_rows_that_end_early_leave_the_others_as_they_are(
     family: str, settings: dict[str, Any], together: int, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(decoding._READ_TOGETHER, "cpu", together)
+    monkeypatch.setitem(decoding._PREFILL_TOKENS, "cpu", together)
     free = load(checkpoint(family), max_new_tokens=24, **settings)
     letters = Counter("".join(free(prompt).text[2:] for prompt in PROMPTS)).most_common()
     stop = tuple(letter for letter, _ in letters[2::3])

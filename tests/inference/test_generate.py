@@ -95,7 +95,7 @@ def test_temperature_zero_is_greedy_on_a_model_that_samples_by_default(checkpoin
 
 def test_sampling_draws_from_the_whole_vocabulary_unless_told(checkpoint: Checkpoint) -> None:
     from llmkit.config.settings import GenerationSettings
-    from llmkit.engines.transformers.decoding import generation_config
+    from llmkit.engines.transformers.generation_settings import generation_config
 
     loaded = load(checkpoint("gpt2")).loaded
     assert generation_config(loaded, GenerationSettings(temperature=1.0), 5).top_k == 0

@@ -14,7 +14,7 @@ from typing import Any
 from llmkit.config.settings import GenerationSettings, TruncationSide
 from llmkit.engines.base import Answer, ModelFacts, Request, Session
 from llmkit.engines.transformers.batching import Budget, budget_from_memory
-from llmkit.engines.transformers.decoding import generation_config
+from llmkit.engines.transformers.generation_settings import generation_config
 from llmkit.engines.transformers.outputs import write
 from llmkit.engines.transformers.prompt_cache import PromptCache
 from llmkit.engines.transformers.traits import own_max_new_tokens, traits_of

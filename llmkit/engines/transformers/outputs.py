@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from llmkit.config.settings import GenerationSettings
 from llmkit.engines.base import OnText, Request
-from llmkit.engines.transformers.decoding import Piece, generate
+from llmkit.engines.transformers.decoding import generate
+from llmkit.engines.transformers.output_rows import Piece
 from llmkit.engines.transformers.prompt_cache import PromptCache
 from llmkit.heads.chat_template import render_chat
 from llmkit.heads.reasoning import ReasoningFormat, ReasoningSplitter, reasoning_format

@@ -8,13 +8,12 @@ from typing import Annotated
 
 import typer
 
+from llmkit.cli.output import AsJson
 from llmkit.cli.streams import echo
 from llmkit.errors import UsageError
 from llmkit.files import in_units
 
 __all__ = ["cache_list", "cache_prune", "cache_size"]
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def cache_list(as_json: AsJson = False) -> None:

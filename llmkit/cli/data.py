@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmkit.cli.options import declared
+from llmkit.cli.output import AsJson
 from llmkit.cli.streams import echo
 from llmkit.config.settings import LoadSettings, RowSettings
 
@@ -34,19 +35,29 @@ def data_check(
         list[str], typer.Argument(metavar="RECIPE|PATH…", help="A recipe, or files, a folder, a pattern or a Hub id.")
     ],
     *,
-    task: Annotated[str | None, typer.Option(help="The task of the data; a recipe names its own.")] = None,
-    source: Annotated[str | None, typer.Option("--from", help="Translation: source language.")] = None,
-    target: Annotated[str | None, typer.Option("--to", help="Translation: target language.")] = None,
-    validation: Annotated[str | None, typer.Option(help="Validation data, with a PATH.")] = None,
-    encoding: Annotated[str | None, typer.Option(help="Encoding of the data, with a PATH, if not UTF-8.")] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="TASK", help="The task of the data; a recipe names its own.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="LANGUAGE", help="Translation: source language.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--to", metavar="LANGUAGE", help="Translation: target language.")
+    ] = None,
+    validation: Annotated[str | None, typer.Option(metavar="PATH", help="Validation data, with a PATH.")] = None,
+    encoding: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Encoding of the data, with a PATH, if not UTF-8.")
+    ] = None,
     header: Annotated[bool | None, declared(RowSettings, "header")] = None,
     delimiter: Annotated[str | None, declared(RowSettings, "delimiter")] = None,
-    max_length: Annotated[int | None, typer.Option(min=2, help="Longest example in tokens, with a PATH.")] = None,
-    rows: Annotated[int, typer.Option(min=0, help="Examples to show.")] = 2,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Maximum length of an example in tokens, with a PATH.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=0, help="Show this many examples.")] = 2,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe (repeatable).")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     load: LoadSettings,
 ) -> None:
     """Show how a model would see the data, and report problems.

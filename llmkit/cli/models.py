@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from llmkit.cli.options import declared, worded
+from llmkit.cli.output import AsJson
 from llmkit.cli.streams import echo
 from llmkit.config.settings import LoadSettings, quoted
 from llmkit.errors import UsageError
@@ -17,7 +18,6 @@ from llmkit.log import log, printable
 
 __all__ = ["download", "inspect", "models"]
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Revision = Annotated[str | None, declared(LoadSettings, "revision")]
 
 
@@ -85,6 +85,7 @@ def download(
         Path | None,
         typer.Option("--to", metavar="DIR", help="Copy all files to this new folder, for a machine without network."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Download models for offline use.
 
@@ -98,10 +99,15 @@ def download(
 
     if to is not None and len(model) > 1:
         raise UsageError("`to` is for one model", "download each with its own folder")
+    folders = {}
     for name in model:
-        folder = download_model(name, revision=revision, to=to)
-        echo(f"{name}\t{folder}")
+        folder = folders[name] = download_model(name, revision=revision, to=to)
+        if not as_json:
+            echo(f"{name}\t{folder}")
         _log_next(str(to) if to is not None else name, folder)
+    if as_json:
+        found = [{"model": name, "folder": str(folder)} for name, folder in folders.items()]
+        echo(json.dumps(found, ensure_ascii=False))
     if to is not None:
         log.info("copy %s to the other machine; it needs no network there", quoted(to))
 

@@ -30,7 +30,7 @@ Encoding = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Encoding of the file or standard input, if not UTF-8.", rich_help_panel="Input"),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel="Output")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel="Output")]
 Examples = Annotated[
     Path | None,
     typer.Option(

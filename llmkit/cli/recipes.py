@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llmkit.cli.output import AsJson
 from llmkit.cli.streams import echo
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.log import log
@@ -17,7 +18,7 @@ from llmkit.log import log
 __all__ = ["recipes_copy", "recipes_list", "recipes_schema", "recipes_show", "recipes_validate"]
 
 
-def recipes_list(*, as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
+def recipes_list(*, as_json: AsJson = False) -> None:
     """List the built-in recipes.
 
     Examples:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llmkit.cli.options import declared
+from llmkit.cli.output import AsJson
 from llmkit.cli.streams import echo
 from llmkit.config.settings import DType, LoadSettings
 from llmkit.errors import without_password
@@ -26,6 +28,7 @@ def merge(
     offline: Annotated[bool, declared(LoadSettings, "offline")] = False,
     allow_pickle: Annotated[bool, declared(LoadSettings, "allow_pickle")] = False,
     trust_remote_code: Annotated[bool, declared(LoadSettings, "trust_remote_code")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Merge an adapter into its base model.
 
@@ -46,7 +49,7 @@ def merge(
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )
-    echo(str(merged.folder))
+    echo(json.dumps(asdict(merged), default=str, ensure_ascii=False) if as_json else str(merged.folder))
 
 
 def push(
@@ -56,7 +59,7 @@ def push(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be uploaded, without using the network.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Upload a tuned model to the Hub, without its checkpoints.
 

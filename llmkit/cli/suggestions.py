@@ -163,6 +163,8 @@ def _unknown_option(option: str, context: Any) -> tuple[str, str]:
     if found := own.get(word):
         key = "recipe keys are changed with --set, such as --set train.learning_rate=1e-4"
         return problem, key if found == "--set" else f"did you mean {found}?"
+    if argument := next((each for each in context.command.params if word == _argument_name(each)), None):
+        return problem, f"it is an argument: {context.command_path} {_name(argument)}"
     if commands := _commands_with(option, context.find_root().command, context.find_root().info_name):
         if context.parent is None:
             return f"{option} belongs after the command", f"write {commands[0]} {option}"
@@ -173,6 +175,10 @@ def _unknown_option(option: str, context: Any) -> tuple[str, str]:
     return problem, f"did you mean {' or '.join(begun)}?" if 0 < len(
         begun
     ) < 4 else f"see {context.command_path} --help"
+
+
+def _argument_name(parameter: Any) -> str:
+    return str(parameter.metavar or parameter.name).casefold() if parameter.param_type_name == "argument" else ""
 
 
 def _names(parameters: Iterable[Any]) -> dict[str, str]:

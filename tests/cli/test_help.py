@@ -105,6 +105,7 @@ def test_version(run: Run) -> None:
         ("translate hi --target-lang fr", "unknown option --target-lang", "did you mean --to?"),
         ("generate hi --dry-run", "unknown option --dry-run", "it is an option of llmkit finetune"),
         ("finetune x --learning-rate 1", "unknown option --learning-rate", "recipe keys are changed with --set"),
+        ("inspect --model x", "unknown option --model", "it is an argument: llmkit inspect MODEL"),
         ("--model x generate hi", "--model belongs after the command", "write llmkit generate --model"),
         ("generate Write a haiku", "too many arguments (a haiku)", "put a text with spaces in quotes: llmkit generate"),
         ("merge x", "-o or --output is missing", "for example: llmkit merge"),
@@ -170,3 +171,18 @@ def test_the_completion_script_is_printed(run: Run, monkeypatch: pytest.MonkeyPa
     with pytest.raises(SystemExit) as ended:
         run("--show-completion")
     assert not ended.value.code
+
+
+def test_options_with_one_name_are_the_same_everywhere() -> None:
+    """The same help, metavar and short name; where a command has its own, it is listed here."""
+    own = {"--encoding", "--top", "--task", "--dtype", "--num-processes", "--resume", "--overwrite", "--set", "--data"}
+    own |= {"--from", "--to", "--output", "--dry-run", "--text"}
+    seen: dict[str, tuple[Any, ...]] = {}
+    for name, command in LEAVES.items():
+        for each in command.params:
+            text = re.sub(r"^\w+: ", "", each.help)  # `evaluate` names the task of an option
+            about = (sorted(each.opts), text, each.metavar)
+            if each.param_type_name == "option" and each.opts[0] not in own:
+                assert seen.setdefault(each.opts[0], about) == about, name
+            assert "--output" not in each.opts or "-o" in each.opts, name
+            assert "--model" not in each.opts or "-m" in each.opts, name

@@ -24,6 +24,7 @@ from llmkit.metrics import answers, rouge, words
 from llmkit.metrics.translation import translation_metrics
 from llmkit.models.families.reasoning_marks import MESSAGES
 from llmkit.tasks import get_task, question_answering
+from llmkit.text import answers as text_answers
 from llmkit.text import sentences
 
 SIZE = 3000
@@ -38,6 +39,7 @@ ARGUMENTS: dict[str, Callable[[str], Any]] = {
     "count": lambda _: len,
     "by_sentence": lambda _: True,
     "room": lambda _: 50,
+    "starts": lambda _: (),
     "language": lambda _: "en",
     "kept": lambda text: [(at, at + 2) for at in range(0, len(text), 7)],
     "lines": lambda text: text.splitlines(keepends=True) or [text],
@@ -55,7 +57,7 @@ def _modules() -> Iterator[ModuleType]:
         yield package
         for found in pkgutil.iter_modules(getattr(package, "__path__", ())):
             yield importlib.import_module(f"{name}.{found.name}")
-    yield from (answers, rouge, words, column_names, question_answering)
+    yield from (answers, rouge, words, column_names)
 
 
 def _public(module: ModuleType) -> Iterator[tuple[str, Callable[[str], object]]]:
@@ -101,7 +103,7 @@ OTHERS: dict[str, tuple[ModuleType, Callable[[str], object]]] = {
     "messages": (reasoning, lambda text: _split_reply(reasoning._ParsedSplitter("", MESSAGES, ()), text)),
     "template": (reasoning, lambda text: reasoning._pairs([text], text)),
     "answer": (question_answering, lambda text: get_task("question-answering").parse(text)),
-    "answers": (question_answering, question_answering.to_answers),
+    "answers": (text_answers, text_answers.to_answers),
     "header": (headers, lambda text: headers.find_header([text.split("a"), text.split("a")[::-1]], (), "rows")),
     "csv": (tables, lambda text: _records(text, ".csv")),
     "tsv": (tables, lambda text: _records(text, ".tsv")),

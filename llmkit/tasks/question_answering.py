@@ -6,13 +6,8 @@ is processed in windows. Does not know how a span model scores (`llmkit.heads.sp
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import json
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,31 +32,14 @@ from llmkit.tasks.types import (
     Traits,
     Work,
 )
-from llmkit.text.scripts import is_unspaced
+from llmkit.text.answers import find_in, find_places, means_no_answer, to_answers, unquoted
+from llmkit.text.windows import Window
+from llmkit.text.windows import windows as split_windows
 
-__all__ = ["NO_ANSWER", "AnswerOptions", "AnswerSettings", "QuestionAnswering", "find_in", "to_answers"]
+__all__ = ["NO_ANSWER", "AnswerOptions", "AnswerSettings", "QuestionAnswering"]
 
 NO_ANSWER = "No answer"
 """The reply requested from a generative model if the context has no answer."""
-
-_NO_ANSWERS = re.compile(
-    r"""unanswerable | not\s+answerable | 无答案 | 無答案 | 没有答案 | 沒有答案 | 回答なし | 答えなし
-    | (?:there\s+is\s+)?no\s+answer
-      (?:[^\w\s].*
-        | \s+(?:is|was|can|could|exists|found|given|provided|available|present|stated|in|from|to|for|based)\b.*)?
-    | (?:the\s+)?answer\s+(?:is|was|can|could)(?:\s+not|n['’]t|not)\b.*
-    | (?:this|it|the\s+question)\s+(?:can\s*not|can['’]t|could\s+not)\s+be\s+(?:answered|determined)\b.*
-    | not\s+(?:mentioned|stated|specified|provided|given|found|answered)\s+(?:in|by)\s+the\s+
-      (?:given\s+|provided\s+)?(?:text|context|passage|document|article)\b.*
-    | the\s+(?:given\s+|provided\s+)?(?:text|context|passage|document|article)\s+(?:does|do)(?:\s+not|n['’]t)\s+
-      (?:\w+\s+){0,2}?(?:hold|contain|say|mention|state|provide|give|specify|answer|include)\b.*
-    | (?:文本|原文|文章|文中)中?(?:没有|未|沒有).*(?:答案|提到|提及|说明).*""",
-    re.VERBOSE | re.DOTALL,
-)
-"""Replies that mean "no answer", in lowercase and without surrounding punctuation."""
-_BEFORE_ANSWER = re.compile(r"(?:the\s+|final\s+)?answer\s*(?:is\s*)?[:：]\W*")
-_OVERLAP = 8
-"""Consecutive windows share 1/8 of their tokens, so that an answer at the edge of one is complete in another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +194,7 @@ class QuestionAnswering(Task):
         texts = answers["text"]
         if not texts:
             return (Example(prompt, ""),)
-        places = _places(texts, answers["answer_start"], context)
+        places = find_places(texts, answers["answer_start"], context)
         if not places:
             raise InputError(
                 f"the answer {texts[0]!r} does not occur in the context",
@@ -232,10 +210,10 @@ class QuestionAnswering(Task):
         """
         context = str(row["context"])
         answers = self.answers(row)
-        texts, places = answers["text"], _places(answers["text"], answers["answer_start"], context)
+        texts, places = answers["text"], find_places(answers["text"], answers["answer_start"], context)
         rows: list[Row] = []
         found = False
-        for window in _windows(context, room, count):
+        for window in split_windows(context, room, count):
             end = window.start + len(window.text)
             inside = [context[slice(*place)] for place in places if window.start <= place[0] and place[1] <= end]
             found = found or bool(inside)
@@ -251,8 +229,8 @@ class QuestionAnswering(Task):
     def teaches(self, row: Row, text: str) -> bool:
         """Whether the answer, if it occurs in the full text, also occurs in the truncated one."""
         answers = self.answers({**row, "context": text})
-        places = _places(answers["text"], answers["answer_start"], text)
-        return not places or bool(_places(answers["text"], (), str(row["context"])))
+        places = find_places(answers["text"], answers["answer_start"], text)
+        return not places or bool(find_places(answers["text"], (), str(row["context"])))
 
     def to_row(self, given: str | Row) -> Row:
         if isinstance(given, str):
@@ -265,7 +243,7 @@ class QuestionAnswering(Task):
             assert raw.span_prediction is not None
             return self._noted(self._extracted(raw.span_prediction), model)
         context, room = str(row["context"]), model.room(row)
-        windows = [_Window(0, context)] if room is None else _windows(context, room, model.count)
+        windows = [Window(0, context)] if room is None else split_windows(context, room, model.count)
         one = len(windows) == 1
         raws = yield Step([{**row, "context": window.text} for window in windows], scored=not one, multi_sequence=one)
         return self._noted(self._generated(windows, raws), model)
@@ -291,12 +269,12 @@ class QuestionAnswering(Task):
         best = reading.spans[0]
         return Result(text=best.text, start=best.start, end=best.end, score=best.score, alternatives=found[1:])
 
-    def _generated(self, windows: Sequence[_Window], raws: Sequence[Generation]) -> Result:
+    def _generated(self, windows: Sequence[Window], raws: Sequence[Generation]) -> Result:
         """The best of the answers to the windows.
 
         Answers that occur in their window come first, then those from the most windows, then the most probable.
         """
-        answers = [_unquoted(self.parse(raw.text)) for raw in raws]
+        answers = [unquoted(self.parse(raw.text)) for raw in raws]
         places = [find_in(answer, window.text) for answer, window in zip(answers, windows, strict=True)]
         given_by = Counter(answer.casefold() for answer in answers)
         chunks = tuple(
@@ -310,7 +288,7 @@ class QuestionAnswering(Task):
         )
         chunks = chunks if len(chunks) > 1 else ()
         others = tuple(
-            Result(text=_unquoted(self.parse(other.text)), answered=self._verdict(other))
+            Result(text=unquoted(self.parse(other.text)), answered=self._verdict(other))
             for other in raws[best or 0].alternatives
         )
         if best is None:
@@ -345,141 +323,4 @@ class QuestionAnswering(Task):
     def parse(self, raw: str) -> str:
         """The answer; empty if the model reports that there is none."""
         text = raw.strip()
-        return "" if any(map(_means_no_answer, (text, text.partition("\n")[0]))) else text
-
-
-def _means_no_answer(text: str) -> bool:
-    """Whether a text means "no answer", apart from surrounding markup, quotes and brackets."""
-    words = re.sub(r"^\W+|(?<!\W)\W+$", "", text.casefold())
-    return bool(_NO_ANSWERS.fullmatch(_BEFORE_ANSWER.sub("", words, count=1) if _BEFORE_ANSWER.match(words) else words))
-
-
-_WRITTEN_OUT = re.compile(r"""\[\s*(?:['"{\]]|None)|\{\s*['"](?:text|answer_start)['"]\s*:""")
-"""The beginning of a serialized list of answers, or of an object with them."""
-
-
-def to_answers(value: Any, start: Any = None) -> dict[str, list[Any]]:
-    """Normalize answers to ``{"text": […], "answer_start": […]}``; empty lists: the context has no answer.
-
-    Accepts a text, a list of texts, SQuAD's form or a list of such objects, also serialized as JSON or Python, as in
-    tables. Empty texts are dropped.
-
-    Args:
-        value: the answers.
-        start: where they begin, if that is in a separate column.
-    """
-    value = _from_cell(value)
-    if isinstance(value, Mapping) and "text" in value:
-        texts, start = _as_list(value["text"]), value.get("answer_start", start)
-    else:
-        texts = _as_list(value)
-        if any(isinstance(item, Mapping) and "text" in item for item in texts):
-            start = [item.get("answer_start") if isinstance(item, Mapping) else None for item in texts]
-            texts = [item.get("text", item) if isinstance(item, Mapping) else item for item in texts]
-    starts = _as_list(start) if len(_as_list(start)) == len(texts) else [None] * len(texts)
-    kept = [(text, place) for text, place in zip(texts, starts, strict=True) if text is not None and str(text).strip()]
-    if any(isinstance(text, bool) or not isinstance(text, str | int | float) for text, _ in kept):
-        raise InputError("has answers that are not text", 'write {"text": ["…"], "answer_start": [0]}')
-    # Tables with gaps hold whole numbers as floats.
-    places = [int(place) for _, place in kept if isinstance(place, int | float) and place == place // 1]
-    return {"text": [str(text) for text, _ in kept], "answer_start": places if len(places) == len(kept) else []}
-
-
-def _from_cell(value: Any) -> Any:
-    """Answers serialized in a text: a list of texts or SQuAD's form, as pandas writes them to CSV files."""
-    text = value.strip() if isinstance(value, str) else ""
-    if not _WRITTEN_OUT.match(text):
-        return value
-    # NumPy's representation has no commas, so Python would concatenate the strings.
-    for read in (json.loads, *(() if re.search(r"""['"]\s+['"]""", text) else (ast.literal_eval,))):
-        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            return read(text)
-    raise InputError(
-        "has answers written out as a Python object", "write the rows as JSON Lines, or one text an answer"
-    )
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
-
-
-def _places(texts: Sequence[str], starts: Sequence[int | None], context: str) -> list[tuple[int, int]]:
-    """The spans of the answers in the context: at the given starts or, if none is correct, wherever they occur."""
-    return [
-        (start, start + len(text))
-        for text, start in zip(texts, starts, strict=bool(starts))
-        if start is not None and start >= 0 and context[start : start + len(text)] == text
-    ] or [place for text in texts if (place := find_in(text, context))]
-
-
-@dataclass(frozen=True)
-class _Window:
-    """A part of the context, beginning at character ``start``."""
-
-    start: int
-    text: str
-
-
-def _windows(context: str, room: int, count: Callable[[str], int]) -> list[_Window]:
-    """Overlapping windows of at most ``room`` tokens that cover the context, split between sentences."""
-    from llmkit.text.sentences import pack, script_language, sentences
-
-    if count(context) <= room:
-        return [_Window(0, context)]
-    overlap = room // _OVERLAP
-    # A piece longer than the overlap could not be shared, so long sentences are split.
-    pieces = [
-        part for piece in sentences(context, script_language(context)) for part in pack([piece], room - overlap, count)
-    ]
-    sizes = [count(piece) for piece in pieces]
-    windows: list[_Window] = []
-    first, offset = 0, 0
-    while True:
-        last, size = first, 0
-        while last < len(pieces) and (last == first or size + sizes[last] <= room):
-            size += sizes[last]
-            last += 1
-        while last - first > 1 and count("".join(pieces[first:last])) > room:  # joined, pieces can have more tokens
-            last -= 1
-        windows.append(_Window(offset, "".join(pieces[first:last])))
-        if last == len(pieces):
-            return windows
-        shared, following = 0, last
-        while following - 1 > first and shared + sizes[following - 1] <= overlap:
-            following -= 1
-            shared += sizes[following]
-        offset += sum(len(piece) for piece in pieces[first:following])
-        first = following
-
-
-def _unquoted(answer: str) -> str:
-    """An answer without enclosing quotation marks."""
-    for opening, closing in ('""', "''", "“”", "‘’", "「」"):
-        if len(answer) > 1 and answer.startswith(opening) and answer.endswith(closing):
-            return answer[1:-1].strip()
-    return answer
-
-
-def find_in(answer: str, context: str) -> tuple[int, int] | None:
-    """The first occurrence of an answer in a text, ignoring case, white space and a trailing full stop.
-
-    An answer is not found inside a longer word.
-    """
-    for wanted in dict.fromkeys((answer, answer.rstrip(".。!"))):
-        for form in ("NFC", "NFD"):
-            words = unicodedata.normalize(form, wanted).split()
-            if not words:
-                continue
-            pattern = r"\s+".join(map(re.escape, words))
-            if match := re.search(
-                f"{_edge(words[0][0], '<')}{pattern}{_edge(words[-1][-1], '')}", context, re.IGNORECASE
-            ):
-                return match.start(), match.end()
-    return None
-
-
-def _edge(character: str, behind: str) -> str:
-    """A pattern that keeps a word from being found inside a longer one."""
-    if not character.isalnum() or is_unspaced(character):  # word boundaries are not visible
-        return ""
-    return r"(?<!\w)" if behind else r"(?!\w)"
+        return "" if any(map(means_no_answer, (text, text.partition("\n")[0]))) else text

@@ -1,21 +1,21 @@
 """The blocks of a document: which are translated, and which stay unchanged.
 
-Recognizes Markdown, HTML, subtitles (SRT, WebVTT, ASS), lyrics with times, JSON, YAML and key-value files by the form
-of their lines. Plain text passes through as paragraphs; in doubt a text is translated. Protected spans within a block
-are found by `llmkit.text.protected`. Independent of language and model. Joined, the blocks are the text again.
-markdown-it-py is not used: CommonMark takes indented prose for code and text between two tags for HTML, which would
-stay untranslated, and none of the other formats, which may occur in the same text, is part of it.
+Recognizes Markdown, HTML, subtitles (SRT, WebVTT, ASS), lyrics with times, and the data formats of
+`llmkit.text.data_lines`, by the form of their lines. Plain text passes through as paragraphs; in doubt a text is
+translated. Protected spans within a block are found by `llmkit.text.protected`. Independent of language and model.
+Joined, the blocks are the text again. markdown-it-py is not used: CommonMark takes indented prose for code and text
+between two tags for HTML, which would stay untranslated, and does not know the other formats, which may occur in the
+same text.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 
+from llmkit.text.data_lines import INDENT, DataReader, trimmed, unescaped
 from llmkit.text.protected import Block, around, code_spans
 
 __all__ = ["blocks", "is_catalog"]
@@ -43,7 +43,6 @@ _FOOTNOTE = re.compile(r" {0,3}\[\^[^\]\s]+\]:[ \t]*")
 _HEADING = re.compile(r"[ \t]*#{1,6}(?=\s)[ \t]*")
 _HARD_BREAK = re.compile(r"(?:  |\\)\r?\n?\Z")
 _TERMINAL = tuple(".!?…:\"'”’»。！？」")
-_INDENT = re.compile(r"[^\S\r\n]*")
 _INDENTED = re.compile(r"(?: {4}| {0,3}\t)")
 _TIME = r"(?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3}"
 _TIMES = re.compile(rf"[ \t]*(?:{_TIME}[ \t]*-->[ \t]*{_TIME}(?:[ \t].*)?|{_TIME},{_TIME})[ \t]*\r?\n?\Z")
@@ -58,23 +57,8 @@ _STAMP = re.compile(
     rf"[ \t]*(?:(?P<sung>(?:[\[(<]\d{{1,3}}:\d{{2}}(?:[:.]\d{{1,3}}){{0,2}}[\])>][ \t]*)+)"
     rf"|(?:{_DATE}|\d{{1,2}}:\d{{2}}(?::\d{{2}}(?:[.,]\d+)?)?)[ \t]+)"
 )
-_PAIR = re.compile(
-    r"""[ \t]*(?:(?:export[ \t]+)?[\w.$-]+[ \t]*=[ \t]*|(?P<key>["'])(?:[^"'\\\r\n]|\\.)*(?P=key)[ \t]*[=:][ \t]*"""
-    r"""|(?=[\w$]*[._-])[\w.$-]++[ \t]*:[ \t]+|(?="))(?P<quote>["']?)"""
-)
-_PAIR_END = re.compile(r"""["']?[;,]*\s*\\?\s*\Z""")
-_NO_PAIR = re.compile(r"[ \t]*(?:\[[^\]\r\n]*\]|[#;!].*|//.*|/\*.*\*/|[{}\[\](),;]*)\s*\Z")
-_CONTINUES = re.compile(r"(?<!\\)(?:\\\\)*\\\s*\Z")
-"""The end of a line whose value continues on the next."""
-_MAPPING = re.compile(r"""(?P<indent>[ \t]*)(?:- +)?[a-z_][\w.-]*:(?:[ \t]+(?P<quote>["']?)(?=\S)|(?P<alone>\s*\Z))""")
-_MEMBER = re.compile(r"""[ \t]*- +(?P<quote>["']?)|[ \t]*#.*\s*\Z|(?:---|\.\.\.)\s*\Z""")
-"""Lines of YAML other than keys: list items, comments, document markers."""
 _CATALOG = re.compile(r'^msgid[ \t]+"(?s:.*?)^msgstr(?:\[0\])?[ \t]+"', re.MULTILINE)
-_JSON_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"(\s*:)?')
 _EVENT = re.compile(r"Dialogue: *(?:[^,\r\n]*,){9}")
-_ESCAPE = re.compile(r"(?:\\[Nnrt])+")
-"""Escaped line breaks and tabs."""
-_NO_WORDS = re.compile(r"(?:true|false|null|none|yes|no|on|off|\S*[/\\@]\S*)\Z", re.IGNORECASE)
 _CODE_SIGNS = re.compile(r"[{}()\[\]=<>;$_/\\|&#@`~^+*]|\d")
 
 
@@ -105,13 +89,11 @@ def blocks(text: str) -> list[Block]:
     return [block for block in merged if block.text]
 
 
-class _Reader:
+class _Reader(DataReader):
     """Parses lines in order; keeps track of the open paragraph and the list around it."""
 
     def __init__(self, text: str) -> None:
-        self.lines: list[str] = _LINE.findall(text)
-        self.at = 0
-        self.paragraph: list[str] = []
+        super().__init__(_LINE.findall(text))
         self.quote = ""
         """The ``>`` markers at the start of the paragraph's lines."""
         self.margin = ""
@@ -121,8 +103,6 @@ class _Reader:
         self.list = 0
         """The kind of the open list: 0 none, 1 bullets, 2 numbers."""
         self.vtt = False
-        self.no_mapping = self.no_pairs = 0
-        """Line numbers before which no mapping or key-value lines can begin, since another line follows first."""
         self.unclosed: set[str] = set()
         """End markers known not to occur in the rest of the document."""
 
@@ -155,7 +135,7 @@ class _Reader:
                 yield from self.values(pairs)
             elif whole:
                 yield from self.kept(whole)
-                self.list = self.list if _INDENT.match(line)[0] else 0  # type: ignore[index]
+                self.list = self.list if INDENT.match(line)[0] else 0  # type: ignore[index]
             elif self.is_table():
                 yield from self.table()
             else:
@@ -186,12 +166,12 @@ class _Reader:
         while self.at < len(self.lines) and self.lines[self.at].strip() and not self.cue_header(self.at):
             line = self.lines[self.at]
             if speaker := _SPEAKER.match(line):
-                yield from _trimmed("".join(words), cue=True)
+                yield from trimmed("".join(words), cue=True)
                 yield Block(speaker[0], translate=False)
                 words = []
             words.append(line[speaker.end() :] if speaker else line)
             self.at += 1
-        yield from _trimmed("".join(words), cue=True)
+        yield from trimmed("".join(words), cue=True)
 
     def script(self) -> Iterator[Block]:
         """Subtitles in SubStation Alpha (ASS): the text of each event is translated."""
@@ -201,80 +181,15 @@ class _Reader:
                 yield Block(line, translate=False)
                 continue
             yield Block(event[0], translate=False)
-            yield from _unescaped(line[event.end() :])
+            yield from unescaped(line[event.end() :])
         self.at = len(self.lines)
-
-    def json(self) -> int:
-        """How many of the next lines are JSON: the rest of the document, or this one."""
-        if self.paragraph or not self.lines[self.at].lstrip().startswith(("{", "[")):
-            return 0
-        if self.at == 0 and _is_json("".join(self.lines)):
-            return len(self.lines)
-        return 1 if _is_json(self.lines[self.at]) else 0
-
-    def strings(self, number: int) -> Iterator[Block]:
-        """The string values of JSON, without the keys."""
-        text, at = "".join(self.lines[self.at : self.at + number]), 0
-        for string in _JSON_STRING.finditer(text):
-            if string[2] is None and not _NO_WORDS.match(string[1]):
-                yield Block(text[at : string.start(1)], translate=False)
-                yield from _unescaped(string[1], '"')
-                at = string.end(1)
-        yield Block(text[at:], translate=False)
-        self.at += number
-
-    def mapping(self) -> int:
-        """How many of the next lines are YAML, up to a blank line: keys with values, and list items."""
-        if self.paragraph or self.at < self.no_mapping or not _MAPPING.match(self.lines[self.at]):
-            return 0
-        keys, end = 0, self.at + self.to_blank()
-        for at in range(self.at, end):
-            key = _MAPPING.match(self.lines[at])
-            keys += key is not None
-            if not key and not _MEMBER.match(self.lines[at]):
-                self.no_mapping = at
-                return 0
-        return end - self.at if keys > 1 else 0
-
-    def members(self, number: int) -> Iterator[Block]:
-        """The values of YAML lines."""
-        for line in self.lines[self.at : self.at + number]:
-            yield from _value(line, _MAPPING.match(line) or _MEMBER.match(line), doubled="'")
-        self.at += number
-
-    def pairs(self) -> int:
-        """How many of the next lines are key-value lines or their continuation; 0 if fewer than two are."""
-        if self.paragraph or self.at < self.no_pairs:
-            return 0
-        found, at = 0, self.at
-        continued = False
-        while at < len(self.lines) and (line := self.lines[at]).strip():
-            pair = not continued and bool(_PAIR.match(line))
-            if not pair and not continued and not _NO_PAIR.match(line):
-                self.no_pairs = at
-                return 0
-            continued = (pair or continued) and bool(_CONTINUES.search(line))
-            at, found = at + 1, found + pair
-        if not found:
-            self.no_pairs = at
-        number = at - self.at
-        return number if found > 1 or (found and number > 1) else 0
-
-    def values(self, number: int) -> Iterator[Block]:
-        """The values of key-value lines."""
-        continued = False
-        for line in self.lines[self.at : self.at + number]:
-            pair = _INDENT.match(line) if continued else None if _NO_PAIR.match(line) else _PAIR.match(line)
-            yield from _value(line, pair)
-            continued = pair is not None and bool(_CONTINUES.search(line))
-        self.at += number
 
     def close(self) -> Iterator[Block]:
         """Finish the open paragraph, without its trailing whitespace."""
         if self.paragraph:
             text = "".join(self.paragraph)
             plain = self.paragraph[0] + "".join(_blanked(line) for line in self.paragraph[1:]) if self.quote else text
-            yield from _trimmed(text, plain="" if plain == text else plain)
+            yield from trimmed(text, plain="" if plain == text else plain)
             self.paragraph = []
 
     def prose(self, line: str) -> Iterator[Block]:
@@ -293,7 +208,7 @@ class _Reader:
                 self.list = 0
         if heading:
             self.paragraph = []
-            yield from _trimmed(*_without_closing(line[len(prefix) :]))
+            yield from trimmed(*_without_closing(line[len(prefix) :]))
         elif _HARD_BREAK.search(line):
             yield from self.close()
 
@@ -328,7 +243,7 @@ class _Reader:
             if bullet and mark is bullet:
                 self.list = 2 if bullet[1] else 1
             at = mark.end()
-        indent = _INDENT.match(line, at)
+        indent = INDENT.match(line, at)
         return line[: indent.end() if indent else at], heading
 
     def stamped(self) -> bool:
@@ -356,11 +271,6 @@ class _Reader:
         ):
             return 1
         return self.fence() or self.html() or self.indented()
-
-    def to_blank(self) -> int:
-        """How many lines precede the next blank line."""
-        rest = range(self.at, len(self.lines))
-        return next((at for at in rest if not self.lines[at].strip()), len(self.lines)) - self.at
 
     def front_matter(self) -> int:
         """How many lines at the start are front matter (YAML or TOML)."""
@@ -455,56 +365,15 @@ class _Reader:
                 continue
             start = 0
             for pipe in [*_pipes(line), len(line)]:
-                yield from _trimmed(line[start:pipe])
+                yield from trimmed(line[start:pipe])
                 yield Block(line[pipe : pipe + 1], translate=False)
                 start = pipe + 1
-
-
-def _value(line: str, key: re.Match[str] | None, *, doubled: str = "") -> Iterator[Block]:
-    """A line whose value after the key is translated; ``doubled``: the quotation mark that YAML escapes by doubling."""
-    end = _PAIR_END.search(line, key.end()) if key else None
-    value = line[key.end() : end.start()] if key and end else ""
-    if not key or not end or _NO_WORDS.match(value):
-        yield Block(line, translate=False)
-        return
-    mark = quote if (quote := key.groupdict().get("quote")) and line.startswith(quote, end.start()) else ""
-    yield Block(line[: key.end()], translate=False)
-    yield from _unescaped(value, mark, doubled=bool(mark) and mark == doubled)
-    yield Block(line[end.start() :], translate=False)
-
-
-def _unescaped(text: str, mark: str = "", *, doubled: bool = False) -> Iterator[Block]:
-    """The parts of a value between escaped line breaks, with the escape of its quotation mark."""
-    written = (mark * 2 if doubled else f"\\{mark}") if mark else ""
-    ends = [(found.start(), found.end()) for found in _ESCAPE.finditer(text)]
-    for start, end in zip([0, *(end for _, end in ends)], [*ends, (len(text), len(text))], strict=True):
-        for block in _trimmed(text[start : end[0]]):
-            yield replace(block, mark=mark, written=written) if block.translate else block
-        yield Block(text[end[0] : end[1]], translate=False)
-
-
-def _is_json(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict | list)
-    except (ValueError, RecursionError):
-        return False
 
 
 def _blanked(line: str) -> str:
     """A block-quote line with spaces in place of its markers."""
     end = _QUOTES.match(line).end()  # type: ignore[union-attr]
     return " " * end + line[end:]
-
-
-def _trimmed(text: str, rest: str = "", *, cue: bool = False, plain: str = "") -> Iterator[Block]:
-    """A text to translate, with surrounding whitespace and a ``rest`` as separate blocks that are kept."""
-    start = len(text) - len(text.lstrip())
-    end = max(len(text.rstrip()), start)
-    if end < len(text) and text[start:end].endswith("\\"):  # Markdown for a hard line break
-        end = max(len(text[: end - 1].rstrip()), start)
-    yield Block(text[:start], translate=False)
-    yield Block(text[start:end], translate=True, cue=cue, unquoted=plain[start:end])
-    yield Block(text[end:] + rest, translate=False)
 
 
 def _without_closing(heading: str) -> tuple[str, str]:

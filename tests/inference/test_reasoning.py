@@ -90,9 +90,9 @@ def test_a_reply_cut_off_while_thinking_is_said_to_be(gpt_oss: Path, tokens: int
 
 def test_an_answer_in_another_window_stands() -> None:
     from llmkit.tasks import Generation, QuestionAnswering
-    from llmkit.tasks.question_answering import _Window
+    from llmkit.text.windows import Window
 
-    windows = [_Window(0, "The fox."), _Window(8, " The dog.")]
+    windows = [Window(0, "The fox."), Window(8, " The dog.")]
     task = QuestionAnswering()
     cut, none = Generation("", "length", thinking=True), Generation("No answer")
 

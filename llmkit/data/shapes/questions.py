@@ -11,7 +11,7 @@ from llmkit.data.shapes.base import Found, Rows, Shape, Suggested, look_up
 from llmkit.data.shapes.columns import Columns
 from llmkit.errors import InputError
 from llmkit.tasks import Task
-from llmkit.tasks.question_answering import to_answers
+from llmkit.text.answers import to_answers
 
 __all__ = ["Questions", "Squad"]
 

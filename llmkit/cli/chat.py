@@ -20,7 +20,8 @@ import typer
 
 from llmkit.cli.chat_commands import ChatState, completions, describe, run_command, show
 from llmkit.cli.options import flags
-from llmkit.cli.output import StreamPrinter
+from llmkit.cli.reply_printer import reply_printer
+from llmkit.cli.streams import echo
 from llmkit.config.paths import user_path
 from llmkit.config.settings import GenerationSettings, LoadSettings
 from llmkit.errors import InputError, LlmkitError, UsageError
@@ -110,7 +111,7 @@ def converse(
         conversation.restore(saved, keep_system=bool(prompt_options.system))
         log.info("continuing after %d messages; the last: %s", len(saved.messages), _excerpt(saved))
     log.info("/help lists the commands; Ctrl+D leaves")
-    Session(conversation, read, generation, load_model=load_model, last=last).run()
+    Session(conversation, read, generation, load_model=load_model, last=last, markdown=not options.plain).run()
 
 
 def _for_model(load: LoadSettings, model: str | None) -> LoadSettings:
@@ -190,6 +191,7 @@ class Session:
         generation: the settings of the caller.
         load_model: builds the pipeline of another model, for ``/model``.
         last: file that keeps the conversation for ``--continue``.
+        markdown: whether replies are formatted on a terminal.
     """
 
     def __init__(
@@ -200,10 +202,12 @@ class Session:
         *,
         load_model: Callable[[str, GenerationSettings], Pipeline] | None = None,
         last: Path | None = None,
+        markdown: bool = True,
     ) -> None:
         self._conversation = conversation
         self._read = read
         self._last = last
+        self._markdown = markdown
         self._state = ChatState(
             conversation, self._answer, generation or GenerationSettings(), load_model or _no_other_model
         )
@@ -256,7 +260,8 @@ class Session:
 
     def _answer(self, answer: Callable[..., Output], *message: str) -> None:
         """Generate a reply and show it."""
-        started, printer, interrupt = time.perf_counter(), StreamPrinter(), _Interrupt()
+        started, interrupt = time.perf_counter(), _Interrupt()
+        printer = reply_printer(markdown=self._markdown)
         output = None
         try:
             with interrupt.caught():
@@ -274,7 +279,7 @@ class Session:
             show("(stopped; nothing of this reply is kept)")
             return
         if output.text:
-            printer.say("\n")
+            echo()
         self._explain(output, time.perf_counter() - started)
         self._keep()
 

@@ -220,7 +220,7 @@ def _shown(state: ChatState, name: str) -> str:
     value = getattr(state.conversation.pipeline.settings, name)
     if name in state.settings:
         return f"{value}"
-    return "the model's own" if value in (None, ()) else f"{value} (default)"
+    return "default" if value in (None, ()) else f"{value} (default)"
 
 
 def _show_settings(state: ChatState) -> None:

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable
 from contextlib import nullcontext, suppress
+from itertools import count
 from typing import Any, TextIO, cast
 
 import typer
@@ -18,7 +19,7 @@ import typer
 from llmkit.log import printable
 from llmkit.progress import above_bars
 
-__all__ = ["echo", "fresh_line", "guard_terminal", "line", "reset", "terminal"]
+__all__ = ["draw", "echo", "fresh_line", "guard_terminal", "line", "printed", "reset", "terminal"]
 
 _unfinished: set[object] = set()
 """Terminals, files and pipes whose last text did not end in a line break."""
@@ -65,9 +66,19 @@ def terminal(stream: TextIO) -> TextIO:
     return stream.terminal if isinstance(stream, _Guarded) else stream
 
 
+_lines = count()
+"""Numbers of the calls of `echo`."""
+
+
+def printed() -> int:
+    """A number that tells whether anything but `draw` was printed since the last call: it grows by one otherwise."""
+    return next(_lines)
+
+
 def echo(text: str = "", *, end: str = "\n", err: bool = False, **style: Any) -> None:
     """Print at once, on a terminal in a style of `typer.style`. Where standard error takes nothing, work goes on."""
     stream = sys.stderr if err else sys.stdout
+    next(_lines)
     with suppress(OSError, ValueError) if err else nullcontext():
         if style and stream.isatty():
             terminal(stream).write(typer.style(printable(text), **style) + end)
@@ -76,6 +87,14 @@ def echo(text: str = "", *, end: str = "\n", err: bool = False, **style: Any) ->
         stream.flush()
         if text + end:
             (_unfinished.discard if (text + end).endswith("\n") else _unfinished.add)(_place(stream))
+
+
+def draw(text: str) -> None:
+    """Print on standard output with the control sequences in it; texts of others in it are printable already."""
+    if text:
+        terminal(sys.stdout).write(text)
+        sys.stdout.flush()
+        (_unfinished.discard if text.endswith("\n") else _unfinished.add)(_place(sys.stdout))
 
 
 def line(text: str) -> None:

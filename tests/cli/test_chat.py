@@ -535,7 +535,7 @@ def test_set_changes_the_settings_of_the_next_reply(type_lines: TypeLines, conve
     assert conversation.last is not None
     assert conversation.last.usage.completion_tokens == 2
     assert "max_new_tokens: 2\n" in err
-    assert re.search(r"^temperature +the model's own$", err, re.MULTILINE)
+    assert re.search(r"^temperature +default$", err, re.MULTILINE)
     assert re.search(r"^seed +7$", err, re.MULTILINE)
     assert "settings  max_new_tokens=2, seed=7\n" in err
     _, err, _ = type_lines("/set max_new_tokens 3", "/set max_new_tokens -", '/set stop END "The fox"', "What?")

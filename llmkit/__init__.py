@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from llmkit.api import answer as answer
     from llmkit.api import chat as chat
     from llmkit.api import evaluate as evaluate
-    from llmkit.api import finetune as finetune
     from llmkit.api import generate as generate
     from llmkit.api import load as load
     from llmkit.api import next_tokens as next_tokens
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from llmkit.errors import ContextOverflowError as ContextOverflowError
     from llmkit.errors import HubUnreachableError as HubUnreachableError
     from llmkit.errors import InputError as InputError
+    from llmkit.errors import InvalidRecipeError as InvalidRecipeError
     from llmkit.errors import LlmkitError as LlmkitError
     from llmkit.errors import MissingDependencyError as MissingDependencyError
     from llmkit.errors import ModelNotFoundError as ModelNotFoundError
@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from llmkit.tasks.output import Output as Output
     from llmkit.tasks.output import Usage as Usage
     from llmkit.tasks.types import Message as Message
+    from llmkit.tuning import TunedModel as TunedModel
+    from llmkit.tuning import finetune as finetune
 
 __version__ = "0.1.0"
 
@@ -68,7 +70,8 @@ _HOME = {
     "answer": "llmkit.api",
     "chat": "llmkit.api",
     "evaluate": "llmkit.api",
-    "finetune": "llmkit.api",
+    "TunedModel": "llmkit.tuning",
+    "finetune": "llmkit.tuning",
     "generate": "llmkit.api",
     "load": "llmkit.api",
     "next_tokens": "llmkit.api",
@@ -93,6 +96,7 @@ _HOME = {
     "ContextOverflowError": "llmkit.errors",
     "HubUnreachableError": "llmkit.errors",
     "InputError": "llmkit.errors",
+    "InvalidRecipeError": "llmkit.errors",
     "LlmkitError": "llmkit.errors",
     "MissingDependencyError": "llmkit.errors",
     "ModelNotFoundError": "llmkit.errors",
@@ -109,6 +113,7 @@ __all__ = [
     "Evaluation",
     "HubUnreachableError",
     "InputError",
+    "InvalidRecipeError",
     "LlmkitError",
     "Message",
     "MissingDependencyError",
@@ -119,6 +124,7 @@ __all__ = [
     "Output",
     "Pipeline",
     "TaskMismatchError",
+    "TunedModel",
     "Usage",
     "UsageError",
     "__version__",

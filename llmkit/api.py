@@ -17,7 +17,6 @@ from llmkit.config.settings import (
     LoadOptions,
     LoadSettings,
     Options,
-    command_line,
     setting_fields,
     split_options,
 )
@@ -45,7 +44,6 @@ __all__ = [
     "build_pipeline",
     "chat",
     "evaluate",
-    "finetune",
     "generate",
     "load",
     "next_tokens",
@@ -333,33 +331,6 @@ def next_tokens_with(settings: LoadSettings, text: str, *, top: int) -> tuple[Lo
     from llmkit.inference.next_tokens import next_tokens as distribution
 
     return loaded, distribution(loaded, text, top=top)
-
-
-def finetune(recipe: str | Path, *, overrides: Sequence[str] = (), resume: bool = False, progress: bool = True) -> Path:
-    """Train a model from a recipe, in this process.
-
-    Args:
-        recipe: a recipe file, or the name of a built-in recipe.
-        overrides: changes to the recipe, such as ``train.learning_rate=1e-4``.
-        resume: continue from the last checkpoint in ``train.output_dir``.
-        progress: show bars in a terminal or a notebook.
-
-    Returns:
-        The folder of the result, which any function here takes as ``model``.
-
-    Raises:
-        LlmkitError: one line that ends in what to do.
-    """
-    from llmkit.config.recipe_file import load_recipe
-    from llmkit.training.run import finetune as train
-
-    loaded = load_recipe(str(recipe), overrides)
-    if (loaded.accelerate.num_processes or 1) > 1:
-        raise UsageError(
-            "several processes are started by the command", command_line("finetune", "RECIPE", num_processes="N")
-        )
-    with nullcontext() if progress else hidden():
-        return train(loaded, resume=resume).folder
 
 
 @with_settings(LoadSettings, GenerationSettings)

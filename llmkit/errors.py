@@ -4,6 +4,7 @@
     ├── UsageError                  exit 2   the call, an option or a recipe is wrong
     │   ├── InputError              exit 2   the text or file cannot be used as it is
     │   │   └── ContextOverflowError exit 2  the input is longer than the model's context
+    │   ├── InvalidRecipeError      exit 2   a recipe has several mistakes
     │   └── TaskMismatchError       exit 2   the model cannot do the task
     ├── ModelNotFoundError          exit 1   no such model, revision or file
     ├── HubUnreachableError         exit 1   the network is needed and cannot be used
@@ -20,6 +21,7 @@ This module does not depend on tasks, models or front ends.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal, Self
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "ErrorCode",
     "HubUnreachableError",
     "InputError",
+    "InvalidRecipeError",
     "LlmkitError",
     "MissingDependencyError",
     "ModelNotFoundError",
@@ -153,6 +156,23 @@ class ContextOverflowError(InputError):
     """The input is longer than the model's context and ``on_overflow`` is ``error``."""
 
     code: ErrorCode = "context_overflow"
+
+
+class InvalidRecipeError(UsageError):
+    """A recipe has several mistakes. The message has one line for each."""
+
+    code: ErrorCode = "invalid_recipe_key"
+    mistakes: tuple[UsageError, ...] = ()
+
+    @classmethod
+    def of(cls, mistakes: Sequence[UsageError]) -> Self:
+        """The error for some mistakes, of which there is at least one."""
+        made = cls(mistakes[0].problem, *mistakes[0].fixes)
+        made.mistakes = tuple(mistakes)
+        return made
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.mistakes)) or super().__str__()
 
 
 class TaskMismatchError(UsageError):

@@ -231,7 +231,7 @@ def perplexity_of(loss: float, tokens: int) -> float:
 def test_the_threshold_that_is_fitted_goes_with_the_model(checkpoint: Checkpoint, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", questions(9))
     recipe = write_recipe(tmp_path, checkpoint("bert"), rows, data={"validation": str(rows)})
-    folder = llmkit.finetune(recipe)
+    folder = llmkit.finetune(recipe).folder
     said = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     kept = json.loads((folder / "llmkit.json").read_text(encoding="utf-8"))["settings"]["no_answer_threshold"]
     assert kept == said["no_answer_threshold"]
@@ -239,10 +239,10 @@ def test_the_threshold_that_is_fitted_goes_with_the_model(checkpoint: Checkpoint
     assert found.figures[1].interval.value == pytest.approx(said["f1_with_no_answer_threshold"])
     # No answer at all is one of the thresholds that were compared.
     assert found.figures[1].interval.value >= found.trivial["always no answer"]["f1"] > 0
-    own = llmkit.finetune(
-        recipe, overrides=["settings.no_answer_threshold=0.5", f"train.output_dir={tmp_path / 'own'}"]
+    own = llmkit.finetune(recipe, overrides=["settings.no_answer_threshold=0.5"], output=tmp_path / "own")
+    assert (
+        json.loads((own.folder / "llmkit.json").read_text(encoding="utf-8"))["settings"]["no_answer_threshold"] == 0.5
     )
-    assert json.loads((own / "llmkit.json").read_text(encoding="utf-8"))["settings"]["no_answer_threshold"] == 0.5
 
 
 def test_a_language_that_is_named_is_divided_as_its_code_is() -> None:

@@ -37,6 +37,7 @@ from llmkit.cli.options import Stopped, command, flags, remedy, worded
 from llmkit.cli.recipes import (
     recipes_copy,
     recipes_list,
+    recipes_new,
     recipes_schema,
     recipes_show,
     recipes_validate,
@@ -44,7 +45,7 @@ from llmkit.cli.recipes import (
 from llmkit.cli.results import merge, push
 from llmkit.cli.streams import echo, guard_terminal
 from llmkit.cli.tasks import task_command
-from llmkit.errors import ErrorCode, LlmkitError, without_password
+from llmkit.errors import ErrorCode, InvalidRecipeError, LlmkitError, without_password
 from llmkit.models.memory import is_out_of_memory
 from llmkit.tasks import TASKS, Task
 from llmkit.tasks.output import SCHEMA_VERSION
@@ -52,7 +53,7 @@ from llmkit.tasks.output import SCHEMA_VERSION
 __all__ = ["application", "main"]
 
 _TASKS, _TRAINING, _MODELS = "Tasks", "Training and evaluation", "Models and environment"
-_RECIPES = "List, show, copy and check recipes."
+_RECIPES = "List, show, copy, write and check recipes."
 _DATA = "Inspect training data."
 _CACHE = "Show and remove cached files."
 
@@ -105,6 +106,7 @@ def _recipes_commands() -> list[Entry]:
         command("list", recipes_list),
         command("show", recipes_show),
         command("copy", recipes_copy),
+        command("new", recipes_new),
         command("validate", recipes_validate),
         command("schema", recipes_schema),
     ]
@@ -225,12 +227,15 @@ def _run(arguments: Sequence[str] | None) -> int:
         _complain("invalid_usage", *explain(error))
         return 2
     except LlmkitError as error:
-        _complain(error.code, worded(error.problem), remedy(error), error if flags.debug else None)
+        first, *more = error.mistakes if isinstance(error, InvalidRecipeError) else (error,)
+        others = [_message(worded(each.problem), remedy(each)) for each in more]
+        shown = error if flags.debug else None
+        _complain(error.code, worded(first.problem), remedy(first), *others, error=shown)
         return error.exit_code
     except Exception as error:  # last resort: one line, and how to see the traceback
         if isinstance(error, BrokenPipeError):
             raise
-        _complain(*_last_resort(error), error)
+        _complain(*_last_resort(error), error=error)
         return 1
 
 
@@ -248,11 +253,16 @@ def _last_resort(error: Exception) -> tuple[ErrorCode, str, str]:
     )
 
 
-def _complain(code: ErrorCode, problem: str, fix: str, error: BaseException | None = None) -> None:
-    """Log the error that ends the run; with ``--json``, also as an object to stdout."""
-    message = problem + (f"; {fix}" if fix else "")
-    log_error(code, message, error)
+def _message(problem: str, fix: str) -> str:
+    return problem + (f"; {fix}" if fix else "")
+
+
+def _complain(code: ErrorCode, problem: str, fix: str, *more: str, error: BaseException | None = None) -> None:
+    """Log the error that ends the run, one line for each message; with ``--json``, also as an object to stdout."""
+    messages = (_message(problem, fix), *more)
+    for number, message in enumerate(messages, 1):
+        log_error(code, message, error if number == len(messages) else None)
     if "--json" in flags.arguments and os.environ.get("RANK", "0") == "0":
-        about = {"code": code, "message": without_password(message)}
+        about = {"code": code, "message": without_password("\n".join(messages))}
         with contextlib.suppress(OSError):  # standard output may be full, which may be the error
             echo(json.dumps({"schema_version": SCHEMA_VERSION, "error": about}, ensure_ascii=False))

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmkit.cli.new_recipe import (
+    Data,
+    Method,
+    ModelName,
+    SourceLanguage,
+    TargetLanguage,
+    TaskName,
+    Validation,
+    from_options,
+)
 from llmkit.cli.options import Stopped, declared, flags
 from llmkit.cli.processes import Nodes, start
 from llmkit.cli.streams import echo
@@ -26,8 +38,20 @@ __all__ = ["finetune"]
 
 
 def finetune(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a built-in one.")],
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a built-in one.")
+    ] = None,
     *,
+    task: TaskName = None,
+    data_paths: Data = None,
+    validation: Validation = None,
+    model: ModelName = None,
+    method: Method = None,
+    source: SourceLanguage = None,
+    target: TargetLanguage = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Folder of the result; sets train.output_dir.")
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as train.learning_rate=1e-4 (repeatable)."),
@@ -48,24 +72,37 @@ def finetune(
     trust_remote_code: Annotated[bool, declared(LoadSettings, "trust_remote_code")] = False,
     allow_pickle: Annotated[bool, declared(LoadSettings, "allow_pickle")] = False,
 ) -> None:
-    """Train a model from a recipe, on one device or several.
+    """Train a model on one device or several: from a recipe, or with defaults for a task and its data.
 
     Examples:
+        llmkit finetune --task summarize --data papers.csv -o runs/papers
         llmkit finetune summarization/starter-lora --dry-run
         llmkit finetune papers.yaml --set train.learning_rate=1e-4 --set adapter.r=16
     """
     from llmkit.config.recipe_file import allowing, load_recipe, resolved_yaml
 
+    text = None
     several = [] if num_processes is None else [f"accelerate.num_processes={num_processes}"]
     hub = ["train.push_to_hub=true"] if push_to_hub else []
     code = allowing(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    loaded = load_recipe(recipe, [*hub, *(overrides or ()), *several, *code])
+    changes = [*hub, *(overrides or ()), *several, *code]
+    if recipe is None:
+        languages = {"source": source, "target": target}
+        new = from_options(task, data_paths, validation, model, method, languages, output, changes)
+        loaded = new.recipe()
+        text = new.text(Path(loaded.train.output_dir))
+        for note in new.notes:
+            log.info("%s", note)
+    else:
+        _refuse_beside_recipe(task=task, data=data_paths, validation=validation, model=model, method=method)
+        folder = [] if output is None else [f"train.output_dir={json.dumps(output)}"]
+        loaded = load_recipe(recipe, [*changes, *folder])
     if dry_run:
         if resume:
             raise UsageError("--dry-run trains nothing, so there is nothing to resume", "give one of them")
         from llmkit.training.dry_run import dry_run as estimate
 
-        echo(resolved_yaml(loaded), end="")
+        echo(text or resolved_yaml(loaded), end="")
         for line in estimate(loaded):
             echo(f"# {line}")
         return
@@ -74,7 +111,7 @@ def finetune(
     from llmkit.training.run import finetune as train
 
     with _graceful_stop(loaded.accelerate.local_sgd_steps) as asked:
-        trainer = train(loaded, resume=resume, should_stop=lambda: bool(asked))
+        trainer = train(loaded, resume=resume, should_stop=lambda: bool(asked), text=text)
     if trainer.stopped:
         step = trainer.progress.step
         log.warning("stopped after update %d, which is saved; go on with --resume", step)
@@ -92,6 +129,13 @@ def _log_next(recipe: Recipe) -> None:
     log.info("try it: %s", command_line(task.verb, task.sample, **options, model=folder))
     validated = recipe.data.validation is not None or recipe.data.validation_fraction is not None
     log.info("evaluate it: %s", command_line("evaluate", shlex.quote(folder), data="" if validated else "FILE"))
+
+
+def _refuse_beside_recipe(**options: Any) -> None:
+    if used := [f"--{name}" for name, value in options.items() if value]:
+        raise UsageError(
+            f"{', '.join(used)} stands for a recipe, and one is named", "change the recipe with --set", code="no_effect"
+        )
 
 
 def _start(recipe: Recipe) -> int:

@@ -19,6 +19,7 @@ __all__ = ["GROUPS", "Entry", "HelpCommand", "HelpGroup", "examples", "summary"]
 GROUPS = {
     "": "Options",
     "Input": "Input",
+    "Recipe": "Instead of a recipe",
     "Task": "Settings of the task",
     "Prompt": "Prompt",
     "Output": "Output",

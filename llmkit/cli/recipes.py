@@ -10,12 +10,23 @@ from typing import Annotated, Any
 
 import typer
 
+from llmkit.cli.new_recipe import (
+    Data,
+    Method,
+    ModelName,
+    SourceLanguage,
+    TargetLanguage,
+    TaskName,
+    Validation,
+    from_options,
+)
 from llmkit.cli.output import AsJson
 from llmkit.cli.streams import echo
-from llmkit.errors import LlmkitError, UsageError
+from llmkit.errors import InvalidRecipeError, LlmkitError, UsageError
+from llmkit.files import write_whole
 from llmkit.log import log
 
-__all__ = ["recipes_copy", "recipes_list", "recipes_schema", "recipes_show", "recipes_validate"]
+__all__ = ["recipes_copy", "recipes_list", "recipes_new", "recipes_schema", "recipes_show", "recipes_validate"]
 
 
 def recipes_list(*, as_json: AsJson = False) -> None:
@@ -92,6 +103,40 @@ def _data_of(path: Path) -> Iterator[Path]:
                 yield Path(name)
 
 
+def recipes_new(
+    *,
+    task: TaskName = None,
+    data_paths: Data = None,
+    validation: Validation = None,
+    model: ModelName = None,
+    method: Method = None,
+    source: SourceLanguage = None,
+    target: TargetLanguage = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key (repeatable).")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Recipe file; default: standard output.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
+) -> None:
+    """Write a recipe for some data, with comments: columns as detected, and default hyperparameters.
+
+    Examples:
+        llmkit recipes new --task summarize --data papers.csv -o papers.yaml
+    """
+    languages = {"source": source, "target": target}
+    if output is not None and output.exists() and not overwrite:
+        raise UsageError(f"{output} exists", "name another `output`", "replace it with `overwrite`")
+    new = from_options(task, data_paths, validation, model, method, languages, None, overrides or [])
+    if output is None:
+        echo(new.text(Path()), end="")
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(output, new.text(output.parent))
+    echo(str(output))
+
+
 def recipes_validate(
     names: Annotated[list[str] | None, typer.Argument(metavar="RECIPE", help="Files, or names.")] = None,
     *,
@@ -116,7 +161,8 @@ def recipes_validate(
             load_recipe(name, overrides or (), trusted=MAY_RUN_CODE)
         except LlmkitError as error:
             bad += 1
-            log.error("%s", error, extra={"code": error.code})
+            for each in error.mistakes if isinstance(error, InvalidRecipeError) else (error,):
+                log.error("%s", each, extra={"code": each.code})
         else:
             echo(f"{name}: ok")
     if bad:

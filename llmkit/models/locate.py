@@ -264,7 +264,7 @@ def _check_weights(model: str, adapter: Path, wheel: Wheel, folder: Path) -> Non
     recorded = _base_record(adapter).get("sha256")
     if recorded is not None and recorded != weights_hash(folder):
         warn(
-            "fallback_model",
+            "tuned_differently",
             "%s was trained on another version of the %s, whose weights differ: its answers may differ too",
             model,
             wheel.name,

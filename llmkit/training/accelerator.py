@@ -1,4 +1,4 @@
-"""How Accelerate is set up for a run: device, precision, trackers, and whether the weights are in shards."""
+"""The setup of Accelerate for a run: device, precision, trackers, and sharding of the weights."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = [
 ]
 
 TRACKERS = "trackers"
-"""The folder in that of the result where trackers write."""
+"""Subfolder of the output folder for the files of trackers."""
 
 
-def make_accelerator(recipe: Recipe, device: str, precision: str, member: Worker) -> Any:
-    """Accelerate's object for this process."""
+def make_accelerator(recipe: Recipe, device: str, precision: str, worker: Worker) -> Any:
+    """The Accelerator of this process."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    # Of the process; another run in it may compute in another precision.
-    AcceleratorState._reset_state(reset_partial_state=member.world == 1)  # noqa: SLF001 - there is no public way
+    # The state is global; another run in this process may use another precision.
+    AcceleratorState._reset_state(reset_partial_state=worker.world == 1)  # noqa: SLF001 - there is no public way
     sharded = _fsdp(recipe)
     trackers = recipe.train.report_to
     folder = Path(recipe.train.output_dir)
@@ -44,7 +44,9 @@ def make_accelerator(recipe: Recipe, device: str, precision: str, member: Worker
     )
     if sharded is not None and not accelerator.is_fsdp2:
         raise LlmkitError(
-            "Accelerate did not shard the model, as accelerate.fsdp_config asks", "leave it out", code="process_failed"
+            "Accelerate did not shard the model, although accelerate.fsdp_config is set",
+            "leave it out",
+            code="process_failed",
         )
     if trackers:
         accelerator.init_trackers(folder.name, config=_flat(recipe))
@@ -52,11 +54,11 @@ def make_accelerator(recipe: Recipe, device: str, precision: str, member: Worker
 
 
 def check_sharding(recipe: Recipe, device: str) -> None:
-    """Refuse shards without GPUs, which Accelerate 1.15 would leave whole and not say so."""
+    """Refuse sharding without GPUs, which Accelerate 1.15 would silently ignore."""
     if recipe.accelerate.fsdp_config is not None and device != "cuda":
         raise UsageError(
             "accelerate.fsdp_config needs GPUs",
-            "leave it out: the CPU's processes have whole models",
+            "leave it out: on a CPU, each process has the complete model",
             code="device_unavailable",
         )
 
@@ -89,23 +91,23 @@ def check_trackers(wanted: list[str]) -> None:
     """Refuse trackers that Accelerate does not know or whose package is missing.
 
     Raises:
-        UsageError: there is none of that name.
-        MissingDependencyError: it is not installed.
+        UsageError: a tracker is unknown.
+        MissingDependencyError: a tracker is not installed.
     """
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-    there = {str(getattr(each, "value", each)) for each in get_available_trackers()}
+    available = {str(getattr(each, "value", each)) for each in get_available_trackers()}
     for name in wanted:
         if name not in LOGGER_TYPE_TO_CLASS:
             known = ", ".join(LOGGER_TYPE_TO_CLASS)
-            fix = "leave train.report_to out for none" if name == "none" else f"use {known}"
+            fix = "leave train.report_to out" if name == "none" else f"use {known}"
             raise UsageError(f"train.report_to: no tracker is called {name}", fix)
-        if name not in there:
+        if name not in available:
             raise MissingDependencyError(f"train.report_to: {name} is not installed", f"pip install {name}")
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as trackers take it: one level, simple values."""
+    """The recipe for trackers: one level, simple values."""
     found: dict[str, Any] = {}
     pending: list[tuple[str, Any]] = [("", recipe.model_dump(mode="json", exclude_defaults=True))]
     while pending:
@@ -117,16 +119,16 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
     return found
 
 
-# The state of weights that are in shards, as that of whole ones. All processes have to ask for it together.
+# The state of sharded parameters, as that of complete ones. All processes must call these functions together.
 
 
 def whole(tensor: Any) -> Any:
-    """A tensor without shards."""
+    """The complete tensor of a sharded one."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def optimizer_state(model: Any, optimizer: Any) -> dict[str, Any]:
-    """The state of an optimizer over parameters that may be in shards."""
+    """The state of an optimizer, whose parameters may be sharded."""
     if not _in_shards(model):
         return dict(optimizer.state_dict())
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
@@ -136,7 +138,7 @@ def optimizer_state(model: Any, optimizer: Any) -> dict[str, Any]:
 
 
 def load_optimizer_state(model: Any, optimizer: Any, state: dict[str, Any]) -> None:
-    """Put back what `optimizer_state` gave."""
+    """Restore a state from `optimizer_state`."""
     if not _in_shards(model):
         optimizer.load_state_dict(state)
         return
@@ -146,7 +148,7 @@ def load_optimizer_state(model: Any, optimizer: Any, state: dict[str, Any]) -> N
 
 
 def load_parameter(parameter: Any, saved: Any) -> None:
-    """Copy a whole tensor into a parameter, which may be in shards."""
+    """Copy a complete tensor into a parameter, which may be sharded."""
     if not hasattr(parameter, "full_tensor"):
         parameter.copy_(saved)
         return

@@ -1,8 +1,8 @@
-"""How much a forward pass keeps for the backward pass, counted without computing anything.
+"""Memory of the activations that a forward pass keeps for the backward pass, without computing anything.
 
-The model runs on PyTorch's fake tensors, which have shapes and no values, and what autograd saves is added up: exact
-for any architecture and adapter, but for kernels of a GPU that save something else than those of a CPU. Does not know
-what backward passes and optimizers take on top.
+The model runs on PyTorch's fake tensors, which have shapes but no values, and the sizes of what autograd saves are
+added up. This is exact for any architecture and adapter, except for GPU kernels that save other tensors than CPU ones.
+Does not include what backward passes and optimizers need.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ __all__ = ["activation_bytes", "failure_of", "unreached"]
 
 
 def activation_bytes(model: Any, objective: Objective, batch: Batch, *, half: bool) -> int | None:
-    """Bytes that are saved for the gradient of a micro-batch's loss, weights not counted.
+    """Bytes kept by autograd for the loss of a micro-batch, without weights.
 
     Args:
-        model: on the meta device, with ``requires_grad`` set on what is trained.
-        half: in bfloat16, frozen weights too.
+        model: on the meta device, with ``requires_grad`` set on the parameters to train.
+        half: compute in bfloat16, with frozen weights in bfloat16 too.
 
     Returns:
-        None for a model whose forward pass depends on values, as that of some mixtures of experts.
+        None if the forward pass depends on values, as in some mixtures of experts.
     """
     import torch
     from torch.multiprocessing.reductions import StorageWeakRef
@@ -41,7 +41,7 @@ def activation_bytes(model: Any, objective: Objective, batch: Batch, *, half: bo
         return int(StorageWeakRef(tensor.untyped_storage()).cdata)
 
     def record(tensor: torch.Tensor) -> torch.Tensor:
-        saved[storage_id(tensor)] = tensor.untyped_storage()  # kept, so that no other gets its place
+        saved[storage_id(tensor)] = tensor.untyped_storage()  # kept alive, so that its id is not reused
         return tensor
 
     with _fake(model, half=half) as (parameters, forward):
@@ -51,7 +51,7 @@ def activation_bytes(model: Any, objective: Objective, batch: Batch, *, half: bo
                 torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor),
             ):
                 objective.loss_sum(forward, batch, "cpu")
-        except Exception as error:  # noqa: BLE001 - whatever an architecture raises where it asks for a value
+        except Exception as error:  # noqa: BLE001 - whatever an architecture raises when it needs a value
             log.debug("the activations of %s cannot be counted: %r", type(model).__name__, error)
             return None
         weights = set(map(storage_id, parameters.values()))
@@ -59,7 +59,7 @@ def activation_bytes(model: Any, objective: Objective, batch: Batch, *, half: bo
 
 
 def failure_of(model: Any, objective: Objective, batch: Batch) -> Exception | None:
-    """What a forward pass raises, if it does; also where its class asks for values, which are not there."""
+    """The exception of a forward pass, if any; also if the class needs values, which are missing."""
     with _fake(model, half=False) as (_, forward):
         try:
             objective.loss_sum(forward, batch, "cpu")
@@ -69,12 +69,12 @@ def failure_of(model: Any, objective: Objective, batch: Batch) -> Exception | No
 
 
 def unreached(model: Any, objective: Objective, batch: Batch) -> list[str]:
-    """The names of trained tensors that the loss of a batch has no gradient for; none where a class asks for values."""
+    """Names of trained tensors without gradient from the loss of a batch; empty if the class needs values."""
     with _fake(model, half=False) as (parameters, forward):
         try:
             objective.loss_sum(forward, batch, "cpu").backward()
         except Exception as error:  # noqa: BLE001 - whatever an architecture raises
-            log.debug("the gradients of %s cannot be tried: %r", type(model).__name__, error)
+            log.debug("the gradients of %s cannot be checked: %r", type(model).__name__, error)
             return []
         return [name for name, each in parameters.items() if each.requires_grad and each.grad is None]
 
@@ -86,19 +86,19 @@ def _fake(model: Any, *, half: bool) -> Iterator[tuple[dict[str, torch.Tensor], 
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     model.train()
-    with FakeTensorMode(allow_non_fake_inputs=True), _quiet_torch():  # the batch is no fake
+    with FakeTensorMode(allow_non_fake_inputs=True), _quiet_torch():  # the batch has values
         parameters = {name: _empty(each, half) for name, each in model.named_parameters()}
         buffers = {name: _empty(each, half=False) for name, each in model.named_buffers()}
 
-        def forward(**given: Any) -> Any:
-            return torch.func.functional_call(model, parameters | buffers, (), given)
+        def forward(**inputs: Any) -> Any:
+            return torch.func.functional_call(model, parameters | buffers, (), inputs)
 
         yield parameters, forward
 
 
 @contextmanager
 def _quiet_torch() -> Iterator[None]:
-    """Without the tracebacks that fake tensors log for what a caller handles."""
+    """Hide the tracebacks that fake tensors log for exceptions that are handled."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,6 +1,7 @@
-"""Checkpoints: everything that a run needs to go on as if it had not been stopped.
+"""Checkpoints: everything needed to resume a run exactly. Each is also a model that can be loaded.
 
-A checkpoint appears whole or not at all. Knows tensors and generators of random numbers; does not know when one is due.
+A checkpoint is written atomically. Knows tensors and random number generators; does not know when one is saved
+(`llmkit.training.loop`), or the files of a model (`llmkit.training.result`).
 """
 
 from __future__ import annotations
@@ -8,19 +9,20 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 from llmkit.errors import CheckpointError
-from llmkit.files import damaged_file, remove_whole, whole_folder, write_hashes
+from llmkit.files import HASHES, damaged_file, remove_whole, whole_folder, write_hashes
 from llmkit.log import warn
 from llmkit.models.source import read_json
 from llmkit.training.accelerator import load_optimizer_state, load_parameter
 
 __all__ = [
+    "STATE_FILES",
     "Progress",
     "Unlogged",
     "checkpoints",
@@ -33,14 +35,22 @@ __all__ = [
 ]
 
 _NAME = re.compile(r"checkpoint-(\d+)")
+_TRAINED = "trained.safetensors"
+"""Trained tensors that the model's own files do not contain under the same name."""
+_STATE, _PROGRESS = "state.pt", "progress.json"
+STATE_FILES = (_TRAINED, _STATE, _PROGRESS, HASHES)
+"""Files of a checkpoint that are not part of the model."""
+_IN_MODEL = "in_model"
+"""Metadata of `_TRAINED`: names of the tensors in the model's own files."""
+_WEIGHTS = "model*.safetensors"
 
 
 @dataclass
 class Unlogged:
-    """Counted since the last line of the log."""
+    """Counts since the last log entry."""
 
     loss: float = 0.0
-    """The sum over predictions."""
+    """Sum over predictions."""
     predicted: float = 0.0
     tokens: int = 0
     seconds: float = 0.0
@@ -48,25 +58,27 @@ class Unlogged:
 
 @dataclass
 class Progress:
-    """How far a run is."""
+    """How far a run has come."""
 
     step: int = 0
     """Updates done."""
+    updates: int = 0
+    """Updates of the whole run."""
     epoch: int = 0
     update: int = 0
     """Updates done in this epoch."""
     tokens: int = 0
-    """Tokens seen, prompts included."""
+    """Tokens seen, including prompts."""
     seconds: float = 0.0
-    """Spent on updates."""
+    """Time spent on updates."""
     best_metric: float | None = None
     best_step: int | None = None
     worse_evaluations: int = 0
-    """In a row, since the best."""
+    """Consecutive evaluations without improvement."""
     log: list[dict[str, Any]] = field(default_factory=list)
-    """What was measured at which step."""
+    """Log entries, each with its step."""
     hashes: dict[str, str] = field(default_factory=dict)
-    """Of what the run was made from, so that it does not go on with something else."""
+    """Hashes of everything that must be the same when the run is resumed."""
     unlogged: Unlogged = field(default_factory=Unlogged)
 
     def count(self, loss: float, predicted: float, tokens: int, seconds: float) -> None:
@@ -79,13 +91,13 @@ class Progress:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in an output folder, the oldest first."""
+    """The checkpoints in an output folder, oldest first."""
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
 
 def last_intact(found: Sequence[Path]) -> Path:
-    """The last of some checkpoints whose files are as they were written; damaged ones are logged.
+    """The last undamaged checkpoint; damaged ones are logged.
 
     Raises:
         CheckpointError: all of them are damaged.
@@ -93,8 +105,8 @@ def last_intact(found: Sequence[Path]) -> Path:
     for folder in reversed(found):
         if (damaged := damaged_file(folder)) is None:
             return folder
-        warn("earlier_checkpoint_used", "%s is damaged (%s), so the one before it is taken", folder, damaged)
-    raise CheckpointError(f"{found[-1]} is damaged, and there is none before it", "begin another run")
+        warn("earlier_checkpoint_used", "%s is damaged (%s); using the one before it", folder, damaged)
+    raise CheckpointError(f"{found[-1]} is damaged, and no earlier checkpoint exists", "start a new run")
 
 
 def save_checkpoint(
@@ -104,13 +116,15 @@ def save_checkpoint(
     optimizer: Mapping[str, Any],
     scheduler: Any,
     random_states: Sequence[Mapping[str, Any]],
+    write_model: Callable[[Path], None] = lambda _: None,
 ) -> Path:
-    """Write ``folder/checkpoint-STEP``, as one process does for all.
+    """Write ``folder/checkpoint-STEP``; called in one process.
 
     Args:
-        trained: whole tensors by name.
-        optimizer: its state.
+        trained: complete tensors by name.
+        optimizer: its state dict.
         random_states: `random_state` of each process.
+        write_model: writes the files of the model to a folder.
     """
     import torch
     from safetensors.torch import save_file
@@ -119,18 +133,36 @@ def save_checkpoint(
     state = {"optimizer": optimizer, "scheduler": scheduler.state_dict(), "random": list(random_states)}
     tensors = {name: each.detach().contiguous() for name, each in trained.items()}
     with whole_folder(final) as building:
-        save_file(tensors, building / "trained.safetensors")
-        with (building / "state.pt").open("wb") as file:  # given a path, torch does not say why it cannot write
+        write_model(building)
+        in_model = _same_in_model(building, tensors)
+        rest = {name: each for name, each in tensors.items() if name not in in_model}
+        save_file(rest, building / _TRAINED, metadata={_IN_MODEL: json.dumps(sorted(in_model))})
+        with (building / _STATE).open("wb") as file:  # with a path, torch omits the reason of a failure
             torch.save(state, file)
-        (building / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        (building / _PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
         write_hashes(building)
     return final
+
+
+def _same_in_model(folder: Path, tensors: Mapping[str, Any]) -> set[str]:
+    """The tensors that the model's own files contain under the same name, so that they are not saved twice."""
+    import torch
+    from safetensors import safe_open
+
+    found: set[str] = set()
+    for path in folder.glob(_WEIGHTS):
+        with safe_open(path, framework="pt") as file:
+            for name in tensors.keys() & set(file.keys()):
+                saved, tensor = file.get_tensor(name), tensors[name].cpu()
+                if saved.dtype == tensor.dtype and torch.equal(saved, tensor):
+                    found.add(name)
+    return found
 
 
 def load_checkpoint(
     folder: Path, trained: Mapping[str, Any], model: Any, optimizer: Any, scheduler: Any, rank: int
 ) -> Progress:
-    """Put everything back as it was when the checkpoint was written.
+    """Restore everything from a checkpoint.
 
     Raises:
         CheckpointError: it is damaged, or of another model.
@@ -138,13 +170,13 @@ def load_checkpoint(
     import torch
 
     try:
-        saved = read_json(folder / "progress.json")
+        saved = read_json(folder / _PROGRESS)
         progress = Progress(**{**saved, "unlogged": Unlogged(**saved.get("unlogged", {}))})
-        # Numbers and tensors only, but the generator of Python is a nested tuple.
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        # Numbers and tensors only; the state of Python's generator is a nested tuple.
+        state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
     except (OSError, EOFError, LookupError, UnpicklingError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(
-            f"{folder} is damaged ({type(error).__name__})", "remove it, and resume from the one before"
+            f"{folder} is damaged ({type(error).__name__})", "remove it, and resume from the previous one"
         ) from error
     load_trained(folder, trained)
     load_optimizer_state(model, optimizer, state["optimizer"])
@@ -154,24 +186,38 @@ def load_checkpoint(
 
 
 def load_trained(folder: Path, trained: Mapping[str, Any]) -> None:
-    """Put the parameters of a checkpoint in the place of those that are given by name."""
+    """Load the trained parameters of a checkpoint, by name."""
     import torch
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        saved = load_file(folder / "trained.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} is damaged ({error})", "remove it, and resume from the one before") from error
+        saved = _saved_tensors(folder)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} is damaged ({error})", "remove it, and resume from the previous one"
+        ) from error
     if saved.keys() != trained.keys():
-        raise CheckpointError(f"{folder} is of a run that trained other parameters", "give the recipe it was made with")
+        raise CheckpointError(f"{folder} is of a run that trained other parameters", "use the recipe it was made with")
     with torch.no_grad():
         for name, parameter in trained.items():
             load_parameter(parameter, saved[name])
 
 
+def _saved_tensors(folder: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    saved = load_file(folder / _TRAINED)
+    with safe_open(folder / _TRAINED, framework="pt") as file:
+        in_model = set(json.loads((file.metadata() or {}).get(_IN_MODEL, "[]")))
+    for path in folder.glob(_WEIGHTS):
+        with safe_open(path, framework="pt") as file:
+            saved |= {name: file.get_tensor(name) for name in in_model & set(file.keys())}
+    return saved
+
+
 def prune(folder: Path, limit: int | None, keep: int | None) -> None:
-    """Remove the oldest checkpoints above the limit, but never that of step ``keep``."""
+    """Remove the oldest checkpoints above the limit, but never the one of step ``keep``."""
     found = checkpoints(folder)
     spare = [path for path in found if path.name != f"checkpoint-{keep}"]
     excess = 0 if limit is None else len(found) - limit
@@ -180,7 +226,7 @@ def prune(folder: Path, limit: int | None, keep: int | None) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The generators of this process."""
+    """The states of this process's random number generators."""
     import numpy as np
     import torch
 

@@ -1,6 +1,6 @@
-"""What a model would see of some data, and what is wrong with it: ``llmkit data check``.
+"""What a model would see of some data, and the problems of its rows, for ``llmkit data check``.
 
-Looks at every row and changes nothing. Knows the examples of a recipe; does not know how a report is printed.
+Checks every row and changes nothing. Knows the examples of a recipe; does not know how a report is printed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from llmkit.training.encoding import Encoder
 __all__ = ["PartReport", "Piece", "Report", "Sample", "check"]
 
 _PROBLEMS = 5
-"""Rows of each kind of problem that are named."""
+"""Maximum number of rows listed for each kind of problem."""
 _BINS = 12
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of an example; ``learned`` says whether its tokens carry loss (span: whether it is the answer)."""
+    """A part of an example; ``learned``: its tokens contribute to the loss (span: it is the answer)."""
 
     text: str
     learned: bool
@@ -44,7 +44,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Examples by their length in tokens: ``counts[i]`` have from ``edges[i]`` to below ``edges[i + 1]``."""
+    """Number of examples by length: ``counts[i]`` have from ``edges[i]`` to below ``edges[i + 1]`` tokens."""
 
     edges: tuple[int, ...]
     counts: tuple[int, ...]
@@ -55,16 +55,16 @@ class Histogram:
 
 @dataclass(frozen=True)
 class PartReport:
-    """What was found in the rows of training or of validation."""
+    """The report on the rows for training or for validation."""
 
     ledger: dict[str, Any]
     lengths: Histogram
     duplicate_rows: int
-    """Rows that stood there before, answer included."""
+    """Rows that occurred before, including their answer."""
     conflicting_rows: int
-    """Rows whose input stood there before with another answer."""
+    """Rows whose input occurred before with another answer."""
     problems: dict[str, list[str]]
-    """From bad, no_label or too_long to the first such rows."""
+    """The first rows that are bad, no_label or too_long, by status."""
     samples: tuple[Sample, ...]
 
 
@@ -76,12 +76,12 @@ class Report:
     """Validation rows whose input is also trained on."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The JSON object."""
         return asdict(self)
 
 
 def check(prepared: Examples, encoder: Encoder, *, samples: int) -> Report:
-    """Look at the examples of a recipe; ``samples`` of each part are shown."""
+    """The report on the examples of a recipe, with ``samples`` of each part."""
     train = _report(prepared.train, encoder, samples)
     if prepared.validation is None:
         return Report(train, None, 0)
@@ -105,7 +105,7 @@ def _report(part: Part, encoder: Encoder, samples: int) -> PartReport:
 
 
 def _keys(part: Part, task: Task) -> Iterator[tuple[str, str]]:
-    """For each row that can be read, once, a hash of its input and one of all of it."""
+    """For each valid row, once: a hash of its input, and one of the entire row."""
     mine = sorted(set(part.order))
     for text in part.rows.table.select(mine)["row"]:
         if text:
@@ -138,7 +138,7 @@ def _problems(part: Part) -> dict[str, list[str]]:
 
 
 def _samples(part: Part, encoder: Encoder, count: int) -> Iterator[Sample]:
-    """The first examples of rows that are spread over the data."""
+    """Examples from rows that are spread over the data."""
     examples = part.examples
     step = max(1, len(examples) // count) if count else 0
     for place in range(0, min(len(examples), step * count), step or 1):
@@ -147,7 +147,7 @@ def _samples(part: Part, encoder: Encoder, count: int) -> Iterator[Sample]:
 
 
 def _pieces(line: dict[str, Any], encoder: Encoder) -> Iterator[Piece]:
-    """An example as text, divided where loss begins and ends."""
+    """An example as text, divided where the loss begins and ends."""
     tokenizer: Any = encoder.loaded.tokenizer
     ids, labels = line["input_ids"], line["labels"]
     if line["start_positions"]:
@@ -164,6 +164,6 @@ def _pieces(line: dict[str, Any], encoder: Encoder) -> Iterator[Piece]:
 
 
 def _decode(tokenizer: Any, ids: list[int], *, target: bool) -> str:
-    if target and hasattr(tokenizer, "spm_target"):  # Marian writes with another vocabulary than it reads
+    if target and hasattr(tokenizer, "spm_target"):  # Marian has separate vocabularies for source and target
         return " ".join(tokenizer.convert_ids_to_tokens(ids)).replace(" ", "").replace("\u2581", " ")
     return str(tokenizer.decode(ids))

@@ -1,8 +1,8 @@
-"""The examples of a recipe: split, mixed, tokenized in parallel, and kept by the hash of their content.
+"""The examples of a recipe: split, mixed, tokenized in parallel, and cached by the hash of their content.
 
-Rows and examples lie in Arrow files that are mapped into memory, so that data may be larger than it. The files are
-found again by a hash of the data's bytes, the recipe's sections that matter, the tokenizer and llmkit's own code.
-Does not know how a row becomes ids (`llmkit.training.encoding`), nor how files are read (`llmkit.data`).
+Rows and examples are in memory-mapped Arrow files, so data may be larger than memory. The cache key is a hash of the
+data's bytes, the relevant sections of the recipe, the tokenizer and llmkit's own code. Does not know how a row is
+tokenized (`llmkit.training.encoding`), nor how files are parsed (`llmkit.data`).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = ["NO_LABEL", "Examples", "Part", "divide", "make_examples"]
 
-_ROWS_A_PROCESS = 2000
-"""Fewer are tokenized faster than a process starts."""
+_ROWS_PER_PROCESS = 2000
+"""Fewer rows are tokenized faster than a process starts."""
 
 _USED = ("ok", "truncated", "chunked")
-"""What becomes of rows that are trained on."""
+"""Statuses of rows that are trained on."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Part:
     examples: datasets.Dataset
     """Columns of `llmkit.heads.base.Features`, ``row`` (index in the rows) and ``length``."""
     outcomes: datasets.Dataset
-    """The same, with a line for each row that gave no example: ``status``, ``tokens``, ``cut``, ``message``."""
+    """The same, with a line for each row without examples: ``status``, ``tokens``, ``cut``, ``message``."""
     rows: Rows
     order: Sequence[int]
-    """Indices of the rows that belong here; those of a mixture may repeat."""
+    """Indices of the rows; they can repeat in a mixture."""
     ledger: Ledger
 
     def content_hash(self) -> str:
-        """A hash of the examples and their order, by which two versions of llmkit can tell that they train the same."""
+        """A hash of the examples and their order, which shows whether two versions of llmkit train on the same."""
         import pyarrow.compute as pc
 
         found = hashlib.sha256()
@@ -62,7 +62,7 @@ class Part:
         return found.hexdigest()
 
     def used_rows(self) -> Iterator[dict[str, Any]]:
-        """The rows that gave an example."""
+        """The rows with an example."""
         used = set(self.examples["row"][:])
         return (self.rows[index] for index in self.order if index in used)
 
@@ -74,8 +74,8 @@ class Examples:
 
 
 _MAX_ROWS = 10**8
-"""Of an epoch whose rows repeat."""
-NO_LABEL = "its answer is empty, or none of its replies is to be learned"
+"""Maximum number of rows in an epoch whose rows repeat."""
+NO_LABEL = "its answer is empty, or no reply is to be learned"
 
 # Examples.
 
@@ -83,7 +83,7 @@ _LISTS = ("input_ids", "labels", "decoder_input_ids", "token_type_ids", "start_p
 
 
 def _encode_batch(batch: Mapping[str, list[Any]], indices: list[int], encoder: Encoder) -> dict[str, list[Any]]:
-    """Lines of the outcome table for some rows: one an example, or one for a row without any."""
+    """Lines of the outcome table for some rows: one per example, or one for a row without examples."""
     lines: dict[str, list[Any]] = {name: [] for name in (*_LISTS, *_FACTS)}
     for index, row, error in zip(indices, batch["row"], batch["error"], strict=True):
         outcome = Outcome("bad", message=error) if error else encoder.encode(json.loads(row))
@@ -110,7 +110,7 @@ def _targets(features: Any) -> int:
 
 
 def _fingerprint(encoder: Encoder) -> str:
-    """A hash of what, beside the rows, decides about the ids."""
+    """A hash of everything besides the rows that determines the token ids."""
     tokenizer: Any = encoder.loaded.tokenizer
     words = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
     generation = encoder.loaded.model.generation_config.to_dict() if encoder.loaded.model.can_generate() else {}
@@ -123,7 +123,7 @@ def _fingerprint(encoder: Encoder) -> str:
         encoder.loaded.model.config.to_dict(),
         encoder.loaded.source.name,
         encoder.task.settings,
-        replace(encoder.traits, languages=None),  # which follow from config, name and tokenizer
+        replace(encoder.traits, languages=None),  # they follow from config, name and tokenizer
         encoder.prompt_options,
         (encoder.max_length, encoder.max_target_length, encoder.policy, encoder.loss_on_all, encoder.truncation_side),
     )
@@ -137,7 +137,7 @@ def _outcomes(rows: Rows, encoder: Encoder, num_proc: int | None) -> datasets.Da
     columns |= {"row": datasets.Value("int64"), "tokens": datasets.Value("int64")}
     columns |= {"status": datasets.Value("string"), "message": datasets.Value("string")}
     key = digest("examples", rows.key, _fingerprint(encoder), code_version())
-    processes = num_proc or min(os.cpu_count() or 1, math.ceil(len(rows.table) / _ROWS_A_PROCESS))
+    processes = num_proc or min(os.cpu_count() or 1, math.ceil(len(rows.table) / _ROWS_PER_PROCESS))
 
     def build(scratch: Path) -> datasets.Dataset:
         return rows.table.map(
@@ -163,10 +163,10 @@ def make_examples(recipe: Recipe, encoder: Encoder, *, strict: bool = True) -> E
     """The examples of a recipe.
 
     Args:
-        strict: stop where the recipe says so (``on_bad_row``, ``on_no_label``, ``on_overflow``); False only counts.
+        strict: stop as the recipe says (``on_bad_row``, ``on_no_label``, ``on_overflow``); False only counts.
 
     Raises:
-        InputError: the first row that the recipe does not allow, and how many more there are.
+        InputError: the first row that the recipe does not allow, and the number of others.
     """
     data = recipe.data
     rows = read_rows(data.train, encoder.task)
@@ -192,9 +192,9 @@ def _refuse(recipe: Recipe, rows: Rows, outcomes: datasets.Dataset, encoder: Enc
     counts = Counter(statuses)
     data = recipe.data
     for status, allowed, what, fix in (
-        ("bad", data.on_bad_row == "skip", "", "fix it, or pass over such rows with data.on_bad_row: skip"),
+        ("bad", data.on_bad_row == "skip", "", "fix it, or skip such rows with data.on_bad_row: skip"),
         ("no_label", data.on_no_label == "drop", f"has nothing to learn ({NO_LABEL})",
-         "fix it, or leave such rows out with data.on_no_label: drop"),
+         "fix it, or drop such rows with data.on_no_label: drop"),
         ("too_long", data.on_overflow not in (None, "error"), "", _room(recipe, encoder)),
     ):  # fmt: skip
         if allowed or not counts[status]:
@@ -212,7 +212,7 @@ def _refuse(recipe: Recipe, rows: Rows, outcomes: datasets.Dataset, encoder: Enc
 
 
 def _room(recipe: Recipe, encoder: Encoder) -> str:
-    """What to do about a row that is too long."""
+    """The fix for a row that is too long."""
     data, context = recipe.data, encoder.loaded.context
     lengths = [name for name in ("max_length", "max_target_length") if getattr(data, name) is not None]
     if data.max_length is not None and context.hard and data.max_length == context.tokens:
@@ -222,9 +222,9 @@ def _room(recipe: Recipe, encoder: Encoder) -> str:
 
 
 def divide(recipe: Recipe, rows: Rows, column: str) -> tuple[list[int], list[int]]:
-    """The training rows, and those of them that ``validation_fraction`` holds back.
+    """Split the rows into those for training and those held out by ``validation_fraction``.
 
-    Rows with the same input (in ``column``) stay together, so that none is held back that was trained on.
+    Rows with the same input (in ``column``) stay together, so that no input of a held-out row is trained on.
     """
     import numpy as np
 
@@ -246,21 +246,21 @@ def divide(recipe: Recipe, rows: Rows, column: str) -> tuple[list[int], list[int
     trained = [index for index in range(len(rows.table)) if index not in held]
     if not trained:
         if len(groups) > 1:
-            raise InputError("data.validation_fraction leaves no row to train on", "lower it", code="no_rows")
+            raise InputError("data.validation_fraction leaves no rows for training", "lower it", code="no_rows")
         raise InputError(
-            "all rows have the same input, so none can be held back", "give data.validation, or none", code="no_rows"
+            "all rows have the same input, so none can be held out", "set data.validation, or neither", code="no_rows"
         )
     return trained, sorted(held)
 
 
 def _mix(rows: Rows, trained: Sequence[int], weights: Sequence[float | None], seed: int) -> list[int]:
-    """The rows of an epoch. With weights, each source has its share, and the rows of scarce ones repeat."""
+    """The rows of an epoch. With weights, each source has its share, and rows of small sources repeat."""
     import numpy as np
 
     if all(weight is None for weight in weights):
         return list(trained)
     if any(weight is None for weight in weights):
-        raise UsageError("some sources of data.train have a weight and others do not", "give it to all, or to none")
+        raise UsageError("some sources of data.train have a weight and others do not", "set it for all, or for none")
     source = rows.table["source"][:]
     members = [[index for index in trained if source[index] == number] for number in range(len(weights))]
     largest = max(float(weight or 0) for weight in weights)
@@ -269,8 +269,8 @@ def _mix(rows: Rows, trained: Sequence[int], weights: Sequence[float | None], se
     total = max(len(indices) / max(share, 1 / _MAX_ROWS) for indices, share in zip(members, shares, strict=True))
     if total > max(_MAX_ROWS, 10 * len(trained)):
         raise UsageError(
-            f"the weights of data.train repeat rows until an epoch has {total:.0e} of them",
-            "bring the weights nearer to the sizes of their sources",
+            f"with the weights of data.train, rows repeat until an epoch has {total:.0e} of them",
+            "choose weights closer to the sizes of their sources",
         )
     random, order = np.random.default_rng(seed), []
     for indices, share in zip(members, shares, strict=True):

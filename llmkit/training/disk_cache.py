@@ -1,7 +1,7 @@
-"""Tables that were made once, on the disk, found again by a hash of what they were made from. Knows no content.
+"""The cache of prepared training data on disk: folders and tables, by a hash of what they were made from.
 
-They hold rows of the user: nobody else can open them, one that is damaged is made again, and what is left of processes
-that were killed, or was not used for a month, is removed.
+They contain the user's rows, so only the user can open them. Damaged ones are rebuilt; remains of killed processes, and
+entries that were not used for a month, are removed.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
 __all__ = ["UNUSED_DAYS", "cached_folder", "cached_table", "code_version", "digest"]
 
 UNUSED_DAYS = 30
-"""How long what no run opens is kept. A run that opened it before goes on with what it has mapped into memory."""
+"""Days until unused entries are removed. A run that has one open keeps what it mapped into memory."""
 
 
 def digest(*parts: object) -> str:
-    """A hash of what JSON can say of the parts."""
+    """A hash of the parts as JSON."""
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _plain(value: Any) -> Any:
-    """What JSON does not know, as something that is the same in every process."""
+    """A value that JSON lacks, as one that is the same in every process."""
     if is_dataclass(value) and not isinstance(value, type):
         return {item.name: getattr(value, item.name) for item in fields(value)}
     text = str(value)
     if " at 0x" in text:
-        raise TypeError(f"{text} has no lasting form")
+        raise TypeError(f"{text} is not the same in other processes")
     return text
 
 
 @cache
 def code_version() -> str:
-    """A hash of the code that makes rows and examples: another version of it must not find old files."""
+    """A hash of the code that makes rows and examples, so that another version does not use old files."""
     root = Path(__file__).parents[1]
     layers = ("data", "heads", "models", "tasks", "text", "training")
     files = [path for layer in layers for path in sorted((root / layer).glob("*.py"))]
@@ -59,16 +59,16 @@ def code_version() -> str:
 
 
 def cached_folder(key: str, build: Callable[[Path], None]) -> Path:
-    """A folder of the cache. If it is not there or damaged, ``build`` fills it; it appears whole or not at all."""
+    """A folder of the cache. If it is missing or damaged, ``build`` fills it; it is written atomically."""
     root = cache_dir() / "training"
     folder = root / key
     with disk_errors(root, "or set LLMKIT_CACHE to another folder"):
         if folder.is_dir():
             if (damaged := damaged_file(folder)) is None:
-                with suppress(OSError):  # a cache that can only be read
+                with suppress(OSError):  # a read-only cache
                     os.utime(folder)
                 return folder
-            warn("cache_rebuilt", "%s in the cache is damaged (%s), so it is made again", folder, damaged)
+            warn("cache_rebuilt", "%s in the cache is damaged (%s), so it is rebuilt", folder, damaged)
         make_cache_dir()
         root.mkdir(exist_ok=True)
         root.chmod(0o700)
@@ -90,7 +90,7 @@ def cached_folder(key: str, build: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def _scratch(root: Path) -> Iterator[Path]:
-    """A folder to build in. The lock in it is free once this process is gone, however it ended."""
+    """A folder to build in. Its lock is released when this process ends, in whatever way."""
     with ExitStack() as stack:
         with locked(root / ".lock", f"tidying {root}"):
             _prune(root)
@@ -101,7 +101,7 @@ def _scratch(root: Path) -> Iterator[Path]:
 
 
 def _prune(root: Path) -> None:
-    """Remove what killed processes left, and what was not used for long."""
+    """Remove what killed processes left, and entries that were not used for long."""
     for path in [path for path in root.iterdir() if path.is_dir()]:
         if path.name.startswith("."):
             if _is_abandoned(path):
@@ -124,7 +124,7 @@ def _make_private(folder: Path) -> None:
 
 
 def cached_table(key: str, build: Callable[[Path], datasets.Dataset]) -> datasets.Dataset:
-    """A table of the cache; ``build`` makes it, and may use the folder it is given for scratch files."""
+    """A table of the cache; ``build`` makes it, and can use its argument for temporary files."""
     import datasets
 
     def save(folder: Path) -> None:
@@ -136,7 +136,7 @@ def cached_table(key: str, build: Callable[[Path], datasets.Dataset]) -> dataset
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the bars of Datasets, and without the advice that Tokenizers gives a process that forks."""
+    """Hide the progress bars of Datasets, and the advice of Tokenizers to processes that fork."""
     import datasets
 
     bars, threads = datasets.are_progress_bars_disabled(), os.environ.get("TOKENIZERS_PARALLELISM")

@@ -1,4 +1,4 @@
-"""The dry run of a recipe: what would be trained, on what, and what it would take, in sentences."""
+"""The dry run of a recipe: what would be trained on which rows, and the memory it would need, in sentences."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from llmkit.files import in_units
 from llmkit.heads import head_of
 from llmkit.models.reachability import offline
 from llmkit.training.memory_estimate import Plan, make_plan
+from llmkit.training.output_folder import find_checkpoint
 from llmkit.training.prepare import Preparation, prepare
 from llmkit.training.recipe_model import open_model
 from llmkit.training.row_counts import describe
-from llmkit.training.run import find_checkpoint, packs
+from llmkit.training.run import packs
 from llmkit.training.trainable import make_trainable
 
 __all__ = ["dry_run"]
@@ -40,16 +41,16 @@ def _report(recipe: Recipe) -> Iterator[str]:
         yield from describe(part.ledger, name)
     yield from _sentences(make_plan(ready), ready.device)
     if recipe.train.packing is True:
-        yield from _tried_packing(ready)
+        yield from _try_packing(ready)
 
 
-def _tried_packing(ready: Preparation) -> Iterator[str]:
-    """Whether the model keeps packed examples apart, which only its weights show."""
+def _try_packing(ready: Preparation) -> Iterator[str]:
+    """Check whether the model separates packed examples, which takes its weights."""
     recipe = ready.recipe
     try:
         loaded = open_model(recipe, ready.task, weights=True)
     except NotEnoughMemoryError as error:
-        yield f"packing could not be tried: {error}"
+        yield f"packing was not checked: {error}"
         return
     packs(recipe, make_trainable(recipe, loaded), head_of(loaded.head), ready.device)
 
@@ -60,7 +61,7 @@ def _sentences(plan: Plan, device: str) -> Iterator[str]:
     parts = ", ".join(f"{name} {in_units(getattr(plan, name))}" for name in _SIZES)
     yield f"memory, estimated for the longest batch: {in_units(plan.memory)} ({parts})"
     room = "fits in" if plan.memory < plan.available else "is more than"
-    yield f"which {room} the {in_units(plan.available)} free on {device}"
+    yield f"this {room} the {in_units(plan.available)} free on {device}"
     yield f"updates: {plan.updates:,}"
 
 

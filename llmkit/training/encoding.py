@@ -1,7 +1,7 @@
-"""From a row of training data to what the model sees of it, and what is done with a row that is too long.
+"""Encoding of training rows as features, and what happens to a row that is too long.
 
-The prompt and its ids are those of inference, since the same task and the same head make them. Knows one row at a
-time; does not know files, splits and processes (`llmkit.training.dataset`).
+Prompts and token ids are the same as at inference, since the same task and head make them. Knows one row at a time;
+does not know files, splits or processes (`llmkit.training.dataset`).
 """
 
 from __future__ import annotations
@@ -29,42 +29,42 @@ Policy = Literal["error", "truncate", "chunk", "drop"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a row."""
+    """The result of encoding a row."""
 
     status: Status
     features: tuple[Features, ...] = ()
     """Empty unless the status is ok, truncated or chunked."""
     tokens: int = 0
-    """Of the row as it was, too long or not; that of the longest example."""
+    """Length of the row's longest example, before it was truncated."""
     cut: int = 0
-    """Tokens that were cut from it."""
+    """Tokens that were truncated."""
     message: str = ""
-    """Why it is bad."""
+    """Why the row is bad."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns rows into features. It can be sent to another process."""
+    """Turns rows into features. It can be pickled, for other processes."""
 
     loaded: Loaded
-    """Its weights are not used, so they need not be there."""
+    """Its weights are not used, and may be missing."""
     task: Task
     traits: Traits
     prompt_options: PromptOptions
     max_length: int | None
-    """Tokens of an example (causal) or of what the encoder reads (seq2seq)."""
+    """Maximum tokens of an example (causal) or of the encoder input (seq2seq)."""
     max_target_length: int | None
-    """Seq2seq: tokens of the answer."""
+    """Seq2seq: maximum tokens of the answer."""
     policy: Policy | None
     loss_on_all: bool
     truncation_side: TruncationSide | None = None
-    """As the recipe says; None is the task's."""
+    """The recipe's setting; None takes the task's default."""
     embeddings: int | None = None
-    """How many tokens the model will have, where some are added."""
+    """Number of tokens the model will have, if some are added."""
 
     @property
     def keeps(self) -> str:
-        """What is kept of a row that is cut, as the ledger says it."""
+        """What is kept of a truncated row, in words."""
         if self.task.truncation_side is None:
             return "the newest messages are kept"
         if self.truncation_side is None and self.task.truncation_side == "left":
@@ -73,7 +73,7 @@ class Encoder:
         return f"the {'beginning' if side == 'right' else 'end'} of the text is kept"
 
     def encode(self, row: Row) -> Outcome:
-        """The features of a row, or why it has none."""
+        """The features of a row, or the reason why it has none."""
         if (refused := attempt(lambda: self.task.validate_learned(row, all_of_it=self.loss_on_all))) is not None:
             return Outcome("bad", message=refused.problem)
         outcome = attempt(lambda: self._outcome(row))
@@ -115,7 +115,7 @@ class Encoder:
         return Outcome("too_long", tokens=longest)
 
     def _blocks(self, features: list[Features]) -> Iterator[Features]:
-        """Pieces of plain text. Each begins with the last token of the one before, so that every token is predicted."""
+        """Blocks of plain text. Each starts with the last token of the previous one, so all tokens are predicted."""
         assert self.max_length is not None
         for each in features:
             for start in range(0, len(each.input_ids) - 1, max(1, self.max_length - 1)):
@@ -124,7 +124,7 @@ class Encoder:
                 yield Features(each.input_ids[start:end], (*context, *each.labels[start + 1 : end]))
 
     def _windows(self, row: Row, longest: int) -> Outcome:
-        """What is learned of each part of the text, as a part is read at inference."""
+        """The features of each part of a long text, as at inference."""
         bare = self._features({**row, self.task.input_column: ""})
         room = (self.max_length or 0) - max(map(_length, bare)) - _SLACK
         if room < 1:
@@ -153,7 +153,7 @@ class Encoder:
         return Outcome("truncated", tuple(features), longest, longest - max(map(_length, features)))
 
     def _shorten_text(self, row: Row) -> list[Features]:
-        """Cut one side of the input, as at inference. None where nothing that could be learned is left."""
+        """Truncate one side of the input, as at inference; empty if nothing to learn is left."""
         column, text = self.task.input_column, str(row[self.task.input_column])
         side = self.truncation_side or self.task.truncation_side
         assert side is not None
@@ -168,7 +168,7 @@ class Encoder:
         return self._features({**row, column: rest})
 
     def _cut_answer(self, features: Features) -> Features:
-        """Cut the end of an answer, but for the token that ends it: else a model would not learn to stop."""
+        """Truncate the end of an answer, except for its end token: otherwise the model would not learn to stop."""
         limit = self.max_target_length
         if limit is None or len(features.decoder_input_ids) <= limit:
             return features
@@ -177,11 +177,11 @@ class Encoder:
 
 
 _SLACK = 4
-"""Tokens kept free in a window: a text has a few more or less tokens inside a prompt than alone."""
+"""Tokens left free in a window: a text can have a few more tokens inside a prompt than alone."""
 
 
 def _length(features: Features) -> int:
-    """Tokens of an example; what the decoder writes counts too."""
+    """Tokens of an example, including the decoder's."""
     return len(features.input_ids) + len(features.decoder_input_ids)
 
 
@@ -189,7 +189,7 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
     """The encoder of a recipe.
 
     Raises:
-        UsageError: a setting that has no effect on this kind of model, or cannot be.
+        UsageError: a setting has no effect on this kind of model, or is not supported.
     """
     data, head = recipe.data, head_of(loaded.head)
     traits = traits_of(loaded, task)
@@ -224,7 +224,7 @@ def _max_length(data: DataSection, loaded: Loaded) -> int | None:
         return limit
     if limit is not None and loaded.context.hard and data.max_length > limit:
         raise UsageError(
-            f"data.max_length={data.max_length} is more than the {limit} tokens {loaded.source.name} reads",
+            f"data.max_length={data.max_length} is more than the {limit} tokens {loaded.source.name} supports",
             "lower it",
             code="invalid_value",
         )
@@ -236,7 +236,7 @@ def _max_target_length(data: DataSection, loaded: Loaded) -> int | None:
     if data.max_target_length is not None and limit is not None and data.max_target_length > limit:
         raise UsageError(
             f"data.max_target_length={data.max_target_length} is more than the {limit} tokens that the decoder of "
-            f"{loaded.source.name} has positions for",
+            f"{loaded.source.name} supports",
             "lower it",
             code="invalid_value",
         )
@@ -260,19 +260,19 @@ def _check_lengths(data: DataSection, task: Task, loaded: Loaded) -> None:
         ):
             if getattr(data, name) != default:
                 raise UsageError(
-                    f"data.{name} has no effect on a model that marks answers: it reads long texts in windows",
-                    "leave it out; settings.max_seq_len and doc_stride say how long they are",
+                    f"data.{name} has no effect on a model that extracts answers: it splits long texts into windows",
+                    "leave it out; settings.max_seq_len and doc_stride set their length",
                     code="no_effect",
                 )
     if data.truncation_side is not None and task.truncation_side is None:
         raise UsageError(
-            f"data.truncation_side has no effect on {task.name}, which leaves out its oldest messages",
+            f"data.truncation_side has no effect on {task.name}, which drops its oldest messages",
             "leave it out",
             code="no_effect",
         )
     if data.on_overflow == "chunk" and not task.learns_parts:
         raise UsageError(
-            f"a part of the input of {task.name} has no answer of its own to learn, so on_overflow cannot be chunk",
+            f"data.on_overflow: chunk does not apply to {task.name}: a part of its input has no answer to learn",
             "use truncate, drop or error",
             code="not_supported",
         )

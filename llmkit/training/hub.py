@@ -1,4 +1,4 @@
-"""Uploads of results to the Hub, by the Hub's own client."""
+"""Uploading results to the Hub, with the Hub's own client."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from llmkit.log import warn
 from llmkit.models.reachability import is_offline
 from llmkit.models.source import ADAPTER_CONFIG, read_json
 from llmkit.training.accelerator import TRACKERS
-from llmkit.training.provenance import RESOLVED, published_recipe
+from llmkit.training.checkpoint import STATE_FILES
+from llmkit.training.provenance import RESOLVED, SHORT_RECIPE, published_recipe
 
 __all__ = ["Upload", "plan_upload", "push", "reserve"]
 
@@ -25,17 +26,16 @@ T = TypeVar("T")
 
 _LARGEST_FILE = 50_000_000_000
 """Bytes; the Hub's limit, for which it recommends shards."""
-
-_LEFT_HERE = ["checkpoint-*", "checkpoint-*/**", ".*", ".*/**", f"{TRACKERS}/**"]
-"""What only a run that goes on needs, and what trackers wrote for themselves."""
+_NOT_PUSHED = ["checkpoint-*", "checkpoint-*/**", ".*", ".*/**", f"{TRACKERS}/**", SHORT_RECIPE, *STATE_FILES]
+"""Files that only resuming needs, trackers' own files, and the short recipe, which names local folders."""
 
 
 def reserve(repo: str, *, private: bool | None) -> str:
-    """The full name of a repository that is there now, made if need be; asked before hours of training.
+    """Create a repository if it does not exist, before hours of training; returns its full name.
 
     Raises:
-        UsageError: the Hub is not to be reached for.
-        LlmkitError: it refused.
+        UsageError: offline mode is on.
+        LlmkitError: the Hub refused.
     """
     if is_offline():
         raise UsageError(
@@ -79,7 +79,7 @@ def push(folder: Path, repo: str, *, private: bool | None = None) -> Upload:
         _stage(folder, Path(staging))
         done = _ask(
             lambda hub: hub.upload_folder(
-                repo_id=name, folder_path=staging, ignore_patterns=_LEFT_HERE, commit_message="Upload by llmkit"
+                repo_id=name, folder_path=staging, ignore_patterns=_NOT_PUSHED, commit_message="Upload by llmkit"
             ),
             name,
         )
@@ -135,11 +135,11 @@ def _planned(folder: Path, repo: str, staging: Path) -> Upload:
 
 
 def _stage(folder: Path, staging: Path) -> None:
-    """What is uploaded: links to the files, and copies of those that name folders of this machine."""
+    """Stage the upload: links to files, and edited copies of files that contain local paths."""
     from huggingface_hub.utils._paths import filter_repo_objects
 
     names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
-    kept = list(filter_repo_objects(names, ignore_patterns=_LEFT_HERE))
+    kept = list(filter_repo_objects(names, ignore_patterns=_NOT_PUSHED))
     places = dict(place for name in kept if name.endswith(".json") for place in _places(_read_any(folder / name)))
     for name in kept:
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def _stage(folder: Path, staging: Path) -> None:
 
 
 def _read_any(file: Path) -> Any:
-    """The JSON of a file, None if it is none."""
+    """The JSON content of a file; None if it is not JSON."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
@@ -157,9 +157,9 @@ def _read_any(file: Path) -> Any:
 
 
 def _places(value: Any) -> Iterator[tuple[str, str]]:
-    """The folders and files of this machine that settings name, with what they are called elsewhere.
+    """The local paths in settings, each with its published name.
 
-    Not in lists, which hold the words of a vocabulary.
+    Not in lists, which contain the tokens of a vocabulary.
     """
     for each in value.values() if isinstance(value, dict) else ():
         if isinstance(each, str) and (name := without_folders(each)) != each:
@@ -178,7 +178,7 @@ def _put(file: Path, target: Path, places: dict[str, str]) -> None:
     else:
         try:
             target.symlink_to(file.absolute())
-        except OSError:  # Windows allows it to few
+        except OSError:  # not permitted on Windows for most users
             shutil.copyfile(file, target)
 
 
@@ -190,7 +190,7 @@ def _ask(question: Callable[[Any], T], repo: str) -> T:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LlmkitError(
-            f"the Hub did not take {repo} ({reason})",
+            f"upload to {repo} failed ({reason})",
             "log in with: hf auth login, or check the name and your rights",
             code="upload_failed",
         ) from error

@@ -1,6 +1,6 @@
-"""What processes that train together exchange: every gradient, or from time to time their weights (local SGD).
+"""What the processes of a run exchange: all gradients, or periodically their weights (local SGD).
 
-Knows Accelerate's reductions; does not know what an update is made of.
+Knows Accelerate's reductions; does not know what an update consists of.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def sum_over_processes(accelerator: Any, *values: float) -> list[float]:
 
 @dataclass
 class Synchronous:
-    """An update is made by all processes: they exchange the gradients of its last micro-batch."""
+    """All processes make each update together: they exchange the gradients of its last micro-batch."""
 
     accelerator: Any
     share_gradients = True
 
     def sum_over_update(self, *values: float) -> list[float]:
-        """The sum of each value over the processes that make an update together."""
+        """The sum of each value over the processes that make the update together."""
         return sum_over_processes(self.accelerator, *values)
 
     def after_update(self, step: int, stop: bool, *, last: bool) -> bool:
-        """Whether to stop after this update; ``stop`` is the same in all processes that made it."""
+        """Whether to stop after this update; ``stop`` is the same in all processes that make it."""
         del step, last
         return stop
 
@@ -45,14 +45,14 @@ class Synchronous:
         """Give all processes the same weights, before they are evaluated or saved."""
 
     def sum_up(self, since: Unlogged) -> None:
-        """Give the first process the losses of all."""
+        """Collect the losses of all processes in the first one."""
 
 
 @dataclass
 class LocalSgd(Synchronous):
-    """Each process makes updates of its own examples, and every ``steps`` updates all get the mean (Stich 2019).
+    """Each process makes updates on its own examples; weights are averaged every ``steps`` updates (Stich 2019).
 
-    Of weights and optimizer states: Accelerate's LocalSGD leaves the states apart, and a checkpoint holds one of them.
+    Optimizer states are averaged too: Accelerate's LocalSGD leaves them different, but a checkpoint contains only one.
     """
 
     steps: int
@@ -66,14 +66,14 @@ class LocalSgd(Synchronous):
         return list(values)
 
     def after_update(self, step: int, stop: bool, *, last: bool) -> bool:
-        """Synchronize when due; only then a process learns that another was asked to stop."""
+        """Synchronize when due; only then does a process learn that another is to stop."""
         if step % self.steps and not last:
             return False
         self.synchronize(step)
         return sum_over_processes(self.accelerator, stop)[0] > 0
 
     def synchronize(self, step: int) -> None:
-        """Average weights and optimizer states, unless that was done after this update."""
+        """Average weights and optimizer states, unless already done after this update."""
         if self._last_sync_step == step:
             return
         states = (each for state in self.optimizer.state.values() for each in state.values())
@@ -82,6 +82,6 @@ class LocalSgd(Synchronous):
         self._last_sync_step = step
 
     def sum_up(self, since: Unlogged) -> None:
-        """Move the losses of the others to the first process."""
+        """Move the losses of the other processes to the first one."""
         losses = sum_over_processes(self.accelerator, since.loss, since.predicted)
         since.loss, since.predicted = losses if self.accelerator.is_main_process else (0.0, 0.0)

@@ -1,8 +1,9 @@
-"""The training loop: one for all tasks, heads and methods.
+"""The training loop, for all tasks, heads and methods.
 
-An update is a set of examples, divided into micro-batches and shared among processes; its loss is the sum of all losses
-by the number of tokens that are predicted, so that the division changes nothing. Knows when to evaluate, save and stop;
-does not know where examples come from (`llmkit.training.dataset`) or what is written in the end.
+An update is a set of examples, divided into micro-batches and distributed over processes. Its loss is the sum of all
+losses divided by the number of predicted tokens, so that the division has no effect. Knows when to evaluate, save and
+stop; does not know where examples come from (`llmkit.training.dataset`) or what the result consists of
+(`llmkit.training.result`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,13 @@ from llmkit.training.checkpoint import (
     save_checkpoint,
 )
 from llmkit.training.local_sgd import LocalSgd, Synchronous, sum_over_processes
-from llmkit.training.optimizer import follows_metric, greater_is_better, make_optimizer, make_scheduler
+from llmkit.training.optimizer import (
+    follows_metric,
+    greater_is_better,
+    make_optimizer,
+    make_scheduler,
+    set_learning_rates,
+)
 from llmkit.training.provenance import RESOLVED
 from llmkit.training.sampler import BatchSampler, count_updates
 
@@ -45,29 +52,29 @@ if TYPE_CHECKING:
 __all__ = ["EXAMPLES", "Trainer", "TrainingStats"]
 
 EXAMPLES = "way llmkit prepares rows"
-"""The name of the hash of the examples: data and recipe are compared before, so that nothing else can have changed."""
-_NEW_RUN = "or begin a new run in another train.output_dir"
+"""Name of the hash of the examples. Data and recipe are compared before it, so that nothing else can have changed."""
+_NEW_RUN = "or start a new run in another train.output_dir"
 _EXPERT = re.compile(r"\bexperts?\b")
-"""One of several layers, which the first update may not choose."""
+"""Names of expert layers, some of which the first update may not route to."""
 
 
 @dataclass(frozen=True)
 class TrainingStats:
-    """What is logged of some updates."""
+    """Statistics of the updates since the last log entry."""
 
     step: int
     updates: int
-    """Of the whole run."""
+    """Updates of the whole run."""
     epoch: float
     loss: float
-    """Mean over the tokens since the last time."""
+    """Mean over predicted tokens."""
     learning_rate: float
     grad_norm: float
     tokens: int
-    """Seen since the last time, prompts included."""
+    """Tokens seen, including prompts."""
     seconds: float
     memory: int
-    """Bytes at most so far, on the device of this process."""
+    """Peak memory in bytes so far, on the device of this process."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -76,14 +83,14 @@ class TrainingStats:
 
 @dataclass
 class Trainer:
-    """A model, its examples, and how it is trained on them.
+    """Trains a model on examples.
 
     Args:
-        accelerator: of Accelerate; says how many processes there are and in which precision they compute.
-        model: on its device, with ``requires_grad`` set on what is trained.
-        packed: whether the examples of a micro-batch are one row, which the model must be known to keep apart.
-        local_sgd_steps: updates that each process makes of its own examples alone, before weights and optimizer states
-            become the mean of all (local SGD, Stich 2019); None has every gradient be that of all processes.
+        accelerator: an `accelerate.Accelerator`, which determines processes and precision.
+        model: on its device, with ``requires_grad`` set on the parameters to train.
+        packed: whether the examples of a micro-batch are packed into one row, which the model must support.
+        local_sgd_steps: updates of each process between averaging weights and optimizer states (local SGD, Stich
+            2019); None averages the gradients of every update.
     """
 
     accelerator: Any
@@ -95,19 +102,21 @@ class Trainer:
     pad_id: int
     packed: bool = False
     masked: bool = True
-    """Whether padding has to be hidden from the model, which else gets no attention mask."""
+    """Whether the model needs an attention mask to ignore padding."""
     local_sgd_steps: int | None = None
     hashes: dict[str, str] = field(default_factory=dict)
     may_be_unused: Callable[[str], bool] = lambda _: False
-    """Whether a tensor is trained only since all are, so that nobody is misled where no loss reaches it."""
+    """Whether a parameter may be without gradient: it is trained only because all are, and was not named."""
     on_log: Callable[[TrainingStats], None] = lambda _: None
     should_stop: Callable[[], bool] = lambda: False
-    """Asked after each update; True saves a checkpoint and ends."""
+    """Called after each update; True saves a checkpoint and ends the run."""
     validation_metrics: Callable[[], dict[str, float]] | None = None
-    """Gives the task's figures on the validation rows, where the best model is chosen by one of them."""
+    """Computes the task's metrics on the validation rows; None if the best model is chosen by the loss."""
+    write_model: Callable[[Path, Any, Any], None] = lambda _folder, _model, _weights: None
+    """Writes the files of the model to a checkpoint: takes folder, model, and the state dict if it is sharded."""
     progress: Progress = field(default_factory=Progress)
     stopped: bool = False
-    """Whether it ended because it was asked to."""
+    """Whether `should_stop` ended the run."""
 
     def __post_init__(self) -> None:
         self.folder = Path(self.train.output_dir)
@@ -131,22 +140,43 @@ class Trainer:
             else LocalSgd(self.accelerator, self.local_sgd_steps, list(self.trained.values()), self.optimizer)
         )
         self.hashes = {**self.hashes, "number of processes": str(self.accelerator.num_processes)}
-        self.progress.hashes = dict(self.hashes)
+        self.progress.hashes, self.progress.updates = dict(self.hashes), self.updates
 
     @property
     def sharded(self) -> bool:
-        """Whether no process has the whole model."""
+        """Whether the model is distributed over the processes."""
         return bool(self.accelerator.is_fsdp2)
 
+    @property
+    def plain_model(self) -> Any:
+        """The model as it was before torch.compile."""
+        return getattr(self.model, "_orig_mod", self.model)
+
     def resume(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint.
+        """Resume from a checkpoint, also for more updates than its run had.
+
+        The schedule is then the one of the longer run: the learning rate is what that has at this update.
 
         Raises:
             CheckpointError: it is damaged, or of another run.
+            UsageError: something else changed, or the run is to be shorter than it is already.
         """
         rank = self.accelerator.process_index
         found = load_checkpoint(checkpoint, self.trained, self.model, self.optimizer, self.scheduler, rank)
         self.progress = found
+        if found.step > self.updates:
+            raise UsageError(
+                f"{checkpoint} is after update {found.step}, and the recipe ends at {self.updates}",
+                f"set train.max_steps to more than {found.step}, or train.num_train_epochs higher",
+                code="resume_mismatch",
+            )
+        if found.updates != self.updates:
+            set_learning_rates(self.optimizer, self.scheduler)
+            if found.updates:
+                rate = float(self.optimizer.param_groups[0]["lr"])
+                text = "the run has %d updates instead of %d; the learning rate continues at %.2e, at update %d"
+                log.info(text, self.updates, found.updates, rate, found.step)
+        found.updates = self.updates
         for name, before in found.hashes.items():
             if self.hashes.get(name) != before:
                 raise UsageError(
@@ -158,8 +188,11 @@ class Trainer:
                 )
 
     def run(self) -> None:
-        """Train to the end, or until asked to stop. A run that early stopping had ended stays as it is."""
+        """Train to the end, or until `should_stop`. A run that early stopping ended is not continued."""
         if self._patience_is_over():
+            if self.progress.step < self.updates:
+                text = "early stopping ended this run at update %d; to go on, raise train.early_stopping_patience"
+                warn("no_effect", text, self.progress.step)
             return
         self._wrapped.train()
         main = self.accelerator.is_main_process
@@ -172,7 +205,7 @@ class Trainer:
             log.info("%s", self._end())
 
     def _update(self, update: Sequence[int]) -> None:
-        """One update, and what is due after it."""
+        """Make one update, then evaluate and save if due."""
         begun, progress = time.perf_counter(), self.progress
         loss, count, norm, stop = self._step(update)
         stop = self.processes.after_update(progress.step, stop, last=progress.step == self.updates)
@@ -180,14 +213,14 @@ class Trainer:
         logged = progress.step % self.train.logging_steps == 0 or progress.step == self.updates
         self._bar.advance(logged=not logged)
         if logged:
-            self._tell(norm)
+            self._report(norm)
         self._between(norm, update_ends_epoch=progress.update == self.sampler.updates)
         if stop and progress.step < self.updates:
             self.save()
             self.stopped = True
 
     def _updates(self) -> Iterator[list[int]]:
-        """The updates that are left, and the progress that each is."""
+        """The remaining updates; advances `progress` by each."""
         progress = self.progress
         while progress.step < self.updates:
             left = self.sampler.epoch(progress.epoch)[progress.update :]
@@ -202,19 +235,19 @@ class Trainer:
     # One update.
 
     def _step(self, update: Sequence[int]) -> tuple[float, float, float, bool]:
-        """Train on some examples.
+        """Train on the examples of one update.
 
         Returns:
-            The sum of their losses, how many tokens were predicted, the norm of the gradient, and whether any process
-            was asked to stop; where processes train apart, all of this one alone.
+            The sum of their losses, the number of predicted tokens, the gradient norm, and whether any process is to
+            stop; with local SGD, of this process alone.
         """
         accelerator, parts = self.accelerator, list(self.sampler.micro_batches(update, self.accelerator.process_index))
-        batches = [self._batch(part) if part else self._nothing(update) for part in parts]
+        batches = [self._batch(part) if part else self._empty_batch(update) for part in parts]
         (count,) = self.processes.sum_over_update(sum(self.head.predictions(batch) for batch in batches))
         if count == 0 and any(parts):
             raise LlmkitError(
                 f"the examples of update {self.progress.step} have nothing to predict",
-                "look at them: llmkit data check",
+                "inspect them: llmkit data check",
                 code="no_labels",
             )
         total = 0.0
@@ -223,17 +256,17 @@ class Trainer:
             with nullcontext() if exchanges else accelerator.no_sync(self._wrapped), accelerator.autocast():
                 loss = self.objective.loss_sum(self._wrapped, batch, accelerator.device)
             with nullcontext() if exchanges else accelerator.no_sync(self._wrapped):
-                # Gradients of processes are averaged, and this is a sum.
+                # The gradients of the processes are averaged, but this is a sum.
                 sharing = accelerator.num_processes if self.processes.share_gradients else 1
                 accelerator.backward(loss * (sharing / max(1.0, count)))
             total += float(loss.detach())
         if self.progress.step == 1:
             self._check_gradients()
-        clipped = self.train.max_grad_norm or math.inf  # of which only the norm is used
+        clipped = self.train.max_grad_norm or math.inf  # then only the norm is used
         norm = float(accelerator.clip_grad_norm_(self.trained.values(), clipped))
         total, stop = self.processes.sum_over_update(total, self.should_stop())
         self._check_finite("loss", total)
-        if not self.train.fp16:  # whose scaling passes over such updates
+        if not self.train.fp16:  # whose loss scaling skips such updates
             self._check_finite("norm of the gradient", norm)
         self._optimizer.step()
         if not follows_metric(self.scheduler):
@@ -242,12 +275,12 @@ class Trainer:
         return total, count, norm, stop > 0
 
     def _check_gradients(self) -> None:
-        """Stop where something would be saved as trained that no loss ever reaches.
+        """Stop if a parameter would be saved as trained without ever getting a gradient.
 
-        Every tensor that is new or that the recipe names gets a gradient in the first update. The others were frozen
-        before (`llmkit.training.trainable.check_reached`), but for classes that ask for values, which only show it
-        here: one process leaves them as they are, several cannot (DistributedDataParallel waits for all gradients).
-        Of experts an update chooses some.
+        Every parameter that is new or named by the recipe gets a gradient in the first update. Others were frozen
+        before (`llmkit.training.trainable.check_reached`), except for model classes that depend on tensor values, which
+        only show it here: a single process leaves them unchanged, several cannot (DistributedDataParallel waits for
+        all gradients). Experts may not be routed to.
         """
         unused = [name for name, each in self.trained.items() if each.grad is None and not _EXPERT.search(name)]
         alone = self.accelerator.num_processes == 1
@@ -270,7 +303,7 @@ class Trainer:
         if not math.isfinite(value):
             raise LlmkitError(
                 f"the {name} is {value} at update {self.progress.step}",
-                "lower train.learning_rate, use bf16 in place of fp16, or look at the rows: llmkit data check",
+                "lower train.learning_rate, use bf16 instead of fp16, or inspect the rows: llmkit data check",
                 code="not_finite",
             )
 
@@ -282,8 +315,8 @@ class Trainer:
         masked = self.masked or self.objective.balances
         return self.head.batch(lines, pad_id=self.pad_id, packed=self.packed, masked=masked)
 
-    def _nothing(self, update: Sequence[int]) -> Batch:
-        """What a process without an example computes, since the others wait for its gradients."""
+    def _empty_batch(self, update: Sequence[int]) -> Batch:
+        """A batch without labels, for a process without examples: the others wait for its gradients."""
         import torch
 
         batch = self._batch(update[:1])
@@ -292,19 +325,19 @@ class Trainer:
 
     # Between updates.
 
-    def _tell(self, norm: float) -> None:
-        """Log what was counted since the last time."""
+    def _report(self, norm: float) -> None:
+        """Log the statistics since the last log entry."""
         self.processes.sum_up(self.progress.unlogged)
         since, self.progress.unlogged = self.progress.unlogged, Unlogged()
         loss, tokens, seconds = since.loss / max(1.0, since.predicted), since.tokens, since.seconds
         memory = peak_memory(self.accelerator.device.type)
         rate = float(self.optimizer.param_groups[0]["lr"])
         epoch = self.progress.epoch + self.progress.update / self.sampler.updates
-        measured = TrainingStats(self.progress.step, self.updates, epoch, loss, rate, norm, tokens, seconds, memory)
+        stats = TrainingStats(self.progress.step, self.updates, epoch, loss, rate, norm, tokens, seconds, memory)
         self._log({"loss": loss, "learning_rate": rate, **({"grad_norm": norm} if math.isfinite(norm) else {})})
         if self.accelerator.is_main_process:
-            self._bar.report(_figures(measured))
-            self.on_log(measured)
+            self._bar.report(_figures(stats))
+            self.on_log(stats)
 
     def _log(self, values: dict[str, float]) -> None:
         self.progress.log.append({"step": self.progress.step, **values})
@@ -320,7 +353,7 @@ class Trainer:
             self._synchronize()
             self._compare(self.evaluate())
             if self._patience_is_over() and self.progress.unlogged.tokens:
-                self._tell(norm)
+                self._report(norm)
         wanted = self.train.save_strategy == "best" or self.train.load_best_model_at_end
         best = wanted and self.progress.best_step == step
         if best or due(self.train.save_strategy, self.train.save_steps):
@@ -328,14 +361,14 @@ class Trainer:
 
     def _compare(self, loss: float) -> None:
         progress = self.progress
-        figures = {"loss": loss}
+        values = {"loss": loss}
         if self.validation_metrics is not None:
             self._wrapped.eval()
-            figures |= self.validation_metrics()
+            values |= self.validation_metrics()
             self._wrapped.train()
         self._check_finite("loss of the validation rows", loss)
-        self._log({f"eval_{name}": value for name, value in figures.items()})
-        value, before = figures[self.train.best_metric], progress.best_step
+        self._log({f"eval_{name}": value for name, value in values.items()})
+        value, before = values[self.train.best_metric], progress.best_step
         if follows_metric(self.scheduler):
             self.scheduler.step(value)
         best = progress.best_metric
@@ -343,7 +376,7 @@ class Trainer:
             progress.best_metric, progress.best_step, progress.worse_evaluations = value, progress.step, 0
         else:
             progress.worse_evaluations += 1
-        measured = ", ".join(f"{name} {each:.4f}" for name, each in figures.items())
+        measured = ", ".join(f"{name} {each:.4f}" for name, each in values.items())
         log.info("update %d: validation %s%s", progress.step, measured, self._compared(before))
 
     def _end(self) -> str:
@@ -373,7 +406,7 @@ class Trainer:
         return patience is not None and self.progress.worse_evaluations >= patience
 
     def evaluate(self) -> float:
-        """The loss on the validation examples, by predicted token; that of routers takes no part."""
+        """The mean loss per predicted token on the validation examples, without the loss of routers."""
         import torch
 
         assert self.validation is not None
@@ -387,7 +420,7 @@ class Trainer:
         with torch.no_grad(), self.accelerator.autocast(), meter:
             for start in range(0, len(order), every):
                 part = order[start + mine * size : start + (mine + 1) * size]
-                # A model in shards runs in all processes or in none, so none may leave the last batch out.
+                # A sharded model runs in all processes or in none, so none may skip the last batch.
                 lines = [self.validation[index] for index in part or order[:1]]
                 batch = self.head.batch(lines, pad_id=self.pad_id, packed=False, masked=self.masked)
                 loss = self.objective.loss_sum(self.model, batch, self.accelerator.device, balanced=False)
@@ -400,7 +433,7 @@ class Trainer:
         return total / max(1.0, count)
 
     def save(self) -> None:
-        """Write a checkpoint, and remove what is too many."""
+        """Write a checkpoint, and remove the oldest ones above the limit."""
         from accelerate.utils import gather_object
 
         self._synchronize()
@@ -408,17 +441,24 @@ class Trainer:
         random_states = gather_object([random_state()])
         trained = {name: whole(each.detach()) for name, each in self.trained.items()}
         optimizer = optimizer_state(self.model, self.optimizer)
+        model = self.plain_model
+        weights = self.accelerator.get_state_dict(model) if self.sharded else None
+
+        def write_model(folder: Path) -> None:
+            self.write_model(folder, model, weights)
+
         if self.accelerator.is_main_process:
             with disk_errors(self.folder, "and go on with `resume`"):
-                saved = save_checkpoint(self.folder, self.progress, trained, optimizer, self.scheduler, random_states)
+                states = optimizer, self.scheduler, random_states
+                saved = save_checkpoint(self.folder, self.progress, trained, *states, write_model)
                 log.info("update %d: saved %s", self.progress.step, saved)
                 prune(self.folder, self.train.save_total_limit, self.progress.best_step)
         self.accelerator.wait_for_everyone()
 
 
-def _figures(measured: TrainingStats) -> str:
-    """Figures of some updates for the bar and the log."""
+def _figures(stats: TrainingStats) -> str:
+    """The statistics of some updates, for the bar and the log."""
     return (
-        f"loss {measured.loss:.4f}, epoch {measured.epoch:.2f}, learning rate {measured.learning_rate:.2e}, "
-        f"{measured.tokens_per_second:,.0f} tokens/s, {in_units(measured.memory)}"
+        f"loss {stats.loss:.4f}, epoch {stats.epoch:.2f}, learning rate {stats.learning_rate:.2e}, "
+        f"{stats.tokens_per_second:,.0f} tokens/s, {in_units(stats.memory)}"
     )

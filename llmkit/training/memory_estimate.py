@@ -1,8 +1,8 @@
-"""What a training run will take, before it begins: parameters, memory, updates.
+"""An estimate of what a training run needs: parameters, memory, updates.
 
-The memory is an estimate. Weights, gradients, the optimizer's state and the activations that a forward pass keeps are
-counted; activations that cannot be follow Korthikanti et al. (2022, equation 2 without the attention scores, which
-fused kernels do not keep). Logits and their gradient are those of label tokens.
+Weights, gradients, optimizer states and the activations of a forward pass are counted. Activations that cannot be
+counted are estimated after Korthikanti et al. (2022, equation 2 without the attention scores, which fused kernels do
+not keep). Logits and their gradient are counted for label tokens.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from llmkit.training.prepare import Preparation
 __all__ = ["Plan", "make_plan"]
 
 _FP32 = 4
-_BYTES_A_TOKEN_AND_WIDTH = 34
-"""Of one layer, in half precision."""
+_BYTES_PER_TOKEN_AND_WIDTH = 34
+"""Activations of one layer, in half precision."""
 _CHECKPOINTED = 2
-"""The same where only the inputs of layers are kept."""
+"""The same with activation checkpointing, which keeps only the inputs of layers."""
 _STATES = {"adamw_bnb_8bit": 2.0, "paged_adamw_8bit": 2.0, "adafactor": 0.1, "sgd": 0.0}
-"""Bytes of optimizer state a trained parameter; AdamW keeps two float32 values."""
+"""Bytes of optimizer state per trained parameter; AdamW keeps two float32 values."""
 _CPU_FRAGMENTATION = 1.5
-"""On a CPU, what is taken for activations by what they need: glibc leaves holes between aligned blocks. With it, the
-estimates of the adapters in ``benchmarks/quality`` are 1 to 6 % below what they took."""
+"""Factor for activations on a CPU, where glibc leaves gaps between aligned blocks. With it, the estimates for the
+adapters in ``benchmarks/quality`` are 1 to 6 % below their actual memory."""
 _QUANTIZED = {"8bit": 1.0, "4bit": 0.55}
-"""Bytes a parameter, scales included."""
+"""Bytes per parameter, including scales."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes are bytes, on each device."""
+    """Sizes in bytes, on each device."""
 
     parameters: int
     trainable: int
@@ -49,12 +49,12 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """All of it."""
+        """The total."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
 def make_plan(ready: Preparation) -> Plan:
-    """Count what a recipe trains; its longest examples stand for all."""
+    """The estimate for a recipe, with its longest examples in each batch."""
     recipe, part, device = ready.recipe, ready.examples.train, ready.device
     half = ready.half or recipe.train.fp16
     vocabulary = len(ready.loaded.tokenizer)
@@ -78,7 +78,7 @@ def make_plan(ready: Preparation) -> Plan:
 
 
 def _activations(ready: Preparation, *, half: bool) -> int:
-    """Of the longest examples in one micro-batch."""
+    """Activations for a micro-batch of the longest examples."""
     train, part, loaded, model = ready.recipe.train, ready.examples.train, ready.loaded, ready.model
     lengths = part.examples["length"][:]
     longest = heapq.nlargest(train.per_device_train_batch_size, range(len(lengths)), key=lengths.__getitem__)
@@ -90,7 +90,7 @@ def _activations(ready: Preparation, *, half: bool) -> int:
         objective = Objective.of(model, head, train.label_smoothing_factor)
         if (saved := activation_bytes(model, objective, batch, half=half)) is not None:
             return saved
-        per_token = _BYTES_A_TOKEN_AND_WIDTH
+        per_token = _BYTES_PER_TOKEN_AND_WIDTH
     config = loaded.model.config.get_text_config()
     layers = int(getattr(config, "num_hidden_layers", 0)) + int(getattr(config, "decoder_layers", 0) or 0)
     tokens = len(longest) * max(lengths)  # padding included

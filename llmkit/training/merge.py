@@ -1,7 +1,7 @@
-"""An adapter and its base as one model, shown to be the same.
+"""Merging an adapter into its base model, with a check that the result computes the same.
 
-Logits are compared twice: in float32 before and after merging, and once more from the files that were written, as plain
-Transformers loads them. Knows adapters that can be merged; those that are virtual tokens cannot.
+Logits are compared twice: in float32 before and after merging, and again from the saved files, as plain Transformers
+loads them. Adapters of virtual tokens cannot be merged.
 """
 
 from __future__ import annotations
@@ -35,52 +35,52 @@ __all__ = ["Merged", "logits_of", "merge"]
 
 _AS_IT_IS = "use the adapter as it is"
 _PROBE = 64
-"""Tokens that the logits are compared on."""
+"""Number of tokens whose logits are compared."""
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What merging did."""
+    """The result of merging."""
 
     folder: Path
     dtype: str
     drift: float
-    """Largest difference of a logit, by the largest logit: merging itself, in float32."""
+    """Largest difference of a logit after merging in float32, relative to the largest logit."""
     rounding: float
-    """The same of the files that were written."""
+    """The same for the saved files."""
 
 
 def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSettings | None = None) -> Merged:
-    """Write the model that an adapter and its base are together.
+    """Merge an adapter into its base model.
 
     Args:
         adapter: folder or Hub id of a PEFT adapter.
-        output: a new folder; it appears whole or not at all.
-        dtype: of the weights; ``auto`` is that of the base's files.
+        output: a new folder, written atomically.
+        dtype: of the weights; ``auto`` is the dtype of the base's files.
 
     Raises:
-        UsageError: it is no adapter, one that cannot be merged, or the folder is in use.
-        CheckpointError: the merged model is another one.
+        UsageError: not an adapter, an adapter that cannot be merged, or a folder that is in use.
+        CheckpointError: the merged model computes something else.
     """
     import torch
 
     if output.exists() and any(output.iterdir()):
-        raise UsageError(f"{output} is not empty", "give another folder", code="output_exists")
+        raise UsageError(f"{output} is not empty", "name another folder", code="output_exists")
     given = replace(settings or LoadSettings(), model=adapter, device="cpu", quantize=None)
     loaded = load_model(replace(given, dtype="float32"), _task_of(adapter), fallback=False)
     if loaded.source.adapter is None:
         raise UsageError(
-            f"{adapter} is not a PEFT adapter", "give the folder with adapter_config.json", code="not_supported"
+            f"{adapter} is not a PEFT adapter", "name the folder with adapter_config.json", code="not_supported"
         )
     model: Any = loaded.model
     if model.active_peft_config.is_prompt_learning:
         raise UsageError(
-            f"{_method(model)} puts virtual tokens in front, which no weight can hold",
+            f"{_method(model)} adds virtual tokens, which cannot be merged into weights",
             "use the adapter as it is",
             code="not_supported",
         )
     if not hasattr(model.base_model, "merge_and_unload"):
-        raise UsageError(f"PEFT merges no adapter of type {_method(model)}", _AS_IT_IS, code="not_supported")
+        raise UsageError(f"PEFT cannot merge adapters of type {_method(model)}", _AS_IT_IS, code="not_supported")
     stored = dtype if dtype != "auto" else _stored_dtype(loaded.source.folder)
     head = head_of(loaded.head)
     inputs = _probe(head, model)
@@ -89,7 +89,7 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
     size = model.get_input_embeddings().weight.shape
     try:
         merged = _merged(model)
-    except (ValueError, RuntimeError) as error:  # NotImplementedError is one
+    except (ValueError, RuntimeError) as error:  # including NotImplementedError
         raise UsageError(
             f"PEFT cannot merge {_method(model)} into this model ({error})", _AS_IT_IS, code="not_supported"
         ) from error
@@ -102,14 +102,14 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
     if head.writes:
         declare_ends(loaded)
     with whole_folder(output) as building:
-        with disk_errors(output.parent, "or give another folder"), quiet_transformers():
+        with disk_errors(output.parent, "or name another folder"), quiet_transformers():
             merged.to(getattr(torch, stored)).save_pretrained(building)
             loaded.tokenizer.save_pretrained(building)
             del merged, model
             again = kind.from_pretrained(building, dtype=torch.float32)
         rounding = difference(before, logits_of(head, again.eval(), inputs))
         fix = _AS_IT_IS + ("" if stored == "float32" else ", or merge with `dtype=float32`")
-        _refuse(rounding, stored, f"the files, in {stored}, hold another model", fix)
+        _refuse(rounding, stored, f"the files, in {stored}, contain another model", fix)
         if (loaded.source.adapter / CONTRACT_FILE).is_file():
             shutil.copy(loaded.source.adapter / CONTRACT_FILE, building / CONTRACT_FILE)
     log.info("merged in %s: logits differ by %.1e of the largest, %.1e after rounding", stored, drift, rounding)
@@ -121,10 +121,10 @@ def _method(model: Any) -> str:
 
 
 def _merged(model: Any) -> Any:
-    """The model that an adapter and its base are; weights that shared a tensor do so where they are still alike."""
+    """The merged model. Tied weights stay tied if they are still equal."""
     base = model.get_base_model()
     tied, pairs = base.config.tie_word_embeddings, base.get_expanded_tied_weights_keys(all_submodels=True)
-    _part(model, lambda module: module._modules.get("base_layer"))  # noqa: SLF001 - wrappers answer for their layer
+    _part(model, lambda module: module._modules.get("base_layer"))  # noqa: SLF001 - PEFT wraps layers
     with quiet_peft():
         merged = model.merge_and_unload(safe_merge=True)
     alike = all(merged.get_parameter(one).equal(merged.get_parameter(other)) for one, other in pairs.items())
@@ -137,7 +137,7 @@ def _merged(model: Any) -> Any:
 
 
 def _part(model: Any, layer_of: Callable[[Any], Any]) -> None:
-    """Give layers a weight of their own in place of one that they share."""
+    """Untie the weights of layers."""
     import torch
 
     held = Counter(id(module.weight) for module in model.modules() if "weight" in module._parameters)  # noqa: SLF001
@@ -148,7 +148,7 @@ def _part(model: Any, layer_of: Callable[[Any], Any]) -> None:
 
 
 def _task_of(adapter: str) -> str:
-    """A task of the adapter's head: where it was not tuned by llmkit, PEFT's own type says which."""
+    """A task of the adapter's head: from llmkit.json, or from PEFT's task type."""
     for name, key in ((CONTRACT_FILE, "task"), ("adapter_config.json", "task_type")):
         path = Path(adapter) / name
         if path.is_file() and isinstance(found := read_json(path).get(key), str):
@@ -157,7 +157,7 @@ def _task_of(adapter: str) -> str:
 
 
 def _first_task(task_type: str) -> str:
-    """A task of the head that PEFT calls so; text generation if there is none."""
+    """A task of the head with this PEFT task type; text generation if none has it."""
     head = next((head for head, facts in HEADS.items() if facts.task_type == task_type), None)
     return next(name for name, task in TASKS.items() if head in (None, *task.heads))
 
@@ -184,7 +184,7 @@ def logits_of(head: BaseHead, model: Any, inputs: dict[str, torch.Tensor]) -> to
 
 
 def _refuse(found: float, dtype: str, what: str, fix: str) -> None:
-    if not found <= tolerance(dtype):  # neither a NaN
+    if not found <= tolerance(dtype):  # NaN is refused too
         raise CheckpointError(
             f"{what}: logits differ by {found:.1e} of the largest, {tolerance(dtype):.0e} would be rounding",
             fix,

@@ -1,4 +1,4 @@
-"""What a run leaves for people: the model card and the curve of its losses."""
+"""The model card of a run and the plot of its losses."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["draw_losses", "model_card"]
 def model_card(
     recipe: Recipe, provenance: Provenance, metrics: Mapping[str, Any], name: str, ledgers: Sequence[Sequence[str]]
 ) -> str:
-    """A README with the Hub's metadata: data, licences, settings that are not defaults, results, curve.
+    """A README with metadata for the Hub: data, licenses, settings that are not defaults, results, loss curve.
 
     Args:
-        ledgers: what became of the rows, in sentences.
+        ledgers: counts of rows, in sentences.
     """
     return "\n".join(_lines(recipe, provenance, metrics, name, ledgers)) + "\n"
 
@@ -49,20 +49,20 @@ def _lines(
     begun = "random weights" if fresh else _base(provenance)
     yield f"Trained for {recipe.task} from {begun}, {how}, with llmkit {provenance.versions['llmkit']}.\n"
     yield _fenced(command_line(task.verb, model=_line(name)))
-    yield "It needs no other options: `llmkit.json` holds how it was asked in training.\n"
-    yield "## Data and licences\n"
-    yield "| data | part | licence | SHA-256 or commit |\n|---|---|---|---|"
+    yield "It needs no other options: `llmkit.json` has the prompt and settings of training.\n"
+    yield "## Data and licenses\n"
+    yield "| data | part | license | SHA-256 or commit |\n|---|---|---|---|"
     for each in provenance.data:
-        yield f"| {_plain(_shown(each.name))} | {each.part} | {_licence(each.license)} | `{each.hash[:16]}` |"
+        yield f"| {_plain(_shown(each.name))} | {each.part} | {_license(each.license)} | `{each.hash[:16]}` |"
     yield ""
     for sentences in ledgers:
         yield from (f"- {_plain(sentence)}" for sentence in sentences)
     if not fresh:
-        yield f"\nThe base model's licence: {_licence(provenance.license)}."
+        yield f"\nLicense of the base model: {_license(provenance.license)}."
     yield "\n## Settings that are not defaults\n"
     content = without_folders(recipe.model_dump(mode="json", exclude_defaults=True))
     for part in ("train", "validation"):
-        content["data"].pop(part, None)  # the table above has them, without the folders of this machine
+        content["data"].pop(part, None)  # they are in the table above, without local folders
     yield _fenced(dump(content).rstrip(), "yaml")
     yield "## Results\n"
     yield "| measure | value |\n|---|---|"
@@ -79,32 +79,32 @@ def _base(provenance: Provenance) -> str:
 
 
 def _line(text: str) -> str:
-    """A text as one line without control characters."""
+    """A text on one line, without control characters."""
     return printable(" ".join(text.split()))
 
 
 def _plain(text: str) -> str:
-    """A text of others in which Markdown and HTML mean nothing."""
+    """A text with Markdown and HTML escaped."""
     return re.sub(r"[\\`*_{}\[\]<>#|~$&!]|:(?=//)|(?<=www)\.", r"\\\g<0>", _line(text))
 
 
-def _licence(name: str | None) -> str:
+def _license(name: str | None) -> str:
     return _plain(name) if name else "not stated"
 
 
 def _shown(name: str) -> str:
-    """A file by its name, a data set of the Hub by its id."""
+    """The name of a file, or the id of a data set on the Hub."""
     return Path(name).name if Path(name).is_absolute() else name
 
 
 def _fenced(text: str, language: str = "") -> str:
-    """A block of code that nothing in the text ends."""
+    """A fenced code block, with a fence that does not occur in the text."""
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 0)
     return f"{fence}{language}\n{text}\n{fence}\n"
 
 
 def draw_losses(log: Sequence[Mapping[str, Any]], path: Path, unit: str) -> None:
-    """The losses of training and validation by update, as PNG. ``unit`` is what a loss is the mean over."""
+    """Plot the losses of training and validation by update, as PNG. ``unit``: what losses are averaged over."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

@@ -1,4 +1,4 @@
-"""The optimizer and the schedule of its learning rate, by the names of Transformers."""
+"""The optimizer and the learning rate schedule, by their names in Transformers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ __all__ = [
     "greater_is_better",
     "make_optimizer",
     "make_scheduler",
+    "set_learning_rates",
     "warmup_steps",
 ]
 
@@ -28,7 +29,7 @@ _NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_n
 
 
 def make_optimizer(model: torch.nn.Module, train: TrainSection) -> torch.optim.Optimizer:
-    """Over the parameters that are trained; biases and norms do not decay."""
+    """The optimizer of the trained parameters; biases and norms have no weight decay."""
     import torch
     from transformers.trainer_pt_utils import get_parameter_names
 
@@ -66,19 +67,19 @@ def make_optimizer(model: torch.nn.Module, train: TrainSection) -> torch.optim.O
 
 
 def warmup_steps(train: TrainSection, updates: int) -> int:
-    """Steps of rising learning rate; below 1 the setting is a share of all."""
+    """Number of warmup steps; a setting below 1 is a fraction of all updates."""
     return math.ceil(updates * train.warmup_steps) if train.warmup_steps < 1 else int(train.warmup_steps)
 
 
 def greater_is_better(train: TrainSection) -> bool:
-    """Whether more of the metric that evaluations are compared by is better."""
+    """Whether a higher value is better for the metric that evaluations are compared by."""
     if train.greater_is_better is not None:
         return train.greater_is_better
     return train.best_metric not in LOWER_IS_BETTER
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, train: TrainSection, updates: int, **more: Any) -> Any:
-    """The learning rate at each update, or after each evaluation where it `follows_metric`."""
+    """The scheduler, which steps after each update, or after each evaluation if it `follows_metric`."""
     from transformers import get_scheduler
 
     options = {**train.lr_scheduler_kwargs, **more}
@@ -93,16 +94,28 @@ def make_scheduler(optimizer: torch.optim.Optimizer, train: TrainSection, update
     )
 
 
+def set_learning_rates(optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+    """Set the learning rates to the scheduler's at its present step, after its number of updates changed."""
+    if not follows_metric(scheduler):
+        rates = [
+            base * factor(scheduler.last_epoch)
+            for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates  # noqa: SLF001 - as LRScheduler.step sets it
+
+
 def follows_metric(scheduler: Any) -> bool:
-    """Whether a scheduler takes a step after each evaluation, by its metric, and not after each update."""
+    """Whether a scheduler steps after each evaluation, by its metric, rather than after each update."""
     return "metrics" in inspect.signature(scheduler.step).parameters
 
 
-# Schedules are tried before a run begins, since each type raises something else, some of them only at a late update.
+# Schedules are checked before a run: each type raises other exceptions, some of them only at a late update.
 
 
 def check_schedule(train: TrainSection, updates: int, groups: int) -> None:
-    """Refuse a schedule that cannot be computed, has a setting without effect, or never gives a learning rate.
+    """Refuse a schedule that fails, has a setting without effect, or only learning rates of zero.
 
     Args:
         groups: parameter groups of the optimizer.
@@ -111,13 +124,13 @@ def check_schedule(train: TrainSection, updates: int, groups: int) -> None:
     rates = _rates(train, updates, groups)
     if not all(isinstance(rate, int | float) and math.isfinite(rate) and rate >= 0 for rate in rates):
         raise UsageError(
-            f"train.lr_scheduler_type {kind} gives a learning rate that is no positive number",
+            f"train.lr_scheduler_type {kind} gives a learning rate that is not a positive number",
             _fix(train),
             code="not_supported",
         )
     if not any(rates[:-1]):
         raise UsageError(
-            f"the learning rate is 0 at each of {updates} updates", "set fewer train.warmup_steps", code="not_supported"
+            f"the learning rate is 0 at each of {updates} updates", "lower train.warmup_steps", code="not_supported"
         )
     if train.lr_scheduler_kwargs and _ignores_arguments(train, updates):
         raise UsageError(
@@ -127,7 +140,7 @@ def check_schedule(train: TrainSection, updates: int, groups: int) -> None:
     if steps and rates == _rates(train.model_copy(update={"warmup_steps": 0}), updates, groups):
         raise UsageError(
             f"train.warmup_steps has no effect on lr_scheduler_type {kind}",
-            "leave it out, or use constant_with_warmup or another type that has a warm-up",
+            "leave it out, or use constant_with_warmup or another type with warmup",
             code="no_effect",
         )
     if steps >= updates > 1:
@@ -135,7 +148,7 @@ def check_schedule(train: TrainSection, updates: int, groups: int) -> None:
 
 
 def _rates(train: TrainSection, updates: int, groups: int) -> list[Any]:
-    """The learning rates at some updates of a run, the first ones, the last, and that after it among them."""
+    """The learning rates at some updates of a run, including the first ones, the last, and the one after it."""
     import torch
 
     parameters = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(groups)]
@@ -158,7 +171,7 @@ def _rates(train: TrainSection, updates: int, groups: int) -> list[Any]:
 
 
 def _ignores_arguments(train: TrainSection, updates: int) -> bool:
-    """Whether the type of schedule takes any argument without a word."""
+    """Whether the type of schedule silently ignores unknown arguments."""
     import torch
 
     try:

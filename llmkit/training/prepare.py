@@ -1,7 +1,7 @@
-"""Preparation of a run: all that can be refused before a weight is loaded, on the meta device.
+"""Preparation of a run: everything that can be checked before weights are loaded, on the meta device.
 
-A run begins with it and its dry run is nothing else, so that both refuse the same. Does not know the folder of the
-result (`llmkit.training.run`).
+Runs and dry runs both start with it, so that they refuse the same. Does not know the output folder
+(`llmkit.training.output_folder`).
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ __all__ = ["Preparation", "expected_rows", "prepare"]
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a recipe trains, on what."""
+    """The model, examples and trained parameters of a recipe."""
 
     recipe: Recipe
     task: Task
     device: str
     half: bool
-    """Whether it computes in bfloat16."""
+    """Whether to compute in bfloat16."""
     loaded: Loaded
-    """Without weights."""
+    """The model without weights."""
     model: Any
-    """That model with its adapter, and ``requires_grad`` set."""
+    """The model with its adapter, and ``requires_grad`` set."""
     examples: Examples
     updates: int
 
@@ -65,10 +65,10 @@ def prepare(recipe: Recipe, processes: int) -> Preparation:
     """Prepare a run: its settings, model, examples, trained tensors, loss and schedule.
 
     Args:
-        processes: that train together.
+        processes: number of processes.
 
     Raises:
-        LlmkitError: what the recipe asks for cannot be, or its rows do not allow it.
+        LlmkitError: the recipe is inconsistent with the model, the machine or its rows.
     """
     train = recipe.train
     device = pick_device(str(getattr(recipe.model, "device", "auto")))
@@ -94,7 +94,7 @@ def prepare(recipe: Recipe, processes: int) -> Preparation:
 
 
 def _check_settings(recipe: Recipe, device: str, processes: int) -> None:
-    """What needs neither model nor data."""
+    """Checks that need neither model nor data."""
     import torch
 
     several, train = recipe.accelerate, recipe.train
@@ -117,13 +117,13 @@ def _check_settings(recipe: Recipe, device: str, processes: int) -> None:
     known = measure_names(find_task(recipe.task).metrics)
     if train.best_metric not in ("loss", *known):
         raise UsageError(
-            f"train.metric_for_best_model: {recipe.task} has no metric {train.metric_for_best_model}",
+            f"train.metric_for_best_model: {recipe.task} does not have the metric {train.metric_for_best_model}",
             f"use eval_loss, {', '.join(known)}",
             code="unknown_metric",
         )
     if train.best_metric != "loss" and several.fsdp_config is not None:
         raise UsageError(
-            f"train.metric_for_best_model {train.best_metric} needs generated answers, which FSDP does not allow",
+            f"train.metric_for_best_model {train.best_metric} needs generated answers, which FSDP does not support",
             "use eval_loss",
             code="not_supported",
         )
@@ -134,8 +134,8 @@ def _refuse_empty(name: str, part: Part) -> None:
         return
     left_out = list(describe(part.ledger, name))[1:]
     raise InputError(
-        f"no rows of data.{name} are left" + (f" ({'; '.join(left_out)})" if left_out else ""),
-        "raise data.max_length, correct the rows, or name others; llmkit data check shows them",
+        f"no rows are left in data.{name}" + (f" ({'; '.join(left_out)})" if left_out else ""),
+        "raise data.max_length, fix the rows, or use others; inspect them: llmkit data check",
         code="no_rows",
     )
 
@@ -146,7 +146,7 @@ def _warn_of_same_files(recipe: Recipe) -> None:
         if file_hash(path) in trained:
             warn(
                 "validation_overlap",
-                "data.validation: %s is also trained on, so its figures say nothing about new rows",
+                "data.validation: %s is also trained on, so its metrics do not apply to new rows",
                 path.name,
             )
 
@@ -156,51 +156,49 @@ def _check_steps(recipe: Recipe, updates: int) -> None:
         steps = getattr(recipe.train, f"{kind}_steps")
         if steps is not None and steps > updates:
             raise UsageError(
-                f"train.{kind}_steps is {steps}, and the run has {updates} updates",
+                f"train.{kind}_steps is {steps}, but the run has {updates} updates",
                 f"lower it, or set train.{kind}_strategy to epoch or no",
                 code="not_supported",
             )
 
 
 def expected_rows(part: Part, task: Task, metric: str) -> list[tuple[dict[str, Any], list[str]]]:
-    """The rows of a part without what is expected of them, and that.
+    """The rows of a part without their target, each with its references.
 
     Raises:
-        InputError: a row has nothing that an answer could be compared with.
+        InputError: a row has no references.
     """
     found = []
     for row in part.used_rows():
         if task.is_plain(row):
             raise InputError(
-                f"train.metric_for_best_model: {metric} compares answers, and the validation rows are plain text",
+                f"train.metric_for_best_model: {metric} compares answers, but the validation rows are plain text",
                 "use eval_loss, or rows with an input and an answer",
             )
-        if (given := task.without_target(row)) is not None:
-            found.append((given, task.references(given)))
+        if (split := task.without_target(row)) is not None:
+            found.append((split, task.references(split)))
     return found
 
 
 def _check_packing(recipe: Recipe, model: Any, head: BaseHead) -> None:
-    fix = "leave it out: examples of like length are padded together"
+    fix = "leave it out: examples of similar length are padded together"
     if _is_prompt_learning(model):
         assert recipe.adapter is not None
         raise UsageError(
-            f"train.packing with {recipe.adapter.peft_type}: only the first of several packed examples would have its "
+            f"train.packing with {recipe.adapter.peft_type}: only the first of the packed examples would have its "
             "virtual tokens",
             fix,
             code="not_supported",
         )
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not head.one_sequence or "position_ids" not in inspect.signature(base.forward).parameters:
-        raise UsageError(
-            f"train.packing: {type(base).__name__} does not take packed examples", fix, code="not_supported"
-        )
+        raise UsageError(f"train.packing: {type(base).__name__} does not support packing", fix, code="not_supported")
 
 
 def _check_loss(recipe: Recipe, model: Any, loaded: Loaded, part: Part) -> None:
-    """Run an example forwards and backwards, as far as shapes go.
+    """Check the forward and backward pass of one example, by shapes.
 
-    PEFT puts adapters on models that do not take them; and what is trained has to have a part in the loss.
+    PEFT adds adapters to models that do not support them, and every trained parameter must have a part in the loss.
     """
     head = head_of(loaded.head)
     batch = head.batch([part.examples[0]], pad_id=loaded.tokenizer.pad_token_id or 0)
@@ -208,7 +206,7 @@ def _check_loss(recipe: Recipe, model: Any, loaded: Loaded, part: Part) -> None:
     if _is_prompt_learning(model):
         base = model.get_base_model()
         if failure_of(base, Objective.of(base, head, 0.0), batch) is not None:
-            return  # nothing is known of it without weights
+            return  # it cannot run without weights
         if (error := failure_of(model, objective, batch)) is not None:
             assert recipe.adapter is not None
             reason = " ".join(str(error).split())[:200]

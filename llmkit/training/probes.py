@@ -1,4 +1,4 @@
-"""What a model lets tokens see, found by trying it, since no signature shows it."""
+"""Which tokens a model lets attend to which, probed by running it, since no signature shows it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 __all__ = ["is_causal", "supports_packing"]
 
 _LENGTH = 24
-"""Tokens of an example that is tried."""
+"""Tokens of a probed example."""
 
 
 def supports_packing(model: Any) -> bool:
-    """Whether the logits of one example stay the same when the one packed in front of it changes.
+    """Whether the logits of an example stay the same when the example packed before it changes.
 
-    Many models take ``position_ids`` and make examples of them; others take them and leak, which no signature shows.
+    Many models separate examples by ``position_ids``; others accept them and let examples attend to each other.
     """
     import inspect
 
@@ -36,7 +36,7 @@ def supports_packing(model: Any) -> bool:
 
 
 def is_causal(model: Any) -> bool:
-    """Whether the logits of tokens stay the same when those behind them change, so that these may be padding."""
+    """Whether the logits of tokens stay the same when later tokens change, so that these can be padding."""
     import torch
 
     base = _base(model)
@@ -62,7 +62,7 @@ def _tokens(model: Any) -> list[torch.Tensor]:
 
 
 def _logits(model: Any, ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-    """Of one row, without dropout: ``[tokens, vocabulary]``."""
+    """The logits of one row without dropout: ``[tokens, vocabulary]``."""
     import torch
 
     training = model.training

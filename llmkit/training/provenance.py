@@ -1,4 +1,4 @@
-"""What a run was made from: versions, the base model's commit and licence, the data's hashes."""
+"""What a run was made from: versions, the base model's commit and license, the hashes of the data."""
 
 from __future__ import annotations
 
@@ -20,10 +20,24 @@ from llmkit.models.card import card_metadata
 from llmkit.models.load import Loaded
 from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
 
-__all__ = ["RESOLVED", "DataOrigin", "Provenance", "changes", "commented_recipe", "provenance_of", "published_recipe"]
+__all__ = [
+    "MAY_CHANGE",
+    "RESOLVED",
+    "SHORT_RECIPE",
+    "DataOrigin",
+    "Provenance",
+    "changes",
+    "commented_recipe",
+    "provenance_of",
+    "published_recipe",
+]
 
 RESOLVED = "resolved.yaml"
 """The file of `commented_recipe` in the folder of a result."""
+SHORT_RECIPE = "recipe.yaml"
+"""The recipe of a run that was started without a recipe file."""
+MAY_CHANGE = ("output_dir", "max_steps", "num_train_epochs", "early_stopping_patience")
+"""Keys of the train section that may change when a run is resumed: where it is, and how long it trains."""
 _PACKAGES = ("llmkit", "torch", "transformers", "accelerate", "peft", "datasets")
 
 
@@ -35,13 +49,13 @@ class DataOrigin:
     part: str
     """train or validation."""
     hash: str
-    """SHA-256 of the file; of a dataset its commit."""
+    """SHA-256 of a file, or commit of a dataset."""
     license: str | None
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What else has to be the same for a run to be repeated."""
+    """What is needed to repeat a run, besides the recipe."""
 
     versions: dict[str, str]
     base: str
@@ -52,16 +66,16 @@ class Provenance:
     """How its weights differ from those on the Hub; empty if they do not."""
     commit: str | None
     license: str | None
-    """Of the base model, as its card states it."""
+    """License of the base model according to its card."""
     method: str | None
-    """PEFT's name of what the adapter is that was trained; None if all weights were."""
+    """PEFT's name for the method of the adapter; None if all weights were trained."""
     data: tuple[DataOrigin, ...]
     files: dict[str, str]
-    """SHA-256 of the base model's files, and of the adapter's that is trained further; none of what has a commit."""
+    """SHA-256 of the files of the base model and of an adapter that is trained further; empty if they have a commit."""
 
 
 def provenance_of(recipe: Recipe, loaded: Loaded) -> Provenance:
-    """Read from the files of the data and of the base model."""
+    """The provenance of a run, from the files of its data and base model."""
     source = loaded.source
     hashes = model_hashes(source)
     return Provenance(
@@ -111,35 +125,36 @@ def _license(card: Path) -> str | None:
 
 
 def commented_recipe(recipe: Recipe, provenance: Provenance) -> str:
-    """The resolved recipe, which reads as one, with the rest as comments in front."""
-    told: dict[str, Any] = {
+    """The resolved recipe, with its provenance as comments at the top."""
+    facts: dict[str, Any] = {
         "versions": provenance.versions,
         "base": {"name": provenance.base, "commit": provenance.commit, "files": provenance.files},
         "data": [{"name": each.name, "part": each.part, "hash": each.hash} for each in provenance.data],
     }
-    return _commented(told) + resolved_yaml(recipe)
+    return _commented(facts) + resolved_yaml(recipe)
 
 
-def _commented(told: dict[str, Any]) -> str:
-    lines = dump(told).splitlines()
+def _commented(facts: dict[str, Any]) -> str:
+    lines = dump(facts).splitlines()
     return "".join(f"# {line}\n" for line in lines) + "\n"
 
 
 def published_recipe(text: str) -> str:
-    """What `commented_recipe` gave, for others: without the folders of this machine."""
+    """The text of `commented_recipe` for publication: without local folders."""
     comments = "".join(line[2:] for line in text.splitlines(keepends=True) if line.startswith("# "))
-    told, recipe = (without_folders(parse(each, RESOLVED)[0]) for each in (comments, text))
-    return (_commented(told) if told else "") + dump(recipe)
+    facts, recipe = (without_folders(parse(each, RESOLVED)[0]) for each in (comments, text))
+    return (_commented(facts) if facts else "") + dump(recipe)
 
 
 def changes(before: Recipe, after: Recipe) -> list[str]:
-    """The keys that differ, each with both values; where a run writes is not one of them."""
+    """The keys that differ, each with both values, except those that may change (`MAY_CHANGE`)."""
+    allowed = {f"train.{name}" for name in MAY_CHANGE}
 
     def flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict) and value:
             for key, each in value.items():
                 yield from flat(each, f"{place}.{key}" if place else key)
-        elif place != "train.output_dir":
+        elif place not in allowed:
             yield place, value
 
     old, new = (dict(flat(each.model_dump(mode="json"))) for each in (before, after))

@@ -1,7 +1,7 @@
-"""Where a recipe starts from: its task, and the model and tokenizer it names or describes.
+"""The task, model and tokenizer of a recipe.
 
-Knows which parts of a recipe are about the model. Weights are read only where they are asked for; the tokenizer and the
-structure are enough to see what the model will see, and what training it will cost.
+Knows which parts of a recipe are about the model. Weights are loaded on request only: tokenizer and structure suffice
+to prepare examples and to estimate memory.
 """
 
 from __future__ import annotations
@@ -36,33 +36,33 @@ __all__ = ["open_model", "open_task"]
 
 
 def open_task(recipe: Recipe) -> Task:
-    """The task of a recipe, with the settings that it says."""
+    """The task of a recipe, with its settings."""
     task = find_task(recipe.task)
     return task(task.settings_class(**recipe.settings.model_dump(exclude_unset=True)))
 
 
 def load_settings(recipe: Recipe) -> LoadSettings:
-    """The model section, as what loads models takes it."""
+    """The model section as load settings."""
     section: Any = recipe.model
     names = {item.name for item in setting_fields(LoadSettings)} - {"model"}
-    given = {name: getattr(section, name) for name in names}
-    return LoadSettings(model=section.name_or_path, **given)
+    values = {name: getattr(section, name) for name in names}
+    return LoadSettings(model=section.name_or_path, **values)
 
 
 def open_model(recipe: Recipe, task: Task, *, weights: bool, dtype: DType = "auto") -> Loaded:
     """The model of a recipe with its tokenizer.
 
     Args:
-        weights: False leaves the model on the meta device. A model that is described by a config gets random ones, of
-            PyTorch's present seed.
-        dtype: of the weights, where the recipe does not say.
+        weights: False leaves the model on the meta device. With ``model.config``, weights are random, from PyTorch's
+            current seed.
+        dtype: of the weights, if the recipe does not set it.
     """
     settings, section = load_settings(recipe), recipe.tokenizer
     if settings.dtype == "auto":
         settings = replace(settings, dtype=dtype)
     config = getattr(recipe.model, "config", None)
     if config is None:
-        overrides: dict[str, Any] = recipe.model.config_overrides  # type: ignore[attr-defined]
+        overrides: dict[str, Any] = recipe.model.config_overrides
         loaded = load_model(
             settings, task.name, training=True, weights=weights, fallback=False, config_overrides=overrides
         )
@@ -78,48 +78,50 @@ def open_model(recipe: Recipe, task: Task, *, weights: bool, dtype: DType = "aut
     if section.chat_template is not None:
         if not writes(loaded.head):
             raise UsageError(
-                "tokenizer.chat_template has no effect on a model that marks answers", "leave it out", code="no_effect"
+                "tokenizer.chat_template has no effect on a model that extracts answers",
+                "leave it out",
+                code="no_effect",
             )
         tokenizer.chat_template = choose_template(tokenizer, section.chat_template)
     if section.add_tokens and not tokenizer.add_tokens(section.add_tokens):
-        warn("no_effect", "tokenizer.add_tokens has no effect: the tokenizer has all of them")
+        warn("no_effect", "tokenizer.add_tokens has no effect: the tokenizer already has all of them")
     return loaded
 
 
 def _refuse_on_adapter(recipe: Recipe, source: Source) -> None:
-    """An adapter can be trained on as it is; what would change its base needs the two as one model."""
+    """Refuse changes to the base of an adapter that is trained further: they need a merged model."""
     if source.adapter is None:
         return
     merged = f"run `llmkit merge {source.name} -o FOLDER` first and set model.name_or_path to FOLDER"
     if recipe.adapter is not None:
         raise UsageError(
-            f"{source.name} is an adapter, and the recipe puts another on it, which could not be loaded again",
-            f"{merged}; or leave the section adapter out, to train {source.name} on",
+            f"{source.name} is an adapter, and the recipe adds another to it, which could not be loaded again",
+            f"{merged}; or leave the section adapter out, to train {source.name} further",
             code="not_supported",
         )
     if recipe.tokenizer.add_tokens:
         raise UsageError(
-            f"tokenizer.add_tokens: {source.name} is an adapter, which cannot hold new tokens",
+            f"tokenizer.add_tokens: {source.name} is an adapter, to which tokens cannot be added",
             merged,
             code="not_supported",
         )
 
 
 def _beside_virtual_tokens(recipe: Recipe, loaded: Loaded) -> Loaded:
-    """The model with the context that the adapter of the recipe leaves."""
+    """The model with the context that is left by the virtual tokens of the recipe's adapter."""
     taken, limit = getattr(recipe.adapter, "num_virtual_tokens", 0), loaded.context.tokens
     if taken and limit is not None and taken >= limit - 1:
         raise UsageError(
-            f"adapter.num_virtual_tokens is {taken}, and {loaded.source.name} has a context of {limit} tokens",
-            "lower it, so that there is room for a prompt and an answer",
+            f"adapter.num_virtual_tokens is {taken}, but {loaded.source.name} has a context of {limit} tokens",
+            "lower it, to leave room for a prompt and an answer",
             code="not_supported",
         )
     return replace(loaded, context=loaded.context.without(taken))
 
 
 def _fresh(recipe: Recipe, task: Task, settings: LoadSettings) -> Source:
-    """A new model's config and tokenizer, as a folder without weights."""
-    config: dict[str, Any] = recipe.model.config  # type: ignore[attr-defined]
+    """A folder with the config and tokenizer of a new model, without weights."""
+    config: dict[str, Any] = recipe.model.config
     section = recipe.tokenizer
     if section.name_or_path is not None:
         named = LoadSettings(model=section.name_or_path, trust_remote_code=settings.trust_remote_code)
@@ -144,14 +146,14 @@ def _fresh(recipe: Recipe, task: Task, settings: LoadSettings) -> Source:
                 head=resolution.head,
             )
             if len(tokenizer) < wanted.vocab_size:
-                log.info("the tokenizer has %d tokens: the text holds no more that are worth one", len(tokenizer))
+                log.info("the tokenizer has %d tokens: the corpus supports no more merges", len(tokenizer))
         write_untrained_checkpoint(config, tokenizer, folder, task=task.name, head=settings.head)
 
     return Source(f"a new {config['model_type']} model", cached_folder(key, build))
 
 
 def _tokenizer_hash(folder: Path) -> str:
-    """Of the files that a tokenizer is read from, which may be written anew in the same folder."""
+    """A hash of a tokenizer's files, which may be replaced in the same folder."""
     files = (path for path in sorted(folder.iterdir()) if path.suffix in _TOKENIZER_SUFFIXES)
     return digest(str(folder), [(path.name, file_hash(path)) for path in files])
 
@@ -160,7 +162,7 @@ _TOKENIZER_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".spm", ".bpe", ".ti
 
 
 def _texts(rows: Iterator[str]) -> Iterator[str]:
-    """All texts of rows given as JSON."""
+    """All texts in rows, which are JSON."""
     for row in rows:
         pending: list[Any] = [json.loads(row)] if row else []
         while pending:

@@ -1,4 +1,4 @@
-"""Whether the files of a result hold the model that was trained: loaded again, they give the same logits."""
+"""A check that the files of a result contain the trained model: loaded again, they give the same logits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ROWS = 2
 
 
 def logits_of_rows(trainer: Trainer, model: Any) -> torch.Tensor:
-    """Of the first examples of training. All processes take part where the model is in shards."""
+    """The logits of the first training examples. If the model is sharded, all processes must call this."""
     lines = [trainer.examples[index] for index in range(min(_ROWS, len(trainer.examples)))]
     batch = trainer.head.batch(lines, pad_id=trainer.pad_id)
     inputs = {name: each.to(trainer.accelerator.device) for name, each in batch.inputs.items()}
@@ -33,14 +33,14 @@ def logits_of_rows(trainer: Trainer, model: Any) -> torch.Tensor:
 
 
 def check_reload(recipe: Recipe, trainer: Trainer, source: Source, trained: torch.Tensor) -> None:
-    """Load the result as it was loaded for training, and compare.
+    """Load the result as the base was loaded for training, and compare logits.
 
     Args:
-        source: of the model that training began from.
-        trained: what `logits_of_rows` gave for the trained model.
+        source: the model that training started from.
+        trained: `logits_of_rows` of the trained model.
 
     Raises:
-        CheckpointError: the files hold another model. They are kept.
+        CheckpointError: the files contain another model. They are kept.
     """
     folder, adapted = trainer.folder, hasattr(trainer.model, "peft_config")
     written = replace(source, name=str(folder), adapter=folder) if adapted else Source(str(folder), folder)
@@ -51,23 +51,23 @@ def check_reload(recipe: Recipe, trainer: Trainer, source: Source, trained: torc
     settings = replace(load_settings(recipe), model=str(folder), revision=None, base=None, dtype=dtype)
     half = dtype != "float32" or settings.quantize or trainer.accelerator.mixed_precision != "no"
     level = log.level
-    log.setLevel("ERROR")  # what there is to say of the base was said
+    log.setLevel("ERROR")  # warnings about the base were logged before
     try:
         again: Any = load_source(written, settings, recipe.task).model
         found = difference(trained, logits_of_rows(trainer, again.to(trained.device)))
     except NotEnoughMemoryError as error:
         log.setLevel(level)
-        warn("not_verified", "it was not checked that %s holds the model that was trained (%s)", folder, error.problem)
+        warn("not_verified", "could not check that %s contains the trained model (%s)", folder, error.problem)
         return
     except LlmkitError as error:
         raise CheckpointError(
-            f"{folder} was written and cannot be loaded: {error.problem}", "report it; the weights are kept there"
+            f"{folder} was saved but cannot be loaded: {error.problem}", "report this; its weights are kept"
         ) from error
     finally:
         log.setLevel(level)
     if not found <= tolerance("bfloat16" if half else "float32"):
         raise CheckpointError(
-            f"{folder} holds another model than was trained: logits differ by {found:.1e} of the largest",
-            "report it with the recipe; the weights are kept there",
+            f"{folder} does not contain the trained model: logits differ by {found:.1e} of the largest",
+            "report this with the recipe; its weights are kept",
             code="logits_differ",
         )

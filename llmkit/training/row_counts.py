@@ -1,4 +1,4 @@
-"""What became of the rows on their way to the model: nothing is cut or left out without being counted here."""
+"""Counts of what happened to rows: everything that is truncated, dropped or skipped is counted here."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ __all__ = ["Ledger", "describe"]
 
 @dataclass(frozen=True)
 class Ledger:
-    """What became of the rows. Tokens are those of prompts and answers, special ones included."""
+    """Counts of rows, examples and tokens. Tokens include prompts, answers and special tokens."""
 
     rows: int
-    """That were read, bad ones included."""
+    """All rows, including bad ones."""
     bad: int
     no_label: int
     too_long: int
-    """Left out because they are."""
+    """Dropped because they are too long."""
     truncated: int
     kept: str
-    """What is kept of those that are cut."""
+    """What is kept of truncated rows, in words."""
     tokens_cut: int
     chunked: int
-    """Rows that became several examples because they were too long."""
+    """Long rows that were divided into several examples."""
     examples: int
     tokens: int
     target_tokens: int
-    """Tokens that carry loss; of extractive models, windows that hold an answer."""
+    """Tokens that contribute to the loss; for extractive models, windows that contain an answer."""
     sources: tuple[tuple[str, int, int], ...]
-    """For each source its name, its rows, and how often they are drawn in an epoch."""
+    """For each source its name, its rows, and the number of rows drawn from it in an epoch."""
     unused: tuple[tuple[str, int], ...] = ()
-    """Columns that nothing is made of, and how many rows have something in them."""
+    """Columns that are not used, and the number of rows with a value in them."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The JSON object."""
         return asdict(self)
 
 
 def describe(ledger: Ledger, name: str) -> Iterator[str]:
-    """The ledger in sentences; what did not happen is not mentioned."""
+    """The ledger in sentences, without counts of zero."""
     yield f"{name}: {ledger.rows:,} rows, {ledger.examples:,} examples, {ledger.tokens:,} tokens"
     for count, what in (
-        (ledger.bad, "rows are bad and left out"),
-        (ledger.no_label, "rows have nothing to learn and are left out"),
-        (ledger.too_long, "rows are too long and are left out"),
-        (ledger.truncated, f"rows are cut by {ledger.tokens_cut:,} tokens; {ledger.kept}"),
+        (ledger.bad, "bad rows are skipped"),
+        (ledger.no_label, "rows without anything to learn are dropped"),
+        (ledger.too_long, "rows are too long and are dropped"),
+        (ledger.truncated, f"rows are truncated by {ledger.tokens_cut:,} tokens in total; {ledger.kept}"),
         (ledger.chunked, "rows are divided into several examples"),
     ):
         if count:
             yield f"{name}: {count:,} {what}"
     if ledger.unused:
         columns = ", ".join(f"{column} ({count:,} rows)" for column, count in ledger.unused)
-        yield f"{name}: columns that are not used: {columns}"
+        yield f"{name}: unused columns: {columns}"

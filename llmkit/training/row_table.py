@@ -1,4 +1,4 @@
-"""The rows of a recipe's sources, read once and kept in a table on the disk, bad ones with the reason."""
+"""The rows of a recipe's sources, parsed once and cached in a table on disk; bad rows with the reason."""
 
 from __future__ import annotations
 
@@ -25,51 +25,51 @@ __all__ = ["Rows", "need_hub", "read_rows"]
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of some sources in the task's own columns, in a table on the disk."""
+    """The rows of some sources in the task's columns, in a table on disk."""
 
     table: datasets.Dataset
     """``where``, ``row`` (JSON), ``error`` (empty unless it is bad), ``source`` (its number), ``unused`` (columns)."""
     key: str
     origin: str
-    """A hash of the sources and their settings, whatever llmkit makes of them."""
+    """A hash of the sources and their settings, independent of llmkit's version."""
     names: tuple[str, ...]
-    """Of the sources."""
+    """The names of the sources."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row: dict[str, Any] = json.loads(self.table[index]["row"])
         return row
 
     def where(self, index: int) -> str:
-        """Where it stands in its file."""
+        """Its file and line."""
         return str(self.table[index]["where"])
 
 
 def source_name(source: SourceSection) -> str:
-    """What a source is called in reports."""
+    """The name of a source in reports."""
     paths = source.path or list((source.aligned or {}).values())
     return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
 def need_hub(sources: Sequence[SourceSection]) -> None:
-    """Say within seconds that the Hub of a data set cannot be reached: its client tries again for half a minute.
+    """Check within seconds that the Hub can be reached, if a source is there: its client retries for half a minute.
 
     Raises:
-        HubUnreachableError: it cannot, or offline mode is on.
+        HubUnreachableError: it cannot be reached, or offline mode is on.
     """
     name = next(filter(None, map(hub_id, sources)), None)
     if name and not hub_reachable():
         why = "offline mode is on" if is_offline() else f"{hub_name()} cannot be reached"
         raise HubUnreachableError(
-            f"the data set {name} is not a file here, and {why}",
+            f"the data set {name} is not a local file, and {why}",
             "check the name and the network, or name files",
             code="offline",
         )
 
 
 def read_rows(sources: Sequence[SourceSection], task: Task) -> Rows:
-    """Read all rows of the sources, or find them as they were read before. Bad rows are kept, with their error."""
+    """Parse all rows of the sources, or load them from the cache. Bad rows are included, with their error."""
     need_hub(sources)
-    # The bytes of files, the commit of what is on the Hub.
+    # Hashes of files, commits of Hub data sets.
     content = [commit_of(source) or [(str(path), file_hash(path)) for path in files_of(source)] for source in sources]
     origin = digest([source.model_dump(exclude_defaults=True) for source in sources], content)
     key = digest("rows", origin, task.name, task.settings, code_version())
@@ -92,14 +92,14 @@ def read_rows(sources: Sequence[SourceSection], task: Task) -> Rows:
         names: dict[str, Any] = {name: datasets.Value("string") for name in ("where", "row", "error")}
         unused = datasets.List(datasets.Value("string"))
         columns = datasets.Features({**names, "source": datasets.Value("int32"), "unused": unused})
-        # Not from_generator, which pickles the generator for a key of its own and hides its errors.
+        # Not from_generator, which pickles the generator for its own cache key and hides its errors.
         writer = datasets.arrow_writer.ArrowWriter(features=columns, path=str(scratch / "rows.arrow"))
         count = 0
         for line in write():
             writer.write(line)
             count += 1
         if not count:
-            raise InputError("there are no rows", "check data.train", code="no_rows")
+            raise InputError("no rows found", "check data.train", code="no_rows")
         writer.finalize()
         return datasets.Dataset.from_file(str(scratch / "rows.arrow"))
 

@@ -1,7 +1,7 @@
-"""Which examples are seen when: the order of an epoch, its updates, and how one is shared among processes.
+"""The order of examples: the updates of an epoch, and the micro-batches of each process in an update.
 
-An update is the same set of examples whatever the number of processes and micro-batches it is divided into. The order
-follows from the seed and the epoch alone, so that a run that goes on later sees what it would have seen.
+An update is the same set of examples for any number of processes and micro-batches. The order depends only on seed and
+epoch, so that a resumed run sees the same examples.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from llmkit.config.recipe import TrainSection
 __all__ = ["BatchSampler", "count_updates"]
 
 _POOL = 50
-"""Updates whose examples are sorted by length together, as Transformers' LengthGroupedSampler does."""
+"""Number of updates whose examples are sorted by length together, as in Transformers' LengthGroupedSampler."""
 
 
 def count_updates(train: TrainSection, examples: int, processes: int) -> int:
-    """Updates of a whole run."""
+    """Number of updates of a run."""
     if train.max_steps > 0:
         return train.max_steps
     size = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes
@@ -34,16 +34,16 @@ class BatchSampler:
     lengths: Sequence[int]
     """Tokens of each example."""
     batch_size: int
-    """Examples in a micro-batch, at most."""
+    """Maximum number of examples in a micro-batch."""
     accumulation: int
-    """Micro-batches of one process in an update."""
+    """Micro-batches of each process in an update."""
     processes: int
     strategy: Literal["random", "sequential", "group_by_length"]
     seed: int
 
     @property
     def update_size(self) -> int:
-        """Examples in an update; the last of an epoch may have fewer."""
+        """Examples in an update; the last one of an epoch may have fewer."""
         return self.batch_size * self.accumulation * self.processes
 
     @property
@@ -52,7 +52,7 @@ class BatchSampler:
         return -(-len(self.lengths) // self.update_size)
 
     def epoch(self, number: int) -> list[list[int]]:
-        """The indices of each update of an epoch, which begins with 0."""
+        """The indices of each update of an epoch; epochs are numbered from 0."""
         import numpy as np
 
         count, size = len(self.lengths), self.update_size
@@ -70,16 +70,16 @@ class BatchSampler:
             pool = pool[np.argsort(-lengths[pool], kind="stable")]
             updates += [pool[begin : begin + size].tolist() for begin in range(0, len(pool), size)]
         shuffled: list[list[int]] = [updates[place] for place in random.permutation(len(updates))]
-        # The longest first: if memory runs out, then at once.
+        # The longest update is first, so that memory runs out at once if at all.
         longest = max(range(len(shuffled)), key=lambda place: max(self.lengths[index] for index in shuffled[place]))
         shuffled[0], shuffled[longest] = shuffled[longest], shuffled[0]
         return shuffled
 
     def micro_batches(self, update: Sequence[int], process: int) -> Iterator[list[int]]:
-        """The micro-batches of one process in an update, as many in each process: ``accumulation`` of them, or as many
-        as have an example in some process. Where there are fewer examples than processes, some are empty.
+        """The micro-batches of one process in an update: the same number in each process, at most ``accumulation``.
 
-        Examples of like length share a micro-batch, and the micro-batches that processes work on together are alike.
+        Some are empty if there are fewer examples than processes. Examples of similar length are in the same
+        micro-batch, and in those of the other processes at the same time.
         """
         ordered = (
             update if self.strategy != "group_by_length" else sorted(update, key=lambda index: -self.lengths[index])

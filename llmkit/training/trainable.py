@@ -1,4 +1,4 @@
-"""Which parameters of a model a recipe trains: new tokens, an adapter or all weights, and what is frozen."""
+"""Which parameters a recipe trains: new tokens, an adapter or all weights, and what is frozen."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ __all__ = ["check_reached", "freeze_as", "is_swept_in", "make_trainable"]
 
 
 def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
-    """The model of a recipe with its adapter, and ``requires_grad`` set on what is trained.
+    """The model of a recipe with its adapter, and ``requires_grad`` set on the parameters to train.
 
     Raises:
-        UsageError: ``train.freeze`` freezes nothing or all, or the adapter does not go with the rest.
+        UsageError: ``train.freeze`` matches nothing or everything, or the adapter cannot be combined with the rest.
     """
     model: Any = loaded.model
     if recipe.train.activation_checkpointing:
-        _checkpoint_activations(model)  # before the adapter, so that PEFT refuses what does not go with it
+        _checkpoint_activations(model)  # before the adapter, so that PEFT refuses methods that do not support it
     added, source = recipe.tokenizer.add_tokens, loaded.source
     if source.adapter is not None and not hasattr(model, "peft_config"):
-        model = outline_adapter(model, source.adapter)  # no weights are read
+        model = outline_adapter(model, source.adapter)  # without weights
     if source.adapter is not None and model.active_peft_config.is_prompt_learning:
         raise UsageError(
-            f"{source.name} is an adapter of virtual tokens, of which only the result is kept and not what it was "
-            "trained as",
-            "train a new one on its base model",
+            f"{source.name} is an adapter of virtual tokens, which is saved without the parameters that produce them",
+            "train a new adapter on its base model",
             code="not_supported",
         )
     if added and len(loaded.tokenizer) > model.get_input_embeddings().weight.shape[0]:
@@ -49,7 +48,7 @@ def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
 
 
 def check_reached(recipe: Recipe, model: Any, unreached: Sequence[str]) -> None:
-    """Every tensor that is trained has a part in the loss: others stop the run, or are frozen if nobody named them.
+    """Freeze trained tensors that have no part in the loss, if the recipe does not name them.
 
     Raises:
         UsageError: one of them is new, or named by the recipe: it would be saved as trained.
@@ -65,11 +64,11 @@ def check_reached(recipe: Recipe, model: Any, unreached: Sequence[str]) -> None:
     for name in unreached:
         model.get_parameter(name).requires_grad_(False)
     if unreached:
-        warn("tensors_not_trained", "not trained, since they have no part in the loss: %s", _some(unreached))
+        warn("tensors_not_trained", "not trained, because they have no part in the loss: %s", _some(unreached))
 
 
 def freeze_as(model: Any, outline: Any) -> None:
-    """Train of a model what is trained of its outline without weights."""
+    """Freeze the parameters that are frozen in an outline of the model without weights."""
     trained = {name: each.requires_grad for name, each in outline.named_parameters()}
     for name, each in model.named_parameters():
         if not trained.get(name, True):
@@ -81,32 +80,32 @@ def _some(names: Sequence[str]) -> str:
 
 
 def is_swept_in(recipe: Recipe, name: str) -> bool:
-    """Whether a tensor is trained only because all are, or all linear layers: nobody named it, and it is not new."""
+    """Whether a tensor is trained only because all weights or linear layers are: not named, and not new."""
     if recipe.adapter is None:
         return True
     return getattr(recipe.adapter, "target_modules", None) == "all-linear" and ".lora_" in name
 
 
 def _refuse_reserved(model: Any, tokens: int) -> None:
-    """New tokens have no place where a model has embeddings that no output belongs to, of images or prompts."""
+    """Refuse new tokens for a model with embeddings that have no output, such as for images or prompts."""
     output = model.get_output_embeddings()
     if output is not None and (rows := output.weight.shape[0]) < tokens:
         raise UsageError(
-            f"tokenizer.add_tokens: {type(model).__name__} writes {rows:,} tokens, and keeps the embeddings after them "
-            "for something else",
+            f"tokenizer.add_tokens: {type(model).__name__} has outputs for {rows:,} tokens, and uses the embeddings "
+            "after them for something else",
             "leave it out, or use a model of another type",
             code="not_supported",
         )
 
 
 def _refuse_twice(section: Any, model: Any, added: Sequence[str]) -> None:
-    """New tokens are trained beside the adapter; so are modules that are trained whole."""
+    """Refuse to train embeddings twice: as new tokens, and as modules that are trained in full."""
     whole = getattr(section, "modules_to_save", None) or []
     for name in embedding_names(model) if added else ():
         if any(name == each or name.endswith(f".{each}") for each in whole):
             raise UsageError(
                 f"adapter.modules_to_save has the embeddings ({name}), and tokenizer.add_tokens trains a part of them",
-                "leave one of the two out",
+                "leave out one of them",
                 code="not_supported",
             )
 
@@ -116,15 +115,15 @@ def _checkpoint_activations(model: Any) -> None:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     except ValueError as error:
         raise UsageError(
-            f"train.activation_checkpointing: {type(model).__name__} of Transformers does not support it",
-            "leave it out; a smaller train.per_device_train_batch_size takes less memory too",
+            f"train.activation_checkpointing: {type(model).__name__} does not support it",
+            "leave it out; a smaller train.per_device_train_batch_size needs less memory too",
             code="not_supported",
         ) from error
     model.enable_input_require_grads()
 
 
 def _freeze_other_inputs(model: Any) -> None:
-    """Freeze what only images or sound pass through, which training on text never reaches."""
+    """Freeze parameters that only images or sound pass through, which training on text does not reach."""
     if model.config.is_encoder_decoder or model.config.get_text_config() is model.config:
         return
     text = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
@@ -150,7 +149,7 @@ def _freeze(model: Any, patterns: list[str]) -> None:
         matched = [parameter for name, parameter in trained.items() if wanted.search(name)]
         if not matched:
             raise UsageError(
-                f"train.freeze: {pattern!r} matches no parameter that is trained",
+                f"train.freeze: {pattern!r} matches no trained parameter",
                 f"leave it out, or match names such as {next(iter(trained), '')}",
                 code="not_supported",
             )
@@ -159,6 +158,6 @@ def _freeze(model: Any, patterns: list[str]) -> None:
     if patterns and not any(each.requires_grad for each in trained.values()):
         raise UsageError(
             "train.freeze matches all parameters, so nothing is left to train",
-            "let it match fewer",
+            "match fewer",
             code="not_supported",
         )

@@ -48,7 +48,7 @@ def test_each_task_has_its_own_settings_with_their_defaults() -> None:
 
 
 def test_the_model_section_has_the_settings_of_loading() -> None:
-    found = validate(CONTENT).model.model_dump()  # type: ignore[attr-defined]
+    found = validate(CONTENT).model.model_dump()
     for item in setting_fields(LoadSettings):
         if item.name != "model":
             assert found[item.name] == item.default

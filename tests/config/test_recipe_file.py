@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from llmkit.config import recipe_file
-from llmkit.config.recipe_file import REMOVED, RENAMED, json_schema, load_recipe, resolved_yaml, shipped_recipes
-from llmkit.errors import UsageError
+from llmkit.config.key_names import REMOVED, RENAMED
+from llmkit.config.recipe_errors import keys_by_section
+from llmkit.config.recipe_file import json_schema, load_recipe, resolved_yaml, shipped_recipes
+from llmkit.errors import InvalidRecipeError, UsageError
 
 TEXT = """\
 version: 1
@@ -48,7 +50,7 @@ def test_yaml_means_what_it_says(load: Any) -> None:
     ("old", "new", "said"),
     [
         ("learning_rate", "learning_rat", "a.yaml:11: unknown key train.learning_rat; did you mean learning_rate?"),
-        ("model:", "modle:", "a.yaml:4: unknown key modle (and 1 more problem); did you mean model?"),
+        ("model:", "modle:", "a.yaml:4: unknown key modle; did you mean model?"),
         ("r: 8", "rr: 8", "a.yaml:6: unknown key adapter.rr; did you mean r?"),
         ("rows.jsonl", "{pathh: a}", "a.yaml:8: unknown key data.train.pathh; did you mean path?"),
         ("output_dir: out", "output_dir: out\n  max_length: 5", "a.yaml:11: unknown key train.max_length; it belongs"),
@@ -72,7 +74,7 @@ def test_yaml_means_what_it_says(load: Any) -> None:
             "a.yaml:9: data.validation.columns.document is not a field of translation; choose from source, target",
         ),
         ("LORA", "LORAA", "a.yaml:6: adapter.peft_type is LORAA; did you mean LORA?"),
-        ("translation", "translate", "a.yaml:2: task is translate; did you mean translation?"),
+        ("translation", "translatoin", "a.yaml:2: task is translatoin; did you mean translation?"),
         ("version: 1\n", "", "a.yaml:1: version is missing; add: version: 1"),
         ("version: 1", "version: 99", "a.yaml:1: this llmkit reads recipes up to version 1; upgrade"),
         ("version: 1", "version: 0", "a.yaml:1: version 0 is no longer supported"),
@@ -105,6 +107,61 @@ def test_overrides_win_in_order_and_are_typed(load: Any) -> None:
     assert recipe.adapter is None
     assert [source.path for source in recipe.data.train] == [["a"], ["b.txt"]]
     assert load(TEXT, "data.train=[a, b]", "data.train.1=c").data.train[1].path == ["c"]
+    assert load(TEXT, "data.train.max_rows=5").data.train[0].model_dump(exclude_defaults=True) == {
+        "path": ["rows.jsonl"],
+        "max_rows": 5,
+    }
+    assert load(TEXT, "data.train=[a, b]", "data.train.1.weight=2").data.train[1].weight == 2
+
+
+def test_short_forms_are_accepted(load: Any) -> None:
+    recipe = load(TEXT.replace("task: translation", "task: translate"), "train.report_to=wandb")
+    assert (recipe.task, recipe.train.report_to) == ("translation", ["wandb"])
+    assert load(TEXT, "train.report_to=none").train.report_to == []
+
+
+def test_all_mistakes_are_named_at_once(load: Any) -> None:
+    """Misspelled and foreign keys, wrong values and conflicts, in the order of the lines."""
+    wrong = """\
+version: 1
+task: sumarization
+name: my-run
+model:
+  name: starter
+adapter: lora
+epochs: 3
+data:
+  train: s.jsonl
+  validation: s.jsonl
+  validation_fraction: 0.1
+  on_overflow: cut
+train:
+  lr: 1e-4
+  output_dir: out
+  fp16: true
+  bf16: true
+  eval_steps: 10
+  max_steps: "ten"
+tokenizer:
+  train: {}
+"""
+    with pytest.raises(InvalidRecipeError) as caught:
+        load(wrong, "train.batch_size=4")
+    assert str(caught.value).splitlines() == [
+        "a.yaml:2: task is sumarization; did you mean summarization? choose from text-generation, summarization, "
+        "question-answering, dialogue, translation",
+        "a.yaml:3: unknown key name; write train.output_dir, whose last part is the name of the run",
+        "a.yaml:5: unknown key model.name; write model.name_or_path: starter",
+        "a.yaml:6: adapter is 'lora'; write adapter: {peft_type: LORA}",
+        "a.yaml:7: unknown key epochs; write train.num_train_epochs: 3",
+        "a.yaml:10: data: validation and validation_fraction are mutually exclusive; give one of them",
+        "a.yaml:12: data.on_overflow is 'cut'; choose from error, truncate, chunk, drop",
+        "a.yaml:14: unknown key train.lr; write train.learning_rate: 0.0001",
+        "a.yaml:17: train: bf16 and fp16 are mutually exclusive; set one of them",
+        "a.yaml:18: train: eval_steps requires eval_strategy: steps and vice versa; give both or neither",
+        "a.yaml:19: train.max_steps is 'ten'; write a whole number",
+        "`overrides=train.batch_size`: unknown key train.batch_size; write train.per_device_train_batch_size: 4",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +173,7 @@ def test_overrides_win_in_order_and_are_typed(load: Any) -> None:
         ),
         ("foo.bar=1", "`overrides=foo.bar`: unknown key foo"),
         ("train.max_steps=x", "`overrides=train.max_steps`: train.max_steps is 'x'; write a whole number"),
-        ("data.train.0.path=x", "`overrides=data.train.0.path`: data.train has no keys"),
+        ("task.0.path=x", "`overrides=task.0.path`: task has no keys"),
         ("train.seed", "`overrides=train.seed` is not of the form KEY=VALUE"),
         ("train.seed=!!int x", "`overrides=train.seed` has a value that cannot be read (invalid literal for int()"),
         ("train.seed=!!bool maybe", "`overrides=train.seed` has a value that cannot be read"),
@@ -171,7 +228,7 @@ def test_a_chat_template_is_looked_for_beside_the_recipe_and_a_text_is_no_path(g
 
 
 def test_renamed_names_are_no_keys_and_their_replacements_are() -> None:
-    keys = recipe_file._names()
+    keys = keys_by_section()
     train_keys = keys[("train",)] | keys[("data",)] | keys[("model",)]
     assert not REMOVED.keys() & (train_keys | RENAMED.keys())
     for old, new in RENAMED.items():
@@ -242,6 +299,11 @@ def test_a_name_that_transformers_5_removed_is_told_its_replacement(name: str, l
         ("train.deepspeed=zero3.json", "accelerate.fsdp_config"),
         ("lora_rank=8", "write adapter.r"),
         ("sequence_len=8", "write data.max_length"),
+        ("adapter=none", "leave the section adapter out"),
+        ("model=starter", "write model: {name_or_path: starter}"),
+        ("data=a.csv", "write data: {train: a.csv}"),
+        ("dataset_train_split=train", "write data.train.split"),
+        ("wandb_name=x", "WANDB_NAME"),
     ],
 )
 def test_what_other_programs_write_is_told_as_it_is_written_here(written: str, fix: str, load: Any) -> None:

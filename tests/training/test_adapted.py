@@ -82,7 +82,7 @@ def test_changed_settings_of_the_config_stay_with_the_adapter(
 def test_tokens_are_not_added_where_other_embeddings_are(tmp_path: Path) -> None:
     build(Head.CAUSAL, "moshi", tmp_path / "moshi")
     recipe = recipe_of(tmp_path / "moshi", tmp_path, adapter=LORA, tokenizer={"add_tokens": ["<new>"]})
-    with pytest.raises(UsageError, match="keeps the embeddings after them for something else"):
+    with pytest.raises(UsageError, match="uses the embeddings after them for something else"):
         list(dry_run(recipe))
 
 
@@ -95,8 +95,8 @@ def test_the_context_is_that_of_the_changed_config(adapter: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"adapter": LORA}, "is an adapter, and the recipe puts another on it.*run `llmkit merge .* -o FOLDER` first"),
-        ({"tokenizer": {"add_tokens": ["<new>"]}}, "cannot hold new tokens; run `llmkit merge"),
+        ({"adapter": LORA}, "is an adapter, and the recipe adds another to it.*run `llmkit merge .* -o FOLDER` first"),
+        ({"tokenizer": {"add_tokens": ["<new>"]}}, "to which tokens cannot be added; run `llmkit merge"),
     ],
 )
 def test_what_would_change_the_base_of_an_adapter_is_refused(
@@ -120,7 +120,7 @@ def test_virtual_tokens_are_not_trained_on(checkpoint: Checkpoint, tmp_path: Pat
 def test_embeddings_are_not_trained_twice(checkpoint: Checkpoint, tmp_path: Path) -> None:
     section = LORA | {"modules_to_save": ["embed_tokens"]}
     recipe = recipe_of(checkpoint("llama"), tmp_path, adapter=section, tokenizer={"add_tokens": ["<new>"]})
-    with pytest.raises(UsageError, match=r"modules_to_save has the embeddings \(embed_tokens\).*leave one of the two"):
+    with pytest.raises(UsageError, match=r"modules_to_save has the embeddings \(embed_tokens\).*leave out one of them"):
         list(dry_run(recipe))
 
 
@@ -196,7 +196,7 @@ def test_what_is_swept_in_and_no_loss_reaches_is_not_trained(tmp_path: Path, cap
         train={"output_dir": str(tmp_path / "out"), "max_steps": 1, "save_strategy": "no", "bf16": False},
     )
     assert "transformer.mask_emb" not in finetune(recipe).trained
-    assert "not trained, since they have no part in the loss: transformer.mask_emb" in caplog.text
+    assert "not trained, because they have no part in the loss: transformer.mask_emb" in caplog.text
     named = recipe.model_copy(update={"train": recipe.train.model_copy(update={"output_dir": str(tmp_path / "dry")})})
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("llmkit.training.trainable.is_swept_in", lambda *_: False)
@@ -215,7 +215,7 @@ def test_files_that_hold_another_model_are_an_error_and_are_kept(
 
     monkeypatch.setattr("llmkit.training.run.write_contract", spoil)
     sections: dict[str, Any] = {} if adapter is None else {"adapter": adapter}
-    with pytest.raises(CheckpointError, match=r"holds another model than was trained.*the weights are kept there"):
+    with pytest.raises(CheckpointError, match=r"does not contain the trained model.*its weights are kept"):
         finetune(recipe_of(checkpoint("llama"), tmp_path, **sections))
     assert (tmp_path / "out" / "README.md").is_file()
     assert json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))["updates"] == 2

@@ -46,9 +46,7 @@ def test_a_path_is_mapped_shown_and_counted(
     assert train["ledger"]["too_long"] == 1
     assert (train["duplicate_rows"], train["conflicting_rows"], found["overlap"]) == (1, 1, 1)
     assert train["problems"]["bad"][0].startswith("train.jsonl:5 is not JSON")
-    assert train["problems"]["no_label"] == [
-        "train.jsonl:6: its answer is empty, or none of its replies is to be learned"
-    ]
+    assert train["problems"]["no_label"] == ["train.jsonl:6: its answer is empty, or no reply is to be learned"]
     assert sum(train["lengths"]["counts"]) == train["ledger"]["examples"] == 4
     (sample,) = train["samples"]
     learned = "".join(piece["text"] for piece in sample["pieces"] if piece["learned"])

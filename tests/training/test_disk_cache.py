@@ -40,7 +40,7 @@ def test_a_damaged_entry_is_made_again_with_a_word(caplog: pytest.LogCaptureFixt
         assert _table() == expected
         path.unlink()
         assert _table() == expected
-    assert f"{folder} in the cache is damaged (data-00000-of-00001.arrow), so it is made again" in caplog.text
+    assert f"{folder} in the cache is damaged (data-00000-of-00001.arrow), so it is rebuilt" in caplog.text
     caplog.clear()
     assert _table() == expected
     assert not caplog.text

@@ -111,7 +111,7 @@ def test_what_cannot_be_merged_is_refused(
     with pytest.raises(UsageError, match="is not a PEFT adapter"):
         merge(str(checkpoint("llama")), tmp_path / "merged")
     prompts = tuned("llama", checkpoint, tmp_path / "a", peft_type="PROMPT_TUNING", num_virtual_tokens=4)
-    with pytest.raises(UsageError, match="PROMPT_TUNING puts virtual tokens in front"):
+    with pytest.raises(UsageError, match="PROMPT_TUNING adds virtual tokens"):
         merge(str(prompts), tmp_path / "merged")
     adapter = tuned("llama", checkpoint, tmp_path / "b")
     monkeypatch.setattr("peft.tuners.lora.layer.Linear.get_delta_weight", lambda *_: torch.zeros(()))

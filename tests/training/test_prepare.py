@@ -45,9 +45,14 @@ REFUSED: list[tuple[str, list[dict[str, Any]], dict[str, Any], str]] = [
         {"data": VALIDATED, "train": {"metric_for_best_model": "rouge1"}},
         "validation rows are plain text",
     ),
-    ("gpt2", GENERATION, {"data": VALIDATED, "train": {"metric_for_best_model": "bleu"}}, "has no metric bleu"),
+    (
+        "gpt2",
+        GENERATION,
+        {"data": VALIDATED, "train": {"metric_for_best_model": "bleu"}},
+        "does not have the metric bleu",
+    ),
     ("gpt2", GENERATION, {"train": {"report_to": ["none"]}}, "leave train.report_to out"),
-    ("gpt2", GENERATION, {"data": {"validation_fraction": 0.99}}, "leaves no row to train on; lower it"),
+    ("gpt2", GENERATION, {"data": {"validation_fraction": 0.99}}, "leaves no rows for training; lower it"),
     (
         "gpt2",
         GENERATION,
@@ -82,7 +87,7 @@ REFUSED: list[tuple[str, list[dict[str, Any]], dict[str, Any], str]] = [
     ("gpt2", GENERATION, {"adapter": {"peft_type": "C3A", "block_size": 7}}, "PEFT cannot add C3A to GPT2LMHeadModel"),
     ("gpt2", GENERATION, {"adapter": PREFIX, "train": {"activation_checkpointing": True}}, "remove train.activation"),
     ("gpt2", GENERATION, {"adapter": PROMPT, "train": {"packing": True}}, "train.packing with PROMPT_TUNING"),
-    ("t5", GENERATION, {"train": {"packing": True}}, "does not take packed examples"),
+    ("t5", GENERATION, {"train": {"packing": True}}, "does not support packing"),
     ("gpt2", GENERATION, {"adapter": PROMPT | {"num_virtual_tokens": 200}}, "has a context of 128 tokens"),
     ("gpt2", LONG, {"adapter": PROMPT}, "too many; shorten it, or set data.on_overflow"),
     ("gpt2", LONG, {"adapter": PREFIX}, "too many; shorten it, or set data.on_overflow"),
@@ -90,7 +95,12 @@ REFUSED: list[tuple[str, list[dict[str, Any]], dict[str, Any], str]] = [
     ("bart", GENERATION, {"data": {"max_target_length": 999}}, "more than the 128 tokens that the decoder"),
     ("bert", QUESTIONS, {"adapter": PROMPT}, "BertForQuestionAnswering does not run with PROMPT_TUNING"),
     ("bert", QUESTIONS, {"adapter": PREFIX | {"peft_type": "P_TUNING"}}, "does not run with P_TUNING"),
-    ("gpt2", LONG + GENERATION, {"data": {"max_length": 40, "on_overflow": "drop", "validation": ""}}, "no rows of"),
+    (
+        "gpt2",
+        LONG + GENERATION,
+        {"data": {"max_length": 40, "on_overflow": "drop", "validation": ""}},
+        "no rows are left",
+    ),
 ]
 
 

@@ -93,7 +93,7 @@ def test_a_template_that_loses_the_conversation_is_refused_before_training(
         write_rows(tmp_path / "questions.jsonl", [row]),
         tokenizer={"chat_template": "{{ messages }}"},
     )
-    with pytest.raises(UsageError, match="has no effect on a model that marks answers"):
+    with pytest.raises(UsageError, match="has no effect on a model that extracts answers"):
         finetune(recipe)
 
 
@@ -367,7 +367,7 @@ def test_the_best_model_is_chosen_by_the_tasks_figure(checkpoint: Checkpoint, tm
     train = {"output_dir": str(tmp_path / "out"), "max_steps": 4, "learning_rate": 0.01, "load_best_model_at_end": True}
     train |= {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "best", "metric_for_best_model": "f1"}
     data = {"validation": str(rows)}
-    with pytest.raises(UsageError, match="question-answering has no metric bleu; use eval_loss, exact_match, f1"):
+    with pytest.raises(UsageError, match="does not have the metric bleu; use eval_loss, exact_match, f1"):
         finetune(
             make_recipe(
                 "question-answering",
@@ -579,5 +579,5 @@ def test_a_damaged_checkpoint_is_passed_over(name: str, tmp_path: Path, caplog: 
     assert last_intact(found) == found[0]
     assert "checkpoint-2 is damaged" in caplog.text
     shutil.rmtree(found[0])
-    with pytest.raises(CheckpointError, match="checkpoint-2 is damaged, and there is none before it"):
+    with pytest.raises(CheckpointError, match="checkpoint-2 is damaged, and no earlier checkpoint exists"):
         last_intact(found[1:])

@@ -1,0 +1,80 @@
+"""The options that stand for a recipe: task, model and data, for ``finetune`` and ``recipes new``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmkit.cli.options import declared
+from llmkit.config.settings import LoadSettings
+from llmkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmkit.training.new_recipe import NewRecipe
+
+__all__ = ["Data", "Method", "ModelName", "SourceLanguage", "TargetLanguage", "TaskName", "Validation", "from_options"]
+
+_GROUP = "Recipe"
+
+TaskName = Annotated[str | None, typer.Option("--task", help="Task of the data.", rich_help_panel=_GROUP)]
+Data = Annotated[
+    list[str] | None,
+    typer.Option("--data", metavar="PATH", help="Training rows: file, folder, or Hub id.", rich_help_panel=_GROUP),
+]
+Validation = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--validation",
+        metavar="PATH",
+        help="Validation rows; by default a tenth of the training rows.",
+        rich_help_panel=_GROUP,
+    ),
+]
+ModelName = Annotated[
+    str | None,
+    declared(LoadSettings, "model", help="Hub id, folder, or starter (the default).", rich_help_panel=_GROUP),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help="lora (the default for models that generate text), full for all weights, or another method of PEFT.",
+        rich_help_panel=_GROUP,
+    ),
+]
+SourceLanguage = Annotated[
+    str | None, typer.Option("--from", help="Translation: source language.", rich_help_panel=_GROUP)
+]
+TargetLanguage = Annotated[
+    str | None, typer.Option("--to", help="Translation: target language.", rich_help_panel=_GROUP)
+]
+
+
+def from_options(
+    task: str | None,
+    data: list[str] | None,
+    validation: list[str] | None,
+    model: str | None,
+    method: str | None,
+    languages: dict[str, str | None],
+    output: str | None,
+    overrides: list[str],
+) -> NewRecipe:
+    """The recipe that the options stand for."""
+    from llmkit.training.new_recipe import new_recipe
+
+    if task is None or not data:
+        raise UsageError("neither a recipe nor a task with data is given", "name a recipe, or give --task and --data")
+    settings = {name: value for name, value in languages.items() if value is not None}
+    return new_recipe(
+        task,
+        data,
+        validation=validation or (),
+        model=model,
+        method=method,
+        output=output,
+        settings=settings,
+        overrides=overrides,
+    )

@@ -1,0 +1,267 @@
+"""The sections of a recipe on model, tokenizer, prompt and data.
+
+Names follow Transformers v5 and Datasets where they have one. Settings of `llmkit.config.settings` and of tasks are
+reused.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args, get_type_hints
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+
+from llmkit.config.peft_methods import NO_SOURCE
+from llmkit.config.settings import MOST, LoadSettings, TruncationSide, bounds, delimiter_character, setting_fields
+from llmkit.errors import UsageError
+from llmkit.tasks import PromptOptions
+
+__all__ = [
+    "ConflictError",
+    "DataSection",
+    "ModelSection",
+    "Positive",
+    "PromptSection",
+    "Section",
+    "Seed",
+    "SourceSection",
+    "TokenizerSection",
+    "TrainedTokenizer",
+    "regular_expression",
+    "section_of",
+]
+
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32 - 2**16)]
+"""NumPy accepts 32 bits, and each process adds its rank."""
+
+
+def regular_expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError) as error:
+        raise ValueError(f"{text!r} is not a regular expression ({error}); escape its special characters") from error
+    return text
+
+
+class ConflictError(ValueError):
+    """Keys of a section that do not go together: one message for each problem, as ``problem; fix``."""
+
+    def __init__(self, messages: Sequence[str]) -> None:
+        super().__init__(messages[0])
+        self.messages = tuple(messages)
+
+
+class Section(BaseModel):
+    """A section of a recipe. Unknown keys and values of the wrong type are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    def _conflicts(self) -> Iterator[str]:
+        """The problems of keys that do not go together, each as ``problem; fix``."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _check_conflicts(self) -> Self:
+        if found := list(self._conflicts()):
+            raise ConflictError(found)
+        return self
+
+
+def section_of(name: str, settings: type[Any], *, without: tuple[str, ...] = (), base: type[Section]) -> Any:
+    """Create a section with the fields of a settings class: names, types, defaults, bounds and help."""
+    hints = get_type_hints(settings)
+    members: dict[str, Any] = {}
+    for item in setting_fields(settings):
+        if item.name in without:
+            continue
+        hint = hints[item.name]
+        limits = zip(("ge", "le"), bounds(item, hint), strict=True)
+        constraints: dict[str, Any] = {key: value for key, value in limits if math.isfinite(value) and _is_number(hint)}
+        members[item.name] = (hint, Field(item.default, description=item.metadata["help"], **constraints))
+    return create_model(name, __base__=base, __cls_kwargs__=NO_SOURCE, **members)
+
+
+def _is_number(hint: Any) -> bool:
+    return bool({int, float} & {hint, *get_args(hint)})
+
+
+# The model.
+
+
+class TrainedTokenizer(Section):
+    """Train a tokenizer on the training data: byte-level BPE, which can represent every character."""
+
+    vocab_size: Annotated[int, Field(ge=300, le=MOST)] = 8192
+    """Number of tokens, including special tokens."""
+    min_frequency: Positive = 2
+    """How often a pair of tokens must occur to be merged."""
+
+
+class TokenizerSection(Section):
+    """The tokenizer, if not the checkpoint's own, and additions to it."""
+
+    name_or_path: str | None = None
+    """Use the tokenizer of this checkpoint. Only with ``model.config``."""
+    train: TrainedTokenizer | None = None
+    """Train one. Only with ``model.config``."""
+    add_tokens: list[Annotated[str, Field(min_length=1)]] = []
+    """Tokens to add; the embeddings are resized, trained and saved."""
+    chat_template: str | None = None
+    """A Jinja chat template to use instead of the default: its text, a file, or the name of one of the model's."""
+
+    def _conflicts(self) -> Iterator[str]:
+        if self.name_or_path is not None and self.train is not None:
+            yield ("name_or_path and train are mutually exclusive; give one of them")
+
+
+class _ModelBase(Section):
+    name_or_path: str | None = None
+    """Hub id, folder, PEFT adapter folder, or 'starter'."""
+    config: dict[str, Any] | None = None
+    """Start from random weights: the fields of a Transformers config, including ``model_type``."""
+    config_overrides: dict[str, Any] = {}
+    """Fields of the checkpoint's config to change and save, such as ``attention_dropout: 0.0``."""
+
+    def _conflicts(self) -> Iterator[str]:
+        if (self.name_or_path is None) == (self.config is None):
+            yield ("give either name_or_path (a checkpoint) or config (random weights)")
+        if self.config is not None and not isinstance(self.config.get("model_type"), str):
+            yield ("config needs a model_type, such as llama, t5 or marian")
+        if self.config is not None and self.config_overrides:
+            yield ("config_overrides changes the config of a checkpoint; put its fields in config")
+        for name in ("revision", "base"):
+            if self.config is not None and getattr(self, name, None) is not None:
+                yield (f"{name} requires a checkpoint (name_or_path), not config; leave it out")
+
+
+ModelSection = section_of("ModelSection", LoadSettings, without=("model",), base=_ModelBase)
+
+
+if TYPE_CHECKING:
+    PromptSection = PromptOptions
+else:
+    PromptSection = section_of("PromptSection", PromptOptions, without=("prefill", "examples"), base=Section)
+
+
+# Data.
+
+
+Paths = Annotated[
+    list[str],
+    Field(min_length=1),
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=str | list[str]),
+]
+
+
+def _delimiter(text: str) -> str:
+    try:
+        return delimiter_character(text)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+
+
+class SourceSection(Section):
+    """Where rows come from: ``path``, or ``aligned`` for files with corresponding lines."""
+
+    path: Paths | None = None
+    """A file, a folder, a pattern such as ``data/*.jsonl``, a list of these, or a Hub id."""
+    aligned: dict[str, str] | None = None
+    """Maps each column to a file with one value per line; line n of all files is row n."""
+    format: Literal["jsonl", "json", "csv", "tsv", "txt", "parquet", "arrow"] | None = None
+    """Format of the files, if it does not follow from their suffix."""
+    encoding: str | None = None
+    """Encoding of text formats; UTF-8 by default."""
+    delimiter: Annotated[str, AfterValidator(_delimiter)] | None = None
+    """CSV and TSV: what separates the fields: a character, or tab; detected by default."""
+    header: bool | None = None
+    """CSV and TSV: whether the first row names the columns; detected by default."""
+    column_names: list[str] | None = None
+    """Column names of a CSV or TSV file without a header."""
+    quotes: bool = True
+    """CSV and TSV: whether quotation marks enclose fields. If false, they are ordinary characters."""
+    sample_by: Literal["line", "paragraph", "document"] | None = None
+    """Plain text: what one row is, by default a line. Paragraphs are separated by empty lines."""
+    name: str | None = None
+    """Hub: the configuration."""
+    split: str | None = None
+    """Hub, or a folder with one file per split: which split."""
+    revision: str | None = None
+    """Hub: branch, tag or commit hash."""
+    shape: Literal["columns", "squad", "messages", "alpaca"] | None = None
+    """Layout of the rows; by default detected from the first rows (``llmkit data check`` shows it)."""
+    columns: dict[str, str] = {}
+    """Maps task fields to columns of the rows; ``a.b`` is a field of an object."""
+    join: str | None = None
+    """Separator used to join a list of strings where one text is needed."""
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """Share in a mixture, relative to the other sources. No rows are dropped: sources with too few rows repeat them."""
+    max_rows: Positive | None = None
+    """Use only this many rows from the start."""
+    license: str | None = None
+    """License of the data for the model card, such as cc-by-sa-4.0."""
+
+    def _conflicts(self) -> Iterator[str]:
+        if self.columns and self.shape in ("squad", "alpaca"):
+            yield (f"columns has no effect on the shape {self.shape}, whose columns have fixed names; leave it out")
+        if self.column_names is not None and self.header:
+            yield "column_names are for a file without a header; leave out column_names or header"
+        if (self.path is None) == (self.aligned is None):
+            yield ("give either path or aligned")
+        if self.aligned is not None and len(self.aligned) < 2:
+            yield ("aligned needs two files or more, such as {source: train.en, target: train.de}")
+
+
+def _as_list(value: object) -> object:
+    """Accept a single path or source in place of a list."""
+    several = value if isinstance(value, list) else [value]
+    return [{"path": item} if isinstance(item, str) else item for item in several]
+
+
+Sources = Annotated[
+    list[SourceSection],
+    Field(min_length=1),
+    BeforeValidator(_as_list, json_schema_input_type=str | SourceSection | list[str | SourceSection]),
+]
+
+
+class DataSection(Section):
+    """The rows, how they become examples, and what to do with rows that do not fit."""
+
+    train: Sources
+    """A path, a source, or a list of them."""
+    validation: Sources | None = None
+    """Rows for validation, which are not trained on."""
+    validation_fraction: Share | None = None
+    """Hold out this fraction of the training rows, drawn with ``seed``."""
+    seed: Seed = 42
+    """Seed of the validation split and of mixtures."""
+    max_length: Annotated[int, Field(ge=2, le=MOST)] | None = None
+    """Maximum length of an example in tokens: prompt and answer (causal), or encoder input (seq2seq). The model's
+    context length by default. For windows of extractive models see ``settings.max_seq_len``."""
+    max_target_length: Positive | None = None
+    """Seq2seq: maximum length of an answer in tokens."""
+    on_overflow: Literal["error", "truncate", "chunk", "drop"] | None = None
+    """What to do with longer examples; by default error, and chunk for plain text, which is cut into blocks."""
+    truncation_side: TruncationSide | None = None
+    """Side that ``on_overflow: truncate`` cuts: left keeps the end of the input, right its beginning. By default right
+    for summarization, translation and question answering, left for the prompt of a continuation."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with rows that cannot be read or lack a column."""
+    on_no_label: Literal["error", "drop"] = "error"
+    """What to do with rows that have nothing to learn."""
+    loss_on: Literal["target", "all"] = "target"
+    """Which tokens contribute to the loss: the answer's, or the prompt's too."""
+    num_proc: Positive | None = None
+    """Number of processes for tokenization; by default one per core."""
+
+    def _conflicts(self) -> Iterator[str]:
+        if self.validation is not None and self.validation_fraction is not None:
+            yield ("validation and validation_fraction are mutually exclusive; give one of them")
+        if self.truncation_side is not None and self.on_overflow != "truncate":
+            yield ("truncation_side requires on_overflow: truncate; set that, or leave it out")

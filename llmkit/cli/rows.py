@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -75,7 +73,7 @@ def _run(
 
     pipeline = build_pipeline(task, load, generation, prompt_options, fallback=False)
     shown = not member.rank and log.isEnabledFor(logging.INFO)
-    total = _count(rows, encoding, member) if shown else None
+    total = _count(rows, task, encoding, member) if shown else None
     try:
         with ProgressMeter(total, "rows", shown=shown) as meter:
             return answer_file(
@@ -89,21 +87,18 @@ def _run(
                 barrier=member.barrier,
             )
     except (KeyboardInterrupt, Stopped):
-        if rows.output is not None and rows.input != "-" and not member.rank:
+        if rows.output is not None and "-" not in rows.input and not member.rank:
             log.warning("stopped; the same command with --resume goes on")
         raise
 
 
-def _count(rows: RowSettings, encoding: str | None, member: Worker) -> int | None:
+def _count(rows: RowSettings, task: Task, encoding: str | None, member: Worker) -> int | None:
     """Number of rows for this process; None for a pipe, which can be read only once."""
-    if rows.input == "-" or Path(str(rows.input)).is_fifo():
-        return None
-    from llmkit.data.rows import Layout, open_records
+    from llmkit.data.inputs import is_pipe, open_inputs
 
-    named = frozenset(rows.columns().values())
-    layout = Layout(header=rows.header, delimiter=rows.delimiter, named=named)
-    records = open_records(str(rows.input), encoding=encoding, layout=layout)
-    total = sum(1 for _ in islice(records, rows.max_rows))
+    if any(map(is_pipe, rows.input)):
+        return None
+    total = sum(1 for _ in open_inputs(rows, task, encoding=encoding).records)
     return -(-total // member.world)
 
 

@@ -51,7 +51,7 @@ def task_command(task: type[Task]) -> Callable[..., None]:
         chat = ChatOptions(**{name: given.pop(name) for name in CHAT_OPTIONS}) if task.converses else ChatOptions()
         prompt = {name: given.pop(name, default) for name, default in (("system", ""), ("prefill", ""), ("raw", False))}
         prompt_options = make_prompt_options(examples=given.pop("examples") or (), **prompt)
-        if rows.input is not None:
+        if rows.input:
             chat.refuse()
             instead = {_label(task, name): value for name, value in given.items()} | {"--json": as_json}
             answer_rows(made, rows, load, generation, prompt_options, encoding=encoding, instead=instead)

@@ -294,10 +294,10 @@ class TaskSettings(_Checked):
 class RowSettings(_Checked):
     """An input file of rows, and how it is processed. All other settings require ``input``."""
 
-    input: str | None = setting(
-        None,
-        "Answer every row of this file: .jsonl, .csv, .tsv, .parquet, .txt, .json, .gz of these, or - for "
-        "standard input.",
+    input: tuple[str, ...] = setting(
+        (),
+        "Answer every row of this file (repeatable), folder or pattern in quotes: .jsonl, .json, .csv, .tsv, .parquet, "
+        ".txt, .gz of these, or - for standard input.",
         metavar="FILE",
         group="Rows",
     )
@@ -329,6 +329,12 @@ class RowSettings(_Checked):
         group="Rows",
         shown_default="detected",
     )
+    sample_by: Literal["line", "paragraph", "document"] | None = setting(
+        None,
+        "Plain text: what one row is.",
+        group="Rows",
+        shown_default="a line; of several files, a document each",
+    )
     window: int = setting(
         256, "Buffer this many rows in memory, sorted by length and generated together.", minimum=1, group="Advanced"
     )
@@ -345,8 +351,9 @@ class RowSettings(_Checked):
     num_processes: int | None = setting(None, "Distribute the rows over this many processes.", minimum=1, group="Rows")
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "input", (self.input,) if isinstance(self.input, str) else tuple(self.input))
         super().__post_init__()
-        if self.input is None and (without_effect := non_default(self)):
+        if not self.input and (without_effect := non_default(self)):
             raise UsageError(
                 f"{', '.join(without_effect)} requires a file of rows", "name it with input", code="no_effect"
             )
@@ -354,7 +361,7 @@ class RowSettings(_Checked):
             raise UsageError("resume and overwrite are mutually exclusive", "give one of them", code="no_effect")
         if self.output is None and (need := non_default(self, "resume", "overwrite", "num_processes")):
             raise UsageError(f"{', '.join(need)} requires an output file", "name it with output", code="no_effect")
-        if self.resume and self.input == "-":
+        if self.resume and "-" in self.input:
             raise UsageError("resume cannot read standard input again", "give a file as input")
         if self.delimiter is not None:
             object.__setattr__(self, "delimiter", delimiter_character(self.delimiter))

@@ -18,7 +18,17 @@ from llmkit.data.rows import SUFFIXES, Layout, Record, is_rows, open_records
 from llmkit.errors import HubUnreachableError, InputError, UsageError
 from llmkit.log import log
 
-__all__ = ["aligned_files", "commit_of", "files_of", "hub_id", "layout_of", "open_source", "splits_of"]
+__all__ = [
+    "MANIFEST",
+    "aligned_files",
+    "commit_of",
+    "expand",
+    "files_of",
+    "hub_id",
+    "layout_of",
+    "open_source",
+    "splits_of",
+]
 
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -26,6 +36,9 @@ _SPLITS = {
     **dict.fromkeys(("test", "testing", "eval"), "test"),
 }
 """Split names, as `datasets` derives them from the names of files and folders."""
+
+MANIFEST = ".run.json"
+"""Suffix of the manifest beside the output of an inference run."""
 
 _NOTES = frozenset(
     {
@@ -111,7 +124,7 @@ def hub_id(source: SourceSection) -> str | None:
 def _split_files(source: SourceSection) -> list[Path]:
     files: list[Path] = []
     for name in source.path or ():
-        found = _files(name, any_name=source.format is not None)
+        found = expand(name, any_name=source.format is not None)
         root = user_path(name)
         splits = {path: _split(path, root) for path in found} if root.is_dir() else {}
         known = sorted({split for split in splits.values() if split})
@@ -130,10 +143,11 @@ def _split_files(source: SourceSection) -> list[Path]:
     return files
 
 
-def _files(name: str, *, any_name: bool) -> list[Path]:
+def expand(name: str, *, any_name: bool = False, log_skipped: bool = True) -> list[Path]:
+    """The files of a folder or pattern, or the one of that name."""
     path = user_path(name)
     if path.is_dir():
-        found = _saved(path) or _in_folder(path)
+        found = _saved(path) or _in_folder(path, log_skipped=log_skipped)
         if not found:
             raise InputError(
                 f"the folder {name} holds no rows", f"put files there that end in {', '.join(SUFFIXES)}", code="no_rows"
@@ -141,7 +155,7 @@ def _files(name: str, *, any_name: bool) -> list[Path]:
         return found
     if any(sign in name for sign in "*?[") and not path.exists():
         found = _matching(name)
-        found = [each for each in found if each.is_file() and (any_name or is_rows(each))]
+        found = [each for each in found if each.is_file() and (any_name or is_rows(each)) and not _is_output(each)]
         if not found:
             raise InputError(f"no file of rows matches {name}", "check the pattern", code="file_not_found")
         return found
@@ -161,23 +175,29 @@ def _existing(name: str) -> Path:
     return path
 
 
-def _in_folder(folder: Path) -> list[Path]:
+def _in_folder(folder: Path, *, log_skipped: bool = True) -> list[Path]:
     """All files of rows below a folder, without files that merely accompany them."""
     found: list[Path] = []
     passed: list[Path] = []
     saved = {state.parent: _saved(state.parent) for state in folder.rglob("state.json")}
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_dir() or hidden:
+        if path.is_dir() or hidden or _is_output(path):
             continue
         if path.parent in saved:  # beside the data are their state, and what `map` left
             found += [path] if path in saved[path.parent] else []
             continue
         note = path.name.split(".")[0].lower() in _NOTES
         (found if is_rows(path) and not note else passed).append(path)
-    if passed and found:
+    if passed and found and log_skipped:
         log.info("not read in %s: %s", folder, ", ".join(path.name for path in passed[:8]))
     return found
+
+
+def _is_output(path: Path) -> bool:
+    """Whether a file is the output of an inference run, or one beside it."""
+    name = path.name.partition(".shard-")[0].removesuffix(".lock").removesuffix(MANIFEST)
+    return path.suffix == ".lock" or path.with_name(name + MANIFEST).exists()
 
 
 def _saved(folder: Path) -> list[Path]:

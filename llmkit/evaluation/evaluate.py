@@ -158,7 +158,7 @@ def evaluate(
                 "no row has a token that could be predicted", "evaluate on rows with a longer text", code="no_rows"
             )
         return None if member.rank else _evaluation(pipeline, len(evaluated), measures)
-    settings = RowSettings(input=str(rows), output=str(predictions), resume=resume)
+    settings = RowSettings(input=(str(rows),), output=str(predictions), resume=resume)
     check_output(settings)
     answer_file(
         greedy(pipeline),

@@ -179,7 +179,7 @@ class Pipeline:
                 in place of the answer.
             progress: show a bar in a terminal or a notebook.
         """
-        RowSettings(input="-", window=window, max_batch_tokens=max_batch_tokens)  # checks both
+        RowSettings(input=("-",), window=window, max_batch_tokens=max_batch_tokens)  # checks both
         if errors not in ("raise", "yield"):
             raise UsageError(f"errors={errors!r} is not valid", "choose raise or yield", code="invalid_value")
         return self._map(rows, window, self.session(max_batch_tokens), errors, progress=progress)

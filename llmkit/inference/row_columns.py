@@ -17,13 +17,14 @@ from itertools import islice
 from typing import Any
 
 from llmkit.config.settings import RowSettings
-from llmkit.data import rows as data_rows
+from llmkit.data.inputs import is_pipe
+from llmkit.data.records import Record
 from llmkit.data.shapes import look_up
 from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.tasks import Chunk, Task
 from llmkit.tasks.output import SCHEMA_VERSION, Note, Output, Usage
 
-__all__ = ["Layout", "SplitRow", "answer_record", "error_record", "note_codes", "open_rows"]
+__all__ = ["Layout", "SplitRow", "answer_record", "check_columns", "error_record", "note_codes", "with_columns"]
 
 _LOOKED_AT = 20
 """One of the first this many rows must have the task's columns."""
@@ -72,33 +73,34 @@ class SplitRow:
     error: LlmkitError | None = None
 
 
+def check_columns(columns: Mapping[str, str], task: Task) -> None:
+    """Raise a `UsageError` for a mapping to a name that is neither a field of the task nor needed.
+
+    Other columns are renamed only where their own name is taken.
+    """
+    known, taken = (*task.columns, task.target_column), _output_names(task)
+    for name, column in columns.items():
+        if name not in known and column not in taken and column not in task.columns:
+            near = get_close_matches(name, task.columns, n=1)
+            raise UsageError(
+                f"{name!r} is not a field of {task.name}",
+                f"did you mean `column={near[0]}={column}`?" if near else f"choose from {', '.join(known)}",
+                code="column_mismatch",
+            )
+
+
 class Layout:
     """The names under which columns are read and written."""
 
     def __init__(self, task: Task, columns: Mapping[str, str]) -> None:
-        self.task, self.columns = task, columns
+        self.columns = columns
         self.reads = task.columns
         self.taken = _output_names(task)
         self._names: dict[str, list[str]] = {}
         for name, column in columns.items():
             self._names.setdefault(column, []).append(name)
 
-    def check(self) -> None:
-        """Raise a `UsageError` for a mapping to a name that is neither a field of the task nor needed.
-
-        Other columns are renamed only where their own name is taken.
-        """
-        known = (*self.task.columns, self.task.target_column)
-        for name, column in self.columns.items():
-            if name not in known and column not in self.taken and column not in self.task.columns:
-                near = get_close_matches(name, self.task.columns, n=1)
-                raise UsageError(
-                    f"{name!r} is not a field of {self.task.name}",
-                    f"did you mean `column={near[0]}={column}`?" if near else f"choose from {', '.join(known)}",
-                    code="column_mismatch",
-                )
-
-    def divide(self, record: data_rows.Record) -> SplitRow:
+    def divide(self, record: Record) -> SplitRow:
         """Split a record's row; if it has an error, ``others`` holds only the columns that can be written."""
         if record.row is None:
             return SplitRow(error=record.error or InputError(f"{record.where} cannot be read", "fix it"))
@@ -197,39 +199,20 @@ def note_codes(record: Mapping[str, Any]) -> set[str]:
     return {str(note["code"]) for note in record.get("notes", ())}
 
 
-def open_rows(layout: Layout, settings: RowSettings, encoding: str | None) -> Iterator[data_rows.Record]:
-    """The rows of the input, after checking the columns of the first ones.
-
-    Raises:
-        InputError: the input cannot be opened, or does not have the task's columns.
-    """
-    layout.check()
-    named = frozenset(layout.columns.values())
-    records = data_rows.open_records(
-        str(settings.input),
-        encoding=encoding,
-        text_column=layout.columns.get(layout.task.input_column, layout.task.input_column),
-        layout=data_rows.Layout(header=settings.header, delimiter=settings.delimiter, named=named),
-    )
-    return _with_columns(islice(records, settings.max_rows), layout, settings)
-
-
-def _with_columns(
-    records: Iterator[data_rows.Record], layout: Layout, settings: RowSettings
-) -> Iterator[data_rows.Record]:
+def with_columns(records: Iterator[Record], layout: Layout, settings: RowSettings) -> Iterator[Record]:
     """The records, after checking that one of the first rows has usable columns; otherwise one error for the file.
 
     At most one window of a pipe is inspected, since a user may be waiting for the first answer.
     """
-    ahead = deque(islice(records, min(_LOOKED_AT, settings.window) if settings.input == "-" else _LOOKED_AT))
+    ahead = deque(islice(records, min(_LOOKED_AT, settings.window) if is_pipe(settings.input[0]) else _LOOKED_AT))
     misfits = [layout.misfit(record.row) for record in ahead if record.row is not None]
     if misfits and (first := misfits[0]) is not None and None not in misfits:
-        name = "standard input" if settings.input == "-" else settings.input
+        name = "standard input" if settings.input == ("-",) else ", ".join(settings.input)
         raise first.reworded(f"{name}: {first.problem}")
     return _chained(ahead, records)
 
 
-def _chained(ahead: deque[data_rows.Record], records: Iterator[data_rows.Record]) -> Iterator[data_rows.Record]:
+def _chained(ahead: deque[Record], records: Iterator[Record]) -> Iterator[Record]:
     while ahead:
         yield ahead.popleft()
     yield from records

@@ -24,13 +24,24 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmkit.config.paths import user_path
 from llmkit.config.settings import LoadSettings, RowSettings
-from llmkit.data import rows as data_rows
+from llmkit.data import inputs
+from llmkit.data.inputs import is_pipe
+from llmkit.data.records import Record
 from llmkit.engines.base import Session
 from llmkit.engines.row_faults import attempt
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.files import locked, whole_file
-from llmkit.inference.row_columns import Layout, SplitRow, answer_record, error_record, note_codes, open_rows
+from llmkit.inference.row_columns import (
+    Layout,
+    SplitRow,
+    answer_record,
+    check_columns,
+    error_record,
+    note_codes,
+    with_columns,
+)
 from llmkit.inference.run_manifest import describe_run, read_manifest, refuse_changes, write_manifest
+from llmkit.log import log
 from llmkit.tasks import Task
 from llmkit.tasks.output import Output
 
@@ -70,7 +81,7 @@ def check_output(settings: RowSettings) -> None:
     Raises:
         UsageError: says what to change.
     """
-    piped = _is_pipe(settings)
+    piped = any(map(is_pipe, settings.input))
     if piped and (settings.num_processes or 1) > 1:
         raise UsageError("a pipe cannot be shared among processes", "give a file as input", code="not_writable")
     if piped and settings.resume:
@@ -79,8 +90,7 @@ def check_output(settings: RowSettings) -> None:
         return
     output = Path(settings.output)
     _check_place(output)
-    source = Path(str(settings.input))
-    if settings.input != "-" and output.exists() and source.exists() and output.samefile(source):
+    if any(Path(name).exists() and output.exists() and output.samefile(name) for name in settings.input):
         raise UsageError(f"{output} is the input", "name another `output`", code="not_writable")
     if settings.overwrite:
         return
@@ -99,19 +109,15 @@ def check_output(settings: RowSettings) -> None:
 
 
 def check_input(task: Task, settings: RowSettings, encoding: str | None) -> None:
-    """Refuse a file that is missing, or whose first rows do not have the task's columns. Needs no model either.
+    """Refuse files that are missing or do not have the task's columns, before a model is loaded.
 
     Raises:
-        InputError: says what to change.
+        UsageError: says what to change.
     """
-    layout = Layout(task, settings.columns())
-    layout.check()
-    if not _is_pipe(settings):
-        open_rows(layout, settings, encoding)
-
-
-def _is_pipe(settings: RowSettings) -> bool:
-    return settings.input == "-" or Path(str(settings.input)).is_fifo()
+    check_columns(settings.columns(), task)
+    if not any(map(is_pipe, settings.input)):
+        found = inputs.open_inputs(settings, task, encoding=encoding)
+        with_columns(found.records, Layout(task, found.columns), settings)
 
 
 def _check_place(output: Path) -> None:
@@ -172,10 +178,16 @@ def answer_file(
     """
     begun = time.monotonic()
     task = pipeline.task
-    layout = Layout(task, settings.columns())
-    if settings.input == "-" and world > 1:
+    check_columns(settings.columns(), task)
+    if world > 1 and any(map(is_pipe, settings.input)):
         raise UsageError("a pipe cannot be shared among processes", "give a file as input", code="not_writable")
-    records = open_rows(layout, settings, encoding)
+    found = inputs.open_inputs(settings, task, encoding=encoding)
+    layout = Layout(task, found.columns)
+    if not rank:
+        inputs.input_files(settings, log_skipped=True)
+        for field, column in found.detected.items():
+            log.info("%s is read from the column %s", field, column)
+    records = with_columns(found.records, layout, settings)
     if settings.output is None:
         session = pipeline.session(settings.max_batch_tokens)
         run = _Run(pipeline, layout, settings, _Lines(None), session, progress)
@@ -324,7 +336,7 @@ class _Run:
         self.resumed = self.left = lines.total
         self.rows = self.prompt_tokens = self.completion_tokens = 0
 
-    def work_through(self, records: Iterator[data_rows.Record]) -> None:
+    def work_through(self, records: Iterator[Record]) -> None:
         """Answer the rows that are not written yet."""
         window = self.settings.window
         for number in count():
@@ -354,7 +366,7 @@ class _Run:
             seconds=time.monotonic() - begun,
         )
 
-    def _window(self, records: Iterator[data_rows.Record], number: int) -> int:
+    def _window(self, records: Iterator[Record], number: int) -> int:
         """Answer one window; returns its number of rows."""
         window = list(islice(records, self.settings.window))
         done = min(self.left, len(window))
@@ -365,7 +377,7 @@ class _Run:
             self.progress(done, 0)
         return len(window)
 
-    def _answer(self, window: list[data_rows.Record], number: int, done: int) -> None:
+    def _answer(self, window: list[Record], number: int, done: int) -> None:
         """Answer all rows of a window, and write all but the first ``done``."""
         divided = [self._divided(record) for record in window]
         good = [row.given for row in divided if row.error is None]
@@ -396,7 +408,7 @@ class _Run:
         if failure is not None:
             raise failure
 
-    def _divided(self, record: data_rows.Record) -> SplitRow:
+    def _divided(self, record: Record) -> SplitRow:
         divided = attempt(lambda: self.layout.divide(record))
         return SplitRow(error=divided) if isinstance(divided, LlmkitError) else divided
 
@@ -409,7 +421,7 @@ class _Run:
         return attempt(lambda: answer_record(row, answer))  # a NaN score is an error
 
 
-def _skip(records: Iterator[data_rows.Record], number: int) -> int:
+def _skip(records: Iterator[Record], number: int) -> int:
     return sum(1 for _ in islice(records, number))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import LoadSettings, RowSettings
+from llmkit.data.inputs import input_files
 from llmkit.errors import InputError, UsageError
 from llmkit.files import file_hash, write_whole
 from llmkit.models.source import Source
@@ -55,7 +56,7 @@ def describe_run(
             **{name: _version(name) for name in ("llmkit", "torch", "transformers")},
             "device": model.device,
         },
-        "input": _input(str(settings.input)),
+        "input": _inputs(settings),
         "model": {
             **_model(model.source),
             "head": str(model.head),
@@ -77,6 +78,7 @@ def describe_run(
             "encoding": encoding,
             "header": settings.header,
             "delimiter": settings.delimiter,
+            "sample_by": settings.sample_by,
             "window": settings.window,
         },
         "max_batch_tokens": max_batch_tokens,
@@ -91,6 +93,15 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _inputs(settings: RowSettings) -> dict[str, Any]:
+    """One file; or what was named, and each file with its hash."""
+    files = input_files(settings)
+    if list(settings.input) == files and len(files) == 1:
+        return _input(files[0])
+    hashes = {name: _input(name)["sha256"] for name in files}
+    return {"file": ", ".join(settings.input), "bytes": None, "sha256": None, "files": hashes}
 
 
 def _input(name: str) -> dict[str, Any]:
@@ -201,6 +212,8 @@ def _phrase(keys: _Keys, before: Any, now: Any) -> str:
     match keys:
         case ("input", "sha256"):
             return "the input has changed"
+        case ("input", "files", name):
+            return f"the input file {name} {_change_of(before, now)}"
         case ("settings", "wording", "examples"):
             return "the examples have changed"
         case ("model", "files" | "adapter_files", name):
@@ -216,6 +229,10 @@ def _phrase(keys: _Keys, before: Any, now: Any) -> str:
         case _:
             name = keys[-1]
     return f"{name} was {_shown(before)} and is {_shown(now)}"
+
+
+def _change_of(before: object, now: object) -> str:
+    return "is new" if before is None else "is gone" if now is None else "has changed"
 
 
 def _shown(value: Any) -> str:

@@ -137,7 +137,7 @@ def test_a_bad_row_leaves_a_record_and_exit_code_3(
         (("--input", "ROWS", "--window", "0"), "window=0 is out of range"),
         (("--input", "ROWS", "--output", "out.csv"), "JSON Lines"),
         (("--input", "missing.jsonl"), "there is no file missing.jsonl"),
-        (("--input", "."), "is a folder"),
+        (("--input", "EMPTY"), "holds no rows"),
     ],
 )
 def test_wrong_calls(

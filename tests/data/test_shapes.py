@@ -334,7 +334,7 @@ _TURNS = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": 
     [
         ([{"instruction": "a", "response": "b", "text": "c"}], "text-generation", "a.jsonl:1 has a text beside"),
         ([{"text": "a"}, {"text": "a", "chosen": "b", "rejected": "c"}], "text-generation", "a.jsonl:2 has an answer"),
-        ([{"one": _TURNS, "two": _TURNS}], "dialogue", "a.jsonl:1: there are several conversations"),
+        ([{"one": _TURNS, "two": _TURNS}], "dialogue", "a.jsonl:1: a row has several conversations"),
         ([{"messages": _TURNS}], "text-generation", "a.jsonl:1: the rows are conversations"),
         ([{"turns": '[{"role": "user"}]'}], "dialogue", "a.jsonl:1: the turns are in a text"),
     ],

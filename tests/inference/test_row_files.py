@@ -163,7 +163,7 @@ def run(
     **settings: Any,
 ) -> Report:
     rows = RowSettings(
-        input=str(source), output=None if output is None else str(output), **({"window": WINDOW} | settings)
+        input=(str(source),), output=None if output is None else str(output), **({"window": WINDOW} | settings)
     )
     fake: Any = pipeline or FakePipeline()
     return answer_file(fake, rows, load=load or LoadSettings(model="tiny"), encoding=encoding, progress=progress)
@@ -190,7 +190,7 @@ def run_processes(
 
         pipeline.before = die
         rows = RowSettings(
-            input=str(source), output=str(output), num_processes=world, **({"window": WINDOW} | settings)
+            input=(str(source),), output=str(output), num_processes=world, **({"window": WINDOW} | settings)
         )
         try:
             results[rank] = answer_file(pipeline, rows, load=LoadSettings(), rank=rank, world=world, barrier=meet)
@@ -358,9 +358,9 @@ def test_a_row_gets_only_what_its_task_reads(tmp_path: Path, monkeypatch: pytest
             "no column 'text_body' found (the columns: 'body'); did you mean `column=document=body`?",
         ),
         (
-            {"body": "a", "id": 1},
+            {"leaf": "a", "id": 1},
             (),
-            "no column 'document' found (the columns: 'body', 'id'); name it: `column=document=COLUMN`",
+            "no column 'document' found (the columns: 'leaf', 'id'); name it: `column=document=COLUMN`",
         ),
     ],
 )
@@ -733,6 +733,24 @@ def test_the_changes_named_are_few(tmp_path: Path, source: Path) -> None:
     assert " and 2 more; " in refused(source, tmp_path / "out.jsonl", other, resume=True)
 
 
+def test_a_folder_is_resumed_unless_its_files_changed(tmp_path: Path) -> None:
+    folder, output = tmp_path / "rows", tmp_path / "rows" / "out.jsonl"
+    folder.mkdir()
+    for name in ("a", "b"):
+        write_rows(folder / f"{name}.jsonl", mixed_rows())
+    run(folder, output)
+    whole = output.read_bytes()
+    assert len(records_of(output)) == 2 * ROWS
+    output.write_bytes(whole[: len(whole) // 2])
+    run(folder, output, resume=True)
+    assert output.read_bytes() == whole
+    write_rows(folder / "c.jsonl", mixed_rows())
+    (folder / "a.jsonl").unlink()
+    message = refused(folder, output, resume=True)
+    for name, change in (("a", "is gone"), ("c", "is new")):
+        assert f"the input file {folder / name}.jsonl {change}" in message
+
+
 def test_an_input_that_changed_is_not_resumed(tmp_path: Path, source: Path) -> None:
     output = tmp_path / "out.jsonl"
     run(source, output)
@@ -833,7 +851,7 @@ def test_outputs_that_are_refused_before_a_model_is_loaded(
         if overwrite and output == "full.jsonl":
             continue
         with pytest.raises(UsageError) as caught:
-            check_output(RowSettings(input=str(source), output=f"{tmp_path}/{output}", overwrite=overwrite))
+            check_output(RowSettings(input=(str(source),), output=f"{tmp_path}/{output}", overwrite=overwrite))
         assert problem in str(caught.value)
     assert problem in refused(source, tmp_path / output)
     assert source.read_bytes() == before
@@ -842,11 +860,11 @@ def test_outputs_that_are_refused_before_a_model_is_loaded(
 def test_outputs_that_are_fine(tmp_path: Path, source: Path) -> None:
     (tmp_path / "empty.ndjson").touch()
     for output in ("new.jsonl", "empty.ndjson", "NEW.JSONL"):
-        check_output(RowSettings(input=str(source), output=str(tmp_path / output)))
-    check_output(RowSettings(input=str(source)))
-    check_output(RowSettings(input=str(source), output=str(tmp_path / "new.jsonl"), resume=True))
+        check_output(RowSettings(input=(str(source),), output=str(tmp_path / output)))
+    check_output(RowSettings(input=(str(source),)))
+    check_output(RowSettings(input=(str(source),), output=str(tmp_path / "new.jsonl"), resume=True))
     with pytest.raises(UsageError, match="a pipe cannot be shared"):
-        check_output(RowSettings(input="-", output=str(tmp_path / "new.jsonl"), num_processes=2))
+        check_output(RowSettings(input=("-",), output=str(tmp_path / "new.jsonl"), num_processes=2))
 
 
 def test_overwrite_leaves_nothing_of_the_run_before(tmp_path: Path, source: Path) -> None:
@@ -1012,7 +1030,7 @@ def test_a_named_pipe_with_an_output_is_read_once(tmp_path: Path) -> None:
     assert run(pipe, output).rows == ROWS
     writer.join()
     with pytest.raises(UsageError, match=r"^a pipe cannot be read again to resume; give a file"):
-        check_output(RowSettings(input=str(pipe), output=str(output), resume=True))
+        check_output(RowSettings(input=(str(pipe),), output=str(output), resume=True))
 
 
 def test_files_that_are_replaced_follow_no_link_and_keep_their_permissions(tmp_path: Path) -> None:
@@ -1029,4 +1047,4 @@ def test_files_that_are_replaced_follow_no_link_and_keep_their_permissions(tmp_p
 @pytest.mark.parametrize("name", [".", "/", ""])
 def test_a_folder_is_no_output(name: str, source: Path) -> None:
     with pytest.raises(UsageError, match=r"is a folder; name a file as `output`$"):
-        check_output(RowSettings(input=str(source), output=name))
+        check_output(RowSettings(input=(str(source),), output=name))

@@ -13,7 +13,7 @@ from llmkit.config.recipe import SourceSection
 from llmkit.data.conversations import is_empty, unused_in_turns
 from llmkit.data.flags import obeyed_flags, refuse_flagged, refuse_preferences
 from llmkit.data.rows import Record
-from llmkit.data.shapes.base import Shape, Suggested, look_up
+from llmkit.data.shapes.base import InputPlan, Shape, Suggested, look_up
 from llmkit.data.shapes.columns import Columns, LongAndShort, TextOrPair
 from llmkit.data.shapes.languages import LanguagePair
 from llmkit.data.shapes.questions import Questions, Squad
@@ -22,7 +22,7 @@ from llmkit.data.sources import open_source
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks import Task
 
-__all__ = ["SHAPES", "Shape", "Suggested", "look_up", "mapped_rows", "shapes_of"]
+__all__ = ["SHAPES", "InputPlan", "Shape", "Suggested", "look_up", "mapped_rows", "shapes_of"]
 
 SHAPES: dict[str, Shape] = {
     "columns": Columns(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,7 +11,19 @@ from llmkit.data.column_names import find_column
 from llmkit.errors import InputError
 from llmkit.tasks import Task
 
-__all__ = ["MISSING", "Aligned", "Found", "Rows", "Shape", "Suggested", "by_name", "look_up", "nothing_fits", "renamed"]
+__all__ = [
+    "MISSING",
+    "Aligned",
+    "Found",
+    "InputPlan",
+    "Rows",
+    "Shape",
+    "Suggested",
+    "by_name",
+    "look_up",
+    "nothing_fits",
+    "renamed",
+]
 
 Rows = Sequence[Mapping[str, Any]]
 Found = Iterator[tuple[str, dict[str, Any]]]
@@ -32,6 +44,16 @@ class Suggested:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class InputPlan:
+    """How rows without a target become inputs of a task."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The column of each field of the task whose name differs."""
+    convert: Callable[[Mapping[str, Any]], Found] | None = None
+    """Converts a row first; its other columns stay."""
+
+
 class Shape:
     """One layout of rows. A task lists those its data can have (`Task.shapes`)."""
 
@@ -49,6 +71,18 @@ class Shape:
             InputError: they have this one, and something is missing or not clear.
         """
         raise NotImplementedError
+
+    def plan_input(self, rows: Rows, columns: Mapping[str, str], task: Task) -> InputPlan | None:
+        """How the rows become inputs at inference; None if they have another shape.
+
+        Args:
+            rows: the first rows.
+            columns: columns that the caller has set for fields of the task, or for new names.
+
+        Raises:
+            InputError: the rows have this shape, and it is ambiguous which column to use.
+        """
+        return None
 
     def convert(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> Found:
         """The task's rows that a row is, or `InputError`."""

@@ -8,7 +8,18 @@ from typing import Any
 
 from llmkit.config.recipe import SourceSection
 from llmkit.data.conversations import is_empty, turn_columns
-from llmkit.data.shapes.base import MISSING, Found, Rows, Shape, Suggested, by_name, look_up, nothing_fits, renamed
+from llmkit.data.shapes.base import (
+    MISSING,
+    Found,
+    InputPlan,
+    Rows,
+    Shape,
+    Suggested,
+    by_name,
+    look_up,
+    nothing_fits,
+    renamed,
+)
 from llmkit.data.sources import files_of
 from llmkit.errors import InputError
 from llmkit.tasks import Task
@@ -31,6 +42,10 @@ class Columns(Shape):
         if needed := [name for name in wanted if name not in found]:
             raise nothing_fits(rows, task, needed)
         return self._suggested(source, rows, task, renamed(found, source.columns))
+
+    def plan_input(self, rows: Rows, columns: Mapping[str, str], task: Task) -> InputPlan | None:
+        found = by_name(rows[0], task.columns, columns, task)
+        return InputPlan({**renamed(found, columns), **columns}) if len(found) == len(task.columns) else None
 
     def _find(self, rows: Rows, wanted: Sequence[str], given: Mapping[str, str], task: Task) -> dict[str, str]:
         return by_name(rows[0], wanted, given, task)

@@ -9,7 +9,7 @@ from typing import Any
 from llmkit.config.recipe import SourceSection
 from llmkit.data.column_names import language_in, language_named
 from llmkit.data.rows import first_lines
-from llmkit.data.shapes.base import Aligned, Rows, Suggested, by_name, look_up, nothing_fits, renamed
+from llmkit.data.shapes.base import Aligned, InputPlan, Rows, Suggested, by_name, look_up, nothing_fits, renamed
 from llmkit.data.shapes.columns import Columns, texts_of
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks import Task
@@ -43,15 +43,30 @@ class LanguagePair(Columns):
     def suggest(self, source: SourceSection, rows: Rows, task: Task) -> Suggested | None:
         return self._suggested(source, rows, task, *self._columns(source, rows, task))
 
+    def plan_input(self, rows: Rows, columns: Mapping[str, str], task: Task) -> InputPlan | None:
+        """By the names of languages too: the column of the source, or the only one that is not the target's."""
+        if plan := super().plan_input(rows, columns, task):
+            return plan
+        spoken = _named_by_language(rows)
+        source, target = _wanted(task, "source"), _wanted(task, "target")
+        paths = [path for path, language in spoken.items() if source is None or language.alpha2 == source.alpha2]
+        if source is None and target is not None:
+            paths = [path for path in paths if spoken[path].alpha2 != target.alpha2]
+        if len(paths) > 1:
+            raise InputError(
+                f"several columns are named by languages ({', '.join(paths)})",
+                "name the one to translate with `column`, such as `column=source=en`",
+                "name its language with `source`",
+                code="column_mismatch",
+            )
+        return InputPlan({"source": paths[0], **columns}) if paths else None
+
     def _columns(self, source: SourceSection, rows: Rows, task: Task) -> tuple[dict[str, str], dict[str, str]]:
         """The two columns, and the languages."""
         row = rows[0]
         if source.columns.keys() >= set(_SIDES):
             return dict(source.columns), _languages_of(rows, source.columns, task)
-        inner = row.get("translation")
-        prefix, inner = ("translation.", inner) if isinstance(inner, Mapping) else ("", row)
-        spoken = {f"{prefix}{name}": language for name in inner if (language := language_named(str(name)))}
-        spoken = {path: language for path, language in spoken.items() if _is_text(rows, path)}
+        spoken = _named_by_language(rows)
         if len(spoken) >= 2:
             return _pick(spoken, task)
         found = by_name(row, _SIDES, source.columns, task)
@@ -66,6 +81,14 @@ class LanguagePair(Columns):
         if len(guessed) < 2:
             raise nothing_fits(rows, task, _SIDES)
         return _pick(guessed, task)
+
+
+def _named_by_language(rows: Rows) -> dict[str, Language]:
+    """The columns of text whose names are languages, also inside ``translation``, as on the Hub."""
+    inner = rows[0].get("translation")
+    prefix, inner = ("translation.", inner) if isinstance(inner, Mapping) else ("", rows[0])
+    spoken = {f"{prefix}{name}": language for name in inner if (language := language_named(str(name)))}
+    return {path: language for path, language in spoken.items() if _is_text(rows, path)}
 
 
 def _is_text(rows: Rows, path: str) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llmkit.config.recipe import SourceSection
 from llmkit.data.conversations import as_flag
-from llmkit.data.shapes.base import Found, Rows, Shape, Suggested, look_up
+from llmkit.data.shapes.base import Found, InputPlan, Rows, Shape, Suggested, look_up
 from llmkit.data.shapes.columns import Columns
 from llmkit.errors import InputError
 from llmkit.tasks import Task
@@ -40,6 +40,9 @@ class Squad(Shape):
     def suggest(self, source: SourceSection, rows: Rows, task: Task) -> Suggested | None:
         return Suggested({"shape": self.written}) if {"paragraphs", "qas"} & rows[0].keys() else None
 
+    def plan_input(self, rows: Rows, columns: Mapping[str, str], task: Task) -> InputPlan | None:
+        return InputPlan(columns, _input_questions) if {"paragraphs", "qas"} & rows[0].keys() else None
+
     def used(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> set[str]:
         return {"paragraphs", "qas", "question", "context", "answers", *_EXTRAS, "id"}
 
@@ -47,15 +50,28 @@ class Squad(Shape):
         if "paragraphs" not in row and "qas" not in row:
             yield "", _question(row, row.get("context"))
             return
-        paragraphs = row.get("paragraphs", [row])
-        for paragraph in paragraphs if isinstance(paragraphs, list) else [paragraphs]:
-            context = paragraph.get("context") if isinstance(paragraph, Mapping) else None
-            if not isinstance(context, str) or not isinstance(paragraph.get("qas"), list):
-                raise InputError("has a paragraph without context and qas", "give SQuAD's form")
-            for number, question in enumerate(paragraph["qas"], start=1):
-                if not isinstance(question, Mapping):
-                    raise InputError(f"has a question that is not an object (number {number})", "give SQuAD's form")
-                yield f", question {question.get('id', number)}", _question(question, context)
+        for suffix, question, context in _questions(row):
+            yield suffix, _question(question, context)
+
+
+def _questions(row: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+    """Each question of an article or paragraph, with its place and context."""
+    paragraphs = row.get("paragraphs", [row])
+    for paragraph in paragraphs if isinstance(paragraphs, list) else [paragraphs]:
+        context = paragraph.get("context") if isinstance(paragraph, Mapping) else None
+        if not isinstance(context, str) or not isinstance(paragraph.get("qas"), list):
+            raise InputError("has a paragraph without context and qas", "give SQuAD's form")
+        for number, question in enumerate(paragraph["qas"], start=1):
+            if not isinstance(question, Mapping):
+                raise InputError(f"has a question that is not an object (number {number})", "give SQuAD's form")
+            yield f", question {question.get('id', number)}", question, context
+
+
+def _input_questions(row: Mapping[str, Any]) -> Found:
+    """Questions with their contexts, whether they have answers or not."""
+    article = {name: value for name, value in row.items() if name not in ("paragraphs", "qas", "context")}
+    for suffix, question, context in _questions(row):
+        yield suffix, {**article, **question, "context": context}
 
 
 def _answers(value: Any, start: Any, impossible: Any) -> dict[str, list[Any]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from llmkit.config.recipe import SourceSection
 from llmkit.data.conversations import is_empty, plain_text, read_turns, turn_columns
-from llmkit.data.shapes.base import Found, Rows, Shape, Suggested, by_name, look_up, nothing_fits, renamed
+from llmkit.data.shapes.base import Found, InputPlan, Rows, Shape, Suggested, by_name, look_up, nothing_fits, renamed
 from llmkit.errors import InputError
 from llmkit.tasks import Task
 
@@ -32,11 +33,21 @@ class Messages(Shape):
         if len(pair) == 2 and set(pair.values()) & set(found):
             return self._suggested(renamed(pair, given))
         if len(found) > 1:
-            raise InputError(
-                f"there are several conversations in a row ({', '.join(found)})",
-                f"name the one to learn: data.train.columns: {{messages: {found[0]}}}",
-            )
+            raise _several(found, f"name the one to learn: data.train.columns: {{messages: {found[0]}}}")
         return self._suggested({"messages": found[0]}) if found else None
+
+    def plan_input(self, rows: Rows, columns: Mapping[str, str], task: Task) -> InputPlan | None:
+        named = columns.get("messages")
+        found = turn_columns(_telling(rows)) if named is None else [named]
+        prompt = by_name(_telling(rows), ("prompt",), {}, task).get("prompt")
+        if chosen := next((name for name in ("messages", prompt) if name in found), None):
+            found = [chosen]
+        if len(found) > 1:
+            raise _several(found, f"name the one to continue: `column=messages={found[0]}`")
+        if not found:
+            return None
+        others = {name: column for name, column in columns.items() if name != "messages"}
+        return InputPlan(others, partial(_input_messages, path=found[0]))
 
     def _suggested(self, columns: Mapping[str, str]) -> Suggested:
         return Suggested({"shape": self.written, "columns": dict(columns)})
@@ -56,13 +67,35 @@ class Messages(Shape):
         if not isinstance(turns, list) or not turns:
             name = source.columns.get("messages", "messages")
             raise InputError(f"has no list of messages in {name!r}", "name it: data.train.columns: {messages: …}")
-        messages, opening = read_turns(turns), plain_text(row.get("system"))
-        if opening is None and not is_empty(row.get("system")):
-            raise InputError("has a system message that is not text", "write it as text")
-        if opening and opening.strip():
-            said = [messages.pop(0)["content"]] if messages[0]["role"] == "system" else []
-            messages = [{"role": "system", "content": "\n".join([opening, *said])}, *messages]
-        yield "", {"messages": messages}
+        yield "", {"messages": _messages(turns, row.get("system"))}
+
+
+def _messages(turns: Sequence[Any], system: Any) -> list[dict[str, Any]]:
+    """Messages from turns and the system message beside them."""
+    messages, opening = read_turns(turns), plain_text(system)
+    if opening is None and not is_empty(system):
+        raise InputError("has a system message that is not text", "write it as text")
+    if opening and opening.strip():
+        own = [messages.pop(0)["content"]] if messages[0]["role"] == "system" else []
+        messages = [{"role": "system", "content": "\n".join([opening, *own])}, *messages]
+    return messages
+
+
+def _several(columns: Sequence[str], fix: str) -> InputError:
+    return InputError(f"a row has several conversations ({', '.join(columns)})", fix, code="column_mismatch")
+
+
+def _input_messages(row: Mapping[str, Any], path: str) -> Found:
+    """The conversation up to the last message of the user; the reply to it, if it has one, becomes a column."""
+    turns = look_up(row, path)
+    if not isinstance(turns, list) or not turns:
+        yield "", {**_without(row, {path}), "messages": turns}
+        return
+    others = _without(row, {path, "system"})
+    messages = _messages(turns, row.get("system"))
+    if messages[-1]["role"] == "assistant" and "reply" not in others:
+        others["reply"] = messages.pop()["content"]
+    yield "", {**others, "messages": messages}
 
 
 class PairOfTurns(Messages):
@@ -76,6 +109,12 @@ class PairOfTurns(Messages):
             raise InputError("the turns are in a text", "write them as a list, such as in JSON Lines")
         form = "{messages: …}, a list with role and content, or {prompt: …, completion: …}"
         raise nothing_fits(rows, task, ["messages"], f"name them: data.train.columns: {form}")
+
+    def plan_input(self, rows: Rows, columns: Mapping[str, str], task: Task) -> InputPlan | None:
+        if "messages" in rows[0] or "messages" in columns:
+            return None
+        found = by_name(rows[0], ("prompt",), {}, task)
+        return InputPlan({"messages": found["prompt"], **columns}) if found else None
 
 
 class Alpaca(Shape):
@@ -92,22 +131,53 @@ class Alpaca(Shape):
         return {"instruction", "input", "output", "system", "history", "id"}
 
     def convert(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> Found:
-        parts = [row.get("instruction"), row.get("input")]
-        asked = "\n\n".join(part for part in parts if isinstance(part, str) and part.strip())
-        answer, system, history = row.get("output"), row.get("system"), row.get("history") or []
-        if not asked or not isinstance(answer, str):
+        prompt, answer = _instruction(row), row.get("output")
+        if not prompt or not isinstance(answer, str):
             raise InputError("has no instruction or no output", "fix the row")
-        if "messages" not in task.aliases:
-            if system or history:
-                raise InputError("has a system message or a history, which are turns", "use the task dialogue")
-            yield "", {"prompt": asked, "completion": answer}
+        if "messages" in task.aliases:
+            yield "", {"messages": [*_opening(row), *_exchange(prompt, answer)]}
             return
-        messages = [{"role": "system", "content": str(system)}] if system else []
-        for pair in (*(history if isinstance(history, list) else [history]), (asked, answer)):
-            if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise InputError("has a history that is not pairs of texts", "fix the row")
-            messages += [{"role": "user", "content": str(pair[0])}, {"role": "assistant", "content": str(pair[1])}]
-        yield "", {"messages": messages}
+        if row.get("system") or row.get("history"):
+            raise InputError("has a system message or a history, which are turns", "use the task dialogue")
+        yield "", {"prompt": prompt, "completion": answer}
+
+    def plan_input(self, rows: Rows, columns: Mapping[str, str], task: Task) -> InputPlan | None:
+        if columns.keys() & set(task.columns) or not {"instruction", "input"} <= rows[0].keys():
+            return None
+        return InputPlan(columns, partial(self._input, task=task))
+
+    def _input(self, row: Mapping[str, Any], task: Task) -> Found:
+        """The instruction with its input; its output stays a column."""
+        parts = {"instruction", "input"}
+        if "messages" not in task.columns:
+            yield "", {**_without(row, parts), task.input_column: _instruction(row)}
+            return
+        messages = [*_opening(row), {"role": "user", "content": _instruction(row)}]
+        yield "", {**_without(row, parts | {"system", "history"}), "messages": messages}
+
+
+def _instruction(row: Mapping[str, Any]) -> str:
+    parts = [row.get("instruction"), row.get("input")]
+    return "\n\n".join(part for part in parts if isinstance(part, str) and part.strip())
+
+
+def _opening(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The system message and the exchanges before an instruction."""
+    system, history = row.get("system"), row.get("history") or []
+    messages = [{"role": "system", "content": str(system)}] if system else []
+    for pair in history if isinstance(history, list) else [history]:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise InputError("has a history that is not pairs of texts", "fix the row")
+        messages += _exchange(*pair)
+    return messages
+
+
+def _exchange(prompt: Any, reply: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": str(prompt)}, {"role": "assistant", "content": str(reply)}]
+
+
+def _without(row: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in names}
 
 
 def _telling(rows: Rows) -> Mapping[str, Any]:

@@ -143,9 +143,11 @@ def test_a_bad_row_leaves_a_record_and_exit_code_3(
 def test_wrong_calls(
     options: tuple[str, ...], message: str, run: Run, source: Path, tmp_path: Path, checkpoint: Checkpoint
 ) -> None:
-    names = {"ROWS": str(source), "OUT": str(tmp_path / "out.jsonl")}
+    (tmp_path / "empty").mkdir()
+    names = {"ROWS": str(source), "OUT": str(tmp_path / "out.jsonl"), "EMPTY": str(tmp_path / "empty")}
     code, out, err = run("generate", "--model", checkpoint("gpt2"), *(names.get(word, word) for word in options))
-    assert (code, out) == (2, "")
+    assert code == 2
+    assert (out == "") == ("--json" not in options)  # which prints the error as an object
     assert message in one_line(err)
 
 

@@ -1,7 +1,7 @@
 """Standard input of a command whose text is complete without it: a pipe, a redirected file, or nothing.
 
 A program without a terminal need not have a pipe: cron, services, containers and notebooks pass /dev/null, a closed
-pipe, or a pipe of theirs that nobody writes to and nobody closes. A shell loop passes the list it goes through.
+pipe, or a pipe that nobody writes to and nobody closes. A shell loop passes the list it goes through.
 """
 
 from __future__ import annotations

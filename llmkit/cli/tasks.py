@@ -43,25 +43,27 @@ def task_command(task: type[Task]) -> Callable[..., None]:
         load: LoadSettings,
         as_json: bool,
         encoding: str | None,
-        **given: Any,
+        **arguments: Any,
     ) -> None:
         from llmkit.api import build_pipeline, make_prompt_options
 
         made = task(settings)
-        chat = ChatOptions(**{name: given.pop(name) for name in CHAT_OPTIONS}) if task.converses else ChatOptions()
-        prompt = {name: given.pop(name, default) for name, default in (("system", ""), ("prefill", ""), ("raw", False))}
-        prompt_options = make_prompt_options(examples=given.pop("examples") or (), **prompt)
+        chat = ChatOptions(**{name: arguments.pop(name) for name in CHAT_OPTIONS}) if task.converses else ChatOptions()
+        prompt = {
+            name: arguments.pop(name, default) for name, default in (("system", ""), ("prefill", ""), ("raw", False))
+        }
+        prompt_options = make_prompt_options(examples=arguments.pop("examples") or (), **prompt)
         if rows.input:
             chat.refuse()
-            instead = {_label(task, name): value for name, value in given.items()} | {"--json": as_json}
+            instead = {_label(task, name): value for name, value in arguments.items()} | {"--json": as_json}
             answer_rows(made, rows, load, generation, prompt_options, encoding=encoding, instead=instead)
             return
-        if task.converses and given["argument"] is None and given["text"] is None and sys.stdin.isatty():
+        if task.converses and arguments["argument"] is None and arguments["text"] is None and sys.stdin.isatty():
             one_reply = {"--json": as_json, "--encoding": encoding}
             converse(made, prompt_options, generation, load, chat, one_reply=one_reply)
             return
         chat.refuse()
-        row = made.to_row(_row(task, given, encoding))
+        row = made.to_row(_row(task, arguments, encoding))
         made.validate(row)
         pipeline = build_pipeline(made, load, generation, prompt_options, row=row)
         output = show(pipeline, row, as_json=as_json, reasoning=task.converses)
@@ -122,16 +124,16 @@ def _label(task: type[Task], name: str) -> str:
     return names.get(name, name.upper())
 
 
-def _row(task: type[Task], given: Mapping[str, Any], encoding: str | None) -> str | Row:
+def _row(task: type[Task], arguments: Mapping[str, Any], encoding: str | None) -> str | Row:
     """The row that the arguments are: a text, or all of the task's columns."""
     from llmkit.cli.text import read_text
 
     *others, last = task.columns
-    argument, option, text = (given.get(name) for name in ("argument", "option", "text"))
+    argument, option, text = (arguments.get(name) for name in ("argument", "option", "text"))
     kind = {"takes_instruction": task.takes_instruction, "takes_document": task.takes_document}
     if not others:
         return read_text(argument, text, encoding, **kind)
-    if missing := next((name for name in others if given[name] is None), None):
+    if missing := next((name for name in others if arguments[name] is None), None):
         raise UsageError(
             f"the {missing} is missing",
             f"give it first, then the {last}, or rows of both with --input",
@@ -146,4 +148,4 @@ def _row(task: type[Task], given: Mapping[str, Any], encoding: str | None) -> st
             f"give it after the {others[-1]}, with --{last} FILE, or pipe it in",
             code="empty_input",
         )
-    return {name: given[name] for name in others} | {last: read_text(argument, text, encoding, **kind)}
+    return {name: arguments[name] for name in others} | {last: read_text(argument, text, encoding, **kind)}

@@ -61,7 +61,7 @@ def read_text(
         text = _checked(literal or "" if argument is None else _no_file(argument, takes_document))
         if not takes_instruction and something_is_piped():
             raise InputError(
-                "there is text on standard input beside the text of the command",
+                "standard input contains a text beside the one of the command",
                 "leave one of them out; in a shell loop, add </dev/null",
                 code="no_effect",
             )

@@ -121,14 +121,14 @@ class ModelLanguages:
         named = [f"{other.tag} for {other.name}" for other in others[:3]]
         more = f" ({len(others) - 3} more)" if len(others) > 3 else ""
         taken = found.name_with_script if any(other.alpha2 == found.alpha2 for other in others) else found.name
-        log.info("%s is taken as %s (%s); name %s%s", wanted.asked_name, taken, found.tag, " or ".join(named), more)
+        log.info("%s is taken as %s (%s); name %s%s", wanted.requested_name, taken, found.tag, " or ".join(named), more)
 
 
 def _others(wanted: Language, found: Language, known: Iterable[Language]) -> list[Language]:
     """Other known languages that share the requested name: other scripts, regions and varieties."""
     from langcodes.data_dicts import MACROLANGUAGES
 
-    base, *more = wanted.asked.split("-")
+    base, *more = wanted.requested.split("-")
     if not base or more:  # it was not a name or a plain code
         return []
     others = []
@@ -138,7 +138,7 @@ def _others(wanted: Language, found: Language, known: Iterable[Language]) -> lis
             other = language.script != found.script or base == found.alpha2
         else:
             # By name as well: to ISO 639, Indonesian is a Malay and Latgalian a Latvian.
-            other = MACROLANGUAGES.get(language.alpha2) == base and wanted.asked_name in language.name
+            other = MACROLANGUAGES.get(language.alpha2) == base and wanted.requested_name in language.name
         if other and language != found:
             others.append(language)
     return sorted(others, key=lambda language: (len(language.tag), language.tag))
@@ -153,8 +153,8 @@ def choose(wanted: Language, known: Iterable[Language], *, exact: bool) -> Langu
         exact: the answer is what will be written, so it is not enough that it is much the same to a reader.
     """
     known = sorted(known, key=lambda language: (len(language.tag), language.tag))
-    if (asked := Language(wanted.asked)) in known:  # the model's own name for just this: no beside nb
-        return asked
+    if (requested := Language(wanted.requested)) in known:  # the model's own name for just this: no beside nb
+        return requested
     if wanted in known:
         return wanted
     same = [language for language in known if language.alpha2 == wanted.alpha2]

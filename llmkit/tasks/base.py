@@ -217,18 +217,18 @@ class Task:
         """Generation defaults that follow from the task's settings; ``own``: the model's default output length."""
         return {}
 
-    def to_row(self, given: str | Row) -> Row:
+    def to_row(self, value: str | Row) -> Row:
         """A row, from a row or its shorthand."""
-        if not isinstance(given, str | Mapping):
+        if not isinstance(value, str | Mapping):
             raise InputError(
-                f"a row is a {type(given).__name__}", f"give a text, or columns such as {self.input_column!r}"
+                f"a row is a {type(value).__name__}", f"give a text, or columns such as {self.input_column!r}"
             )
-        if isinstance(given, str):
-            return {self.input_column: given}
-        self._check_keys(given)
-        return given
+        if isinstance(value, str):
+            return {self.input_column: value}
+        self._check_keys(value)
+        return value
 
-    def is_one_row(self, given: object) -> bool:
+    def is_one_row(self, value: object) -> bool:
         """Whether a list is one row of this task, and not several rows."""
         return False
 

@@ -110,18 +110,18 @@ class Dialogue(Task):
     pipeline_tag = "text-generation"
     reports_perplexity = True
 
-    def to_row(self, given: str | Row) -> Row:
-        if isinstance(given, str):
-            return {"messages": [{"role": "user", "content": given}]}
-        if not isinstance(given, Mapping):
-            return {"messages": given}
-        self._check_keys(given)
-        text = given.get("messages")
-        return {**given, **self.to_row(text)} if isinstance(text, str) else given
+    def to_row(self, value: str | Row) -> Row:
+        if isinstance(value, str):
+            return {"messages": [{"role": "user", "content": value}]}
+        if not isinstance(value, Mapping):
+            return {"messages": value}
+        self._check_keys(value)
+        text = value.get("messages")
+        return {**value, **self.to_row(text)} if isinstance(text, str) else value
 
-    def is_one_row(self, given: object) -> bool:
+    def is_one_row(self, value: object) -> bool:
         """A list of messages is a conversation; a list of texts, of rows or of conversations is not."""
-        messages = given if isinstance(given, list | tuple) else ()
+        messages = value if isinstance(value, list | tuple) else ()
         return any(isinstance(each, Message) or (isinstance(each, Mapping) and "role" in each) for each in messages)
 
     def text(self, row: Row) -> str:
@@ -135,8 +135,8 @@ class Dialogue(Task):
         return {"messages": messages[: places[-1]], "reply": messages[places[-1]]["content"]}
 
     def with_target(self, row: dict[str, Any]) -> dict[str, Any]:
-        given = [{**message, "weight": 0} for message in row["messages"]]
-        return {"messages": [*given, {"role": "assistant", "content": row["reply"]}]}
+        context = [{**message, "weight": 0} for message in row["messages"]]
+        return {"messages": [*context, {"role": "assistant", "content": row["reply"]}]}
 
     def validate(self, row: Row) -> None:
         messages = to_messages(row.get("messages"))
@@ -176,7 +176,7 @@ class Dialogue(Task):
     def render(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> Prompt:
         messages = to_messages(row["messages"])
         if prompt_options.system and messages[0].role == "system":
-            raise InputError("there are two system messages", "leave `system` out, or the one in the messages")
+            raise InputError("two system messages found", "leave `system` out, or the one in the messages")
         opening = (
             [Message("system", prompt_options.system)]
             if prompt_options.system
@@ -208,7 +208,7 @@ class Dialogue(Task):
         model.fits(row)  # drops few-shot examples before messages
         kept = shortened(messages, lambda some: model.fits({**row, "messages": some}))
         if len(kept) < len(messages):
-            gone = f"the oldest {len(messages) - len(kept)} of {len(messages)} messages"
-            model.note("messages_dropped", f"{gone} do not fit and were dropped")
+            dropped = f"the oldest {len(messages) - len(kept)} of {len(messages)} messages"
+            model.note("messages_dropped", f"{dropped} do not fit and were dropped")
         (raw,) = yield Step([{**row, "messages": kept}], final=True)
         return self.finish(raw)

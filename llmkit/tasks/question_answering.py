@@ -232,10 +232,10 @@ class QuestionAnswering(Task):
         places = find_places(answers["text"], answers["answer_start"], text)
         return not places or bool(find_places(answers["text"], (), str(row["context"])))
 
-    def to_row(self, given: str | Row) -> Row:
-        if isinstance(given, str):
+    def to_row(self, value: str | Row) -> Row:
+        if isinstance(value, str):
             raise InputError("a question requires a context", "give a row with 'question' and 'context'")
-        return super().to_row(given)
+        return super().to_row(value)
 
     def steps(self, row: Row, model: ModelView) -> Work:
         if model.traits.extracts_spans:
@@ -276,14 +276,14 @@ class QuestionAnswering(Task):
         """
         answers = [unquoted(self.parse(raw.text)) for raw in raws]
         places = [find_in(answer, window.text) for answer, window in zip(answers, windows, strict=True)]
-        given_by = Counter(answer.casefold() for answer in answers)
+        votes = Counter(answer.casefold() for answer in answers)
         chunks = tuple(
             Chunk(window.start, window.start + len(window.text), answer)
             for window, answer in zip(windows, answers, strict=True)
         )
         best = max(
             (n for n in range(len(answers)) if answers[n]),
-            key=lambda n: (places[n] is not None, given_by[answers[n].casefold()], raws[n].score or 0.0),
+            key=lambda n: (places[n] is not None, votes[answers[n].casefold()], raws[n].score or 0.0),
             default=None,
         )
         chunks = chunks if len(chunks) > 1 else ()

@@ -290,8 +290,8 @@ class Translation(Task):
 
     def _note_undeclared(self, route: Route, model: ModelView) -> None:
         declared = frozenset() if model.traits.languages else model.traits.declared_languages
-        asked = [each for each in (route.source, route.target) if each is not None]
-        if missing := [each.name for each in asked if declared and each.alpha2 not in declared]:
+        wanted = [each for each in (route.source, route.target) if each is not None]
+        if missing := [each.name for each in wanted if declared and each.alpha2 not in declared]:
             names = [find_language(tag).name for tag in sorted(declared)]
             only = ", ".join(names[:5]) + (f" and {len(names) - 5} others" if len(names) > 5 else "")
             problem = f"the model is declared for {only}, not for {' or '.join(missing)}"

@@ -36,7 +36,7 @@ class Language:
     """
 
     tag: str
-    asked: str = field(default="", compare=False, repr=False)
+    requested: str = field(default="", compare=False, repr=False)
     """The requested tag that `find_language` resolved to this language: ``no`` for ``nb``, ``zh-Hans`` for ``zh``."""
 
     def __str__(self) -> str:
@@ -48,9 +48,9 @@ class Language:
         return self._parsed.display_name("en")
 
     @property
-    def asked_name(self) -> str:
+    def requested_name(self) -> str:
         """The English name of the requested language, as in ``Norwegian`` for Norwegian Bokmål."""
-        return _parse(self.asked or self.tag).display_name("en")
+        return _parse(self.requested or self.tag).display_name("en")
 
     @property
     def name_with_script(self) -> str:
@@ -119,7 +119,7 @@ class LanguageMap(Protocol):
         """None: unknown, so that any language is tried."""
 
     def route(self, source: Language | None, target: Language | None) -> Route:
-        """How the languages are passed to the model. None stands for its only source or target.
+        """How the languages are passed to the model. None means its only source or target.
 
         Raises:
             UsageError: a required language is missing or not supported by the model, or both are the same.
@@ -176,7 +176,7 @@ def find_language(name: str) -> Language:
     for code in () if _NO_NAME.search(wanted) else (wanted, _code_of(wanted), _code_of(re.sub("[-_]", " ", wanted))):
         found = language_from_code(code) if code else None
         if code and found is not None:
-            return replace(found, asked=own_tag(code))
+            return replace(found, requested=own_tag(code))
     close = [] if _NO_NAME.search(wanted) else _nearest_names(wanted)
     guess = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     raise UsageError(

@@ -62,7 +62,7 @@ def test_an_empty_pipe_is_nothing(base: tuple[str | Path, ...], run: Run) -> Non
 def test_a_complete_text_and_a_pipe_are_one_too_many(arguments: list[str], run: Run) -> None:
     code, _, err = run(*arguments, stdin=b"Another text.")
     assert code == 2
-    assert "standard input beside the text of the command; leave one of them out" in one_line(err)
+    assert "standard input contains a text beside the one of the command; leave one of them out" in one_line(err)
 
 
 def test_a_file_is_taken_whatever_a_loop_has_on_its_standard_input(run: Run, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def _row(task: type[Task], arguments: Mapping[str, Any], encoding: str | None) -
 
     *others, last = task.columns
     argument, option, text = (arguments.get(name) for name in ("argument", "option", "text"))
-    kind = {"takes_instruction": task.takes_instruction, "takes_document": task.takes_document}
+    kind = {"takes_instruction": task.takes_instruction, "takes_document": task.takes_document, "is_row": not others}
     if not others:
         return read_text(argument, text, encoding, **kind)
     if missing := next((name for name in others if arguments[name] is None), None):

@@ -31,6 +31,7 @@ def read_text(
     *,
     takes_instruction: bool = False,
     takes_document: bool = False,
+    is_row: bool = True,
 ) -> str:
     """The text a command works on.
 
@@ -41,6 +42,7 @@ def read_text(
         takes_instruction: the text is an instruction: what is piped in belongs below it, and so does the file that is
             named beside a literal text. Other texts are complete, and a pipe beside them is an error.
         takes_document: the text is a document: HTML is read for its text, and a single word is not one.
+        is_row: the text is all of a row, so that each file of a folder is one too.
     """
     if argument is None and literal is None:
         if sys.stdin.isatty():
@@ -58,7 +60,7 @@ def read_text(
     if argument is not None and is_file:
         text = _file(argument, encoding, takes_document)
     else:
-        text = _checked(literal or "" if argument is None else _no_file(argument, takes_document))
+        text = _checked(literal or "" if argument is None else _no_file(argument, takes_document, is_row))
         if not takes_instruction and something_is_piped():
             raise InputError(
                 "standard input contains a text beside the one of the command",
@@ -112,12 +114,12 @@ def _document(content: bytes, name: str, encoding: str | None, takes_document: b
     return document_text(content, name, encoding, keep_html=not takes_document)
 
 
-def _no_file(argument: str, takes_document: bool) -> str:
+def _no_file(argument: str, takes_document: bool, is_row: bool) -> str:
     """The argument as the text itself, unless it must be the name of something that is not a file."""
     if _is_folder(argument):
         raise InputError(
             f"{argument} is a folder",
-            f"answer each of its files with `input={argument}`",
+            f"answer each of its files with `input={argument}`" if is_row else "pass one of its files",
             f"pass `text={argument}` for the words themselves",
             code="unsupported_format",
         )

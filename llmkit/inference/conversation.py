@@ -171,6 +171,7 @@ class Conversation:
         pipeline = self.pipeline
         reader = pipeline.reader(lambda text: on_text(text) if on_text else None)
         reader.prompt_options, reader.encoder = replace(reader.prompt_options, system=self.system), self._session
+        pipeline.task.note_languages({"messages": messages[-1:]}, reader)
         forgotten = self._cut(messages, reader)
         fitted = reader.fit({"messages": messages[forgotten:]})
         if forgotten > self._forgotten:

@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "message"),
     [
         (["summarize", "docs"], "docs is a folder; answer each of its files with --input docs, or pass --text docs"),
-        (["answer", "Who?", "."], ". is a folder; answer each of its files with --input ."),
+        (["answer", "Who?", "."], ". is a folder; pass one of its files, or pass --text ."),
         (["summarize", "https://example.org/a?b=c"], "llmkit fetches no pages; save the page, and pass the file"),
         (["chat", "www.example.org"], "llmkit fetches no pages"),
         (["next", "docs"], "docs is a folder; pass --text docs for the words themselves"),

@@ -57,6 +57,12 @@ def test_other_tasks_note_texts_that_do_not_look_english() -> None:
     assert "language_not_declared" not in noted(fake("text-generation", traits=ENGLISH)[0]("How is the weather?"))
 
 
+def test_conversations_note_each_such_message() -> None:
+    conversation = llmkit.Conversation(fake("dialogue", traits=ENGLISH)[0])
+    noted_for = [noted(conversation.send(text)) for text in ("How is the weather?", "今天天气怎么样？", "Thank you.")]
+    assert ["language_not_declared" in notes for notes in noted_for] == [False, True, False]
+
+
 def test_where_languages_are_declared(checkpoint: Checkpoint, tmp_path: Path) -> None:
     def declared(folder: Path, name: str = "model") -> set[str]:
         return set(traits._declared_languages(Source(name, folder)))

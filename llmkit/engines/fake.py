@@ -64,15 +64,15 @@ class _Session(Session):
     def _answer(self, request: Request) -> Generation:
         self.engine.prompts.append(_text(request.prompt))
         pieces = re.findall(r"\s*\S+\s*", self.engine.answer(self.engine.prompts[-1]))
-        said: list[str] = []
+        generated: list[str] = []
         for piece in pieces[: request.max_new_tokens or request.settings.max_new_tokens]:
-            said.append(piece)
+            generated.append(piece)
             if request.on_text is not None:
                 request.on_text(piece)
             if request.cancelled():
-                return Generation("".join(said), "interrupted", tokens=len(said))
-        reason = "stop" if len(said) == len(pieces) else "length"
-        return Generation("".join(said), reason, score=0.5 if request.scored else None, tokens=len(said))
+                return Generation("".join(generated), "interrupted", tokens=len(generated))
+        reason = "stop" if len(generated) == len(pieces) else "length"
+        return Generation("".join(generated), reason, score=0.5 if request.scored else None, tokens=len(generated))
 
 
 def _text(prompt: Prompt) -> str:

@@ -44,7 +44,7 @@ class CausalHead(WritingHead):
                 return Encoded(tuple(ids), continues=tuple(ids[-_CONTEXT_FOR_DECODING:]), stop=prompt.stop)
             case _:
                 raise UsageError(
-                    "a causal model reads text or messages", "render the row for its head", code="not_supported"
+                    "a causal model takes text or messages", "render the row for its head", code="not_supported"
                 )
 
     def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on_all: bool) -> list[Features]:
@@ -159,7 +159,7 @@ def _target(loaded: Loaded, example: Example, prompt: Sequence[int]) -> list[int
             return [*_continuation(tokenizer, before + prefill, text, prompt, True), end_id(loaded)]
         case _:
             raise UsageError(
-                "a causal model reads text or messages", "render the row for its head", code="not_supported"
+                "a causal model takes text or messages", "render the row for its head", code="not_supported"
             )
 
 

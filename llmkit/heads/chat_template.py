@@ -88,7 +88,8 @@ def choose_template(tokenizer: Any, value: str) -> str:
     if not _is_jinja(text):
         choices = f"; the model's are {', '.join(named)}" if named else ""
         raise UsageError(
-            f"tokenizer.chat_template: {value[:80]!r} is no Jinja text, no file with one and no template of the model",
+            f"tokenizer.chat_template: {value[:80]!r} is neither a Jinja template nor a file with one,"
+            " and the model has none of that name",
             f"give a file such as chat_template.jinja, or the text itself{choices}",
         )
     return text
@@ -196,8 +197,8 @@ def _form(tokenizer: Any, template: str, roles: tuple[Any, ...], thinking: bool,
         if not lost:
             return form
         if len(lost) < fewest:
-            said, fewest = "system message" if lost == ["system"] else f"text of the {lost[-1]}", len(lost)
-            problem = InputError(f"the model's chat template drops the {said}", _CORRECT, code="chat_template_failed")
+            part, fewest = "system message" if lost == ["system"] else f"text of the {lost[-1]}", len(lost)
+            problem = InputError(f"the model's chat template drops the {part}", _CORRECT, code="chat_template_failed")
     assert problem is not None
     raise problem
 

@@ -42,7 +42,7 @@ class Seq2SeqHead(WritingHead):
                     ids = encode_text(loaded.tokenizer, text)
             case _:
                 raise UsageError(
-                    "a seq2seq model reads text or messages", "render the row for its head", code="not_supported"
+                    "a seq2seq model takes text or messages", "render the row for its head", code="not_supported"
                 )
         begun = encode_text(loaded.tokenizer, prefill, special=False) if prefill else []
         return Encoded(

@@ -155,7 +155,7 @@ class SpanHead(BaseHead):
             _spans(document, number, *pair, max_answer_len=settings.max_answer_len, top=settings.top)
             for number, pair in enumerate(logits)
         ]
-        return _reading(document, found, settings.top)
+        return _combined(document, found, settings.top)
 
 
 # What is learned.
@@ -268,7 +268,7 @@ def _counts_here(windows: Sequence[Window], number: int, low: torch.Tensor, high
     return counts
 
 
-def _reading(document: Document, found: Sequence[_Found], top: int) -> SpanPrediction:
+def _combined(document: Document, found: Sequence[_Found], top: int) -> SpanPrediction:
     """Combine the windows of a document."""
     tokens = len(document.input_ids)
     best = sorted((span for part in found for span in part.best), key=lambda span: (-span[0], *span[1:]))[:top]

@@ -138,7 +138,7 @@ def _room(loaded: Loaded, fixed: int, count: int, max_seq_len: int, question: in
     if room < min(count, MIN_ROOM):
         raise ContextOverflowError(
             f"the question has {question} tokens, and {max(0, length - (fixed - question) - MIN_ROOM)} fit beside the"
-            f" text in the {length} that {loaded.source.name} reads at once",
+            f" text in the {length} that {loaded.source.name} takes at once",
             "shorten the question" + (", or raise max_seq_len" if limit is None or max_seq_len < limit else ""),
         )
     return min(room, count)
@@ -185,7 +185,7 @@ def takes(model: Any, name: str) -> bool:
     return name in inspect.signature(type(inner).forward).parameters
 
 
-# Where tokens stand in the text.
+# The places of tokens in the text.
 
 
 def _whole_characters(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ from llmkit.errors import InputError, UsageError
 from llmkit.files import write_whole
 from llmkit.inference.context_window import ContextFitter
 from llmkit.inference.pipeline import Pipeline
-from llmkit.inference.streaming import Shown
+from llmkit.inference.streaming import StreamedText
 from llmkit.tasks import Message
 from llmkit.tasks.dialogue import shortened, to_messages
 from llmkit.tasks.output import Output, Usage
@@ -108,13 +108,13 @@ class Conversation:
     ) -> Output:
         """Another reply to the last message. If decoding is greedy and would repeat the reply, it is sampled."""
         if not self.messages:
-            raise InputError("there is no reply to try again", "send a message first")
+            raise InputError("no reply to repeat yet", "send a message first")
         return self._reply(self.messages[:-1], on_text, on_reasoning, cancelled, again=True)
 
     def undo(self) -> Message:
         """Remove the last turn, message and reply; returns the message."""
         if not self.messages:
-            raise InputError("there is nothing to undo", "send a message first")
+            raise InputError("nothing to undo yet", "send a message first")
         message = self.messages[-2]
         del self.messages[-2:]
         self._forgotten, self.last = min(self._forgotten, len(self.messages)), None
@@ -185,7 +185,7 @@ class Conversation:
                 sampled = f"this is sampled at temperature {_RETRY_TEMPERATURE:g}"
                 reader.note("reply_sampled", f"a greedy reply would be the same, so {sampled}")
                 settings = replace(settings, temperature=_RETRY_TEMPERATURE)
-        shown = Shown(reader.emit, strip=True).push if on_text else None
+        shown = StreamedText(reader.emit, strip=True).push if on_text else None
         request = Request(fitted.prompt, fitted.encoded, settings)
         request.on_text, request.on_reasoning, request.cancelled = shown, on_reasoning, cancelled
         raw = self._session.run(request)

@@ -14,7 +14,7 @@ from llmkit.engines.base import Answer, OnText, Request, Session, never
 from llmkit.engines.row_faults import attempt
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.inference.context_window import ContextFitter
-from llmkit.inference.streaming import Shown
+from llmkit.inference.streaming import StreamedText
 from llmkit.tasks import Generation, Result, Step, Work
 
 __all__ = ["Cancelled", "Job", "Progress", "Scheduler"]
@@ -106,20 +106,20 @@ class Scheduler:
     cancelled: Callable[[], bool] = never
     progress: Progress = lambda _rows, _tokens: None
     """Called with the rows that ended and the tokens generated since the last call."""
-    _asked: dict[Request, tuple[Job, int]] = field(default_factory=dict)
+    _pending: dict[Request, tuple[Job, int]] = field(default_factory=dict)
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Run until every job has ended."""
         for job in jobs:
             job.advance(first=True)
-            self._ask(job)
+            self._submit(job)
         self.progress(sum(job.ended for job in jobs), 0)
-        while self._asked:
+        while self._pending:
             if self.cancelled():
                 raise Cancelled
             self._take(self.session.step())
 
-    def _ask(self, job: Job) -> None:
+    def _submit(self, job: Job) -> None:
         """Submit the prompts of a job's step to the engine."""
         if job.ended:
             return
@@ -128,7 +128,7 @@ class Scheduler:
             job.error = requests
             return
         for index, request in enumerate(requests):
-            self._asked[request] = job, index
+            self._pending[request] = job, index
             self.session.add(request)
 
     def _requests(self, job: Job) -> list[Request]:
@@ -140,7 +140,7 @@ class Scheduler:
         fitted = [reader.fit(row) for row in step.rows]
         job.prompt_tokens += sum(len(each.encoded.input_ids) for each in fitted)
         job.truncated += sum(each.truncated for each in fitted)
-        shown = Shown(reader.emit, strip=reader.task.strip_output).push if step.final and job.streams else None
+        shown = StreamedText(reader.emit, strip=reader.task.strip_output).push if step.final and job.streams else None
         return [
             Request(
                 each.prompt,
@@ -163,14 +163,14 @@ class Scheduler:
         """Deliver outputs to their jobs, and advance the jobs whose step is complete."""
         tokens, touched = 0, {}
         for request, answer in answers:
-            job, index = self._asked.pop(request)
+            job, index = self._pending.pop(request)
             tokens += answer.tokens if isinstance(answer, Generation) else 0
             if job.ended:
                 continue
             touched[id(job)] = job
             if isinstance(answer, LlmkitError):
                 job.error = answer
-                for other in [each for each, (owner, _) in self._asked.items() if owner is job]:
+                for other in [each for each, (owner, _) in self._pending.items() if owner is job]:
                     self.session.cancel(other)
             elif answer.finish_reason == "interrupted" and not job.step.final:
                 raise Cancelled
@@ -179,5 +179,5 @@ class Scheduler:
         for job in touched.values():
             if job.answered:
                 job.advance()
-                self._ask(job)
+                self._submit(job)
         self.progress(sum(job.ended for job in touched.values()), tokens)

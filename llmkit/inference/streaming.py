@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from llmkit.inference.pipeline import Pipeline
     from llmkit.tasks import Row
 
-__all__ = ["Shown", "StreamedOutput"]
+__all__ = ["StreamedOutput", "StreamedText"]
 
 
-class Shown:
+class StreamedText:
     """Forwards the pieces of an answer; ``strip`` removes white space around it."""
 
     def __init__(self, on_text: OnText, *, strip: bool) -> None:

@@ -64,7 +64,7 @@ def read_contract(loaded: Loaded) -> Contract | None:
     content = read_json(path)
     if content.get("version") != _VERSION:
         raise CheckpointError(
-            f"{path} is of version {content.get('version')}, and this llmkit reads {_VERSION}", "upgrade"
+            f"{path} has version {content.get('version')}, and this llmkit supports {_VERSION}", "upgrade llmkit"
         )
     known = {item.name for item in fields(Contract)}
     if not isinstance(content.get("task"), str) or not content.keys() <= known:
@@ -82,12 +82,12 @@ def apply_contract(
     if contract.task != task.name:
         log.info("%s was tuned for %s", loaded.source.name, contract.task)
         return task, prompt_options, settings
-    said = set(explicitly_set(task.settings))
-    for name in said & contract.settings.keys():
+    explicit = set(explicitly_set(task.settings))
+    for name in explicit & contract.settings.keys():
         if getattr(task.settings, name) != contract.settings[name]:
             warn("tuned_differently", "%s was tuned with %s=%s", loaded.source.name, name, contract.settings[name])
     known = {item.name for item in setting_fields(task.settings_class)}
-    new = {name: value for name, value in contract.settings.items() if name in known - said}
+    new = {name: value for name, value in contract.settings.items() if name in known - explicit}
     if new:
         task = type(task)(replace(task.settings, **new))
     system = prompt_options.system or contract.system

@@ -219,8 +219,8 @@ def test_errors_are_one_line_and_the_session_goes_on(
     type_lines: TypeLines, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, err, _ = type_lines("/retry", "/undo", "word " * 5000, HELLO)
-    assert "there is no reply to try again; send a message first" in err
-    assert "there is nothing to undo; send a message first" in err
+    assert "no reply to repeat yet; send a message first" in err
+    assert "nothing to undo yet; send a message first" in err
     assert f"and the context of {conversation.pipeline.loaded.source.name} is " in err
     assert len(conversation.messages) == 2
     assert out.count("\n\n") == 1

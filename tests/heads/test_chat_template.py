@@ -154,7 +154,7 @@ def test_a_recipe_names_a_template_by_text_file_or_name(tokenizer: Any, tmp_path
     assert choose_template(tokenizer, "tool_use") == PARTS
     file.write_text("no template", encoding="utf-8")
     for value in ("chatml", str(file), "no template " * 500, str(tmp_path)):
-        with pytest.raises(UsageError, match=r"no Jinja text, no file with one .*the model's are default, tool_use"):
+        with pytest.raises(UsageError, match=r"neither a Jinja template nor a file.*the model's are default, tool_use"):
             choose_template(tokenizer, value)
 
 

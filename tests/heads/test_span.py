@@ -18,7 +18,7 @@ import transformers
 import llmkit
 from llmkit.config.settings import LoadSettings
 from llmkit.engines.transformers.batching import Budget
-from llmkit.engines.transformers.engine import mark
+from llmkit.engines.transformers.engine import extract_spans
 from llmkit.errors import ContextOverflowError, LlmkitError, UsageError
 from llmkit.heads.span import SpanHead
 from llmkit.heads.windows import split, takes_token_types
@@ -50,7 +50,7 @@ def load(checkpoint: Checkpoint) -> Load:
 
 def read(loaded: Loaded, *prompts: QuestionContext, batch_size: int = 4, **given: int) -> list[SpanPrediction]:
     documents = [split(loaded, asked(prompt, **given)) for prompt in prompts]
-    readings = mark(loaded, SpanHead(), documents, Budget(10**6, rows=batch_size))
+    readings = extract_spans(loaded, SpanHead(), documents, Budget(10**6, rows=batch_size))
     return [reading for reading in readings if isinstance(reading, SpanPrediction)]
 
 

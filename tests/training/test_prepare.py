@@ -67,7 +67,7 @@ REFUSED: list[tuple[str, list[dict[str, Any]], dict[str, Any], str]] = [
     ("gpt2", GENERATION, {"accelerate": {"local_sgd_steps": 2}}, "requires more than one process"),
     ("gpt2", GENERATION, {"accelerate": {"fsdp_config": {}}}, "needs GPUs"),
     ("gpt2", GENERATION, {"accelerate": {"deepspeed_config": {}}}, "not supported"),
-    ("gpt2", GENERATION, {"tokenizer": {"chat_template": "chatml"}}, "no Jinja text"),
+    ("gpt2", GENERATION, {"tokenizer": {"chat_template": "chatml"}}, "neither a Jinja template"),
     (
         "gpt2",
         GENERATION,

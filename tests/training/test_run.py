@@ -82,7 +82,10 @@ def test_a_template_that_loses_the_conversation_is_refused_before_training(
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}])
     model = checkpoint("llama", chat=True)
-    for template, message in (("chatml", "no Jinja text"), ("{{ bos_token }}Hello", "drops the text of the user")):
+    for template, message in (
+        ("chatml", "neither a Jinja"),
+        ("{{ bos_token }}Hello", "drops the text of the user"),
+    ):
         recipe = make_recipe("text-generation", model, rows, tokenizer={"chat_template": template})
         with pytest.raises(UsageError, match=message):
             finetune(recipe)
@@ -283,7 +286,7 @@ def test_a_tuned_model_is_asked_as_it_was_taught(
         llmkit.load("generate", out, offline=True)
         assert "was tuned for summarization" in caplog.text
     (tmp_path / "out" / "llmkit.json").write_text('{"version": 2}', encoding="utf-8")
-    with pytest.raises(CheckpointError, match="is of version 2"):
+    with pytest.raises(CheckpointError, match="has version 2"):
         llmkit.load("summarize", out, offline=True)
 
 

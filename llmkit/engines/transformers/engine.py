@@ -28,7 +28,7 @@ from llmkit.heads.writing import WritingHead
 from llmkit.models.load import Loaded
 from llmkit.tasks import Generation, Prompt, SpanPrediction, Task, Traits
 
-__all__ = ["TransformersEngine", "mark"]
+__all__ = ["TransformersEngine", "extract_spans"]
 
 
 class TransformersEngine:
@@ -90,8 +90,8 @@ class _Session(Session):
     def _run(self) -> Sequence[tuple[Request, Answer]]:
         requests = self._alike()
         if isinstance(self._head, SpanHead):
-            return list(zip(requests, self._mark(self._head, requests), strict=True))
-        batch, answers = self._budget.take(requests, _size, self._write)
+            return list(zip(requests, self._extract(self._head, requests), strict=True))
+        batch, answers = self._budget.take(requests, _size, self._generate)
         return list(zip(batch, repeat(answers) if isinstance(answers, LlmkitError) else answers, strict=False))
 
     def _alike(self) -> list[Request]:
@@ -106,7 +106,7 @@ class _Session(Session):
             alike.sort(key=lambda each: len(each.encoded.input_ids), reverse=True)
         return alike
 
-    def _write(self, requests: Sequence[Request]) -> list[Generation]:
+    def _generate(self, requests: Sequence[Request]) -> list[Generation]:
         assert isinstance(self._head, WritingHead)
         cache = self._cache if len(requests) == 1 else None
         raws = write(self._loaded, self._head, requests, cache)
@@ -115,10 +115,10 @@ class _Session(Session):
             raws = [replace(raws[0], cached_tokens=cache.reused)]
         return raws
 
-    def _mark(self, head: SpanHead, requests: Sequence[Request]) -> list[Answer]:
+    def _extract(self, head: SpanHead, requests: Sequence[Request]) -> list[Answer]:
         documents = [each.encoded for each in requests if isinstance(each.encoded, Document)]
-        readings = mark(self._loaded, head, documents, self._budget)
-        return [each if isinstance(each, LlmkitError) else Generation("", span_prediction=each) for each in readings]
+        predictions = extract_spans(self._loaded, head, documents, self._budget)
+        return [each if isinstance(each, LlmkitError) else Generation("", span_prediction=each) for each in predictions]
 
     def close(self) -> None:
         super().close()
@@ -133,7 +133,7 @@ def _size(request: Request) -> int:
     return copies * (len(request.encoded.input_ids) + min(limits, default=0))
 
 
-def mark(
+def extract_spans(
     loaded: Loaded, head: SpanHead, documents: Sequence[Document], budget: Budget
 ) -> list[SpanPrediction | LlmkitError]:
     """Extract the answers to questions from their texts; one `SpanPrediction` per document, in order.
@@ -152,12 +152,12 @@ def mark(
         lambda number: len(windows[number].input_ids),
         lambda numbers: head.read(loaded, [windows[number] for number in numbers]),
     )
-    for numbers, read in batches:
-        results.update(zip(numbers, repeat(read) if isinstance(read, LlmkitError) else read, strict=False))
+    for numbers, found in batches:
+        results.update(zip(numbers, repeat(found) if isinstance(found, LlmkitError) else found, strict=False))
     logits = iter([results[number] for number in range(len(windows))])
-    readings: list[SpanPrediction | LlmkitError] = []
+    predictions: list[SpanPrediction | LlmkitError] = []
     for document in documents:
         own = list(islice(logits, len(document.windows)))
         failed = next((error for error in own if isinstance(error, LlmkitError)), None)
-        readings.append(failed or head.answer(document, own))
-    return readings
+        predictions.append(failed or head.answer(document, own))
+    return predictions

@@ -1,6 +1,6 @@
 """The command line: parse, call the API, print. Results on stdout, everything else on stderr.
 
-One module a group of verbs. Imports nothing heavy until a command runs.
+One module per group of commands. Imports nothing heavy until a command runs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The Typer application and the one place where an exception becomes a line and an exit code.
+"""The commands, and the one place where an exception becomes a message and an exit code.
 
-Exit codes: 0 done (also when the reader of a pipe went away), 1 runtime, 2 usage, 3 some rows could not be answered,
-130 Ctrl+C, 143 SIGTERM, 128 + n where one of several processes was ended by signal n.
+Exit codes: 0 success (also if the reader of a pipe has closed it), 1 runtime error, 2 usage error, 3 some rows failed,
+130 Ctrl+C, 143 SIGTERM, 128 + n if one of several processes was ended by signal n.
 """
 
 from __future__ import annotations
@@ -150,17 +150,17 @@ def _on_sigterm(*_: int | FrameType | None) -> NoReturn:
 
 @contextlib.contextmanager
 def _program() -> Iterator[None]:
-    """Process-wide state while the program runs, restored for a caller that continues (a test, a notebook)."""
+    """Process-wide state while the program runs; restored afterwards for callers such as tests and notebooks."""
     closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
-    for name in closed:  # by whoever started the program
+    for name in closed:  # by the program that started this one
         setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: PTH123, SIM115 - closed below
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a code page lacks languages, strict UTF-8 some names of files
+        if hasattr(stream, "reconfigure"):  # code pages lack languages, and strict UTF-8 some file names
             errors = "surrogateescape" if stream.errors == "strict" else stream.errors
             stream.reconfigure(encoding="utf-8", errors=errors)
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = guard_terminal(sys.stdout), guard_terminal(sys.stderr, bars=True)
-    for library in ("TRANSFORMERS", "HF_HUB", "DATASETS"):  # some of what they say holds whole addresses
+    for library in ("TRANSFORMERS", "HF_HUB", "DATASETS"):  # some of their messages contain complete URLs
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     if "OMP_WAIT_POLICY" not in os.environ:
         # Threads that wait for others sleep soon. By default they take the CPUs away for milliseconds, each time.
@@ -168,7 +168,7 @@ def _program() -> Iterator[None]:
     previous = signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         with warnings.catch_warnings(), logging_to_stderr():
-            # What other libraries say in passing is for developers; what matters is checked and said by llmkit.
+            # Warnings of other libraries are for developers; llmkit checks and reports what matters to users.
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -182,7 +182,7 @@ def _program() -> Iterator[None]:
 def _leave(code: int) -> NoReturn:
     """Exit at once: nothing can be written to a closed pipe, and a model may be in the middle of a long step."""
     if code == 130 and sys.stderr.isatty():
-        print(file=sys.stderr)  # noqa: T201 - the shell's prompt begins on a line of its own
+        print(file=sys.stderr)  # noqa: T201 - the shell's prompt starts on a new line
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -210,7 +210,7 @@ def _need_utf8() -> None:
     """Restart in UTF-8 mode if the locale is ASCII only: arguments and file names may contain any text."""
     ascii_only = codecs.lookup(sys.getfilesystemencoding()).name == "ascii"
     if ascii_only and sys.executable and os.environ.get("PYTHONUTF8") != "1":
-        os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
+        os.environ["PYTHONUTF8"] = "1"  # for child processes
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606
 
 

@@ -122,7 +122,7 @@ def _part(name: str, part: PartReport, recipe: Recipe, encoder: Encoder) -> Iter
         lines = part.problems.get(status, ())
         yield from (f"  {what}: {line}" for line in lines)
         if lines and getattr(recipe.data, key) in (None, "error"):
-            yield f"  training would stop at the first of these; data.{key} says what else to do"
+            yield f"  training would stop at the first of these; set data.{key} to change that"
     yield from _histogram(part.lengths, encoder.max_length)
     for sample in part.samples:
         yield ""

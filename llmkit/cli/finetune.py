@@ -99,7 +99,7 @@ def finetune(
         loaded = load_recipe(recipe, [*changes, *folder])
     if dry_run:
         if resume:
-            raise UsageError("--dry-run trains nothing, so there is nothing to resume", "give one of them")
+            raise UsageError("--dry-run and --resume are mutually exclusive", "leave one of them out")
         from llmkit.training.dry_run import dry_run as estimate
 
         echo(text or resolved_yaml(loaded), end="")
@@ -114,7 +114,7 @@ def finetune(
         trainer = train(loaded, resume=resume, should_stop=lambda: bool(asked), text=text)
     if trainer.stopped:
         step = trainer.progress.step
-        log.warning("stopped after update %d, which is saved; go on with --resume", step)
+        log.warning("stopped after update %d, which is saved; continue with --resume", step)
         # The signal may have reached another process only.
         raise Stopped(143 if signal.SIGTERM in asked[:1] else 130)
     if trainer.accelerator.is_main_process:

@@ -1,9 +1,9 @@
-"""One command as several processes: this program, started several times under Accelerate's variables.
+"""Running one command in several processes: starts this program several times with Accelerate's variables.
 
-Not by ``accelerate launch``, which without a GPU runs one process and does not say so (Accelerate 1.15). Nor by
-torchrun's ``elastic_launch`` (PyTorch 2.13): it takes any exit code but 0 for a failure and ends the others, as when
-some rows have errors; the workers of a parent that was killed go on; and the parent would load torch, 4 s and 220 MB.
-Started by either, the program finds its place all the same. Knows processes; does not know what they do.
+``accelerate launch`` is not used, since without a GPU it silently runs one process (Accelerate 1.15). Neither is
+torchrun's ``elastic_launch`` (PyTorch 2.13): it treats every exit code other than 0 as a failure and stops all
+processes, also if only some rows failed; workers survive a parent that is killed; and the parent would have to load
+torch (4 s, 220 MB). The program also works if it is started by either of them. Independent of what the processes do.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ __all__ = ["Nodes", "start"]
 _ERROR = re.compile(r"error\[\w+\]: (.*)")
 _POLL = 0.1
 _PORT = 29500
-"""Accelerate's own, where the machines must know it beforehand."""
+"""Accelerate's default, for runs on several machines."""
 _EXPECTED_EXIT_CODES = (0, 3, 130, 143)
-"""Exit codes of a run that ended as it was told to, some rows perhaps with errors."""
+"""Exit codes of a run that was completed or stopped on request, possibly with failed rows."""
 
 
 _MOST = 64
-"""Processes on one machine, where it has few cores for a number of devices."""
+"""Maximum number of processes on a machine with few cores; it may have many devices."""
 _SIGKILL = 9
-"""Which Windows has no name for."""
-_GO_ON = "go on with --resume"
+"""Windows has no name for it."""
+_CONTINUE = "continue with --resume"
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """The machines of a run, and which of them this is."""
+    """The machines of a run, and the rank of this one."""
 
     count: int = 1
     rank: int = 0
     address: str | None = None
-    """Of the first."""
+    """Address of the first machine."""
     port: int | None = None
 
 
 def start(count: int, arguments: Sequence[str], *, on_cpu: bool, machines: Nodes = Nodes()) -> int:
-    """Run this machine's share of ``count`` processes with the same arguments, and return the first's exit code.
+    """Run this machine's share of ``count`` processes with the same arguments, and return the first one's exit code.
 
-    What the others print is shown only if one of them fails and the first does not. Ctrl+C and SIGTERM are passed on,
-    each time they come; none is left behind.
+    The output of the other processes is shown only if one of them fails and the first does not. Ctrl+C and SIGTERM are
+    passed on to all of them, and no process survives.
 
     Raises:
-        UsageError: there are more than any machine of this size runs.
-        LlmkitError: one of the others failed, or any was ended by a signal that it did not expect.
+        UsageError: too many processes for this machine.
+        LlmkitError: a process other than the first failed, or one was killed by a signal.
     """
     port = machines.port or (_PORT if machines.count > 1 else _free_port())
     local = count // machines.count
@@ -88,7 +88,7 @@ def start(count: int, arguments: Sequence[str], *, on_cpu: bool, machines: Nodes
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL if place else None,
             stderr=stderr_files[place - 1] if place else None,
-            # A terminal's Ctrl+C would reach them beside the one that is passed on.
+            # Otherwise Ctrl+C in a terminal would reach them twice.
             start_new_session=True,
         )
         for place in range(local)
@@ -127,21 +127,21 @@ def _passed_on(running: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 
 def _exit_code(code: int) -> int:
-    """That of a shell: 128 and the number of the signal that ended a process."""
+    """The exit code as in a shell: 128 plus the number of the signal that ended a process."""
     return code if code >= 0 else 128 - code
 
 
 def _was_killed(code: int | None) -> bool:
-    """Whether a process was ended by a signal that does not ask it to end."""
+    """Whether a process was ended by a signal other than Ctrl+C and SIGTERM."""
     return code is not None and code < 0 and _exit_code(code) not in _EXPECTED_EXIT_CODES
 
 
 def _wait(running: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Wait for all, or for the first that fails; its rank, 0 if none of the others did."""
+    """Wait for all processes, or for the first that fails; returns its rank, or 0 if only the first failed or none."""
     while True:
         codes = [process.poll() for process in running]
         killed = [place for place, code in enumerate(codes) if _was_killed(code)]
-        if killed:  # the others fail for want of it
+        if killed:  # the others fail as a consequence
             return killed[0]
         if None not in codes or codes[0] not in (None, *_EXPECTED_EXIT_CODES):
             return 0
@@ -149,7 +149,7 @@ def _wait(running: Sequence[subprocess.Popen[bytes]]) -> int:
             (place for place, code in enumerate(codes) if place and code not in (None, *_EXPECTED_EXIT_CODES)), 0
         ):
             with suppress(subprocess.TimeoutExpired):
-                running[0].wait(_POLL * 10)  # it may be about to say the same
+                running[0].wait(_POLL * 10)  # it may be about to report the same error
             return 0 if running[0].poll() not in (None, 0, 3) else failed
         time.sleep(_POLL)
 
@@ -169,7 +169,7 @@ def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _error_of(rank: int, code: int, stderr_files: IO[bytes] | None) -> LlmkitError | None:
-    """Why a process failed; None for the first, unless it could not say so itself."""
+    """The error of a process that failed; None for the first one, which reports its own unless it was killed."""
     if stderr_files is None and not _was_killed(code):
         return None
     lines = _lines(stderr_files) if stderr_files is not None else []
@@ -177,15 +177,15 @@ def _error_of(rank: int, code: int, stderr_files: IO[bytes] | None) -> LlmkitErr
     if code >= 0:
         return LlmkitError(
             f"process {rank} failed{f': {printed}' if printed else ''}",
-            "" if printed else _GO_ON,
+            "" if printed else _CONTINUE,
             code="process_failed",
         )
     number = -code
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     if number == _SIGKILL:
-        why, fix = ", most likely because memory ran out", f"free memory, and {_GO_ON}"
+        why, fix = ", most likely because memory ran out", f"free memory, and {_CONTINUE}"
     else:
-        why, fix = f": {printed}" if printed else "", _GO_ON
+        why, fix = f": {printed}" if printed else "", _CONTINUE
     error = LlmkitError(f"process {rank} was ended by {name}{why}", fix, code="process_failed")
     error.exit_code = _exit_code(code)
     return error

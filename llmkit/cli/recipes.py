@@ -47,7 +47,7 @@ def recipes_list(*, as_json: AsJson = False) -> None:
 
 
 def _opening(path: Path) -> dict[str, str]:
-    """The command and the sentence that a shipped recipe begins with."""
+    """The command and the description at the top of a built-in recipe."""
     lines = path.read_text(encoding="utf-8").splitlines()
     comments = [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
     return {"command": comments[0], "about": comments[1]}
@@ -67,7 +67,7 @@ def _shipped(name: str) -> Path:
 
     path = find_recipe(name)
     if path not in shipped_recipes().values():
-        raise UsageError(f"{name} is a file of your own", "name one that comes with llmkit: llmkit recipes list")
+        raise UsageError(f"{name} is not a built-in recipe", "name one of: llmkit recipes list")
     return path
 
 
@@ -154,7 +154,7 @@ def recipes_validate(
     from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe, shipped_recipes
 
     if bool(names) == every:
-        raise UsageError("name recipes, or give --all", "see: llmkit recipes list")
+        raise UsageError("name recipes, or pass --all", "see: llmkit recipes list")
     bad = 0
     for name in shipped_recipes() if every else names or ():
         try:

@@ -62,7 +62,7 @@ def guard_terminal(stream: TextIO, *, bars: bool = False) -> TextIO:
 
 
 def terminal(stream: TextIO) -> TextIO:
-    """The stream itself, for colours and bars, whose texts are made printable by who draws them."""
+    """The stream itself, for colours and progress bars, whose texts are already printable."""
     return stream.terminal if isinstance(stream, _Guarded) else stream
 
 
@@ -76,7 +76,7 @@ def printed() -> int:
 
 
 def echo(text: str = "", *, end: str = "\n", err: bool = False, **style: Any) -> None:
-    """Print at once, on a terminal in a style of `typer.style`. Where standard error takes nothing, work goes on."""
+    """Print at once, on a terminal in a style of `typer.style`. Errors of standard error are ignored."""
     stream = sys.stderr if err else sys.stdout
     next(_lines)
     with suppress(OSError, ValueError) if err else nullcontext():

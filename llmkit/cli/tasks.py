@@ -140,7 +140,7 @@ def _row(task: type[Task], arguments: Mapping[str, Any], encoding: str | None) -
             code="empty_input",
         )
     if argument is not None and option is not None:
-        raise UsageError("the text was given twice", f"leave out --{last} or the last argument")
+        raise UsageError("the text is passed twice", f"leave out --{last} or the last argument")
     argument = option if argument is None else argument
     if argument is None and text is None and sys.stdin.isatty():
         raise InputError(

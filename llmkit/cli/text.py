@@ -50,7 +50,7 @@ def read_text(
         argument = "-"
     if argument is not None and literal is not None:
         if not takes_instruction or not (argument == "-" or _is_file(argument)):
-            raise InputError(f"both {argument!r} and `text` were given", "give one of them", code="no_effect")
+            raise InputError(f"both {argument!r} and `text` are set", "leave one of them out", code="no_effect")
         return _below(_checked(literal), read_text(argument, None, encoding))
     if argument == "-":
         return _document(sys.stdin.buffer.read(), "standard input", encoding, takes_document)

@@ -379,7 +379,9 @@ def column_pairs(items: Sequence[str]) -> dict[str, str]:
         name, equals, column = item.partition("=")
         if not (name and equals and column):
             raise UsageError(
-                f"column={item!r} is not a pair", "write FIELD=COLUMN, such as context=body", code="invalid_value"
+                f"column={item!r} is not of the form FIELD=COLUMN",
+                "write a pair, such as context=body",
+                code="invalid_value",
             )
         if name in names:
             raise UsageError(f"the field {name!r} is mapped twice", "map each field once", code="invalid_value")

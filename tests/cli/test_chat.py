@@ -170,7 +170,7 @@ def test_several_replies(run: Run, folder: Path) -> None:
         (["--encoding", "latin-1"], "--encoding is for one reply"),
         (["--num-return-sequences", "2"], "a conversation continues with a single reply"),
         ([" "], "the message is empty; give llmkit chat some text"),
-        (["hi", "--text", "ho"], "both 'hi' and --text were given"),
+        (["hi", "--text", "ho"], "both 'hi' and --text are set"),
     ],
 )
 def test_bad_usage(arguments: list[str], message: str, run: Run) -> None:

@@ -156,7 +156,7 @@ def test_bad_files(name: str, message: str, run: Run, tmp_path: Path) -> None:
         (["generate"], "the text is missing; give a text, a file, or pipe one in"),
         (["generate", "./missing.txt"], "the file ./missing.txt does not exist; check the path, or pass --text"),
         (["generate", "notes.md"], "the file notes.md does not exist"),
-        (["generate", "hi", "--text", "ho"], "both 'hi' and --text were given"),
+        (["generate", "hi", "--text", "ho"], "both 'hi' and --text are set"),
         (["generate", "hi", "--encoding", "latin-1"], "--encoding has an effect on files and standard input only"),
         (["generate", "-", "--encoding", "utf-99"], "unknown encoding 'utf-99'"),
         (["generate", "hi", "--temperature", "-1"], "temperature=-1.0 is out of range; give a number from 0 to 100"),

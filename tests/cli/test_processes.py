@@ -26,8 +26,12 @@ def ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("signal", "problem", "code"),
     [
-        ("KILL", "was ended by SIGKILL, most likely because memory ran out; free memory, and go on with --resume", 137),
-        ("SEGV", "was ended by SIGSEGV; go on with --resume", 139),
+        (
+            "KILL",
+            "was ended by SIGKILL, most likely because memory ran out; free memory, and continue with --resume",
+            137,
+        ),
+        ("SEGV", "was ended by SIGSEGV; continue with --resume", 139),
     ],
 )
 def test_a_process_that_is_killed_is_named(signal: str, problem: str, code: int, rank: int, ends: Path) -> None:

@@ -56,7 +56,7 @@ def test_answer_takes_the_text_in_every_way(
         assert run(*base, *way)[1] == expected
     for way in ((), ("-",)):
         assert run(*base, *way, stdin=TEXT.encode())[1] == expected
-    assert "the text was given twice" in one_line(run(*base, TEXT, "--context", TEXT)[2])
+    assert "the text is passed twice" in one_line(run(*base, TEXT, "--context", TEXT)[2])
     assert "the context is missing; give it after the question" in one_line(run(*base)[2])
 
 

@@ -142,7 +142,7 @@ def test_processes_that_are_stopped_save_and_only_as_many_go_on(checkpoint: Chec
     running.send_signal(signal.SIGINT)
     _, said = running.communicate()
     assert running.returncode == 130, said
-    assert "go on with --resume" in said
+    assert "continue with --resume" in said
     (left,) = (tmp_path / "out").glob("checkpoint-*")
     assert f"stopped after update {left.name.partition('-')[2]}, which is saved" in said
     alone = start([sys.executable, "-m", "llmkit", "finetune", recipe, "--resume"])

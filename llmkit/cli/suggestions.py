@@ -168,7 +168,7 @@ def _unknown_option(option: str, context: Any) -> tuple[str, str]:
     if commands := _commands_with(option, context.find_root().command, context.find_root().info_name):
         if context.parent is None:
             return f"{option} belongs after the command", f"write {commands[0]} {option}"
-        return problem, f"it is an option of {' and '.join(commands[:3])}"
+        return problem, f"it is an option of {', '.join(commands[:3])}"
     if close := get_close_matches(word, own, n=1, cutoff=_CLOSE):
         return problem, f"did you mean {own[close[0]]}?"
     begun = sorted({name for other, name in own.items() if len(word) > 1 and other.startswith(word)})

@@ -86,7 +86,7 @@ def test_translate(run: Run, checkpoint: Checkpoint) -> None:
         (("--to", "frensh"), "did you mean 'French'"),
         (("--from", "fr"), "source and target are both French"),
         (("--to", "tlh"), "does not translate into"),
-        (("--top", "3"), "No such option: --top"),
+        (("--top", "3"), "unknown option --top; it is an option of llmkit answer"),
     ):
         code, out, err = run(*base, "Hello", *wrong)
         assert (code, out) == (2, "")

@@ -50,7 +50,7 @@ def finetune(
     source: SourceLanguage = None,
     target: TargetLanguage = None,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", help="Folder of the result; sets train.output_dir.")
+        str | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the result; sets train.output_dir.")
     ] = None,
     overrides: Annotated[
         list[str] | None,

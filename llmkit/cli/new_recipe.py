@@ -17,7 +17,9 @@ __all__ = ["Data", "Method", "ModelName", "SourceLanguage", "TargetLanguage", "T
 
 _GROUP = "Recipe"
 
-TaskName = Annotated[str | None, typer.Option("--task", help="Task of the data.", rich_help_panel=_GROUP)]
+TaskName = Annotated[
+    str | None, typer.Option("--task", metavar="TASK", help="Task of the data.", rich_help_panel=_GROUP)
+]
 Data = Annotated[
     list[str] | None,
     typer.Option("--data", metavar="PATH", help="Training rows: file, folder, or Hub id.", rich_help_panel=_GROUP),
@@ -27,28 +29,36 @@ Validation = Annotated[
     typer.Option(
         "--validation",
         metavar="PATH",
-        help="Validation rows; by default a tenth of the training rows.",
+        help="Validation rows.",
+        show_default="a tenth of the training rows",
         rich_help_panel=_GROUP,
     ),
 ]
 ModelName = Annotated[
     str | None,
-    declared(LoadSettings, "model", help="Hub id, folder, or starter (the default).", rich_help_panel=_GROUP),
+    declared(
+        LoadSettings,
+        "model",
+        help="Model to train: a Hub id, a folder, or starter.",
+        show_default="starter",
+        rich_help_panel=_GROUP,
+    ),
 ]
 Method = Annotated[
     str | None,
     typer.Option(
         "--method",
         metavar="NAME",
-        help="lora (the default for models that generate text), full for all weights, or another method of PEFT.",
+        help="Train with lora, with full (all weights), or with another method of PEFT.",
+        show_default="lora for models that generate text",
         rich_help_panel=_GROUP,
     ),
 ]
 SourceLanguage = Annotated[
-    str | None, typer.Option("--from", help="Translation: source language.", rich_help_panel=_GROUP)
+    str | None, typer.Option("--from", metavar="LANGUAGE", help="Translation: source language.", rich_help_panel=_GROUP)
 ]
 TargetLanguage = Annotated[
-    str | None, typer.Option("--to", help="Translation: target language.", rich_help_panel=_GROUP)
+    str | None, typer.Option("--to", metavar="LANGUAGE", help="Translation: target language.", rich_help_panel=_GROUP)
 ]
 
 
@@ -66,7 +76,7 @@ def from_options(
     from llmkit.training.new_recipe import new_recipe
 
     if task is None or not data:
-        raise UsageError("neither a recipe nor a task with data is given", "name a recipe, or give --task and --data")
+        raise UsageError("neither a recipe nor a task with data is named", "name a recipe, or pass --task and --data")
     settings = {name: value for name, value in languages.items() if value is not None}
     return new_recipe(
         task,

@@ -116,7 +116,7 @@ def recipes_new(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key (repeatable).")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Recipe file; default: standard output.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", show_default="standard output", help="Recipe file.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
 ) -> None:

@@ -176,7 +176,7 @@ def test_the_completion_script_is_printed(run: Run, monkeypatch: pytest.MonkeyPa
 def test_options_with_one_name_are_the_same_everywhere() -> None:
     """The same help, metavar and short name; where a command has its own, it is listed here."""
     own = {"--encoding", "--top", "--task", "--dtype", "--num-processes", "--resume", "--overwrite", "--set", "--data"}
-    own |= {"--from", "--to", "--output", "--dry-run", "--text"}
+    own |= {"--from", "--to", "--output", "--dry-run", "--text", "--model", "--validation"}
     seen: dict[str, tuple[Any, ...]] = {}
     for name, command in LEAVES.items():
         for each in command.params:

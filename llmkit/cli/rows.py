@@ -1,4 +1,4 @@
-"""``--input``: the commands of the tasks over a file of rows. ProgressMeter on standard error, and the exit code."""
+"""``--input``: the commands of the tasks over a file of rows. Progress on standard error, and the exit code."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _run(
             )
     except (KeyboardInterrupt, Stopped):
         if rows.output is not None and "-" not in rows.input and not member.rank:
-            log.warning("stopped; the same command with --resume goes on")
+            log.warning("stopped; continue with the same command and --resume")
         raise
 
 

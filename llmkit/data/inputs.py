@@ -36,7 +36,7 @@ def is_pipe(name: str) -> bool:
 def input_files(settings: RowSettings, *, log_skipped: bool = False) -> list[str]:
     """The files of an input: named, in folders, or matched by patterns; without outputs of earlier runs."""
     if "-" in settings.input and len(settings.input) > 1:
-        raise UsageError("standard input cannot be read among files", "name files, or `input=-` alone")
+        raise UsageError("standard input cannot be read among files", "name files only", "name `input=-` alone")
     output = None if settings.output is None else Path(settings.output).absolute()
     found: list[str] = []
     for name in settings.input:

@@ -28,6 +28,7 @@ MODULES = {
     "llmkit.cli.chat": ("chat",),
     "llmkit.models.language_map": TRANSLATION,
     "llmkit.models.families.translators": TRANSLATION,
+    "llmkit.text.detection": TRANSLATION,
 }
 """Modules whose messages only some commands can print, although others seem to reach them."""
 NEVER = {
@@ -39,6 +40,7 @@ NEVER = {
     ("download", "is built by code of its own"): "it does not count exactly",
     ("download", "cannot be built from its config"): "it does not count exactly",
     ("download", "base is of an adapter"): "it passes no base",
+    ("evaluate", "no input file is plain text"): "it has no --sample-by",
     ("evaluate", "the column "): "it does not rename columns",
 }
 """Messages that a command cannot print, by a part of them, and why."""

@@ -8,6 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.config.recipe import Recipe, recipe_adapter
+from llmkit.config.recipe_file import shipped_recipes
+from tests.conftest import Checkpoint
+
+SEVERAL_DEVICES = [name for name in shipped_recipes() if name.endswith(("-ddp", "-deepspeed", "-fsdp2", "-qlora"))]
+"""Shipped recipes for several processes or a GPU."""
+_FAMILIES = {"starter": "llama", "openai": "gpt2", "google-t5": "t5", "facebook": "nllb", "Qwen": "qwen3"}
+_FAMILIES |= {"minilm": "bert", "google-bert": "bert", "runs": "llama"}
+
+
+def tiny_model(recipe: Any, checkpoint: Checkpoint) -> list[str]:
+    """Changes of a shipped recipe: a tiny model of the same family in place of one that has to be fetched."""
+    if recipe.model.name_or_path is None:
+        return []
+    family = next(value for key, value in _FAMILIES.items() if recipe.model.name_or_path.startswith(key))
+    context = "n_positions" if family in ("gpt2", "t5") else "max_position_embeddings"
+    return [f"model.name_or_path={checkpoint(family, chat=family in ('llama', 'qwen3'), **{context: 4096})}"]
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any] | str]) -> Path:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from llmkit.cli.app import main
-from llmkit.config.recipe_file import load_recipe, shipped_recipes
+from llmkit.config.recipe_file import load_recipe
 from tests.conftest import Checkpoint
-from tests.training.recipes import write_rows
+from tests.training.recipes import SEVERAL_DEVICES, tiny_model, write_rows
 
 
 @pytest.fixture
@@ -103,29 +103,26 @@ def test_wrong_calls(
     assert said in run(capsys, "data", "check", *arguments, code=2)
 
 
-_FAMILIES = {"starter": "llama", "openai": "gpt2", "google-t5": "t5", "facebook": "nllb", "Qwen": "qwen3"}
-_FAMILIES |= {"minilm": "bert", "google-bert": "bert", "runs": "llama"}
-_WIDE = {"gpt2": {"n_positions": 4096}, "t5": {"n_positions": 4096}, "nllb": {"max_position_embeddings": 4096}}
-
-
-@pytest.mark.parametrize("name", shipped_recipes())
-def test_every_shipped_recipe_runs_dry(
+@pytest.mark.parametrize(
+    "name",
+    [
+        *SEVERAL_DEVICES,
+        *("dialogue/starter-lora", "question-answering/minilm-full", "summarization/t5-full"),
+        *("text-generation/llama-scratch", "translation/marian-scratch"),
+    ],
+)
+def test_a_shipped_recipe_runs_dry(
     name: str,
     checkpoint: Checkpoint,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With a tiny model of the same family in place of one that would have to be fetched, without shards or 8 bits."""
+    """Without shards and 8 bits. `test_run` trains all the others, which begins alike."""
     monkeypatch.chdir(tmp_path)
     recipe: Any = load_recipe(name)
-    changes = ["train.output_dir=x", "data.max_length=null", "train.optim=adamw_torch"]
-    changes += ["accelerate.fsdp_config=null", "accelerate.deepspeed_config=null"]
-    if recipe.model.name_or_path is not None:
-        family = next(value for key, value in _FAMILIES.items() if recipe.model.name_or_path.startswith(key))
-        wide: dict[str, Any] = _WIDE.get(family, {"max_position_embeddings": 4096})
-        folder = checkpoint(family, chat=family in ("llama", "qwen3"), **wide)
-        changes += [f"model.name_or_path={folder}", "model.quantize=null"]
+    changes = ["train.output_dir=x", "data.max_length=null", "train.optim=adamw_torch", "model.quantize=null"]
+    changes += ["accelerate.fsdp_config=null", "accelerate.deepspeed_config=null", *tiny_model(recipe, checkpoint)]
     out = run(capsys, "finetune", name, "--dry-run", *(part for change in changes for part in ("--set", change)))
     assert "output_dir: x" in out
     lines = [line for line in out.splitlines() if line.startswith("# ")]

@@ -23,6 +23,7 @@ from llmkit.heads import head_of
 from llmkit.metrics.bootstrap import Interval
 from llmkit.metrics.score import score
 from llmkit.tasks import TASKS, Dialogue, PromptOptions, QuestionAnswering, Traits, Translation, get_task
+from llmkit.tasks.output import Note, Output, Usage
 from llmkit.tasks.translation import TranslationSettings
 from llmkit.training.dataset import make_examples
 from llmkit.training.encoding import make_encoder
@@ -435,3 +436,25 @@ def test_where_no_row_has_a_perplexity_the_other_figures_are_given(
     assert "perplexity" not in found["figures"]
     assert found["figures"]
     assert "perplexity is omitted" in capsys.readouterr().err
+
+
+def test_a_notebook_shows_metrics_with_their_intervals() -> None:
+    figure = MetricResult("f1", Interval(50.0, 40.0, 60.0), "", True, p_value=0.03)
+    other = Evaluation("t", "b", 3, 0, 0, (MetricResult("f1", Interval(45.5, 40.0, 50.0), "", True),))
+    text = Evaluation("t", "<m>", 3, 1, 0, (figure,), notes={"output_cut": 2}, baseline=other)._repr_html_()
+    for part in ("t: &lt;m&gt;, 3 rows (baseline: b), 1 failed, 2 output_cut", "<td>50.00</td><td>40.00 to 60.00</td>"):
+        assert part in text
+    assert "<td>45.50</td><td>+4.50</td><td>0.0300</td>" in text
+    assert "<m>" not in text
+
+
+def test_a_notebook_shows_an_answer_with_its_notes_and_no_markup_of_it() -> None:
+    notes = (Note("output_cut", "cut <b>"),)
+    text = Output(
+        text="<script>alert(1)</script>\n\nTwo", task="t", model="m&m", commit=None, head="causal",
+        finish_reason="length", usage=Usage(3, 5), score=0.5, notes=notes,
+    )._repr_html_()  # fmt: skip
+    assert "<script>" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;\n\nTwo" in text
+    assert "m&amp;m: 5 tokens, length, score 0.500" in text
+    assert "<code>output_cut</code>: cut &lt;b&gt;" in text

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from llmkit.cli.display import display_width, padded
 from llmkit.cli.output import AsJson
 from llmkit.cli.streams import echo
 from llmkit.errors import UsageError
@@ -29,10 +30,10 @@ def cache_list(as_json: AsJson = False) -> None:
     if as_json:
         echo(json.dumps([entry.to_dict() for entry in entries], ensure_ascii=False))
         return
-    width = max((len(entry.name) for entry in entries), default=0)
+    width = max((display_width(entry.name) for entry in entries), default=0)
     for entry in entries:
         used = "in use" if entry.in_use else f"{entry.idle_days:.0f} days ago"
-        echo(f"{entry.kind:<9} {entry.name:<{width}}  {in_units(entry.size):>8}  {used}")
+        echo(f"{entry.kind:<9} {padded(entry.name, width)}  {in_units(entry.size):>8}  {used}")
 
 
 def cache_size(as_json: AsJson = False) -> None:

@@ -89,7 +89,7 @@ def converse(
     from llmkit.models.cache import cache_dir
 
     if option := next((name for name, value in one_reply.items() if value not in (None, False)), None):
-        raise UsageError(f"{option} is for one reply, and there is no message", "give a text, a file, or pipe one in")
+        raise UsageError(f"{option} is for one reply, and no message was passed", "give a text, a file, or pipe one in")
     if generation.num_return_sequences > 1:  # before a model is loaded
         raise UsageError(
             "a conversation continues with a single reply", "leave --num-return-sequences out, or give a text"
@@ -284,7 +284,7 @@ class Session:
         self._keep()
 
     def _keep(self) -> None:
-        """Save the conversation for ``--continue``. A full disk is no reason to stop talking."""
+        """Save the conversation for ``--continue``. An error, such as a full disk, is ignored."""
         if self._last is not None:
             with suppress(LlmkitError, OSError):
                 self._last.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

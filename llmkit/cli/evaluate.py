@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from llmkit.cli.display import padded
 from llmkit.cli.options import declared, flags
 from llmkit.cli.output import AsJson
 from llmkit.cli.processes import start
@@ -191,10 +192,11 @@ def _table(result: Evaluation) -> Iterator[str]:
         yield f"baseline: {other.model}"
     baselines = {} if other is None else {each.name: each.interval.value for each in other.figures}
     for each in result.figures:
-        line = f"  {each.name:<12} {each.interval.value:6.2f}  [{each.interval.low:.2f}, {each.interval.high:.2f}]"
+        value, low, high = each.interval.value, each.interval.low, each.interval.high
+        line = f"  {padded(each.name, 12)} {value:6.2f}  [{low:.2f}, {high:.2f}]"
         if each.p_value is not None:
             before = baselines[each.name]
-            line += f"   baseline {before:.2f}, difference {each.interval.value - before:+.2f}, p = {each.p_value:.4f}"
+            line += f"   baseline {before:.2f}, difference {value - before:+.2f}, p = {each.p_value:.4f}"
         yield line
     for name, figures in result.trivial.items():
         yield f"  {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in figures.items())

@@ -67,7 +67,7 @@ class StreamPrinter:
     """Prints an answer while it is generated: the answer to stdout, the reasoning before it to stderr."""
 
     def __init__(self) -> None:
-        self._thought = self._said = False
+        self._thought = self._answered = False
         """Whether there was a piece of each."""
 
     def think(self, piece: str) -> None:
@@ -81,13 +81,13 @@ class StreamPrinter:
     def say(self, piece: str) -> None:
         """Show a piece of the answer."""
         self._end_thought()
-        self._said = True
+        self._answered = True
         echo(piece, end="")
 
     def end(self, *, empty: bool = False) -> None:
         """Finish the last line; ``empty`` prints one even for an empty answer."""
         self._end_thought()
-        if self._said:
+        if self._answered:
             fresh_line()
         elif empty:
             echo()

@@ -54,13 +54,13 @@ class ReplyPrinter(StreamPrinter):
     def say(self, piece: str) -> None:
         """Show a piece of the reply."""
         self._end_thought()
-        self._said = True
+        self._answered = True
         for part in printable(piece).splitlines(keepends=True):
             self._take(part)
 
     def end(self, *, empty: bool = False) -> None:
         """Finish the reply."""
-        if self._said:
+        if self._answered:
             draw(self._wrap.flush())
             self._end_block()
         super().end(empty=empty)

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,26 @@ class Evaluation:
     """File with each row's columns, references, prediction and scores."""
     baseline: Evaluation | None = None
     """The baseline model's results on the same rows."""
+
+    def _repr_html_(self) -> str:
+        """The metrics as a table, for notebooks."""
+        others = {} if self.baseline is None else {each.name: each.interval.value for each in self.baseline.figures}
+        names = ["metric", "value", "95 % interval", *(["baseline", "difference", "p"] if self.baseline else [])]
+        rows = []
+        for each in self.figures:
+            value, low, high = each.interval.value, each.interval.low, each.interval.high
+            cells = [each.name, f"{value:.2f}", f"{low:.2f} to {high:.2f}"]
+            if each.p_value is not None:
+                other = others[each.name]
+                cells += [f"{other:.2f}", f"{value - other:+.2f}", f"{each.p_value:.4f}"]
+            rows.append(cells)
+        title = f"{self.task}: {self.model}, {self.rows} rows"
+        title += f" (baseline: {self.baseline.model})" if self.baseline else ""
+        counts = {"failed": self.failed, "unfinished": self.unfinished, **self.notes}
+        title += "".join(f", {number} {name}" for name, number in counts.items() if number)
+        head = "".join(f"<th>{name}</th>" for name in names)
+        body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for cells in rows)
+        return f"<table><caption>{escape(title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain JSON values."""

@@ -30,13 +30,13 @@ def fit_no_answer_threshold(pipeline: Pipeline, rows: Sequence[dict[str, Any]]) 
         return None
     # Below any score: every output then holds the no-answer probability, and its alternative the best span's.
     never = type(task)(replace(task.settings, no_answer_threshold=-math.inf, top=1))
-    asked = Pipeline(never, pipeline.engine, GenerationSettings(), pipeline.prompt_options)
+    unthresholded = Pipeline(never, pipeline.engine, GenerationSettings(), pipeline.prompt_options)
     margins, answered = [], []
-    for output, wanted in zip(asked.map(rows), references, strict=True):
+    for output, expected in zip(unthresholded.map(rows), references, strict=True):
         best = output.alternatives[0] if output.alternatives else None
         margins.append(_log(output.score or 0.0) - _log(best.score or 0.0) if best else math.inf)
-        answered.append(f1(best.text if best else "", wanted))
-    return best_threshold(margins, answered, [float(not wanted) for wanted in references])
+        answered.append(f1(best.text if best else "", expected))
+    return best_threshold(margins, answered, [float(not expected) for expected in references])
 
 
 def _log(probability: float) -> float:

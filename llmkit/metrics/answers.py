@@ -42,18 +42,18 @@ def _same(prediction: str, reference: str) -> bool:
 
 def _overlap(prediction: str, reference: str) -> float:
     if has_unspaced(reference):
-        said, wanted = _cmrc(prediction), _cmrc(reference)
-        return _f1(_longest_run(said, wanted), len(said), len(wanted))
-    said, wanted = _normal(prediction).split(), _normal(reference).split()
-    if not said or not wanted:
-        return float(said == wanted)
-    return _f1((Counter(said) & Counter(wanted)).total(), len(said), len(wanted))
+        predicted, expected = _cmrc(prediction), _cmrc(reference)
+        return _f1(_longest_run(predicted, expected), len(predicted), len(expected))
+    predicted, expected = _normal(prediction).split(), _normal(reference).split()
+    if not predicted or not expected:
+        return float(predicted == expected)
+    return _f1((Counter(predicted) & Counter(expected)).total(), len(predicted), len(expected))
 
 
-def _f1(shared: int, said: int, wanted: int) -> float:
+def _f1(shared: int, predicted: int, expected: int) -> float:
     if not shared:
         return 0.0
-    precision, recall = shared / said, shared / wanted
+    precision, recall = shared / predicted, shared / expected
     return 2 * precision * recall / (precision + recall)
 
 

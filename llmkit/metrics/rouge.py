@@ -20,27 +20,29 @@ SIGNATURE = f"{WORDS}|case:lower|stem:no|refs:best"
 def rouge(prediction: str, references: Sequence[str]) -> dict[str, float]:
     """F1 between 0 and 1 under each name of `ROUGE`. Sentences of ``rougeLsum`` are lines."""
     best = dict.fromkeys(ROUGE, 0.0)
-    said = words(prediction)
-    said_lines = [words(line) for line in prediction.split("\n") if line]
+    predicted = words(prediction)
+    predicted_lines = [words(line) for line in prediction.split("\n") if line]
     for reference in references:
-        wanted = words(reference)
-        wanted_lines = [words(line) for line in reference.split("\n") if line]
+        expected = words(reference)
+        expected_lines = [words(line) for line in reference.split("\n") if line]
         found = {
-            "rouge1": _ngrams(said, wanted, 1),
-            "rouge2": _ngrams(said, wanted, 2),
-            "rougeL": _f1(_common(said, wanted), len(said), len(wanted)) if said and wanted else 0.0,
-            "rougeLsum": _summary(said_lines, wanted_lines),
+            "rouge1": _ngrams(predicted, expected, 1),
+            "rouge2": _ngrams(predicted, expected, 2),
+            "rougeL": _f1(_common(predicted, expected), len(predicted), len(expected)),
+            "rougeLsum": _summary(predicted_lines, expected_lines),
         }
         best = {name: max(best[name], value) for name, value in found.items()}
     return best
 
 
-def _f1(shared: int, said: int, wanted: int) -> float:
-    return 2 * shared / (said + wanted) if shared else 0.0
+def _f1(shared: int, predicted: int, expected: int) -> float:
+    return 2 * shared / (predicted + expected) if shared else 0.0
 
 
-def _ngrams(said: Sequence[str], wanted: Sequence[str], size: int) -> float:
-    one, other = (Counter(zip(*(part[start:] for start in range(size)), strict=False)) for part in (said, wanted))
+def _ngrams(predicted: Sequence[str], expected: Sequence[str], size: int) -> float:
+    one, other = (
+        Counter(zip(*(part[start:] for start in range(size)), strict=False)) for part in (predicted, expected)
+    )
     return _f1((one & other).total(), max(1, one.total()), max(1, other.total()))
 
 
@@ -84,21 +86,21 @@ def _places(one: Sequence[str], other: Sequence[str]) -> list[int]:
     return found[::-1]
 
 
-def _summary(said: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> float:
+def _summary(predicted: Sequence[Sequence[str]], expected: Sequence[Sequence[str]]) -> float:
     """The F1 of the union LCS of each reference sentence with all predicted sentences; no word counts twice."""
-    in_said, in_wanted = (sum(map(len, part)) for part in (said, wanted))
-    if not in_said or not in_wanted:
+    in_predicted, in_expected = (sum(map(len, part)) for part in (predicted, expected))
+    if not in_predicted or not in_expected:
         return 0.0
-    left_said, left_wanted = (Counter(word for line in part for word in line) for part in (said, wanted))
-    lines, hits = dict.fromkeys(map(tuple, said)), 0
+    left_predicted, left_expected = (Counter(word for line in part for word in line) for part in (predicted, expected))
+    lines, hits = dict.fromkeys(map(tuple, predicted)), 0
     shared: dict[tuple[str, ...], list[int]] = {}
-    for sentence in map(tuple, wanted):
+    for sentence in map(tuple, expected):
         if sentence not in shared:
             shared[sentence] = sorted({place for line in lines for place in _places(sentence, line)})
         for place in shared[sentence]:
             word = sentence[place]
-            if left_said[word] > 0 and left_wanted[word] > 0:
+            if left_predicted[word] > 0 and left_expected[word] > 0:
                 hits += 1
-                left_said[word] -= 1
-                left_wanted[word] -= 1
-    return _f1(hits, in_said, in_wanted)
+                left_predicted[word] -= 1
+                left_expected[word] -= 1
+    return _f1(hits, in_predicted, in_expected)

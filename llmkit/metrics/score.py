@@ -94,14 +94,14 @@ def _found(metrics: Sequence[str]) -> list[Metric]:
 def _of_rouge(
     predictions: Sequence[str | None], references: Sequence[Sequence[str]], _language: str | None
 ) -> list[Measure]:
-    rows = [rouge.rouge(said or "", wanted) for said, wanted in zip(predictions, references, strict=True)]
+    rows = [rouge.rouge(predicted or "", expected) for predicted, expected in zip(predictions, references, strict=True)]
     return [_of_rows(name, [row[name] for row in rows], rouge.SIGNATURE) for name in rouge.ROUGE]
 
 
 def _of_translations(
     predictions: Sequence[str | None], references: Sequence[Sequence[str]], language: str | None
 ) -> list[Measure]:
-    texts = [said or "" for said in predictions]
+    texts = [predicted or "" for predicted in predictions]
     return [
         Measure(each.name, each.statistics(texts, references), each.figure, each.signature, each.row_figure)
         for each in translation_metrics(language, references)
@@ -113,10 +113,10 @@ def _of_answers(
 ) -> list[Measure]:
     """SQuAD v1's measures; if some questions have no answer, also v2's for either kind of question."""
     pairs = list(zip(predictions, references, strict=True))
-    exact = [0.0 if said is None else answers.exact_match(said, wanted) for said, wanted in pairs]
-    overlap = [0.0 if said is None else answers.f1(said, wanted) for said, wanted in pairs]
+    exact = [0.0 if predicted is None else answers.exact_match(predicted, expected) for predicted, expected in pairs]
+    overlap = [0.0 if predicted is None else answers.f1(predicted, expected) for predicted, expected in pairs]
     figures: list[tuple[str, list[float], list[bool] | None]] = [("exact_match", exact, None), ("f1", overlap, None)]
-    known = [bool(wanted) for wanted in references]
+    known = [bool(expected) for expected in references]
     if any(known) and not all(known):
         figures += [("has_answer_exact_match", exact, known), ("has_answer_f1", overlap, known)]
         figures += [("no_answer_exact_match", exact, [not each for each in known])]

@@ -54,7 +54,7 @@ def load_metric(name: str, *, trust_remote_code: bool) -> Any:
     script = _script(Path(name))
     if script is None and not trust_remote_code:
         raise UsageError(
-            f"there is no metric script {name} here, and a metric of the Hub is code that is downloaded and run",
+            f"the metric script {name} does not exist here, and metrics on the Hub are code to download and run",
             "give the path of a script, or add `trust_remote_code=True`",
             code="unknown_metric",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from html import escape
 from typing import Any, Literal
 
 __all__ = ["SCHEMA_VERSION", "Chunk", "Note", "NoteCode", "Output", "Usage"]
@@ -117,6 +118,15 @@ class Output:
 
     def __str__(self) -> str:
         return self.text
+
+    def _repr_html_(self) -> str:
+        """The answer and its notes, for notebooks."""
+        notes = "".join(f"<li><code>{note.code}</code>: {escape(note.text)}</li>" for note in self.notes)
+        about = f"{self.task}, {self.model}: {self.usage.completion_tokens} tokens, {self.finish_reason}"
+        score = "" if self.score is None else f", score {self.score:.3f}"
+        return f'<div style="white-space: pre-wrap">{escape(self.text)}</div><small>{escape(about + score)}</small>' + (
+            f"<ul>{notes}</ul>" if notes else ""
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object, as printed by ``--json``."""

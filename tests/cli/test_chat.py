@@ -166,7 +166,7 @@ def test_several_replies(run: Run, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--json"], "--json is for one reply, and there is no message; give a text, a file, or pipe one in"),
+        (["--json"], "--json is for one reply, and no message was passed; give a text, a file, or pipe one in"),
         (["--encoding", "latin-1"], "--encoding is for one reply"),
         (["--num-return-sequences", "2"], "a conversation continues with a single reply"),
         ([" "], "the message is empty; give llmkit chat some text"),

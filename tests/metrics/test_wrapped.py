@@ -43,7 +43,7 @@ def test_another_metric_is_loaded_by_its_path(tmp_path: Path, caplog: pytest.Log
 
 
 def test_code_of_the_hub_is_not_run_unasked() -> None:
-    with pytest.raises(UsageError, match="there is no metric script bleurt here, and a metric of the Hub is code"):
+    with pytest.raises(UsageError, match="metric script bleurt does not exist here, and metrics on the Hub are code"):
         load_metric("bleurt", trust_remote_code=False)
 
 
@@ -54,7 +54,7 @@ def test_a_folder_named_like_a_metric_of_the_hub_is_not_fetched(
     (tmp_path / "bleu").mkdir()
     (tmp_path / "rouge").write_text("no script")
     for name in ("bleu", "rouge"):
-        with pytest.raises(UsageError, match=f"there is no metric script {name} here"):
+        with pytest.raises(UsageError, match=f"the metric script {name} does not exist here"):
             load_metric(name, trust_remote_code=False)
 
 

@@ -109,9 +109,12 @@ def _file(name: str, encoding: str | None, takes_document: bool) -> str:
 
 
 def _document(content: bytes, name: str, encoding: str | None, takes_document: bool) -> str:
-    from llmkit.data.documents import document_text
+    from llmkit.data.documents import document_text, format_of
 
-    return document_text(content, name, encoding, keep_html=not takes_document)
+    text = document_text(content, name, encoding, keep_html=not takes_document)
+    if (found := format_of(content)) and (takes_document or not found.is_text):
+        log.info("%s is %s, of which the text is used (%d characters)", name, found.name, len(text))
+    return text
 
 
 def _no_file(argument: str, takes_document: bool, is_row: bool) -> str:

@@ -14,9 +14,12 @@ from typing import NamedTuple
 
 from llmkit.data.text import decode_text
 from llmkit.errors import InputError, MissingDependencyError
-from llmkit.log import log, warn
+from llmkit.log import warn
 
-__all__ = ["document_text", "format_of"]
+__all__ = ["DOCUMENTS", "document_text", "format_of"]
+
+DOCUMENTS = (".pdf", ".docx", ".html", ".htm", ".md")
+"""Suffixes of files that are one document each."""
 
 _HEAD = 2048
 _BLANK = codecs.BOM_UTF8 + b" \t\r\n"
@@ -30,9 +33,11 @@ class Format(NamedTuple):
 
     name: str
     fix: str
+    is_text: bool = False
+    """Whether the source is readable text too."""
 
 
-_PDF, _DOCX, _PAGE = Format("a PDF file", ""), Format("a DOCX file", ""), Format("an HTML page", "")
+_PDF, _DOCX, _PAGE = Format("a PDF file", ""), Format("a DOCX file", ""), Format("an HTML page", "", is_text=True)
 _WORD = "save it as .docx or as plain text, such as with LibreOffice"
 _SHEET = "save its sheets as .csv, and pass the rows with `input`"
 _OCR = "extract its text first (OCR), such as with tesseract"
@@ -137,7 +142,6 @@ def document_text(content: bytes, name: str, encoding: str | None = None, *, kee
         empty, fix = f"{empty}; pages made by scripts need a browser", "save it as text from the browser"
     if not text.strip():
         raise InputError(f"{name} {empty}", fix, code="empty_input")
-    log.info("%s is %s, of which the text is used (%d characters)", name, found.name, len(text))
     return text
 
 

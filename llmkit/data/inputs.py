@@ -16,9 +16,11 @@ from typing import Any
 from llmkit.config.paths import user_path
 from llmkit.config.settings import RowSettings
 from llmkit.data import rows as data_rows
+from llmkit.data.documents import DOCUMENTS, document_text
 from llmkit.data.records import Layout, Record, located
 from llmkit.data.shapes import InputPlan, look_up, shapes_of
 from llmkit.data.sources import expand
+from llmkit.data.text import read_bytes
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks import Task
 
@@ -41,7 +43,9 @@ def input_files(settings: RowSettings, *, log_skipped: bool = False) -> list[str
     found: list[str] = []
     for name in settings.input:
         if _is_several(name):
-            found += [str(path) for path in expand(name, log_skipped=log_skipped) if path.absolute() != output]
+            found += [
+                str(path) for path in expand(name, log_skipped=log_skipped, also=DOCUMENTS) if path.absolute() != output
+            ]
         else:
             found.append(name)
     if not found:
@@ -120,11 +124,15 @@ def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, An
 def _records(settings: RowSettings, task: Task, encoding: str | None) -> Iterator[Record]:
     columns = settings.columns()
     files = input_files(settings)
+    text_column = columns.get(task.input_column, task.input_column)
     several = len(files) > 1 or _is_several(settings.input[0])
     texts = {name for name in files if Path(name.removesuffix(".gz")).suffix.lower() == ".txt"}
     if settings.sample_by is not None and not texts:
         raise UsageError("no input file is plain text, so `sample_by` has no effect", "leave it out", code="no_effect")
     for name in files:
+        if Path(name).suffix.lower() in DOCUMENTS:
+            yield _document(name, text_column, encoding, keep_html=not task.takes_document)
+            continue
         sample_by = settings.sample_by or ("document" if several else "line")
         layout = Layout(
             header=settings.header,
@@ -132,11 +140,19 @@ def _records(settings: RowSettings, task: Task, encoding: str | None) -> Iterato
             named=frozenset(columns.values()),
             sample_by=sample_by if name in texts else "line",
         )
-        text_column = columns.get(task.input_column, task.input_column)
         found = data_rows.open_records(name, encoding=encoding, text_column=text_column, layout=layout)
         if several and name in texts:
             found = (replace(record, row=record.row and {**record.row, "file": name}) for record in found)
         yield from _with_empty(found, name) if several else found
+
+
+def _document(name: str, column: str, encoding: str | None, *, keep_html: bool) -> Record:
+    """The row of a file that is one document."""
+    try:
+        text = document_text(read_bytes(Path(name)), name, encoding, keep_html=keep_html)
+    except InputError as error:
+        return Record(name, None, error)
+    return Record(name, {column: text, "file": name})
 
 
 def _with_empty(records: Iterator[Record], name: str) -> Iterator[Record]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
@@ -143,19 +143,25 @@ def _split_files(source: SourceSection) -> list[Path]:
     return files
 
 
-def expand(name: str, *, any_name: bool = False, log_skipped: bool = True) -> list[Path]:
-    """The files of a folder or pattern, or the one of that name."""
+def expand(name: str, *, any_name: bool = False, log_skipped: bool = True, also: Collection[str] = ()) -> list[Path]:
+    """The files of a folder or pattern, or the one of that name; ``also``: further suffixes that files may have."""
     path = user_path(name)
     if path.is_dir():
-        found = _saved(path) or _in_folder(path, log_skipped=log_skipped)
+        found = _saved(path) or _in_folder(path, log_skipped=log_skipped, also=also)
         if not found:
             raise InputError(
-                f"the folder {name} holds no rows", f"put files there that end in {', '.join(SUFFIXES)}", code="no_rows"
+                f"the folder {name} holds no rows",
+                f"put files there that end in {', '.join((*SUFFIXES, *also))}",
+                code="no_rows",
             )
         return found
     if any(sign in name for sign in "*?[") and not path.exists():
         found = _matching(name)
-        found = [each for each in found if each.is_file() and (any_name or is_rows(each)) and not _is_output(each)]
+        found = [
+            each
+            for each in found
+            if each.is_file() and (any_name or is_rows(each) or each.suffix.lower() in also) and not _is_output(each)
+        ]
         if not found:
             raise InputError(f"no file of rows matches {name}", "check the pattern", code="file_not_found")
         return found
@@ -175,7 +181,7 @@ def _existing(name: str) -> Path:
     return path
 
 
-def _in_folder(folder: Path, *, log_skipped: bool = True) -> list[Path]:
+def _in_folder(folder: Path, *, log_skipped: bool = True, also: Collection[str] = ()) -> list[Path]:
     """All files of rows below a folder, without files that merely accompany them."""
     found: list[Path] = []
     passed: list[Path] = []
@@ -188,7 +194,8 @@ def _in_folder(folder: Path, *, log_skipped: bool = True) -> list[Path]:
             found += [path] if path in saved[path.parent] else []
             continue
         note = path.name.split(".")[0].lower() in _NOTES
-        (found if is_rows(path) and not note else passed).append(path)
+        wanted = is_rows(path) or path.suffix.lower() in also
+        (found if wanted and not note else passed).append(path)
     if passed and found and log_skipped:
         log.info("not read in %s: %s", folder, ", ".join(path.name for path in passed[:8]))
     return found

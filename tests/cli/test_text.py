@@ -53,8 +53,10 @@ def test_arguments_that_are_no_text(arguments: list[str], message: str, run: Run
     assert message in one_line(err)
 
 
-def test_documents_are_read_for_their_text(run: Run) -> None:
+def test_documents_are_read_for_their_text(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "llmkit")
     assert read_text("reef.pdf", None) == "The reef.\n\n"
+    assert "reef.pdf is a PDF file, of which the text is used" in caplog.text
     assert read_text("page.html", None, takes_document=True).strip() == "The reef."
     assert read_text("page.html", None) == "<!doctype html><p>The <b>reef</b>."
     assert read_text("settings.json", None) == '{"name": "a"}'

@@ -88,7 +88,6 @@ def test_the_text_of_a_pdf_file(caplog: pytest.LogCaptureFixture) -> None:
         "",
     ]
     assert "reef.pdf: 1 of 4 pages have no text (3), such as scanned ones" in caplog.text
-    assert "reef.pdf is a PDF file, of which the text is used" in caplog.text
     assert document_text(encrypted(content, ""), "reef.pdf") == document_text(content, "reef.pdf")  # permissions only
 
 

@@ -15,6 +15,7 @@ from llmkit.data.proposals import task_rows
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks import Task, get_task
 from llmkit.tasks.translation import Translation, TranslationSettings
+from tests.data.test_documents import pdf
 
 
 @pytest.fixture(autouse=True)
@@ -128,3 +129,25 @@ def test_outputs_in_the_folder_are_not_inputs() -> None:
     for source in ("rows", "rows/*.json*"):
         assert input_files(RowSettings(input=(source,), output="rows/new.jsonl")) == ["rows/a.jsonl"]
     assert input_files(RowSettings(input=("rows/old.jsonl",))) == ["rows/old.jsonl"]
+
+
+def test_documents_are_rows_of_their_own() -> None:
+    write("docs/a.md", "# Reef\n\nIt is *old*.\n")
+    write("docs/b.html", "<!doctype html><p>The <b>reef</b>.")
+    write("docs/c.txt", "Line one.\nLine two.\n")
+    Path("docs/d.pdf").write_bytes(pdf("The reef."))
+    Path("docs/e.pdf").write_bytes(pdf(""))
+    Path("docs/f.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    rows = read("summarization", "docs")
+    assert [row.get("document", "").strip() for row in rows] == [
+        "# Reef\n\nIt is *old*.",
+        "The reef.",
+        "Line one.\nLine two.",
+        "The reef.",
+        "",
+    ]
+    assert [row.get("file") for row in rows[:4]] == [f"docs/{name}" for name in ("a.md", "b.html", "c.txt", "d.pdf")]
+    assert "docs/e.pdf has no text: its pages are images" in rows[4]["error"]
+    translation = Translation(TranslationSettings(source="en", target="fr"))
+    assert read(translation, "docs/b.html")[0]["source"] == "<!doctype html><p>The <b>reef</b>."
+    assert read("summarization", "docs/*.pdf", max_rows=1) == [{"document": "The reef.\n\n", "file": "docs/d.pdf"}]

@@ -23,6 +23,7 @@ class TextGeneration(Task):
     Examples:
         llmkit generate "Write a haiku about the sea." --temperature 0.8
         llmkit generate --raw "The meaning of life is" --max-new-tokens 40
+        cat notes.txt | llmkit generate "Name the people in this text:"
         llmkit generate --input prompts.jsonl --output answers.jsonl
     """
     synonyms = ("complete", "completion", "continue", "prompt", "run", "write", "infer", "predict", "inference")

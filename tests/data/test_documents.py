@@ -136,6 +136,7 @@ def test_the_text_of_a_page() -> None:
         (b"\x89PNG\r\n\x1a\n" + bytes(99), "is a PNG image, not text; extract its text first (OCR)"),
         (b"PAR1\x15\x04", "is a Parquet file, not text; pass its rows with `input`"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",  # the bytes differ from run to run
 )
 def test_what_has_no_text(content: bytes, message: str) -> None:
     with pytest.raises(InputError) as caught:
@@ -150,7 +151,9 @@ def test_texts_about_formats_are_texts(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "package"), [(pdf("a"), "pypdf"), (docx(paragraph("a")), "mammoth"), (b"<html>a", "inscriptis")]
+    ("content", "package"),
+    [(pdf("a"), "pypdf"), (docx(paragraph("a")), "mammoth"), (b"<html>a", "inscriptis")],
+    ids=["pdf", "docx", "html"],
 )
 def test_a_missing_library_is_named_with_the_extra(
     content: bytes, package: str, monkeypatch: pytest.MonkeyPatch

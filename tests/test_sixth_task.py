@@ -142,7 +142,7 @@ def test_a_task_that_is_not_whole_is_refused_with_what_is_wrong(monkeypatch: pyt
 def test_languages_are_for_tasks_that_have_some(capsys: pytest.CaptureFixture[str]) -> None:
     rows = write_rows(Path("rows.jsonl"), ROWS)
     assert main(["data", "check", str(rows), "--task", "simplify", "--from", "en"]) == 2
-    assert "simplification has no languages to name with --from and --to" in capsys.readouterr().err
+    assert "simplification has no languages; leave out --from and --to" in capsys.readouterr().err
 
 
 def test_nothing_outside_asks_which_task_it_is() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from itertools import dropwhile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,9 +14,9 @@ from llmkit.cli.options import declared
 from llmkit.cli.output import AsJson
 from llmkit.cli.streams import echo
 from llmkit.config.settings import LoadSettings, RowSettings
+from llmkit.tasks.translation import TranslationSettings
 
 if TYPE_CHECKING:
-    from llmkit.config.recipe import Recipe
     from llmkit.training.data_check import DataCheck
     from llmkit.training.data_report import Histogram, PartReport, Piece
     from llmkit.training.encoding import Encoder
@@ -23,11 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["data_check"]
 
 _BAR = 40
-_PROBLEMS = (
-    ("bad", "bad", "on_bad_row"),
-    ("no_label", "nothing to learn", "on_no_label"),
-    ("too_long", "too long", "on_overflow"),
-)
+_SHOWN = 200
+"""Characters shown at either end of a text."""
+_LANGUAGE = {"metavar": "LANGUAGE", "show_default": False, "rich_help_panel": None}
+_PROBLEMS = {"bad": "bad", "no_label": "nothing to learn", "too_long": "too long"}
 
 
 def data_check(
@@ -38,12 +38,8 @@ def data_check(
     task: Annotated[
         str | None, typer.Option(metavar="TASK", help="The task of the data; a recipe names its own.")
     ] = None,
-    source: Annotated[
-        str | None, typer.Option("--from", metavar="LANGUAGE", help="Translation: source language.")
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option("--to", metavar="LANGUAGE", help="Translation: target language.")
-    ] = None,
+    source: Annotated[str | None, declared(TranslationSettings, "source", **_LANGUAGE)] = None,
+    target: Annotated[str | None, declared(TranslationSettings, "target", **_LANGUAGE)] = None,
     validation: Annotated[str | None, typer.Option(metavar="PATH", help="Validation data, with a PATH.")] = None,
     encoding: Annotated[
         str | None, typer.Option(metavar="NAME", help="Encoding of the data, with a PATH, if not UTF-8.")
@@ -54,6 +50,9 @@ def data_check(
         int | None, typer.Option(min=2, help="Maximum length of an example in tokens, with a PATH.")
     ] = None,
     rows: Annotated[int, typer.Option(min=0, help="Show this many examples.")] = 2,
+    full: Annotated[
+        bool, typer.Option("--full", help="Show examples in full; by default, long texts are cut.")
+    ] = False,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe (repeatable).")
     ] = None,
@@ -62,7 +61,7 @@ def data_check(
 ) -> None:
     """Show how a model would see the data, and report problems.
 
-    For a PATH, first proposes a column mapping, as YAML for a recipe.
+    For a PATH, first proposes a column mapping, as YAML for a recipe. Exits with code 1 if training would stop.
 
     Examples:
         llmkit data check papers.csv --task summarization
@@ -85,9 +84,11 @@ def data_check(
     )
     if as_json:
         echo(json.dumps(found.to_dict(), ensure_ascii=False, default=str))
-        return
-    for line in _page(found):
-        echo(line) if isinstance(line, str) else _show(line)
+    else:
+        for line in _page(found):
+            echo(line) if isinstance(line, str) else _show(line, full=full)
+    if found.stops:
+        raise typer.Exit(1)
 
 
 # The page.
@@ -99,30 +100,30 @@ def _page(found: DataCheck) -> Iterator[str | tuple[Piece, ...]]:
     yield from (f"# {note}" for note in found.notes)
     yield dump(found.proposal).rstrip()
     report = found.report
+    yield ""
+    yield f"tokens are counted with the tokenizer of {found.encoder.loaded.source.name}"
     for name, part in (("train", report.train), ("validation", report.validation)):
         if part is not None:
             yield ""
-            yield from _part(name, part, found.recipe, found.encoder)
+            yield from _part(name, part, found.encoder)
     if report.validation is not None:
         yield ""
         yield f"overlap: {report.overlap:,} validation rows have an input that is trained on"
+    if found.stops:
+        yield ""
+        yield from (f"training would stop: {reason}" for reason in found.stops)
 
 
-def _part(name: str, part: PartReport, recipe: Recipe, encoder: Encoder) -> Iterator[str | tuple[Piece, ...]]:
+def _part(name: str, part: PartReport, encoder: Encoder) -> Iterator[str | tuple[Piece, ...]]:
     from llmkit.training.row_counts import Ledger, describe
 
     yield from describe(Ledger(**part.ledger), name)
-    if not part.ledger["examples"]:
-        yield f"{name}: no example is left"
     share = part.ledger["target_tokens"] / max(1, part.ledger["tokens"])
     if part.ledger["target_tokens"] and not encoder.traits.extracts_spans:
         yield f"{name}: {part.ledger['target_tokens']:,} tokens carry loss ({share:.1%})"
     yield f"{name}: {part.duplicate_rows:,} duplicates, {part.conflicting_rows:,} inputs again with another answer"
-    for status, what, key in _PROBLEMS:
-        lines = part.problems.get(status, ())
-        yield from (f"  {what}: {line}" for line in lines)
-        if lines and getattr(recipe.data, key) in (None, "error"):
-            yield f"  training would stop at the first of these; set data.{key} to change that"
+    for status, label in _PROBLEMS.items():
+        yield from (f"  {label}: {line}" for line in part.problems.get(status, ()))
     yield from _histogram(part.lengths, encoder.max_length)
     for sample in part.samples:
         yield ""
@@ -137,18 +138,26 @@ def _histogram(lengths: Histogram, limit: int | None) -> Iterator[str]:
     shares = f"median {lengths.median:,}, 95 % up to {lengths.p95:,}, longest {lengths.longest:,}"
     yield f"tokens in an example: {shares}{reads}"
     most, width = max(lengths.counts), len(f"{lengths.edges[-1]:,}")
-    for start, end, count in zip(lengths.edges, lengths.edges[1:], lengths.counts, strict=False):
+    bins = list(zip(lengths.edges, lengths.edges[1:], lengths.counts, strict=False))
+    for start, end, count in dropwhile(lambda each: not each[2], bins):
         bar = f" {'█' * -(-count * _BAR // most)} {count:,}" if count else ""
         yield f"  {start:>{width},}–{end - 1:<{width},}{bar}".rstrip()
 
 
-def _show(pieces: tuple[Piece, ...]) -> None:
+def _show(pieces: tuple[Piece, ...], *, full: bool) -> None:
     """Tokens with loss in green, or between ⟦ and ⟧ without colour."""
     for each in pieces:
+        text = each.text if full else _abbreviated(each.text)
         if not each.learned:
-            echo(each.text, end="")
+            echo(text, end="")
         elif sys.stdout.isatty():
-            echo(each.text, end="", fg="green")
+            echo(text, end="", fg="green")
         else:
-            echo(f"⟦{each.text}⟧", end="")
+            echo(f"⟦{text}⟧", end="")
     echo()
+
+
+def _abbreviated(text: str) -> str:
+    """A text without its middle, if it is long."""
+    left = len(text) - 2 * _SHOWN
+    return text if left <= _SHOWN else f"{text[:_SHOWN]} [… {left:,} characters …] {text[-_SHOWN:]}"

@@ -5,7 +5,7 @@ Knows recipes and proposals; `llmkit.training.data_report` examines the examples
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from llmkit.training.encoding import Encoder
 
 __all__ = ["DataCheck", "check_data"]
+
+SCHEMA_VERSION = 1
+"""Version of the JSON object; increased when the meaning of a key changes or a key is removed."""
+_PROBLEMS = (
+    ("bad", "cannot be read", "on_bad_row"),
+    ("no_label", "have nothing to learn", "on_no_label"),
+    ("too_long", "are too long", "on_overflow"),
+)
+"""The problems of rows, and the key of the recipe's ``data`` that allows each."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +42,42 @@ class DataCheck:
     recipe: Recipe
     encoder: Encoder
 
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Reasons for which training would stop before its first update."""
+        return tuple(self._stops())
+
+    def _stops(self) -> Iterator[str]:
+        parts = {"train": self.report.train, "validation": self.report.validation}
+        for name, part in parts.items():
+            if part is None:
+                continue
+            for problem, phrase, key in _PROBLEMS:
+                if part.ledger[problem] and getattr(self.recipe.data, key) in (None, "error"):
+                    yield f"{part.ledger[problem]:,} {name} rows {phrase} (data.{key})"
+            if not part.ledger["examples"]:
+                yield f"no {name} examples"
+
     def __repr__(self) -> str:
         examples = self.report.train.ledger["examples"]
         problems = {name: len(lines) for name, lines in self.report.train.problems.items()}
         return f"DataCheck(task={self.task!r}, examples={examples}, problems={problems}, proposal={self.proposal})"
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object, as printed by ``--json``."""
-        notes = list(self.notes)
-        return {"task": self.task, "proposal": self.proposal, "notes": notes, **self.report.to_dict()}
+        """The JSON object, as printed by the command: the fields of this class and of `Report`, and
+
+        - ``tokenizer``: the model whose tokenizer counted the tokens;
+        - ``stops``: reasons for which training would stop; empty if it would not.
+        """
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "task": self.task,
+            "tokenizer": self.encoder.loaded.source.name,
+            "stops": list(self.stops),
+            "proposal": self.proposal,
+            "notes": list(self.notes),
+            **self.report.to_dict(),
+        }
 
 
 def check_data(

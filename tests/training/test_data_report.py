@@ -22,7 +22,7 @@ def model(checkpoint: Checkpoint) -> str:
 def run(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
     assert main(arguments) == code
     captured = capsys.readouterr()
-    return captured.out if code == 0 else captured.err
+    return captured.err if code == 2 else captured.out
 
 
 def summary(number: int, words: int = 5) -> dict[str, Any]:
@@ -39,7 +39,14 @@ def test_a_path_is_mapped_shown_and_counted(
     write_rows(Path("dev.jsonl"), [summary(0), summary(9)])
     arguments = ["data", "check", "train.jsonl", "--task", "summarize", "--model", model, "--max-length", "150"]
     arguments += ["--validation", "dev.jsonl", "--offline"]
-    found = json.loads(run(capsys, *arguments, "--json", "--rows", "1"))
+    found = json.loads(run(capsys, *arguments, "--json", "--rows", "1", code=1))
+    assert {"schema_version", "task", "tokenizer", "stops", "proposal", "notes", "train", "validation"} < found.keys()
+    assert found["tokenizer"] == model
+    assert found["stops"] == [
+        "1 train rows cannot be read (data.on_bad_row)",
+        "1 train rows have nothing to learn (data.on_no_label)",
+        "1 train rows are too long (data.on_overflow)",
+    ]
     train = found["train"]
     assert found["proposal"]["data"]["train"]["columns"] == {"document": "article", "summary": "highlights"}
     assert (train["ledger"]["rows"], train["ledger"]["bad"], train["ledger"]["no_label"]) == (7, 1, 1)
@@ -51,11 +58,24 @@ def test_a_path_is_mapped_shown_and_counted(
     (sample,) = train["samples"]
     learned = "".join(piece["text"] for piece in sample["pieces"] if piece["learned"])
     assert "ox" in learned
-    page = run(capsys, *arguments)
+    page = run(capsys, *arguments, code=1)
     assert "document: article" in page
+    assert f"tokens are counted with the tokenizer of {model}" in page
     assert "ox" in page.partition("⟦")[2].partition("⟧")[0]
     assert "overlap: 1 validation rows" in page
-    assert page.count("training would stop at the first of these") == 3
+    assert page.count("training would stop: 1 train rows") == 3
+
+
+def test_long_examples_are_abbreviated_on_the_page(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(Path("train.jsonl"), [{**summary(0), "article": "jump " * 200}])
+    arguments = ["data", "check", "train.jsonl", "--task", "summarize", "--model", model, "--offline"]
+    page, full = run(capsys, *arguments), run(capsys, *arguments, "--full")
+    assert " characters …] " in page
+    assert " characters …] " not in full
+    assert full.count("jump ") == 200 > page.count("jump ")
 
 
 def test_the_proposal_is_a_recipe_that_reads_the_same(

@@ -7,7 +7,6 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from llmkit.cli.output import AsJson
@@ -73,6 +72,8 @@ def _collect() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {}
     for package in _PACKAGES:
         try:

@@ -15,8 +15,8 @@ from llmkit.text.scripts import is_unspaced
 
 __all__ = ["find_in", "find_places", "means_no_answer", "to_answers", "unquoted"]
 
-_NO_ANSWERS = re.compile(
-    r"""unanswerable | not\s+answerable | 无答案 | 無答案 | 没有答案 | 沒有答案 | 回答なし | 答えなし
+_NO_ANSWERS = r"""(?xs)
+    unanswerable | not\s+answerable | 无答案 | 無答案 | 没有答案 | 沒有答案 | 回答なし | 答えなし
     | (?:there\s+is\s+)?no\s+answer
       (?:[^\w\s].*
         | \s+(?:is|was|can|could|exists|found|given|provided|available|present|stated|in|from|to|for|based)\b.*)?
@@ -26,17 +26,17 @@ _NO_ANSWERS = re.compile(
       (?:given\s+|provided\s+)?(?:text|context|passage|document|article)\b.*
     | the\s+(?:given\s+|provided\s+)?(?:text|context|passage|document|article)\s+(?:does|do)(?:\s+not|n['’]t)\s+
       (?:\w+\s+){0,2}?(?:hold|contain|say|mention|state|provide|give|specify|answer|include)\b.*
-    | (?:文本|原文|文章|文中)中?(?:没有|未|沒有).*(?:答案|提到|提及|说明).*""",
-    re.VERBOSE | re.DOTALL,
-)
+    | (?:文本|原文|文章|文中)中?(?:没有|未|沒有).*(?:答案|提到|提及|说明).*"""
 """Replies that mean "no answer", in lowercase and without surrounding punctuation."""
-_BEFORE_ANSWER = re.compile(r"(?:the\s+|final\s+)?answer\s*(?:is\s*)?[:：]\W*")
+_BEFORE_ANSWER = r"(?:the\s+|final\s+)?answer\s*(?:is\s*)?[:：]\W*"
 
 
 def means_no_answer(text: str) -> bool:
     """Whether a text means "no answer", apart from surrounding markup, quotes and brackets."""
     words = re.sub(r"^\W+|(?<!\W)\W+$", "", text.casefold())
-    return bool(_NO_ANSWERS.fullmatch(_BEFORE_ANSWER.sub("", words, count=1) if _BEFORE_ANSWER.match(words) else words))
+    # Compiled at the first use: the patterns are large, and every start of the program imports this module.
+    answer = words[found.end() :] if (found := re.match(_BEFORE_ANSWER, words)) else words
+    return bool(re.fullmatch(_NO_ANSWERS, answer))
 
 
 _WRITTEN_OUT = re.compile(r"""\[\s*(?:['"{\]]|None)|\{\s*['"](?:text|answer_start)['"]\s*:""")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,9 @@ def test_options_with_one_name_are_the_same_everywhere() -> None:
                 assert seen.setdefault(each.opts[0], about) == about, name
             assert "--output" not in each.opts or "-o" in each.opts, name
             assert "--model" not in each.opts or "-m" in each.opts, name
+
+
+def test_the_reference_of_commands_is_current() -> None:
+    """Update it with ``python docs/write_cli.py``."""
+    made = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "write_cli.py"))
+    assert made["PAGE"].read_text(encoding="utf-8") == made["page"]()

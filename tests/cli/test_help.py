@@ -28,7 +28,7 @@ def _parse(line: str) -> Any:
     """Parse a command line without running it."""
     words = shlex.split(line.rpartition("| ")[2].partition(" > ")[0], comments=True)
     name = max((each for each in LEAVES if words[: len(each.split())] == each.split()), key=len)
-    return LEAVES[name].make_context(name, words[len(name.split()) :])
+    return LEAVES[name].make_context(name, words[len(name.split()) :], help_option_names=["-h", "--help"])
 
 
 @pytest.mark.parametrize("name", LEAVES)

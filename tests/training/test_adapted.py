@@ -213,7 +213,7 @@ def test_files_that_hold_another_model_are_an_error_and_are_kept(
         file = folder / ("model.safetensors" if adapter is None else "adapter_model.safetensors")
         save_file({name: each * 2 for name, each in load_file(file).items()}, file, metadata={"format": "pt"})
 
-    monkeypatch.setattr("llmkit.training.run.write_contract", spoil)
+    monkeypatch.setattr("llmkit.training.result.write_contract", spoil)
     sections: dict[str, Any] = {} if adapter is None else {"adapter": adapter}
     with pytest.raises(CheckpointError, match=r"does not contain the trained model.*its weights are kept"):
         finetune(recipe_of(checkpoint("llama"), tmp_path, **sections))

@@ -30,14 +30,14 @@ REFUSED: list[tuple[str, list[dict[str, Any]], dict[str, Any], str]] = [
     ("gpt2", GENERATION, {"train": {"report_to": ["nothing"]}}, "no tracker is called nothing; use"),
     ("gpt2", GENERATION, {"train": {"fp16": True}}, "train.fp16 needs a GPU; leave it out"),
     ("gpt2", GENERATION, {"train": {"freeze": ["."]}}, "nothing is left to train"),
-    ("gpt2", GENERATION, {"train": {"freeze": ["no such"]}}, "matches no parameter"),
-    ("llama", GENERATION, {"train": {"freeze": ["embed"]}, "adapter": {"peft_type": "LORA"}}, "matches no parameter"),
-    ("gpt2", GENERATION, {"train": {"save_strategy": "steps", "save_steps": 9}}, "save_steps is 9, and the run has 2"),
+    ("gpt2", GENERATION, {"train": {"freeze": ["no such"]}}, "matches no trained parameter"),
+    ("llama", GENERATION, {"train": {"freeze": ["embed"]}, "adapter": {"peft_type": "LORA"}}, "matches no trained parameter"),
+    ("gpt2", GENERATION, {"train": {"save_strategy": "steps", "save_steps": 9}}, "save_steps is 9, but the run has 2"),
     (
         "gpt2",
         GENERATION,
         {"data": VALIDATED, "train": {"eval_strategy": "steps", "eval_steps": 9, "load_best_model_at_end": True}},
-        "eval_steps is 9, and the run has 2 updates",
+        "eval_steps is 9, but the run has 2 updates",
     ),
     (
         "gpt2",

@@ -242,7 +242,7 @@ def test_a_run_that_is_stopped_is_saved_and_goes_on(checkpoint: Checkpoint, tmp_
     [
         ({"train.report_to": "[nothing]"}, "no tracker is called nothing; use"),
         ({"train.packing": "true"}, ""),
-        ({"train.freeze": "[nothing]"}, "'nothing' matches no parameter"),
+        ({"train.freeze": "[nothing]"}, "'nothing' matches no trained parameter"),
         ({"train.fp16": "true"}, "train.fp16 needs a GPU"),
     ],
 )

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import TrainSection
 from llmkit.errors import LlmkitError, UsageError
-from llmkit.files import disk_errors, in_units
+from llmkit.files import disk_errors
 from llmkit.heads.base import IGNORED, BaseHead
 from llmkit.heads.batch import Batch
 from llmkit.heads.objective import Objective
 from llmkit.log import log, warn
 from llmkit.models.memory import peak_memory
-from llmkit.progress import ProgressMeter, duration
+from llmkit.progress import ProgressMeter
 from llmkit.training.accelerator import optimizer_state, whole
 from llmkit.training.checkpoint import (
     Progress,
@@ -43,42 +43,20 @@ from llmkit.training.optimizer import (
     make_scheduler,
     set_learning_rates,
 )
+from llmkit.training.progress_lines import TrainingStats, comparison, conclusion
 from llmkit.training.provenance import RESOLVED
 from llmkit.training.sampler import BatchSampler, count_updates
 
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["EXAMPLES", "Trainer", "TrainingStats"]
+__all__ = ["EXAMPLES", "Trainer"]
 
 EXAMPLES = "way llmkit prepares rows"
 """Name of the hash of the examples. Data and recipe are compared before it, so that nothing else can have changed."""
 _NEW_RUN = "or start a new run in another train.output_dir"
 _EXPERT = re.compile(r"\bexperts?\b")
 """Names of expert layers, some of which the first update may not route to."""
-
-
-@dataclass(frozen=True)
-class TrainingStats:
-    """Statistics of the updates since the last log entry."""
-
-    step: int
-    updates: int
-    """Updates of the whole run."""
-    epoch: float
-    loss: float
-    """Mean over predicted tokens."""
-    learning_rate: float
-    grad_norm: float
-    tokens: int
-    """Tokens seen, including prompts."""
-    seconds: float
-    memory: int
-    """Peak memory in bytes so far, on the device of this process."""
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds
 
 
 @dataclass
@@ -202,7 +180,7 @@ class Trainer:
                 if self.stopped or self._patience_is_over():
                     break
         if not self.stopped:
-            log.info("%s", self._end())
+            log.info("%s", conclusion(self.progress, self.train))
 
     def _update(self, update: Sequence[int]) -> None:
         """Make one update, then evaluate and save if due."""
@@ -336,7 +314,7 @@ class Trainer:
         stats = TrainingStats(self.progress.step, self.updates, epoch, loss, rate, norm, tokens, seconds, memory)
         self._log({"loss": loss, "learning_rate": rate, **({"grad_norm": norm} if math.isfinite(norm) else {})})
         if self.accelerator.is_main_process:
-            self._bar.report(_figures(stats))
+            self._bar.report(str(stats))
             self.on_log(stats)
 
     def _log(self, values: dict[str, float]) -> None:
@@ -377,29 +355,7 @@ class Trainer:
         else:
             progress.worse_evaluations += 1
         measured = ", ".join(f"{name} {each:.4f}" for name, each in values.items())
-        log.info("update %d: validation %s%s", progress.step, measured, self._compared(before))
-
-    def _end(self) -> str:
-        """How the run ended, in a sentence."""
-        progress, patience = self.progress, self.train.early_stopping_patience
-        updates = f"{progress.step} updates"
-        if progress.step < self.updates:
-            updates = f"{progress.step} of {self.updates} updates ({patience} evaluations without improvement)"
-        end = f"trained for {updates} in {duration(progress.seconds)}"
-        if progress.best_metric is None:
-            return end
-        return (
-            f"{end}; best validation {self.train.best_metric} {progress.best_metric:.4f} at update {progress.best_step}"
-        )
-
-    def _compared(self, before: int | None) -> str:
-        """How the last evaluation compares with the earlier ones."""
-        progress = self.progress
-        if before is None:
-            return ""
-        if progress.best_step == progress.step:
-            return f" (the best so far; before: update {before})"
-        return f" (the best so far: {progress.best_metric:.4f} at update {progress.best_step})"
+        log.info("update %d: validation %s%s", progress.step, measured, comparison(progress, before))
 
     def _patience_is_over(self) -> bool:
         patience = self.train.early_stopping_patience
@@ -454,11 +410,3 @@ class Trainer:
                 log.info("update %d: saved %s", self.progress.step, saved)
                 prune(self.folder, self.train.save_total_limit, self.progress.best_step)
         self.accelerator.wait_for_everyone()
-
-
-def _figures(stats: TrainingStats) -> str:
-    """The statistics of some updates, for the bar and the log."""
-    return (
-        f"loss {stats.loss:.4f}, epoch {stats.epoch:.2f}, learning rate {stats.learning_rate:.2e}, "
-        f"{stats.tokens_per_second:,.0f} tokens/s, {in_units(stats.memory)}"
-    )

@@ -37,10 +37,11 @@ from llmkit.training.checkpoint import load_trained
 from llmkit.training.dataset import Part
 from llmkit.training.disk_cache import digest
 from llmkit.training.hub import push, reserve
-from llmkit.training.loop import EXAMPLES, Trainer, TrainingStats
+from llmkit.training.loop import EXAMPLES, Trainer
 from llmkit.training.output_folder import RESUME, claim_folder, find_checkpoint, moved_when_complete
 from llmkit.training.prepare import expected_rows, prepare
 from llmkit.training.probes import is_causal, supports_packing
+from llmkit.training.progress_lines import TrainingStats
 from llmkit.training.provenance import (
     MAY_CHANGE,
     RESOLVED,

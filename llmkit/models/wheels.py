@@ -72,6 +72,8 @@ class Wheel:
     members are one."""
     card: str = ""
     """README.md of the result, if the members have none."""
+    generates: bool = False
+    """Whether it generates text."""
     changes: str = ""
     """How its weights differ from those on the Hub; empty if they do not."""
 

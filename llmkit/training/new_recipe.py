@@ -23,6 +23,7 @@ from llmkit.data.proposals import propose
 from llmkit.data.shapes import mapped_rows
 from llmkit.data.sources import splits_of
 from llmkit.errors import HubUnreachableError, UsageError
+from llmkit.models.bundled import EMBEDDED
 from llmkit.models.locate import locate
 from llmkit.models.reachability import offline
 from llmkit.models.resolve import resolve
@@ -47,10 +48,7 @@ _COMMENTS = {
     ("data", "validation_fraction"): "Share of the rows that is not trained on, but used for validation.",
     ("data", "max_length"): "Tokens of an example; longer ones take more memory.",
     ("train", "output_dir"): "Folder of the result. Every command takes it as --model.",
-    (
-        "train",
-        "num_train_epochs",
-    ): "How often each row is seen. Raise it and resume to train further.",
+    ("train", "num_train_epochs"): "How often each row is seen. Raise it and resume to train further.",
     ("train", "per_device_train_batch_size"): "Lower it if memory runs out.",
     ("train", "learning_rate"): "Lower it if the loss jumps.",
     ("train", "warmup_steps"): "Share of the updates in which the learning rate rises.",
@@ -130,12 +128,16 @@ def new_recipe(
         "data": _sources(data, validation),
         "train": {"output_dir": output or f"runs/{kind.name}-{_stem(data)}"},
     }
+    changed = {each.partition("=")[0].strip(): each for each in overrides}
+    if method is None and not {"adapter", "adapter.peft_type"} & changed.keys():
+        of_model = [each for key, each in changed.items() if key.partition(".")[0] == "model"]
+        method = "lora" if _takes_adapter(make_recipe(copy.deepcopy(content), of_model)) else ALL_WEIGHTS
     if method is not None:
         content["adapter"] = _adapter(method)
     drafted = make_recipe(content, overrides)
     notes = _set_columns(content, drafted)
-    if "adapter" not in content:
-        content["adapter"] = _adapter("lora" if _takes_adapter(drafted) else ALL_WEIGHTS)
+    if model is None and content["model"].get("name_or_path") == DEFAULT_MODEL:
+        notes = (f"the model is {DEFAULT_MODEL}, the default; name another with `model`", *notes)
     _set_defaults(content, drafted)
     content = {name: value for name, value in content.items() if value not in (None, {})}
     resolve_paths(content, Path())
@@ -209,7 +211,7 @@ def _is_plain(source: SourceSection, task: Task) -> bool:
 
 
 def short_source(source: SourceSection) -> Any:
-    """A source as a recipe says it: a path if nothing else is set."""
+    """A source as short as possible: a path if nothing else is set."""
     content = source.model_dump(exclude_defaults=True)
     if len(content.get("path", ())) == 1:
         content["path"] = content["path"][0]
@@ -221,6 +223,8 @@ def _takes_adapter(drafted: Recipe) -> bool:
     settings = load_settings(drafted)
     if settings.model is None:  # random weights
         return False
+    if settings.model in EMBEDDED:  # without downloading it
+        return EMBEDDED[settings.model].generates
     try:
         with offline(settings.offline):
             source = locate(settings, drafted.task, weights=False, fallback=False)

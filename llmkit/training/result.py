@@ -69,6 +69,7 @@ class ModelFiles:
             declare_ends(self.loaded)
         with quiet_transformers():
             model.save_pretrained(folder, **options)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's template for a card, with the path of the base
         if generation is not None:
             generation.eos_token_id = ends  # a checkpoint changes nothing for the updates after it
         self.loaded.tokenizer.save_pretrained(folder)

@@ -58,6 +58,7 @@ def test_a_new_recipe_is_a_file_with_comments(papers: str, capsys: pytest.Captur
     assert content["data"]["train"]["path"] == "../papers.csv"
     assert "adapter" not in content
     assert content["train"] | {"seed": 7, "learning_rate": 5e-5} == content["train"]
+    assert "# the model is starter, the default" in text
     assert "  # Lower it if memory runs out.\n  per_device_train_batch_size: 8\n" in text
     loaded = load_recipe("recipes/papers.yaml")
     assert loaded.data.train[0].path == [str(Path(papers).resolve())]
@@ -96,7 +97,9 @@ def test_defaults_follow_the_model_and_the_data(papers: str, checkpoint: Checkpo
     span = made("answer", str(squad), checkpoint("bert"))
     assert "adapter" not in span
     assert span["train"]["learning_rate"] == 5e-5
-    assert made("answer", str(squad), checkpoint("llama"))["adapter"]["peft_type"] == "LORA"
+    changed = made("answer", str(squad), checkpoint("llama"), "adapter.r=4")["adapter"]
+    assert (changed["peft_type"], changed["r"]) == ("LORA", 4)
+    assert made("answer", str(squad), checkpoint("llama"), "adapter.peft_type=IA3")["adapter"] == {"peft_type": "IA3"}
     plain = write_rows(tmp_path / "text.jsonl", [{"text": f"The fox {n}."} for n in range(4)])
     assert made("generate", str(plain), checkpoint("gpt2"))["data"]["max_length"] == 512
     constant = made("summarize", papers, None, "train.lr_scheduler_type=constant", "data.validation_fraction=null")

@@ -47,7 +47,7 @@ _COMMENTS = {
     ("data", "validation"): "Rows that are not trained on.",
     ("data", "validation_fraction"): "Share of the rows that is not trained on, but used for validation.",
     ("data", "max_length"): "Tokens of an example; longer ones take more memory.",
-    ("train", "output_dir"): "Folder of the result. Every command takes it as --model.",
+    ("train", "output_dir"): "Folder of the result. Every command takes it as a model.",
     ("train", "num_train_epochs"): "How often each row is seen. Raise it and resume to train further.",
     ("train", "per_device_train_batch_size"): "Lower it if memory runs out.",
     ("train", "learning_rate"): "Lower it if the loss jumps.",

@@ -214,5 +214,6 @@ def test_an_option_that_is_a_setting_is_declared_by_it() -> None:
         ("merge", "--dtype"),  # auto means another
         *((name, "--output") for name in ("evaluate", "merge")),  # folders
         *(("evaluate", option) for option in ("--resume", "--overwrite")),  # of a folder too
-        *(("finetune", option) for option in ("--num-processes", "--resume")),  # of training
+        *(("finetune", option) for option in ("--num-processes", "--resume", "--output")),  # of training
+        ("finetune", "--model"),  # has its own default
     }

@@ -59,7 +59,7 @@ def test_two_processes_train_what_one_does(checkpoint: Checkpoint, tmp_path: Pat
     out, said = done.communicate()
     assert done.returncode == 0, said
     assert out == f"{other}\n"
-    assert said.count("update 1 of 6") == 1
+    assert said.count("1 of 6 updates") == 1
     one, two = log_of(tmp_path / "out"), log_of(other)
     assert len(one) == len(two) == 8
     for mine, theirs in zip(one, two, strict=True):

@@ -72,7 +72,7 @@ def test_a_new_recipe_is_a_file_with_comments(papers: str, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["finetune"], "name a recipe, or give --task and --data"),
+        (["finetune"], "name a recipe, or pass --task and --data"),
         (["finetune", "summarization/starter-lora", "--method", "lora"], "--method stands for a recipe"),
         (["recipes", "new", "--task", "summarize", "--data", "none.csv"], "there is no file none.csv"),
         (["recipes", "new", "--task", "sumarize", "--data", "papers.csv"], "did you mean 'summarize'?"),

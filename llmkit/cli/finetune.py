@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from llmkit.cli.new_recipe import (
 from llmkit.cli.options import Stopped, declared, flags
 from llmkit.cli.processes import Nodes, start
 from llmkit.cli.streams import echo
-from llmkit.config.settings import LoadSettings, command_line
+from llmkit.config.settings import LoadSettings, command_line, quoted
 from llmkit.errors import UsageError
 from llmkit.log import log
 from llmkit.models.processes import is_distributed, on_cpu
@@ -128,7 +127,7 @@ def _log_next(recipe: Recipe) -> None:
     options = task.sample_options if len(task.columns) > 1 else {}
     log.info("try it: %s", command_line(task.verb, task.sample, **options, model=folder))
     validated = recipe.data.validation is not None or recipe.data.validation_fraction is not None
-    log.info("evaluate it: %s", command_line("evaluate", shlex.quote(folder), data="" if validated else "FILE"))
+    log.info("evaluate it: %s", command_line("evaluate", quoted(folder), data="" if validated else "FILE"))
 
 
 def _refuse_beside_recipe(**options: Any) -> None:

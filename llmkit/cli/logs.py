@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import time
 import traceback
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from llmkit import __version__
 from llmkit.cli.options import flags, worded
 from llmkit.cli.streams import line, reset
+from llmkit.config.settings import quoted
 from llmkit.errors import ErrorCode, UsageError, without_password
 from llmkit.log import log, printable
 from llmkit.progress import display
@@ -107,7 +107,7 @@ def start_logging(*, verbose: bool, log_file: Path | None) -> None:
     handler.setFormatter(_FileFormatter())
     log.addHandler(handler)
     log.setLevel(logging.DEBUG)
-    log.debug("llmkit %s: %s", __version__, shlex.join(flags.arguments))
+    log.debug("llmkit %s: %s", __version__, " ".join(map(quoted, flags.arguments)))
 
 
 def log_error(code: ErrorCode, message: str, error: BaseException | None = None) -> None:

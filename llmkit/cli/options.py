@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
@@ -22,7 +21,7 @@ from typer.core import TyperOption
 
 from llmkit.cli.completion import completer
 from llmkit.cli.help import Entry, HelpCommand
-from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, TaskSettings, setting_fields
+from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, TaskSettings, quoted, setting_fields
 from llmkit.errors import LlmkitError
 from llmkit.tasks import TASKS, Task
 
@@ -64,10 +63,10 @@ def _spelled(name: str, value: str | None) -> str:
             return value or option
         if value == "False":
             return option.replace("--", "--no-", 1)
-        return f"{option} {shlex.quote(value)}" if value and value != "True" else option
+        return f"{option} {quoted(value)}" if value and value != "True" else option
     if key := _keys().get(name) if "overrides" in flags.options else None:
         text = value.lower() if value in ("True", "False") else value
-        return f"{flags.options['overrides']} {shlex.quote(f'{key}={text}')}" if value else key
+        return f"{flags.options['overrides']} {quoted(f'{key}={text}')}" if value else key
     return ""
 
 

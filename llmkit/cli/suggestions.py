@@ -6,7 +6,6 @@ Loaded only when a command line cannot be parsed.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -15,6 +14,7 @@ from typer._click.exceptions import BadOptionUsage, BadParameter, MissingParamet
 from typer.exceptions import TyperException
 
 from llmkit.cli.help import examples
+from llmkit.config.settings import quoted
 from llmkit.errors import UsageError as Refused
 from llmkit.tasks import TASKS
 
@@ -116,7 +116,7 @@ def unknown_command(name: str, path: str, known: Sequence[str]) -> Refused:
     if found:
         return Refused(f"unknown command {name!r}", f"did you mean {path} {found}?")
     if path == "llmkit" and any(character.isspace() for character in name.strip()):
-        return Refused("the command is missing before the text", f"write llmkit generate {shlex.quote(name)}")
+        return Refused("the command is missing before the text", f"write llmkit generate {quoted(name)}")
     return Refused(f"unknown command {name!r}", f"commands: {', '.join(known)}")
 
 

@@ -291,7 +291,7 @@ def _unreachable(name: str, error: Exception) -> HubUnreachableError:
     reason = " ".join(str(error).split())[:300]
     return HubUnreachableError(
         f"the data set {name} cannot be read from the Hub ({reason})",
-        "check the name and the network; there is no file of that name either",
+        "check the name (no file has it either), the network, or HF_ENDPOINT if you use a mirror",
     )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmkit.config.settings import quoted
 from llmkit.errors import CheckpointError, NotEnoughMemoryError
 from llmkit.files import in_units
 from llmkit.log import warn
@@ -252,7 +253,7 @@ def joined_gguf(path: Path) -> Iterator[Path]:
         "slow_loading",
         "the %d parts of %s are joined in %s each time they are loaded; `llama-gguf-split --merge %s NEW.gguf` joins"
         " them once",
-        *(len(parts), path.name, target, parts[0].name),
+        *(len(parts), path.name, target, quoted(parts[0].name)),
     )
     with tempfile.TemporaryDirectory(dir=target) as folder:
         joined = Path(folder) / path.name

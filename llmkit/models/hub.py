@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from llmkit.errors import (
     CheckpointError,
+    ErrorCode,
     HubUnreachableError,
     LlmkitError,
     ModelNotFoundError,
@@ -34,6 +35,7 @@ from llmkit.models.reachability import (
     hub_address,
     hub_name,
     is_offline,
+    mirror_hint,
     reason,
 )
 from llmkit.models.repo_files import Wanted, choose, weights_of
@@ -111,8 +113,8 @@ def _fetch(wanted: Wanted) -> Snapshot:
         return _from_hub(wanted)
     except UnreachableError as error:
         if is_offline():
-            return _from_cache(wanted, "offline mode is on")
-        snapshot = _from_cache(wanted, f"cannot reach {hub_name()} ({error})")
+            return _from_cache(wanted, "offline mode is on", code="offline")
+        snapshot = _from_cache(wanted, f"cannot reach {hub_name()} ({error})", mirror_hint(), code="hub_unreachable")
         warn(
             "cached_copy_used",
             "cannot reach %s (%s); using %s as it is in the cache",
@@ -289,16 +291,17 @@ def _code_files(folder: Path) -> set[str]:
     return {name.rpartition(".")[0].replace(".", "/") + ".py" for name in classes if "--" not in name}
 
 
-def _from_cache(wanted: Wanted, why: str) -> Snapshot:
+def _from_cache(wanted: Wanted, why: str, *fixes: str, code: ErrorCode) -> Snapshot:
     folder = _cached_folder(wanted)
     if folder is not None and not (lacking := _lacking(wanted, folder)):
         return Snapshot(folder, folder.name)
     state = "is not in the cache" if folder is None else f"is in the cache without its {lacking}"
     raise HubUnreachableError(
         f"{why} and {wanted.repo_id} {state}",
+        *fixes,
         f"run `{wanted.command}` on a machine with a network",
         "use `model=starter`",
-        code="offline",
+        code=code,
     )
 
 
@@ -340,7 +343,7 @@ def hub_parameter_counts(repo_id: str, revision: str | None = None) -> dict[str,
                     counts.update(_header_counts(repo_id, name, str(info.sha)))
     except UnreachableError as error:
         raise HubUnreachableError(
-            f"cannot reach {hub_name()} ({error})", f"run `{wanted.command}` on a machine with a network"
+            f"cannot reach {hub_name()} ({error})", mirror_hint(), f"run `{wanted.command}` on a machine with a network"
         ) from error
     except SafetensorsParsingError as error:
         raise CheckpointError(f"{repo_id} has a damaged safetensors file", "choose another revision") from error

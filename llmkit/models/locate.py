@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.config.paths import user_path
-from llmkit.config.settings import LoadSettings
+from llmkit.config.settings import LoadSettings, quoted
 from llmkit.errors import CheckpointError, HubUnreachableError, LlmkitError, ModelNotFoundError, UsageError
 from llmkit.log import log, warn
 from llmkit.models.bundled import EMBEDDED, embedded_source, is_embedded, limits, needs_no_download
 from llmkit.models.hub import exists, fetch, is_cached
-from llmkit.models.reachability import hub_reachable, is_offline
+from llmkit.models.reachability import hub_reachable, is_offline, mirror_hint
 from llmkit.models.repo_files import part_names
 from llmkit.models.source import ADAPTER_CONFIG, CONTRACT_FILE, Source, read_json
 from llmkit.models.wheels import Wheel, weights_hash, wheel_source
@@ -87,13 +87,15 @@ def _default(settings: LoadSettings, task: str, candidates: Sequence[str], *, we
     if not fallback:
         raise HubUnreachableError(
             f"the model hub cannot be reached and the default for {task} is not on this machine",
+            *(() if is_offline() else (mirror_hint(),)),
             "name a model: `model=starter`, or a folder",
+            code="offline" if is_offline() else "hub_unreachable",
         )
     source = _embedded(find_task(task).embedded)
     warn(
         "fallback_model",
         "%s, so the embedded model answers (`model=%s`). %s",
-        "offline" if is_offline() else "the model hub cannot be reached",
+        "offline" if is_offline() else f"the model hub cannot be reached ({mirror_hint()})",
         source.name,
         limits(source.name),
     )
@@ -164,9 +166,9 @@ def _from_folder(model: str, folder: Path, settings: LoadSettings, *, weights: b
 def _refuse_pieces(path: Path) -> None:
     """Say how pieces of a GGUF file that were cut at any byte are joined."""
     if found := re.fullmatch(r"(.+\.gguf)[.-](?:part|split-)?(?:\d+of\d+|[a-z]{1,2}|\d+)", path.name):
-        pieces = " ".join(piece.name for piece in sorted(path.parent.glob(f"{escape(found[1])}[.-]*")))
+        pieces = " ".join(quoted(piece.name) for piece in sorted(path.parent.glob(f"{escape(found[1])}[.-]*")))
         raise CheckpointError(
-            f"{path} is a piece of a GGUF file", f"join them in its folder: cat {pieces} > {found[1]}"
+            f"{path} is a piece of a GGUF file", f"join them in its folder: cat {pieces} > {quoted(found[1])}"
         )
 
 
@@ -272,7 +274,7 @@ def _check_weights(model: str, adapter: Path, wheel: Wheel, folder: Path) -> Non
 
 
 def _is_adapter(model: str, base: str) -> CheckpointError:
-    merged = f"run `llmkit merge {base} -o FOLDER`, and name the result with `base=FOLDER`"
+    merged = f"run `llmkit merge {quoted(base)} -o FOLDER`, and name the result with `base=FOLDER`"
     return CheckpointError(
         f"the base model of {model}, {base}, is an adapter itself",
         _NAME_IT if base == model else merged,

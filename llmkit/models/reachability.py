@@ -36,6 +36,7 @@ __all__ = [
     "hub_name",
     "hub_reachable",
     "is_offline",
+    "mirror_hint",
     "offline",
     "reason",
 ]
@@ -47,6 +48,7 @@ PATIENCE = 30.0
 REMEMBERED = 600.0
 """Seconds for which an unreachable Hub is not tried again, by any process of this user."""
 
+_DEFAULT = "https://huggingface.co"
 _reached: set[str] = set()  # endpoints that answered this process
 
 T = TypeVar("T")
@@ -204,7 +206,13 @@ def reason(error: BaseException) -> str:
 def hub_name() -> str:
     """The Hub's name in messages: with its address if that is not the default."""
     address = hub_address()
-    return "the model hub" + ("" if address == "https://huggingface.co" else f" {address}")
+    return "the model hub" + ("" if address == _DEFAULT else f" {address}")
+
+
+def mirror_hint() -> str:
+    """What a user can do about a Hub that cannot be reached, apart from repairing the network."""
+    address = hub_address()
+    return "set HF_ENDPOINT to a mirror of the Hub" if address == _DEFAULT else f"check HF_ENDPOINT, which is {address}"
 
 
 def hub_address() -> str:

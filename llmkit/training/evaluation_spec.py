@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from llmkit.config.settings import (
     command_line,
     delimiter_character,
     explicitly_set,
+    quoted,
     setting_fields,
 )
 from llmkit.data.proposals import task_rows
@@ -189,7 +189,7 @@ def _require_trained(folder: Path, recipe: str, overrides: Sequence[str]) -> Non
     if any((folder / name).is_file() for name in (CONTRACT_FILE, ADAPTER_CONFIG, "config.json")):
         return
     begun = bool(checkpoints(folder))
-    command = command_line("finetune", shlex.quote(recipe), set=overrides, resume=begun)
+    command = command_line("finetune", quoted(recipe), set=overrides, resume=begun)
     if begun:
         raise UsageError(f"the training in {folder} is not finished", f"continue it with: {command}", "name a `model`")
     raise UsageError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.config.recipe import Recipe
-from llmkit.config.settings import DType, LoadSettings, setting_fields
+from llmkit.config.settings import DType, LoadSettings, quoted, setting_fields
 from llmkit.errors import UsageError
 from llmkit.files import file_hash
 from llmkit.heads.chat_template import choose_template
@@ -92,7 +92,7 @@ def _refuse_on_adapter(recipe: Recipe, source: Source) -> None:
     """Refuse changes to the base of an adapter that is trained further: they need a merged model."""
     if source.adapter is None:
         return
-    merged = f"run `llmkit merge {source.name} -o FOLDER` first and set model.name_or_path to FOLDER"
+    merged = f"run `llmkit merge {quoted(source.name)} -o FOLDER` first and set model.name_or_path to FOLDER"
     if recipe.adapter is not None:
         raise UsageError(
             f"{source.name} is an adapter, and the recipe adds another to it, which could not be loaded again",

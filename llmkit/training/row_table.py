@@ -13,7 +13,7 @@ from llmkit.data.proposals import task_rows
 from llmkit.data.sources import commit_of, files_of, hub_id
 from llmkit.errors import HubUnreachableError, InputError
 from llmkit.files import file_hash
-from llmkit.models.reachability import hub_name, hub_reachable, is_offline
+from llmkit.models.reachability import hub_name, hub_reachable, is_offline, mirror_hint
 from llmkit.tasks import Task
 from llmkit.training.disk_cache import cached_table, code_version, digest
 
@@ -58,11 +58,13 @@ def need_hub(sources: Sequence[SourceSection]) -> None:
     """
     name = next(filter(None, map(hub_id, sources)), None)
     if name and not hub_reachable():
-        why = "offline mode is on" if is_offline() else f"{hub_name()} cannot be reached"
+        off = is_offline()
         raise HubUnreachableError(
-            f"the data set {name} is not a local file, and {why}",
+            f"the data set {name} is not a local file, and "
+            + ("offline mode is on" if off else f"{hub_name()} cannot be reached"),
             "check the name and the network, or name files",
-            code="offline",
+            "" if off else mirror_hint(),
+            code="offline" if off else "hub_unreachable",
         )
 
 

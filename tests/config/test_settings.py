@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import shlex
 from typing import Any
 
 import pytest
@@ -8,8 +9,10 @@ import pytest
 from llmkit.config.settings import (
     GenerationSettings,
     LoadSettings,
+    command_line,
     explicitly_set,
     non_default,
+    quoted,
     split_options,
 )
 from llmkit.errors import UsageError
@@ -68,3 +71,23 @@ def test_a_setting_counts_as_given_though_it_equals_its_default() -> None:
     (settings,) = split_options({"max_answer_len": 30, "top": 2, "no_answer_threshold": None}, AnswerSettings)
     assert explicitly_set(settings) == explicitly_set(pickle.loads(pickle.dumps(settings))) == ["top", "max_answer_len"]
     assert non_default(settings) == ["top"]
+
+
+@pytest.mark.parametrize(
+    ("word", "printed"),
+    [
+        ("论文.txt", "论文.txt"),
+        ("我的 论文.txt", "'我的 论文.txt'"),
+        ("runs/été", "runs/été"),
+        ("it's", "'it'\"'\"'s'"),
+        ("a;rm -rf b", "'a;rm -rf b'"),
+        ("$HOME", "'$HOME'"),
+        ("（草稿）", "'（草稿）'"),
+        ("", "''"),
+    ],
+)
+def test_a_printed_command_can_be_pasted(word: str, printed: str) -> None:
+    assert quoted(word) == printed
+    if word:
+        line = command_line("generate", quoted(word), model=word)
+        assert shlex.split(line) == ["llmkit", "generate", word, "--model", word]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -434,3 +435,24 @@ def test_importing_the_module_does_not_import_huggingface_hub(module: str) -> No
 def test_levels_are_heard_without_set_up() -> None:
     """Downloads are told with warning, which Python prints even where nobody configured logging."""
     assert logging.getLogger("llmkit").getEffectiveLevel() <= logging.WARNING
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "hint"),
+    [
+        (None, "set HF_ENDPOINT to a mirror of the Hub"),
+        ("http://127.0.0.1:9", "check HF_ENDPOINT, which is http://127.0.0.1:9"),
+    ],
+)
+def test_a_hub_that_cannot_be_reached_names_the_mirror(
+    endpoint: str | None, hint: str, fake: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise reachability.UnreachableError("no route")
+
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint or "https://huggingface.co")
+    monkeypatch.setattr(hub, "ask", fail)
+    for call in (hub.fetch, hub.hub_parameter_counts):
+        with pytest.raises(HubUnreachableError, match=re.escape(hint)) as error:
+            call("org/tiny")
+        assert error.value.code == "hub_unreachable"

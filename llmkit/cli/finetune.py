@@ -98,7 +98,7 @@ def finetune(
         loaded = load_recipe(recipe, [*changes, *folder])
     if dry_run:
         if resume:
-            raise UsageError("--dry-run and --resume are mutually exclusive", "leave one of them out")
+            raise UsageError("--dry-run and --resume are mutually exclusive", "leave one of them out", code="no_effect")
         from llmkit.training.dry_run import dry_run as estimate
 
         echo(text or resolved_yaml(loaded), end="")

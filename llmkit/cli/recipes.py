@@ -127,7 +127,9 @@ def recipes_new(
     """
     languages = {"source": source, "target": target}
     if output is not None and output.exists() and not overwrite:
-        raise UsageError(f"{output} exists", "name another `output`", "replace it with `overwrite`")
+        raise UsageError(
+            f"{output} exists", "name another `output`", "replace it with `overwrite`", code="output_exists"
+        )
     new = from_options(task, data_paths, validation, model, method, languages, None, overrides or [])
     if output is None:
         echo(new.text(Path()), end="")

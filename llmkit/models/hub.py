@@ -298,8 +298,8 @@ def _from_cache(wanted: Wanted, why: str, *fixes: str, code: ErrorCode) -> Snaps
     state = "is not in the cache" if folder is None else f"is in the cache without its {lacking}"
     raise HubUnreachableError(
         f"{why} and {wanted.repo_id} {state}",
-        *fixes,
         f"run `{wanted.command}` on a machine with a network",
+        *fixes,
         "use `model=starter`",
         code=code,
     )

@@ -198,6 +198,7 @@ def test_json_keys_are_stable_and_go_round(checkpoint: Checkpoint) -> None:
         "traps",
         "commands",
         "adapter",
+        "tuned",
     ]
     assert plain["schema_version"] == 1
     assert list(plain["tasks"]) == list(TASKS)

@@ -102,8 +102,10 @@ def _devices() -> dict[str, str]:
 def _threads() -> dict[str, Any]:
     import torch
 
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {"torch": torch.get_num_threads(), "load_average": load}
+    from llmkit.models.threads import usable_cpus
+
+    load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+    return {"usable_cpus": usable_cpus(), "torch_threads": torch.get_num_threads(), "load_average": load}
 
 
 def _default_models() -> dict[str, str]:

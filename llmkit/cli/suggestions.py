@@ -158,14 +158,15 @@ def _name(parameter: Any) -> str:
 def _unknown_option(option: str, context: Any) -> tuple[str, str]:
     """The nearest option of the command, or else the commands that have one of this name."""
     problem = f"unknown option {option}"
-    word = option.lstrip("-").casefold().replace("_", "-")
+    root = context.find_root().command
+    word = _long_name(option, root).lstrip("-").casefold().replace("_", "-")
     own = _names(context.command.params)
     if found := own.get(word):
         key = "recipe keys are changed with --set, such as --set train.learning_rate=1e-4"
         return problem, key if found == "--set" else f"did you mean {found}?"
     if argument := next((each for each in context.command.params if word == _argument_name(each)), None):
         return problem, f"it is an argument: {context.command_path} {_name(argument)}"
-    if commands := _commands_with(option, context.find_root().command, context.find_root().info_name):
+    if commands := _commands_with(option, root, context.find_root().info_name):
         if context.parent is None:
             return f"{option} belongs after the command", f"write {commands[0]} {option}"
         return problem, f"it is an option of {', '.join(commands[:3])}"
@@ -175,6 +176,13 @@ def _unknown_option(option: str, context: Any) -> tuple[str, str]:
     return problem, f"did you mean {' or '.join(begun)}?" if 0 < len(
         begun
     ) < 4 else f"see {context.command_path} --help"
+
+
+def _long_name(option: str, command: Any) -> str:
+    """The long form of a letter, ``--model`` for ``-m``, in whichever command has it."""
+    inner = getattr(command, "commands", {}).values()
+    own = [max(each.opts, key=len) for each in command.params if option in each.opts]
+    return next((name for each in inner if (name := _long_name(option, each)) != option), (own or [option])[0])
 
 
 def _argument_name(parameter: Any) -> str:

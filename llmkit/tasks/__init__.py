@@ -93,8 +93,9 @@ def find_task(name: str) -> type[Task]:
     for task in TASKS.values():
         if name in (task.name, task.verb):
             return task
-    near = get_close_matches(name, [*TASKS, *(task.verb for task in TASKS.values())], n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    meanings = {word: task.name for task in TASKS.values() for word in (*task.synonyms, task.verb, task.name)}
+    near = get_close_matches(name.casefold(), meanings, n=1)
+    hint = f"did you mean {meanings[near[0]]!r}? " if near else ""
     raise UsageError(f"unknown task {name!r}", f"{hint}tasks: {', '.join(TASKS)}", code="unknown_task")
 
 

@@ -106,6 +106,8 @@ def test_version(run: Run) -> None:
         ("translate hi --target-lang fr", "unknown option --target-lang", "did you mean --to?"),
         ("generate hi --dry-run", "unknown option --dry-run", "it is an option of llmkit finetune"),
         ("finetune x --learning-rate 1", "unknown option --learning-rate", "recipe keys are changed with --set"),
+        ("models qa", "unknown task 'qa'", "did you mean 'question-answering'?"),
+        ("inspect -m x", "unknown option -m", "it is an argument: llmkit inspect MODEL"),
         ("inspect --model x", "unknown option --model", "it is an argument: llmkit inspect MODEL"),
         ("--model x generate hi", "--model belongs after the command", "write llmkit generate --model"),
         ("generate Write a haiku", "too many arguments (a haiku)", "put a text with spaces in quotes: llmkit generate"),

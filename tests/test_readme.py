@@ -66,7 +66,7 @@ def test_commands(
 ) -> None:
     """In this process, which loads the starter once for all of them."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     (tmp_path / "LICENSE").write_text("You may use the software. You must keep this notice.", encoding="utf-8")
     program, *arguments = shlex.split(line, comments=True)
     assert program == "llmkit"
@@ -98,14 +98,20 @@ def test_python_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "Paris" in capsys.readouterr().out
 
 
+def run_block(name: str) -> None:
+    """In this process but for what the shell does."""
+    for line in block(name).strip().splitlines():
+        if line.startswith("llmkit "):
+            assert main(shlex.split(line, comments=True)[1:]) == 0
+        else:
+            subprocess.run(["bash", "-euo", "pipefail", "-c", line], check=True)
+
+
 @pytest.mark.starter
 @pytest.mark.usefixtures("_starter")
-def test_rows_block(environment: dict[str, str], tmp_path: Path) -> None:
-    result = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block("rows")],
-        capture_output=True, text=True, check=False, env=environment, cwd=tmp_path, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+def test_rows_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_block("rows")
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in rows] == [7, 8]
     assert all(row["text"] for row in rows)
@@ -113,32 +119,34 @@ def test_rows_block(environment: dict[str, str], tmp_path: Path) -> None:
 
 @pytest.mark.starter
 @pytest.mark.usefixtures("_starter")
-def test_data_block(environment: dict[str, str], tmp_path: Path) -> None:
-    result = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block("data")],
-        capture_output=True, text=True, check=False, env=environment, cwd=tmp_path, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert "document: article" in result.stdout
-    assert "⟦A long, old reef.<|im_end|>⟧" in result.stdout
-    assert json.loads(result.stdout.splitlines()[-1])["overlap"] == 0
+def test_data_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_block("data")
+    out = capsys.readouterr().out
+    assert "document: article" in out
+    assert "⟦A long, old reef.<|im_end|>⟧" in out
+    assert json.loads(out.splitlines()[-1])["overlap"] == 0
 
 
 @pytest.mark.starter
 @pytest.mark.usefixtures("_starter")
-def test_the_first_command_answers_and_continues(environment: dict[str, str]) -> None:
+def test_the_first_command_answers_and_continues(
+    environment: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """The llmkit part of the quickstart; the check script runs the rest of it, the installation."""
     command = block("quickstart").strip().split(" && ")[-1]
     assert command == 'llmkit generate "The meaning of life is"'
-    for words in (command, f"{command} --raw"):
-        result = subprocess.run(
-            ["bash", "-c", f"{words} --temperature 0 --max-new-tokens 24"],
-            capture_output=True, text=True, check=False, env=environment, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr
-        letters = sum(character.isascii() and (character.isalpha() or character == " ") for character in result.stdout)
-        assert letters > 0.8 * len(result.stdout), result.stdout
-        assert "makes up facts" in result.stderr
+    options = ["--temperature", "0", "--max-new-tokens", "24"]
+    first = subprocess.run(
+        ["bash", "-c", f"{command} {' '.join(options)}"],
+        capture_output=True, text=True, check=False, env=environment, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    assert "makes up facts" in first.stderr
+    assert main([*shlex.split(command)[1:], "--raw", *options]) == 0
+    for text in (first.stdout, capsys.readouterr().out):
+        letters = sum(character.isascii() and (character.isalpha() or character == " ") for character in text)
+        assert letters > 0.8 * len(text), text
 
 
 def test_no_path_of_a_machine() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any, TextIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TextIO, cast
 
 import pytest
 
@@ -145,6 +148,22 @@ def test_a_bar_in_python_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) ->
             list(pipeline.map(["a"]))
         assert ("3/3" in screen.getvalue()) is shown
         assert "1/1" not in screen.getvalue()
+
+
+def test_a_notebook_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", cast(Any, SimpleNamespace(get_ipython=lambda: shell)))
+    output = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", output)
+    with ProgressMeter(3, "rows") as meter:
+        meter.advance(3)
+    assert "3/3" in output.getvalue()
+
+
+def test_one_module_draws_bars() -> None:
+    sources = (Path(__file__).parents[1] / "llmkit").rglob("*.py")
+    drawing = [path.name for path in sources if re.search(r"import tqdm|rich\.progress", path.read_text("utf-8"))]
+    assert drawing == ["progress.py"]
 
 
 def test_durations() -> None:

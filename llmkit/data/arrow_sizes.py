@@ -1,6 +1,6 @@
-"""How much the values of Arrow arrays take where each is written out, before they are.
+"""The memory that values of Arrow arrays need as Python objects, before they are converted.
 
-A few bytes can stand for many: dictionaries, runs, views and lists of nothing repeat what is stored once, and the
+Few bytes can expand to many: dictionaries, runs, views and lists of nulls repeat a value that is stored once, and the
 buffers of an IPC message may be compressed. Does not know files or rows.
 """
 
@@ -15,11 +15,11 @@ import numpy as np
 __all__ = ["element_bytes", "unpacked_bytes"]
 
 _FLAT = 2**24
-"""Elements of lists that are looked at one by one; more are counted only."""
+"""Elements of lists up to which each is measured; above, they are only counted."""
 
 
 def element_bytes(array: Any) -> Any:
-    """Bytes of each element of an array, as 64-bit numbers. Of very many in lists, only that they are."""
+    """Bytes of each element of an array, as 64-bit numbers; for very long lists, the number of elements."""
     import pyarrow as pa
     from pyarrow import compute, types
 
@@ -75,7 +75,7 @@ def _list_bytes(array: Any) -> Any:
 
 
 def unpacked_bytes(message: Any) -> int:
-    """Bytes of the buffers of an IPC message once decompressed; as the message says, of which PyArrow makes room."""
+    """Bytes of the decompressed buffers of an IPC message, as declared in it: PyArrow allocates as much."""
     metadata, body = memoryview(message.metadata), memoryview(message.body) if message.body else memoryview(b"")
     batch = _Table.root(metadata).table(2)
     if message.type == "dictionary" and batch is not None:
@@ -86,14 +86,14 @@ def unpacked_bytes(message: Any) -> int:
 
 
 def _unpacked(body: memoryview, start: int, length: int) -> int:
-    """A buffer that is compressed says first what it was; -1 that it is not."""
+    """The decompressed size of a buffer, which it begins with; -1 marks an uncompressed one."""
     if length < 8 or start < 0 or start + 8 > len(body):
         return max(length, 0)
     return max(int(unpack_from("<q", body, start)[0]), length)
 
 
 class _Table:
-    """A table of FlatBuffers, in which Arrow writes metadata: where its fields are is told by offsets."""
+    """A table of FlatBuffers, the format of Arrow's metadata, whose fields are located by offsets."""
 
     def __init__(self, data: memoryview, place: int) -> None:
         self._data, self._place = data, place
@@ -104,7 +104,7 @@ class _Table:
         return cls(data, unpack_from("<I", data, 0)[0])
 
     def field(self, number: int) -> int:
-        """Where a field is; 0 if it is left out."""
+        """The position of a field; 0 if it is absent."""
         at = 4 + 2 * number
         size = unpack_from("<H", self._data, self._fields)[0]
         offset = unpack_from("<H", self._data, self._fields + at)[0] if at < size else 0
@@ -115,7 +115,7 @@ class _Table:
         return _Table(self._data, place + unpack_from("<I", self._data, place)[0]) if place else None
 
     def buffers(self, number: int) -> Iterator[tuple[int, int]]:
-        """Start and length of each."""
+        """Start and length of each buffer."""
         if place := self.field(number):
             start = place + unpack_from("<I", self._data, place)[0]
             for each in range(unpack_from("<I", self._data, start)[0]):

@@ -75,12 +75,12 @@ def _parquet_batches(path: Path, name: str) -> Iterator[Any]:
 def _parquet(path: Path, repeated: Sequence[str] = ()) -> Any:
     from pyarrow.parquet import ParquetFile
 
-    # A buffer, and none ahead: otherwise a whole row group is held.
+    # A buffer without pre-buffering, which would hold a whole row group.
     return ParquetFile(path, buffer_size=2**20, pre_buffer=False, read_dictionary=repeated or None)
 
 
 def _plan_group(metadata: Any, group: int, file: BinaryIO, name: str) -> tuple[int, list[str]]:
-    """How many rows of a group can be read at once, and the columns whose repeated texts are not to be written out.
+    """How many rows of a group can be loaded at once, and the columns whose repeated texts stay in dictionaries.
 
     Raises:
         InputError: a column takes more memory than its part of the file can need.
@@ -101,7 +101,7 @@ def _plan_group(metadata: Any, group: int, file: BinaryIO, name: str) -> tuple[i
 
 
 def _dictionary_bytes(file: BinaryIO, chunk: Any) -> int:
-    """The size of a column's dictionary, the longest that a value of it can be, as its page says."""
+    """The size of a column's dictionary as declared in its page, the maximum size of a value."""
     if not chunk.has_dictionary_page or not chunk.dictionary_page_offset:
         return 0
     file.seek(chunk.dictionary_page_offset)

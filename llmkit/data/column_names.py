@@ -1,7 +1,7 @@
-"""Which column goes by one of some names, and whether a text is the name of a column at all.
+"""Finding columns by their names, and deciding whether a text is the name of a column.
 
-Knows names of one word and of several (``Full Text``, ``user_question``), and those of languages. What the columns of a
-task are called in the wild is said by the task.
+Knows names of one or several words (``Full Text``, ``user_question``) and names of languages. The common names of a
+task's columns are declared by the task (`Task.aliases`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from llmkit.text.scripts import is_unspaced
 __all__ = ["find_column", "is_known_name", "known_names", "language_in", "language_named"]
 
 _GENERIC = frozenset({"text", "texts", "sentence", "string", "content"})
-"""Last words of names whose first word is the telling one: ``target_text``."""
+"""Last words of names whose first word is the significant one: ``target_text``."""
 _LONGEST = 40
-"""Characters of the names that are known, and more."""
+"""Upper bound of the length of known names."""
 _PARTS = 4
-"""Of a language's code, and more: ``zh_Hant_TW``."""
+"""Upper bound of the parts of a language code: ``zh_Hant_TW``."""
 
 
 def _words(name: str) -> list[str]:
@@ -29,8 +29,8 @@ def _words(name: str) -> list[str]:
     return [word for word in re.split(r"[\s_\-./]+", spaced.lower()) if word]
 
 
-def _telling(name: str) -> list[str]:
-    """The parts of a name of several words that may be a known one."""
+def _significant_parts(name: str) -> list[str]:
+    """The parts of a name of several words that may be a known name."""
     words = _words(name)
     found = words[-1:] if len(words) <= 3 else []
     found += words[:1] if found and words[-1] in _GENERIC else []
@@ -39,30 +39,30 @@ def _telling(name: str) -> list[str]:
 
 
 def find_column(columns: Iterable[str], names: Sequence[str], taken: Collection[str]) -> str | None:
-    """The column that goes by one of the names: called so, or else the only one whose name ends so."""
+    """The column with one of the names: an exact match, otherwise the only column whose name ends in it."""
     free = [column for column in columns if column not in taken]
     for each in names:
         if found := [column for column in free if column.strip().lower() == each]:
             return found[0]
     for each in names:
-        if len(found := [column for column in free if each in _telling(column)]) == 1:
+        if len(found := [column for column in free if each in _significant_parts(column)]) == 1:
             return found[0]
     return None
 
 
 def known_names() -> frozenset[str]:
-    """What the columns of all tasks are called."""
+    """The common names of columns of all tasks."""
     names = (name for task in TASKS.values() for aliases in task.aliases.values() for name in aliases)
     return frozenset(names) | {"id", "label", "category"}
 
 
 def is_known_name(text: str) -> bool:
     """Whether a text is the name of a column of a task, or ends in one."""
-    return not known_names().isdisjoint([text.strip().lower(), *_telling(text)])
+    return not known_names().isdisjoint([text.strip().lower(), *_significant_parts(text)])
 
 
 def language_named(name: str) -> Language | None:
-    """The language that a column is called by: a code, or an English, native or Chinese name."""
+    """The language that a name stands for: a code, or an English, native or Chinese name."""
     if found := language_from_code(name):
         return found
     if len(name) <= 3 and not all(map(is_unspaced, name)):

@@ -1,9 +1,9 @@
-"""Rows that are conversations: who speaks, what is said, and which replies are to be learned.
+"""Conversations in rows: speakers, texts, and which replies are learned.
 
-Knows the names that turns have in the wild: OpenAI's messages, ShareGPT, pairs of a user's text and its reply, and a
-conversation that is divided into ``prompt`` and ``completion`` as in TRL. A turn that is flagged as not to be learned
-(``weight: 0``, ``train: false``) gets ``"weight": 0``. What a model cannot be taught here, such as calls of tools, is
-refused by name. Does not know which column holds the conversation (`llmkit.data.shapes`).
+Knows the common formats of turns: OpenAI's messages, ShareGPT, pairs of a user's text and its reply, and conversations
+split into ``prompt`` and ``completion`` as in TRL. A turn that is flagged as not learned (``weight: 0``,
+``train: false``) gets ``"weight": 0``. Unsupported turns, such as tool calls, are errors. Does not know which column
+holds the conversation (`llmkit.data.shapes`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _ROLE_KEYS = ("role", "from", "speaker", "author", "name", "sender")
 _TEXT_KEYS = ("content", "value", "utterance", "text", "message", "body")
 
 _LEARN_WORDS = frozenset(("weight", "train", "trained", "trainable", "training", "learn", "loss"))
-"""In the names of flags that say whether a turn is learned: OpenAI's ``weight``, ``train_on_turn``, ``loss_mask``."""
+"""Words in the names of flags for learned turns: OpenAI's ``weight``, ``train_on_turn``, ``loss_mask``."""
 _UNCLEAR_WORDS = frozenset(("mask", "masked"))
-"""True means in one program that a turn is learned, and in another that it is not."""
+"""Ambiguous flags: programs differ in whether true means that a turn is learned."""
 _CALL_KEYS = ("tool_calls", "function_call")
 
 
@@ -37,16 +37,16 @@ class _Turn:
     speaker: str
     text: str
     learned: bool | None
-    """As its flag says; None without one."""
+    """The value of its flag; None without a flag."""
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value says nothing, as the columns of Parquet do that only other rows use."""
+    """Whether a value is empty, as in columns of Parquet that only other rows use."""
     return value is None or (isinstance(value, str | list | tuple | Mapping) and not value)
 
 
 def as_flag(name: str, value: Any) -> bool:
-    """Whether a flag is set; `InputError` for a value between yes and no."""
+    """Whether a flag is set; `InputError` if its value is not a boolean."""
     text = str(value).strip().lower()
     if text in ("true", "1", "1.0"):
         return True
@@ -74,7 +74,7 @@ def _keys(turn: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def plain_text(value: Any) -> str | None:
-    """A text, or the parts of one as OpenAI writes them; None for anything else, such as an image."""
+    """A text, also from a list of text parts as in OpenAI's format; None for anything else, such as an image."""
     if isinstance(value, list) and value:
         parts = [part.get("text") if _part_type(part) == "text" else None for part in value]
         return "".join(map(str, parts)) if all(isinstance(part, str) for part in parts) else None
@@ -82,7 +82,7 @@ def plain_text(value: Any) -> str | None:
 
 
 def _part_type(part: Any) -> str:
-    """``text``, or what else a part of a message is: an image, a call of a tool, a thought."""
+    """The type of a part of a message: ``text``, an image, a tool call, reasoning."""
     if not isinstance(part, Mapping):
         return type(part).__name__
     kind = str(part.get("type") or next((name for name, value in part.items() if not is_empty(value)), "text"))
@@ -90,26 +90,26 @@ def _part_type(part: Any) -> str:
 
 
 def _is_pair(turn: Mapping[str, Any]) -> bool:
-    """Whether it holds a user's text and the reply, by the names of their roles (Firefly)."""
+    """Whether a turn holds a user's text and the reply under the names of their roles (Firefly)."""
     return {_ROLES.get(str(key).lower()) for key in turn} >= {"user", "assistant"}
 
 
 def read_turns(turns: Sequence[Any]) -> list[dict[str, Any]]:
-    """Messages with ``role`` and ``content``, and ``weight: 0`` where the turn is not to be learned.
+    """Messages with ``role`` and ``content``, and ``weight: 0`` for turns that are not learned.
 
     Raises:
-        InputError: a turn that cannot be taught, by its number.
+        InputError: a turn is not supported; the message has its number.
     """
-    said = [part for number, turn in enumerate(turns, start=1) for part in _divided(turn, number)]
+    parts = [part for number, turn in enumerate(turns, start=1) for part in _divided(turn, number)]
     messages: list[dict[str, Any]] = []
-    for role, turn in zip(_roles([turn.speaker for turn in said]), said, strict=True):
+    for role, turn in zip(_roles([turn.speaker for turn in parts]), parts, strict=True):
         ignored = {"weight": 0} if role == "assistant" and turn.learned is False else {}
         if not messages or messages[-1]["role"] != role:
             messages.append({"role": role, "content": turn.text, **ignored})
             continue
         if messages[-1].get("weight", 1) != ignored.get("weight", 1):
             raise InputError(
-                "has replies in a row of which only some are to be learned", "put a message of the user between them"
+                "has consecutive replies, of which only some are learned", "put a user message between them"
             )
         messages[-1]["content"] += f"\n{turn.text}"
     return messages
@@ -124,17 +124,17 @@ def _divided(turn: Any, number: int) -> Iterator[_Turn]:
     keys = _keys(turn) if isinstance(turn, Mapping) else None
     if keys is None:
         if isinstance(turn, Mapping) and (other := _other_part(turn)):
-            raise InputError(f"has a part in turn {number} that is not text ({other})", "leave the row out")
+            raise InputError(f"has a part in turn {number} that is not text ({other})", "remove the row")
         raise InputError(
             f"has a turn without speaker and text (number {number})", 'write {"role": "user", "content": "…"}'
         )
     if called := next((key for key in _CALL_KEYS if not is_empty(turn.get(key))), None):
-        raise InputError(f"has {called} in turn {number}, and calls of tools cannot be learned", "leave the row out")
+        raise InputError(f"has {called} in turn {number}, and tool calls are not supported", "remove the row")
     yield _Turn(str(turn[keys[0]]).strip(), plain_text(turn[keys[1]]) or "", _is_learned(turn))
 
 
 def _other_part(turn: Mapping[str, Any]) -> str | None:
-    """What the first part of a turn is that is not text."""
+    """The type of the first part of a turn that is not text."""
     parts = next((value for key in _TEXT_KEYS if isinstance(value := turn.get(key), list)), [])
     return next((kind for part in parts if (kind := _part_type(part)) != "text"), None)
 
@@ -143,9 +143,7 @@ def _is_learned(turn: Mapping[str, Any]) -> bool | None:
     learn = _learn_keys(turn)
     unclear = [key for key in _keys_of_words(turn, _UNCLEAR_WORDS) if key not in learn]
     if unclear:
-        raise InputError(
-            f"has {unclear[0]} in a turn, which may mean learned or not", "write weight: 0 or 1 in its place"
-        )
+        raise InputError(f"has {unclear[0]} in a turn, whose meaning is ambiguous", "replace it with weight: 0 or 1")
     flags = [as_flag(key, turn[key]) for key in learn]
     return all(flags) if flags else None
 
@@ -155,15 +153,15 @@ def _learn_keys(turn: Mapping[str, Any]) -> list[str]:
 
 
 def _keys_of_words(turn: Mapping[str, Any], words: Collection[str]) -> list[str]:
-    """The keys of a turn with something in them, and one of the words in their names."""
+    """The keys of a turn that have a value, and one of the words in their names."""
     return [key for key, value in turn.items() if not is_empty(value) and set(str(key).lower().split("_")) & set(words)]
 
 
 def _roles(speakers: Sequence[str]) -> list[str]:
-    """The role of each turn. Two strangers are the user and the assistant, in the order in which they speak.
+    """The role of each turn. Two unknown speakers are the user and the assistant, in the order in which they speak.
 
-    Where a "system" talks with the user throughout, it is the assistant. A stranger beside a user or an assistant has
-    no role that could be guessed: it may be a tool.
+    If a "system" speaks several times and no assistant does, it is the assistant. The role of an unknown speaker in
+    addition to a user or an assistant is ambiguous: it may be a tool.
     """
     found = [_ROLES.get(speaker.lower()) for speaker in speakers]
     if "assistant" not in found and found.count("system") > 1:
@@ -171,15 +169,15 @@ def _roles(speakers: Sequence[str]) -> list[str]:
     strangers = list(dict.fromkeys(speaker for speaker, role in zip(speakers, found, strict=True) if role is None))
     if len(strangers) > 2 or (strangers and not {"user", "assistant"}.isdisjoint(found)):
         raise InputError(
-            f"has speakers whose roles are not known ({', '.join(strangers[:5])})",
-            "call them user and assistant; turns of tools cannot be learned",
+            f"has speakers with unknown roles ({', '.join(strangers[:5])})",
+            "name them user and assistant; tool messages are not supported",
         )
     named = dict(zip(strangers, ("user", "assistant"), strict=False))
     return [role or named[speaker] for speaker, role in zip(speakers, found, strict=True)]
 
 
 def unused_in_turns(turns: Sequence[Any]) -> Iterator[str]:
-    """The fields of turns that nothing is made of, once each."""
+    """The fields of turns that are not used, once each."""
     seen: dict[str, None] = {}
     for turn in turns:
         if not isinstance(turn, Mapping) or (keys := _keys(turn)) is None:

@@ -1,7 +1,7 @@
-"""What rows say of themselves: that an answer is a bad one, or is not to be learned.
+"""Flags of rows: rejected answers, and rows that are not to be learned.
 
-Such a row is refused, so that nothing is taught that its author rejected. Does not know the flags of single turns
-(`llmkit.data.conversations`).
+Such rows are errors, so that rejected answers are not learned. Flags of single turns are in
+`llmkit.data.conversations`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ __all__ = ["obeyed_flags", "refuse_flagged", "refuse_preferences"]
 
 _LEARN = ("weight", "train", "trainable")
 _GOOD = ("label", "kto_tag", "kto_label", "desirable")
-"""Whether an answer is a good one: KTO, as in TRL and LLaMA-Factory."""
+"""Whether an answer is good (KTO), as in TRL and LLaMA-Factory."""
 _MASKS = ("loss_mask", "mask", "masks", "weights")
-"""Lists with an item for each turn, or for each reply: programs differ in that."""
+"""Lists with an item for each turn or for each reply, depending on the program."""
 _WORSE = re.compile(
     r"reject|(?:non|un|dis|not)_?(?:preferred|chosen|desired)|(?:^|_)(?:worse|lose|loser|losing)(?:_|$)"
 )
@@ -33,7 +33,7 @@ _NO, _YES = ("false", "0", "0.0"), ("true", "1", "1.0")
 
 
 def refuse_preferences(row: Mapping[str, Any], named: Collection[str], task: Task) -> None:
-    """`InputError` for a row with a better and a worse answer, unless the one to learn was named."""
+    """Raise `InputError` for a row with a better and a worse answer, unless the one to learn is mapped."""
     if set(task.learned_columns or (task.target_column,)) & set(named):
         return
     texts = {
@@ -43,7 +43,7 @@ def refuse_preferences(row: Mapping[str, Any], named: Collection[str], task: Tas
     }
     if worse := next((name for name in texts if _WORSE.search(name.lower())), None):
         better = next((name for name in texts if _BETTER.search(name.lower()) and name != worse), None)
-        problem = f"has an answer that was rejected ({worse}), and learning from pairs (DPO) is not available"
+        problem = f"has a rejected answer ({worse}), and training on preferences (DPO) is not supported"
     elif pair := _numbered(texts):
         better, worse = pair
         problem = f"has several answers ({better}, {worse}), and only one of them can be learned"
@@ -55,7 +55,7 @@ def refuse_preferences(row: Mapping[str, Any], named: Collection[str], task: Tas
 
 
 def _numbered(texts: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Two columns that are called like answers, with a number or a letter behind: ``response_0``, ``response_b``."""
+    """Two columns named like answers, with a number or letter at the end: ``response_0``, ``response_b``."""
     stems: dict[str, str] = {}
     for name in texts:
         if (found := _NUMBERED.fullmatch(name)) and find_column([found[1]], COMPLETION, ()):
@@ -66,7 +66,7 @@ def _numbered(texts: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _to_learn(texts: Mapping[str, Any], better: str | None, worse: str, task: Task) -> str:
-    """The columns that learn the better answer; where there is only the worse one, the conversation before it."""
+    """The mapping to learn the better answer; with only a worse one, the conversation before it."""
     if "completion" not in task.aliases:
         return f"{{{task.target_column}: {better or '…'}}}"
     others = [name for name in turn_columns(texts) if name not in (better, worse)]
@@ -86,30 +86,32 @@ def _to_learn(texts: Mapping[str, Any], better: str | None, worse: str, task: Ta
 
 
 def refuse_flagged(others: Mapping[str, Any], learned: Mapping[str, Any], task: Task) -> None:
-    """`InputError` for a row that is flagged as bad, or as not to be learned.
+    """Raise `InputError` for a row that is flagged as bad, or as not to be learned.
 
     Args:
-        others: the columns that nothing is made of.
+        others: the columns that are not used.
         learned: the row in the task's columns.
     """
     if mask := next((name for name in _MASKS if "messages" in learned and isinstance(others.get(name), list)), None):
-        raise InputError(f"has a list that says which turns are learned ({mask})", "write weight: 0 or 1 in each turn")
+        raise InputError(
+            f"has a list of flags for turns ({mask}), which is ambiguous", "put weight: 0 or 1 in each turn"
+        )
     for name in _flags(learned, task):
         text = str(others.get(name)).strip().lower()
-        # 0 is also the first of many classes, but not beside a completion.
+        # 0 is also the first of many classes, but not in rows with a completion.
         number = name in _LEARN or "completion" in learned
         if text == "false" or (number and text in _NO):
             raise InputError(
                 f"is flagged as not to be learned ({name}: {others[name]})",
-                f"leave such rows out, or remove the column {name} if it says something else",
+                f"remove such rows, or the column {name} if it means something else",
             )
 
 
 def obeyed_flags(others: Mapping[str, Any], learned: Mapping[str, Any], task: Task) -> Iterator[str]:
-    """The flags of a row that let it be learned."""
+    """The flags of a row that mark it as learned."""
     yield from (name for name in _flags(learned, task) if str(others.get(name)).strip().lower() in _YES)
 
 
 def _flags(learned: Mapping[str, Any], task: Task) -> tuple[str, ...]:
-    """Those that say something of a row; the label of plain text is its class."""
+    """The names of flags that apply to a row; the label of plain text is its class."""
     return _LEARN if task.is_plain(learned) else (*_LEARN, *_GOOD)

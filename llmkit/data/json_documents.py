@@ -1,7 +1,7 @@
 """The rows of one JSON document, one at a time: of a list, or of an object with one list of objects.
 
-Holds one row, and refuses one that is longer than the caller allows. Does not know files and encodings, nor which
-values can be rows (`llmkit.data.rows`).
+Holds one row in memory, and raises an error for a row above the limit. Does not know files, encodings, or which values
+can be rows (`llmkit.data.rows`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ __all__ = ["JSON", "document_rows", "json_reason"]
 _LIST_FIX = "give a JSON list of objects, or JSON Lines as .jsonl"
 _BLANK = re.compile(r"[ \t\n\r]*+")
 _LONGEST_TOKEN = 16
-"""Characters before the end in which an error can come from a token that goes on there, strings aside."""
+"""Characters at the end in which an error may come from an incomplete token other than a string."""
 
 _EXPONENT = len("e-")
-"""Characters after a number in which it can go on."""
+"""Characters after a number in which it may continue."""
 
 
 def _no_json(constant: str) -> NoReturn:
@@ -32,7 +32,7 @@ JSON = json.JSONDecoder(parse_constant=_no_json)
 
 
 def json_reason(error: ValueError) -> str:
-    """Without the advice that Python gives its programmers on a number of thousands of digits."""
+    """The reason of an error, without Python's advice on numbers of thousands of digits."""
     return error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]
 
 
@@ -42,11 +42,11 @@ def document_rows(
     """Each item of the list in a document, and its text.
 
     Args:
-        pieces: the document.
-        name: what it is called in errors.
-        limit: characters that an item may have.
-        again: the pieces once more. With it, an object is looked through before its first row; without, several lists
-            are found only when the second begins.
+        pieces: the document, in parts.
+        name: its name in errors.
+        limit: maximum length of an item in characters.
+        again: opens the document again. With it, an object with several lists is refused before its first row;
+            without it, when the second list begins.
 
     Raises:
         InputError: the document is not JSON or has no list of objects; partly when the iterator is asked for a row.
@@ -60,7 +60,7 @@ def document_rows(
 
 
 def _only_list(text: _Text) -> Iterator[tuple[Any, str]]:
-    """The rows of a list, or of what has one in it, such as SQuAD's ``{"version": …, "data": […]}``."""
+    """The rows of a list, or of an object with one list, such as SQuAD's ``{"version": …, "data": […]}``."""
     keys: dict[str, None] = {}
     for key, value, content in _listed(text):
         keys[key] = None
@@ -107,7 +107,7 @@ def _listed(text: _Text) -> Iterator[tuple[str, Any, str]]:
 
 
 class _Text:
-    """A document, of which the part is held that is being read."""
+    """A document, of which only the part being parsed is in memory."""
 
     def __init__(self, pieces: Iterator[str], name: str, limit: int) -> None:
         self.name = name
@@ -115,10 +115,10 @@ class _Text:
         self._pieces, self._limit = pieces, limit
         self._held = ""
         self._lines = 1
-        """Line in which what is held begins."""
+        """Line number of the beginning of the buffer."""
 
     def peek(self) -> str:
-        """The next character that is not blank; none at the end."""
+        """The next character that is not blank; empty at the end."""
         while True:
             self.position = _BLANK.match(self._held, self.position).end()  # type: ignore[union-attr] # matches nothing
             if self.position < len(self._held) or not self._more():
@@ -130,7 +130,7 @@ class _Text:
             yield self.value()
 
     def members(self) -> Iterator[str]:
-        """The keys of the object that begins here; each one's value has to be read before the next."""
+        """The keys of the object that begins here; the caller parses each value before the next key."""
         for _ in self._parts("}"):
             if self.peek() != '"':
                 raise self.error("Expecting property name enclosed in double quotes", self.position)
@@ -183,7 +183,7 @@ class _Text:
         return value, content
 
     def _more(self) -> bool:
-        """Let go of what was read, and hold twice of the rest, so that a long value is not read often."""
+        """Drop the parsed part and double the rest of the buffer, so that a long value is not parsed many times."""
         self._lines += self._held.count("\n", 0, self.position)
         parts = [self._held[self.position :]]
         self.position, held = 0, len(parts[0])

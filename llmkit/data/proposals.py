@@ -1,7 +1,7 @@
-"""What some data are, found from their first rows: the form of the file, the shape, and which column is which.
+"""Proposals for data, from their first rows: file format, shape, and the mapping of columns.
 
-A proposal is a source with everything set that was found, so that it can be frozen in a recipe. Does not know shapes
-(`llmkit.data.shapes`), and does not read more rows than it needs.
+A proposal is a source with all detected settings, which can be saved in a recipe. Shapes themselves are in
+`llmkit.data.shapes`. Loads no more rows than necessary.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from llmkit.tasks import Task
 __all__ = ["Proposal", "propose", "task_rows"]
 
 _SAMPLE = 200
-"""Rows that are looked at."""
+"""Number of rows for detection."""
 _SCAN = 100_000
-"""Rows of a table that are read to see whether its quotation marks enclose anything."""
+"""Number of rows of a table by which it is decided whether its quotation marks enclose fields."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """How some data can be read for a task."""
+    """How data can be converted to rows of a task."""
 
     source: SourceSection
-    """With its form, shape and columns set."""
+    """With format, shape and columns set."""
     settings: dict[str, str]
-    """Of the task: the languages of a translation."""
+    """Settings of the task: the languages of a translation."""
     notes: tuple[str, ...]
-    """What was found, and what is left out, in sentences."""
+    """Notes on what was detected and what is not used."""
 
 
 def task_rows(source: SourceSection, task: Task) -> Iterator[Record]:
-    """The rows of a source in the columns of a task; what the source does not say of its shape is found first."""
+    """The rows of a source in the columns of a task; the shape is detected unless it is set."""
     if source.shape is None:
         proposal = propose(source, task)
         for note in proposal.notes:
@@ -54,10 +54,10 @@ def task_rows(source: SourceSection, task: Task) -> Iterator[Record]:
 
 
 def propose(source: SourceSection, task: Task) -> Proposal:
-    """Find out how a source can be read for a task.
+    """Detect how a source can be converted to rows of a task.
 
     Raises:
-        InputError: nothing fits; the message lists the columns and says how to name them.
+        InputError: no shape fits; the message lists the columns and how to map them.
     """
     notes: list[str] = []
     settings: dict[str, str] = {}
@@ -65,7 +65,7 @@ def propose(source: SourceSection, task: Task) -> Proposal:
     names = aligned_files(source.path or ()) if source.aligned is None else []
     if pair := next((pair for shape in shapes if names and (pair := shape.align(names, source, task))), None):
         source, settings = pair
-        notes.append("two files whose lines belong together")
+        notes.append("two files with corresponding lines")
     elif source.aligned is None:
         source = _form(source, notes)
     sample = _sample(source)
@@ -73,7 +73,7 @@ def propose(source: SourceSection, task: Task) -> Proposal:
         with located(where):
             refuse_preferences(row, source.columns, task)
     rows = [row for _, row in sample]
-    with located(sample[0][0]):  # the last of the shapes says what is missing
+    with located(sample[0][0]):  # the last shape raises an error about missing columns
         suggested = next(found for shape in shapes if (found := shape.suggest(source, rows, task)) is not None)
     proposed = source.model_copy(update=suggested.source)
     notes += suggested.notes
@@ -85,7 +85,7 @@ def propose(source: SourceSection, task: Task) -> Proposal:
 
 
 def _sample(source: SourceSection) -> list[tuple[str, dict[str, Any]]]:
-    """The first rows that can be read, with their places."""
+    """The first valid rows, with their locations."""
     records = list(islice(open_source(source), _SAMPLE))
     rows = [(record.where, record.row) for record in records if record.row is not None]
     if not rows:
@@ -93,11 +93,11 @@ def _sample(source: SourceSection) -> list[tuple[str, dict[str, Any]]]:
     return rows
 
 
-# The form of a file.
+# The format of a file.
 
 
 def _form(source: SourceSection, notes: list[str]) -> SourceSection:
-    """What the file is, where its name does not say or says wrongly."""
+    """The source with its format set, if the suffix does not show it."""
     files = files_of(source)
     if not files or source.format not in (None, "csv", "tsv"):
         return source
@@ -107,7 +107,7 @@ def _form(source: SourceSection, notes: list[str]) -> SourceSection:
     if source.format is None and (suffix == ".txt" or not is_rows(path)):
         if _is_tabular(path, source):
             kind = "tsv"
-            notes.append("every line has the same number of tabs, so it is read as TSV")
+            notes.append("every line has the same number of tabs, so it is parsed as TSV")
         elif not is_rows(path):
             kind = "txt"
         if kind != suffix.removeprefix("."):
@@ -116,7 +116,7 @@ def _form(source: SourceSection, notes: list[str]) -> SourceSection:
         found |= _header(path, source, kind, notes)
     source = source.model_copy(update=found)
     if kind in ("csv", "tsv") and source.quotes and _quotes_enclose_nothing(source):
-        notes.append("quotation marks are characters of the text, and enclose no field")
+        notes.append("quotation marks belong to the text and do not enclose fields")
         source = source.model_copy(update={"quotes": False})
     return source
 
@@ -138,18 +138,18 @@ def _header(path: Path, source: SourceSection, kind: str, notes: list[str]) -> d
     first = "".join(first_lines(path, 1, encoding=source.encoding))
     if names != invented or first.strip('"').startswith(invented[0]):
         return {}
-    notes.append(f"the first row is data and not a header, so the columns are called {', '.join(names)}")
+    notes.append(f"the first row is data, not a header, so the columns are named {', '.join(names)}")
     return {"header": False}
 
 
 def _quotes_enclose_nothing(source: SourceSection) -> bool:
-    """Whether there are rows that cannot be read because of their quotation marks, and could be without."""
+    """Whether rows can be parsed only if quotation marks are ordinary characters."""
     if not any(record.row is None for record in islice(open_source(source), _SCAN)):
         return False
     plain = source.model_copy(update={"quotes": False})
     cells = [str(value) for record in islice(open_source(plain), _SAMPLE) for value in (record.row or {}).values()]
     quoted = [cell[1:-1] for cell in cells if len(cell) > 1 and cell[0] == cell[-1] == '"']
     if 2 * len(quoted) > len(cells) or any('\\"' in text for text in quoted):
-        return False  # they do, and those within are written as \\" or not at all
+        return False  # they enclose fields, and inner ones are written as \\" or not at all
     bad = sum(record.row is None for record in islice(open_source(source), _SCAN))
     return sum(record.row is None for record in islice(open_source(plain), _SCAN)) < bad

@@ -51,7 +51,7 @@ _USUAL = Layout()
 
 
 def is_rows(path: Path) -> bool:
-    """Whether a file has a suffix of a row format."""
+    """Whether a file has the suffix of a row format."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     return bool(suffixes) and (suffixes[-1] in SUFFIXES or (suffixes[-1] == ".gz" and suffixes[0] in SUFFIXES))
 
@@ -123,7 +123,7 @@ def _check_file(path: Path, name: str) -> None:
     try:
         path.stat()
     except FileNotFoundError as error:
-        raise InputError(f"there is no file {name}", "check the path", code="file_not_found") from error
+        raise InputError(f"{name} does not exist", "check the path", code="file_not_found") from error
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from error
     if path.is_dir():
@@ -140,10 +140,10 @@ def _listed() -> str:
     return f"{', '.join(texts)} (each also with .gz), {' or '.join(_BINARY)}"
 
 
-def _format(path: Path, name: str, said: str | None) -> tuple[str, bool]:
+def _format(path: Path, name: str, explicit: str | None) -> tuple[str, bool]:
     """The suffix of the format, and whether the file is gzipped."""
     packed = path.suffix.lower() == ".gz"
-    suffix = f".{said}" if said else Path(path.stem).suffix.lower() if packed else path.suffix.lower()
+    suffix = f".{explicit}" if explicit else Path(path.stem).suffix.lower() if packed else path.suffix.lower()
     if packed and suffix in _BINARY:
         raise InputError(
             f"{name} is {suffix.removeprefix('.').capitalize()} inside gzip", "unpack it", code="unsupported_format"
@@ -181,7 +181,7 @@ def _opened(path: Path | None, name: str, packed: bool) -> Iterator[io.BufferedI
             return
         if not _GZIP_MAGIC.startswith(raw.peek(2)[:2]):
             raise InputError(
-                f"{name} is not gzip, which its name says",
+                f"{name} is not gzip, although its name ends in .gz",
                 "rename it without .gz, or copy it again",
                 code="unsupported_format",
             )
@@ -358,7 +358,7 @@ def _document_record(pieces: Iterator[str], path: Path, name: str, text_column: 
         parts.append(piece)
         size += len(piece)
         if size > limit:
-            raise InputError(f"{name} holds more than {in_units(limit)}, and is to be one row", "divide it")
+            raise InputError(f"{name} holds more than {in_units(limit)}, too much for one row", "divide it")
     text = "".join(parts)
     if text.strip():
         yield Record(name, {text_column: text})
@@ -462,7 +462,9 @@ def _binary_records(path: Path, name: str, suffix: str) -> Iterator[Record]:
     if suffix == ".parquet" and head and not head.startswith(b"PAR1"):
         _refuse_foreign(head, name)
         raise InputError(
-            f"{name} is not Parquet, which its name says", "rename it, or copy it again", code="unsupported_format"
+            f"{name} is not Parquet, although its name ends in .parquet",
+            "rename it, or copy it again",
+            code="unsupported_format",
         )
     if head:
         yield from binary_records(path, name, suffix, head)

@@ -138,7 +138,7 @@ def _split_files(source: SourceSection) -> list[Path]:
                 )
             found = [path for path in found if splits[path] == wanted]
         elif len(known) > 1:
-            raise InputError(f"{name} holds several splits ({', '.join(known)})", "say which one with split")
+            raise InputError(f"{name} holds several splits ({', '.join(known)})", "name one with split")
         files += found
     return files
 
@@ -177,7 +177,7 @@ def _existing(name: str) -> Path:
     path = user_path(name)
     if not path.is_file():
         near = "a Hub id has the form owner/name" if "/" not in name else "check the path"
-        raise InputError(f"there is no file {name}", near, code="file_not_found")
+        raise InputError(f"{name} does not exist", near, code="file_not_found")
     return path
 
 
@@ -309,6 +309,6 @@ def _from_hub(name: str, source: SourceSection) -> Iterator[Record]:
             f"the data set {name} cannot be read ({reason})", "check name, split and revision", code="unreadable_file"
         ) from error
     if isinstance(table, dict):
-        raise InputError(f"{name} has the splits {', '.join(table)}", "say which one with split")
+        raise InputError(f"{name} has the splits {', '.join(table)}", "name one with split")
     for number, row in enumerate(table, start=1):
         yield Record(f"{name}, row {number}", dict(row))

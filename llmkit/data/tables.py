@@ -143,27 +143,27 @@ def _table_error(error: csv.Error, where: str) -> InputError:
     )
 
 
-def _find_delimiter(lines: Iterator[Line], name: str, usual: str, said: str | None) -> tuple[str, Iterator[Line]]:
-    """The delimiter that the caller said, or the detected one; with the lines, without a ``sep=`` line.
+def _find_delimiter(lines: Iterator[Line], name: str, usual: str, explicit: str | None) -> tuple[str, Iterator[Line]]:
+    """The delimiter that is set, or the detected one; with the lines, without a ``sep=`` line.
 
     It differs from the usual one of the suffix if it divides more rows into as many columns as the first: spreadsheets
     use semicolons in locales with decimal commas.
     """
     ahead = _ahead(lines, lambda line: line.size)
     if ahead and (named := _EXCEL.match(ahead[0].text)):
-        return said or named[1], chain(ahead[1:], lines)
+        return explicit or named[1], chain(ahead[1:], lines)
     texts = [line.text for line in ahead if line.text.strip()]
     if not texts:
-        return said or usual, chain(ahead, lines)
-    if said is not None:
-        if said not in texts[0] and said != usual:
+        return explicit or usual, chain(ahead, lines)
+    if explicit is not None:
+        if explicit not in texts[0] and explicit != usual:
             raise InputError(
-                f"`delimiter={_spelled(said)}` is not in the first line of {name}",
+                f"`delimiter={_spelled(explicit)}` is not in the first line of {name}",
                 "correct it",
                 "leave it out",
                 code="invalid_value",
             )
-        return said, chain(ahead, lines)
+        return explicit, chain(ahead, lines)
     found, share = usual, _agreement(texts, usual)
     for other in _NAMES if share < 1 else ():
         if (better := _agreement(texts, other)) > share:

@@ -1,4 +1,4 @@
-"""One text from a file, or one clear line why not."""
+"""Decoding of text files, and errors about encodings."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _WIDE_BOMS = {  # UTF-32 first: its little-endian mark begins with that of UTF-1
 
 
 def find_codec(encoding: str) -> str:
-    """Python's name of a text encoding. `InputError` if there is none of that name."""
+    """Python's name of a text encoding; `InputError` if it is unknown."""
     try:
-        "\n".encode(encoding)  # lookup() also finds what is no text encoding, such as base64
+        "\n".encode(encoding)  # lookup() also finds codecs that are not text encodings, such as base64
         b"\n".decode(encoding, "replace")  # which IDNA refuses
         return codecs.lookup(encoding).name
     except (LookupError, ValueError) as error:
@@ -31,14 +31,14 @@ def find_codec(encoding: str) -> str:
 
 
 def refuse_wide(content: bytes, name: str) -> None:
-    """`InputError` if the byte order mark says UTF-16 or UTF-32, for content that was to be UTF-8."""
+    """Raise `InputError` if content that should be UTF-8 has a byte order mark of UTF-16 or UTF-32."""
     wide = next((label for bom, label in _WIDE_BOMS.items() if content.startswith(bom)), None)
     if wide:
         raise InputError(f"{name} is {wide} text, not UTF-8", f"pass `encoding={wide.lower()}`", code="wrong_encoding")
 
 
 def decode_text(content: bytes, name: str, encoding: str = "utf-8") -> str:
-    """Bytes to text; a byte order mark is not part of it. `InputError` says what is wrong and where."""
+    """Bytes as text without a byte order mark; `InputError` with the position of a byte that cannot be decoded."""
     codec = find_codec(encoding)
     if codec == "utf-8":
         refuse_wide(content, name)
@@ -54,7 +54,7 @@ def decode_text(content: bytes, name: str, encoding: str = "utf-8") -> str:
 
 
 def undecodable(name: str, encoding: str, byte: int, position: int) -> InputError:
-    """The error of a text with a byte that its encoding does not have."""
+    """The error of a text with a byte that cannot be decoded."""
     return InputError(
         f"{name} is not {encoding} text (byte 0x{byte:02x} at position {position})",
         "name its encoding, such as `encoding=gb18030` or latin-1",

@@ -166,7 +166,7 @@ def test_bad_files(name: str, message: str, run: Run, tmp_path: Path) -> None:
         (["generate", "hi", "--num-beams", "99999"], "num_beams=99999 is out of range"),
         (["generate", "hi", "--device", "tpu"], "'tpu' is not one of"),
         (["generate", "hi", "--no-such-option"], "unknown option --no-such-option; see llmkit generate --help"),
-        (["generate", "hi", "--examples", "none.jsonl"], "there is no file none.jsonl"),
+        (["generate", "hi", "--examples", "none.jsonl"], "none.jsonl does not exist"),
         (["next", "hi", "--top", "0"], "top=0 is out of range"),
         (["generat", "hi"], "unknown command 'generat'; did you mean llmkit generate?"),
         (["models", "poetry"], "unknown task 'poetry'"),

@@ -136,7 +136,7 @@ def test_a_bad_row_leaves_a_record_and_exit_code_3(
         (("--input", "ROWS", "--column", "prompt"), "FIELD=COLUMN"),
         (("--input", "ROWS", "--window", "0"), "window=0 is out of range"),
         (("--input", "ROWS", "--output", "out.csv"), "JSON Lines"),
-        (("--input", "missing.jsonl"), "there is no file missing.jsonl"),
+        (("--input", "missing.jsonl"), "missing.jsonl does not exist"),
         (("--input", "EMPTY"), "holds no rows"),
     ],
 )

@@ -82,14 +82,14 @@ def test_flags_of_sharegpt_and_empty_columns_of_parquet() -> None:
     [
         ([turn("user", "a"), turn("assistant", "b", weight=0.5)], "weight: 0.5, which is neither 0 nor 1"),
         ([turn("user", "a"), turn("assistant", "b", train_detail=[{"train": False}])], "which is neither 0 nor 1"),
-        ([turn("user", "a"), turn("assistant", "b", mask=True)], "mask in a turn, which may mean learned or not"),
-        ([turn("user", "a"), turn("tool", "b")], "roles are not known (tool)"),
-        ([turn("user", "a"), turn("function", "b")], "roles are not known (function)"),
-        ([turn("human", "a"), turn("observation", "b"), turn("gpt", "c")], "roles are not known (observation)"),
+        ([turn("user", "a"), turn("assistant", "b", mask=True)], "mask in a turn, whose meaning is ambiguous"),
+        ([turn("user", "a"), turn("tool", "b")], "unknown roles (tool)"),
+        ([turn("user", "a"), turn("function", "b")], "unknown roles (function)"),
+        ([turn("human", "a"), turn("observation", "b"), turn("gpt", "c")], "unknown roles (observation)"),
         ([turn("user", "a"), turn("assistant", "", tool_calls=[{"id": "x"}])], "tool_calls in turn 2"),
         ([turn("user", "a"), turn("assistant", None, tool_calls=[{"id": "x"}])], "tool_calls in turn 2"),
         ([turn("user", "a"), turn("assistant", "b", function_call={"name": "x"})], "function_call in turn 2"),
-        ([turn("user", "a"), turn("assistant", "b", weight=0), turn("assistant", "c")], "only some are to be learned"),
+        ([turn("user", "a"), turn("assistant", "b", weight=0), turn("assistant", "c")], "only some are learned"),
         (
             [turn("user", [{"type": "image", "url": "x"}]), turn("assistant", "b")],
             "a part in turn 1 that is not text (image)",
@@ -106,7 +106,9 @@ def test_turns_that_cannot_be_taught_are_a_bad_row(turns: list[Any], said: str) 
 
 def test_a_mask_beside_the_turns_is_refused() -> None:
     row = {"messages": [turn("user", "a"), turn("assistant", "b")], "loss_mask": [0, 1]}
-    assert "which turns are learned (loss_mask); write weight: 0 or 1 in each turn" in refusal("dialogue", row)
+    assert "flags for turns (loss_mask), which is ambiguous; put weight: 0 or 1 in each turn" in refusal(
+        "dialogue", row
+    )
 
 
 def test_a_conversation_may_be_said_to_be_in_a_column() -> None:
@@ -167,7 +169,7 @@ def test_of_a_prompt_and_a_completion_the_completion_is_learned(row: dict[str, A
 
 def test_of_several_conversations_one_must_be_named() -> None:
     row = {"first": [turn("user", "a"), turn("assistant", "b")], "second": [turn("user", "c"), turn("assistant", "d")]}
-    with pytest.raises(InputError, match=r"several conversations in a row \(first, second\)"):
+    with pytest.raises(InputError, match=r"several conversations \(first, second\)"):
         records("dialogue", row)
     (record,) = records("dialogue", row, messages="second")
     assert (record.row, record.unused) == ({"messages": row["second"]}, ("first",))
@@ -205,7 +207,7 @@ def test_text_beside_a_prompt_and_its_completion_must_be_settled(row: dict[str, 
 def test_a_rejected_answer_is_refused_until_the_one_to_learn_is_named(
     task: str, row: dict[str, Any], column: str
 ) -> None:
-    with pytest.raises(InputError, match=r"was rejected \(rejected\).*columns: {.*chosen}$") as caught:
+    with pytest.raises(InputError, match=r"rejected answer \(rejected\).*columns: {.*chosen}$") as caught:
         records(task, row)
     assert f"{column}: chosen" in str(caught.value)
     (record,) = records(task, row, **{column: "chosen"})
@@ -237,7 +239,7 @@ def test_the_advice_on_pairs_of_answers_teaches_the_good_one(row: dict[str, Any]
 
 def test_a_prompt_without_an_answer_is_not_taken_for_plain_text() -> None:
     row = {"question": "a", "answers": [{"text": "b", "score": 1}]}
-    with pytest.raises(InputError, match="no column looks like text or completion"):
+    with pytest.raises(InputError, match="no column matches text or completion"):
         records("text-generation", row)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from llmkit.config.recipe import SourceSection
 from llmkit.data.proposals import Proposal, propose, task_rows
-from llmkit.data.shapes import mapped_rows
+from llmkit.data.shapes import SHAPES, mapped_rows
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks import Task, get_task
 from llmkit.tasks.translation import TranslationSettings
@@ -280,7 +280,7 @@ def test_turns_of_one_speaker_are_one_message_and_a_system_message_stays() -> No
 def test_three_strangers_are_a_bad_row() -> None:
     turns = [{"speaker": who, "text": "x"} for who in ("A", "B", "C")]
     (record,) = task_rows(source("a.jsonl", {"turns": turns}), task_of("dialogue"))
-    assert str(record.error).startswith("a.jsonl:1 has speakers whose roles are not known (A, B, C)")
+    assert str(record.error).startswith("a.jsonl:1 has speakers with unknown roles (A, B, C)")
 
 
 def test_alpaca() -> None:
@@ -316,13 +316,12 @@ def test_named_columns_win_and_missing_ones_are_named() -> None:
     good, bad = task_rows(section, task_of("summarization"))
     assert good.row == {"document": "text", "summary": "short"}
     assert str(bad.error) == (
-        "a.jsonl:2 has no column 'x.y' (its columns: z); say which one is the document:"
-        " data.train.columns: {document: …}"
+        "a.jsonl:2 has no column 'x.y' (its columns: z); map it: data.train.columns: {document: …}"
     )
 
 
 def test_only_what_is_missing_is_named() -> None:
-    with pytest.raises(InputError, match=r"^a.jsonl:1: no column looks like answers of .*columns: {answers: …}$"):
+    with pytest.raises(InputError, match=r"^a.jsonl:1: no column matches answers of .*columns: {answers: …}$"):
         propose(source("a.jsonl", {"question": "Who?", "context": "The fox."}), task_of("question-answering"))
 
 
@@ -332,11 +331,19 @@ _TURNS = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": 
 @pytest.mark.parametrize(
     ("rows", "task", "begins"),
     [
-        ([{"instruction": "a", "response": "b", "text": "c"}], "text-generation", "a.jsonl:1 has a text beside"),
-        ([{"text": "a"}, {"text": "a", "chosen": "b", "rejected": "c"}], "text-generation", "a.jsonl:2 has an answer"),
+        (
+            [{"instruction": "a", "response": "b", "text": "c"}],
+            "text-generation",
+            "a.jsonl:1 has a text in addition to",
+        ),
+        (
+            [{"text": "a"}, {"text": "a", "chosen": "b", "rejected": "c"}],
+            "text-generation",
+            "a.jsonl:2 has a rejected answer",
+        ),
         ([{"one": _TURNS, "two": _TURNS}], "dialogue", "a.jsonl:1: a row has several conversations"),
         ([{"messages": _TURNS}], "text-generation", "a.jsonl:1: the rows are conversations"),
-        ([{"turns": '[{"role": "user"}]'}], "dialogue", "a.jsonl:1: the turns are in a text"),
+        ([{"turns": '[{"role": "user"}]'}], "dialogue", "a.jsonl:1: the turns are a string"),
     ],
 )
 def test_what_cannot_be_proposed_names_its_place(rows: list[dict[str, Any]], task: str, begins: str) -> None:
@@ -347,7 +354,7 @@ def test_what_cannot_be_proposed_names_its_place(rows: list[dict[str, Any]], tas
 
 @pytest.mark.parametrize("task", ["summarization", "question-answering", "translation", "dialogue"])
 def test_nothing_fits(task: str) -> None:
-    with pytest.raises(InputError, match=r"no column looks like .* \(columns: foo, bar\)"):
+    with pytest.raises(InputError, match=r"no column matches .* \(columns: foo, bar\)"):
         propose(source("a.jsonl", {"foo": 1, "bar": 2}), task_of(task))
 
 
@@ -410,9 +417,15 @@ def test_a_column_that_was_named_is_not_replaced_by_one_of_another_length() -> N
         {"a": f"{number} {'word ' * 50}", "b": f"{number} a longer text", "c": f"{number} short"} for number in "xyz"
     ]
     section = source("a.jsonl", *rows, columns={"summary": "c"})
-    with pytest.raises(InputError, match="no column looks like document of summarization"):
+    with pytest.raises(InputError, match="no column matches document of summarization"):
         propose(section, task_of("summarization"))
     assert (
         read(source("a.jsonl", *rows, columns={"document": "a", "summary": "c"}), "summarization")[0]["summary"]
         == "x short"
     )
+
+
+def test_recipes_can_name_every_shape() -> None:
+    hint = SourceSection.model_fields["shape"].annotation
+    names = {name for part in get_args(hint) for name in get_args(part)}
+    assert names == {shape.written for shape in SHAPES.values()}

@@ -90,7 +90,7 @@ def test_splits_of_a_folder() -> None:
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        (source("no.jsonl"), "there is no file no.jsonl"),
+        (source("no.jsonl"), "no.jsonl does not exist"),
         (source("no/*.jsonl"), "no file of rows matches no/*.jsonl"),
         (source("."), "holds no rows"),
         (source("./no", revision="main"), "revision has no effect"),

@@ -74,7 +74,7 @@ def test_a_new_recipe_is_a_file_with_comments(papers: str, capsys: pytest.Captur
     [
         (["finetune"], "name a recipe, or pass --task and --data"),
         (["finetune", "summarization/starter-lora", "--method", "lora"], "--method stands for a recipe"),
-        (["recipes", "new", "--task", "summarize", "--data", "none.csv"], "there is no file none.csv"),
+        (["recipes", "new", "--task", "summarize", "--data", "none.csv"], "none.csv does not exist"),
         (["recipes", "new", "--task", "sumarize", "--data", "papers.csv"], "did you mean 'summarize'?"),
         (["recipes", "new", "--task", "chat", "--data", "papers.csv", "--to", "de"], "dialogue has no setting target"),
         (
@@ -136,5 +136,5 @@ def test_finetune_from_python(papers: str, checkpoint: Checkpoint) -> None:
         llmkit.finetune(sections, model="starter")
     with pytest.raises(InvalidRecipeError, match=r"(?s)write train\.learning_rate: 1.*write train\.num_train_epochs"):
         llmkit.finetune({**sections, "epochs": 3}, lr=1)
-    with pytest.raises(InputError, match="no column looks like"):
+    with pytest.raises(InputError, match="no column matches"):
         llmkit.finetune(task="chat", data=papers)

@@ -1,7 +1,7 @@
-"""From rows as they are found to the columns of a task.
+"""Conversion of rows from their original layout to the columns of a task.
 
-A shape knows how it is told from others and how its rows are converted; a task lists those that its data can have.
-Does not know files (`llmkit.data.sources`), nor what their form is (`llmkit.data.proposals`).
+A shape detects and converts one layout of rows; a task lists the shapes that its data can have. Does not know files
+(`llmkit.data.sources`) or their formats (`llmkit.data.proposals`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHAPES: dict[str, Shape] = {
     "alpaca": Alpaca(),
     "languages": LanguagePair(),
 }
-"""By the names that tasks list them by."""
+"""The shapes by their names in `Task.shapes`."""
 
 
 def shapes_of(task: Task) -> list[Shape]:
@@ -46,7 +46,7 @@ def shapes_of(task: Task) -> list[Shape]:
 
 
 def mapped_rows(source: SourceSection, task: Task) -> Iterator[Record]:
-    """The rows of a source whose shape is known, in the columns of the task. A bad one is a record with an error."""
+    """The rows of a source of known shape, in the columns of the task. A bad row becomes a record with an error."""
     shape = _shape_of(source, task)
     for record in open_source(source):
         if record.row is None:
@@ -65,7 +65,7 @@ def mapped_rows(source: SourceSection, task: Task) -> Iterator[Record]:
 
 
 def _shape_of(source: SourceSection, task: Task) -> Shape:
-    """The one that a source says; "columns" and nothing mean the task's first with names of columns."""
+    """The shape that the source sets; by default, and for "columns", the first of the task with columns."""
     shapes = shapes_of(task)
     written = source.shape or "columns"
     found = next((shape for shape in shapes if shape.written == written), None)
@@ -76,7 +76,7 @@ def _shape_of(source: SourceSection, task: Task) -> Shape:
 
 
 def _unused(row: Mapping[str, Any], used: Collection[str]) -> Iterator[str]:
-    """The columns that something is in, and that are not used; of a list of turns or questions, their fields."""
+    """The columns with content that are not used; of a list of turns or questions, the fields that are not used."""
     for name, value in row.items():
         inner = {path.partition(".")[2] for path in used if path.startswith(f"{name}.")}
         if is_empty(value):

@@ -1,4 +1,4 @@
-"""What a shape of rows is: how it is told from others, and how its rows become those of a task."""
+"""The base class of shapes: layouts of rows, how they are detected, and how they become rows of a task."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ __all__ = [
 
 Rows = Sequence[Mapping[str, Any]]
 Found = Iterator[tuple[str, dict[str, Any]]]
-"""What is added to the place of a row, and the row in the task's columns."""
+"""A suffix for the location of a row, and the row in the task's columns."""
 Aligned = tuple[SourceSection, dict[str, str]]
-"""A source of files whose lines belong together, and settings of the task."""
+"""A source of files with corresponding lines, and settings of the task."""
 MISSING = object()
 
 
 @dataclass(frozen=True)
 class Suggested:
-    """How some rows can be read."""
+    """How rows can be converted to rows of a task."""
 
     source: dict[str, Any]
-    """Keys of the source that are to be set."""
+    """Keys of the source to set."""
     settings: dict[str, str] = field(default_factory=dict)
-    """Of the task."""
+    """Settings of the task."""
     notes: tuple[str, ...] = ()
 
 
@@ -55,20 +55,20 @@ class InputPlan:
 
 
 class Shape:
-    """One layout of rows. A task lists those its data can have (`Task.shapes`)."""
+    """One layout of rows. A task lists the shapes that its data can have (`Task.shapes`)."""
 
     written: ClassVar[str]
-    """What a recipe calls it."""
+    """Its name in recipes."""
 
     def align(self, names: Sequence[str], source: SourceSection, task: Task) -> Aligned | None:
-        """Two files whose names differ in their suffix as one source; None: they are read apart."""
+        """Two files whose names differ in their suffix as one source; None if they are separate."""
         return None
 
     def suggest(self, source: SourceSection, rows: Rows, task: Task) -> Suggested | None:
-        """How the rows can be read; None: they have another shape.
+        """How to convert the rows; None if they have another shape.
 
         Raises:
-            InputError: they have this one, and something is missing or not clear.
+            InputError: they have this shape, and a column is missing or ambiguous.
         """
         raise NotImplementedError
 
@@ -85,16 +85,16 @@ class Shape:
         return None
 
     def convert(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> Found:
-        """The task's rows that a row is, or `InputError`."""
+        """The task's rows from one row; `InputError` if it cannot be converted."""
         raise NotImplementedError
 
     def used(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> set[str]:
-        """The columns that they are made of, by their paths."""
+        """The paths of the columns that `convert` uses."""
         raise NotImplementedError
 
 
 def look_up(row: Mapping[str, Any], path: str, missing: Any = None) -> Any:
-    """The value of a column; ``a.b`` looks into an object where no column has that name."""
+    """The value of a column; ``a.b`` is a field of an object if no column has that name."""
     if path in row:
         return row[path]
     value: Any = row
@@ -103,9 +103,9 @@ def look_up(row: Mapping[str, Any], path: str, missing: Any = None) -> Any:
     return value
 
 
-def by_name(row: Mapping[str, Any], wanted: Sequence[str], given: Mapping[str, str], task: Task) -> dict[str, str]:
-    """Columns by their names, each for one purpose; those that are given stay."""
-    found = {name: given[name] for name in wanted if name in given}
+def by_name(row: Mapping[str, Any], wanted: Sequence[str], named: Mapping[str, str], task: Task) -> dict[str, str]:
+    """A column for each wanted field, by its name; columns that are already set are kept."""
+    found = {name: named[name] for name in wanted if name in named}
     for name in wanted:
         if (
             name not in found
@@ -115,17 +115,17 @@ def by_name(row: Mapping[str, Any], wanted: Sequence[str], given: Mapping[str, s
     return found
 
 
-def renamed(found: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
-    """Only those whose name differs, or that were given."""
-    return {name: column for name, column in found.items() if column != name or name in given}
+def renamed(found: Mapping[str, str], named: Mapping[str, str]) -> dict[str, str]:
+    """The columns whose name differs from the field, or that were set."""
+    return {name: column for name, column in found.items() if column != name or name in named}
 
 
 def nothing_fits(rows: Rows, task: Task, needed: Sequence[str], fix: str = "") -> InputError:
-    """The error of rows that have no columns for what is needed."""
+    """The error of rows without columns for the needed fields."""
     columns = ", ".join(map(str, rows[0]))
     named = f"name them in the recipe: data.train.columns: {{{', '.join(f'{name}: …' for name in needed)}}}"
     return InputError(
-        f"no column looks like {' or '.join(needed)} of {task.name} (columns: {columns})",
+        f"no column matches {' or '.join(needed)} of {task.name} (columns: {columns})",
         fix or named,
         code="column_mismatch",
     )

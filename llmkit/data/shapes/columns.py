@@ -1,4 +1,4 @@
-"""Rows with a column for each of the task's: by their names, or else by what is in them."""
+"""Rows with a column for each field of the task, found by their names or by their content."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from llmkit.text.scripts import is_unspaced
 __all__ = ["Columns", "LongAndShort", "TextOrPair", "texts_of"]
 
 _BEGINNING = 12
-"""Characters; texts that begin alike for fewer are just short."""
+"""Shared characters at the beginning, above which texts are notes."""
 
 
 class Columns(Shape):
-    """Each column of the task is one of the rows."""
+    """Each field of the task is a column of the rows."""
 
     written = "columns"
 
@@ -47,8 +47,8 @@ class Columns(Shape):
         found = by_name(rows[0], task.columns, columns, task)
         return InputPlan({**renamed(found, columns), **columns}) if len(found) == len(task.columns) else None
 
-    def _find(self, rows: Rows, wanted: Sequence[str], given: Mapping[str, str], task: Task) -> dict[str, str]:
-        return by_name(rows[0], wanted, given, task)
+    def _find(self, rows: Rows, wanted: Sequence[str], named: Mapping[str, str], task: Task) -> dict[str, str]:
+        return by_name(rows[0], wanted, named, task)
 
     def _suggested(
         self,
@@ -58,7 +58,7 @@ class Columns(Shape):
         columns: Mapping[str, str],
         settings: Mapping[str, str] | None = None,
     ) -> Suggested:
-        """With what joins lists of texts, and what is left out of lists of targets."""
+        """The suggestion, with a separator for lists of texts and notes on lists of targets."""
         update: dict[str, Any] = {"shape": self.written, "columns": dict(columns)}
         inputs = [columns.get(name, name) for name in task.aliases if name != task.target_column]
         lists = [value for column in inputs for row in rows if _is_texts(value := look_up(row, column)) and value]
@@ -66,11 +66,11 @@ class Columns(Shape):
             update["join"] = self._joining(lists[0][0])
         target = columns.get(task.target_column, task.target_column)
         several = any(isinstance(value := look_up(row, target), list) and len(value) > 1 for row in rows)
-        notes = (f"{target} has several texts: the first is learned, all are references",) if several else ()
+        notes = (f"{target} has several texts: the first is learned, all of them are references",) if several else ()
         return Suggested(update, dict(settings or {}), notes)
 
     def _joining(self, text: str) -> str:
-        """What stands between the texts of a list that begins so: sentences get the space that their script has."""
+        """The separator for a list of texts that begins with this one: a space, if the script has spaces."""
         return "" if is_unspaced(text.strip()[-1:] or " ") else " "
 
     def convert(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> Found:
@@ -80,7 +80,7 @@ class Columns(Shape):
             if value is MISSING:
                 raise InputError(
                     f"has no column {path!r} (its columns: {', '.join(map(str, row))})",
-                    f"say which one is the {name}: data.train.columns: {{{name}: …}}",
+                    f"map it: data.train.columns: {{{name}: …}}",
                     code="column_mismatch",
                 )
             result |= self._value(name, value, row, source, task)
@@ -92,13 +92,13 @@ class Columns(Shape):
         return {*self._named(row, source, task).values(), "id"}
 
     def _named(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> dict[str, str]:
-        """From the columns of the task that a row has to where they are in it."""
+        """The paths of the task's fields in a row."""
         return {name: source.columns.get(name, name) for name in (*task.columns, task.target_column)}
 
     def _value(
         self, name: str, value: Any, row: Mapping[str, Any], source: SourceSection, task: Task
     ) -> dict[str, Any]:
-        """A column of the task, and what else comes of it."""
+        """A field of the task, and other fields that follow from its value."""
         if value is None:
             raise InputError(f"has null as its {name}", "give text")
         if name == task.target_column and _is_texts(value):
@@ -108,11 +108,11 @@ class Columns(Shape):
 
 
 class LongAndShort(Columns):
-    """Columns of a long text and a short one, known by their lengths where they are not by their names."""
+    """Columns of a long text and a short one, detected by their lengths if not by their names."""
 
-    def _find(self, rows: Rows, wanted: Sequence[str], given: Mapping[str, str], task: Task) -> dict[str, str]:
-        found = super()._find(rows, wanted, given, task)
-        if len(found) == len(wanted) or given:
+    def _find(self, rows: Rows, wanted: Sequence[str], named: Mapping[str, str], task: Task) -> dict[str, str]:
+        found = super()._find(rows, wanted, named, task)
+        if len(found) == len(wanted) or named:
             return found
         lengths = _lengths(rows, 2)
         if len(lengths) < 2 or lengths[0][0] < 2 * lengths[1][0]:
@@ -121,18 +121,18 @@ class LongAndShort(Columns):
 
 
 class TextOrPair(Columns):
-    """A text that is learned whole, or a prompt and its completion."""
+    """A text that is learned in full, or a prompt and its completion."""
 
     def suggest(self, source: SourceSection, rows: Rows, task: Task) -> Suggested | None:
-        row, given = rows[0], source.columns
-        pair = by_name(row, ("prompt", "completion"), given, task)
+        row, named = rows[0], source.columns
+        pair = by_name(row, ("prompt", "completion"), named, task)
         if set(turn_columns(row)) & set(pair.values()):
             raise _conversations()
-        if len(pair) == 2 and "text" not in given:
-            if not given.keys() & pair.keys() and not is_empty(row.get("text")):
+        if len(pair) == 2 and "text" not in named:
+            if not named.keys() & pair.keys() and not is_empty(row.get("text")):
                 raise _two_ways(*pair.values())
-            return self._suggested(source, rows, task, renamed(pair, given))
-        plain = by_name(row, ("text",), given, task).get("text")
+            return self._suggested(source, rows, task, renamed(pair, named))
+        plain = by_name(row, ("text",), named, task).get("text")
         if plain is None and turn_columns(row):
             raise _conversations()
         if plain is None and pair and sum(_is_content(value) for value in row.values()) > 1:
@@ -140,10 +140,10 @@ class TextOrPair(Columns):
         plain = plain or next((column for _, column in _lengths(rows, 1)), None)
         if plain is None:
             raise nothing_fits(rows, task, list(task.aliases))
-        found = self._suggested(source, rows, task, renamed({"text": plain}, given))
+        found = self._suggested(source, rows, task, renamed({"text": plain}, named))
         if source.sample_by is not None or plain != "text" or not _is_prose(source):
             return found
-        note = "plain text is taken as one document a file, and cut into blocks of max_length"
+        note = "each plain-text file is one document, split into blocks of max_length"
         return Suggested(found.source | {"sample_by": "document"}, {}, (*found.notes, note))
 
     def _joining(self, text: str) -> str:
@@ -154,10 +154,10 @@ class TextOrPair(Columns):
         return {name: source.columns.get(name, name) for name in names}
 
     def _is_plain(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
-        """Whether a row is text to be learned whole, and not a prompt with its completion."""
+        """Whether a row is text that is learned in full, rather than a prompt with its completion."""
         if named := columns.keys() & {"text", "prompt", "completion"}:
             if "text" in named and len(named) > 1:
-                raise InputError("has both text and a prompt with its completion named", "name one of them in columns")
+                raise InputError("maps both text and a prompt with its completion", "name one of them in columns")
             return "text" in named
         present = {name for name in ("text", "prompt", "completion") if look_up(row, name) is not None}
         if present >= {"prompt", "completion"}:
@@ -168,10 +168,10 @@ class TextOrPair(Columns):
 
 
 def _two_ways(prompt: str, completion: str) -> InputError:
-    """The error of a row that can be learned as plain text, or as a prompt and its completion."""
+    """The error of a row that is both plain text and a prompt with its completion."""
     return InputError(
-        f"has a text beside {prompt} and {completion}, and only one of them can be learned",
-        f"say which in a recipe: data.train.columns: {{text: text}} or {{prompt: {prompt}, completion: {completion}}}",
+        f"has a text in addition to {prompt} and {completion}, and only one of them can be learned",
+        f"choose in a recipe: data.train.columns: {{text: text}} or {{prompt: {prompt}, completion: {completion}}}",
     )
 
 
@@ -188,7 +188,7 @@ def _is_texts(value: Any) -> bool:
 
 
 def _is_prose(source: SourceSection) -> bool:
-    """Whether files of plain text were given whose lines are no rows of their own."""
+    """Whether all files are plain text."""
     files = files_of(source)
     return bool(files) and all((source.format or path.suffix.removeprefix(".")) == "txt" for path in files)
 
@@ -196,18 +196,18 @@ def _is_prose(source: SourceSection) -> bool:
 def _text(name: str, value: Any, join: str | None) -> str:
     if _is_texts(value):
         if join is None and len(value) != 1:
-            raise InputError(f"has a list of texts as its {name}", "say what joins them, such as data.train.join: ' '")
+            raise InputError(f"has a list of texts as its {name}", "set their separator, such as data.train.join: ' '")
         return (join or "").join(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InputError(f"has a {type(value).__name__} as its {name}", "give text")
     return str(value)
 
 
-# Columns by what is in them.
+# Columns by their content.
 
 
 def texts_of(rows: Rows, needed: int) -> dict[str, list[str]]:
-    """The columns of text that are not the same in every row; without notes on the others, if enough are left.
+    """The columns of text that differ between rows; without notes about other columns, if enough columns are left.
 
     Notes, such as where a sentence is from, have half of their text in common.
     """
@@ -227,12 +227,12 @@ def _are_notes(values: Sequence[str]) -> bool:
 
 
 def _shared_beginning(values: Sequence[str]) -> int:
-    """Characters that all of the sorted values begin with."""
+    """Number of characters that all of the sorted values begin with."""
     pairs = zip(values[0], values[-1], strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _lengths(rows: Rows, needed: int) -> list[tuple[float, str]]:
-    """The mean lengths of the columns of text, the longest first."""
+    """The mean length of each column of text, the longest first."""
     texts = texts_of(rows, needed)
     return sorted(((sum(map(len, values)) / len(values), column) for column, values in texts.items()), reverse=True)

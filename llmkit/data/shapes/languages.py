@@ -1,4 +1,4 @@
-"""Columns, or files, of two languages that belong together."""
+"""Columns or aligned files of two languages."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["LanguagePair"]
 
 _SIDES = ("source", "target")
 _SAMPLE = 200
-"""Texts of a column whose language is detected."""
+"""Number of texts by which the language of a column is detected."""
 
 
 class LanguagePair(Columns):
-    """A column each for a text and its translation, which may be called by their languages."""
+    """Columns of a text and its translation, which may be named by their languages."""
 
     def align(self, names: Sequence[str], source: SourceSection, task: Task) -> Aligned | None:
-        """In the order of the languages; English first if none are given."""
+        """Aligned in the order of the languages that are set; by default English first."""
         spoken: dict[str, Language] = {}
         for name in names:
             language = language_named(Path(name).suffix.removeprefix("."))
@@ -44,7 +44,7 @@ class LanguagePair(Columns):
         return self._suggested(source, rows, task, *self._columns(source, rows, task))
 
     def plan_input(self, rows: Rows, columns: Mapping[str, str], task: Task) -> InputPlan | None:
-        """By the names of languages too: the column of the source, or the only one that is not the target's."""
+        """Also columns named by languages: the source's, or the only one that is not the target's."""
         if plan := super().plan_input(rows, columns, task):
             return plan
         spoken = _named_by_language(rows)
@@ -92,7 +92,7 @@ def _named_by_language(rows: Rows) -> dict[str, Language]:
 
 
 def _is_text(rows: Rows, path: str) -> bool:
-    """Whether a column holds text, and not numbers or what identifies rows: ``id`` is Indonesian too."""
+    """Whether a column holds text rather than numbers or ids: ``id`` is also the code of Indonesian."""
     values = [look_up(row, path) for row in rows]
     texts = [value for value in values if isinstance(value, str)]
     marked = [text for text in texts if len(text.split()) == 1 and any(map(str.isdigit, text))]
@@ -131,7 +131,7 @@ def _detect(values: Sequence[str]) -> Language | None:
 
 
 def _languages_of(rows: Rows, columns: Mapping[str, str], task: Task) -> dict[str, str]:
-    """The languages of two columns: as given, else as their texts show."""
+    """The languages of two columns: as set, otherwise as detected."""
     settings = {}
     for side in _SIDES:
         values: list[Any] = [value for row in rows if isinstance(value := look_up(row, columns.get(side, side)), str)]

@@ -1,4 +1,4 @@
-"""Questions with their texts and answers: in columns of their own, or in SQuAD's form."""
+"""Questions with their contexts and answers, in columns or in the format of SQuAD."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EXTRAS = ("answer_start", "is_impossible")
 
 
 class Questions(Columns):
-    """A column each for question, text and answers; where these begin, and that there is none, may be said apart."""
+    """Columns of question, context and answers, optionally with ``answer_start`` and ``is_impossible``."""
 
     def used(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> set[str]:
         return super().used(row, source, task) | {source.columns.get(name, name) for name in _EXTRAS}
@@ -33,7 +33,7 @@ class Questions(Columns):
 
 
 class Squad(Shape):
-    """SQuAD v1.1 and v2.0, CMRC 2018: an article with paragraphs with questions; or a paragraph, or a question."""
+    """SQuAD v1.1 and v2.0, CMRC 2018: rows are articles with paragraphs with questions, paragraphs, or questions."""
 
     written = "squad"
 
@@ -60,10 +60,12 @@ def _questions(row: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any],
     for paragraph in paragraphs if isinstance(paragraphs, list) else [paragraphs]:
         context = paragraph.get("context") if isinstance(paragraph, Mapping) else None
         if not isinstance(context, str) or not isinstance(paragraph.get("qas"), list):
-            raise InputError("has a paragraph without context and qas", "give SQuAD's form")
+            raise InputError("has a paragraph without context and qas", "follow the format of SQuAD")
         for number, question in enumerate(paragraph["qas"], start=1):
             if not isinstance(question, Mapping):
-                raise InputError(f"has a question that is not an object (number {number})", "give SQuAD's form")
+                raise InputError(
+                    f"has a question that is not an object (number {number})", "follow the format of SQuAD"
+                )
             yield f", question {question.get('id', number)}", question, context
 
 
@@ -83,10 +85,10 @@ def _answers(value: Any, start: Any, impossible: Any) -> dict[str, list[Any]]:
 def _question(item: Mapping[str, Any], context: Any) -> dict[str, Any]:
     question = item.get("question")
     if not isinstance(question, str) or not isinstance(context, str):
-        raise InputError("has a question without its text or its context", "give SQuAD's form")
+        raise InputError("has a question without its text or its context", "follow the format of SQuAD")
     impossible = item.get("is_impossible")
     if "answers" not in item and impossible is None:
-        raise InputError("has a question without answers", "write answers: [] if its text holds none")
+        raise InputError("has a question without answers", "write answers: [] if the context has none")
     identity = {"id": item["id"]} if item.get("id") is not None else {}
     answers = _answers(item.get("answers"), item.get("answer_start"), impossible)
     return {"question": question, "context": context, "answers": answers, **identity}

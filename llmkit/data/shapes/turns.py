@@ -18,28 +18,28 @@ _PAIR = ("prompt", "completion")
 
 
 class Messages(Shape):
-    """A list of turns; or a prompt and a completion, of which one is such a list and the second alone is learned."""
+    """A list of turns; or a prompt and a completion, one of them a list of turns. Only the completion is learned."""
 
     written = "messages"
 
     def suggest(self, source: SourceSection, rows: Rows, task: Task) -> Suggested | None:
-        row, given = _telling(rows), source.columns
-        if given.keys() & {"messages", *_PAIR}:
-            return self._suggested(given)
+        row, named = _row_with_turns(rows), source.columns
+        if named.keys() & {"messages", *_PAIR}:
+            return self._suggested(named)
         found = turn_columns(row)
         if "messages" in found or (not found and isinstance(row.get("messages"), list)):
             return self._suggested({})
         pair = by_name(row, _PAIR, {}, task)
         if len(pair) == 2 and set(pair.values()) & set(found):
-            return self._suggested(renamed(pair, given))
+            return self._suggested(renamed(pair, named))
         if len(found) > 1:
             raise _several(found, f"name the one to learn: data.train.columns: {{messages: {found[0]}}}")
         return self._suggested({"messages": found[0]}) if found else None
 
     def plan_input(self, rows: Rows, columns: Mapping[str, str], task: Task) -> InputPlan | None:
         named = columns.get("messages")
-        found = turn_columns(_telling(rows)) if named is None else [named]
-        prompt = by_name(_telling(rows), ("prompt",), {}, task).get("prompt")
+        found = turn_columns(_row_with_turns(rows)) if named is None else [named]
+        prompt = by_name(_row_with_turns(rows), ("prompt",), {}, task).get("prompt")
         if chosen := next((name for name in ("messages", prompt) if name in found), None):
             found = [chosen]
         if len(found) > 1:
@@ -99,14 +99,14 @@ def _input_messages(row: Mapping[str, Any], path: str) -> Found:
 
 
 class PairOfTurns(Messages):
-    """The same with a prompt and a completion that are texts, known by their names alone."""
+    """A prompt and a completion that are texts, detected by their names."""
 
     def suggest(self, source: SourceSection, rows: Rows, task: Task) -> Suggested | None:
-        pair = by_name(_telling(rows), _PAIR, {}, task)
+        pair = by_name(_row_with_turns(rows), _PAIR, {}, task)
         if len(pair) == 2:
             return self._suggested(renamed(pair, {}))
         if any(isinstance(value, str) and value.lstrip().startswith("[{") for value in rows[0].values()):
-            raise InputError("the turns are in a text", "write them as a list, such as in JSON Lines")
+            raise InputError("the turns are a string", "write them as a list, such as in JSON Lines")
         form = "{messages: …}, a list with role and content, or {prompt: …, completion: …}"
         raise nothing_fits(rows, task, ["messages"], f"name them: data.train.columns: {form}")
 
@@ -123,7 +123,7 @@ class Alpaca(Shape):
     written = "alpaca"
 
     def suggest(self, source: SourceSection, rows: Rows, task: Task) -> Suggested | None:
-        if source.columns.keys() & {"text", *_PAIR} or not {"instruction", "output"} <= _telling(rows).keys():
+        if source.columns.keys() & {"text", *_PAIR} or not {"instruction", "output"} <= _row_with_turns(rows).keys():
             return None
         return Suggested({"shape": self.written})
 
@@ -180,13 +180,13 @@ def _without(row: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in names}
 
 
-def _telling(rows: Rows) -> Mapping[str, Any]:
-    """The first row with turns, if there is one."""
+def _row_with_turns(rows: Rows) -> Mapping[str, Any]:
+    """The first row with turns, otherwise the first row."""
     return next((row for row in rows if turn_columns(row)), rows[0])
 
 
 def _places(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
-    """Where a conversation is: ``messages``, or ``prompt`` and ``completion``."""
+    """The paths of a conversation: ``messages``, or ``prompt`` and ``completion``."""
     pair = {name: columns.get(name, name) for name in _PAIR}
     named = "messages" in columns or not is_empty(row.get("messages"))
     if (named and not columns.keys() & pair.keys()) or any(is_empty(look_up(row, path)) for path in pair.values()):

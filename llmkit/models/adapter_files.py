@@ -133,7 +133,7 @@ def check_base(adapter: Path, folder: Path) -> None:
             rank, size = shape if part == "lora_A" else reversed(shape)
             place = (*module, "weight")
             if isinstance(ranks, int) and rank != ranks:
-                raise _no_fit(adapter, f"{name} is of rank {rank} and {ADAPTER_CONFIG} says {ranks}", "correct its r")
+                raise _no_fit(adapter, f"{name} has rank {rank}, but r is {ranks} in {ADAPTER_CONFIG}", "correct its r")
             if len(base.get(place, ())) == 2 and size not in base[place] and not _is_table(base[place], folder):
                 raise _no_fit(adapter, f"{name} is for {size} values and the layer is {base[place]}", OTHER_BASE)
             if place not in base and _unnumbered(place) in layers and not settings.get("layer_replication"):
@@ -196,7 +196,7 @@ def place_names(names: Iterable[str], places: Iterable[str], prefix: str) -> dic
 
 
 def core(name: str) -> tuple[str, ...]:
-    """A tensor's name without what stands in front of the model's own, and without wrappers."""
+    """A tensor's name without prefixes and wrappers."""
     parts = [part for part in name.split(".") if part not in _WRAPPERS and part != "modules_to_save"]
     while len(parts) > 1 and parts[0] in ("base_model", "model"):
         del parts[0]

@@ -169,7 +169,7 @@ def _tensors(path: Path) -> list[tuple[str, str, list[int]]]:
             parts = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118 - no mapping
             return [(name, str(part.get_dtype()), part.get_shape()) for name, part in parts]
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is no complete safetensors file ({error})", _AGAIN) from error
+        raise CheckpointError(f"{path} is not a complete safetensors file ({error})", _AGAIN) from error
 
 
 def _is_buffer(name: str, shape: list[int]) -> bool:
@@ -236,7 +236,7 @@ def joined_gguf(path: Path) -> Iterator[Path]:
     """A GGUF model as one file; of several parts that is a temporary one, with the metadata of the first.
 
     Raises:
-        NotEnoughMemoryError: there is no room for it on the disk.
+        NotEnoughMemoryError: the disk has no room for it.
     """
     parts = gguf_parts(path)
     if len(parts) == 1:
@@ -306,11 +306,11 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no complete GGUF file ({error})", _AGAIN) from error
+        raise CheckpointError(f"{path} is not a complete GGUF file ({error})", _AGAIN) from error
 
 
 def gguf_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json beside a GGUF file would say, as far as heads, context and special tokens go."""
+    """A config.json for a GGUF file: model type, context and special tokens."""
     architecture = str(metadata.get("general.architecture", ""))
     named = str(metadata.get("general.name", "")).lower()
     shared = (name for name, each in FAMILIES.items() if each.gguf_architecture == architecture and name in named)

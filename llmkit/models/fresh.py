@@ -94,7 +94,9 @@ def write_untrained_checkpoint(
     except Exception as error:  # each class of configs checks in its own way
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
-            f"model.config is no config of {model_type}: {reason}", "correct these settings", code="not_supported"
+            f"model.config is invalid for {model_type}: {reason}",
+            "correct these settings",
+            code="not_supported",
         ) from error
     for name, value in tokens.items():
         if name in _NAMED_BY_ALL or hasattr(config, name):

@@ -1,6 +1,6 @@
 """The languages that a model translates, and which of them a user means.
 
-Knows languages, their varieties and scripts, not how a model is told them (`llmkit.models.families.translators`).
+Knows languages, their varieties and scripts, not how they are passed to a model (`llmkit.models.families.translators`).
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class ModelLanguages:
     targets: frozenset[Language] | None
     write: Callable[[Language | None, Language], Route]
     asks_source: bool = False
-    """The model must be told the language of the text, and not only that of the translation."""
-    told: set[Language] = field(default_factory=set, compare=False, repr=False)
-    """The languages whose choice was looked at, so that it is said once."""
-    told_regions: set[Language] = field(default_factory=set, compare=False, repr=False)
+    """The model needs the source language as well as the target language."""
+    logged: set[Language] = field(default_factory=set, compare=False, repr=False)
+    """Languages whose choice was logged, so that each is logged once."""
+    logged_regions: set[Language] = field(default_factory=set, compare=False, repr=False)
 
     def route(self, source: Language | None, target: Language | None) -> Route:
         """See `LanguageMap.route`."""
@@ -92,9 +92,9 @@ class ModelLanguages:
             return wanted
         found = choose(wanted, known, exact=side == "to")
         if found is not None:
-            self._tell(wanted, found, known)
+            self._log_choice(wanted, found, known)
             if side == "to":
-                self._tell_region(wanted, found)
+                self._log_region(wanted, found)
             return found
         near = _nearest(wanted, known)
         what, option = ("into", "`target`") if side == "to" else ("from", "`source`")
@@ -105,16 +105,16 @@ class ModelLanguages:
             code="language_not_supported",
         )
 
-    def _tell_region(self, wanted: Language, found: Language) -> None:
-        if wanted.region is not None and found.region is None and wanted not in self.told_regions:
-            self.told_regions.add(wanted)
+    def _log_region(self, wanted: Language, found: Language) -> None:
+        if wanted.region is not None and found.region is None and wanted not in self.logged_regions:
+            self.logged_regions.add(wanted)
             log.info("%s is taken as %s: %s knows no regions of it", wanted, found, self.name)
 
-    def _tell(self, wanted: Language, found: Language, known: frozenset[Language]) -> None:
+    def _log_choice(self, wanted: Language, found: Language, known: frozenset[Language]) -> None:
         """Log once which variety a name was resolved to, if the model has others with the same name."""
-        if wanted in self.told:
+        if wanted in self.logged:
             return
-        self.told.add(wanted)
+        self.logged.add(wanted)
         others = _others(wanted, found, known)
         if not others:
             return
@@ -145,12 +145,12 @@ def _others(wanted: Language, found: Language, known: Iterable[Language]) -> lis
 
 
 def choose(wanted: Language, known: Iterable[Language], *, exact: bool) -> Language | None:
-    """The one of the known languages that is meant by the wanted one.
+    """The known language that best matches the wanted one.
 
     Args:
-        wanted: what is asked for. Its region counts only where there is a choice.
-        known: what there is.
-        exact: the answer is what will be written, so it is not enough that it is much the same to a reader.
+        wanted: the requested language. Its region matters only if several are known.
+        known: the languages of the model.
+        exact: for output, where a language that its readers would merely understand is not enough.
     """
     known = sorted(known, key=lambda language: (len(language.tag), language.tag))
     if (requested := Language(wanted.requested)) in known:  # the model's own name for just this: no beside nb

@@ -98,7 +98,7 @@ def load_model(
         weights: False neither fetches nor reads any: the model is on the meta device, without its adapter.
         config_overrides: settings of the checkpoint's config that are changed.
         model_kwargs: arguments of ``from_pretrained`` that go before what follows from the settings; with a
-            ``device_map`` among them nothing is said of memory.
+            ``device_map`` among them, memory is not checked.
         tokenizer: in place of the checkpoint's own, which is then not read.
 
     Raises:

@@ -19,9 +19,9 @@ from llmkit.errors import LlmkitError, UsageError
 __all__ = ["PARENT", "Worker", "is_distributed", "join_process_group", "on_cpu"]
 
 PARENT = "LLMKIT_PARENT"
-"""Environment variable: set where llmkit started the processes, and holds their standard input open."""
+"""Environment variable: set if llmkit started the processes, and holds their standard input open."""
 _SLOWEST = timedelta(days=30)
-"""One process may have much longer rows than another, which then waits for it."""
+"""Timeout: a process may wait long for another with much longer rows."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Worker:
 
     @contextmanager
     def local_main_process_first(self) -> Iterator[None]:
-        """What the first process of each machine leaves on its disk, the others find."""
+        """Context manager whose body runs first in one process of each machine, whose files the others then find."""
         if self.local_rank:
             self.barrier()
         yield
@@ -50,11 +50,11 @@ def is_distributed() -> bool:
 
 
 def join_process_group(wanted: int | None, device: str) -> Worker:
-    """Meet the others. ``wanted`` is how many there are to be, None: however many there are.
+    """Join the other processes. ``wanted`` is the expected number; None accepts any.
 
     Raises:
         UsageError: there are more processes than GPUs.
-        LlmkitError: there are other processes than were asked for.
+        LlmkitError: the number of processes differs.
     """
     world = int(os.environ["WORLD_SIZE"]) if is_distributed() else 1
     asked = wanted or world
@@ -70,7 +70,7 @@ def join_process_group(wanted: int | None, device: str) -> Worker:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     if not cpu and local > torch.cuda.device_count():
         raise UsageError(
-            f"{local} processes were asked for and there are {torch.cuda.device_count()} GPUs",
+            f"{local} processes were requested, but only {torch.cuda.device_count()} GPUs were found",
             "lower `num_processes`, or use the CPU",
             code="device_unavailable",
         )
@@ -80,7 +80,7 @@ def join_process_group(wanted: int | None, device: str) -> Worker:
 
 
 def on_cpu(device: str) -> bool:
-    """Whether processes that are to use ``device`` compute on the CPU."""
+    """Whether processes for ``device`` run on the CPU."""
     import torch
 
     return device == "cpu" or not torch.cuda.is_available()

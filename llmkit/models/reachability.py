@@ -44,7 +44,7 @@ __all__ = [
 DEADLINE = 4.5
 """Seconds for the first answer of the Hub in a process: a DNS failure alone can take 23, a silent host 110."""
 PATIENCE = 30.0
-"""Seconds for an answer once the Hub is known to be up, or when the user asked for nothing but a download."""
+"""Seconds for an answer once the Hub is known to be up, or in a command that only downloads."""
 REMEMBERED = 600.0
 """Seconds for which an unreachable Hub is not tried again, by any process of this user."""
 

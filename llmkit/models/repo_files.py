@@ -26,7 +26,7 @@ _SMALL_FILES = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a caller asked for."""
+    """The files that a caller requests."""
 
     repo_id: str
     revision: str | None = None
@@ -71,7 +71,7 @@ def weights_of(wanted: Wanted, names: Collection[str]) -> list[str]:
     found = {kind: _model_files(names, stem, kind) for stem, kind in zip(stems, ("safetensors", "bin"), strict=True)}
     if wanted.safetensors_only and found["bin"] and not found["safetensors"]:
         raise CheckpointError(
-            f"{wanted.repo_id} has only pickled weights ({found['bin'][-1]}) and safetensors are asked for",
+            f"{wanted.repo_id} has only pickled weights ({found['bin'][-1]}) and safetensors are required",
             "choose a model with safetensors, or allow .bin weights",
             code="pickle_not_trusted",
         )

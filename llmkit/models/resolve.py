@@ -49,7 +49,7 @@ def _architectures(config: Config) -> tuple[str, ...]:
 
 
 def _is_named(config: Config, head: Head) -> bool:
-    """Whether the name of a saved architecture says that it has this head."""
+    """Whether the name of an architecture shows that it has this head."""
     return any(re.search(HEADS[head].architecture, name) for name in _architectures(config))
 
 

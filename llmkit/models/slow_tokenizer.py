@@ -66,7 +66,7 @@ class _Slow:
         self.pieces: list[str] = []
         """Those of the SentencePiece model."""
         defaults = {name: value for name, value in arguments(cls).items() if value is not inspect.Parameter.empty}
-        self._settings = defaults | {"add_prefix_space": add_prefix_space, "legacy": True} | _given(settings)
+        self._settings = defaults | {"add_prefix_space": add_prefix_space, "legacy": True} | _texts_of_tokens(settings)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name.removesuffix("_id") not in self._settings:
@@ -99,7 +99,7 @@ class _Slow:
         return next((text for text, number in self._added.items() if number == token), self.pieces[token])
 
 
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _texts_of_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with the text of each token that was saved with its properties."""
     texts = {
         name: value["content"] if isinstance(value, Mapping) and "content" in value else value

@@ -184,7 +184,7 @@ def _apply_settings(cls: type, parts: dict[str, Any], settings: dict[str, Any]) 
 
 
 def _frame(tokenizer: Any, settings: dict[str, Any]) -> None:
-    """Put the first and the last token around a text as the settings say."""
+    """Add the first and the last token of a text according to the settings."""
     begins = settings.get("add_bos_token", FRAMED.get(type(tokenizer).__name__, False))
     tokenizer.add_bos_token = begins and tokenizer.bos_token is not None
     tokenizer.add_eos_token = settings.get("add_eos_token", False) and tokenizer.eos_token is not None

@@ -1,4 +1,4 @@
-"""What the source of Transformers says of a model type or a tokenizer class, read without importing it.
+"""Facts about model types and tokenizer classes, parsed from the source of Transformers without importing it.
 
 Importing a class loads torch (2 s), and some things no attribute tells; reading a file takes a millisecond. Knows the
 forms in which Transformers writes such things, and no model type by name. What it cannot read it answers as of a type

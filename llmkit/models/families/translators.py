@@ -1,13 +1,13 @@
-"""How families of translation models are told their languages, read from tokenizer, config and name.
+"""How languages are passed to families of translation models, found in tokenizer, config and name.
 
 Knows which field of which family holds the codes, and not the codes themselves. Knows nothing of texts and prompts.
 Each reader has the same arguments and is an entry of a `Family`:
 
-    name: as the user gave it. Marian and mBART-50 models say in their names what they say nowhere else.
+    name: the user's name of the model. Marian and mBART-50 models declare some facts only there.
     config: ``config.json``.
     tokenizer: the loaded one.
 
-It returns the languages, or None for a model that has no way of its own to be told them.
+It returns the languages, or None for a model to which they cannot be passed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Config = Mapping[str, Any]
 # Codes of tokenizers that mean something else in ISO 639, or nothing: Northern Sotho in M2M100, Brazilian Portuguese
 # in Marian.
 _OWN_CODES = {"ns": "nso", "pob": "pt-BR"}
-# Helsinki's Serbo-Croatian stands for four written languages, and its Berber for a group.
+# Helsinki's Serbo-Croatian covers four written languages, and its Berber a group.
 _SEVERAL = frozenset(("sh", "hbs", "ber"))
 
 
@@ -95,7 +95,7 @@ def marian(name: str, _: Config, tokenizer: Any) -> LanguageMap:
     sides = pair_in(name) or (getattr(tokenizer, "source_lang", None), getattr(tokenizer, "target_lang", None))
     sources, targets = map(_members, sides)
     tokens = _read(found[1] for token in _in_order(tokenizer) if (found := re.fullmatch(">>(.+)<<", token)))
-    # One target is asked for by a token too where it has several forms (cmn_Hans, cmn_Hant). Else tokens are leftovers.
+    # A single target needs a token too if it has several forms (cmn_Hans, cmn_Hant). Otherwise tokens are leftovers.
     if tokens and (targets is None or any(choose(target, tokens, exact=True) for target in targets)):
         targets = frozenset(tokens)
     else:

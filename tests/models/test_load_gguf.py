@@ -157,5 +157,5 @@ def test_an_array_longer_than_its_file_ends_at_once(tmp_path: Path) -> None:
     array = struct.pack("<IIQ", 9, 4, 2**40)
     header = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", len(name)) + name
     (tmp_path / "m.gguf").write_bytes(header + array + bytes(64))
-    with pytest.raises(CheckpointError, match=r"no complete GGUF file .an array of 1,099,511,627,776 items"):
+    with pytest.raises(CheckpointError, match=r"not a complete GGUF file .an array of 1,099,511,627,776 items"):
         gguf_metadata(tmp_path / "m.gguf")

@@ -22,6 +22,7 @@ from tests.zoo.models import build
 
 PACKAGE = Path(llmkit.__file__).parent
 ELSEWHERE = {
+    "cli/suggestions.py": {"beam"},  # of beam search
     "models/load.py": {"gpt2"},  # the name that GGUF has for byte-level vocabularies of all families
 }
 

@@ -97,7 +97,7 @@ def test_a_terminal_gets_nothing_of_a_model_that_it_acts_on(
     answers(monkeypatch, Model(text))
     assert shown in inert(screen(*command))
     assert run(*command)[1] == f"{text}\n"
-    written = inert(screen(*command, "--json")).splitlines()[0]
+    written = next(line for line in inert(screen(*command, "--json")).splitlines() if line.startswith("{"))
     assert json.loads(written)["text"] == text
     answers(monkeypatch, Model(text, sequences=2))
     assert inert(screen(*command)).count(shown) == 2

@@ -1,26 +1,22 @@
 """Runs a task over a file of rows: JSON Lines in the order of the rows, which can be resumed after a crash.
 
-Knows how to resume a run that stopped at any byte so that its output equals an uninterrupted run's, and how processes
-share the rows. Does not know how rows are read (`llmkit.data.rows`), answered (`llmkit.inference.pipeline`) and written
-(`llmkit.inference.row_columns`), how runs are compared (`llmkit.inference.run_manifest`), how processes are started, or
-how progress is shown.
+Knows how to resume a run that stopped at any byte, so that its output equals an uninterrupted run's, and how processes
+share the rows. Does not know how rows are loaded (`llmkit.data.inputs`), answered (`llmkit.inference.pipeline`) and
+written (`llmkit.inference.row_output`), how runs are compared (`llmkit.inference.run_manifest`), how processes are
+started, or how progress is shown.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from glob import escape
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from llmkit.config.paths import user_path
 from llmkit.config.settings import LoadSettings, RowSettings
@@ -30,7 +26,7 @@ from llmkit.data.records import Record
 from llmkit.engines.base import Session
 from llmkit.engines.row_faults import attempt
 from llmkit.errors import LlmkitError, UsageError
-from llmkit.files import locked, whole_file
+from llmkit.files import locked
 from llmkit.inference.row_columns import (
     Layout,
     SplitRow,
@@ -40,6 +36,7 @@ from llmkit.inference.row_columns import (
     note_codes,
     with_columns,
 )
+from llmkit.inference.row_output import OutputLines, join_shards, manifest_of, shard_of, shards_of, writing
 from llmkit.inference.run_manifest import describe_run, read_manifest, refuse_changes, write_manifest
 from llmkit.log import log
 from llmkit.tasks import Task
@@ -94,14 +91,14 @@ def check_output(settings: RowSettings) -> None:
         raise UsageError(f"{output} is the input", "name another `output`", code="not_writable")
     if settings.overwrite:
         return
-    begun = next((path for path in (output, *_shards(output)) if path.exists() and path.stat().st_size), None)
+    begun = next((path for path in (output, *shards_of(output)) if path.exists() and path.stat().st_size), None)
     if begun is None:
         return
     if not settings.resume:
         raise UsageError(f"{begun} exists", "`resume` to go on", "`overwrite` to replace it", code="output_exists")
-    if not _manifest(output).exists():
+    if not manifest_of(output).exists():
         raise UsageError(
-            f"{begun} exists, but its manifest {_manifest(output).name} does not",
+            f"{begun} exists, but its manifest {manifest_of(output).name} does not",
             "name another `output`",
             "replace it with `overwrite`",
             code="resume_mismatch",
@@ -190,18 +187,18 @@ def answer_file(
     records = with_columns(found.records, layout, settings)
     if settings.output is None:
         session = pipeline.session(settings.max_batch_tokens)
-        run = _Run(pipeline, layout, settings, _Lines(None), session, progress)
+        run = _Run(pipeline, layout, settings, OutputLines(None), session, progress)
         run.work_through(records)
         return run.report(begun)
 
     output = Path(settings.output)
     _check_place(output)  # otherwise the lock would create the folder
-    shard = _shard(output, rank, world) if world > 1 else output
+    shard = shard_of(output, rank, world) if world > 1 else output
     written = output if rank == 0 else shard
     with locked(Path(f"{written}.lock"), f"writing {written}", "wait for it, or name another `output`"):
         if rank == 0:
             describe = partial(describe_run, pipeline, settings, load, encoding=encoding, num_processes=world)
-            with _writing(output):
+            with writing(output):
                 _prepare(output, settings, describe, lambda: pipeline.session().max_batch_tokens)
         barrier()
         if world > 1 and output.exists() and output.stat().st_size:
@@ -210,7 +207,7 @@ def answer_file(
                 pipeline,
                 layout,
                 settings,
-                _Lines(output if rank == 0 else None),
+                OutputLines(output if rank == 0 else None),
                 pipeline.session(1),
                 progress,
                 rank,
@@ -218,98 +215,18 @@ def answer_file(
             )
             progress(run.resumed, 0)
             return run.report(begun)
-        session = pipeline.session(read_manifest(_manifest(output))["max_batch_tokens"])
-        run = _Run(pipeline, layout, settings, _Lines(shard), session, progress, rank, world)
+        session = pipeline.session(read_manifest(manifest_of(output))["max_batch_tokens"])
+        run = _Run(pipeline, layout, settings, OutputLines(shard), session, progress, rank, world)
         run.work_through(records)
         barrier()
         if world > 1 and rank == 0:
-            with _writing(output):
-                _join(output, world, settings.window)
-            run.lines = _Lines(output)
+            with writing(output):
+                join_shards(output, world, settings.window)
+            run.lines = OutputLines(output)
         return run.report(begun)
 
 
 # The run.
-
-
-class _Lines:
-    """An output file that grows by whole lines, or stdout. The partial line of a killed run is removed."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.total = self.errors = 0
-        self.notes: Counter[str] = Counter()
-        self._state = (0, 0, 0)
-        if path is not None:
-            with _writing(path), path.open("a+b") as file:
-                file.seek(0)
-                self.total, self.errors, self.notes, whole = _count(file)
-                file.truncate(whole)
-                self._state = _state(file)
-
-    def write(self, lines: list[str], errors: int, notes: Counter[str]) -> None:
-        """Append lines in one call, so that a killed run leaves at most one partial line."""
-        text = "".join(lines)
-        if self.path is None:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        else:
-            with _writing(self.path), self._opened(self.path) as file:
-                file.seek(0, os.SEEK_END)
-                file.write(text.encode())
-                file.flush()
-                self._state = _state(file)
-        self.total += len(lines)
-        self.errors += errors
-        self.notes += notes
-
-    def check(self) -> None:
-        """Raise a `UsageError` if another program replaced, removed, emptied or extended the file."""
-        if self.path is not None:
-            with _writing(self.path), self._opened(self.path):
-                pass
-
-    @contextmanager
-    def _opened(self, path: Path) -> Iterator[BinaryIO]:
-        try:
-            file = path.open("r+b")
-        except FileNotFoundError:
-            raise _changed(path, "removed") from None
-        with file:
-            if _state(file) != self._state:
-                raise _changed(path, "changed")
-            yield file
-
-
-def _state(file: BinaryIO) -> tuple[int, int, int]:
-    """Properties that change when another program replaces, empties or extends an open file."""
-    found = os.fstat(file.fileno())
-    return found.st_dev, found.st_ino, found.st_size
-
-
-def _changed(path: Path, how: str) -> UsageError:
-    return UsageError(
-        f"another program {how} {path} while rows were being answered, so its lines would no longer match the rows",
-        "start again with `overwrite`",
-        "name another `output`",
-        code="resume_mismatch",
-    )
-
-
-def _count(file: BinaryIO) -> tuple[int, int, Counter[str], int]:
-    """Number of whole lines, error records among them, their notes by code, and their size in bytes."""
-    total = errors = size = 0
-    notes: Counter[str] = Counter()
-    for line in file:
-        try:
-            record = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            break
-        total, errors, size = total + 1, errors + ("error" in record), size + len(line)
-        notes.update(note_codes(record))
-    return total, errors, notes, size
 
 
 class _Run:
@@ -324,7 +241,7 @@ class _Run:
         pipeline: Pipeline,
         layout: Layout,
         settings: RowSettings,
-        lines: _Lines,
+        lines: OutputLines,
         session: Session,
         progress: Progress,
         rank: int = 0,
@@ -432,25 +349,12 @@ def _located(error: LlmkitError, where: str) -> LlmkitError:
 # The files beside the output.
 
 
-def _manifest(output: Path) -> Path:
-    return output.with_name(f"{output.name}.run.json")
-
-
-def _shard(output: Path, rank: int, world: int) -> Path:
-    return output.with_name(f"{output.name}.shard-{rank}-of-{world}")
-
-
-def _shards(output: Path) -> list[Path]:
-    found = output.parent.glob(f"{escape(output.name)}.shard-*-of-*")
-    return sorted(path for path in found if not path.name.endswith(".lock"))
-
-
 def _prepare(
     output: Path, settings: RowSettings, describe: Callable[..., dict[str, Any]], batch_tokens: Callable[[], int]
 ) -> None:
     """Check that the run may be resumed, or clear the output for a new run and write its manifest."""
     check_output(settings)  # again: another run may have started while the model was loading
-    manifest = _manifest(output)
+    manifest = manifest_of(output)
     if settings.resume and manifest.exists():
         before = read_manifest(manifest)
         now = describe(max_batch_tokens=settings.max_batch_tokens or before["max_batch_tokens"])
@@ -458,45 +362,6 @@ def _prepare(
         write_manifest(manifest, now)
         return
     # The manifest is removed last: leftover shards without one must not be mistaken for parts of this run.
-    for path in (*_shards(output), output, manifest):
+    for path in (*shards_of(output), output, manifest):
         path.unlink(missing_ok=True)
     write_manifest(manifest, describe(max_batch_tokens=settings.max_batch_tokens or batch_tokens()))
-
-
-def _join(output: Path, world: int, window: int) -> None:
-    """Merge the windows of all processes in the order of the rows, atomically, and remove the shards."""
-    shards = [_shard(output, rank, world) for rank in range(world)]
-    with whole_file(output) as joined:
-        files = [path.open("rb") for path in shards]
-        try:
-            for number in count():
-                taken = 0
-                for line in islice(files[number % world], window):
-                    joined.write(line)
-                    taken += 1
-                if taken < window:
-                    break
-            if any(file.read(1) for file in files):
-                raise UsageError(
-                    f"the parts of {output} do not fit together",
-                    "start over with `overwrite`",
-                    "name another `output`",
-                    code="resume_mismatch",
-                )
-        finally:
-            for file in files:
-                file.close()
-    for path in shards:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _writing(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise LlmkitError(
-            f"{output} cannot be written ({error.strerror})",
-            "free some space or fix the disk, then `resume`",
-            code="not_writable",
-        ) from error

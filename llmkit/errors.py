@@ -182,7 +182,7 @@ class TaskMismatchError(UsageError):
 
 
 class ModelNotFoundError(LlmkitError):
-    """No model, revision or file of that name."""
+    """A model, revision or file does not exist, or access is denied."""
 
     code: ErrorCode = "model_not_found"
 

@@ -1,6 +1,6 @@
-"""`pipeline` as Transformers 4 had it: arguments and loading.
+"""`pipeline` as in Transformers 4: its arguments, and the loading of models.
 
-Knows which tasks version 5 removed and leaves the others to it. What the pipelines do is in `text_to_text` and
+Tasks that version 5 still has are passed on to it. The pipelines themselves are in `text_to_text` and
 `question_answering`.
 """
 
@@ -29,7 +29,7 @@ REMOVED: dict[str, str] = {
     "text2text-generation": "google-t5/t5-base",
     "question-answering": "distilbert/distilbert-base-cased-distilled-squad",
 }
-"""The tasks that version 5 removed, and the model that version 4 took where none was named."""
+"""Tasks removed in version 5, each with the default model of version 4."""
 
 _NO_EFFECT = ("feature_extractor", "image_processor", "processor", "modelcard", "args_parser")
 _HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token", "code_revision")
@@ -47,14 +47,14 @@ def build_pipeline(
     """See `llmkit.pipeline`."""
     if (framework := options.pop("framework", None)) not in (None, "pt"):
         raise UsageError(
-            f"framework={framework!r} went with Transformers 5",
-            "leave it out; PyTorch is what is left",
+            f"framework={framework!r} is not supported since Transformers 5",
+            "leave it out; PyTorch is the only one",
             code="not_supported",
         )
     removed = _removed(task)
     if bug_compatible and removed != "question-answering":
         raise UsageError(
-            f"bug_compatible is about scores of question-answering, not {task}", "leave it out", code="no_effect"
+            f"bug_compatible applies to question-answering only, not to {task}", "leave it out", code="no_effect"
         )
     if task is None or removed is None:
         import transformers
@@ -67,8 +67,8 @@ def build_pipeline(
         return built
     if model is None:
         raise UsageError(
-            f"no model was named for {task}",
-            f"Transformers 4 took {REMOVED[removed]}; name it, or another, with model=",
+            f"{task} has no default model",
+            f"name one with model=, such as {REMOVED[removed]}, the default of Transformers 4",
             code="model_not_found",
         )
     given, loading = _split(options)
@@ -84,7 +84,7 @@ def build_pipeline(
 
 
 def _removed(task: str | None) -> str | None:
-    """The key of `REMOVED` that a task's name means."""
+    """The key of `REMOVED` for the name of a task."""
     parts = (task or "").split("_")
     if parts[0] == "translation" and len(parts) > 1:
         if len(parts) != 4 or parts[2] != "to":
@@ -106,7 +106,7 @@ def _pipeline_class(removed: str) -> type[Pipeline]:
 
 
 def _task_of(task: str, model: Any) -> str:
-    """``translation`` takes the settings, and languages, of the first pair that the config has some for."""
+    """The name of the task; for ``translation``, that of the first language pair with settings in the config."""
     params = getattr(model.config, "task_specific_params", None) or {}
     pair: str | None = next((name for name in params if name.startswith("translation")), None)
     if task == "translation" and pair is not None:
@@ -115,7 +115,7 @@ def _task_of(task: str, model: Any) -> str:
     return task
 
 
-# What says how to load, apart from what the pipeline itself takes.
+# Arguments of loading, apart from those of the pipeline itself.
 
 _LOADING = ("revision", "use_fast", "token", "trust_remote_code", "dtype", "torch_dtype", "device_map", "model_kwargs")
 
@@ -123,14 +123,16 @@ _LOADING = ("revision", "use_fast", "token", "trust_remote_code", "dtype", "torc
 def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     for name in _NO_EFFECT:
         if options.pop(name, None) is not None:
-            raise UsageError(f"{name} has no effect on a pipeline of texts", "leave it out", code="no_effect")
+            raise UsageError(f"{name} has no effect on a text pipeline", "leave it out", code="no_effect")
     loading = {name: options.pop(name) for name in (*_LOADING, "pipeline_class") if name in options}
     if loading.get("token") not in (None, True):
-        raise UsageError("token is not taken by pipeline()", "run hf auth login, or set HF_TOKEN", code="not_supported")
+        raise UsageError(
+            "pipeline() does not support token=", "run hf auth login, or set HF_TOKEN", code="not_supported"
+        )
     if not loading.get("use_fast", True):
         warn("no_effect", "use_fast=False has no effect: Transformers 5 has one tokenizer for each model")
     if options.get("device") is not None and loading.get("device_map") is not None:
-        raise UsageError("device and device_map contradict each other", "leave one of them out", code="no_effect")
+        raise UsageError("device and device_map are mutually exclusive", "leave one of them out", code="no_effect")
     return options, loading
 
 
@@ -139,7 +141,7 @@ def _model_kwargs(loading: dict[str, Any], config: Any) -> dict[str, Any]:
     kwargs = dict(loading.get("model_kwargs") or {})
     if names := [name for name in _HUB if name in kwargs]:
         raise UsageError(
-            f"model_kwargs: {', '.join(names)} is not taken",
+            f"model_kwargs: {', '.join(names)} is not supported",
             "use revision=, HF_HOME, HF_TOKEN or HF_HUB_OFFLINE",
             code="not_supported",
         )
@@ -187,22 +189,23 @@ def _load(
 
 
 def _fitting_tokenizer(model: Any, removed: str, config: Any, tokenizer: Any, loading: dict[str, Any]) -> Any:
-    """The tokenizer for a model that is loaded already."""
+    """The tokenizer for a loaded model."""
     useless = [name for name in loading if name not in ("use_fast", "pipeline_class", "trust_remote_code")]
     useless = [name for name in useless if loading[name] not in (None, "auto", {})]
     if useless and not isinstance(tokenizer or config, str):
-        raise UsageError(
-            f"{', '.join(useless)} has no effect on a model that is loaded", "leave it out", code="no_effect"
-        )
+        raise UsageError(f"{', '.join(useless)} has no effect on a loaded model", "leave it out", code="no_effect")
     if removed != "question-answering" and not (model.config.is_encoder_decoder and model.can_generate()):
-        raise TaskMismatchError(f"{type(model).__name__} is not an encoder-decoder with a head", f"{removed} needs one")
+        raise TaskMismatchError(
+            f"{type(model).__name__} is not an encoder-decoder with a language modeling head",
+            f"use a model that is, as {removed} requires",
+        )
     if tokenizer is None and not isinstance(config, str):
-        raise UsageError("a model object does not say which tokenizer it has", "pass tokenizer= too")
+        raise UsageError("a model object does not contain its tokenizer", "pass tokenizer= too")
     return _tokenizer(config if tokenizer is None else tokenizer, loading)
 
 
 def _tokenizer(tokenizer: Any, loading: dict[str, Any]) -> Any:
-    """From a name, or a name and arguments of ``from_pretrained``; an object is taken as it is."""
+    """A tokenizer from a name, or a name and arguments of ``from_pretrained``; an object is returned unchanged."""
     name, kwargs = tokenizer if isinstance(tokenizer, tuple) else (tokenizer, {})
     if not isinstance(name, str | Path):
         return tokenizer

@@ -1,7 +1,7 @@
 """The question-answering pipeline of Transformers 4, which version 5 removed, on the pipeline base that it kept.
 
-What 4.57.6 did between a question with its text and the answers is repeated here, but for two flaws that
-``bug_compatible`` brings back. `llmkit.heads.span` is how llmkit itself reads. Knows nothing of how a model is found.
+Reproduces 4.57.6 from the question and its context to the answers, except for two flaws, which ``bug_compatible``
+restores. llmkit itself extracts answers with `llmkit.heads.span`. Models are located and loaded elsewhere.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _INPUTS = ("X", "data", "question", "context")
 _OTHERS = ("topk", "batch_size", "num_workers", "binary_output")
 _MASKED = -10000.0
 _NULL = 1_000_000
-"""The score of "no answer" before a window has been read; more than any."""
+"""Initial value of the "no answer" score, above any real one."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class _Example:
 
 
 class QuestionAnsweringPipeline(_ChunkPipeline):  # type: ignore[misc]
-    """Questions in, answers with their place in the text out.
+    """Extracts answers to questions, with their positions in the context.
 
     One question gives ``{"score": float, "start": int, "end": int, "answer": str}``, or a list of such dicts where
     ``top_k`` is more than 1 and more than one is found; several give a list of these; a dataset or generator gives an
-    iterator. Places are in characters.
+    iterator. Positions are in characters.
 
     The score of 4.57.6 was start probability × end probability within one window of the text, so that scores of two
     windows did not compare, and the best answer of a window without an answer could win. Scores of answers that read
@@ -53,7 +53,7 @@ class QuestionAnsweringPipeline(_ChunkPipeline):  # type: ignore[misc]
     a share of all windows, and of answers that read alike the best counts; for a text that fits one window and
     ``top_k=1`` with ``align_to_words=False`` nothing differs. ``bug_compatible=True`` gives exactly what 4.57.6 gave.
 
-    Tokenizers that do not tell where tokens stand in the text are refused.
+    Tokenizers without character offsets are refused.
     """
 
     default_input_names = "question,context"
@@ -65,8 +65,8 @@ class QuestionAnsweringPipeline(_ChunkPipeline):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         if not self.tokenizer.is_fast:
             raise UsageError(
-                f"{type(self.tokenizer).__name__} does not tell where its tokens stand in the text",
-                "use a model whose tokenizer comes as a tokenizer.json",
+                f"{type(self.tokenizer).__name__} has no character offsets",
+                "use a model with a tokenizer.json",
                 code="not_supported",
             )
 
@@ -76,7 +76,7 @@ class QuestionAnsweringPipeline(_ChunkPipeline):  # type: ignore[misc]
             if name not in known:
                 near = get_close_matches(name, known, n=1)
                 raise UsageError(
-                    f"question-answering takes no {name}",
+                    f"question-answering has no argument {name}",
                     f"did you mean {near[0]}?" if near else "leave it out",
                     code="not_supported",
                 )
@@ -95,7 +95,7 @@ class QuestionAnsweringPipeline(_ChunkPipeline):  # type: ignore[misc]
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer questions from texts; see the class for what comes back.
+        """Answer questions from texts; see the class for the results.
 
         Args:
             *args: a dict with ``question`` and ``context``, a list of these, a dataset or generator of them, or a
@@ -156,7 +156,7 @@ class QuestionAnsweringPipeline(_ChunkPipeline):  # type: ignore[misc]
             }
 
     def _check_room(self, example: _Example, doc_stride: int, max_seq_len: int) -> None:
-        """Raise for lengths with which the tokenizer would panic."""
+        """Raise `InputError` for lengths that would make the tokenizer panic."""
 
         def tokens(text: str) -> int:
             return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -166,8 +166,8 @@ class QuestionAnsweringPipeline(_ChunkPipeline):  # type: ignore[misc]
         room = max_seq_len - special - question
         if doc_stride >= max_seq_len - special or (doc_stride >= room and tokens(example.context) > room):
             raise InputError(
-                f"max_seq_len={max_seq_len} leaves {max(0, room)} tokens for the text beside a question of {question},"
-                f" and doc_stride={doc_stride} of them are shared by two windows",
+                f"max_seq_len={max_seq_len} leaves {max(0, room)} tokens for the context with a question of {question},"
+                f" and adjacent windows share doc_stride={doc_stride} of them",
                 "shorten the question, raise max_seq_len, or lower doc_stride",
                 code="context_overflow",
             )
@@ -182,7 +182,7 @@ class QuestionAnsweringPipeline(_ChunkPipeline):  # type: ignore[misc]
             output = {"start_logits": output[0], "end_logits": output[1]}
         if "start_logits" not in output or "end_logits" not in output:
             raise UsageError(
-                f"{type(self.model).__name__} gives no start and end logits",
+                f"{type(self.model).__name__} returns no start and end logits",
                 "use a …ForQuestionAnswering model",
                 code="not_supported",
             )
@@ -224,7 +224,7 @@ class QuestionAnsweringPipeline(_ChunkPipeline):  # type: ignore[misc]
             answers[text.lower()] = {"score": score, "start": start, "end": end, "answer": text}
 
     def _place(self, output: dict[str, Any], first: int, last: int, *, align_to_words: bool) -> tuple[int, int]:
-        """The characters ``[start, end)`` of tokens ``first`` to ``last``, of their words if so wished."""
+        """The characters ``[start, end)`` of tokens ``first`` to ``last``, of their words with ``align_to_words``."""
         encoding = output["encoding"]
         if self.tokenizer.padding_side == "left":
             # A batch pads the tensor, not the encoding.
@@ -240,11 +240,11 @@ class QuestionAnsweringPipeline(_ChunkPipeline):  # type: ignore[misc]
         return encoding.offsets[first][0], encoding.offsets[last][1]
 
 
-# From what the caller gave to examples.
+# From arguments to examples.
 
 
 def _examples(*args: Any, **kwargs: Any) -> Any:
-    """A list of examples, or the dataset or generator that was given."""
+    """A list of examples, or the caller's dataset or generator."""
     if args:
         given: Any = args[0] if len(args) == 1 else list(args)
         if len(args) == 2 and all(type(arg) is str for arg in args):
@@ -254,7 +254,7 @@ def _examples(*args: Any, **kwargs: Any) -> Any:
     elif "question" in kwargs and "context" in kwargs:
         given = _pairs(kwargs["question"], kwargs["context"])
     else:
-        raise InputError("no question or no context was given", "pass question= and context=", code="empty_input")
+        raise InputError("a question or a context is missing", "pass question= and context=", code="empty_input")
     if isinstance(given, types.GeneratorType | torch.utils.data.Dataset):
         return given
     if isinstance(given, Mapping):
@@ -275,20 +275,22 @@ def _pairs(question: Any, context: Any) -> list[dict[str, Any]]:
     contexts = context if isinstance(context, list) else [context] * len(questions)
     if len(questions) != len(contexts) or (isinstance(context, list) and not isinstance(question, list)):
         raise InputError(
-            f"{len(questions)} questions and {len(contexts)} contexts do not pair",
+            f"{len(questions)} questions and {len(contexts)} contexts cannot be paired",
             "give one context, or one for each question",
         )
     return [{"question": each, "context": text} for each, text in zip(questions, contexts, strict=True)]
 
 
 def _checked(value: Any) -> _Example:
-    """An example that came by hand: nothing missing, empty or beside the two."""
+    """A validated example: both texts are present and not empty, and nothing else."""
     if isinstance(value, Mapping):
         for name in ("question", "context"):
             if not value.get(name):
-                raise InputError(f"an example has no {name}", "give a question and a context, neither of them empty")
+                raise InputError(f"an example has no {name}", "give a question and a context that are not empty")
         if others := sorted(set(value) - {"question", "context"}):
-            raise InputError(f"an example has more than question and context: {', '.join(others)}", "leave it out")
+            raise InputError(
+                f"an example has keys other than question and context: {', '.join(others)}", "leave them out"
+            )
     return _example(value)
 
 
@@ -300,7 +302,7 @@ def _example(value: Any) -> _Example:
     else:
         pair = getattr(value, "question_text", None), getattr(value, "context_text", None)
     if not all(isinstance(text, str) for text in pair):
-        raise InputError(f"{str(value)[:60]!r} is no question with its context", "give a dict of two strings")
+        raise InputError(f"{str(value)[:60]!r} is not a question with its context", "give a dict of two strings")
     return _Example(*pair)
 
 
@@ -328,7 +330,7 @@ def _probabilities(output: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, floa
 
 
 def _shares(logits: Sequence[float]) -> list[float]:
-    """What part of all spans' weight each window holds."""
+    """Each window's share of the weight of all spans."""
     highest = max(logits)
     weights = [math.exp(logit - highest) for logit in logits]
     return [weight / math.fsum(weights) for weight in weights]
@@ -337,7 +339,7 @@ def _shares(logits: Sequence[float]) -> list[float]:
 def _spans(
     start: np.ndarray, end: np.ndarray, open_: np.ndarray, top: int, max_answer_len: int
 ) -> list[tuple[int, int, float]]:
-    """The likeliest spans of at most ``max_answer_len`` tokens, best first, as first and last token and score.
+    """The most probable spans of at most ``max_answer_len`` tokens, best first, as first and last token and score.
 
     Spans that lie outside the text are dropped after the best were chosen, as in 4.57.6.
     """

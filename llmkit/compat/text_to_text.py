@@ -1,7 +1,7 @@
 """The text-to-text pipelines of Transformers 4, which version 5 removed, on the pipeline base that it kept.
 
-What 4.57.6 did with a text, its settings and their order of precedence is repeated here; batches, datasets, generators
-and devices are the base's. Knows nothing of how a model is found and loaded.
+Reproduces how 4.57.6 processed a text, its settings and their order of precedence; batches, datasets, generators and
+devices are left to the base class. Models are located and loaded elsewhere.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _Pipeline: Any = base.Pipeline  # its own hints forbid the arguments that all of
 
 _MAX_NEW_TOKENS, _NUM_BEAMS = 256, 4
 _MAX_LENGTH = 20
-"""What max_length was in version 4 where nobody set it."""
+"""Default max_length of version 4."""
 
 
 class ReturnType(enum.Enum):
-    """What ``return_type`` may be."""
+    """Values of ``return_type``."""
 
     TENSORS = 0
     TEXT = 1
 
 
 class Text2TextGenerationPipeline(_Pipeline):  # type: ignore[misc]
-    """Text in, text out, by an encoder-decoder.
+    """Generates text from text with an encoder-decoder.
 
     One text gives ``[{"generated_text": str}]``, a list gives a list of such dicts (of lists of dicts if
     ``num_return_sequences`` is more than 1), a dataset or generator gives an iterator. With ``return_tensors=True`` the
@@ -55,14 +55,14 @@ class Text2TextGenerationPipeline(_Pipeline):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         if "generation_config" in self._generate_kwargs:
             raise UsageError(
-                "generation_config is taken by the call, not by pipeline()",
+                "generation_config is an argument of the call, not of pipeline()",
                 "pass it with the text",
                 code="not_supported",
             )
         self.generation_config = self._usual_generation()
 
     def _usual_generation(self) -> GenerationConfig:
-        """What applies to every call, in the order of 4.57.6; what is None is the model's or nobody's."""
+        """Settings of every call, in the order of precedence of 4.57.6; None is left to the model."""
         own = self.model.generation_config
         config = copy.deepcopy(self._default_generation_config)
         config.update(**self._generate_kwargs)
@@ -113,11 +113,11 @@ class Text2TextGenerationPipeline(_Pipeline):  # type: ignore[misc]
         return preprocess, generate_kwargs, postprocess
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Generate from a text, a list of texts, a dataset or a generator of texts; see the class for what comes back.
+        """Generate from a text, a list of texts, a dataset or a generator of texts; see the class for the results.
 
         Args:
             inputs: the text or texts.
-            *args: none; there for the base.
+            *args: unused; required by the base class.
             **kwargs: ``return_tensors``, ``return_type``, ``clean_up_tokenization_spaces`` (False), ``truncation``
                 (none), ``stop_sequence`` (its first token), ``batch_size``, ``num_workers``, ``generation_config``, and
                 the arguments of ``generate``.
@@ -135,7 +135,7 @@ class Text2TextGenerationPipeline(_Pipeline):  # type: ignore[misc]
         return encoded
 
     def check_inputs(self, input_length: int, min_length: int, max_length: int) -> None:
-        """Warn of lengths that look like a mistake; all three in tokens."""
+        """Warn about implausible lengths, all in tokens."""
 
     def _forward(self, model_inputs: Any, generation_config: GenerationConfig | None = None, **kwargs: Any) -> Any:
         inputs = dict(model_inputs)
@@ -144,7 +144,9 @@ class Text2TextGenerationPipeline(_Pipeline):  # type: ignore[misc]
         if forced is not None:
             if "forced_bos_token_id" in kwargs:
                 raise UsageError(
-                    "tgt_lang already decides forced_bos_token_id", "leave one of them out", code="not_supported"
+                    "tgt_lang and forced_bos_token_id are mutually exclusive",
+                    "leave one of them out",
+                    code="not_supported",
                 )
             # A batch collects the one number of each of its rows.
             config.forced_bos_token_id = forced[0] if isinstance(forced, list) else forced
@@ -155,7 +157,7 @@ class Text2TextGenerationPipeline(_Pipeline):  # type: ignore[misc]
             config.max_new_tokens = max(1, (self._effective(config, "max_length") or _MAX_LENGTH + 1) - 1)
         if config.return_dict_in_generate:
             raise UsageError(
-                "return_dict_in_generate has no place in a pipeline", "call model.generate for scores", code="no_effect"
+                "pipelines do not support return_dict_in_generate", "call model.generate for scores", code="no_effect"
             )
         rows, length = inputs["input_ids"].shape
         self.check_inputs(length, self._effective(config, "min_length") or 0, self._limit(config))
@@ -169,7 +171,7 @@ class Text2TextGenerationPipeline(_Pipeline):  # type: ignore[misc]
         return getattr(self.model.generation_config, name) if value is None else value
 
     def _limit(self, config: GenerationConfig) -> int:
-        """How long the output may be, in tokens."""
+        """Maximum length of the output in tokens."""
         return int(self._effective(config, "max_new_tokens") or self._effective(config, "max_length") or _MAX_LENGTH)
 
     def postprocess(
@@ -187,7 +189,7 @@ class Text2TextGenerationPipeline(_Pipeline):  # type: ignore[misc]
         return [{f"{self.return_name}_text": text} for text in texts]
 
     def _known(self, ids: Any) -> Any:
-        """Without ids that a tokenizer in Python has no word for (M2M100's last ones), as in version 4."""
+        """The ids without those that a slow tokenizer does not know (M2M100's last ones), as in version 4."""
         if self.tokenizer.is_fast:
             return ids
         unknown = self.tokenizer.unk_token
@@ -202,12 +204,15 @@ class SummarizationPipeline(Text2TextGenerationPipeline):
     def check_inputs(self, input_length: int, min_length: int, max_length: int) -> None:
         if max_length < min_length:
             warn(
-                "length_unusual", "min_length=%d is more than the output may be long: %d tokens", min_length, max_length
+                "length_unusual",
+                "min_length=%d is above the maximum length of the output, %d tokens",
+                min_length,
+                max_length,
             )
         if input_length < max_length:
             warn(
                 "length_unusual",
-                "a summary of up to %d tokens is asked for a text of %d; max_length=%d would keep it shorter",
+                "the summary may have %d tokens, and the text has %d; set max_length=%d to shorten it",
                 max_length,
                 input_length,
                 input_length // 2,
@@ -239,7 +244,7 @@ class TranslationPipeline(Text2TextGenerationPipeline):
             return super().preprocess(inputs, truncation)
         if src_lang is None or tgt_lang is None:
             raise UsageError(
-                f"{type(self.model).__name__} reads and writes many languages, and needs src_lang and tgt_lang",
+                f"{type(self.model).__name__} is multilingual and requires src_lang and tgt_lang",
                 "pass them, as the tokenizer spells them",
                 code="language_missing",
             )
@@ -251,7 +256,7 @@ class TranslationPipeline(Text2TextGenerationPipeline):
         if input_length > 0.9 * max_length:
             warn(
                 "length_unusual",
-                "the text has %d tokens and its translation may have %d; max_new_tokens=%d gives it room",
+                "the text has %d tokens, and its translation may have only %d; set max_new_tokens=%d",
                 input_length,
                 max_length,
                 2 * input_length,

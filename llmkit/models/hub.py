@@ -54,7 +54,7 @@ _CONFIGS = ("config.json", "adapter_config.json")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model's files on this machine, and the commit they are of."""
+    """A model's local files, and their commit."""
 
     folder: Path
     commit: str | None
@@ -162,7 +162,7 @@ def _from_hub(wanted: Wanted) -> Snapshot:
 
 
 def _info(wanted: Wanted) -> tuple[ModelInfo, dict[str, RepoSibling]]:
-    """What the Hub says of a model, in one request; its files by name."""
+    """The Hub's information on a model, from one request, and its files by name."""
     with _explained(wanted):
         info = ask(
             lambda api, seconds: api.model_info(
@@ -183,7 +183,7 @@ def _repo_folder(repo_id: str) -> Path:
 
 
 def _check_space(wanted: Wanted, missing: list[RepoSibling]) -> None:
-    """Say how much will be downloaded, and refuse what does not fit.
+    """Log the size of the download, and refuse one that does not fit on the disk.
 
     The sizes are known from the one request, where a dry run would ask for each file. A blob can be there already
     without its file: of an earlier commit.
@@ -223,7 +223,7 @@ def _download(wanted: Wanted, commit: str, names: list[str]) -> None:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Bars on a terminal only, and no word of each retry of each file: what failed in the end is said once.
+    """Progress bars on a terminal only, and no log line for each retry: a final failure is reported once.
 
     huggingface_hub draws the bar that counts files even into a log file, unless bars are off altogether.
     """
@@ -242,9 +242,9 @@ def _quietly() -> Iterator[None]:
 
 
 def _note_revision(wanted: Wanted, commit: str) -> None:
-    """Write down which commit a branch stood for, as huggingface_hub does unless it is given the commit.
+    """Record the commit of a branch, as huggingface_hub does unless it is called with the commit.
 
-    Only once all files are there, so that offline the last complete download is found.
+    Done when all files are complete, so that offline use finds the last complete download.
     """
     revision = wanted.revision or "main"
     ref = _repo_folder(wanted.repo_id) / "refs" / revision
@@ -306,7 +306,7 @@ def _from_cache(wanted: Wanted, why: str, *fixes: str, code: ErrorCode) -> Snaps
 
 
 def exists(repo_id: str) -> bool | None:
-    """Whether there is a model of that name, in the cache or on the Hub; None if that cannot be told."""
+    """Whether a model of that name exists, in the cache or on the Hub; None if unknown."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     if not _is_valid(repo_id):
@@ -358,12 +358,12 @@ def _header_counts(repo_id: str, name: str, commit: str) -> dict[str, int]:
 
 
 def _again(wanted: Wanted) -> str:
-    return f"run `{wanted.command}`: it goes on where it stopped"
+    return f"run `{wanted.command}`: it continues where it stopped"
 
 
 @contextmanager
 def _explained(wanted: Wanted) -> Iterator[None]:
-    """Turn a refusal of the Hub into an error of llmkit."""
+    """Context manager that converts HTTP errors of the Hub to errors of llmkit."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
@@ -386,25 +386,25 @@ def _refusal(wanted: Wanted, error: HfHubHTTPError) -> LlmkitError:
     page = f"{hub_address()}/{repo}"
     if isinstance(error, GatedRepoError):
         return ModelNotFoundError(
-            f"access to {repo} must be granted", f"ask for it at {page}, then run: hf auth login", code="access_denied"
+            f"access to {repo} is restricted", f"request it at {page}, then run: hf auth login", code="access_denied"
         )
     if isinstance(error, DisabledRepoError):
-        return ModelNotFoundError(f"{repo} was disabled by the hub", "choose another model")
+        return ModelNotFoundError(f"{repo} was disabled by the Hub", "choose another model")
     if isinstance(error, RevisionNotFoundError):
         return ModelNotFoundError(f"{repo} has no revision {wanted.revision!r}", f"see {page}/commits/main")
     if isinstance(error, EntryNotFoundError):
-        return ModelNotFoundError(f"a file of {repo} is gone from the hub", f"see {page}/tree/main")
+        return ModelNotFoundError(f"a file of {repo} no longer exists on the Hub", f"see {page}/tree/main")
     if isinstance(error, RepositoryNotFoundError) or status == 404:
         return ModelNotFoundError(
-            f"there is no model {repo}, or it is private", "check the spelling, or run: hf auth login"
+            f"the model {repo} does not exist, or is private", "check the spelling, or run: hf auth login"
         )
     if status in (401, 403):
         return ModelNotFoundError(
             f"{hub_name()} refused access to {repo} ({status})", "run: hf auth login", code="access_denied"
         )
     if status == 429:
-        return HubUnreachableError(f"{hub_name()} allows no more requests for now", "wait a few minutes")
-    return HubUnreachableError(f"{hub_name()} answered with an error {status} for {repo}", _again(wanted))
+        return HubUnreachableError(f"{hub_name()} limits the number of requests", "wait a few minutes")
+    return HubUnreachableError(f"{hub_name()} returned the error {status} for {repo}", _again(wanted))
 
 
 def _download_error(wanted: Wanted, error: BaseException) -> LlmkitError:

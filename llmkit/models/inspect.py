@@ -1,7 +1,7 @@
-"""What a checkpoint is and what it can do, from its small files: ``llmkit inspect``.
+"""Reports on checkpoints, from their small files: ``llmkit inspect``.
 
 Collects the findings of `checkpoint`, `context`, `tokenizer_files`, `known_issues` and `resolve` into one report.
-Loads no weight and does not import torch or transformers, except to count on the meta device when asked to.
+Loads no weights, and imports torch and transformers only to count parameters on the meta device.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFit:
-    """Whether a model does a task, and as which class it would be loaded for it."""
+    """Whether a model supports a task, and the class it is loaded with."""
 
     status: str
     """``ready``, ``needs fine-tuning`` or ``no``."""
@@ -68,7 +68,7 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReport:
-    """What `inspect_source` found. None stands for unknown."""
+    """Result of `inspect_source`; None means unknown."""
 
     model: str
     commit: str | None
@@ -116,7 +116,7 @@ def inspect_source(
 
     Args:
         source: where the files are; the weights may be missing.
-        exact: if no safetensors header tells the number of parameters, build the model on the meta device and
+        exact: if no safetensors header states the number of parameters, build the model on the meta device and
             count. Imports torch, takes seconds.
         hub_counts: parameters by dtype as the Hub counts them, used where no header is on this machine.
         update: of a checkpoint of the run in the folder: the updates done.
@@ -215,7 +215,7 @@ def _count_on_meta(source: Source, config: Mapping[str, Any]) -> int:
     """Parameters of the saved architecture, each tied one once, without memory for any of them."""
     if needs_own_code(config, natural_head(config)):
         raise CheckpointError(
-            f"{source.name} is built by code of its own, which is not run to count",
+            f"{source.name} requires its own code, which is not run for counting",
             "omit `exact`",
             code="code_not_trusted",
         )
@@ -398,7 +398,7 @@ def _short(number: int) -> str:
 
 def _parameters_text(report: ModelReport) -> str:
     if report.parameters is None:
-        return "unknown (no safetensors header tells; `exact` counts on the meta device)"
+        return "unknown (not in a safetensors header; `exact` counts on the meta device)"
     kinds = report.parameters_by_dtype
     if len(kinds) == 1:
         return f"{_short(report.parameters)} ({next(iter(kinds))})"

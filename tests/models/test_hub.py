@@ -279,11 +279,11 @@ def test_a_hub_that_drops_mid_way(fake: FakeHub, no_retries: None, requests: int
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"status": 404, "code": "RepoNotFound"}, "no model org/tiny, or it is private; check the spelling"),
+        ({"status": 404, "code": "RepoNotFound"}, "the model org/tiny does not exist, or is private; check the spelling"),
         ({"status": 401, "code": ""}, "refused access to org/tiny .*hf auth login"),
-        ({"status": 403, "code": "GatedRepo"}, "access to org/tiny must be granted; ask for it at .*hf auth login"),
-        ({"file_status": 403, "file_code": "GatedRepo"}, "access to org/tiny must be granted"),
-        ({"file_status": 401, "file_code": "GatedRepo"}, "access to org/tiny must be granted"),
+        ({"status": 403, "code": "GatedRepo"}, "access to org/tiny is restricted; request it at .*hf auth login"),
+        ({"file_status": 403, "file_code": "GatedRepo"}, "access to org/tiny is restricted"),
+        ({"file_status": 401, "file_code": "GatedRepo"}, "access to org/tiny is restricted"),
         ({"status": 403, "code": ""}, "refused access to org/tiny"),
     ],
 )
@@ -296,7 +296,7 @@ def test_a_refusal_is_one_line(fake: FakeHub, attributes: dict[str, Any], messag
 
 def test_a_rate_limit(fake: FakeHub) -> None:
     fake.add("org/tiny", TINY, status=429)
-    with pytest.raises(HubUnreachableError, match="no more requests") as error:
+    with pytest.raises(HubUnreachableError, match="limits the number of requests") as error:
         hub.fetch("org/tiny")
     assert one_line(error)
 
@@ -323,7 +323,7 @@ def test_a_withdrawn_model_stays_usable(fake: FakeHub, caplog: pytest.LogCapture
     snapshot = hub.fetch("org/tiny")
     model.status, model.code = 404, "RepoNotFound"
     assert hub.fetch("org/tiny") == snapshot
-    assert "there is no model org/tiny, or it is private; using the copy in the cache" in caplog.text
+    assert "the model org/tiny does not exist, or is private; using the copy in the cache" in caplog.text
 
 
 def test_a_disk_that_is_too_small(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ def test_exact_of_a_config_that_builds_nothing_is_one_line(tmp_path: Path) -> No
 def test_exact_runs_no_code_of_the_checkpoint(tmp_path: Path) -> None:
     write(tmp_path, model_type="mine", auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"})
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(CheckpointError, match="code of its own"):
+    with pytest.raises(CheckpointError, match="requires its own code"):
         look(tmp_path, exact=True)
 
 
@@ -471,7 +471,7 @@ def test_generation_settings_that_are_replaced(tmp_path: Path) -> None:
     write(tmp_path, "generation_config.json", eos_token_id=50256, do_sample=True, temperature=0.0, top_p="0.9")
     found = traps(tmp_path)
     assert "generation_config.json: eos_token_id 50256 is not among the model's 100 tokens" in found
-    assert "temperature 0 with sampling" in found
+    assert "temperature 0 sele" in found
     assert "top_p" not in found
 
 
@@ -760,7 +760,7 @@ def test_sizes_have_three_digits(checkpoint: Checkpoint, number: int, expected: 
 
 def test_what_is_unknown_says_how_to_know(tmp_path: Path) -> None:
     write(tmp_path, model_type="gpt2")
-    assert "unknown (no safetensors header tells; `exact` counts on the meta device)" in render(look(tmp_path))
+    assert "unknown (not in a safetensors header; `exact` counts on the meta device)" in render(look(tmp_path))
 
 
 def test_an_adapter_on_itself_is_refused(tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def test_a_hub_that_drops_mid_way(fake: FakeHub, no_retries: None, requests: int
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"status": 404, "code": "RepoNotFound"}, "the model org/tiny does not exist, or is private; check the spelling"),
+        ({"status": 404, "code": "RepoNotFound"}, "the model org/tiny does not exist, or is private; check"),
         ({"status": 401, "code": ""}, "refused access to org/tiny .*hf auth login"),
         ({"status": 403, "code": "GatedRepo"}, "access to org/tiny is restricted; request it at .*hf auth login"),
         ({"file_status": 403, "file_code": "GatedRepo"}, "access to org/tiny is restricted"),

@@ -316,7 +316,10 @@ def test_two_processes_find_the_figures_of_one(checkpoint: Checkpoint, tmp_path:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--task", "chat"], "--model and --data missing; name a run, a recipe, or --task, --model and --data"),
+        (
+            ["--task", "chat"],
+            "nothing to evaluate without --model, --data; name a run, a recipe",
+        ),
         (["--task", "chat", "--model", "m", "--data", "d", "--set", "settings.length=3"], "unknown key"),
         (["--task", "chat", "--model", "m", "--data", "d", "--num-return-sequences", "2"], "only the first output"),
         (

@@ -9,16 +9,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llmkit.config.paths import user_path
-from llmkit.config.recipe import VERSION, Recipe, SourceSection
+from llmkit.config.recipe import VERSION, Recipe
 from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe, make_recipe
 from llmkit.config.settings import (
     GenerationSettings,
@@ -30,18 +28,13 @@ from llmkit.config.settings import (
     quoted,
     setting_fields,
 )
-from llmkit.data.proposals import task_rows
-from llmkit.data.records import Record
-from llmkit.data.shapes import look_up
-from llmkit.data.sources import open_source
 from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import InputError, UsageError
 from llmkit.evaluation.evaluate import Evaluation, compare, evaluate
-from llmkit.evaluation.results import ORIGIN, log_problems, write_results
+from llmkit.evaluation.results import log_problems, write_results
 from llmkit.files import write_whole
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.tuned_config import apply_contract
-from llmkit.log import log, warn
 from llmkit.models.load import load_model
 from llmkit.models.processes import Worker
 from llmkit.models.reachability import offline
@@ -50,10 +43,9 @@ from llmkit.models.tables import writes
 from llmkit.progress import ProgressMeter
 from llmkit.tasks import PromptOptions, Task, find_task
 from llmkit.training.checkpoint import checkpoints
-from llmkit.training.dataset import divide
+from llmkit.training.evaluation_rows import RowChoice, evaluation_records, separated_rows
 from llmkit.training.provenance import RESOLVED
 from llmkit.training.recipe_model import load_settings, open_task
-from llmkit.training.row_table import read_rows
 
 __all__ = ["EvaluationSpec", "resolve_evaluation", "run_evaluation"]
 
@@ -80,22 +72,6 @@ class EvaluationSpec:
     def output(self) -> Path:
         """The default folder of the results, named after the model and the rows."""
         return Path("evaluation", f"{_slug(str(self.load.model))}-on-{_slug(self.data)}")
-
-
-@dataclass(frozen=True)
-class _RowChoice:
-    """The caller's options about the rows."""
-
-    data: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    encoding: str | None = None
-    header: bool | None = None
-    delimiter: str | None = None
-
-    def form(self) -> dict[str, Any]:
-        """The options about files that were set."""
-        given = {"encoding": self.encoding, "header": self.header, "delimiter": self.delimiter}
-        return {name: value for name, value in given.items() if value is not None}
 
 
 def resolve_evaluation(
@@ -131,7 +107,7 @@ def resolve_evaluation(
     """
     explicit = {name: getattr(load, name) for name in explicitly_set(load)}
     separator = None if delimiter is None else delimiter_character(delimiter)
-    choice = _RowChoice(data, columns or {}, encoding, header, separator)
+    choice = RowChoice(data, columns or {}, encoding, header, separator)
     if isinstance(run, str) and user_path(run).is_dir() and not (user_path(run) / RESOLVED).is_file():
         if load.model is not None:
             raise UsageError(f"{run} and `model` both name a model", "leave one of them out")
@@ -149,7 +125,12 @@ def resolve_evaluation(
         is_run = user_path(run).is_dir()
         name = str(user_path(run) / RESOLVED) if is_run else run
         trusted = [key for key in MAY_RUN_CODE if getattr(load, key)]
-        recipe = load_recipe(name, overrides, trusted=trusted)
+        try:
+            recipe = load_recipe(name, overrides, trusted=trusted)
+        except UsageError as error:
+            if error.code == "recipe_not_found" and not user_path(name).exists():
+                raise error.reworded(f"no run, recipe file or built-in recipe is named {name}") from error
+            raise
         folder = user_path(run) if is_run else Path(recipe.train.output_dir)
     if load.model is None:
         _require_trained(folder, name, overrides)
@@ -168,12 +149,14 @@ def _tuned_task(folder: str) -> str:
     return str(read_json(path).get("task"))
 
 
-def _recipe_for(task: str | None, model: str | None, choice: _RowChoice, overrides: Sequence[str]) -> Recipe:
+def _recipe_for(task: str | None, model: str | None, choice: RowChoice, overrides: Sequence[str]) -> Recipe:
     """A recipe with a task, a model and rows, as if it had trained that model."""
     if task is None or model is None or choice.data is None:
-        given = {"task": task, "model": model, "data": choice.data}
-        missing = " and ".join(f"`{name}`" for name, value in given.items() if value is None)
-        raise UsageError(f"{missing} missing", "name a run, a recipe, or `task`, `model` and `data`")
+        options = {"task": task, "model": model, "data": choice.data}
+        missing = ", ".join(f"`{name}`" for name, value in options.items() if value is None)
+        raise UsageError(
+            f"nothing to evaluate without {missing}", "name a run, a recipe, or `task`, `model` and `data`"
+        )
     content: dict[str, Any] = {
         "version": VERSION,
         "task": find_task(task).name,
@@ -198,14 +181,13 @@ def _require_trained(folder: Path, recipe: str, overrides: Sequence[str]) -> Non
 
 
 def _spec(
-    recipe: Recipe, explicit: Mapping[str, Any], choice: _RowChoice, settings: Mapping[str, Any]
+    recipe: Recipe, explicit: Mapping[str, Any], choice: RowChoice, settings: Mapping[str, Any]
 ) -> EvaluationSpec:
     task = _with_settings(open_task(recipe), settings)
-    _check_columns(choice.columns, task)
     load = replace(load_settings(recipe), **{"revision": None, "base": None, **explicit})
     prompt_options = PromptOptions(system=recipe.prompt.system, raw=recipe.prompt.raw)
-    records, data = _records(recipe, task, choice)
-    rows = _separated(records, recipe, task)
+    records, data = evaluation_records(recipe, task, choice)
+    rows = separated_rows(records, recipe, task)
     truncates = recipe.data.on_overflow == "truncate"
     return EvaluationSpec(task, load, prompt_options, rows, data, truncates, recipe.data.truncation_side)
 
@@ -223,74 +205,6 @@ def _with_settings(task: Task, settings: Mapping[str, Any]) -> Task:
     return type(task)(task.settings_class(**{**own, **settings}))
 
 
-def _check_columns(columns: Mapping[str, str], task: Task) -> None:
-    fields = dict.fromkeys((*task.aliases, *task.columns, task.target_column))
-    if unknown := next((name for name in columns if name not in fields), None):
-        raise UsageError(
-            f"`column={unknown}={columns[unknown]}`: {task.name} has no field {unknown}",
-            f"write FIELD=COLUMN; its fields: {', '.join(fields)}",
-            code="column_mismatch",
-        )
-
-
-# Rows.
-
-
-def _records(recipe: Recipe, task: Task, choice: _RowChoice) -> tuple[Iterator[Record], str]:
-    """The rows to evaluate on, and their name."""
-    if choice.data is not None:
-        sources = [_source_for(choice.data, (recipe.data.validation or recipe.data.train)[0], choice)]
-    elif recipe.data.validation is not None:
-        sources = [_changed(source, choice) for source in recipe.data.validation]
-    elif recipe.data.validation_fraction is None:
-        raise UsageError(
-            "the recipe has no validation data", "name rows with `data`", "set data.validation in the recipe"
-        )
-    elif choice.columns or choice.form():
-        raise UsageError(
-            "the validation rows are part of the training data, so they have its columns and format",
-            "set data.train.columns or data.train.encoding in the recipe",
-            "name other rows with `data`",
-        )
-    else:
-        return _held_back(recipe, task), f"{_source_stem(recipe.data.train[0])}-held-back"
-    return chain.from_iterable(task_rows(source, task) for source in sources), _source_stem(sources[0])
-
-
-def _changed(source: SourceSection, choice: _RowChoice) -> SourceSection:
-    update: dict[str, Any] = {"columns": {**source.columns, **choice.columns}}
-    return source.model_copy(update=update | choice.form())
-
-
-def _source_for(data: str, known: SourceSection, choice: _RowChoice) -> SourceSection:
-    """A source for other rows than the recipe's, with the recipe's mapping of columns if their columns are the same."""
-    plain = SourceSection(path=[data], encoding=known.encoding)
-    mapping: dict[str, Any] = {name: getattr(known, name) for name in ("columns", "shape", "join", "quotes")}
-    form = {name: getattr(known, name) for name in ("column_names", "header", "delimiter")}
-    for update in (mapping | form, mapping):
-        source = plain.model_copy(update=update | choice.form())
-        if known.columns and _has_columns(source):
-            return _changed(source, choice)
-    return _changed(plain, choice)
-
-
-def _has_columns(source: SourceSection) -> bool:
-    """Whether the first row has the mapped columns, and is not a header that was read as a row."""
-    try:
-        first = next((record.row for record in open_source(source) if record.row is not None), {})
-    except InputError:
-        return False  # no such columns or delimiter
-    header = source.column_names is not None and list(first.values()) == list(first)
-    return not header and all(look_up(first, column) is not None for column in source.columns.values())
-
-
-def _source_stem(source: SourceSection) -> str:
-    """The name of a source without folders and suffixes."""
-    first = (source.path or list((source.aligned or {}).values()))[0]
-    local = user_path(first).exists()
-    return Path(first).name.split(".")[0] or first if local else first
-
-
 def _slug(name: str) -> str:
     """A name as part of a folder's name: a path relative to the working directory, if it is inside."""
     path = user_path(name)
@@ -301,42 +215,6 @@ def _slug(name: str) -> str:
 
 
 _SLUG = 80
-
-
-def _held_back(recipe: Recipe, task: Task) -> Iterator[Record]:
-    """The rows that training does not use."""
-    rows = read_rows(recipe.data.train, task)
-    _, held = divide(recipe, rows, task.input_column)
-    return (Record(rows.where(index), rows[index]) for index in held if rows.table[index]["row"])
-
-
-def _separated(records: Iterable[Record], recipe: Recipe, task: Task) -> Iterator[dict[str, Any]]:
-    """Rows with the target separate from the input; bad ones are skipped only if the recipe says so."""
-    skipped, unused = Counter[str](), Counter[str]()
-    for record in records:
-        row, error, key = None, record.error, "on_bad_row: skip"
-        policy: str = recipe.data.on_bad_row
-        try:
-            if record.row is not None and (row := task.without_target(record.row)) is None:
-                key, policy = "on_no_label: drop", recipe.data.on_no_label
-                error = InputError(f"{record.where} has no reference reply", f"leave it out with data.{key}")
-        except InputError as failure:
-            error = failure.reworded(f"{record.where}: {failure.problem}")
-        if row is not None:
-            assert record.row is not None
-            unused.update(name for name in record.unused if name not in record.others)  # the others are in the results
-            known = {"where": record.where, "id": record.row.get("id"), "others": record.others}
-            yield {**row, ORIGIN: {name: value for name, value in known.items() if value not in (None, {})}}
-        elif policy == "error":
-            error = error or InputError(f"{record.where} cannot be read", "fix it")
-            more = "" if key in error.fix else f"skip such rows with data.{key}"
-            raise error.reworded(error.problem, more)
-        else:
-            skipped[key] += 1
-    for key, count in skipped.items():
-        warn("rows_skipped", "%d rows skipped (data.%s)", count, key)
-    if unused:
-        log.info("unused: %s", ", ".join(f"{name} ({count} rows)" for name, count in unused.items()))
 
 
 # Running.

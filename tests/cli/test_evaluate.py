@@ -50,7 +50,7 @@ def test_a_run_folder_is_evaluated_also_after_it_was_moved(run: Run, recipe: str
     Path("runs/fox").rename("moved")
     assert run("evaluate", "moved")[0] == 0
     Path("moved/resolved.yaml").unlink()  # as after a merge: the task is known, the rows are not
-    assert "--data missing" in one_line(run("evaluate", "moved")[2])
+    assert "nothing to evaluate without --data" in one_line(run("evaluate", "moved")[2])
     code, out, _ = run("evaluate", "moved", "--data", "held.jsonl", "-o", "third")
     assert (code, out.splitlines()[0]) == (0, "question-answering: moved, 2 rows")
     assert "moved and --model both name a model" in one_line(run("evaluate", "moved", "--model", "other")[2])
@@ -143,9 +143,16 @@ def test_columns_encoding_and_row_limit(
     assert run(*options, *mapped, "--encoding", "latin-1", "--max-rows", "1", "-o", "out")[0] == 0
     (record,) = read(Path("out", "results.jsonl"))
     assert record["references"] == ["Füchs"]
+    error = one_line(run(*options, "--encoding", "latin-1", "--column", "question=Absatzz")[2])
+    assert "with --column FIELD=COLUMN" in error
     error = one_line(run(*options, "--column", "contxt=Absatz")[2])
     assert "`column" not in error
     assert "--column contxt=Absatz: question-answering has no field contxt; write FIELD=COLUMN; its fields: " in error
+
+
+def test_a_misspelled_run_is_named(run: Run) -> None:
+    error = one_line(run("evaluate", "runs/ppaers")[2])
+    assert "no run, recipe file or built-in recipe is named runs/ppaers" in error
 
 
 def test_settings_of_a_task_are_refused_for_another(run: Run, tmp_path: Path) -> None:

@@ -17,6 +17,13 @@ WANTED = [
 ]
 
 
+def test_the_score_of_a_row_is_the_sentences() -> None:
+    """Also of a row that is too short for 4-grams, which would score near zero."""
+    bleu = translation_metrics("en", WANTED)[0]
+    for text, references, statistics in zip(SAID, WANTED, bleu.statistics(SAID, WANTED), strict=True):
+        assert bleu.row_figure(statistics) == pytest.approx(sacrebleu.sentence_bleu(text, references).score)
+
+
 def test_they_are_sacrebleus() -> None:
     found = {}
     for each in translation_metrics("en", WANTED):

@@ -1,0 +1,167 @@
+"""The rows of an evaluation: a recipe's validation rows, or others, with the options of the caller about them.
+
+Knows how sources, columns and formats are chosen, and which rows are skipped.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from llmkit.config.paths import user_path
+from llmkit.config.recipe import Recipe, SourceSection
+from llmkit.data.proposals import task_rows
+from llmkit.data.records import Record
+from llmkit.data.shapes import look_up
+from llmkit.data.sources import open_source
+from llmkit.errors import InputError, UsageError
+from llmkit.evaluation.results import ORIGIN
+from llmkit.log import log, warn
+from llmkit.tasks import Task
+from llmkit.training.dataset import divide
+from llmkit.training.row_table import read_rows
+
+__all__ = ["RowChoice", "evaluation_records", "separated_rows"]
+
+
+@dataclass(frozen=True)
+class RowChoice:
+    """The caller's options about the rows."""
+
+    data: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    encoding: str | None = None
+    header: bool | None = None
+    delimiter: str | None = None
+
+    def form(self) -> dict[str, Any]:
+        """The options about files that were set."""
+        given = {"encoding": self.encoding, "header": self.header, "delimiter": self.delimiter}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def _check_columns(columns: Mapping[str, str], task: Task) -> None:
+    fields = dict.fromkeys((*task.aliases, *task.columns, task.target_column))
+    if unknown := next((name for name in columns if name not in fields), None):
+        raise UsageError(
+            f"`column={unknown}={columns[unknown]}`: {task.name} has no field {unknown}",
+            f"write FIELD=COLUMN; its fields: {', '.join(fields)}",
+            code="column_mismatch",
+        )
+
+
+def evaluation_records(recipe: Recipe, task: Task, choice: RowChoice) -> tuple[Iterator[Record], str]:
+    """The rows to evaluate on, and their name.
+
+    Raises:
+        UsageError: the recipe has no validation rows, or an option has no effect on them.
+        InputError: rows cannot be read, when the iterator gets there.
+    """
+    _check_columns(choice.columns, task)
+    if choice.data is not None:
+        sources = [_source_for(choice.data, (recipe.data.validation or recipe.data.train)[0], choice)]
+    elif recipe.data.validation is not None:
+        sources = [_changed(source, choice) for source in recipe.data.validation]
+    elif recipe.data.validation_fraction is None:
+        raise UsageError(
+            "the recipe has no validation data", "name rows with `data`", "set data.validation in the recipe"
+        )
+    elif choice.columns or choice.form():
+        raise UsageError(
+            "the validation rows are part of the training data, so they have its columns and format",
+            "set data.train.columns or data.train.encoding in the recipe",
+            "name other rows with `data`",
+        )
+    else:
+        return _held_back(recipe, task), f"{_source_stem(recipe.data.train[0])}-held-back"
+    return _with_advice(sources, task), _source_stem(sources[0])
+
+
+def _with_advice(sources: Sequence[SourceSection], task: Task) -> Iterator[Record]:
+    """The rows; errors about columns also name the option for them, since there may be no recipe."""
+    fields = ", ".join(dict.fromkeys((*task.columns, task.target_column)))
+
+    def advised(error: InputError) -> InputError:
+        if error.code != "column_mismatch":
+            return error
+        return error.reworded(error.problem, f"name the column of a field ({fields}) with `column=FIELD=COLUMN`")
+
+    try:
+        for record in chain.from_iterable(task_rows(source, task) for source in sources):
+            yield record if record.error is None else replace(record, error=advised(record.error))
+    except InputError as error:
+        raise advised(error) from error
+
+
+def _changed(source: SourceSection, choice: RowChoice) -> SourceSection:
+    update: dict[str, Any] = {"columns": {**source.columns, **choice.columns}}
+    return source.model_copy(update=update | choice.form())
+
+
+def _source_for(data: str, known: SourceSection, choice: RowChoice) -> SourceSection:
+    """A source for other rows than the recipe's, with the recipe's mapping of columns if their columns are the same."""
+    plain = SourceSection(path=[data], encoding=known.encoding)
+    mapping: dict[str, Any] = {name: getattr(known, name) for name in ("columns", "shape", "join", "quotes")}
+    form = {name: getattr(known, name) for name in ("column_names", "header", "delimiter")}
+    for update in (mapping | form, mapping):
+        source = plain.model_copy(update=update | choice.form())
+        if known.columns and _has_columns(source):
+            return _changed(source, choice)
+    return _changed(plain, choice)
+
+
+def _has_columns(source: SourceSection) -> bool:
+    """Whether the first row has the mapped columns, and is not a header that was read as a row."""
+    try:
+        first = next((record.row for record in open_source(source) if record.row is not None), {})
+    except InputError:
+        return False  # no such columns or delimiter
+    header = source.column_names is not None and list(first.values()) == list(first)
+    return not header and all(look_up(first, column) is not None for column in source.columns.values())
+
+
+def _source_stem(source: SourceSection) -> str:
+    """The name of a source without folders and suffixes."""
+    first = (source.path or list((source.aligned or {}).values()))[0]
+    local = user_path(first).exists()
+    return Path(first).name.split(".")[0] or first if local else first
+
+
+def _held_back(recipe: Recipe, task: Task) -> Iterator[Record]:
+    """The rows that training does not use."""
+    rows = read_rows(recipe.data.train, task)
+    _, held = divide(recipe, rows, task.input_column)
+    return (Record(rows.where(index), rows[index]) for index in held if rows.table[index]["row"])
+
+
+def separated_rows(records: Iterable[Record], recipe: Recipe, task: Task) -> Iterator[dict[str, Any]]:
+    """Rows with the target separate from the input; bad ones are skipped only if the recipe says so."""
+    skipped, unused = Counter[str](), Counter[str]()
+    for record in records:
+        row, error, key = None, record.error, "on_bad_row: skip"
+        policy: str = recipe.data.on_bad_row
+        try:
+            if record.row is not None and (row := task.without_target(record.row)) is None:
+                key, policy = "on_no_label: drop", recipe.data.on_no_label
+                error = InputError(f"{record.where} has no reference reply", f"leave it out with data.{key}")
+        except InputError as failure:
+            error = failure.reworded(f"{record.where}: {failure.problem}")
+        if row is not None:
+            assert record.row is not None
+            unused.update(name for name in record.unused if name not in record.others)  # the others are in the results
+            known = {"where": record.where, "id": record.row.get("id"), "others": record.others}
+            yield {**row, ORIGIN: {name: value for name, value in known.items() if value not in (None, {})}}
+        elif policy == "error":
+            error = error or InputError(f"{record.where} cannot be read", "fix it")
+            more = "" if key in error.fix else f"skip such rows with data.{key}"
+            raise error.reworded(error.problem, more)
+        else:
+            skipped[key] += 1
+    for key, count in skipped.items():
+        warn("rows_skipped", "%d rows skipped (data.%s)", count, key)
+    if unused:
+        log.info("unused: %s", ", ".join(f"{name} ({count} rows)" for name, count in unused.items()))

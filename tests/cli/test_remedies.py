@@ -37,9 +37,8 @@ NEVER = {
     ("merge", "`quantize=`"): "it does not quantize",
     ("merge", "is a GGUF file, which is unpacked"): "it does not quantize",
     ("recipes copy", "`overrides="): "it passes no overrides",
-    ("download", "is built by code of its own"): "it does not count exactly",
-    ("download", "cannot be built from its config"): "it does not count exactly",
-    ("download", "base is of an adapter"): "it passes no base",
+    ("download", "`exact`"): "it does not count exactly",
+    ("download", "`base`"): "it passes no base",
     ("evaluate", "no input file is plain text"): "it has no --sample-by",
     ("evaluate", "the column "): "it does not rename columns",
 }
@@ -106,7 +105,7 @@ def _undoable(name: str) -> Iterator[str]:
         for kind, texts in _messages(node):
             if kind == "note" and short == "finetune":  # it prints no single answers
                 continue
-            if not texts or any(short == command and part in texts[0] for command, part in NEVER):
+            if not texts or any(short == command and part in "; ".join(texts) for command, part in NEVER):
                 continue
             advice = texts[1:] if kind == "error" else texts
             if advice and not (any if kind == "error" else all)(map(_is_known, advice)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, Literal, Self, TypedDict, get_args, get_origin, get_type_hints
@@ -290,6 +290,11 @@ class TaskSettings(_Checked):
     """Base of the settings of tasks (`llmkit.tasks`); used as it is by tasks without settings."""
 
 
+def _listed(names: Iterable[str]) -> str:
+    """Names of settings for a message."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowSettings(_Checked):
     """An input file of rows, and how it is processed. All other settings require ``input``."""
@@ -355,12 +360,15 @@ class RowSettings(_Checked):
         super().__post_init__()
         if not self.input and (without_effect := non_default(self)):
             raise UsageError(
-                f"{', '.join(without_effect)} requires a file of rows", "name it with input", code="no_effect"
+                f"{_listed(without_effect)} requires a file of rows",
+                "name it with `input`",
+                "redirect the output of one text with >" if without_effect == ["output"] else "",
+                code="no_effect",
             )
         if self.resume and self.overwrite:
             raise UsageError("resume and overwrite are mutually exclusive", "give one of them", code="no_effect")
         if self.output is None and (need := non_default(self, "resume", "overwrite", "num_processes")):
-            raise UsageError(f"{', '.join(need)} requires an output file", "name it with output", code="no_effect")
+            raise UsageError(f"{_listed(need)} requires an output file", "name it with output", code="no_effect")
         if self.resume and "-" in self.input:
             raise UsageError("resume cannot read standard input again", "give a file as input")
         if self.delimiter is not None:

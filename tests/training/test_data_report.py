@@ -109,7 +109,7 @@ def test_a_folder_with_splits_is_checked_whole(
     ("arguments", "said"),
     [
         (["a.jsonl"], "the task of the data is missing"),
-        (["a.jsonl", "--task", "summarise"], "did you mean 'summarize'"),
+        (["a.jsonl", "--task", "summarise"], "did you mean 'summarization'"),
         (["a.jsonl", "--task", "summarize", "--set", "x=1"], "--set changes a recipe"),
         (["no.jsonl", "--task", "summarize"], "no.jsonl does not exist"),
         (["summarization/starter-lora", "--task", "summarize"], "--task has no effect on a recipe"),

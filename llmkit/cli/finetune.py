@@ -109,13 +109,13 @@ def finetune(
         raise typer.Exit(_start(loaded))
     from llmkit.training.run import finetune as train
 
-    with _graceful_stop(loaded.accelerate.local_sgd_steps) as asked:
-        trainer = train(loaded, resume=resume, should_stop=lambda: bool(asked), text=text)
+    with _graceful_stop(loaded.accelerate.local_sgd_steps) as signals:
+        trainer = train(loaded, resume=resume, should_stop=lambda: bool(signals), text=text)
     if trainer.stopped:
         step = trainer.progress.step
-        log.warning("stopped after update %d, which is saved; continue with --resume", step)
+        log.warning("stopped after update %d, with a checkpoint; continue with --resume", step)
         # The signal may have reached another process only.
-        raise Stopped(143 if signal.SIGTERM in asked[:1] else 130)
+        raise Stopped(143 if signal.SIGTERM in signals[:1] else 130)
     if trainer.accelerator.is_main_process:
         echo(str(trainer.folder))
         _log_next(loaded)
@@ -145,21 +145,21 @@ def _start(recipe: Recipe) -> int:
 
 @contextmanager
 def _graceful_stop(local_sgd_steps: int | None) -> Iterator[list[int]]:
-    """Ctrl+C and SIGTERM end the run after an update at which processes meet; a second one ends it at once."""
+    """Ctrl+C and SIGTERM end the run after an update at which processes synchronize; a second one ends it at once."""
     last = "this update" if local_sgd_steps is None else f"the next multiple of {local_sgd_steps} updates"
-    asked: list[int] = []
+    received: list[int] = []
     before: dict[int, Any] = {}
 
-    def ask(number: int, _: object) -> None:
-        if asked:
+    def stop(number: int, _: object) -> None:
+        if received:
             raise Stopped(130 if number == signal.SIGINT else 143)
-        asked.append(number)
-        log.warning("stopping after %s, which is saved; again to stop at once", last)
+        received.append(number)
+        log.warning("stopping after %s, with a checkpoint; press Ctrl+C again to stop at once", last)
 
     for each in (signal.SIGINT, signal.SIGTERM):
-        before[each] = signal.signal(each, ask)
+        before[each] = signal.signal(each, stop)
     try:
-        yield asked
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

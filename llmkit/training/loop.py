@@ -404,7 +404,7 @@ class Trainer:
             self.write_model(folder, model, weights)
 
         if self.accelerator.is_main_process:
-            with disk_errors(self.folder, "and go on with `resume`"):
+            with disk_errors(self.folder, "and continue with `resume`"):
                 states = optimizer, self.scheduler, random_states
                 saved = save_checkpoint(self.folder, self.progress, trained, *states, write_model)
                 log.info("update %d: saved %s", self.progress.step, saved)

@@ -23,7 +23,7 @@ from llmkit.training.provenance import RESOLVED, SHORT_RECIPE, changes
 
 __all__ = ["RESUME", "claim_folder", "find_checkpoint", "moved_when_complete"]
 
-RESUME = "and go on with `resume`"
+RESUME = "and continue with `resume`"
 """The end of a fix after which a run can be resumed."""
 _LOCK = ".lock"
 _BUILDING = f"{BUILDING}result"
@@ -48,7 +48,7 @@ def find_checkpoint(recipe: Recipe, folder: Path, *, resume: bool) -> Path | Non
     )
     if not resume:
         if not unfinished:
-            fix = "go on with `resume`, " if found else ""
+            fix = "continue with `resume`, " if found else ""
             raise UsageError(
                 f"{folder} is not empty", f"{fix}remove it, or set another train.output_dir", code="output_exists"
             )

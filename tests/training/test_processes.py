@@ -144,7 +144,7 @@ def test_processes_that_are_stopped_save_and_only_as_many_go_on(checkpoint: Chec
     assert running.returncode == 130, said
     assert "continue with --resume" in said
     (left,) = (tmp_path / "out").glob("checkpoint-*")
-    assert f"stopped after update {left.name.partition('-')[2]}, which is saved" in said
+    assert f"stopped after update {left.name.partition('-')[2]}, with a checkpoint" in said
     alone = start([sys.executable, "-m", "llmkit", "finetune", recipe, "--resume"])
     _, said = alone.communicate()
     assert alone.returncode == 2

@@ -123,7 +123,7 @@ def test_a_run_into_a_folder_in_use_is_refused_and_resume_needs_a_checkpoint(
     with pytest.raises(UsageError, match="no checkpoint to resume from"):
         finetune(recipe, resume=True)
     finetune(recipe)
-    with pytest.raises(UsageError, match="is not empty; go on with `resume`"):
+    with pytest.raises(UsageError, match="is not empty; continue with `resume`"):
         finetune(recipe)
     longer = tiny("text-generation/llama-scratch", checkpoint, tmp_path / "out", **{"train.seed": 1})
     with pytest.raises(UsageError, match="the recipe changed since"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from html import escape
 from typing import Any, Literal
 
 __all__ = ["SCHEMA_VERSION", "Chunk", "Note", "NoteCode", "Output", "Usage"]
@@ -121,6 +120,8 @@ class Output:
 
     def _repr_html_(self) -> str:
         """The answer and its notes, for notebooks."""
+        from html import escape
+
         notes = "".join(f"<li><code>{note.code}</code>: {escape(note.text)}</li>" for note in self.notes)
         about = f"{self.task}, {self.model}: {self.usage.completion_tokens} tokens, {self.finish_reason}"
         score = "" if self.score is None else f", score {self.score:.3f}"

@@ -75,7 +75,7 @@ def test_a_new_recipe_is_a_file_with_comments(papers: str, capsys: pytest.Captur
         (["finetune"], "name a recipe, or pass --task and --data"),
         (["finetune", "summarization/starter-lora", "--method", "lora"], "--method stands for a recipe"),
         (["recipes", "new", "--task", "summarize", "--data", "none.csv"], "none.csv does not exist"),
-        (["recipes", "new", "--task", "sumarize", "--data", "papers.csv"], "did you mean 'summarize'?"),
+        (["recipes", "new", "--task", "sumarize", "--data", "papers.csv"], "did you mean 'summarization'?"),
         (["recipes", "new", "--task", "chat", "--data", "papers.csv", "--to", "de"], "dialogue has no setting target"),
         (
             ["recipes", "new", "--task", "summarize", "--data", "papers.csv", "--method", "loar"],

@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 
-from llmkit.errors import UsageError
 from llmkit.tasks import TASKS
-from llmkit.text.languages import Language, find_language, language_from_code
+from llmkit.text.languages import Language, known_language, language_from_code
 from llmkit.text.scripts import is_unspaced
 
 __all__ = ["find_column", "is_known_name", "known_names", "language_in", "language_named"]
@@ -67,10 +66,7 @@ def language_named(name: str) -> Language | None:
         return found
     if len(name) <= 3 and not all(map(is_unspaced, name)):
         return None
-    try:
-        return find_language(name)
-    except UsageError:
-        return None
+    return known_language(name)
 
 
 def language_in(name: str) -> Language | None:

@@ -129,7 +129,7 @@ def _retry(state: ChatState, _: str) -> None:
 def _save(state: ChatState, argument: str) -> None:
     path = _path(argument)
     if not state.conversation.messages:
-        raise InputError("there are no messages to save yet", "send a message first")
+        raise InputError("the conversation has no messages yet", "send a message first")
     if path.exists() and path.resolve() not in state.files:
         raise InputError(f"{path} exists", "give another name", code="output_exists")
     state.conversation.save(path)

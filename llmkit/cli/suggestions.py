@@ -40,7 +40,7 @@ _COMMANDS = {
     "check": ("inspect", "preview", "report"),
     "new": ("create", "init", "generate"),
 }
-"""Other names of commands; those of tasks are their `Task.synonyms`."""
+"""Other names of commands; tasks have their own, `Task.synonyms`."""
 
 _ABSENT = {
     ("serve", "server", "api", "deploy", "web", "ui", "start"): (

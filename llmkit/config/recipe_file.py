@@ -223,7 +223,7 @@ def _override(content: dict[str, Any], override: str) -> Place:
     if isinstance(inner, list):
         if not isinstance(last, int) or last >= len(inner):
             raise UsageError(
-                f"`overrides={path}`: there is no item {last}",
+                f"`overrides={path}`: item {last} does not exist",
                 f"items are 0 to {len(inner) - 1}",
                 code="invalid_recipe_key",
             )

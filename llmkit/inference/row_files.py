@@ -129,7 +129,7 @@ def _check_place(output: Path) -> None:
         )
     if not output.parent.is_dir():
         raise UsageError(
-            f"there is no folder {output.parent}", "create it, or name another `output`", code="not_writable"
+            f"the folder {output.parent} does not exist", "create it, or name another `output`", code="not_writable"
         )
     if output.exists() and not output.is_file():
         raise UsageError(

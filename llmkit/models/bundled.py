@@ -39,7 +39,7 @@ def _wheel(name: str) -> Wheel:
 
 
 def embedded_source(name: str, *, offline: bool, verify: bool = False) -> Source:
-    """The files of an embedded model, prepared first if needed. Arguments and errors are those of `wheel_source`."""
+    """The files of an embedded model, prepared first if needed. Arguments and errors as in `wheel_source`."""
     source = wheel_source(_wheel(name), offline=offline, verify=verify)
     if name in EMBEDDED:
         return source

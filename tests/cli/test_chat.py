@@ -396,7 +396,7 @@ def test_ctrl_c_at_the_prompt(type_lines: TypeLines) -> None:
         ("/set num_return_sequences 2", "unknown setting 'num_return_sequences'"),
         ("/set on_overflow chop", "on_overflow='chop' is not a choice"),
         ("/model other", "this conversation has a fixed model"),
-        ("/save x.json", "there are no messages to save yet; send a message first"),
+        ("/save x.json", "the conversation has no messages yet; send a message first"),
         ("/load nowhere.json", "nowhere.json cannot be read (No such file or directory)"),
     ],
 )

@@ -183,8 +183,8 @@ def test_bad_usage(arguments: list[str], message: str, run: Run, gpt2: Path) -> 
 @pytest.mark.parametrize(
     ("model", "code", "message"),
     [
-        ("./no-such-folder", 1, "there is no folder ./no-such-folder"),
-        ("/no/such/folder", 1, "there is no folder /no/such/folder"),
+        ("./no-such-folder", 1, "the folder ./no-such-folder does not exist"),
+        ("/no/such/folder", 1, "the folder /no/such/folder does not exist"),
         ("no such model!", 1, "is neither a folder here nor a model id"),
         ("some/model", 1, "offline mode is on"),
     ],

@@ -833,7 +833,7 @@ def test_the_manifest_is_whole_and_there_before_the_first_row(
         ("out.json", "JSON Lines are written"),
         ("out.jsonl.gz", "uncompressed"),
         ("out", "name a file in .jsonl or .ndjson"),
-        ("none/out.jsonl", "there is no folder"),
+        ("none/out.jsonl", "does not exist"),
         ("folder.jsonl", "is a folder"),
         ("./rows.jsonl", "is the input"),
         ("link.jsonl", "is the input"),

@@ -129,7 +129,9 @@ def _named(model: str, settings: LoadSettings, *, weights: bool) -> Source:
         _refuse_pieces(path)
         raise CheckpointError(f"{model} is a file, and not a GGUF file", "give the folder that holds config.json")
     if _looks_like_a_path(model):
-        raise ModelNotFoundError(f"the folder {model} does not exist", "check the path; Hub ids have the form owner/name")
+        raise ModelNotFoundError(
+            f"the folder {model} does not exist", "check the path; Hub ids have the form owner/name"
+        )
     return _from_hub(model, settings, weights=weights)
 
 

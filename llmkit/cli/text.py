@@ -22,6 +22,8 @@ _SUFFIXES = re.compile(
 _ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]*://|www\.)\S+", re.IGNORECASE)
 _PATH = re.compile(r"(?:\.{0,2}/|~/|[A-Za-z]:[\\/])\S")
 _LONGEST_NAME = 80
+"""Length of a single word, or of a file name with spaces, that is worth a warning."""
+_LONGEST_PATH = 4096
 
 
 def read_text(
@@ -134,15 +136,15 @@ def _no_file(argument: str, takes_document: bool, is_row: bool) -> str:
             code="unsupported_format",
         )
     one_line = len(argument) <= _LONGEST_NAME and argument.isprintable()
-    has_suffix = one_line and _SUFFIXES.fullmatch(Path(argument).suffix) is not None
-    one_word = one_line and not any(map(str.isspace, argument))
+    one_word = len(argument) <= _LONGEST_PATH and argument.isprintable() and not any(map(str.isspace, argument))
+    has_suffix = (one_line or one_word) and _SUFFIXES.fullmatch(Path(argument).suffix) is not None
     if one_word and (has_suffix or _PATH.match(argument)):
         raise InputError(
             f"the file {argument} does not exist",
             "check the path, or pass `text` for the words themselves",
             code="file_not_found",
         )
-    if has_suffix or (one_word and _is_suspicious(argument, takes_document)):
+    if has_suffix or (one_line and one_word and _is_suspicious(argument, takes_document)):
         warn("not_a_file", "no file is called %s, so that is taken as the text itself", argument)
     return argument
 

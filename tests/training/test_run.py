@@ -514,7 +514,7 @@ def test_a_full_disk_leaves_nothing_half_and_the_run_goes_on(checkpoint: Checkpo
     run(whole := tmp_path / "whole")
     for full_at, saved in ((2, set()), (5, {"checkpoint-2", "checkpoint-4"})):
         out = tmp_path / f"full at {full_at}"
-        with pytest.raises(NotEnoughMemoryError, match=r"File too large\); make room there, and go on"):
+        with pytest.raises(NotEnoughMemoryError, match=r"File too large\); make room there, and continue"):
             run(out, full_at=full_at)
         assert {path.name for path in out.iterdir()} == {*saved, "resolved.yaml"}
         run(out, resume=True)

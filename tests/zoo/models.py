@@ -64,6 +64,8 @@ FACTS: dict[str, dict[str, Any]] = {
     "reformer": {"axial_pos_shape": [16, 32], "axial_pos_embds_dim": [8, 24], "num_buckets": 8},
     "vibevoice_asr": {"acoustic_tokenizer_encoder_config": _SOUND, "semantic_tokenizer_encoder_config": _SOUND},
     "xlstm": {"qk_dim_factor": 2.0, "v_dim_factor": 2.0},  # a width that is a multiple of 64
+    "flaubert": {"mask_token_id": 5},  # the default is the padding of these tiny tokenizers, and masked
+    "xlm": {"mask_token_id": 5},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
 }

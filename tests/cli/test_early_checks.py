@@ -42,7 +42,7 @@ ROWS = ("--input", "rows.jsonl", "--output", "out.jsonl")
         (["generate", *ROWS, "--encoding", "utf-99"], "unknown encoding 'utf-99'"),
         (["generate", *ROWS, "--examples", "rows.jsonl"], "example 1 has no 'completion'"),
         (["summarize", *ROWS], "no column 'document' found (the columns: 'prompt')"),
-        (["generate", "--input", "rows.jsonl", "--output", "no/out.jsonl"], "no folder no"),
+        (["generate", "--input", "rows.jsonl", "--output", "no/out.jsonl"], "the folder no does not exist"),
         (["generate", "--input", "rows.jsonl", "--output", "rows.jsonl"], "rows.jsonl is the input"),
     ],
 )

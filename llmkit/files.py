@@ -1,10 +1,11 @@
-"""Files: atomic writes, locks, hashes, readable sizes, and one-line errors of the disk.
+"""Files: atomic writes, locks, hashes, JSON objects, readable sizes, and one-line errors of the disk.
 
 Knows folders and bytes; does not know what is in them.
 """
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import os
@@ -13,19 +14,21 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from llmkit.errors import LlmkitError, NotEnoughMemoryError, UsageError
+from llmkit.errors import CheckpointError, LlmkitError, NotEnoughMemoryError, UsageError
 from llmkit.log import log
 
 __all__ = [
     "BUILDING",
     "HASHES",
+    "check_encoding",
     "damaged_file",
     "disk_errors",
     "file_hash",
     "in_units",
     "locked",
+    "read_json",
     "remove_whole",
     "whole_file",
     "whole_folder",
@@ -200,3 +203,30 @@ def _refusal(error: BaseException | None) -> int | None:
             return int(number)
         error = error.__cause__ or error.__context__
     return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a checkpoint; `CheckpointError` names the file if it is not one."""
+    check_encoding(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as JSON ({error})", "correct it, or download the checkpoint again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object", "correct it, or download the checkpoint again")
+    return content
+
+
+def check_encoding(path: Path) -> None:
+    """Refuse a file that an editor or a shell saved with a byte order mark, which Transformers does not read."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(3)
+    except OSError:  # reading all of it says what is wrong
+        return
+    if start.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise CheckpointError(
+            f"{path} begins with a byte order mark, which JSON does not have", "save it as UTF-8 without one"
+        )

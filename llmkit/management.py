@@ -15,8 +15,8 @@ from llmkit.config.signatures import with_settings
 if TYPE_CHECKING:
     from llmkit.models.inspect import ModelReport
     from llmkit.training.data_check import DataCheck
-    from llmkit.training.hub import Upload
     from llmkit.training.merge import Merged
+    from llmkit.training.push import Upload
 
 __all__ = ["check_data", "download", "inspect", "merge", "push"]
 
@@ -42,11 +42,11 @@ def inspect(
         HubUnreachableError: the Hub is needed and cannot be reached.
         CheckpointError: a file is missing or damaged.
     """
-    from llmkit.models.hub import hub_parameter_counts
+    from llmkit.hub.client import hub_parameter_counts
+    from llmkit.hub.reachability import is_offline
+    from llmkit.hub.reachability import offline as without_network
     from llmkit.models.inspect import inspect_source
     from llmkit.models.locate import locate
-    from llmkit.models.reachability import is_offline
-    from llmkit.models.reachability import offline as without_network
     from llmkit.models.tuned import run_folder
 
     folder, update = run_folder(Path(model))
@@ -141,7 +141,7 @@ def merge(
         UsageError: it is not an adapter, cannot be merged, or the folder is not empty.
         CheckpointError: the merged model computes something else; it is not saved.
     """
-    from llmkit.models.reachability import offline as without_network
+    from llmkit.hub.reachability import offline as without_network
     from llmkit.training.merge import merge as merge_adapter
 
     settings = LoadSettings(
@@ -172,8 +172,8 @@ def push(folder: _Path, repo: str, *, private: bool | None = None, dry_run: bool
         UsageError: the folder contains no model, or the network is disabled.
         LlmkitError: the Hub refused.
     """
-    from llmkit.training.hub import plan_upload
-    from llmkit.training.hub import push as upload
+    from llmkit.training.push import plan_upload
+    from llmkit.training.push import push as upload
 
     return plan_upload(Path(folder), repo) if dry_run else upload(Path(folder), repo, private=private)
 

@@ -18,9 +18,9 @@ import llmkit
 from llmkit import api
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import InputError, UsageError
+from llmkit.hub.reachability import is_offline, offline
 from llmkit.models import load as loading
 from llmkit.models.locate import locate
-from llmkit.models.reachability import is_offline, offline
 from llmkit.tasks.output import Output
 from tests.conftest import Checkpoint
 from tests.fakes import fake

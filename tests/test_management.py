@@ -11,7 +11,7 @@ import pytest
 import llmkit
 from llmkit.cli import main
 from llmkit.errors import UsageError
-from llmkit.training import hub
+from llmkit.training import push
 from tests.conftest import Checkpoint
 
 
@@ -67,7 +67,7 @@ def test_a_dry_run_of_push_writes_nothing(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the network was used")
 
-    monkeypatch.setattr(hub, "_ask", refuse)
+    monkeypatch.setattr(push, "_ask", refuse)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     plan = llmkit.push(run, "me/papers", dry_run=True)
     assert plan.url is None

@@ -44,7 +44,7 @@ def cache_size(as_json: AsJson = False) -> None:
     """
     from huggingface_hub import constants
 
-    from llmkit.models.cache import cache_dir
+    from llmkit.config.paths import cache_dir
     from llmkit.models.cached import cache_entries
 
     sizes = {"llmkit": 0, "hub": 0}

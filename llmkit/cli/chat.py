@@ -86,7 +86,7 @@ def converse(
     """A conversation in the terminal. ``one_reply`` are options that have an effect on a single reply only."""
     from llmkit.api import build_pipeline
     from llmkit.cli.line_editor import line_editor
-    from llmkit.models.cache import cache_dir
+    from llmkit.config.paths import cache_dir
 
     if option := next((name for name, value in one_reply.items() if value not in (None, False)), None):
         raise UsageError(f"{option} is for one reply, and no message was passed", "give a text, a file, or pipe one in")

@@ -47,9 +47,9 @@ def env(as_json: AsJson = False) -> None:
 def _collect() -> dict[str, Any]:
     from huggingface_hub import constants, get_token
 
+    from llmkit.config.paths import cache_dir
     from llmkit.config.user import config_path
-    from llmkit.models.cache import cache_dir
-    from llmkit.models.reachability import is_offline
+    from llmkit.hub.reachability import is_offline
 
     return {
         "versions": {"python": platform.python_version(), **_versions()},

@@ -186,7 +186,7 @@ def _offline(values: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Disable the network for the whole command if requested."""
     if not (values.get("offline") or any(getattr(value, "offline", False) for value in values.values())):
         return nullcontext()
-    from llmkit.models.reachability import offline
+    from llmkit.hub.reachability import offline
 
     return offline()
 

@@ -1,4 +1,7 @@
-"""Paths passed by users, values with local paths removed, and the place of the built-in recipes."""
+"""Paths passed by users, values with local paths removed, and the places of llmkit's cache and built-in recipes.
+
+The cache holds files that llmkit prepared itself; the downloads of the Hub's client are elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from llmkit.errors import InputError
 
-__all__ = ["shipped_recipes", "user_path", "without_folders"]
+__all__ = ["cache_dir", "make_cache_dir", "shipped_recipes", "user_path", "without_folders"]
 
 _WIDTH = 80
 
@@ -57,3 +62,17 @@ def _is_local_path(text: str) -> bool:
     except InputError:
         return False
     return path.parent != Path(path.anchor) and (path.exists() or path.parent.is_dir())
+
+
+def cache_dir() -> Path:
+    """``LLMKIT_CACHE`` if set, otherwise this platform's cache folder of the user. It need not exist yet."""
+    chosen = os.environ.get("LLMKIT_CACHE") or platformdirs.user_cache_dir("llmkit", appauthor=False)
+    return Path(chosen).expanduser().absolute()
+
+
+def make_cache_dir() -> Path:
+    """The cache folder, created if needed with access for the user only."""
+    folder = cache_dir()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder

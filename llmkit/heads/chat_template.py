@@ -18,10 +18,10 @@ from typing import Any
 from llmkit.config.settings import command_line
 from llmkit.data.text import read_text_file
 from llmkit.errors import CheckpointError, InputError, LlmkitError, UsageError
+from llmkit.files import read_json
 from llmkit.heads.base import encode_text
 from llmkit.heads.template_limits import limited
 from llmkit.log import warn
-from llmkit.models.source import read_json
 from llmkit.tasks import Chat, Message
 
 __all__ = ["check_template", "choose_template", "encode_chat", "render_chat", "reply_frame", "template_of"]

@@ -13,9 +13,10 @@ from typing import Any
 
 from llmkit.config.settings import GenerationSettings, TruncationSide, explicitly_set, setting_fields
 from llmkit.errors import CheckpointError
+from llmkit.files import read_json
 from llmkit.log import log, warn
 from llmkit.models.load import Loaded
-from llmkit.models.source import CONTRACT_FILE, read_json
+from llmkit.models.source import CONTRACT_FILE
 from llmkit.tasks import PromptOptions, Task
 
 __all__ = ["CONTRACT_FILE", "Contract", "apply_contract", "read_contract", "write_contract"]

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmkit.errors import CheckpointError, TaskMismatchError
+from llmkit.files import read_json
 from llmkit.models.checkpoint import tensor_shapes, weight_files
-from llmkit.models.source import ADAPTER_CONFIG, read_json
+from llmkit.models.source import ADAPTER_CONFIG
 from llmkit.models.tables import HEADS, writes
 from llmkit.tasks import Head
 

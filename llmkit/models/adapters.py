@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import CheckpointError, MissingDependencyError, UsageError
+from llmkit.files import read_json
 from llmkit.log import warn
 from llmkit.models.adapter_files import OTHER_BASE, adapter_weights, place_names, vocabulary_size
 from llmkit.models.embeddings import embedding_groups, embedding_names, resize_embeddings
 from llmkit.models.peft_compat import pseudo_linear_modules, quiet_peft, reconcile
-from llmkit.models.source import ADAPTER_CONFIG, read_json
+from llmkit.models.source import ADAPTER_CONFIG
 from llmkit.models.tables import HEADS, writes
 from llmkit.tasks import Head
 

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llmkit.config.paths import cache_dir
 from llmkit.errors import UsageError
 from llmkit.files import BUILDING, locked, remove_whole
 from llmkit.models.bundled import EMBEDDED
-from llmkit.models.cache import cache_dir
 
 __all__ = ["CacheEntry", "Kind", "cache_entries", "prunable", "prune_cache"]
 

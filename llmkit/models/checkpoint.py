@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import quoted
 from llmkit.errors import CheckpointError, NotEnoughMemoryError
-from llmkit.files import in_units
+from llmkit.files import in_units, read_json
+from llmkit.hub.repo_files import part_names
 from llmkit.log import warn
 from llmkit.models.families import FAMILIES
-from llmkit.models.repo_files import part_names
-from llmkit.models.source import read_json
 from llmkit.models.tables import decoder_class, encoder_decoder_class
 from llmkit.models.upstream import type_of_gguf
 

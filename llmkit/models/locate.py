@@ -1,7 +1,7 @@
-"""From what the user called a model to files on this machine.
+"""Locates the files of a model from its name, and downloads them if necessary.
 
-Knows the forms a name can take (nothing, ``starter``, a folder, an adapter, a GGUF file, a Hub id) and what
-to fall back to when no model was named. Leaves the network to `reachability` and `hub`, the bundled model to `starter`.
+Knows the forms of a name (none, ``starter``, a folder, an adapter, a GGUF file, a Hub id) and the default models.
+The network is used by `llmkit.hub` only; embedded models are in `llmkit.models.bundled`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import Any
 from llmkit.config.paths import user_path
 from llmkit.config.settings import LoadSettings, quoted
 from llmkit.errors import CheckpointError, HubUnreachableError, LlmkitError, ModelNotFoundError, UsageError
+from llmkit.files import read_json
+from llmkit.hub.client import exists, fetch, is_cached
+from llmkit.hub.reachability import hub_reachable, is_offline, mirror_hint
+from llmkit.hub.repo_files import part_names
 from llmkit.log import log, warn
 from llmkit.models.bundled import EMBEDDED, embedded_source, is_embedded, limits, needs_no_download
-from llmkit.models.hub import exists, fetch, is_cached
-from llmkit.models.reachability import hub_reachable, is_offline, mirror_hint
-from llmkit.models.repo_files import part_names
-from llmkit.models.source import ADAPTER_CONFIG, CONTRACT_FILE, Source, read_json
+from llmkit.models.source import ADAPTER_CONFIG, CONTRACT_FILE, Source
 from llmkit.models.wheels import Wheel, weights_hash, wheel_source
 from llmkit.tasks import find_task
 
@@ -40,16 +41,16 @@ def locate(
     text: str = "",
     defaults: Sequence[str] = (),
 ) -> Source:
-    """Find the model that ``settings`` asks for, downloading it where that is allowed.
+    """Locate the model named in ``settings``; it is downloaded if that is allowed.
 
     Args:
-        settings: ``model`` may be None, then the task's default is taken.
-        task: name of the task that has the default.
-        weights: False fetches configs and tokenizer files only.
-        fallback: with no model named and no way to the Hub, True takes the task's embedded model with a warning, False
+        settings: with ``model`` None, the task's default is used.
+        task: name of the task whose default is used.
+        weights: False downloads only configs and tokenizer files.
+        fallback: without a named model and without the Hub, True uses the task's embedded model with a warning, False
             raises.
-        text: the user's text, which may decide about the default.
-        defaults: the task's, where they depend on its settings or the text; of several the first that exists is taken.
+        text: the user's text, on which the default may depend.
+        defaults: the task's default models, if they depend on its settings or the text; the first that exists is used.
 
     Raises:
         ModelNotFoundError, HubUnreachableError, CheckpointError, NotEnoughMemoryError: one line each.
@@ -59,12 +60,14 @@ def locate(
         return _default(settings, task, candidates, weights=weights, fallback=fallback)
     found = _named(settings.model, settings, weights=weights)
     if settings.base is not None and found.adapter is None:
-        raise UsageError(f"base is of an adapter, and {settings.model} is none", "leave `base` out", code="no_effect")
+        raise UsageError(
+            f"base applies to adapters, and {settings.model} is not one", "leave `base` out", code="no_effect"
+        )
     return found
 
 
 def locate_tokenizer(settings: LoadSettings, task: str) -> Source:
-    """Find the tokenizer of what ``settings`` names: a folder of ``tokenizer.save_pretrained`` is enough."""
+    """Locate the tokenizer of the model in ``settings``; a folder of ``tokenizer.save_pretrained`` suffices."""
     folder = user_path(str(settings.model))
     if any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
         return Source(name=str(settings.model), folder=folder)
@@ -77,7 +80,7 @@ def _default(settings: LoadSettings, task: str, candidates: Sequence[str], *, we
         return _named(candidates[0], settings, weights=weights)
     cached = next((name for name in candidates if is_cached(name)), None)
     if not is_offline() and hub_reachable():
-        # One candidate is simply fetched; of several, the last is the one that always exists.
+        # A single candidate is downloaded unchecked; of several, the last always exists.
         model = next((name for name in candidates[:-1] if exists(name)), candidates[-1])
         log.info("model: %s (the default for %s)", model, task)
         return _from_hub(model, settings, weights=weights)
@@ -103,7 +106,7 @@ def _default(settings: LoadSettings, task: str, candidates: Sequence[str], *, we
 
 
 def _embedded(names: Sequence[str]) -> Source:
-    """The first of a task's embedded models or, if it cannot be had, another one that is on this machine."""
+    """The first of a task's embedded models or, if it is unavailable, another one that is on this machine."""
     first, *others = names
     try:
         return embedded_source(first, offline=is_offline())
@@ -127,7 +130,7 @@ def _named(model: str, settings: LoadSettings, *, weights: bool) -> Source:
         if path.suffix == ".gguf":
             return Source(name=model, folder=path.parent, gguf_file=part_names(path.name)[0])
         _refuse_pieces(path)
-        raise CheckpointError(f"{model} is a file, and not a GGUF file", "give the folder that holds config.json")
+        raise CheckpointError(f"{model} is a file, and not a GGUF file", "give the folder that contains config.json")
     if _looks_like_a_path(model):
         raise ModelNotFoundError(
             f"the folder {model} does not exist", "check the path; Hub ids have the form owner/name"
@@ -150,13 +153,13 @@ def _from_folder(model: str, folder: Path, settings: LoadSettings, *, weights: b
     if len(ggufs) == 1:
         return Source(name=model, folder=folder, gguf_file=ggufs[0])
     if ggufs:
-        raise CheckpointError(f"{model} holds {len(ggufs)} GGUF models", f"name one: `model={folder / ggufs[0]}`")
+        raise CheckpointError(f"{model} contains {len(ggufs)} GGUF models", f"name one: `model={folder / ggufs[0]}`")
     for path in sorted(folder.glob("*.gguf[.-]*")):
         _refuse_pieces(path)
     below = sorted(path.parent for name in ("config.json", ADAPTER_CONFIG) for path in folder.glob(f"*/{name}"))
     if below:
         raise CheckpointError(
-            f"{model} has no config.json, and folders in it have",
+            f"{model} has no config.json, but subfolders have",
             f"name one: `model={below[0]}`",
             code="incomplete_checkpoint",
         )
@@ -166,7 +169,7 @@ def _from_folder(model: str, folder: Path, settings: LoadSettings, *, weights: b
 
 
 def _refuse_pieces(path: Path) -> None:
-    """Say how pieces of a GGUF file that were cut at any byte are joined."""
+    """Raise an error with the command that joins the pieces of a GGUF file that was split at any byte."""
     if found := re.fullmatch(r"(.+\.gguf)[.-](?:part|split-)?(?:\d+of\d+|[a-z]{1,2}|\d+)", path.name):
         pieces = " ".join(quoted(piece.name) for piece in sorted(path.parent.glob(f"{escape(found[1])}[.-]*")))
         raise CheckpointError(
@@ -254,9 +257,9 @@ def _base_record(adapter: Path) -> dict[str, Any]:
 
 
 def _embedded_base(adapter: Path, base: str) -> Wheel | None:
-    """The embedded model that is the base of an adapter, although its config names the Hub model it was made from.
+    """The embedded model that is an adapter's base, although the adapter's config names the Hub model it was made from.
 
-    If the two differ, only adapters of which llmkit recorded that they were trained on the embedded one.
+    If their weights differ, the embedded one is used only if llmkit recorded that the adapter was trained on it.
     """
     wheel = next((wheel for wheel in EMBEDDED.values() if wheel.hub_id == base), None)
     if wheel is None or _base_record(adapter).get("embedded") == wheel.name:
@@ -285,6 +288,6 @@ def _is_adapter(model: str, base: str) -> CheckpointError:
 
 
 def _for_base(settings: LoadSettings, base: str, revision: str | None) -> LoadSettings:
-    """The user's revision is the adapter's; its own base has the one it was tuned from, unless it is a folder."""
+    """Settings for loading the base. The user's revision is the adapter's; the base has the one it was trained from."""
     local = settings.base is not None or user_path(base).exists()
     return replace(settings, model=base, base=None, revision=None if local else revision)

@@ -20,7 +20,7 @@ __all__ = ["as_checkpoint_error", "hide_progress_unless_tty", "quiet_transformer
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Its progress bars print even off a terminal, and its warnings are checked for above."""
+    """Silence Transformers: its progress bars print even without a terminal, and llmkit checks for its warnings."""
     from transformers.utils import logging as transformers_logging
 
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
@@ -35,20 +35,20 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def hide_progress_unless_tty() -> AbstractContextManager[Any]:
-    """The bar of the GGUF reader has no switch; on a terminal it is welcome, since that takes a while."""
+    """Hide the progress bar of the GGUF reader, which has no switch, unless standard error is a terminal."""
     shown = display.bars and sys.stderr.isatty()
     return contextlib.nullcontext() if shown else contextlib.redirect_stderr(io.StringIO())
 
 
 @contextlib.contextmanager
 def as_checkpoint_error(source: Source) -> Iterator[None]:
-    """Turn what a loader raises over bad files into one line; the original stays as the cause."""
+    """Convert a loader's exceptions about bad files to one-line errors, with the original as the cause."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
         yield
     except Exception as error:
-        # What reads a file takes any error of its library for a damaged file.
+        # Readers of files report any error of their library as a damaged file.
         cause = error.__cause__ if isinstance(error, CheckpointError) else error
         if not isinstance(cause, LlmkitError) and is_out_of_memory(cause):
             raise NotEnoughMemoryError(
@@ -66,13 +66,13 @@ def as_checkpoint_error(source: Source) -> Iterator[None]:
             reason = f"a value in its config.json is of another type or not allowed: {reason}"
             fix = _upgrade(source) or f"correct {source.folder / 'config.json'}, or download it again"
         if "weights_only" in reason or "WeightsUnpickler" in reason:
-            reason = "its .bin file holds more than tensors, and loading it could run code"
+            reason = "its .bin file contains more than tensors, and loading it could run code"
             fix = "choose a safetensors checkpoint, or pass `allow_pickle=True` if you trust it"
         raise CheckpointError(f"{source.name} cannot be loaded: {reason}", fix) from error
 
 
 def _upgrade(source: Source) -> str:
-    """The advice where a checkpoint was written by a newer Transformers than the installed one."""
+    """Advice to upgrade, if a newer Transformers wrote the checkpoint; otherwise empty."""
     from transformers import __version__
 
     with contextlib.suppress(CheckpointError):

@@ -1,7 +1,7 @@
-"""The one place that decides which head, and so which Auto class, a checkpoint gets for a task.
+"""Decides which head, and so which Auto class, a checkpoint gets for a task. No other module does.
 
-Works on the plain dictionary of ``config.json``, before torch is imported and before any weight is read.
-Knows nothing of where the files are or how weights are loaded.
+Works on the dictionary of ``config.json``, before torch is imported and before any weights are loaded. Does not know
+where files are (`llmkit.models.locate`) or how weights are loaded (`llmkit.models.load`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Resolution:
-    """What a checkpoint is loaded as."""
+    """The task, head and classes with which a checkpoint is loaded."""
 
     task: str
     head: Head
@@ -41,7 +41,7 @@ class Resolution:
     model_class: str
     model_type: str
     new_head: bool
-    """No architecture in the config carries this head: its weights would be newly initialised."""
+    """No architecture in the config has this head: its weights would be newly initialised."""
 
 
 def _architectures(config: Config) -> tuple[str, ...]:
@@ -54,13 +54,13 @@ def _is_named(config: Config, head: Head) -> bool:
 
 
 def _is_encoder_only(config: Config, model_type: str) -> bool:
-    """Encoders that Transformers also lists as causal, so that they load there without one missing key.
+    """Whether a model is an encoder, although Transformers may also list its type as causal.
 
-    Generation from such a model is noise: it was trained to see both sides of every token.
+    It would load as causal without a missing key, and generate noise: it was trained with attention in both directions.
     """
     if config.get("is_decoder") or _is_named(config, Head.CAUSAL):
         return False
-    if encoder_decoder_class(model_type) or _reads_more_than_text(config):
+    if encoder_decoder_class(model_type) or _has_text_decoder(config):
         return False
     return not decoder_class(model_type) or model_type in masked_lm_types()
 
@@ -69,8 +69,8 @@ def _other_input(config: Config) -> str | None:
     return next((what for name, what in OTHER_INPUTS.items() if name in config), None)
 
 
-def _reads_more_than_text(config: Config) -> bool:
-    """A decoder beside encoders of images or sound. Transformers lists some as seq2seq, which they are not."""
+def _has_text_decoder(config: Config) -> bool:
+    """Whether a model is a decoder with encoders of images or audio. Transformers lists some of them as seq2seq."""
     text = config.get("text_config")
     return isinstance(text, Mapping) and not (config.get("is_encoder_decoder") or text.get("is_encoder_decoder"))
 
@@ -83,17 +83,17 @@ def _remote_heads(config: Config) -> dict[Head, str]:
 
 
 def _heads(config: Config) -> dict[Head, str]:
-    """Every head this checkpoint's type can be built with: head → class name."""
+    """The possible heads of a checkpoint's type: head → class name."""
     if _other_input(config):
         return {}
     model_type = str(config.get("model_type", ""))
     heads = {head: names[model_type] for head in Head if model_type in (names := class_names(head))}
-    if _reads_more_than_text(config):
+    if _has_text_decoder(config):
         heads.pop(Head.SEQ2SEQ, None)
         if found := multimodal_class(model_type):
             heads.setdefault(Head.CAUSAL, found)
     if not heads and config_class(model_type):
-        # The part of a larger model that was saved alone: its class is known, though its type has no entry.
+        # A part of a larger model, saved alone: its class is known, but its type has no entry.
         heads = {head: name for head in Head for name in _architectures(config) if name in class_names(head).values()}
     heads = _remote_heads(config) | heads
     if config.get("is_encoder_decoder"):
@@ -106,7 +106,7 @@ def _heads(config: Config) -> dict[Head, str]:
 
 
 def natural_head(config: Config) -> Head | None:
-    """The head a checkpoint was made for, or None where it has none that llmkit serves."""
+    """The head a checkpoint was trained with; None if llmkit does not support it."""
     heads = _heads(config)
     fitting = [head for head in HEADS if head in heads]
     return next((head for head in reversed(fitting) if _is_named(config, head)), next(iter(fitting), None))
@@ -118,7 +118,7 @@ def _auto_class(config: Config, head: Head, model_class: str) -> str:
 
 
 def _has_trained_head(config: Config, head: Head) -> bool:
-    """Whether the saved architecture carries the head. Without a saved architecture the loader finds out."""
+    """Whether the saved architecture has the head. If none was saved, the loader checks it."""
     architectures = _architectures(config)
     if not architectures:
         return True
@@ -128,7 +128,7 @@ def _has_trained_head(config: Config, head: Head) -> bool:
 
 
 def tasks_for(config: Config, *, trained: bool = False) -> list[str]:
-    """Names of the tasks that fit a checkpoint; ``trained`` leaves out those whose head would be new."""
+    """Names of the tasks that a checkpoint supports; ``trained`` excludes those whose head would be new."""
     head = natural_head(config)
     if head is None or (trained and not _has_trained_head(config, head)):
         return []
@@ -136,28 +136,28 @@ def tasks_for(config: Config, *, trained: bool = False) -> list[str]:
 
 
 def describe(config: Config) -> str:
-    """One phrase: what the checkpoint is."""
+    """A phrase that describes the checkpoint."""
     name = next(iter(_architectures(config)), str(config.get("model_type", "model without a model_type")))
     head, other = natural_head(config), _other_input(config)
     if head is None:
-        return f"{name}, which reads {other}" if other else f"{name}, which has no text head that llmkit serves"
+        return f"{name}, which takes {other}" if other else f"{name}, which has no text head that llmkit supports"
     return f"{name}, {HEADS[head].description}"
 
 
 def resolve(task: str, config: Config, *, head: Head | str | None = None, model: str = "MODEL") -> Resolution:
     """Map a task and a ``config.json`` to the head and class to load.
 
-    An explicit ``head`` wins if the model type has it. Otherwise the saved architecture decides, then
-    ``is_encoder_decoder``; an encoder-only model gets a span head at most. ``model`` is only for messages.
+    An explicit ``head`` takes precedence if the model type has it. Otherwise the saved architecture decides, then
+    ``is_encoder_decoder``; an encoder-only model gets a span head at most. ``model`` is used in messages only.
 
     Raises:
         CheckpointError: the config names no ``model_type``.
-        TaskMismatchError: the model cannot do the task; the message names the tasks that fit it.
+        TaskMismatchError: the model does not support the task; the message names tasks that it supports.
     """
     info = find_task(task)
     model_type = config.get("model_type")
     if not model_type and not config.get("auto_map"):
-        raise CheckpointError(f"the config.json of {model} names no model_type", "add one, or choose another model")
+        raise CheckpointError(f"the config.json of {model} has no model_type", "add one, or choose another model")
     heads = _heads(config)
     chosen = Head(head) if head is not None else natural_head(config)
     if head is not None and chosen not in heads:

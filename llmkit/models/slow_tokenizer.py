@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.models.source import read_json
+from llmkit.files import read_json
 from llmkit.models.tokenizer_files import added_tokens
 
 if TYPE_CHECKING:

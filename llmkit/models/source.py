@@ -1,25 +1,24 @@
-"""Where a model's files are, once they are on this machine. Plain data, no input or output."""
+"""Locations of a model's files on this machine, and what its JSON files say."""
 
 from __future__ import annotations
 
-import codecs
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import CheckpointError
+from llmkit.files import read_json
 
-__all__ = ["ADAPTER_CONFIG", "CONTRACT_FILE", "Origin", "Source", "check_encoding", "read_json"]
+__all__ = ["ADAPTER_CONFIG", "CONTRACT_FILE", "Origin", "Source"]
 
 ADAPTER_CONFIG = "adapter_config.json"
-"""What makes a folder an adapter, whatever else is in it."""
+"""A folder with this file is an adapter, whatever else is in it."""
 CONTRACT_FILE = "llmkit.json"
 """What a model was tuned for (`llmkit.inference.tuned_config`)."""
 
 
 _TYPES = {"model_type": str, "architectures": list, "auto_map": dict, "task_specific_params": dict}
-"""Of the keys of config.json that are read before Transformers checks any."""
+"""Types of the keys of config.json that are used before Transformers checks any."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Source:
-    """A model on disk. Every loader reads from here, so that only `reachability` and `hub` use the network."""
+    """A model on disk. Every loader reads from here, so that only `llmkit.hub` uses the network."""
 
     name: str
     """What the user called it: a Hub id, a path, or ``starter``."""
@@ -46,10 +45,10 @@ class Source:
     gguf_file: str | None = None
     """Name of the GGUF file inside ``folder``."""
     adapter: Path | None = None
-    """PEFT adapter folder to put on top."""
+    """Folder of the PEFT adapter to apply."""
     adapter_commit: str | None = None
     base: str | None = None
-    """What the adapter's base was found under."""
+    """The name by which the adapter's base was found."""
     origin: Origin | None = None
     """Of an embedded model, or an embedded base."""
 
@@ -60,7 +59,7 @@ class Source:
 
     @property
     def virtual_tokens(self) -> int:
-        """Positions that the adapter takes (prompt tuning, prefix tuning, p-tuning)."""
+        """Positions occupied by the adapter's virtual tokens (prompt tuning, prefix tuning, p-tuning)."""
         if self.adapter is None:
             return 0
         return int(read_json(self.adapter / "adapter_config.json").get("num_virtual_tokens") or 0)
@@ -85,7 +84,7 @@ class Source:
         return config | self.config_overrides()
 
     def config_overrides(self) -> dict[str, Any]:
-        """Settings of the base's config that were changed when the adapter was trained (by llmkit)."""
+        """Settings of the base's config that llmkit changed to train the adapter."""
         path = None if self.adapter is None else self.adapter / CONTRACT_FILE
         overrides = read_json(path).get("config_overrides") if path is not None and path.is_file() else None
         return overrides if isinstance(overrides, dict) else {}
@@ -100,35 +99,8 @@ class Source:
         return str(place.absolute()) if local.exists() and local.samefile(place) else name
 
     def stamp(self) -> list[tuple[str, int, int, int]]:
-        """When the files were written, so that a folder with other ones is noticed: path, inode, size, time."""
+        """Path, inode, size and time of each file, which show whether any was replaced."""
         folders = (self.folder, self.adapter) if self.adapter is not None else (self.folder,)
         paths = sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_file())
         found = ((path, path.stat()) for path in paths)
         return [(str(path), each.st_ino, each.st_size, each.st_ctime_ns) for path, each in found]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a checkpoint; `CheckpointError` names the file if it is not one."""
-    check_encoding(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as JSON ({error})", "correct it, or download the checkpoint again"
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object", "correct it, or download the checkpoint again")
-    return content
-
-
-def check_encoding(path: Path) -> None:
-    """Refuse a file that an editor or a shell saved with a byte order mark, which Transformers does not read."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(3)
-    except OSError:  # reading all of it says what is wrong
-        return
-    if start.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise CheckpointError(
-            f"{path} begins with a byte order mark, which JSON does not have", "save it as UTF-8 without one"
-        )

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import CheckpointError
+from llmkit.files import check_encoding, read_json
 from llmkit.models.families import FRAMED
 from llmkit.models.slow_tokenizer import arguments, convert_slow
-from llmkit.models.source import check_encoding, read_json
 from llmkit.models.tokenizer_files import has_vocabulary
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmkit.models.source import check_encoding, read_json
+from llmkit.files import check_encoding, read_json
 from llmkit.models.upstream import has_offsets, needs_vocabulary, tokenizer_class
 
 __all__ = ["SpecialToken", "TokenizerFiles", "added_tokens", "has_chat_template", "has_vocabulary", "read_tokenizer"]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmkit.models.source import CONTRACT_FILE, read_json
+from llmkit.files import read_json
+from llmkit.models.source import CONTRACT_FILE
 
 __all__ = ["Tuned", "run_folder", "tuned_for", "tuned_lines"]
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import shorten
 
+from llmkit.config.paths import cache_dir, make_cache_dir
 from llmkit.config.settings import quoted
 from llmkit.errors import (
     CheckpointError,
@@ -36,7 +37,6 @@ from llmkit.errors import (
 )
 from llmkit.files import BUILDING, HASHES, damaged_file, file_hash, in_units, locked, write_hashes
 from llmkit.log import log, warn
-from llmkit.models.cache import cache_dir, make_cache_dir
 from llmkit.models.source import Origin, Source
 from llmkit.progress import activity
 

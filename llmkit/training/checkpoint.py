@@ -16,9 +16,8 @@ from pickle import UnpicklingError
 from typing import Any
 
 from llmkit.errors import CheckpointError
-from llmkit.files import HASHES, damaged_file, remove_whole, whole_folder, write_hashes
+from llmkit.files import HASHES, damaged_file, read_json, remove_whole, whole_folder, write_hashes
 from llmkit.log import warn
-from llmkit.models.source import read_json
 from llmkit.training.accelerator import load_optimizer_state, load_parameter
 
 __all__ = [

@@ -100,7 +100,7 @@ def check_data(
         UsageError: settings that have no effect on a recipe, or no task for files.
         InputError: the data cannot be used.
     """
-    from llmkit.models.reachability import offline
+    from llmkit.hub.reachability import offline
     from llmkit.training.dataset import make_examples
     from llmkit.training.encoding import make_encoder
     from llmkit.training.recipe_model import open_model, open_task

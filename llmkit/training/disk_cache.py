@@ -19,10 +19,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmkit.config.paths import cache_dir, make_cache_dir
 from llmkit.errors import UsageError
 from llmkit.files import BUILDING, damaged_file, disk_errors, locked, remove_whole, write_hashes
 from llmkit.log import warn
-from llmkit.models.cache import cache_dir, make_cache_dir
 
 if TYPE_CHECKING:
     import datasets

@@ -9,7 +9,7 @@ from llmkit.config.recipe import Recipe
 from llmkit.errors import NotEnoughMemoryError
 from llmkit.files import in_units
 from llmkit.heads import head_of
-from llmkit.models.reachability import offline
+from llmkit.hub.reachability import offline
 from llmkit.training.memory_estimate import Plan, make_plan
 from llmkit.training.output_folder import find_checkpoint
 from llmkit.training.prepare import Preparation, prepare

@@ -32,13 +32,13 @@ from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import InputError, UsageError
 from llmkit.evaluation.evaluate import Evaluation, compare, evaluate
 from llmkit.evaluation.results import log_problems, write_results
-from llmkit.files import write_whole
+from llmkit.files import read_json, write_whole
+from llmkit.hub.reachability import offline
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.tuned_config import apply_contract
 from llmkit.models.load import load_model
 from llmkit.models.processes import Worker
-from llmkit.models.reachability import offline
-from llmkit.models.source import ADAPTER_CONFIG, CONTRACT_FILE, read_json
+from llmkit.models.source import ADAPTER_CONFIG, CONTRACT_FILE
 from llmkit.models.tables import writes
 from llmkit.progress import ProgressMeter
 from llmkit.tasks import PromptOptions, Task, find_task

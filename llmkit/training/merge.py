@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import DType, LoadSettings
 from llmkit.errors import CheckpointError, UsageError
-from llmkit.files import disk_errors, whole_folder
+from llmkit.files import disk_errors, read_json, whole_folder
 from llmkit.heads import BaseHead, head_of
 from llmkit.heads.end_tokens import declare_ends
 from llmkit.inference.tuned_config import CONTRACT_FILE
@@ -24,7 +24,6 @@ from llmkit.models.load import load_model
 from llmkit.models.logits import DTYPES, difference, tolerance
 from llmkit.models.peft_compat import quiet_peft
 from llmkit.models.quiet import quiet_transformers
-from llmkit.models.source import read_json
 from llmkit.models.tables import HEADS
 from llmkit.tasks import TASKS
 

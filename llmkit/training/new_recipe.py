@@ -23,9 +23,9 @@ from llmkit.data.proposals import propose
 from llmkit.data.shapes import mapped_rows
 from llmkit.data.sources import splits_of
 from llmkit.errors import HubUnreachableError, UsageError
+from llmkit.hub.reachability import offline
 from llmkit.models.bundled import EMBEDDED
 from llmkit.models.locate import locate
-from llmkit.models.reachability import offline
 from llmkit.models.resolve import resolve
 from llmkit.models.tables import writes
 from llmkit.tasks import Task, find_task

@@ -14,11 +14,11 @@ from llmkit.config.recipe import Recipe, SourceSection
 from llmkit.config.recipe_file import resolved_yaml
 from llmkit.config.yaml12 import dump, parse
 from llmkit.data.sources import commit_of, files_of
-from llmkit.files import file_hash
+from llmkit.files import file_hash, read_json
+from llmkit.hub.card import card_metadata
 from llmkit.inference.run_manifest import model_hashes
-from llmkit.models.card import card_metadata
 from llmkit.models.load import Loaded
-from llmkit.models.source import ADAPTER_CONFIG, Source, read_json
+from llmkit.models.source import ADAPTER_CONFIG, Source
 
 __all__ = [
     "MAY_CHANGE",

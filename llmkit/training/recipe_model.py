@@ -17,12 +17,12 @@ from llmkit.config.settings import DType, LoadSettings, quoted, setting_fields
 from llmkit.errors import UsageError
 from llmkit.files import file_hash
 from llmkit.heads.chat_template import choose_template
+from llmkit.hub.reachability import offline
 from llmkit.log import log, warn
 from llmkit.models.devices import pick_device
 from llmkit.models.fresh import train_tokenizer, write_untrained_checkpoint
 from llmkit.models.load import Loaded, load_model, load_source
 from llmkit.models.locate import locate_tokenizer
-from llmkit.models.reachability import offline
 from llmkit.models.resolve import resolve
 from llmkit.models.source import Source
 from llmkit.models.tables import writes

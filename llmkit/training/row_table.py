@@ -13,7 +13,7 @@ from llmkit.data.proposals import task_rows
 from llmkit.data.sources import commit_of, files_of, hub_id
 from llmkit.errors import HubUnreachableError, InputError
 from llmkit.files import file_hash
-from llmkit.models.reachability import hub_name, hub_reachable, is_offline, mirror_hint
+from llmkit.hub.reachability import hub_name, hub_reachable, is_offline, mirror_hint
 from llmkit.tasks import Task
 from llmkit.training.disk_cache import cached_table, code_version, digest
 

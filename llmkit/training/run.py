@@ -21,6 +21,7 @@ from llmkit.errors import NotEnoughMemoryError, UsageError
 from llmkit.evaluation.evaluate import greedy, prediction_of, without_reasoning
 from llmkit.files import disk_errors, write_whole
 from llmkit.heads import BaseHead, head_of
+from llmkit.hub.reachability import offline
 from llmkit.inference.pipeline import Pipeline
 from llmkit.log import log
 from llmkit.metrics.score import score
@@ -28,7 +29,6 @@ from llmkit.models.devices import pick_device
 from llmkit.models.load import Loaded
 from llmkit.models.memory import is_out_of_memory
 from llmkit.models.processes import Worker, join_process_group
-from llmkit.models.reachability import offline
 from llmkit.progress import activity
 from llmkit.tasks import PromptOptions, Task
 from llmkit.tasks.output import Output
@@ -36,7 +36,6 @@ from llmkit.training.accelerator import make_accelerator
 from llmkit.training.checkpoint import load_trained
 from llmkit.training.dataset import Part
 from llmkit.training.disk_cache import digest
-from llmkit.training.hub import push, reserve
 from llmkit.training.loop import EXAMPLES, Trainer
 from llmkit.training.output_folder import RESUME, claim_folder, find_checkpoint, moved_when_complete
 from llmkit.training.prepare import expected_rows, prepare
@@ -50,6 +49,7 @@ from llmkit.training.provenance import (
     commented_recipe,
     provenance_of,
 )
+from llmkit.training.push import push, reserve
 from llmkit.training.recipe_model import open_model
 from llmkit.training.reload_check import check_reload, logits_of_rows
 from llmkit.training.result import ModelFiles, Run, fitted_threshold, write_report

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.conftest import Checkpoint
-from tests.models.fake_hub import FakeHub
+from tests.hub.fake_hub import FakeHub
 
 
 def llmkit(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

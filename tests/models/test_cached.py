@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import constants
 
 from llmkit.cli import main
+from llmkit.config.paths import cache_dir
 from llmkit.files import BUILDING, locked
-from llmkit.models.cache import cache_dir
 from llmkit.models.starter import STARTER
 
 

@@ -99,7 +99,7 @@ def test_a_folder_with_one_gguf_file_is_enough(gguf_file: Path) -> None:
 def test_several_files_must_be_told_apart(gguf_file: Path, tmp_path: Path) -> None:
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(gguf_file.read_bytes())
-    with pytest.raises(CheckpointError, match=r"holds 2 GGUF models; name one: `model=.*a\.gguf"):
+    with pytest.raises(CheckpointError, match=r"contains 2 GGUF models; name one: `model=.*a\.gguf"):
         load_model(LoadSettings(model=str(tmp_path)), "text-generation")
 
 

@@ -86,7 +86,7 @@ def test_a_mismatch_names_what_fits_and_how_to_run_it() -> None:
 
 
 def test_a_model_without_text_heads() -> None:
-    with pytest.raises(TaskMismatchError, match="no text head that llmkit serves; it cannot do text-generation"):
+    with pytest.raises(TaskMismatchError, match="no text head that llmkit supports; it cannot do text-generation"):
         resolve(GENERATION, config("vit", "ViTForImageClassification"))
     assert tasks_for(config("vit", "ViTForImageClassification")) == []
 
@@ -96,7 +96,7 @@ def test_a_classifier_would_need_a_new_head() -> None:
 
 
 def test_a_config_without_model_type() -> None:
-    with pytest.raises(CheckpointError, match="names no model_type"):
+    with pytest.raises(CheckpointError, match="has no model_type"):
         resolve(GENERATION, {"architectures": ["X"]}, model="m")
 
 

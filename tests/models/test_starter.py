@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from llmkit.config.paths import cache_dir
 from llmkit.errors import (
     CheckpointError,
     HubUnreachableError,
@@ -32,7 +33,6 @@ from llmkit.errors import (
 )
 from llmkit.files import HASHES
 from llmkit.models import starter, wheels
-from llmkit.models.cache import cache_dir
 from llmkit.models.source import Source
 from llmkit.models.starter import STARTER
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from llmkit.config.paths import cache_dir, make_cache_dir
 from llmkit.errors import NotEnoughMemoryError
-from llmkit.models.cache import cache_dir, make_cache_dir
 from llmkit.training.disk_cache import UNUSED_DAYS, cached_folder, cached_table
 from tests.test_files import files_of_at_most
 

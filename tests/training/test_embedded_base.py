@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
+from llmkit.config.paths import cache_dir
 from llmkit.errors import HubUnreachableError
 from llmkit.files import write_hashes
-from llmkit.models.cache import cache_dir
 from llmkit.models.minilm import MINILM
 from llmkit.models.starter import STARTER
 from llmkit.models.wheels import Wheel

@@ -102,7 +102,7 @@ def test_the_hub_is_asked_before_training_and_gets_no_checkpoint(
     with pytest.raises(UsageError, match="nothing can be pushed to the Hub offline"):
         run(checkpoint, tmp_path, push_to_hub=True)
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr("llmkit.training.hub.is_offline", lambda: False)
+    monkeypatch.setattr("llmkit.training.push.is_offline", lambda: False)
     calls: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(Hub, "calls", calls, raising=False)
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)

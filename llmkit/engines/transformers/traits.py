@@ -8,7 +8,7 @@ from typing import Any
 
 from llmkit.errors import UsageError
 from llmkit.heads import head_of
-from llmkit.models.card import card_metadata, declared_languages
+from llmkit.hub.card import card_metadata, declared_languages
 from llmkit.models.families import family
 from llmkit.models.load import Loaded
 from llmkit.models.source import Source

@@ -26,9 +26,8 @@ from llmkit.errors import (
     ModelNotFoundError,
     NotEnoughMemoryError,
 )
-from llmkit.files import in_units, write_whole
-from llmkit.log import log, warn
-from llmkit.models.reachability import (
+from llmkit.files import in_units, read_json, write_whole
+from llmkit.hub.reachability import (
     UnreachableError,
     ask,
     forget_unreachable,
@@ -38,8 +37,8 @@ from llmkit.models.reachability import (
     mirror_hint,
     reason,
 )
-from llmkit.models.repo_files import Wanted, choose, weights_of
-from llmkit.models.source import read_json
+from llmkit.hub.repo_files import Wanted, choose, weights_of
+from llmkit.log import log, warn
 from llmkit.progress import display
 
 # huggingface_hub is imported inside functions: it costs 0.3 s, and a local folder never needs it.

@@ -14,9 +14,9 @@ import pytest
 from huggingface_hub import close_session, constants
 
 from llmkit.errors import HubUnreachableError, LlmkitError, without_password
-from llmkit.models import hub, reachability
-from tests.models.conftest import TINY, closed_port, one_line, refuse_connections
-from tests.models.fake_hub import FakeHub, point_at
+from llmkit.hub import client, reachability
+from tests.hub.conftest import TINY, closed_port, one_line, refuse_connections
+from tests.hub.fake_hub import FakeHub, point_at
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_a_silent_hub_is_given_up_in_time(silent: socket.socket, monkeypatch: py
     monkeypatch.setattr(reachability, "DEADLINE", 0.05)
     start = time.monotonic()
     assert not reachability.hub_reachable()
-    assert hub.exists("org/tiny") is None
+    assert client.exists("org/tiny") is None
     assert time.monotonic() - start < 1
 
 
@@ -53,7 +53,7 @@ def test_unreachable_is_remembered_for_ten_minutes(
     fake: FakeHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake.add("org/tiny", TINY)
-    snapshot = hub.fetch("org/tiny")
+    snapshot = client.fetch("org/tiny")
     fake.requests.clear()
     now = time.time()
     point_at(f"http://127.0.0.1:{closed_port()}", monkeypatch, Path(constants.HF_HUB_CACHE).parents[1])
@@ -64,7 +64,7 @@ def test_unreachable_is_remembered_for_ten_minutes(
         patch.setattr(time, "time", lambda: now + 599)
         caplog.clear()
         assert not reachability.hub_reachable()
-        assert hub.fetch("org/tiny") == snapshot
+        assert client.fetch("org/tiny") == snapshot
         assert "using org/tiny as it is in the cache" in caplog.text
 
     monkeypatch.setattr(time, "time", lambda: now + 602)
@@ -105,18 +105,18 @@ def test_reachable_is_asked_once_a_process(fake: FakeHub) -> None:
 
 
 def test_a_proxy_that_fails(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr(constants, "ENDPOINT", "https://client.invalid")
     monkeypatch.setenv("HTTPS_PROXY", fake.endpoint)  # does not know CONNECT
     close_session()
     with pytest.raises(HubUnreachableError, match="HTTPS_PROXY") as error:
-        hub.fetch("org/tiny")
+        client.fetch("org/tiny")
     assert one_line(error)
 
 
 def test_a_certificate_that_is_not_one(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", fake.endpoint.replace("http:", "https:"))
     with pytest.raises(HubUnreachableError, match="SSL_CERT_FILE") as error:
-        hub.fetch("org/tiny")
+        client.fetch("org/tiny")
     assert one_line(error)
 
 
@@ -124,21 +124,23 @@ def test_a_certificate_that_is_not_one(fake: FakeHub, monkeypatch: pytest.Monkey
 def test_an_endpoint_that_is_no_address(fake: FakeHub, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     with pytest.raises(HubUnreachableError) as error:
-        hub.fetch("org/tiny")
+        client.fetch("org/tiny")
     assert one_line(error)
 
 
 def test_a_token_is_never_quoted(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_sécret")
     with pytest.raises(HubUnreachableError, match="HF_TOKEN") as error:
-        hub.fetch("org/tiny")
+        client.fetch("org/tiny")
     assert "cret" not in one_line(error)
     assert "cret" not in reachability.reason(httpx2.LocalProtocolError("Illegal header value b'Bearer hf_secret'"))
 
 
 def test_passwords_in_addresses_are_not_shown() -> None:
-    text = "GET https://user:s3cret@hub.invalid/api failed; see http://a@b/c and https://hub.invalid/a@b"
-    assert without_password(text) == "GET https://hub.invalid/api failed; see http://b/c and https://hub.invalid/a@b"
+    text = "GET https://user:s3cret@client.invalid/api failed; see http://a@b/c and https://client.invalid/a@b"
+    assert (
+        without_password(text) == "GET https://client.invalid/api failed; see http://b/c and https://client.invalid/a@b"
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_no_password_is_told_or_kept_and_nobody_else_reads_what_is(
     reachability.forget_unreachable()
     for _ in range(2):  # asked, and remembered
         with pytest.raises(HubUnreachableError) as caught:
-            hub.fetch("org/tiny")
+            client.fetch("org/tiny")
         assert "s3cret" not in str(caught.value)
         assert "127.0.0.1:9" in str(caught.value)
     kept = tmp_path / "own" / "unreachable.json"
@@ -163,6 +165,6 @@ def test_no_password_is_told_or_kept_and_nobody_else_reads_what_is(
 def test_errors_hold_no_passwords_and_no_tokens() -> None:
     token = "hf_" + "a1B2" * 9
     error = LlmkitError(
-        f"401 for url https://me:s3cret@hub.invalid/api?token={token}", "ask at https://me:s3cret@hub.invalid"
+        f"401 for url https://me:s3cret@client.invalid/api?token={token}", "ask at https://me:s3cret@client.invalid"
     )
-    assert str(error) == "401 for url https://hub.invalid/api?token=; ask at https://hub.invalid"
+    assert str(error) == "401 for url https://client.invalid/api?token=; ask at https://client.invalid"

@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import close_session
 
 from llmkit.errors import LlmkitError
-from llmkit.models import hub, reachability
-from tests.models.fake_hub import FakeHub, safetensors
+from llmkit.hub import client, reachability
+from tests.hub.fake_hub import FakeHub, safetensors
 
 CONFIG = b'{"model_type": "llama"}'
 WEIGHTS = safetensors({"w": (4, 5), "b": (7,)})
@@ -29,7 +29,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     reachability.forget_unreachable()
 
 
-def names(snapshot: hub.Snapshot) -> set[str]:
+def names(snapshot: client.Snapshot) -> set[str]:
     return {path.relative_to(snapshot.folder).as_posix() for path in snapshot.folder.rglob("*") if path.is_file()}
 
 

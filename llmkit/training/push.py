@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 from llmkit.config.paths import without_folders
 from llmkit.errors import LlmkitError, UsageError
-from llmkit.files import in_units
+from llmkit.files import in_units, read_json
+from llmkit.hub.reachability import is_offline
 from llmkit.log import warn
-from llmkit.models.reachability import is_offline
-from llmkit.models.source import ADAPTER_CONFIG, read_json
+from llmkit.models.source import ADAPTER_CONFIG
 from llmkit.training.accelerator import TRACKERS
 from llmkit.training.checkpoint import STATE_FILES
 from llmkit.training.provenance import RESOLVED, SHORT_RECIPE, published_recipe

@@ -17,9 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from llmkit.config.paths import cache_dir, make_cache_dir
 from llmkit.errors import without_password
 from llmkit.files import write_whole
-from llmkit.models.cache import cache_dir, make_cache_dir
 
 # huggingface_hub is imported inside functions: it costs 0.3 s, and a local folder never needs it.
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import pytest
 import llmkit
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import NotEnoughMemoryError, UsageError
+from llmkit.hub.reachability import offline
 from llmkit.models.locate import locate
-from llmkit.models.reachability import offline
-from tests.models.conftest import TINY, WEIGHTS, refuse_connections
-from tests.models.fake_hub import FakeHub
+from tests.hub.conftest import TINY, WEIGHTS, refuse_connections
+from tests.hub.fake_hub import FakeHub
 
 ADAPTER = {
     "adapter_config.json": b'{"peft_type": "LORA", "base_model_name_or_path": "org/tiny", "revision": "v1"}',

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmkit.models.card import card_metadata
+from llmkit.hub.card import card_metadata
 
 
 @pytest.mark.parametrize(

@@ -426,9 +426,9 @@ def test_a_child_process_uses_the_fake_hub(fake: FakeHub, tmp_path: Path) -> Non
     assert run.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", ["hub", "reachability", "repo_files"])
+@pytest.mark.parametrize("module", ["client", "reachability", "repo_files"])
 def test_importing_the_module_does_not_import_huggingface_hub(module: str) -> None:
-    program = f"import sys, llmkit.models.{module}; sys.exit('huggingface_hub' in sys.modules)"
+    program = f"import sys, llmkit.hub.{module}; sys.exit('huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
 
 

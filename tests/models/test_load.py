@@ -146,7 +146,7 @@ def test_a_base_that_is_not_here_can_be_named(
     ):
         assert main([*command, *options]) == 0
     capsys.readouterr()
-    with pytest.raises(UsageError, match=r"base is of an adapter.* is none; leave `base` out"):
+    with pytest.raises(UsageError, match=r"base applies to adapters.* is not one; leave `base` out"):
         load_model(LoadSettings(model=str(base), base=str(base)), GENERATION)
 
 

@@ -115,7 +115,7 @@ def finetune(
         without_effect |= {"model": model, "method": method}
         if used := [f"`{name}`" for name, value in without_effect.items() if value]:
             raise UsageError(
-                f"{', '.join(used)} stands for a recipe, and one is given",
+                f"{', '.join(used)} replace a recipe, and one is given",
                 "change the recipe with `overrides`",
                 code="no_effect",
             )

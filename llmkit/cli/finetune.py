@@ -133,7 +133,7 @@ def _log_next(recipe: Recipe) -> None:
 def _refuse_beside_recipe(**options: Any) -> None:
     if used := [f"--{name}" for name, value in options.items() if value]:
         raise UsageError(
-            f"{', '.join(used)} stands for a recipe, and one is named", "change the recipe with --set", code="no_effect"
+            f"{', '.join(used)} replace a recipe, and one is named", "change the recipe with --set", code="no_effect"
         )
 
 

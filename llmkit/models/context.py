@@ -1,7 +1,7 @@
-"""How many tokens a checkpoint takes, read from its config.json and tokenizer_config.json.
+"""The context length of a checkpoint, from its config.json and tokenizer_config.json.
 
-Knows the keys that configs use for it; what a model makes of them is read from its source (`upstream`). Knows nothing
-of files, and does not import torch.
+Knows the keys that configs use for it; how a model uses them is found in its source code (`upstream`). Does not read
+files, and does not import torch.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ContextLength:
-    """The longest input (encoder-decoders: of the encoder) in tokens, special tokens included."""
+    """The maximum input (of the encoder, in encoder-decoder models) in tokens, including special tokens."""
 
     tokens: int | None
     """None: unknown."""
     hard: bool
-    """The model has no positions beyond it. Otherwise it is the training length, and longer input still runs."""
+    """The model has no positions beyond it. If false, it is the training length, and longer inputs work."""
 
     def without(self, virtual_tokens: int) -> ContextLength:
-        """The context that remains after an adapter's virtual tokens, which take positions too."""
+        """The context that remains beside an adapter's virtual tokens, which occupy positions too."""
         return self if self.tokens is None else replace(self, tokens=max(0, self.tokens - virtual_tokens))
 
 
-# In the order of trust: a config that has several keeps older ones for code of its own.
+# The most reliable first: a config with several keeps the others for its own code.
 _KEYS = (
     "max_position_embeddings",
-    "max_encoder_position_embeddings",  # LED; its decoder's limit is another
+    "max_encoder_position_embeddings",  # LED; its decoder has another limit
     "n_positions",
     "n_ctx",
     "max_seq_len",
@@ -43,20 +43,20 @@ _KEYS = (
     "seq_length",
     "model_max_length",
 )
-# Where the text model's own config is, in models of several parts. What is read is what the encoder takes.
+# Keys of the text model's config in models of several parts. The encoder's limit counts.
 _PARTS = ("text_config", "encoder", "language_config", "llm_config", "thinker_config", "decoder")
 
-# Rope scalings whose factor lengthens max_position_embeddings. The others (llama3, longrope) come with configs that
-# state the scaled length already.
+# RoPE scalings whose factor extends max_position_embeddings. Configs with the others (llama3, longrope) state the
+# scaled length.
 _FROM_ORIGINAL = ("yarn", "deepseek_yarn")
 _FROM_STATED = ("linear", "dynamic", "ntk")
 
-# Tokenizers without a limit say so with 1e30; the longest real context is ten million.
+# Tokenizers without a limit have 1e30; the longest real context is ten million.
 _SANE = 100_000_000
 
 
 def context_length(config: Config, tokenizer_config: Config | None = None) -> ContextLength:
-    """The context of a checkpoint. Neither a sliding window nor a cache changes it."""
+    """The context length of a checkpoint, regardless of sliding windows and caches."""
     limit = _length((tokenizer_config or {}).get("model_max_length"))
     part = _text_part(config)
     stated = next((length for key in _KEYS if (length := _length(part.get(key)))), None)
@@ -65,11 +65,11 @@ def context_length(config: Config, tokenizer_config: Config | None = None) -> Co
         return ContextLength(tokens, hard=False)
     scaled = max(stated, _scaled_length(part, stated))
     if scaled > stated == limit and not _states_original(part):
-        # Some configs state the scaled length beside the factor (DeepSeek Coder), and only the tokenizer tells.
+        # Some configs state the scaled length beside the factor (DeepSeek Coder), which only the tokenizer shows.
         return ContextLength(stated, hard=False)
     usable = scaled - unused_positions(str(part.get("model_type")), part)
-    # A tokenizer's limit a few tokens lower tells of unused positions in a model with code of its own. One far
-    # lower is only how a model was tuned (DeepSeek-R1-Distill: 16,384 of 131,072).
+    # A tokenizer's limit that is a few tokens lower indicates unused positions in a model with its own code. A much
+    # lower one is only the length of fine-tuning (DeepSeek-R1-Distill: 16,384 of 131,072).
     if limit is not None and 0 < usable - limit <= 4:
         usable = limit
     return ContextLength(usable, hard=True)
@@ -82,7 +82,7 @@ def _length(value: object) -> int | None:
 
 
 def _text_part(config: Config) -> Config:
-    """The config that holds the limit: the top level if it does, else the first part that does."""
+    """The config that has the limit: the top level, or otherwise the first part that has it."""
     if any(_length(config.get(key)) for key in _KEYS):
         return config
     for name in _PARTS:
@@ -93,12 +93,12 @@ def _text_part(config: Config) -> Config:
 
 
 def _ropes(config: Config) -> list[Config]:
-    """Rope parameters, one for each type of layer, as version 4 (``rope_scaling``) or 5 spells them."""
+    """RoPE parameters for each type of layer, in the form of version 4 (``rope_scaling``) or 5."""
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     if not isinstance(rope, Mapping):
         return []
     by_layer = [value for value in rope.values() if isinstance(value, Mapping)]
-    # Version 4 scaled only the layers with full attention where a config names another base for the local ones.
+    # Version 4 scaled only the layers with full attention if a config has another base for the local ones.
     local: list[Config] = [{}] if config.get("rope_local_base_freq") else []
     return (by_layer or [rope]) + local
 
@@ -113,7 +113,7 @@ def _states_original(config: Config) -> bool:
 
 
 def _scaled_length(config: Config, stated: int) -> int:
-    """The length that rope scaling gives, as vLLM derives it; 0 without one."""
+    """The length with RoPE scaling, as computed by vLLM; 0 without scaling."""
     from_original, from_stated = [0], []
     for rope in _ropes(config):
         kind, factor = str(rope.get("rope_type") or rope.get("type") or "default"), rope.get("factor")
@@ -122,7 +122,7 @@ def _scaled_length(config: Config, stated: int) -> int:
         from_stated.append(length if kind in _FROM_STATED else 0)
         if kind in _FROM_ORIGINAL:
             from_original.append(length)
-    # A layer without scaling sees no further than before, unless the scaling says from what length it starts.
+    # A layer without scaling attends no further than before, unless the scaling states its original length.
     return max(*from_original, min(from_stated, default=0))
 
 
@@ -132,5 +132,5 @@ def _is_soft(config: Config) -> bool:
     # DeBERTa v2 and v3 clamp relative positions and have no absolute ones.
     if config.get("relative_attention") and config.get("position_biased_input") is False:
         return True
-    # Relative positions or a state: what the config names is the length it was trained on.
+    # Relative positions or a recurrent state: the config states the training length.
     return not reads_setting(str(config.get("model_type")), _KEYS)

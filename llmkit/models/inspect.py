@@ -93,7 +93,7 @@ class ModelReport:
     license: str
     memory: Mapping[str, int | None]
     """Bytes of the weights alone, by dtype."""
-    traps: tuple[str, ...]
+    known_issues: tuple[str, ...]
     commands: tuple[str, ...]
     """Commands that can be run now."""
     adapter: Adapter | None
@@ -170,7 +170,7 @@ def inspect_source(
         direction=direction,
         license=_license(source.folder, card, metadata),
         memory={dtype: None if parameters is None else int(parameters * size) for dtype, size in _BYTES.items()},
-        traps=tuple(find_issues(facts)),
+        known_issues=tuple(find_issues(facts)),
         commands=_commands(source, facts, tasks, None if tuned is None else tuned.task),
         adapter=adapter,
         tuned=tuned,
@@ -386,8 +386,8 @@ def render(report: ModelReport) -> str:
     ]
     lines = [f"{label:<{_LABEL}} {text}" for label, text in rows]
     lines += ["", "tasks", *(_task_line(name, fit) for name, fit in report.tasks.items())]
-    if report.traps:
-        lines += ["", "known issues", *(f"  - {trap}" for trap in report.traps)]
+    if report.known_issues:
+        lines += ["", "known issues", *(f"  - {issue}" for issue in report.known_issues)]
     lines += ["", "run", *(f"  {command}" for command in report.commands or ("nothing yet",))]
     return "\n".join(lines)
 

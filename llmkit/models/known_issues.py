@@ -1,7 +1,7 @@
 """Known issues of a checkpoint that raise no error, as far as its files show them: one line each.
 
-Each is a mistake reported upstream (in the issues of Transformers, TRL, PEFT and their users).
-Knows plain values only; reads no file and imports nothing heavy.
+Each was reported upstream (in the issues of Transformers, TRL, PEFT and their users). Works on plain values: reads no
+files and imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _INSTRUCT = re.compile(r"(?i)(?:^|[-_./])(?:instruct|chat|it|dpo|rlhf|sft)(?:[-_
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What known issues are derived from."""
+    """The facts from which known issues are derived."""
 
     name: str
     config: Mapping[str, Any]
@@ -35,11 +35,11 @@ class Facts:
     head: Head | None
     context: ContextLength
     weights: str | None
-    """safetensors, bin or gguf; None where there are none."""
+    """safetensors, bin or gguf; None without weights."""
     local: bool
-    """The folder is the user's own and so should be complete; of a Hub model only the small files may be here."""
+    """The folder is the user's, so it should be complete; of a Hub model, only small files may be on this machine."""
     method: str = ""
-    """PEFT's name of the adapter's method."""
+    """The adapter's method by its name in PEFT."""
     target_codes: bool = False
     """The vocabulary has ``>>xxx<<`` tokens, as Marian's may."""
 
@@ -49,18 +49,18 @@ class Facts:
 
 
 def find_issues(facts: Facts) -> list[str]:
-    """The known issues that the files show, those that stop the model from working first."""
+    """The known issues of a checkpoint; those that prevent it from working come first."""
     groups = (_files, _code, _tokens, _generation, _templates, _family, _training)
     return [line for group in groups for line in group(facts)]
 
 
 def needs_own_code(config: Mapping[str, Any], head: Head | None) -> bool:
-    """Whether only Python code that comes with the checkpoint can build it."""
+    """Whether the model can only be built by Python code in the checkpoint."""
     return bool(config.get("auto_map")) and (head is None or not is_native(str(config.get("model_type")), head))
 
 
 def hub_kernels(config: Any) -> Iterator[str]:
-    """The repositories of kernels that settings name, at any depth, in place of an implementation of Transformers."""
+    """Kernel repositories named in settings at any depth, instead of an implementation in Transformers."""
     for key, value in config.items() if isinstance(config, Mapping) else ():
         if key.endswith("_implementation"):
             names = value.values() if isinstance(value, Mapping) else [value]
@@ -71,11 +71,11 @@ def hub_kernels(config: Any) -> Iterator[str]:
 
 def _files(facts: Facts) -> Iterator[str]:
     if facts.weights is None and facts.local:
-        yield "no weights in the folder: nothing can run"
+        yield "no weights in the folder: it cannot run"
     if facts.weights == "bin":
         yield "weights only as .bin, which are pickles: llmkit loads them with weights_only=True"
     if not facts.tokenizer.present and facts.weights != "gguf":
-        yield "no tokenizer files: nothing can run"
+        yield "no tokenizer files: it cannot run"
     quantization = facts.config.get("quantization_config")
     if isinstance(quantization, Mapping):
         method = quantization.get("quant_method", "an unnamed method")
@@ -84,14 +84,14 @@ def _files(facts: Facts) -> Iterator[str]:
 
 def _code(facts: Facts) -> Iterator[str]:
     if needs_own_code(facts.config, facts.head):
-        yield "runs Python code of its own (auto_map): read it, then pass `trust_remote_code=True`"
+        yield "needs its own Python code (auto_map): review it, then pass `trust_remote_code=True`"
     if kernels := ", ".join(hub_kernels(facts.config)):
         yield f"names kernels of the Hub ({kernels}), whose code would run here: only with `trust_remote_code=True`"
     model_type = str(facts.config.get("model_type", ""))
     encoder = not writes(facts.head) and not facts.config.get("is_encoder_decoder")
     causal = decoder_class(model_type)
     if encoder and causal and not any("QuestionAnswering" in name for name in facts.config.get("architectures") or ()):
-        yield f"encoder-only: Transformers also loads it as {causal}, without an error, and what that writes is noise"
+        yield f"encoder-only: Transformers also loads it as {causal}, without an error, and that generates noise"
 
 
 def _tokens(facts: Facts) -> Iterator[str]:
@@ -118,7 +118,7 @@ def _tokens(facts: Facts) -> Iterator[str]:
 
 
 def _generation(facts: Facts) -> Iterator[str]:
-    """What llmkit replaces of the generation settings."""
+    """Generation settings that llmkit replaces."""
     if not writes(facts.head):
         return
     rows, file = facts.config.get("vocab_size"), "generation_config.json" if facts.generation else "config.json"
@@ -135,10 +135,10 @@ def _same(pad: SpecialToken, eos: SpecialToken) -> bool:
 
 
 def _stops(facts: Facts) -> tuple[int, ...]:
-    """The ids that ``generate`` stops at, which are not the tokenizer's."""
+    """The ids at which ``generate`` stops, other than the tokenizer's."""
     value = facts.generation.get("eos_token_id", facts.config.get("eos_token_id"))
     stops = tuple(value) if isinstance(value, list) else (value,)
-    # With none given, the tokenizer's is what llmkit stops at.
+    # If none is set, llmkit stops at the tokenizer's.
     return tuple(i for i in stops if isinstance(i, int)) or (facts.tokenizer.own_eos or 0,)
 
 
@@ -148,7 +148,7 @@ def _templates(facts: Facts) -> Iterator[str]:
         yield f"{instruct}no chat template: prompts are continued as plain text"
     marks = any(facts.config.get("model_type") in class_names(head) for head in HEADS if not writes(head))
     if marks and not facts.tokenizer.offsets:
-        yield f"{facts.tokenizer.class_name} gives no character offsets: no extractive question answering"
+        yield f"{facts.tokenizer.class_name} has no character offsets: extractive question answering is not possible"
 
 
 def _family(facts: Facts) -> Iterator[str]:
@@ -162,7 +162,7 @@ def _family(facts: Facts) -> Iterator[str]:
         yield "several target languages: each text must begin with a code such as >>fra<<"
     prefixes = _prefixes(config)
     if prefixes:
-        yield f"trained with prefixes ({', '.join(map(repr, prefixes[:3]))} …): a text without one may be mistaken"
+        yield f"trained with prefixes ({', '.join(map(repr, prefixes[:3]))} …): without one, results may be wrong"
     rope = config.get("rope_parameters")
     theta = rope.get("rope_theta") if isinstance(rope, Mapping) else None
     if theta is not None and theta != 10_000 and "rope_theta" not in config:
@@ -177,13 +177,13 @@ def _prefixes(config: Mapping[str, Any]) -> list[str]:
 
 def _training(facts: Facts) -> Iterator[str]:
     if facts.one_sequence and lets_packed_examples_leak(str(facts.config.get("model_type"))):
-        yield "packed training examples see each other, whatever position_ids say: train it padded"
+        yield "packed training examples attend to each other, whatever position_ids are: train it padded"
     if facts.config.get("tie_word_embeddings") is True and facts.one_sequence:
-        yield "input and output embeddings are tied: training one moves the other"
+        yield "input and output embeddings are tied: training one changes the other"
     window = facts.config.get("sliding_window") or 0
     slides = isinstance(window, int) and facts.config.get("use_sliding_window") is not False
     if slides and 0 < window < (facts.context.tokens or 0):
-        yield f"a sliding window of {window:,} tokens: a cache cannot be cut back beyond it"
+        yield f"a sliding window of {window:,} tokens: a cache cannot be truncated beyond it"
     if facts.method == "PREFIX_TUNING":
         yield "prefix tuning: the loss of packed examples is wrong, and it cannot be merged"
     if facts.method in ("PROMPT_TUNING", "P_TUNING"):

@@ -1,6 +1,6 @@
-"""How much memory there is, and whether a model's weights fit.
+"""Available memory, and whether a model's weights fit.
 
-Knows sizes only. The check is for weights: activations and the KV cache depend on the input and come later.
+Activations and the KV cache depend on the input and are not checked here.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _WANT = re.compile(
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error means out of memory; each library words it differently, and some wrap it in another error."""
+    """Whether an error, or one of its causes, means out of memory; each library words it differently."""
     while error is not None:
-        kind = type(error).__name__  # torch is not imported for the question
+        kind = type(error).__name__  # without importing torch
         if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or getattr(error, "errno", 0) == errno.ENOMEM:
             return True
         if _WANT.search(str(error)):
@@ -33,12 +33,12 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def _cgroup_room() -> int | None:
-    """Bytes left under a container's memory limit, which the system-wide figure does not show."""
+    """Bytes left under a container's memory limit, which the system-wide figure ignores; None without a limit."""
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
         used = Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii").strip()
         stat = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii")
-        # The page cache counts as used but is given back on demand.
+        # The page cache counts as used but is freed on demand.
         cache = sum(int(line.split()[1]) for line in stat.splitlines() if line.startswith("inactive_file "))
         return int(limit) - int(used) + cache
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Facts from a tokenizer's files without building it: special tokens, chat template, whether it has offsets.
+"""Facts about a tokenizer from its files, without building it: special tokens, chat template, offsets.
 
 Knows the files that `save_pretrained` writes. Does not import torch, transformers or tokenizers.
 """
@@ -27,7 +27,7 @@ _HEAD = 2_000_000  # characters of tokenizer.json: the added tokens come before 
 
 @dataclass(frozen=True, kw_only=True)
 class SpecialToken:
-    """Text and ids of a special token; a model may stop at several."""
+    """Text and ids of a special token; end tokens can have several ids."""
 
     text: str | None = None
     ids: tuple[int, ...] = ()
@@ -40,23 +40,23 @@ class TokenizerFiles:
     config: Mapping[str, Any] = field(default_factory=dict)
     chat_template: bool = False
     tokens: Mapping[str, SpecialToken] = field(default_factory=dict)
-    """By kind (bos, eos, pad, unk), those that a file names."""
+    """The special tokens that a file names, by kind (bos, eos, pad, unk)."""
     own_eos: int | None = None
-    """The id of the tokenizer's end token, where its files give one: generation may stop at others."""
+    """The id of the tokenizer's end token, if its files have one: generation may stop at others."""
     largest_added_id: int = -1
 
     @property
     def offsets(self) -> bool:
-        """Whether each token comes with its place in the text."""
+        """Whether the tokenizer returns each token's position in the text."""
         return has_offsets(self.class_name)
 
 
 def read_tokenizer(folder: Path, config: Mapping[str, Any], generation: Mapping[str, Any]) -> TokenizerFiles:
-    """Read the tokenizer files in a folder; ``config`` and ``generation`` fill in ids that they leave out."""
+    """Read the tokenizer files in a folder; ids that they lack are taken from ``config`` and ``generation``."""
     tokenizer_config = _optional(folder / "tokenizer_config.json")
     special = _optional(folder / "special_tokens_map.json")
     added = added_tokens(folder, tokenizer_config)
-    # Where the config lists the added tokens, Transformers does not read the older file; else that file wins.
+    # If the config lists the added tokens, Transformers ignores the older file; otherwise that file takes precedence.
     files = (tokenizer_config, special) if "added_tokens_decoder" in tokenizer_config else (special, tokenizer_config)
     texts = {
         kind: next((text for file in files if (text := _text(file.get(f"{kind}_token")))), None) for kind in _KINDS
@@ -73,7 +73,7 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], generation: Mapping[
 
 
 def _needs_none(tokenizer_config: Mapping[str, Any], class_name: str) -> bool:
-    """Whether a tokenizer counts bytes or characters (ByT5, Canine), or has code of its own, as far as is known."""
+    """Whether a tokenizer uses bytes or characters (ByT5, Canine), or may have its own code."""
     return bool(tokenizer_config) and (not needs_vocabulary(class_name) or "auto_map" in tokenizer_config)
 
 
@@ -94,18 +94,18 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def has_vocabulary(folder: Path) -> bool:
-    """Whether a folder has a file that a tokenizer can take its vocabulary from."""
+    """Whether a folder has a vocabulary file."""
     return any(next(folder.glob(pattern), None) for pattern in _VOCABULARIES)
 
 
 def _text(token: object) -> str | None:
-    """A token is saved as its text or as an AddedToken with the text in it."""
+    """The text of a saved token: a string, or an AddedToken with the text in it."""
     content = token.get("content") if isinstance(token, Mapping) else token
     return content if isinstance(content, str) and content else None
 
 
 def added_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, int]:
-    """Text → id of the tokens beside the vocabulary, the special ones among them."""
+    """Tokens beside the vocabulary, including special ones: text → id."""
     added: dict[str, int] = {}
     older = folder / "added_tokens.json"
     if older.is_file():
@@ -121,7 +121,7 @@ def added_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[str,
 
 
 def _added_in_tokenizer_json(path: Path) -> Iterable[Any]:
-    """Only the list of added tokens: parsing the whole file takes half a second for a large vocabulary."""
+    """The list of added tokens. Parsing the whole file would take half a second for a large vocabulary."""
     if not path.is_file():
         return ()
     check_encoding(path)
@@ -133,7 +133,7 @@ def _added_in_tokenizer_json(path: Path) -> Iterable[Any]:
     text = head[start + len(_ADDED) :].lstrip()
     try:
         entries, _ = json.JSONDecoder().raw_decode(text)
-    except ValueError:  # not a fault: the list is longer than what was read
+    except ValueError:  # not an error: the list is longer than the part that was read
         return ()
     return entries if isinstance(entries, list) else ()
 
@@ -148,7 +148,7 @@ def _tokens(
     for kind in _KINDS:
         text = texts[kind]
         ids = [added[text]] if text is not None and text in added else []
-        # The tokenizer's own id wins; only of end tokens may there be more.
+        # The tokenizer's own id takes precedence; only end tokens can have several.
         if kind == "eos" or not ids:
             ids += _ids(generation, f"{kind}_token_id") or _ids(config, f"{kind}_token_id")
         if text is not None or ids:

@@ -43,8 +43,8 @@ def look(folder: Path, name: str = "owner/model", **options: Any) -> ModelReport
     return inspect_source(Source(name, folder, commit="c" * 40), **options)
 
 
-def traps(folder: Path, name: str = "owner/model") -> str:
-    return "\n".join(look(folder, name).traps)
+def known_issues(folder: Path, name: str = "owner/model") -> str:
+    return "\n".join(look(folder, name).known_issues)
 
 
 def with_status(report: ModelReport, status: str) -> set[str]:
@@ -195,7 +195,7 @@ def test_json_keys_are_stable_and_go_round(checkpoint: Checkpoint) -> None:
         "direction",
         "license",
         "memory",
-        "traps",
+        "known_issues",
         "commands",
         "adapter",
         "tuned",
@@ -233,7 +233,7 @@ def test_no_command_for_what_cannot_run(checkpoint: Checkpoint, tmp_path: Path) 
         shutil.copytree(checkpoint("gpt2"), folder, ignore=shutil.ignore_patterns(pattern, "vocab*", "merges*"))
         report = inspect_source(Source("mine", folder))
         assert report.commands == ()
-        assert "nothing can run" in report.traps[0]
+        assert "it cannot run" in report.known_issues[0]
         assert render(report).endswith("nothing yet")
 
 
@@ -243,7 +243,7 @@ def test_hub_models_run_although_their_weights_are_not_here_yet(tmp_path: Path) 
     write(tmp_path, "model.safetensors.index.json", weight_map={"a": "model-00001-of-00002.safetensors"})
     report = look(tmp_path)
     assert len(report.commands) == 5
-    assert "no weights" not in "".join(report.traps)
+    assert "no weights" not in "".join(report.known_issues)
 
 
 # Shapes from the Hub, as their config.json has them.
@@ -290,7 +290,7 @@ def test_qwen3(tmp_path: Path) -> None:
     assert report.license == "apache-2.0"
     assert with_status(report, "ready") == GENERATIVE
     # Its padding is one of the tokens that generation stops at, yet no text is trained to end in it.
-    assert "share a token" not in "".join(report.traps)
+    assert "share a token" not in "".join(report.known_issues)
 
 
 def test_gemma3_with_a_text_config(tmp_path: Path) -> None:
@@ -338,9 +338,9 @@ def test_nllb(tmp_path: Path) -> None:
     assert report.license == "cc-by-nc-4.0"
     assert with_status(report, "ready") == {"translation", "text-generation"}
     assert with_status(report, "needs fine-tuning") == {"summarization", "question-answering", "dialogue"}
-    assert "the output language is a forced first token" in "".join(report.traps)
+    assert "the output language is a forced first token" in "".join(report.known_issues)
     write(tmp_path, "generation_config.json", forced_bos_token_id=256057)
-    assert "forced first token" not in traps(tmp_path)
+    assert "forced first token" not in known_issues(tmp_path)
 
 
 def test_opus_mt(tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_opus_mt(tmp_path: Path) -> None:
     assert report.languages == ("zh", "en")
     assert "zh → en" in render(report)
     assert report.weights == "bin"
-    assert "weights_only=True" in "".join(report.traps)
+    assert "weights_only=True" in "".join(report.known_issues)
     assert report.parameters is None
     assert look(tmp_path, "/models/my-best-zh-model").direction == ("zho", "eng")
     assert look(tmp_path, "Helsinki-NLP/opus-mt-tc-big-en-fr").direction == ("en", "fr")
@@ -370,9 +370,9 @@ def test_opus_mt(tmp_path: Path) -> None:
 def test_opus_mt_into_several_languages(tmp_path: Path) -> None:
     write(tmp_path, architectures=["MarianMTModel"], model_type="marian", is_encoder_decoder=True)
     write(tmp_path, "vocab.json", **{"</s>": 0, ">>fra<<": 1})
-    assert "several target languages" in traps(tmp_path, "Helsinki-NLP/opus-mt-en-ROMANCE")
+    assert "several target languages" in known_issues(tmp_path, "Helsinki-NLP/opus-mt-en-ROMANCE")
     write(tmp_path, "vocab.json", **{"</s>": 0, ">": 1, "»": 2})
-    assert "several target languages" not in traps(tmp_path)
+    assert "several target languages" not in known_issues(tmp_path)
 
 
 def test_byt5(tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ def test_byt5(tmp_path: Path) -> None:
     write(tmp_path, "tokenizer_config.json", tokenizer_class="ByT5Tokenizer", pad_token={"content": "<pad>"})
     report = look(tmp_path, "google/byt5-small")
     assert (report.context_length, report.context_is_hard) == (None, False)
-    assert "no character offsets" in "".join(report.traps)
+    assert "no character offsets" in "".join(report.known_issues)
     assert report.special_tokens["pad"] == SpecialToken(text="<pad>", ids=(0,))
     assert report.tasks["question-answering"].head == "seq2seq"
     assert "unknown (no limit in the files)" in render(report)
@@ -399,7 +399,7 @@ def test_canine_cannot_mark_answers(tmp_path: Path) -> None:
     write(tmp_path, "tokenizer_config.json")
     report = look(tmp_path)
     assert report.tasks["question-answering"] == TaskFit(status="no")
-    assert "CanineTokenizer gives no character offsets" in "".join(report.traps)
+    assert "CanineTokenizer has no character offsets" in "".join(report.known_issues)
 
 
 def test_encoder_only(tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ def test_encoder_only(tmp_path: Path) -> None:
     report = look(tmp_path)
     assert with_status(report, "needs fine-tuning") == {"question-answering"}
     assert with_status(report, "ready") == set()
-    assert "encoder-only: Transformers also loads it as BertLMHeadModel" in "".join(report.traps)
+    assert "encoder-only: Transformers also loads it as BertLMHeadModel" in "".join(report.known_issues)
     assert report.commands == ()
 
 
@@ -429,57 +429,59 @@ def tokenizer(folder: Path, **content: Any) -> Path:
     ],
 )
 def test_padding_that_is_the_end_of_text(tmp_path: Path, content: dict[str, Any], expected: bool) -> None:
-    assert ("share a token" in traps(tokenizer(tmp_path, **content))) is expected
+    assert ("share a token" in known_issues(tokenizer(tmp_path, **content))) is expected
 
 
 def test_padding_that_is_the_end_of_text_by_id(tmp_path: Path) -> None:
     write(tmp_path, model_type="llama", eos_token_id=2, pad_token_id=2)
     write(tmp_path, "tokenizer_config.json")
-    assert "share a token" in traps(tmp_path)
+    assert "share a token" in known_issues(tmp_path)
     write(tmp_path, model_type="llama", eos_token_id=2, pad_token_id=0)
-    assert "share a token" not in traps(tmp_path)
+    assert "share a token" not in known_issues(tmp_path)
 
 
 def test_missing_padding(tmp_path: Path) -> None:
-    assert "no padding token" in traps(tokenizer(tmp_path, eos_token="</s>"))
-    assert "no padding token" in traps(tokenizer(tmp_path, eos_token="</s>", pad_token=None))
-    assert "no padding token" not in traps(tokenizer(tmp_path, eos_token="</s>", pad_token="<pad>"))
+    assert "no padding token" in known_issues(tokenizer(tmp_path, eos_token="</s>"))
+    assert "no padding token" in known_issues(tokenizer(tmp_path, eos_token="</s>", pad_token=None))
+    assert "no padding token" not in known_issues(tokenizer(tmp_path, eos_token="</s>", pad_token="<pad>"))
     write(tmp_path, "special_tokens_map.json", pad_token="<pad>")
-    assert "no padding token" not in traps(tokenizer(tmp_path, eos_token="</s>"))
+    assert "no padding token" not in known_issues(tokenizer(tmp_path, eos_token="</s>"))
 
 
 def test_chat_template(tmp_path: Path) -> None:
     tokenizer(tmp_path)
-    assert "\nno chat template: prompts are continued as plain text" in "\n" + traps(tmp_path, "owner/base-7b")
+    assert "\nno chat template: prompts are continued as plain text" in "\n" + known_issues(tmp_path, "owner/base-7b")
     for name in ("HuggingFaceTB/SmolLM2-135M-Instruct", "google/gemma-2b-it", "x/llama-2-7b-chat-hf"):
-        assert "although its name says" in traps(tmp_path, name)
-    assert "although" not in traps(tmp_path, "owner/digit-recogniser")
-    assert "chat template" not in traps(tokenizer(tmp_path, chat_template="{{ messages }}"))
-    assert "chat template" not in traps(tokenizer(tmp_path, chat_template=[{"name": "default", "template": "x"}]))
+        assert "although its name says" in known_issues(tmp_path, name)
+    assert "although" not in known_issues(tmp_path, "owner/digit-recogniser")
+    assert "chat template" not in known_issues(tokenizer(tmp_path, chat_template="{{ messages }}"))
+    assert "chat template" not in known_issues(
+        tokenizer(tmp_path, chat_template=[{"name": "default", "template": "x"}])
+    )
 
 
 def test_generation_that_does_not_stop_at_the_end_token(tmp_path: Path) -> None:
     added = {"2": {"content": "</s>"}, "7": {"content": "<|im_end|>"}}
     tokenizer(tmp_path, eos_token="<|im_end|>", added_tokens_decoder=added)
-    assert "ends a text with token 7, and its generation settings name only 2" in traps(tmp_path)
+    assert "ends a text with token 7, and its generation settings name only 2" in known_issues(tmp_path)
     write(tmp_path, "generation_config.json", eos_token_id=[2, 7])
-    assert "name only" not in traps(tmp_path)
+    assert "name only" not in known_issues(tmp_path)
 
 
 def test_generation_settings_that_are_replaced(tmp_path: Path) -> None:
     tokenizer(tmp_path, eos_token="</s>")
     write(tmp_path, "generation_config.json", eos_token_id=50256, do_sample=True, temperature=0.0, top_p="0.9")
-    found = traps(tmp_path)
+    found = known_issues(tmp_path)
     assert "generation_config.json: eos_token_id 50256 is not among the model's 100 tokens" in found
     assert "temperature 0 sele" in found
     assert "top_p" not in found
 
 
 def test_more_tokens_than_embeddings(tmp_path: Path) -> None:
-    assert "ids up to 100 and the model 100" in traps(
+    assert "ids up to 100 and the model 100" in known_issues(
         tokenizer(tmp_path, added_tokens_decoder={"100": {"content": "<new>"}})
     )
-    assert "ids up to" not in traps(tokenizer(tmp_path, added_tokens_decoder={"99": {"content": "<old>"}}))
+    assert "ids up to" not in known_issues(tokenizer(tmp_path, added_tokens_decoder={"99": {"content": "<old>"}}))
 
 
 def test_of_two_files_that_disagree_the_one_that_is_loaded_counts(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -506,10 +508,10 @@ def test_a_processors_chat_template_is_the_tokenizers(checkpoint: Checkpoint, tm
 def test_a_tokenizer_without_its_vocabulary(tmp_path: Path) -> None:
     tokenizer(tmp_path, eos_token="<end>")
     (tmp_path / "vocab.txt").unlink()
-    assert "no tokenizer files: nothing can run" in traps(tmp_path)
+    assert "no tokenizer files: it cannot run" in known_issues(tmp_path)
     write(tmp_path, "tokenizer_config.json", tokenizer_class="ByT5Tokenizer")
     (tmp_path / "vocab.txt").unlink()
-    assert "no tokenizer files" not in traps(tmp_path)
+    assert "no tokenizer files" not in known_issues(tmp_path)
 
 
 def test_added_tokens_are_read_from_a_large_tokenizer_json_too(tmp_path: Path) -> None:
@@ -526,10 +528,10 @@ def test_own_code(tmp_path: Path) -> None:
     code = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
     write(tmp_path, model_type="mine", architectures=["MineForCausalLM"], auto_map=code)
     write(tmp_path, "tokenizer_config.json")
-    assert "`trust_remote_code=True`" in traps(tmp_path)
+    assert "`trust_remote_code=True`" in known_issues(tmp_path)
     assert look(tmp_path).commands == ()
     write(tmp_path, model_type="phi3", architectures=["Phi3ForCausalLM"], auto_map=code)
-    assert "trust_remote_code" not in traps(tmp_path)
+    assert "trust_remote_code" not in known_issues(tmp_path)
     assert look(tmp_path).commands
 
 
@@ -539,13 +541,13 @@ def test_quantized(tmp_path: Path) -> None:
     report = look(tmp_path, hub_counts={"I32": 5, "F16": 7})
     assert report.parameters is None
     assert report.memory == {"float32": None, "bfloat16": None, "int8": None, "int4": None}
-    assert "quantized (gptq)" in "".join(report.traps)
+    assert "quantized (gptq)" in "".join(report.known_issues)
 
 
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ({"model_type": "opt"}, "packed training examples see each other"),
+        ({"model_type": "opt"}, "packed training examples attend to each other"),
         ({"model_type": "llama", "tie_word_embeddings": True}, "embeddings are tied"),
         ({"model_type": "mistral", "sliding_window": 64, "max_position_embeddings": 512}, "window of 64 tokens"),
         ({"model_type": "llama", "rope_parameters": {"rope_theta": 500000.0}}, "rope_theta 500000"),
@@ -553,9 +555,9 @@ def test_quantized(tmp_path: Path) -> None:
         ({"model_type": "t5", "task_specific_params": {"summarization": {"prefix": "summarize: "}}}, "'summarize: '"),
     ],
 )
-def test_family_traps(tmp_path: Path, config: dict[str, Any], expected: str) -> None:
+def test_family_issues(tmp_path: Path, config: dict[str, Any], expected: str) -> None:
     write(tmp_path, "tokenizer_config.json")
-    assert expected in traps(write(tmp_path, **config))
+    assert expected in known_issues(write(tmp_path, **config))
 
 
 @pytest.mark.parametrize(
@@ -573,17 +575,17 @@ def test_family_traps(tmp_path: Path, config: dict[str, Any], expected: str) -> 
         },
     ],
 )
-def test_no_family_traps_where_there_are_none(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_no_family_issues_where_there_are_none(tmp_path: Path, config: dict[str, Any]) -> None:
     write(tmp_path, "tokenizer_config.json", pad_token="<pad>", eos_token="</s>", chat_template="x")
-    assert traps(write(tmp_path, **config)) == ""
+    assert known_issues(write(tmp_path, **config)) == ""
 
 
 def test_a_forced_first_token_that_transformers_5_does_not_read(tmp_path: Path) -> None:
     write(tmp_path, model_type="bart", is_encoder_decoder=True, forced_bos_token_id=0)
     write(tmp_path, "generation_config.json", eos_token_id=2)
-    assert "only in config.json" in traps(tmp_path)
+    assert "only in config.json" in known_issues(tmp_path)
     write(tmp_path, "generation_config.json", eos_token_id=2, forced_bos_token_id=0)
-    assert "only in config.json" not in traps(tmp_path)
+    assert "only in config.json" not in known_issues(tmp_path)
 
 
 # Licence, languages, counts of the Hub.
@@ -699,7 +701,9 @@ def test_an_adapter_may_bring_the_head(tmp_path: Path) -> None:
 def test_adapter_methods_with_traps(tmp_path: Path, method: str, expected: str | None) -> None:
     base = write(tmp_path / "base", model_type="gpt2")
     own = write(tmp_path / "own", "adapter_config.json", peft_type=method)
-    found = "".join(inspect_source(Source("mine", base, commit="c" * 40, adapter=own, adapter_commit="a" * 40)).traps)
+    found = "".join(
+        inspect_source(Source("mine", base, commit="c" * 40, adapter=own, adapter_commit="a" * 40)).known_issues
+    )
     assert (expected or "no chat template") in found
     assert expected or "merged" not in found
 

@@ -73,7 +73,7 @@ def test_a_new_recipe_is_a_file_with_comments(papers: str, capsys: pytest.Captur
     ("arguments", "said"),
     [
         (["finetune"], "name a recipe, or pass --task and --data"),
-        (["finetune", "summarization/starter-lora", "--method", "lora"], "--method stands for a recipe"),
+        (["finetune", "summarization/starter-lora", "--method", "lora"], "--method replace a recipe"),
         (["recipes", "new", "--task", "summarize", "--data", "none.csv"], "none.csv does not exist"),
         (["recipes", "new", "--task", "sumarize", "--data", "papers.csv"], "did you mean 'summarization'?"),
         (["recipes", "new", "--task", "chat", "--data", "papers.csv", "--to", "de"], "dialogue has no setting target"),
@@ -132,7 +132,7 @@ def test_finetune_from_python(papers: str, checkpoint: Checkpoint) -> None:
     assert longer.metrics["updates"] == 3
     with pytest.raises(UsageError, match="pass `recipe`, or `task` and `data`"):
         llmkit.finetune(task="summarize")
-    with pytest.raises(UsageError, match="`model` stands for a recipe"):
+    with pytest.raises(UsageError, match="`model` replace a recipe"):
         llmkit.finetune(sections, model="starter")
     with pytest.raises(InvalidRecipeError, match=r"(?s)write train\.learning_rate: 1.*write train\.num_train_epochs"):
         llmkit.finetune({**sections, "epochs": 3}, lr=1)

@@ -31,7 +31,7 @@ class _StreamingOutput:
     tokens: int = 0
     score: float | None = None
     runaway: bool = False
-    _told: int = field(default=0)
+    _streamed_reasoning: int = field(default=0)
 
     def add(self, piece: Piece, *, ends_itself: bool) -> None:
         """Add a piece. ``ends_itself`` is False where a stop string may have ended the output, not the model."""
@@ -46,9 +46,9 @@ class _StreamingOutput:
         self.text += text
         if text and self.on_text:
             self.on_text(text)
-        if self.splitter and self.on_reasoning and len(self.splitter.reasoning) > self._told:
-            self.on_reasoning(self.splitter.reasoning[self._told :])
-            self._told = len(self.splitter.reasoning)
+        if self.splitter and self.on_reasoning and len(self.splitter.reasoning) > self._streamed_reasoning:
+            self.on_reasoning(self.splitter.reasoning[self._streamed_reasoning :])
+            self._streamed_reasoning = len(self.splitter.reasoning)
 
     def raw(self) -> Generation:
         raw = Generation(self.text, self.finish_reason, self.score, tokens=self.tokens, runaway=self.runaway)

@@ -313,7 +313,7 @@ def test_a_grown_adapter_is_inspected_with_its_own_vocabulary(checkpoint: Checkp
         published(base, tmp_path / name, rows=len(tokenizer), saved=saved)
         tokenizer.save_pretrained(tmp_path / name)
         report = inspect_source(locate(LoadSettings(model=str(tmp_path / name), offline=True), "text-generation"))
-        assert not [trap for trap in report.traps if "embeddings: resize" in trap]
+        assert not [trap for trap in report.known_issues if "embeddings: resize" in trap]
 
 
 def test_an_adapter_whose_chat_template_was_left_behind_has_that_of_its_base(

@@ -10,25 +10,30 @@ strings that look like dates and numbers.
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import io
 import json
 import re
-import sys
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from llmkit.data.binary_rows import binary_records
+from llmkit.data.byte_lines import (
+    byte_chunks,
+    decoded_chunks,
+    decoded_lines,
+    divided_lines,
+    opened,
+    refuse_foreign,
+    text_chunks,
+    unreadable,
+)
 from llmkit.data.json_documents import JSON, document_rows, json_reason
 from llmkit.data.records import MAX_ROW_BYTES, Layout, Line, Record, bad_row, too_long
 from llmkit.data.tables import DELIMITERS, table_records
-from llmkit.data.text import find_codec, refuse_wide, undecodable
+from llmkit.data.text import find_codec
 from llmkit.errors import InputError
 from llmkit.files import in_units
 
@@ -36,16 +41,6 @@ __all__ = ["MAX_ROW_BYTES", "SUFFIXES", "Layout", "Record", "first_lines", "is_r
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 _BINARY = (".parquet", ".arrow")
-
-_CHUNK_BYTES = 2**16
-_HEAD_BYTES = 2**13
-
-_GZIP_MAGIC = b"\x1f\x8b"
-_FOREIGN = (
-    (_GZIP_MAGIC, "gzip", "unpack it, or give a file that ends in .gz"),
-    (b"PAR1\x15", "Parquet", "give a file that ends in .parquet"),  # "PAR1" alone may begin a text
-    (b"PK\x03\x04", "a zip archive or a spreadsheet", "unpack it, or save the spreadsheet as .csv"),
-)
 
 _USUAL = Layout()
 
@@ -125,14 +120,9 @@ def _check_file(path: Path, name: str) -> None:
     except FileNotFoundError as error:
         raise InputError(f"{name} does not exist", "check the path", code="file_not_found") from error
     except (OSError, ValueError) as error:
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
     if path.is_dir():
         raise InputError(f"{name} is a folder", f"give a file that ends in {_listed()}", code="unsupported_format")
-
-
-def _unreadable(name: str, error: Exception) -> InputError:
-    reason = getattr(error, "strerror", None) or error
-    return InputError(f"{name} cannot be read ({reason})", "check the path and its permissions", code="unreadable_file")
 
 
 def _listed() -> str:
@@ -163,168 +153,21 @@ def _some(records: Iterator[Record], name: str) -> Iterator[Record]:
         raise InputError(f"{name} holds no rows", "add at least one", code="no_rows")
 
 
-# From bytes to lines.
-
-
-@contextmanager
-def _opened(path: Path | None, name: str, packed: bool) -> Iterator[io.BufferedIOBase]:
-    if path is None:
-        yield cast(io.BufferedIOBase, sys.stdin.buffer)
-        return
-    try:
-        raw = path.open("rb")
-    except OSError as error:
-        raise _unreadable(name, error) from error
-    with raw:
-        if not packed:
-            yield raw
-            return
-        if not _GZIP_MAGIC.startswith(raw.peek(2)[:2]):
-            raise InputError(
-                f"{name} is not gzip, although its name ends in .gz",
-                "rename it without .gz, or copy it again",
-                code="unsupported_format",
-            )
-        with gzip.GzipFile(fileobj=raw) as unpacked:
-            yield unpacked
-
-
-def _chunks(file: io.BufferedIOBase, name: str) -> Iterator[bytes]:
-    """The available bytes, in chunks. Does not wait for a full chunk, since input may be interactive."""
-    while True:
-        try:
-            chunk = file.read1(_CHUNK_BYTES)
-        except EOFError as error:
-            raise InputError(
-                f"{name} ends in the middle of the gzip data", "copy it again", code="unreadable_file"
-            ) from error
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(f"{name} is damaged ({error})", "copy it again", code="unreadable_file") from error
-        except OSError as error:
-            raise _unreadable(name, error) from error
-        if not chunk:
-            return
-        yield chunk
-
-
-def _checked(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[bytes]:
-    """The chunks, after checking that the first looks like text in the encoding."""
-    head = b""
-    while len(head) < 4 and not head.endswith(b"\n") and (chunk := next(chunks, b"")):
-        head += chunk
-    _refuse_foreign(head, name)
-    if codec == "utf-8":
-        refuse_wide(head, name)
-    if _has_byte_lines(codec) and b"\0" in head[:_HEAD_BYTES]:
-        raise InputError(
-            f"{name} is a binary file (NUL at byte {head.index(0)})",
-            "give a text file; of UTF-16 name the encoding, such as `encoding=utf-16-le`",
-            code="unsupported_format",
-        )
-    yield head
-    yield from chunks
-
-
-def _refuse_foreign(head: bytes, name: str) -> None:
-    for magic, what, fix in _FOREIGN:
-        if head.startswith(magic):
-            raise InputError(f"the content of {name} is {what}", fix, code="unsupported_format")
-
-
-def _has_byte_lines(codec: str) -> bool:
-    """Whether the byte 0x0A always means the end of a line; not in UTF-16, UTF-32 and EBCDIC."""
-    return "\n".encode(codec) == b"\n"
-
-
-def _as_utf8(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[bytes]:
-    decoder = codecs.getincrementaldecoder(codec)()
-    try:
-        for chunk in chunks:
-            yield decoder.decode(chunk).encode()
-        yield decoder.decode(b"", final=True).encode()
-    except UnicodeError as error:
-        reason = error.reason if isinstance(error, UnicodeDecodeError) else error
-        raise InputError(
-            f"{name} is not {codec} text ({reason})",
-            "name its encoding, such as `encoding=utf-16-le` or gb18030",
-            code="wrong_encoding",
-        ) from error
-
-
-def _text_chunks(file: io.BufferedIOBase, name: str, codec: str) -> tuple[Iterator[bytes], str]:
-    """The content of a text file, transcoded if necessary, and an encoding in which only LF has the byte 0x0A."""
-    chunks = _checked(_chunks(file, name), name, codec)
-    return (chunks, codec) if _has_byte_lines(codec) else (_as_utf8(chunks, name, codec), "utf-8")
-
-
-def _decoded(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[str]:
-    """Decoded text without its byte order mark."""
-    decoder, done, mark = codecs.getincrementaldecoder(codec)(), 0, "\ufeff"
-    for chunk in chain(chunks, [b""]):
-        begun = done - len(decoder.getstate()[0])
-        try:
-            text = decoder.decode(chunk, final=not chunk)
-        except UnicodeDecodeError as error:
-            raise undecodable(name, codec, error.object[error.start], begun + error.start) from error
-        done += len(chunk)
-        yield text.removeprefix(mark)
-        mark = "" if text else mark
-
-
-def _lines(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[Line]:
-    for number, (content, size) in enumerate(_divided(chunks), start=1):
-        where = f"{name}:{number}"
-        error = None
-        if size > MAX_ROW_BYTES:
-            error = too_long(where, size)
-        try:
-            text = content.decode(codec)
-        except UnicodeDecodeError as failure:
-            text = content.decode(codec, "replace")
-            error = InputError(
-                f"{where} is not {codec} text (byte 0x{content[failure.start]:02x} at position {failure.start})",
-                "fix the line, or name the encoding of the file, such as `encoding=gb18030` or latin-1",
-                code="wrong_encoding",
-            )
-        if "\0" in text:
-            error = error or InputError(
-                f"{where} has a NUL at position {text.index(chr(0))}", "remove it", code="unsupported_format"
-            )
-        yield Line(number, text.removeprefix("\ufeff") if number == 1 else text, size, error)
-
-
-def _divided(chunks: Iterator[bytes]) -> Iterator[tuple[bytes, int]]:
-    """Lines with their line ends, and their sizes; a line above the limit is empty."""
-    held, size = bytearray(), 0
-    for chunk in chunks:
-        for part in io.BytesIO(chunk):  # which splits at LF only
-            size += len(part)
-            if size <= MAX_ROW_BYTES:
-                held += part
-            else:
-                held = bytearray()
-            if part.endswith(b"\n"):
-                yield bytes(held), size
-                held, size = bytearray(), 0
-    if size:
-        yield bytes(held), size
-
-
 # From lines to rows.
 
 
 def _text_records(
     path: Path | None, name: str, suffix: str, packed: bool, codec: str, text_column: str, layout: Layout
 ) -> Iterator[Record]:
-    with _opened(path, name, packed) as file:
+    with opened(path, name, packed) as file:
         if suffix == ".json" and path is not None:
             yield from _json_records(file, path, name, packed, codec)
             return
-        chunks, codec = _text_chunks(file, name, codec)
+        chunks, codec = text_chunks(file, name, codec)
         if suffix == ".txt" and path is not None and layout.sample_by == "document":
-            yield from _document_record(_decoded(chunks, name, codec), path, name, text_column)
+            yield from _document_record(decoded_chunks(chunks, name, codec), path, name, text_column)
             return
-        lines = _lines(chunks, name, codec)
+        lines = decoded_lines(chunks, name, codec)
         if suffix in DELIMITERS:
             yield from table_records(lines, name, suffix, layout)
         elif suffix == ".txt" and layout.sample_by == "paragraph":
@@ -396,14 +239,14 @@ def _json_record(text: str, where: str) -> Record:
 
 
 def _json_records(file: io.BufferedIOBase, path: Path, name: str, packed: bool, encoding: str) -> Iterator[Record]:
-    chunks, codec = _text_chunks(file, name, encoding)
+    chunks, codec = text_chunks(file, name, encoding)
     seen, lines = _looks_like_lines(chunks)
     chunks = chain(seen, chunks)
     if lines:  # JSON Lines by the name of .json
-        yield from _line_records(_lines(chunks, name, codec), name, ".jsonl", "", False)
+        yield from _line_records(decoded_lines(chunks, name, codec), name, ".jsonl", "", False)
         return
     again = partial(_reopened, path, name, packed, encoding) if path.is_file() else None
-    rows = document_rows(_decoded(chunks, name, codec), name, _document_limit(path), again)
+    rows = document_rows(decoded_chunks(chunks, name, codec), name, _document_limit(path), again)
     for number, (row, text) in enumerate(rows, start=1):
         yield _object_record(row, f"{name}, item {number}", escapes=bool(_HALF_OF_A_PAIR.search(text)))
 
@@ -417,15 +260,15 @@ def _looks_like_lines(chunks: Iterator[bytes]) -> tuple[list[bytes], bool]:
             seen.append(chunk)
             yield chunk
 
-    first = list(islice((line for line, _ in _divided(first_chunks()) if line.strip()), 2))
+    first = list(islice((line for line, _ in divided_lines(first_chunks()) if line.strip()), 2))
     text = first[0].decode("utf-8", "replace").removeprefix("\ufeff") if len(first) == 2 else ""
     return seen, text.startswith("{") and _json_record(text, "").row is not None
 
 
 def _reopened(path: Path, name: str, packed: bool, encoding: str) -> Iterator[str]:
-    with _opened(path, name, packed) as file:
-        chunks, codec = _text_chunks(file, name, encoding)
-        yield from _decoded(chunks, name, codec)
+    with opened(path, name, packed) as file:
+        chunks, codec = text_chunks(file, name, encoding)
+        yield from decoded_chunks(chunks, name, codec)
 
 
 def _document_limit(path: Path) -> int:
@@ -457,10 +300,10 @@ def _binary_records(path: Path, name: str, suffix: str) -> Iterator[Record]:
             "give a file, or JSON Lines",
             code="unsupported_format",
         )
-    with _opened(path, name, packed=False) as file:
-        head = next(_chunks(file, name), b"")
+    with opened(path, name, packed=False) as file:
+        head = next(byte_chunks(file, name), b"")
     if suffix == ".parquet" and head and not head.startswith(b"PAR1"):
-        _refuse_foreign(head, name)
+        refuse_foreign(head, name)
         raise InputError(
             f"{name} is not Parquet, although its name ends in .parquet",
             "rename it, or copy it again",

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from llmkit.data import binary_rows, tables
+from llmkit.data import binary_rows, byte_lines, tables
 from llmkit.data import rows as rows_module
 from llmkit.data.rows import Layout, Record, read_rows
 from llmkit.errors import InputError
@@ -247,7 +247,7 @@ def test_a_line_of_100_mb_is_passed_over_without_holding_it() -> None:
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv"])
 def test_the_longest_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows_module, "MAX_ROW_BYTES", 2000)
+    monkeypatch.setattr(byte_lines, "MAX_ROW_BYTES", 2000)
     widths = (2000, 2001, 100_000, 2000)
     lines = [('{"text": "' + "x" * (width - 13) + '"}' if name == "a.jsonl" else "x" * (width - 1)) for width in widths]
     records = read(name, "\n".join((["text"] if name == "a.csv" else []) + lines) + "\n")
@@ -333,7 +333,7 @@ def test_a_document_in_any_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     for indent in (None, 2):
         text = json.dumps({"version": 1.5, "other": [1, 2], "data": rows}, ensure_ascii=False, indent=indent)
         for size in (1, 2, 3, 7, 64):
-            monkeypatch.setattr(rows_module, "_CHUNK_BYTES", size)
+            monkeypatch.setattr(byte_lines, "_CHUNK_BYTES", size)
             assert good(read("a.json", text)) == rows
             assert good(read("a.json", text.encode("utf-16"), "utf-16")) == rows
             with pytest.raises(InputError, match=rf"^a.json:{text.count(chr(10)) + 1} is not JSON \(Extra data\)"):

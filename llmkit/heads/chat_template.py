@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,10 +21,19 @@ from llmkit.errors import CheckpointError, InputError, LlmkitError, UsageError
 from llmkit.files import read_json
 from llmkit.heads.base import encode_text
 from llmkit.heads.template_limits import limited
+from llmkit.heads.thinking import Switch, find_switch
 from llmkit.log import warn
 from llmkit.tasks import Chat, Message
 
-__all__ = ["check_template", "choose_template", "encode_chat", "render_chat", "reply_frame", "template_of"]
+__all__ = [
+    "check_template",
+    "choose_template",
+    "encode_chat",
+    "render_chat",
+    "reply_frame",
+    "template_of",
+    "thinking_switch",
+]
 
 _MARKER = "Qx{}zQ"
 """Placeholder of a message: letters and digits, which trimming, escaping and JSON do not change."""
@@ -121,13 +130,13 @@ def encode_chat(tokenizer: Any, chat: Chat) -> list[int]:
     return encode_text(tokenizer, render_chat(tokenizer, chat), special=False)
 
 
-def reply_frame(tokenizer: Any, *, thinking: bool = True) -> tuple[str, str]:
+def reply_frame(tokenizer: Any, *, thinking: bool | None = None) -> tuple[str, str]:
     """What the template puts between a prompt and a reply, and after the reply; empty if that is unknown."""
     return _reply_frame(tokenizer, template_of(tokenizer), thinking)
 
 
 @lru_cache(maxsize=64)
-def _reply_frame(tokenizer: Any, template: str, thinking: bool) -> tuple[str, str]:
+def _reply_frame(tokenizer: Any, template: str, thinking: bool | None) -> tuple[str, str]:
     question, marker = Message("user", "?"), _MARKER.format(1)
     prompt = _render(tokenizer, template, (question,), thinking=thinking, prompt=True)
     prompt += _reply_header(tokenizer, template, thinking)
@@ -140,7 +149,7 @@ def _reply_frame(tokenizer: Any, template: str, thinking: bool) -> tuple[str, st
 
 
 @lru_cache(maxsize=64)
-def _reply_header(tokenizer: Any, template: str, thinking: bool) -> str:
+def _reply_header(tokenizer: Any, template: str, thinking: bool | None) -> str:
     """What a template puts before a reply but not after a prompt, for lack of ``add_generation_prompt``."""
     if "add_generation_prompt" in template:
         return ""
@@ -156,7 +165,9 @@ def _reply_header(tokenizer: Any, template: str, thinking: bool) -> str:
     return header if whole.startswith(prompt) and header.strip() else ""
 
 
-def _render(tokenizer: Any, template: str, messages: Sequence[Message], *, thinking: bool, prompt: bool) -> str:
+def _render(tokenizer: Any, template: str, messages: Sequence[Message], *, thinking: bool | None, prompt: bool) -> str:
+    if thinking is not None and (switch := _switch(tokenizer, template)) is not None:
+        messages = switch.messages(messages, thinking)
     roles = tuple(message.role for message in messages)
     form = _form(tokenizer, template, roles, thinking, prompt)
     try:
@@ -167,20 +178,46 @@ def _render(tokenizer: Any, template: str, messages: Sequence[Message], *, think
         raise _refusal(error) from error
 
 
-def _apply(tokenizer: Any, template: str, turns: list[dict[str, Any]], *, thinking: bool, prompt: bool) -> str:
+def _apply(
+    tokenizer: Any,
+    template: str,
+    turns: list[dict[str, Any]],
+    *,
+    thinking: bool | None,
+    prompt: bool,
+    arguments: Mapping[str, Any] | None = None,
+) -> str:
+    if thinking is not None and (switch := _switch(tokenizer, template)) is not None:
+        arguments = switch.arguments(thinking)
     with limited(template, _CORRECT):
         text = tokenizer.apply_chat_template(
             turns,
             chat_template=template,
             add_generation_prompt=prompt,
             tokenize=False,
-            **({} if thinking else {"enable_thinking": False}),
+            **arguments or {},
         )
     return str(text)
 
 
+def thinking_switch(tokenizer: Any) -> Switch | None:
+    """How the template turns reasoning on and off; None if it cannot."""
+    return _switch(tokenizer, template_of(tokenizer))
+
+
+@lru_cache(maxsize=64)
+def _switch(tokenizer: Any, template: str) -> Switch | None:
+    def render(messages: Sequence[Message], arguments: Mapping[str, Any]) -> str | None:
+        try:
+            return _apply(tokenizer, template, _Form().turns(messages), thinking=None, prompt=True, arguments=arguments)
+        except Exception:  # noqa: BLE001 - a template is code
+            return None
+
+    return find_switch(template, render)
+
+
 @lru_cache(maxsize=1024)
-def _form(tokenizer: Any, template: str, roles: tuple[Any, ...], thinking: bool, prompt: bool) -> _Form:
+def _form(tokenizer: Any, template: str, roles: tuple[Any, ...], thinking: bool | None, prompt: bool) -> _Form:
     """The first form that keeps all messages."""
     ends = [(_MARKER.format(number), _MARKER.format(f"{number}e")) for number in range(len(roles))]
     messages = [Message(role, _LONG.join(pair)) for role, pair in zip(roles, ends, strict=True)]

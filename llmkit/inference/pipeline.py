@@ -40,7 +40,7 @@ class Pipeline:
         self.engine = engine
         self.prompt_options = prompt_options
         self.traits = engine.traits(task, raw=prompt_options.raw)
-        task.check_compatible(self.traits, prompt_options)
+        task.check_options(self.traits, prompt_options)
         for number, example in enumerate(prompt_options.examples, start=1):
             task.validate_example(example, number)
         if not writes(engine.facts.head) and (options := non_default(settings)):

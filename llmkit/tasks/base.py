@@ -101,7 +101,7 @@ class Task:
     learns_parts: ClassVar[bool] = False
     """Whether a training example that is too long can be split into parts."""
     allow_reasoning: ClassVar[bool] = False
-    """Whether reasoning models should reason."""
+    """Whether reasoning is left to the model by default; otherwise it is turned off where that is possible."""
     strip_output: ClassVar[bool] = True
     """Whether white space around the output is stripped."""
     stop_loops: ClassVar[bool] = False
@@ -278,6 +278,16 @@ class Task:
                     f"example {number} has no {column!r} (its columns: {names})", need, code="column_mismatch"
                 )
 
+    def check_options(self, traits: Traits, prompt_options: PromptOptions) -> None:
+        """Raise `UsageError` for options that do not work with this kind of model, or have no effect on it."""
+        self.check_compatible(traits, prompt_options)
+        if prompt_options.think is None or (traits.switches_thinking and not prompt_options.raw):
+            return
+        without = "the model's chat template cannot turn reasoning on or off"
+        if prompt_options.raw or not traits.chat:
+            without = "the prompt is not rendered by a chat template"
+        raise UsageError(f"`think={prompt_options.think}` has no effect: {without}", "leave it out", code="no_effect")
+
     def check_compatible(self, traits: Traits, prompt_options: PromptOptions) -> None:
         """Raise `UsageError` for options that do not work with this kind of model."""
         if traits.chat and not prompt_options.raw:
@@ -301,7 +311,7 @@ class Task:
                 turns.append(Message("user", self.instruct(example)))
                 turns.append(Message("assistant", self.reference(example)))
             turns.append(Message("user", self.instruct(row)))
-            return Chat(tuple(turns), prompt_options.prefill, thinking=self.allow_reasoning)
+            return Chat(tuple(turns), prompt_options.prefill, prompt_options.thinking(by_default=self.allow_reasoning))
         shots = "".join(f"{self.few_shot_example(example, traits)}\n\n" for example in prompt_options.examples)
         system = f"{prompt_options.system}\n\n" if prompt_options.system else ""
         text = f"{system}{shots}{self.plain_prompt(row, traits)}"

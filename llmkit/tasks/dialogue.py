@@ -186,7 +186,7 @@ class Dialogue(Task):
             opening += to_messages(example["messages"])
         turns = (*opening, *(message for message in messages if message.role != "system"))
         if traits.chat:
-            return Chat(turns, prompt_options.prefill)
+            return Chat(turns, prompt_options.prefill, prompt_options.thinking(by_default=self.allow_reasoning))
         if traits.separator is not None:
             return Text(traits.separator.join(turn.content for turn in turns), prompt_options.prefill)
         lines = [f"{_NAMES[turn.role]}: {turn.content}" if turn.role in _NAMES else turn.content for turn in turns]

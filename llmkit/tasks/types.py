@@ -70,8 +70,8 @@ class Chat:
 
     messages: tuple[Message, ...]
     prefill: str = ""
-    thinking: bool = True
-    """False turns off reasoning, if the template has a switch for it (``enable_thinking``)."""
+    thinking: bool | None = None
+    """Whether to turn reasoning on or off, if the template has a switch for it; None: the template's default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +123,16 @@ class PromptOptions:
     )
     examples: Sequence[Row] = field(default=())
     raw: bool = setting(False, "Continue the text itself, without the chat template.", group="Prompt")
+    think: bool | None = setting(
+        None,
+        "Whether the model reasons before its answer; by default, chat and generate leave it to the model, and other"
+        " tasks turn it off.",
+        group="Prompt",
+    )
+
+    def thinking(self, *, by_default: bool) -> bool | None:
+        """Whether to turn reasoning on or off; None: leave it to the model."""
+        return self.think if self.think is not None else None if by_default else False
 
 
 @dataclass(frozen=True)
@@ -137,6 +147,8 @@ class Traits:
     """Has a chat template."""
     prefix: str = ""
     """Prefix of this task's input in the model's training, such as T5's ``summarize: ``."""
+    switches_thinking: bool = False
+    """The chat template has a switch that turns reasoning on and off."""
     separator: str | None = None
     """Separator of the turns of a conversation in training, if there is no chat template (BlenderBot)."""
     languages: LanguageMap | None = None

@@ -200,7 +200,7 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
             )
         traits = replace(traits, chat=False)
     prompt_options = PromptOptions(system=recipe.prompt.system)
-    task.check_compatible(traits, prompt_options)
+    task.check_options(traits, prompt_options)
     if traits.chat:
         check_template(loaded.tokenizer)
     _check_lengths(data, task, loaded)

@@ -6,8 +6,9 @@ import functools
 from contextlib import suppress
 from typing import Any
 
-from llmkit.errors import UsageError
+from llmkit.errors import CheckpointError, UsageError
 from llmkit.heads import head_of
+from llmkit.heads.chat_template import thinking_switch
 from llmkit.hub.card import card_metadata, declared_languages
 from llmkit.models.families import family
 from llmkit.models.load import Loaded
@@ -34,10 +35,17 @@ def traits_of(loaded: Loaded, task: Task) -> Traits:
         continues=head.one_sequence,
         chat=chat,
         prefix=prefix if prefix.strip() else "",
+        switches_thinking=chat and _switches_thinking(loaded.tokenizer),
         separator=known.separator,
         languages=languages,
         declared_languages=_declared_languages(loaded.source),
     )
+
+
+def _switches_thinking(tokenizer: Any) -> bool:
+    with suppress(CheckpointError):  # an ambiguous template is refused where it is used
+        return thinking_switch(tokenizer) is not None
+    return False
 
 
 @functools.cache

@@ -22,9 +22,10 @@ from llmkit.config.settings import (
 )
 from llmkit.config.signatures import Function, with_settings
 from llmkit.config.user import default_model
+from llmkit.data.prompt_files import prompt_values
 from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.progress import hidden
-from llmkit.tasks import TASKS, Message, PromptOptions, Row, Task, find_task
+from llmkit.tasks import TASKS, Message, PromptKeywords, PromptOptions, Row, Task, find_task
 from llmkit.tasks.question_answering import AnswerOptions
 from llmkit.tasks.summarization import SummarizationOptions
 from llmkit.tasks.translation import TranslationOptions
@@ -52,8 +53,6 @@ __all__ = [
     "translate",
 ]
 
-Examples = Sequence[Row] | str | Path
-
 _last: dict[tuple[LoadSettings, str, tuple[str, ...], str], tuple[Loaded, object]] = {}
 """The model of the last call, and when its files were written."""
 _loading = threading.Lock()
@@ -62,10 +61,27 @@ _loading = threading.Lock()
 
 def _with_options_of(name: str) -> Callable[[Function], Function]:
     task = find_task(name)
-    return with_settings(LoadSettings, GenerationSettings, task.settings_class, shown_defaults=task.shown_defaults())
+    classes = (PromptOptions, LoadSettings, GenerationSettings, task.settings_class)
+    return with_settings(*classes, shown_defaults=task.shown_defaults())
 
 
 class TaskOptions(SummarizationOptions, AnswerOptions, TranslationOptions, total=False):
+    """The settings of every task."""
+
+
+class PromptedOptions(Options, PromptKeywords, total=False):
+    """The keyword arguments of tasks without settings."""
+
+
+class PromptedSummarization(SummarizationOptions, PromptKeywords, total=False):
+    """The keyword arguments of `summarize`."""
+
+
+class PromptedAnswer(AnswerOptions, PromptKeywords, total=False):
+    """The keyword arguments of `answer`."""
+
+
+class PromptedTask(TaskOptions, PromptKeywords, total=False):
     """The keyword arguments of every task."""
 
 
@@ -132,30 +148,18 @@ def build_pipeline(
     return Pipeline(task, TransformersEngine(loaded), settings, prompt_options)
 
 
-@with_settings(LoadSettings, GenerationSettings, *(each.settings_class for each in TASKS.values()))
-def load(
-    task: str,
-    model: str | None = None,
-    *,
-    system: str = "",
-    prefill: str = "",
-    examples: Examples = (),
-    raw: bool = False,
-    **options: Unpack[TaskOptions],
-) -> Pipeline:
+@with_settings(PromptOptions, LoadSettings, GenerationSettings, *(each.settings_class for each in TASKS.values()))
+def load(task: str, model: str | None = None, **options: Unpack[PromptedTask]) -> Pipeline:
     """Load a model for a task.
 
     Args:
         task: ``text-generation``, ``summarization``, ``question-answering``, ``dialogue`` or ``translation``, or the
             verb: ``generate``, ``summarize``, ``answer``, ``chat``, ``translate``.
         model: Hub id, local folder, PEFT adapter folder, GGUF file, or ``starter``; None takes the task's default.
-        system: system message (chat models) or text put in front (others).
-        prefill: how the output begins; it is not repeated in the output.
-        examples: few-shot rows in the task's columns, or a file of them.
-        raw: continue the text as it is, even on a model with a chat template.
-        **options: the fields of `LoadSettings` and `GenerationSettings`, and the task's own: ``length``
-            (summarization); ``top``, ``no_answer_threshold``, ``max_seq_len``, ``doc_stride``, ``max_answer_len``
-            (question answering); ``source``, ``target`` (translation).
+        **options: the fields of `PromptOptions` (``examples`` may be rows or a file of them), `LoadSettings` and
+            `GenerationSettings`, and the task's own: ``length`` (summarization); ``top``, ``no_answer_threshold``,
+            ``max_seq_len``, ``doc_stride``, ``max_answer_len`` (question answering); ``source``, ``target``
+            (translation).
 
     Returns:
         A pipeline: call it with a row, ``map`` it over many, or ``stream`` one answer. A row is a mapping with the
@@ -165,95 +169,61 @@ def load(
     Raises:
         LlmkitError: one line that ends in what to do.
     """
-    made, load_settings, settings = _open(task, model, options)
-    return build_pipeline(made, load_settings, settings, make_prompt_options(system, prefill, examples, raw=raw))
+    return build_pipeline(*_open(task, model, options))
 
 
-def _open(task: str, model: str | None, options: Any) -> tuple[Task, LoadSettings, GenerationSettings]:
+def _open(task: str, model: str | None, options: Any) -> tuple[Task, LoadSettings, GenerationSettings, PromptOptions]:
     """A task and the settings, from keyword arguments."""
     found = find_task(task)
-    load_settings, settings, own = split_options(
-        {**options, "model": model}, LoadSettings, GenerationSettings, found.settings_class
+    given = {**options, **prompt_values(options), "model": model}
+    load_settings, settings, prompt_options, own = split_options(
+        given, LoadSettings, GenerationSettings, PromptOptions, found.settings_class
     )
-    return found(own), load_settings, settings
+    return found(own), load_settings, settings, prompt_options
 
 
-def _answer(task: str, given: str | Row, model: str | None, prompt_options: PromptOptions, options: Any) -> Output:
+def _answer(task: str, given: str | Row, model: str | None, options: Any) -> Output:
     """The output for one row."""
-    made, load_settings, settings = _open(task, model, options)
-    row = made.to_row(given)
-    made.validate(row)
-    return build_pipeline(made, load_settings, settings, prompt_options, row=row)(row)
-
-
-def make_prompt_options(
-    system: str = "", prefill: str = "", examples: Examples = (), *, raw: bool = False
-) -> PromptOptions:
-    """The caller's additions to each prompt; examples may be a file."""
-    if isinstance(examples, str | Path):
-        from llmkit.data.rows import read_rows
-
-        examples = read_rows(Path(examples))
-    return PromptOptions(system=system or "", prefill=prefill or "", examples=tuple(examples or ()), raw=raw)
+    opened = _open(task, model, options)
+    row = opened[0].to_row(given)
+    opened[0].validate(row)
+    return build_pipeline(*opened, row=row)(row)
 
 
 @_with_options_of("text-generation")
-def generate(
-    prompt: str,
-    model: str | None = None,
-    *,
-    system: str = "",
-    prefill: str = "",
-    examples: Examples = (),
-    raw: bool = False,
-    **options: Unpack[Options],
-) -> Output:
+def generate(prompt: str, model: str | None = None, **options: Unpack[PromptedOptions]) -> Output:
     """Answer or continue one prompt. The model of the last call stays loaded; see `load` for the arguments."""
-    return _answer("text-generation", prompt, model, make_prompt_options(system, prefill, examples, raw=raw), options)
+    return _answer("text-generation", prompt, model, options)
 
 
 @_with_options_of("summarization")
-def summarize(
-    text: str, model: str | None = None, *, examples: Examples = (), **options: Unpack[SummarizationOptions]
-) -> Output:
+def summarize(text: str, model: str | None = None, **options: Unpack[PromptedSummarization]) -> Output:
     """Summarize a text of any length; a text longer than the model's context is summarized in parts.
 
     ``length`` is ``short``, ``medium``, ``long`` or a number of tokens; see `load` for the other arguments.
     """
-    return _answer("summarization", text, model, make_prompt_options(examples=examples), options)
+    return _answer("summarization", text, model, options)
 
 
 @_with_options_of("question-answering")
-def answer(
-    question: str,
-    context: str,
-    model: str | None = None,
-    *,
-    examples: Examples = (),
-    **options: Unpack[AnswerOptions],
-) -> Output:
+def answer(question: str, context: str, model: str | None = None, **options: Unpack[PromptedAnswer]) -> Output:
     """Answer a question from a text. ``output.start`` and ``output.end`` are the answer's character offsets in it.
 
     If the text has no answer, ``output.answered`` is False; see `load` for the arguments.
     """
     row = {"question": question, "context": context}
-    return _answer("question-answering", row, model, make_prompt_options(examples=examples), options)
+    return _answer("question-answering", row, model, options)
 
 
 @_with_options_of("dialogue")
 def chat(
-    messages: str | Sequence[Message | Row],
-    model: str | None = None,
-    *,
-    system: str = "",
-    examples: Examples = (),
-    **options: Unpack[Options],
+    messages: str | Sequence[Message | Row], model: str | None = None, **options: Unpack[PromptedOptions]
 ) -> Output:
     """The reply to one message, or to a conversation (``[{"role": "user", "content": …}, …]``).
 
     Use `Conversation` for several turns. See `load` for the arguments.
     """
-    return _answer("dialogue", {"messages": messages}, model, make_prompt_options(system, examples=examples), options)
+    return _answer("dialogue", {"messages": messages}, model, options)
 
 
 @_with_options_of("translation")
@@ -263,8 +233,7 @@ def translate(
     model: str | None = None,
     *,
     source: str | None = None,
-    examples: Examples = (),
-    **options: Unpack[Options],
+    **options: Unpack[PromptedOptions],
 ) -> Output:
     """Translate a text of any length into the ``target`` language, by English name or ISO 639 code.
 
@@ -272,7 +241,7 @@ def translate(
     code, URLs and placeholders are preserved. See `load` for the other arguments.
     """
     options_of_task = {**options, "source": source, "target": target}
-    return _answer("translation", text, model, make_prompt_options(examples=examples), options_of_task)
+    return _answer("translation", text, model, options_of_task)
 
 
 def pipeline(

@@ -16,7 +16,8 @@ import pytest
 import llmkit
 from llmkit import api
 from llmkit.config import settings
-from llmkit.tasks import TASKS
+from llmkit.config.settings import nested_kind
+from llmkit.tasks import TASKS, PromptKeywords, PromptOptions
 
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "numpy", "huggingface_hub")
 
@@ -66,6 +67,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
     [
         (settings.LoadOptions, [settings.LoadSettings]),
         (settings.Options, [settings.LoadSettings, settings.GenerationSettings]),
+        (PromptKeywords, [PromptOptions]),
         (
             api.TaskOptions,
             [settings.LoadSettings, settings.GenerationSettings, *(task.settings_class for task in TASKS.values())],
@@ -74,7 +76,8 @@ def test_unknown_name_is_an_attribute_error() -> None:
 )
 def test_keyword_arguments_mirror_the_settings(options: type, classes: list[Any]) -> None:
     declared = {item.name: get_type_hints(each)[item.name] for each in classes for item in fields(each)}
-    declared.pop("model")
+    declared.pop("model", None)
+    declared = {name: hint | str | Path if nested_kind(hint) else hint for name, hint in declared.items()}
     written = get_type_hints(options)
     if "length" in written:  # a number is taken too, and kept as text
         assert written.pop("length") == str | int

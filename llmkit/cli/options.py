@@ -21,9 +21,17 @@ from typer.core import TyperOption
 
 from llmkit.cli.completion import completer
 from llmkit.cli.help import Entry, HelpCommand
-from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, TaskSettings, quoted, setting_fields
+from llmkit.config.settings import (
+    GenerationSettings,
+    LoadSettings,
+    RowSettings,
+    TaskSettings,
+    nested_kind,
+    quoted,
+    setting_fields,
+)
 from llmkit.errors import LlmkitError
-from llmkit.tasks import TASKS, Task
+from llmkit.tasks import TASKS, PromptOptions, Task
 
 __all__ = ["Stopped", "command", "declared", "flags", "named_options", "remedy", "worded"]
 
@@ -132,9 +140,13 @@ _hints: Callable[[Any], dict[str, Any]] = functools.cache(functools.partial(get_
 def _parameters(settings: type[Any], task: type[Task] | None) -> Iterator[inspect.Parameter]:
     hints = _hints(settings)
     for item in setting_fields(settings):
+        if task and settings is PromptOptions and item.name not in task.command_prompt_options:
+            continue
         kind, default = hints[item.name], item.default
         if kind == tuple[str, ...]:
             kind, default = list[str], []
+        elif nested_kind(kind):  # a file
+            kind, default = str | None, None
         if task and item.name == "on_overflow":
             kind = Literal[task.allowed_overflow] | None
         option = declared(settings, item.name, task)
@@ -206,6 +218,15 @@ def command(
     return Entry(name, text, heading, lambda: _build(name, function, text, task))
 
 
+def _made(settings: type[Any], values: dict[str, Any]) -> Any:
+    """The settings from the values of options."""
+    if settings is PromptOptions:
+        from llmkit.data.prompt_files import prompt_values
+
+        values = prompt_values(values)
+    return settings(**values)
+
+
 def _build(name: str, function: Callable[..., None], text: str, task: type[Task] | None) -> Command:
     hints = get_type_hints(function, include_extras=True)
     parameters: list[inspect.Parameter] = []
@@ -228,10 +249,10 @@ def _build(name: str, function: Callable[..., None], text: str, task: type[Task]
         flags.options = named_options(invocation.command.params)
         start_logging(verbose=values.pop("verbose"), log_file=values.pop("log_file"))
         for bundle, settings in bundles.items():
-            named = {item.name: values.pop(item.name) for item in setting_fields(settings)}
+            named = {item.name: values.pop(item.name) for item in setting_fields(settings) if item.name in values}
             named = {name: value for name, value in named.items() if _is_given(invocation, name)}
             named = {key: tuple(value) if isinstance(value, list) else value for key, value in named.items()}
-            values[bundle] = settings(**named)
+            values[bundle] = _made(settings, named)
         try:
             with _offline(values):
                 function(**values)

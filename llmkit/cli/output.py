@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from llmkit.tasks import Row
     from llmkit.tasks.output import Output
 
-__all__ = ["AsJson", "Encoding", "Examples", "LiteralText", "StreamPrinter", "TextArgument", "report", "show"]
+__all__ = ["AsJson", "Encoding", "LiteralText", "StreamPrinter", "TextArgument", "report", "show"]
 
 TextArgument = Annotated[
     str | None, typer.Argument(metavar="TEXT|FILE|-", help="The text, a file, or - for standard input.")
@@ -31,14 +30,6 @@ Encoding = Annotated[
     typer.Option(metavar="NAME", help="Encoding of the file or standard input, if not UTF-8.", rich_help_panel="Input"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel="Output")]
-Examples = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Add few-shot rows in the task's columns (.jsonl, .json, .csv, .tsv) to the prompt.",
-        rich_help_panel="Prompt",
-    ),
-]
 
 
 def show(pipeline: Pipeline, row: str | Row, *, as_json: bool, reasoning: bool = False) -> Output:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmkit.cli.chat import CHAT_OPTIONS, ChatOptions, converse
-from llmkit.cli.options import declared
-from llmkit.cli.output import AsJson, Encoding, Examples, LiteralText, show
+from llmkit.cli.output import AsJson, Encoding, LiteralText, show
 from llmkit.cli.rows import answer_rows
 from llmkit.cli.streams import echo
 from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
@@ -24,13 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["task_command"]
 
-_PROMPT_OPTIONS: dict[str, Any] = {
-    "system": Annotated[str, declared(PromptOptions, "system")],
-    "prefill": Annotated[str, declared(PromptOptions, "prefill")],
-    "examples": Examples,
-    "raw": Annotated[bool, declared(PromptOptions, "raw")],
-}
-
 
 def task_command(task: type[Task]) -> Callable[..., None]:
     """The function of a task's command, for `llmkit.cli.options.command`."""
@@ -38,6 +30,7 @@ def task_command(task: type[Task]) -> Callable[..., None]:
     def run(
         *,
         settings: Any,
+        prompt_options: PromptOptions,
         rows: RowSettings,
         generation: GenerationSettings,
         load: LoadSettings,
@@ -45,14 +38,10 @@ def task_command(task: type[Task]) -> Callable[..., None]:
         encoding: str | None,
         **arguments: Any,
     ) -> None:
-        from llmkit.api import build_pipeline, make_prompt_options
+        from llmkit.api import build_pipeline
 
         made = task(settings)
         chat = ChatOptions(**{name: arguments.pop(name) for name in CHAT_OPTIONS}) if task.converses else ChatOptions()
-        prompt = {
-            name: arguments.pop(name, default) for name, default in (("system", ""), ("prefill", ""), ("raw", False))
-        }
-        prompt_options = make_prompt_options(examples=arguments.pop("examples") or (), **prompt)
         if rows.input:
             chat.refuse()
             instead = {_label(task, name): value for name, value in arguments.items()} | {"--json": as_json}
@@ -101,9 +90,7 @@ def _parameters(task: type[Task]) -> Iterator[inspect.Parameter]:
         argument = typer.Argument(metavar="TEXT|FILE|-", help="The text, a file, or - for standard input.")
         yield parameter("argument", Annotated[str | None, argument])
         yield parameter("text", LiteralText)
-    for name, annotation in _PROMPT_OPTIONS.items():
-        if name == "examples" or name in task.command_prompt_options:
-            yield parameter(name, annotation, None if name == "examples" else False if name == "raw" else "")
+    yield parameter("prompt_options", PromptOptions, inspect.Parameter.empty)
     for name, annotation in CHAT_OPTIONS.items() if task.converses else ():
         yield parameter(name, annotation, None if name == "load_file" else False)
     yield parameter("as_json", AsJson, False)

@@ -6,10 +6,12 @@ import glob
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from llmkit.config.paths import user_path
+from llmkit.config.settings import nested_kind
 from llmkit.errors import InputError
+from llmkit.tasks import PromptOptions
 
 __all__ = ["relative_paths", "resolve_paths"]
 
@@ -45,7 +47,9 @@ def relative_paths(content: dict[str, Any], folder: Path) -> None:
 
 
 def _replace_paths(content: dict[str, Any], replace: Callable[[Any], Any]) -> None:
-    for section, key in (("model", "name_or_path"), ("tokenizer", "name_or_path"), ("tokenizer", "chat_template")):
+    prompt = [("prompt", name) for name, hint in get_type_hints(PromptOptions).items() if nested_kind(hint)]
+    keys = (("model", "name_or_path"), ("tokenizer", "name_or_path"), ("tokenizer", "chat_template"), *prompt)
+    for section, key in keys:
         if isinstance(inner := content.get(section), dict) and key in inner:
             inner[key] = replace(inner[key])
     data = content.get("data")

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args, get_t
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from llmkit.config.peft_methods import NO_SOURCE
-from llmkit.config.settings import MOST, LoadSettings, TruncationSide, bounds, delimiter_character, setting_fields
+from llmkit.config.settings import (
+    MOST,
+    LoadSettings,
+    TruncationSide,
+    bounds,
+    delimiter_character,
+    nested_kind,
+    setting_fields,
+)
 from llmkit.errors import UsageError
 from llmkit.tasks import PromptOptions
 
@@ -74,13 +82,16 @@ class Section(BaseModel):
 
 
 def section_of(name: str, settings: type[Any], *, without: tuple[str, ...] = (), base: type[Section]) -> Any:
-    """Create a section with the fields of a settings class: names, types, defaults, bounds and help."""
+    """Create a section with the fields of a settings class: names, types, defaults, bounds and help.
+
+    A mapping or rows may be the name of a file.
+    """
     hints = get_type_hints(settings)
     members: dict[str, Any] = {}
     for item in setting_fields(settings):
-        if item.name in without:
+        if item.name in without or item.metadata["inference_only"]:
             continue
-        hint = hints[item.name]
+        hint = hints[item.name] | str if nested_kind(hints[item.name]) else hints[item.name]
         limits = zip(("ge", "le"), bounds(item, hint), strict=True)
         constraints: dict[str, Any] = {key: value for key, value in limits if math.isfinite(value) and _is_number(hint)}
         members[item.name] = (hint, Field(item.default, description=item.metadata["help"], **constraints))
@@ -146,7 +157,7 @@ ModelSection = section_of("ModelSection", LoadSettings, without=("model",), base
 if TYPE_CHECKING:
     PromptSection = PromptOptions
 else:
-    PromptSection = section_of("PromptSection", PromptOptions, without=("prefill", "examples"), base=Section)
+    PromptSection = section_of("PromptSection", PromptOptions, base=Section)
 
 
 # Data.

@@ -12,7 +12,8 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any, Literal, Self, TypedDict, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Self, TypedDict, Union, get_args, get_origin, get_type_hints
 
 from llmkit.errors import UsageError
 
@@ -31,6 +32,7 @@ __all__ = [
     "column_pairs",
     "command_line",
     "explicitly_set",
+    "nested_kind",
     "non_default",
     "quoted",
     "setting",
@@ -61,6 +63,7 @@ def setting(
     metavar: str | None = None,
     group: str = "",
     shown_default: str = "",
+    inference_only: bool = False,
 ) -> Any:
     """Declare a field.
 
@@ -74,9 +77,22 @@ def setting(
         metavar: what stands for the value in help texts, if not the kind or the choices.
         group: the heading of help texts that it is listed under.
         shown_default: the default in words, if ``default`` is None; tasks can replace it (`Task.shown_defaults`).
+        inference_only: whether it is neither a key of recipes nor saved with a tuned model.
     """
     extra = {"option": option, "short": short, "metavar": metavar, "group": group, "shown_default": shown_default}
-    return field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, **extra})
+    limits = {"minimum": minimum, "maximum": maximum}
+    return field(default=default, metadata={"help": help, **limits, **extra, "inference_only": inference_only})
+
+
+def nested_kind(hint: Any) -> Literal["mapping", "rows"] | None:
+    """What a setting of this type holds, if not a single value; it can be the name of a file too."""
+    origins = {get_origin(part) for part in _members(hint)}
+    return "rows" if origins & {Sequence, list} else "mapping" if origins & {Mapping, dict} else None
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 class _Checked:
@@ -106,7 +122,10 @@ def _check(item: Field[Any], hint: Any, value: Any) -> None:
         raise UsageError(
             f"{item.name}={value!r} is not a choice", f"choose from {', '.join(choices)}", code="invalid_value"
         )
-    if str in (hint, *get_args(hint)) and get_origin(hint) is not tuple and not isinstance(value, str):
+    if (kind := nested_kind(hint)) and not isinstance(value, Mapping if kind == "mapping" else list | tuple):
+        fix = "give a mapping" if kind == "mapping" else "give a list of rows"
+        raise UsageError(f"{item.name} is a {type(value).__name__}", fix, code="invalid_value")
+    if str in _members(hint) and not isinstance(value, str):
         raise UsageError(f"{item.name}={value!r} is not text", "give a string", code="invalid_value")
     numeric = next((kind for kind in (int, float) if kind in (hint, *get_args(hint))), None)
     if numeric is None:

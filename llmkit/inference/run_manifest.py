@@ -67,9 +67,7 @@ def describe_run(
             "task_settings": asdict(pipeline.task.settings),
             "generation": asdict(pipeline.settings),
             "wording": {
-                "system": prompt_options.system,
-                "prefill": prompt_options.prefill,
-                "raw": prompt_options.raw,
+                **asdict(prompt_options),
                 "examples": [dict(example) for example in prompt_options.examples],
             },
             "loading": {name: getattr(load, name) for name in _LOADING},

@@ -1,14 +1,16 @@
 """The task and prompt settings a model was tuned with, saved with its weights so that inference needs no flags.
 
-``llmkit.json`` holds the task, its settings and the system prompt. Knows that file; the caller decides when it is
+``llmkit.json`` holds the task, its settings and the prompt options. Knows that file; the caller decides when it is
 written.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from llmkit.config.settings import GenerationSettings, TruncationSide, explicitly_set, setting_fields
@@ -19,9 +21,15 @@ from llmkit.models.load import Loaded
 from llmkit.models.source import CONTRACT_FILE
 from llmkit.tasks import PromptOptions, Task
 
-__all__ = ["CONTRACT_FILE", "Contract", "apply_contract", "read_contract", "write_contract"]
+__all__ = ["CONTRACT_FILE", "Contract", "apply_contract", "read_contract", "tuned_prompt", "write_contract"]
 
-_VERSION = 1
+_VERSION = 2
+_SHOWN = 80
+"""Characters of a value in a warning."""
+_PROMPT_DEFAULTS = {
+    item.name: item.default for item in setting_fields(PromptOptions) if not item.metadata["inference_only"]
+}
+"""The prompt options of a model that was tuned without any."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +39,8 @@ class Contract:
     task: str
     settings: dict[str, Any] = field(default_factory=dict)
     """The task's settings, including defaults, since another version may have different defaults."""
-    system: str = ""
-    raw: bool = False
-    """Without the chat template."""
+    prompt: dict[str, Any] = field(default_factory=dict)
+    """Prompt options, see `tuned_prompt`."""
     longest_target: int = 0
     """Tokens of the longest training answer, 0 for spans; the output limit is at least this unless the user sets it."""
     truncation_side: TruncationSide | None = None
@@ -63,6 +70,8 @@ def read_contract(loaded: Loaded) -> Contract | None:
     if not path.is_file():
         return None
     content = read_json(path)
+    if content.get("version") == 1:
+        content = _from_version_1(content)
     if content.get("version") != _VERSION:
         raise CheckpointError(
             f"{path} has version {content.get('version')}, and this llmkit supports {_VERSION}", "upgrade llmkit"
@@ -71,6 +80,19 @@ def read_contract(loaded: Loaded) -> Contract | None:
     if not isinstance(content.get("task"), str) or not content.keys() <= known:
         raise CheckpointError(f"{path} is not what llmkit wrote", "train again, or remove it and give the settings")
     return Contract(**content)
+
+
+def _from_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content as version 2 has it: version 1 had two prompt options, beside the other keys."""
+    others = {name: value for name, value in content.items() if name not in ("system", "raw")}
+    prompt = {name: content[name] for name in ("system", "raw") if content.get(name)}
+    return {**others, "prompt": prompt, "version": 2}
+
+
+def tuned_prompt(prompt_options: PromptOptions) -> dict[str, Any]:
+    """The prompt options to save with a tuned model: all that have an effect, at their defaults too."""
+    values = {name: getattr(prompt_options, name) for name in _PROMPT_DEFAULTS}
+    return {name: value for name, value in values.items() if value not in (None, False, "", (), {})}
 
 
 def apply_contract(
@@ -83,17 +105,28 @@ def apply_contract(
     if contract.task != task.name:
         log.info("%s was tuned for %s", loaded.source.name, contract.task)
         return task, prompt_options, settings
-    explicit = set(explicitly_set(task.settings))
-    for name in explicit & contract.settings.keys():
-        if getattr(task.settings, name) != contract.settings[name]:
-            warn("tuned_differently", "%s was tuned with %s=%s", loaded.source.name, name, contract.settings[name])
-    known = {item.name for item in setting_fields(task.settings_class)}
-    new = {name: value for name, value in contract.settings.items() if name in known - explicit}
-    if new:
+    name = loaded.source.name
+    if new := _not_overridden(task.settings, contract.settings, name):
         task = type(task)(replace(task.settings, **new))
-    system = prompt_options.system or contract.system
+    tuned = _PROMPT_DEFAULTS | contract.prompt
+    prompt_options = replace(prompt_options, **_not_overridden(prompt_options, tuned, name))
     if settings.max_new_tokens is None and contract.longest_target > task.max_new_tokens:
         settings = replace(settings, max_new_tokens=contract.longest_target)
     if settings.on_overflow == "truncate" and settings.truncation_side is None:
         settings = replace(settings, truncation_side=contract.truncation_side)
-    return task, replace(prompt_options, system=system, raw=prompt_options.raw or contract.raw), settings
+    return task, prompt_options, settings
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str)
+
+
+def _not_overridden(settings: Any, tuned: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """The values a model was tuned with, without those that the caller set; warns of others in their place."""
+    kept = dict(tuned)
+    for name in explicitly_set(settings):
+        if name in kept and _json(value := kept.pop(name)) != _json(getattr(settings, name)):
+            how = f"without {name}" if value in ("", (), None) else f"with {name}={shorten(str(value), _SHOWN)}"
+            warn("tuned_differently", "%s was tuned %s", model, how)
+    known = {item.name for item in setting_fields(type(settings))}
+    return {name: value for name, value in kept.items() if name in known}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ __all__ = ["Tuned", "run_folder", "tuned_for", "tuned_lines"]
 _RECIPE, _METRICS, _PROGRESS = "resolved.yaml", "metrics.json", "progress.json"
 _SHOWN = ("eval_loss", "train_loss", "updates", "epochs", "best_update")
 """Measures shown beside the task's own; the others are about the machine."""
+_PROMPT_LABELS = {"system": "system message"}
 _HIDDEN = ("tokens", "train_seconds", "tokens_per_second", "peak_memory_bytes", "processes", "best_eval_loss")
 
 
@@ -25,7 +27,8 @@ class Tuned:
 
     task: str
     settings: dict[str, Any] = field(default_factory=dict)
-    system: str = ""
+    prompt: dict[str, Any] = field(default_factory=dict)
+    """Prompt options, such as ``system``."""
     base: str | None = None
     """The base model, as the recipe names it."""
     method: str | None = None
@@ -56,13 +59,20 @@ def tuned_for(folder: Path, update: int | None = None) -> Tuned | None:
     return Tuned(
         task=task,
         settings={name: value for name, value in settings.items() if value is not None},
-        system=str(contract.get("system") or ""),
+        prompt=_prompt(contract),
         base=(recipe.get("model") or {}).get("name_or_path"),
         method=(recipe.get("adapter") or {}).get("peft_type"),
         data={part: list(_paths((recipe.get("data") or {}).get(part))) for part in ("train", "validation")},
         metrics=read_json(folder / _METRICS) if (folder / _METRICS).is_file() else {},
         update=update,
     )
+
+
+def _prompt(contract: dict[str, Any]) -> dict[str, Any]:
+    options = contract.get("prompt")
+    if isinstance(options, dict):
+        return options
+    return {name: contract[name] for name in ("system", "raw") if contract.get(name)}  # version 1
 
 
 def _recipe(path: Path) -> dict[str, Any]:
@@ -84,8 +94,9 @@ def tuned_lines(tuned: Tuned) -> Iterator[tuple[str, str]]:
     """Labels and texts for a terminal."""
     settings = ", ".join(f"{name}={value}" for name, value in tuned.settings.items())
     yield "tuned for", tuned.task + (f" ({settings})" if settings else "")
-    if tuned.system:
-        yield "system message", tuned.system
+    for name, value in tuned.prompt.items():
+        label = _PROMPT_LABELS.get(name, name.replace("_", " "))
+        yield label, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if tuned.base:
         yield "tuned from", tuned.base + (f" ({tuned.method})" if tuned.method else "")
     if tuned.update is not None:

@@ -66,8 +66,8 @@ class Task:
     settings_class: ClassVar[type[TaskSettings]] = TaskSettings
     argument_help: ClassVar[Mapping[str, str]] = {}
     """Help of the command's arguments, if there are several."""
-    command_prompt_options: ClassVar[tuple[str, ...]] = ()
-    """The options among ``system``, ``prefill`` and ``raw`` that the command has."""
+    command_prompt_options: ClassVar[tuple[str, ...]] = ("examples",)
+    """The fields of `PromptOptions` that are options of the command."""
     converses: ClassVar[bool] = False
     """Whether the command starts a conversation if it gets no text."""
     takes_instruction: ClassVar[bool] = False

@@ -88,7 +88,7 @@ class Dialogue(Task):
     """
     synonyms = ("talk", "conversation", "converse", "repl", "interactive", "assistant")
     sample = ""
-    command_prompt_options = ("system",)
+    command_prompt_options = ("system", "examples")
     converses = True
     takes_instruction = True
     input_column = "messages"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypedDict
 
-from llmkit.config.settings import TaskSettings, setting
+from llmkit.config.settings import TaskSettings, setting, setting_fields
 from llmkit.tasks.output import Chunk, NoteCode
 from llmkit.text.languages import LanguageMap, Route
 
@@ -19,6 +20,7 @@ __all__ = [
     "Message",
     "ModelView",
     "Prompt",
+    "PromptKeywords",
     "PromptOptions",
     "QuestionContext",
     "Result",
@@ -108,9 +110,13 @@ class Example:
     """Character spans ``[start, end)`` of correct answers in the context, for span models; empty: no answer."""
 
 
-@dataclass(frozen=True)
-class PromptOptions:
-    """Prompt options of the caller that apply to every row."""
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions(TaskSettings):
+    """Prompt options of the caller that apply to every row.
+
+    Each field is an option of the commands that list it (`Task.command_prompt_options`), a keyword argument, and,
+    unless it is for inference only, a key of a recipe's section ``prompt`` that is saved with the tuned model.
+    """
 
     system: str = setting(
         "",
@@ -119,9 +125,19 @@ class PromptOptions:
         group="Prompt",
     )
     prefill: str = setting(
-        "", "Begin the output with this text, which is not printed again.", metavar="TEXT", group="Prompt"
+        "",
+        "Begin the output with this text, which is not printed again.",
+        metavar="TEXT",
+        group="Prompt",
+        inference_only=True,
     )
-    examples: Sequence[Row] = field(default=())
+    examples: Sequence[Row] = setting(
+        (),
+        "Add few-shot rows in the task's columns (.jsonl, .json, .csv, .tsv) to the prompt.",
+        metavar="FILE",
+        group="Prompt",
+        inference_only=True,
+    )
     raw: bool = setting(False, "Continue the text itself, without the chat template.", group="Prompt")
     think: bool | None = setting(
         None,
@@ -133,6 +149,22 @@ class PromptOptions:
     def thinking(self, *, by_default: bool) -> bool | None:
         """Whether to turn reasoning on or off; None: leave it to the model."""
         return self.think if self.think is not None else None if by_default else False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for item in setting_fields(type(self)):
+            if getattr(self, item.name) is None:  # not set
+                object.__setattr__(self, item.name, item.default)
+        object.__setattr__(self, "examples", tuple(self.examples))
+
+
+class PromptKeywords(TypedDict, total=False):
+    """The fields of `PromptOptions` as keyword arguments."""
+
+    system: str
+    prefill: str
+    examples: Sequence[Row] | str | Path
+    raw: bool
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from llmkit.config.recipe import DataSection, Recipe
 from llmkit.config.settings import TruncationSide
+from llmkit.data.prompt_files import open_prompt
 from llmkit.engines.row_faults import attempt
 from llmkit.engines.transformers.traits import traits_of
 from llmkit.errors import LlmkitError, UsageError
@@ -192,14 +193,13 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
         UsageError: a setting has no effect on this kind of model, or is not supported.
     """
     data, head = recipe.data, head_of(loaded.head)
-    traits = traits_of(loaded, task)
-    if recipe.prompt.raw:
+    traits, prompt_options = traits_of(loaded, task), open_prompt(recipe)
+    if prompt_options.raw:
         if not traits.chat:
             raise UsageError(
                 "prompt.raw has no effect: this model has no chat template", "leave it out", code="no_effect"
             )
         traits = replace(traits, chat=False)
-    prompt_options = PromptOptions(system=recipe.prompt.system)
     task.check_options(traits, prompt_options)
     if traits.chat:
         check_template(loaded.tokenizer)

@@ -28,6 +28,7 @@ from llmkit.config.settings import (
     quoted,
     setting_fields,
 )
+from llmkit.data.prompt_files import open_prompt
 from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import InputError, UsageError
 from llmkit.evaluation.evaluate import Evaluation, compare, evaluate
@@ -185,11 +186,10 @@ def _spec(
 ) -> EvaluationSpec:
     task = _with_settings(open_task(recipe), settings)
     load = replace(load_settings(recipe), **{"revision": None, "base": None, **explicit})
-    prompt_options = PromptOptions(system=recipe.prompt.system, raw=recipe.prompt.raw)
     records, data = evaluation_records(recipe, task, choice)
     rows = separated_rows(records, recipe, task)
     truncates = recipe.data.on_overflow == "truncate"
-    return EvaluationSpec(task, load, prompt_options, rows, data, truncates, recipe.data.truncation_side)
+    return EvaluationSpec(task, load, open_prompt(recipe), rows, data, truncates, recipe.data.truncation_side)
 
 
 def _with_settings(task: Task, settings: Mapping[str, Any]) -> Task:

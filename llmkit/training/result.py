@@ -14,12 +14,13 @@ from typing import Any
 
 from llmkit.config.recipe import Recipe
 from llmkit.config.settings import GenerationSettings
+from llmkit.data.prompt_files import open_prompt
 from llmkit.engines.transformers import TransformersEngine
 from llmkit.evaluation.no_answer import fit_no_answer_threshold
 from llmkit.heads import BaseHead
 from llmkit.heads.end_tokens import declare_ends
 from llmkit.inference.pipeline import Pipeline
-from llmkit.inference.tuned_config import Contract, write_contract
+from llmkit.inference.tuned_config import Contract, tuned_prompt, write_contract
 from llmkit.log import log, warn
 from llmkit.metrics.answers import Threshold
 from llmkit.models.load import Loaded
@@ -95,8 +96,7 @@ class ModelFiles:
         return Contract(
             recipe.task,
             settings,
-            recipe.prompt.system,
-            recipe.prompt.raw,
+            tuned_prompt(open_prompt(recipe)),
             self.longest_target,
             recipe.data.truncation_side,
             (overrides or None) if adapter else None,

@@ -16,6 +16,7 @@ from typing import Any
 
 from llmkit.config.recipe import Recipe
 from llmkit.config.settings import DType, GenerationSettings
+from llmkit.data.prompt_files import open_prompt
 from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import NotEnoughMemoryError, UsageError
 from llmkit.evaluation.evaluate import greedy, prediction_of, without_reasoning
@@ -30,7 +31,7 @@ from llmkit.models.load import Loaded
 from llmkit.models.memory import is_out_of_memory
 from llmkit.models.processes import Worker, join_process_group
 from llmkit.progress import activity
-from llmkit.tasks import PromptOptions, Task
+from llmkit.tasks import Task
 from llmkit.tasks.output import Output
 from llmkit.training.accelerator import make_accelerator
 from llmkit.training.checkpoint import load_trained
@@ -215,8 +216,7 @@ def _validation_metrics(
 
     expected = expected_rows(parts["validation"], task, recipe.train.best_metric)
     rows, references = [row for row, _ in expected], [each for _, each in expected]
-    prompt_options = PromptOptions(system=recipe.prompt.system, raw=recipe.prompt.raw)
-    pipeline = greedy(Pipeline(task, TransformersEngine(loaded), GenerationSettings(), prompt_options))
+    pipeline = greedy(Pipeline(task, TransformersEngine(loaded), GenerationSettings(), open_prompt(recipe)))
     references = without_reasoning(pipeline, references)
     rank, world = accelerator.process_index, accelerator.num_processes
 

@@ -280,8 +280,8 @@ def test_a_tuned_model_is_asked_as_it_was_taught(
         assert llmkit.load("summarize", out, offline=True, length="medium").task.settings.length == "medium"
         llmkit.load("generate", out, offline=True)
         assert "was tuned for summarization" in caplog.text
-    (tmp_path / "out" / "llmkit.json").write_text('{"version": 2}', encoding="utf-8")
-    with pytest.raises(CheckpointError, match="has version 2"):
+    (tmp_path / "out" / "llmkit.json").write_text('{"version": 3}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match="has version 3"):
         llmkit.load("summarize", out, offline=True)
 
 

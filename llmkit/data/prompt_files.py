@@ -1,0 +1,64 @@
+"""Prompt options from what a caller, a command or a recipe gives: long values may be names of files.
+
+Knows which fields can be files and their formats. Does not know what prompts are made of them (`llmkit.tasks`). Modules
+that read files are imported when there is one, since every command has prompt options.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import Field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from llmkit.config.paths import user_path
+from llmkit.config.settings import nested_kind, setting_fields
+from llmkit.errors import UsageError
+from llmkit.tasks import PromptOptions
+
+if TYPE_CHECKING:
+    from llmkit.config.recipe import Recipe
+
+__all__ = ["open_prompt", "prompt_values"]
+
+
+def open_prompt(recipe: Recipe) -> PromptOptions:
+    """The prompt options of a recipe, with the contents of files; those at their defaults count as not set."""
+    section: Any = recipe.prompt
+    return PromptOptions(**prompt_values(section.model_dump(exclude_defaults=True)))
+
+
+def prompt_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of prompt options among ``values``, with the contents of files in place of their names.
+
+    Raises:
+        LlmkitError: a file cannot be read.
+    """
+    hints = get_type_hints(PromptOptions)
+    fields = [item for item in setting_fields(PromptOptions) if item.name in values]
+    return {item.name: _content(item, hints[item.name], values[item.name]) for item in fields}
+
+
+def _content(item: Field[Any], hint: Any, value: Any) -> Any:
+    if not isinstance(value, str | Path) or not value:
+        return value
+    match nested_kind(hint):
+        case "rows":
+            from llmkit.data.rows import read_rows
+
+            return tuple(read_rows(user_path(str(value))))
+        case "mapping":
+            return _mapping(item.name, str(value))
+    return value
+
+
+def _mapping(name: str, value: str) -> Any:
+    """A mapping from JSON or a JSON file."""
+    from llmkit.data.text import read_text_file
+
+    text = value if value.lstrip().startswith("{") else read_text_file(user_path(value))
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{name} is not valid JSON ({error})", "correct it", code="invalid_value") from error

@@ -92,7 +92,7 @@ def _from_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
 def tuned_prompt(prompt_options: PromptOptions) -> dict[str, Any]:
     """The prompt options to save with a tuned model: all that have an effect, at their defaults too."""
     values = {name: getattr(prompt_options, name) for name in _PROMPT_DEFAULTS}
-    return {name: value for name, value in values.items() if value not in (None, False, "", (), {})}
+    return {name: value for name, value in values.items() if value or value != _PROMPT_DEFAULTS[name]}
 
 
 def apply_contract(

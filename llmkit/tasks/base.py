@@ -66,7 +66,7 @@ class Task:
     settings_class: ClassVar[type[TaskSettings]] = TaskSettings
     argument_help: ClassVar[Mapping[str, str]] = {}
     """Help of the command's arguments, if there are several."""
-    command_prompt_options: ClassVar[tuple[str, ...]] = ("examples",)
+    command_prompt_options: ClassVar[tuple[str, ...]] = ("examples", "think")
     """The fields of `PromptOptions` that are options of the command."""
     converses: ClassVar[bool] = False
     """Whether the command starts a conversation if it gets no text."""

@@ -88,7 +88,7 @@ class Dialogue(Task):
     """
     synonyms = ("talk", "conversation", "converse", "repl", "interactive", "assistant")
     sample = ""
-    command_prompt_options = ("system", "examples")
+    command_prompt_options = ("system", "examples", "think")
     converses = True
     takes_instruction = True
     input_column = "messages"

@@ -27,7 +27,7 @@ class TextGeneration(Task):
         llmkit generate --input prompts.jsonl --output answers.jsonl
     """
     synonyms = ("complete", "completion", "continue", "prompt", "run", "write", "infer", "predict", "inference")
-    command_prompt_options = ("system", "prefill", "examples", "raw")
+    command_prompt_options = ("system", "prefill", "examples", "raw", "think")
     takes_instruction = True
     input_column = "prompt"
     columns = ("prompt",)

@@ -165,6 +165,7 @@ class PromptKeywords(TypedDict, total=False):
     prefill: str
     examples: Sequence[Row] | str | Path
     raw: bool
+    think: bool | None
 
 
 @dataclass(frozen=True)

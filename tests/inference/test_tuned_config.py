@@ -70,7 +70,7 @@ class Nested(TaskSettings):
 
 def test_nested_prompt_options_are_keys_of_recipes() -> None:
     section: type[BaseModel] = section_of("NestedSection", Nested, base=Section)
-    value = {"mapping": {"documents": [{"title": "a"}]}, "rows": [{"prompt": "a"}]}
+    value: dict[str, Any] = {"mapping": {"documents": [{"title": "a"}]}, "rows": [{"prompt": "a"}]}
     assert section(**value).model_dump() == value
     assert section(mapping="arguments.json", rows="rows.jsonl").model_dump()["rows"] == "rows.jsonl"
     for wrong in ({"mapping": [1]}, {"rows": {"a": 1}}, {"of_a_call": ""}):

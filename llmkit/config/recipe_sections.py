@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args, get_t
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from llmkit.config.peft_methods import NO_SOURCE
+from llmkit.config.row_condition import RowCondition
 from llmkit.config.settings import (
     MOST,
     LoadSettings,
@@ -177,6 +178,11 @@ def _delimiter(text: str) -> str:
         raise ValueError(str(error)) from error
 
 
+def _condition(text: str) -> str:
+    RowCondition(text)
+    return text
+
+
 class SourceSection(Section):
     """Where rows come from: ``path``, or ``aligned`` for files with corresponding lines."""
 
@@ -212,8 +218,14 @@ class SourceSection(Section):
     """Separator used to join a list of strings where one text is needed."""
     weight: Annotated[float, Field(gt=0)] | None = None
     """Share in a mixture, relative to the other sources. No rows are dropped: sources with too few rows repeat them."""
+    where: Annotated[str, AfterValidator(_condition)] | None = None
+    """Use only rows for which this is true: an expression over the columns, such as ``lang == "de" and len(text) < 99``
+    (comparisons, ``in``, ``and``, ``or``, ``not``, ``len``, arithmetic; ``a.b`` is a field of an object)."""
+    deduplicate: Literal["input", "row"] | None = None
+    """Of rows with the same input, or the same input and answer, use only the first. Unicode and white space are
+    normalized; rows of earlier sources with this setting count too."""
     max_rows: Positive | None = None
-    """Use only this many rows from the start."""
+    """Use only this many rows from the start; with ``where``, of those for which it is true."""
     license: str | None = None
     """License of the data for the model card, such as cc-by-sa-4.0."""
 
@@ -250,8 +262,11 @@ class DataSection(Section):
     """Rows for validation, which are not trained on."""
     validation_fraction: Share | None = None
     """Hold out this fraction of the training rows, drawn with ``seed``."""
+    train_fraction: Share | None = None
+    """Train on this fraction of the rows (after ``validation_fraction``), drawn with ``seed``. A larger fraction
+    contains the rows of a smaller one."""
     seed: Seed = 42
-    """Seed of the validation split and of mixtures."""
+    """Seed of the validation split, of ``train_fraction`` and of mixtures."""
     max_length: Annotated[int, Field(ge=2, le=MOST)] | None = None
     """Maximum length of an example in tokens: prompt and answer (causal), or encoder input (seq2seq). The model's
     context length by default. For windows of extractive models see ``settings.max_seq_len``."""

@@ -17,6 +17,7 @@ from llmkit.config.recipe import SourceSection
 from llmkit.data.flags import refuse_preferences
 from llmkit.data.records import located
 from llmkit.data.rows import Record, first_lines, is_rows, open_records
+from llmkit.data.selection import Selection
 from llmkit.data.shapes import mapped_rows, shapes_of
 from llmkit.data.sources import aligned_files, files_of, layout_of, open_source
 from llmkit.errors import InputError
@@ -43,14 +44,14 @@ class Proposal:
     """Notes on what was detected and what is not used."""
 
 
-def task_rows(source: SourceSection, task: Task) -> Iterator[Record]:
+def task_rows(source: SourceSection, task: Task, selection: Selection | None = None) -> Iterator[Record]:
     """The rows of a source in the columns of a task; the shape is detected unless it is set."""
     if source.shape is None:
         proposal = propose(source, task)
         for note in proposal.notes:
             log.info("%s", note)
         source = proposal.source
-    return mapped_rows(source, task)
+    return mapped_rows(source, task, selection)
 
 
 def propose(source: SourceSection, task: Task) -> Proposal:
@@ -88,6 +89,8 @@ def _sample(source: SourceSection) -> list[tuple[str, dict[str, Any]]]:
     """The first valid rows, with their locations."""
     records = list(islice(open_source(source), _SAMPLE))
     rows = [(record.where, record.row) for record in records if record.row is not None]
+    if not records:
+        raise InputError(f"no row fulfils where: {source.where}", "change the condition", code="no_rows")
     if not rows:
         raise records[0].error or InputError(f"{records[0].where} cannot be read", "fix the row")
     return rows
@@ -144,6 +147,7 @@ def _header(path: Path, source: SourceSection, kind: str, notes: list[str]) -> d
 
 def _quotes_enclose_nothing(source: SourceSection) -> bool:
     """Whether rows can be parsed only if quotation marks are ordinary characters."""
+    source = source.model_copy(update={"where": None})  # whose errors are not about quotation marks
     if not any(record.row is None for record in islice(open_source(source), _SCAN)):
         return False
     plain = source.model_copy(update={"quotes": False})

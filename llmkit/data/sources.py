@@ -14,7 +14,9 @@ from typing import Any
 
 from llmkit.config.paths import user_path
 from llmkit.config.recipe import SourceSection
+from llmkit.config.row_condition import RowCondition
 from llmkit.data.rows import SUFFIXES, Layout, Record, is_rows, open_records
+from llmkit.data.selection import Selection
 from llmkit.errors import HubUnreachableError, InputError, UsageError
 from llmkit.log import log
 
@@ -57,13 +59,15 @@ _NOTES = frozenset(
 """Names of files that accompany data but are not data."""
 
 
-def open_source(source: SourceSection) -> Iterator[Record]:
-    """The raw rows of a source, lazily.
+def open_source(source: SourceSection, selection: Selection | None = None) -> Iterator[Record]:
+    """The raw rows of a source, lazily; ``selection`` counts those left out.
 
     Raises:
         InputError: a file is missing or cannot be read; partly when the iterator is asked for a row.
     """
     rows = _aligned(source) if source.aligned is not None else _plain(source)
+    if source.where is not None:
+        rows = (selection or Selection()).fulfilling(rows, RowCondition(source.where))
     return islice(rows, source.max_rows)
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
+from llmkit.data.selection import input_of
 from llmkit.heads.base import IGNORED
 from llmkit.tasks import Task
 from llmkit.training.dataset import NO_LABEL, Examples, Part
@@ -110,7 +111,7 @@ def _keys(part: Part, task: Task) -> Iterator[tuple[str, str]]:
     for text in part.rows.table.select(mine)["row"]:
         if text:
             row = json.loads(text)
-            yield digest([row.get(name) for name in task.columns] if not task.is_plain(row) else row), digest(row)
+            yield digest(input_of(row, task)), digest(row)
 
 
 def _histogram(lengths: Sequence[int]) -> Histogram:

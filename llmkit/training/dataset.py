@@ -177,6 +177,7 @@ def make_examples(recipe: Recipe, encoder: Encoder, *, strict: bool = True) -> E
     trained, kept = divide(recipe, rows, encoder.task.input_column)
     if kept:
         held = _part(rows, outcomes, kept, encoder)
+        held = replace(held, ledger=replace(held.ledger, left_out=()))  # of both parts, counted for training
     elif data.validation is not None:
         own = read_rows(data.validation, encoder.task)
         own_outcomes = _outcomes(own, encoder, data.num_proc)
@@ -184,7 +185,11 @@ def make_examples(recipe: Recipe, encoder: Encoder, *, strict: bool = True) -> E
             _refuse(recipe, own, own_outcomes, encoder)
         held = _part(own, own_outcomes, list(range(len(own.table))), encoder)
     order = _mix(rows, trained, [source.weight for source in data.train], data.seed)
-    return Examples(_part(rows, outcomes, order, encoder), held)
+    part = _part(rows, outcomes, order, encoder)
+    if left_out := len(rows.table) - len(trained) - len(kept):
+        counts = (*part.ledger.left_out, ("train_fraction", left_out))
+        part = replace(part, ledger=replace(part.ledger, left_out=counts))
+    return Examples(part, held)
 
 
 def _refuse(recipe: Recipe, rows: Rows, outcomes: datasets.Dataset, encoder: Encoder) -> None:
@@ -224,33 +229,45 @@ def _room(recipe: Recipe, encoder: Encoder) -> str:
 def divide(recipe: Recipe, rows: Rows, column: str) -> tuple[list[int], list[int]]:
     """Split the rows into those for training and those held out by ``validation_fraction``.
 
-    Rows with the same input (in ``column``) stay together, so that no input of a held-out row is trained on.
+    ``train_fraction`` leaves out some of the others. Rows with the same input (in ``column``) stay together, so that
+    no input of a held-out row is trained on.
     """
     import numpy as np
 
-    fraction = recipe.data.validation_fraction
-    if fraction is None:
-        return list(range(len(rows.table))), []
+    data, every = recipe.data, range(len(rows.table))
+    if data.validation_fraction is None and data.train_fraction is None:
+        return list(every), []
     groups: dict[str, list[int]] = {}
     for index, text in enumerate(rows.table["row"]):
         row = json.loads(text) if text else {}
         groups.setdefault(digest(row.get(column, row.get("text"))), []).append(index)
     keys = list(groups)
-    wanted, held = max(1, round(fraction * len(rows.table))), set[int]()
-    for place in np.random.default_rng(recipe.data.seed).permutation(len(keys)):
-        members = groups[keys[place]]
-        if len(held) + len(members) <= wanted or not held:
-            held.update(members)
-        if len(held) >= wanted:
-            break
-    trained = [index for index in range(len(rows.table)) if index not in held]
+    order = [groups[keys[place]] for place in np.random.default_rng(data.seed).permutation(len(keys))]
+    held = _drawn(order, data.validation_fraction, len(every))
+    rest = [members for members in order if members[0] not in held]
+    trained = [index for index in every if index not in held]
     if not trained:
         if len(groups) > 1:
             raise InputError("data.validation_fraction leaves no rows for training", "lower it", code="no_rows")
         raise InputError(
             "all rows have the same input, so none can be held out", "set data.validation, or neither", code="no_rows"
         )
+    if data.train_fraction is not None:
+        # From the other end: a larger fraction contains a smaller one.
+        kept = _drawn(rest[::-1], data.train_fraction, len(trained))
+        trained = [index for index in trained if index in kept]
     return trained, sorted(held)
+
+
+def _drawn(order: Sequence[Sequence[int]], fraction: float | None, count: int) -> set[int]:
+    """The members of the first groups that make up a fraction of the rows; at least one group."""
+    wanted, drawn = max(1, round((fraction or 0) * count)), set[int]()
+    for members in order if fraction is not None else ():
+        if len(drawn) + len(members) <= wanted or not drawn:
+            drawn.update(members)
+        if len(drawn) >= wanted:
+            break
+    return drawn
 
 
 def _mix(rows: Rows, trained: Sequence[int], weights: Sequence[float | None], seed: int) -> list[int]:
@@ -314,4 +331,5 @@ def _ledger(rows: Rows, lines: datasets.Dataset, order: Sequence[int], per_row: 
         target_tokens=sum(lines["targets"][:]),
         sources=tuple((name, int(read[number]), int(drawn[number])) for number, name in enumerate(rows.names)),
         unused=tuple(unused.items()),
+        left_out=tuple(rows.left_out.items()),
     )

@@ -33,6 +33,8 @@ class Ledger:
     """For each source its name, its rows, and the number of rows drawn from it in an epoch."""
     unused: tuple[tuple[str, int], ...] = ()
     """Columns that are not used, and the number of rows with a value in them."""
+    left_out: tuple[tuple[str, int], ...] = ()
+    """Keys of the recipe that leave out rows, and the number of these rows, which count nowhere else."""
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object."""
@@ -51,6 +53,7 @@ def describe(ledger: Ledger, name: str) -> Iterator[str]:
     ):
         if count:
             yield f"{name}: {count:,} {what}"
+    yield from (f"{name}: {count:,} rows are left out by {key}" for key, count in ledger.left_out)
     if ledger.unused:
         columns = ", ".join(f"{column} ({count:,} rows)" for column, count in ledger.unused)
         yield f"{name}: unused columns: {columns}"

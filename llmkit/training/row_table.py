@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import SourceSection
 from llmkit.data.proposals import task_rows
+from llmkit.data.selection import Selection
 from llmkit.data.sources import commit_of, files_of, hub_id
 from llmkit.errors import HubUnreachableError, InputError
 from llmkit.files import file_hash
@@ -34,6 +35,11 @@ class Rows:
     """A hash of the sources and their settings, independent of llmkit's version."""
     names: tuple[str, ...]
     """The names of the sources."""
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Number of rows that the sources' settings leave out of the table, by the name of the setting."""
+        return dict(json.loads(self.table.info.description or "{}"))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row: dict[str, Any] = json.loads(self.table[index]["row"])
@@ -76,9 +82,11 @@ def read_rows(sources: Sequence[SourceSection], task: Task) -> Rows:
     origin = digest([source.model_dump(exclude_defaults=True) for source in sources], content)
     key = digest("rows", origin, task.name, task.settings, code_version())
 
+    selection = Selection()
+
     def write() -> Iterator[dict[str, Any]]:
         for number, source in enumerate(sources):
-            for record in task_rows(source, task):
+            for record in task_rows(source, task, selection):
                 row = "" if record.row is None else json.dumps(record.row, ensure_ascii=False, default=str)
                 yield {
                     "where": record.where,
@@ -103,6 +111,8 @@ def read_rows(sources: Sequence[SourceSection], task: Task) -> Rows:
         if not count:
             raise InputError("no rows found", "check data.train", code="no_rows")
         writer.finalize()
-        return datasets.Dataset.from_file(str(scratch / "rows.arrow"))
+        table = datasets.Dataset.from_file(str(scratch / "rows.arrow"))
+        table.info.description = json.dumps(selection.left_out, sort_keys=True)  # which is saved with the table
+        return table
 
     return Rows(cached_table(key, build), key, origin, tuple(map(source_name, sources)))

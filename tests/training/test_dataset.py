@@ -20,6 +20,7 @@ from llmkit.training import dataset
 from llmkit.training.dataset import Examples, make_examples
 from llmkit.training.encoding import Encoder, make_encoder
 from llmkit.training.recipe_model import open_model, open_task
+from llmkit.training.row_counts import describe
 from llmkit.training.row_table import read_rows
 from tests.conftest import Checkpoint
 from tests.training.recipes import make_recipe, write_rows
@@ -358,3 +359,24 @@ def test_a_hub_that_is_away_is_found_out_before_its_client_tries(monkeypatch: py
     monkeypatch.setattr("llmkit.training.row_table.hub_reachable", lambda: False)
     with pytest.raises(HubUnreachableError, match="and the model hub cannot be reached"):
         read_rows([SourceSection(path=["owner/name"], split="train")], find_task("generate")())
+
+
+def test_rows_that_settings_leave_out_are_counted(llama: Path, tmp_path: Path) -> None:
+    rows = [{**pair(number // 2), "n": number} for number in range(80)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    source = {"path": str(path), "where": "n >= 20", "deduplicate": "row"}
+    held = write_rows(tmp_path / "held.jsonl", rows[:6])
+    data = {"train": source, "validation": {**source, "path": str(held), "where": "n < 4"}, "train_fraction": 0.5}
+    for _ in range(2):  # the second time from the cache
+        prepared = run(make_recipe("text-generation", llama, path, data=data))
+        assert prepared.train.ledger.left_out == (("deduplicate", 30), ("where", 20), ("train_fraction", 15))
+        assert prepared.train.ledger.rows == prepared.train.ledger.examples == 15
+        assert prepared.validation is not None
+        assert prepared.validation.ledger.left_out == (("deduplicate", 2), ("where", 2))
+    lines = list(describe(prepared.train.ledger, "train"))
+    assert "train: 20 rows are left out by where" in lines
+    assert "train: 15 rows are left out by train_fraction" in lines
+    split = run(make_recipe("text-generation", llama, path, data={"train": source, "validation_fraction": 0.2}))
+    assert split.validation is not None
+    assert split.validation.ledger.left_out == ()
+    assert dict(split.train.ledger.left_out) == {"where": 20, "deduplicate": 30}

@@ -13,6 +13,7 @@ from llmkit.config.recipe import SourceSection
 from llmkit.data.conversations import is_empty, unused_in_turns
 from llmkit.data.flags import obeyed_flags, refuse_flagged, refuse_preferences
 from llmkit.data.rows import Record
+from llmkit.data.selection import Selection
 from llmkit.data.shapes.base import InputPlan, Shape, Suggested, look_up
 from llmkit.data.shapes.columns import Columns, LongAndShort, TextOrPair
 from llmkit.data.shapes.languages import LanguagePair
@@ -45,10 +46,20 @@ def shapes_of(task: Task) -> list[Shape]:
     return [SHAPES[name] for name in task.shapes]
 
 
-def mapped_rows(source: SourceSection, task: Task) -> Iterator[Record]:
-    """The rows of a source of known shape, in the columns of the task. A bad row becomes a record with an error."""
+def mapped_rows(source: SourceSection, task: Task, selection: Selection | None = None) -> Iterator[Record]:
+    """The rows of a source of known shape, in the columns of the task. A bad row becomes a record with an error.
+
+    Args:
+        selection: shared by several sources; counts the rows left out.
+    """
+    selection = selection or Selection()
+    records = _converted(open_source(source, selection), source, task)
+    return selection.without_duplicates(records, source.deduplicate, task)
+
+
+def _converted(records: Iterator[Record], source: SourceSection, task: Task) -> Iterator[Record]:
     shape = _shape_of(source, task)
-    for record in open_source(source):
+    for record in records:
         if record.row is None:
             yield record
             continue

@@ -1,0 +1,84 @@
+"""Which rows of a source are used: those that fulfil a condition, and of duplicates the first.
+
+Counts the rows that are left out. Does not know what becomes of the others.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import chain, islice
+from typing import Any
+
+from llmkit.config.row_condition import RowCondition
+from llmkit.data.records import Record, located
+from llmkit.errors import InputError
+from llmkit.tasks import Task
+
+__all__ = ["Selection", "input_of"]
+
+_SAMPLE = 200
+"""Number of rows one of which must have each column of a condition."""
+
+
+@dataclass
+class Selection:
+    """The selection of rows from one source or several; a duplicate may be in another source."""
+
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Rows that were left out, by the key that did it."""
+    _seen: set[bytes] = field(default_factory=set)
+
+    def fulfilling(self, records: Iterator[Record], condition: RowCondition) -> Iterator[Record]:
+        """The records whose row fulfils a condition; bad rows stay."""
+        sample = list(islice(records, _SAMPLE))
+        if rows := [record.row for record in sample if record.row is not None]:
+            with located(sample[0].where):
+                condition.check_columns(rows)
+        for record in chain(sample, records):
+            try:
+                if record.row is None or condition(record.row):
+                    yield record
+                else:
+                    self.left_out["where"] += 1
+            except InputError as error:
+                yield Record(record.where, None, error.reworded(f"{record.where}: {error.problem}"))
+
+    def without_duplicates(self, records: Iterator[Record], by: str | None, task: Task) -> Iterator[Record]:
+        """The records without those whose input or row occurred before; ``by`` is None for a source that keeps all."""
+        for record in records:
+            if by is None or record.row is None:
+                yield record
+            elif (key := _key(record.row, by, task)) not in self._seen:
+                self._seen.add(key)
+                yield record
+            else:
+                self.left_out["deduplicate"] += 1
+
+
+def input_of(row: Mapping[str, Any], task: Task) -> Any:
+    """The part of a row that the model is given; a plain text is all of its row."""
+    return [row.get(name) for name in task.columns] if not task.is_plain(row) else _content(row)
+
+
+def _content(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "id"}
+
+
+def _key(row: Mapping[str, Any], by: str, task: Task) -> bytes:
+    """A hash of what must not occur again, with normalized Unicode and white space."""
+    content = _normalized(input_of(row, task) if by == "input" else _content(row))
+    text = json.dumps([by, content], ensure_ascii=False, sort_keys=True, default=str)
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _normalized(value: Any) -> Any:
+    if isinstance(value, str):
+        return " ".join(unicodedata.normalize("NFC", value).split())
+    if isinstance(value, Mapping):
+        return {key: _normalized(each) for key, each in value.items()}
+    return [_normalized(each) for each in value] if isinstance(value, list | tuple) else value

@@ -16,6 +16,7 @@ from llmkit.config.paths import user_path
 from llmkit.config.recipe import Recipe, SourceSection
 from llmkit.data.proposals import task_rows
 from llmkit.data.records import Record
+from llmkit.data.selection import Selection
 from llmkit.data.shapes import look_up
 from llmkit.data.sources import open_source
 from llmkit.errors import InputError, UsageError
@@ -90,9 +91,12 @@ def _with_advice(sources: Sequence[SourceSection], task: Task) -> Iterator[Recor
             return error
         return error.reworded(error.problem, f"name the column of a field ({fields}) with `column=FIELD=COLUMN`")
 
+    selection = Selection()
     try:
-        for record in chain.from_iterable(task_rows(source, task) for source in sources):
+        for record in chain.from_iterable(task_rows(source, task, selection) for source in sources):
             yield record if record.error is None else replace(record, error=advised(record.error))
+        for key, count in selection.left_out.items():
+            log.info("%d rows are left out by %s", count, key)
     except InputError as error:
         raise advised(error) from error
 

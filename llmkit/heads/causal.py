@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from llmkit.errors import UsageError
 from llmkit.heads.base import IGNORED, Encoded, Features, encode_text, pad, refuse_not_finite
 from llmkit.heads.batch import Batch, Line, fill, padded, shifted
-from llmkit.heads.chat_template import encode_chat, render_chat, reply_frame
+from llmkit.heads.chat_template import encode_chat, render_chat, render_reply, reply_frame
 from llmkit.heads.end_tokens import end_id, turn_ends
 from llmkit.heads.objective import Objective, token_loss
 from llmkit.heads.reasoning import ReasoningFormat, reasoning_format
 from llmkit.heads.writing import WritingHead
-from llmkit.tasks import Chat, Example, Head, Prompt, Text
+from llmkit.tasks import Chat, Example, Head, Message, Prompt, Text
 
 if TYPE_CHECKING:
     import torch
@@ -153,6 +153,8 @@ def _target(loaded: Loaded, example: Example, prompt: Sequence[int]) -> list[int
             return [*CausalHead().encode(loaded, Text(text)).input_ids, end_id(loaded)]
         case Chat() as chat:
             before = render_chat(tokenizer, chat)
+            if example.reply is not None:
+                return _rendered(loaded, chat, example.reply, before, prompt)
             reply = _reply(tokenizer, chat, before, text)
             return [*_continuation(tokenizer, before, reply, prompt, False), *_turn_end(loaded, chat)]
         case Text(text=before, prefill=prefill):
@@ -161,6 +163,23 @@ def _target(loaded: Loaded, example: Example, prompt: Sequence[int]) -> list[int
             raise UsageError(
                 "a causal model takes text or messages", "render the row for its head", code="not_supported"
             )
+
+
+def _rendered(loaded: Loaded, chat: Chat, reply: Message, before: str, prompt: Sequence[int]) -> list[int]:
+    """Ids of a reply that the template renders, up to the token that ends its turn."""
+    text = render_reply(loaded.tokenizer, chat, reply)
+    if not reply.reasoning:
+        text = _without_empty_block(reasoning_format(loaded.tokenizer), text)
+    ids, stops = _continuation(loaded.tokenizer, before, text, prompt, False), turn_ends(loaded)
+    last = max((place for place, token in enumerate(ids) if token in stops), default=None)
+    return [*ids, end_id(loaded)] if last is None else ids[: last + 1]
+
+
+def _without_empty_block(reasoning: ReasoningFormat, text: str) -> str:
+    """A text that does not begin with an empty block of reasoning, which only costs tokens."""
+    for opening, closing in reasoning.marks:
+        text = re.sub(rf"\A{re.escape(opening)}\s*{re.escape(closing)}\s*", "", text)
+    return text
 
 
 def _continuation(tokenizer: Any, before: str, text: str, prompt: Sequence[int], special: bool) -> list[int]:
@@ -201,9 +220,7 @@ def _reply(tokenizer: Any, chat: Chat, prompt: str, text: str) -> str:
 
 def _opening(tokenizer: Any, chat: Chat, reasoning: ReasoningFormat, prompt: str) -> str:
     """Tags before a reply without reasoning, so that the splitter returns the whole reply."""
-    between, _ = reply_frame(tokenizer, thinking=chat.thinking)
-    for opening, closing in reasoning.marks:  # an empty block only costs tokens
-        between = re.sub(rf"{re.escape(opening)}\s*{re.escape(closing)}\s*", "", between)
+    between = _without_empty_block(reasoning, reply_frame(tokenizer, chat)[0])
     opened = reasoning.opened(prompt)
     if not between and opened is None:
         return ""
@@ -220,7 +237,7 @@ def _opening(tokenizer: Any, chat: Chat, reasoning: ReasoningFormat, prompt: str
 
 def _turn_end(loaded: Loaded, chat: Chat) -> list[int]:
     """What the chat template adds after a reply, up to the token that ends the output."""
-    _, text = reply_frame(loaded.tokenizer, thinking=chat.thinking)
+    _, text = reply_frame(loaded.tokenizer, chat)
     ids, stops = encode_text(loaded.tokenizer, text, special=False), turn_ends(loaded)
     last = next((place for place, token in enumerate(ids) if token in stops), None)
     return [end_id(loaded)] if last is None else ids[: last + 1]

@@ -1,66 +1,40 @@
 """Renders conversations with the model's own chat template, in training and at inference alike.
 
-Templates differ in what they accept: message content as text or as a list of parts, with or without a system message.
-The form that loses nothing is found by rendering markers in place of the messages, once per sequence of roles. A
-template that drops a message in every form is refused.
+Knows prompts, replies and what a template puts around them. In which form a template takes messages is found in
+`llmkit.heads.template_forms`, so that nothing is dropped.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from llmkit.config.settings import command_line
 from llmkit.data.text import read_text_file
 from llmkit.errors import CheckpointError, InputError, LlmkitError, UsageError
 from llmkit.files import read_json
 from llmkit.heads.base import encode_text
-from llmkit.heads.template_limits import limited
+from llmkit.heads.template_forms import MARKER, PLAIN, Form, find_form, render_form
 from llmkit.heads.thinking import Switch, find_switch
 from llmkit.log import warn
 from llmkit.tasks import Chat, Message
 
 __all__ = [
+    "alternates",
     "check_template",
     "choose_template",
     "encode_chat",
+    "omitted_reasoning",
     "render_chat",
+    "render_reply",
     "reply_frame",
     "template_of",
     "thinking_switch",
 ]
-
-_MARKER = "Qx{}zQ"
-"""Placeholder of a message: letters and digits, which trimming, escaping and JSON do not change."""
-_LONG = "\n\nIt goes on." * 100
-"""Text between the two markers of a message, so that a template which keeps only the first line or the first N
-characters is noticed."""
-_PLAIN = f"continue plain text: {command_line('generate', raw=True)}"
-_CORRECT = f"correct the template in the model's folder, or {_PLAIN}"
-
-
-@dataclass(frozen=True)
-class _Form:
-    """The form in which messages are passed to a template."""
-
-    parts: bool = False
-    """The content is a list of parts, as templates of vision-language models expect."""
-    merged: bool = False
-    """The system message is prepended to the first user message, as the cards of Gemma 1 and others advise."""
-
-    def turns(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        if self.merged:
-            system, first, *rest = messages
-            messages = (Message(first.role, f"{system.content}\n\n{first.content}"), *rest)
-        return [
-            {"role": each.role, "content": [{"type": "text", "text": each.content}] if self.parts else each.content}
-            for each in messages
-        ]
 
 
 def check_template(tokenizer: Any) -> None:
@@ -110,16 +84,13 @@ def _is_jinja(text: str) -> bool:
 
 def render_chat(tokenizer: Any, chat: Chat) -> str:
     """A conversation as text, up to the assistant's turn, or including the beginning of its reply."""
-    template, messages = template_of(tokenizer), chat.messages
+    template = template_of(tokenizer, tools=bool(chat.tools))
     if not chat.prefill:
-        text = _render(tokenizer, template, messages, thinking=chat.thinking, prompt=True)
-        return text + _reply_header(tokenizer, template, chat.thinking)
+        return _render(tokenizer, template, chat, prompt=True) + _reply_header(tokenizer, template, _bare(chat))
     # The template may trim or close a reply: so a marker is rendered for its beginning, which is then appended.
-    marker = _MARKER.format(len(messages))
+    marker = MARKER.format(len(chat.messages))
     try:
-        text = _render(
-            tokenizer, template, (*messages, Message("assistant", marker)), thinking=chat.thinking, prompt=False
-        )
+        text = _render(tokenizer, template, _with(chat, Message("assistant", marker)), prompt=False)
     except InputError:  # it refuses conversations that end with the assistant
         return render_chat(tokenizer, replace(chat, prefill="")) + chat.prefill
     return text[: text.rindex(marker)] + chat.prefill
@@ -130,18 +101,74 @@ def encode_chat(tokenizer: Any, chat: Chat) -> list[int]:
     return encode_text(tokenizer, render_chat(tokenizer, chat), special=False)
 
 
-def reply_frame(tokenizer: Any, *, thinking: bool | None = None) -> tuple[str, str]:
-    """What the template puts between a prompt and a reply, and after the reply; empty if that is unknown."""
-    return _reply_frame(tokenizer, template_of(tokenizer), thinking)
+def render_reply(tokenizer: Any, chat: Chat, reply: Message) -> str:
+    """What the template puts after a prompt for a reply with reasoning or tool calls, including the end of its turn.
+
+    Raises:
+        InputError: the template does not continue the prompt.
+    """
+    prompt = render_chat(tokenizer, chat)
+    template = template_of(tokenizer, tools=bool(chat.tools))
+    whole = _render(tokenizer, template, _with(replace(chat, prefill=""), reply), prompt=False)
+    if not whole.startswith(prompt):
+        raise InputError(
+            "the model's chat template renders this reply in another way than a reply to its prompt",
+            "set a switch of the template, such as enable_thinking, in prompt.chat_template_kwargs",
+            "remove the reasoning",
+            code="chat_template_failed",
+        )
+    return whole[len(prompt) :]
+
+
+def omitted_reasoning(tokenizer: Any, chat: Chat) -> int:
+    """How many earlier replies of a prompt are rendered without their reasoning, as most templates do."""
+    if not any(message.reasoning for message in chat.messages):
+        return 0
+    template = template_of(tokenizer, tools=bool(chat.tools))
+    return find_form(tokenizer, template, _switched(tokenizer, template, chat), prompt=True).omitted
+
+
+def alternates(tokenizer: Any) -> bool:
+    """Whether the template refuses consecutive messages of one role."""
+    turns = tuple(Message(role, "?") for role in ("user", "user", "assistant", "assistant"))
+    try:
+        find_form(tokenizer, template_of(tokenizer), Chat(turns), prompt=False)
+    except LlmkitError:  # rendering the conversation reports other errors
+        return True
+    return False
+
+
+def reply_frame(tokenizer: Any, chat: Chat | None = None) -> tuple[str, str]:
+    """What the template puts between a prompt and a reply, and after the reply; empty if that is unknown.
+
+    Args:
+        chat: a conversation with the variables of the template; None for the defaults.
+    """
+    return _reply_frame(tokenizer, template_of(tokenizer), _bare(chat or Chat(())))
+
+
+class _Bare(NamedTuple):
+    """The variables of a template, without a conversation."""
+
+    thinking: bool | None
+    options: str
+    """JSON."""
+
+    def chat(self, *messages: Message) -> Chat:
+        return Chat(messages, thinking=self.thinking, template_kwargs=json.loads(self.options))
+
+
+def _bare(chat: Chat) -> _Bare:
+    return _Bare(chat.thinking, json.dumps(dict(chat.template_kwargs), sort_keys=True))
 
 
 @lru_cache(maxsize=64)
-def _reply_frame(tokenizer: Any, template: str, thinking: bool | None) -> tuple[str, str]:
-    question, marker = Message("user", "?"), _MARKER.format(1)
-    prompt = _render(tokenizer, template, (question,), thinking=thinking, prompt=True)
-    prompt += _reply_header(tokenizer, template, thinking)
+def _reply_frame(tokenizer: Any, template: str, bare: _Bare) -> tuple[str, str]:
+    question, marker = Message("user", "?"), MARKER.format(1)
+    prompt = _render(tokenizer, template, bare.chat(question), prompt=True)
+    prompt += _reply_header(tokenizer, template, bare)
     try:
-        whole = _render(tokenizer, template, (question, Message("assistant", marker)), thinking=thinking, prompt=False)
+        whole = _render(tokenizer, template, bare.chat(question, Message("assistant", marker)), prompt=False)
     except InputError:
         return "", ""
     before, _, after = whole.rpartition(marker)
@@ -149,14 +176,14 @@ def _reply_frame(tokenizer: Any, template: str, thinking: bool | None) -> tuple[
 
 
 @lru_cache(maxsize=64)
-def _reply_header(tokenizer: Any, template: str, thinking: bool | None) -> str:
+def _reply_header(tokenizer: Any, template: str, bare: _Bare) -> str:
     """What a template puts before a reply but not after a prompt, for lack of ``add_generation_prompt``."""
     if "add_generation_prompt" in template:
         return ""
-    question, marker = Message("user", "?"), _MARKER.format(1)
+    question, marker = Message("user", "?"), MARKER.format(1)
     try:
         prompt, whole = (
-            _render(tokenizer, template, turns, thinking=thinking, prompt=False)
+            _render(tokenizer, template, bare.chat(*turns), prompt=False)
             for turns in ((question,), (question, Message("assistant", marker)))
         )
     except InputError:
@@ -165,39 +192,21 @@ def _reply_header(tokenizer: Any, template: str, thinking: bool | None) -> str:
     return header if whole.startswith(prompt) and header.strip() else ""
 
 
-def _render(tokenizer: Any, template: str, messages: Sequence[Message], *, thinking: bool | None, prompt: bool) -> str:
-    if thinking is not None and (switch := _switch(tokenizer, template)) is not None:
-        messages = switch.messages(messages, thinking)
-    roles = tuple(message.role for message in messages)
-    form = _form(tokenizer, template, roles, thinking, prompt)
-    try:
-        return _apply(tokenizer, template, form.turns(messages), thinking=thinking, prompt=prompt)
-    except LlmkitError:
-        raise
-    except Exception as error:  # a template is code, and its output may depend on the texts
-        raise _refusal(error) from error
+def _with(chat: Chat, message: Message) -> Chat:
+    return replace(chat, messages=(*chat.messages, message))
 
 
-def _apply(
-    tokenizer: Any,
-    template: str,
-    turns: list[dict[str, Any]],
-    *,
-    thinking: bool | None,
-    prompt: bool,
-    arguments: Mapping[str, Any] | None = None,
-) -> str:
-    if thinking is not None and (switch := _switch(tokenizer, template)) is not None:
-        arguments = switch.arguments(thinking)
-    with limited(template, _CORRECT):
-        text = tokenizer.apply_chat_template(
-            turns,
-            chat_template=template,
-            add_generation_prompt=prompt,
-            tokenize=False,
-            **arguments or {},
-        )
-    return str(text)
+def _render(tokenizer: Any, template: str, chat: Chat, *, prompt: bool) -> str:
+    chat = _switched(tokenizer, template, chat)
+    return render_form(tokenizer, template, chat, find_form(tokenizer, template, chat, prompt=prompt), prompt=prompt)
+
+
+def _switched(tokenizer: Any, template: str, chat: Chat) -> Chat:
+    """The conversation with reasoning turned on or off, if it sets that and the template can."""
+    if chat.thinking is None or (switch := _switch(tokenizer, template)) is None:
+        return chat
+    options = {**switch.arguments(chat.thinking), **chat.template_kwargs}
+    return replace(chat, messages=tuple(switch.messages(chat.messages, chat.thinking)), template_kwargs=options)
 
 
 def thinking_switch(tokenizer: Any) -> Switch | None:
@@ -209,74 +218,26 @@ def thinking_switch(tokenizer: Any) -> Switch | None:
 def _switch(tokenizer: Any, template: str) -> Switch | None:
     def render(messages: Sequence[Message], arguments: Mapping[str, Any]) -> str | None:
         try:
-            return _apply(tokenizer, template, _Form().turns(messages), thinking=None, prompt=True, arguments=arguments)
-        except Exception:  # noqa: BLE001 - a template is code
+            return render_form(
+                tokenizer, template, Chat(tuple(messages), template_kwargs=arguments), Form(), prompt=True
+            )
+        except LlmkitError:
             return None
 
     return find_switch(template, render)
 
 
-@lru_cache(maxsize=1024)
-def _form(tokenizer: Any, template: str, roles: tuple[Any, ...], thinking: bool | None, prompt: bool) -> _Form:
-    """The first form that keeps all messages."""
-    ends = [(_MARKER.format(number), _MARKER.format(f"{number}e")) for number in range(len(roles))]
-    messages = [Message(role, _LONG.join(pair)) for role, pair in zip(roles, ends, strict=True)]
-    problem, fewest = None, len(messages) + 1
-    for form in _forms(roles):
-        try:
-            text = _apply(tokenizer, template, form.turns(messages), thinking=thinking, prompt=prompt).lower()
-        except LlmkitError:  # the same in every form
-            raise
-        except Exception as error:  # noqa: BLE001
-            problem = problem or _refusal(error)
-            continue
-        lost = [role for role, pair in zip(roles, ends, strict=True) if not all(_holds(text, end) for end in pair)]
-        if not lost:
-            return form
-        if len(lost) < fewest:
-            part, fewest = "system message" if lost == ["system"] else f"text of the {lost[-1]}", len(lost)
-            problem = InputError(f"the model's chat template drops the {part}", _CORRECT, code="chat_template_failed")
-    assert problem is not None
-    raise problem
+def template_of(tokenizer: Any, *, tools: bool = False) -> str:
+    """The template for conversations: the only one, the default, or the only one of several that renders them.
 
-
-def _holds(text: str, marker: str) -> bool:
-    """Whether a lower-cased text contains a marker, other than in the repr of a list of parts."""
-    return re.search(rf"(?<!['\"]text['\"]: ['\"]){marker.lower()}", text) is not None
-
-
-def _forms(roles: Sequence[str]) -> Iterator[_Form]:
-    yield from (_Form(), _Form(parts=True))
-    if roles[0] == "system" and len(roles) > 1:
-        yield from (_Form(merged=True), _Form(parts=True, merged=True))
-
-
-def _refusal(error: Exception) -> InputError:
-    """A template's error as a message to the user."""
-    from jinja2.exceptions import TemplateError, TemplateSyntaxError
-
-    if type(error) is TemplateError:  # raised by the template itself
-        return InputError(
-            f"the model's chat template refuses these messages ({error})",
-            "let user and assistant take turns",
-            code="chat_template_failed",
-        )
-    if isinstance(error, TemplateSyntaxError):
-        return InputError(
-            f"line {error.lineno} of the model's chat template is wrong ({error.message})",
-            _CORRECT,
-            code="chat_template_failed",
-        )
-    return InputError(
-        f"the model's chat template fails ({type(error).__name__}: {error})", _CORRECT, code="chat_template_failed"
-    )
-
-
-def template_of(tokenizer: Any) -> str:
-    """The template for conversations: the only one, the default, or the only one of several that renders them."""
+    Args:
+        tools: the template named ``tool_use``, if there is one (as Transformers does).
+    """
     templates = tokenizer.chat_template
     if not isinstance(templates, dict):
         return str(templates or "")
+    if tools and "tool_use" in templates:
+        return str(templates["tool_use"])
     return _of_several(tokenizer, tuple(templates.items()))
 
 
@@ -288,7 +249,7 @@ def _of_several(tokenizer: Any, templates: tuple[tuple[str, str], ...]) -> str:
     if not found:
         raise CheckpointError(
             f"the model has the chat templates {names}; none is named default, and none renders a conversation",
-            f"add one named default to tokenizer_config.json, or {_PLAIN}",
+            f"add one named default to tokenizer_config.json, or {PLAIN}",
             code="chat_template_failed",
         )
     chosen = "default" if "default" in found else next(iter(found))
@@ -305,7 +266,8 @@ def _of_several(tokenizer: Any, templates: tuple[tuple[str, str], ...]) -> str:
 
 def _renders(tokenizer: Any, template: str) -> bool:
     try:
-        _form(tokenizer, template, ("user", "assistant", "user"), True, True)
+        turns = tuple(Message(role, "?") for role in ("user", "assistant", "user"))
+        find_form(tokenizer, template, Chat(turns), prompt=True)
     except InputError:
         return False
     return True

@@ -88,6 +88,12 @@ class Seq2SeqHead(WritingHead):
                 "give rows with a prompt and a completion",
                 code="not_supported",
             )
+        if example.reply is not None:
+            raise InputError(
+                "an encoder-decoder model cannot learn tool calls or reasoning of a chat template",
+                "remove the row",
+                code="not_supported",
+            )
         encoded = self.encode(loaded, example.prompt)
         begun = list(encoded.decoder_ids)
         answer = _answer(loaded, example)

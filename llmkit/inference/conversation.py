@@ -19,7 +19,7 @@ from llmkit.inference.context_window import ContextFitter
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.streaming import StreamedText
 from llmkit.tasks import Message
-from llmkit.tasks.dialogue import shortened, to_messages
+from llmkit.tasks.messages import shortened, to_messages
 from llmkit.tasks.output import Output, Usage
 
 __all__ = ["Conversation", "SavedConversation", "read_conversation"]

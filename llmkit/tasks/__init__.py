@@ -31,6 +31,7 @@ from llmkit.tasks.types import (
     SpanPrediction,
     Step,
     Text,
+    ToolCall,
     Traits,
     Work,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "Task",
     "Text",
     "TextGeneration",
+    "ToolCall",
     "Traits",
     "Translation",
     "Work",

@@ -13,65 +13,13 @@ from typing import Any
 from llmkit.config.settings import command_line
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks.base import COMPLETION, PROMPT, Task
+from llmkit.tasks.messages import as_row, is_instruction, joined, replies, shortened, to_messages, to_tools
 from llmkit.tasks.recommended import QWEN, QWEN_SMALL, SMOL, STARTER
 from llmkit.tasks.types import Chat, Example, Message, ModelView, Prompt, PromptOptions, Row, Step, Text, Traits, Work
 
-__all__ = ["Dialogue", "replies", "shortened", "to_messages"]
+__all__ = ["Dialogue"]
 
-_ROLES = ("system", "user", "assistant")
 _NAMES = {"user": "User", "assistant": "Assistant"}
-
-
-def to_messages(value: object) -> tuple[Message, ...]:
-    """Messages from a list of ``{"role": …, "content": …}``; `InputError` names the one that is wrong."""
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise InputError("messages are not a list", 'give [{"role": "user", "content": "…"}]')
-    messages = []
-    for number, item in enumerate(value, start=1):
-        if isinstance(item, Message):
-            item = {"role": item.role, "content": item.content, "weight": int(item.learned)}
-        role = item.get("role") if isinstance(item, Mapping) else None
-        content = item.get("content") if isinstance(item, Mapping) else None
-        if role not in _ROLES or not isinstance(content, str):
-            raise InputError(
-                f"message {number} is not a role and a content",
-                f'write {{"role": "user", "content": "…"}}; roles: {", ".join(_ROLES)}',
-            )
-        if role == "system" and number > 1:
-            raise InputError(f"message {number} is a system message", "put it first")
-        messages.append(Message(role, content, learned=item.get("weight") != 0))
-    return tuple(messages)
-
-
-def replies(messages: Sequence[Message]) -> list[int]:
-    """The indices of the replies that are learned and evaluated: each follows a user message.
-
-    Raises:
-        InputError: such a user message is empty.
-    """
-    found = []
-    for place in range(1, len(messages)):
-        message, reply = messages[place - 1], messages[place]
-        if (message.role, reply.role) != ("user", "assistant") or not reply.content.strip() or not reply.learned:
-            continue
-        if not message.content.strip():
-            raise InputError(f"message {place} is empty", "fill in the user's text", code="empty_input")
-        found.append(place)
-    return found
-
-
-def shortened(messages: Sequence[Message], fits: Callable[[Sequence[Message]], bool]) -> tuple[Message, ...]:
-    """Drop the oldest messages until the rest fits, keeping the system message and the last message.
-
-    The rest begins with a user message, as chat templates require.
-    """
-    system = tuple(messages[:1]) if messages[0].role == "system" else ()
-    rest = list(messages[len(system) :])
-    while len(rest) > 1 and not fits((*system, *rest)):
-        del rest[0]
-        while len(rest) > 1 and rest[0].role != "user":
-            del rest[0]
-    return (*system, *rest)
 
 
 class Dialogue(Task):
@@ -128,21 +76,26 @@ class Dialogue(Task):
         return "\n".join(message.content for message in to_messages(row["messages"]))
 
     def without_target(self, row: dict[str, Any]) -> dict[str, Any] | None:
-        """The conversation up to its last reply, and that reply."""
-        messages = list(row["messages"])
-        if not (places := replies(to_messages(messages))):
+        """The conversation up to its last reply that is a text, and that reply."""
+        messages = to_messages(row["messages"])
+        texts = [
+            place for place in replies(messages) if messages[place].content.strip() and not messages[place].tool_calls
+        ]
+        if not texts:
             return None
-        return {"messages": messages[: places[-1]], "reply": messages[places[-1]]["content"]}
+        context = [as_row(message) for message in messages[: texts[-1]]]
+        return {**row, "messages": context, "reply": messages[texts[-1]].content}
 
     def with_target(self, row: dict[str, Any]) -> dict[str, Any]:
         context = [{**message, "weight": 0} for message in row["messages"]]
-        return {"messages": [*context, {"role": "assistant", "content": row["reply"]}]}
+        others = {name: value for name, value in row.items() if name != "reply"}
+        return {**others, "messages": [*context, {"role": "assistant", "content": row["reply"]}]}
 
     def validate(self, row: Row) -> None:
         messages = to_messages(row.get("messages"))
-        if not messages or messages[-1].role != "user":
+        if not messages or messages[-1].role not in ("user", "tool"):
             raise InputError("the conversation does not end with the user", "put the user's message last")
-        if not messages[-1].content.strip():
+        if messages[-1].role == "user" and not messages[-1].content.strip():
             raise InputError("the message is empty", "give llmkit chat some text", code="empty_input")
 
     def validate_learned(self, row: Row, *, all_of_it: bool) -> None:
@@ -174,33 +127,41 @@ class Dialogue(Task):
             )
 
     def render(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> Prompt:
-        messages = to_messages(row["messages"])
-        if prompt_options.system and messages[0].role == "system":
+        messages = self._messages(row, traits)
+        given = messages[:1] if is_instruction(messages[0]) else ()
+        if prompt_options.system and given:
             raise InputError("two system messages found", "leave `system` out, or the one in the messages")
-        opening = (
-            [Message("system", prompt_options.system)]
-            if prompt_options.system
-            else [m for m in messages if m.role == "system"]
-        )
+        opening = [Message("system", prompt_options.system)] if prompt_options.system else list(given)
         for example in prompt_options.examples:
             opening += to_messages(example["messages"])
-        turns = (*opening, *(message for message in messages if message.role != "system"))
+        turns = (*opening, *messages[len(given) :])
+        tools = to_tools(row.get("tools"))
         if traits.chat:
-            return Chat(turns, prompt_options.prefill, prompt_options.thinking(by_default=self.allow_reasoning))
+            thinking = prompt_options.thinking(by_default=self.allow_reasoning)
+            options = row.get("chat_template_kwargs") or {}
+            return Chat(turns, prompt_options.prefill, thinking, tools, options)
+        _refuse_without_template(turns, tools)
         if traits.separator is not None:
             return Text(traits.separator.join(turn.content for turn in turns), prompt_options.prefill)
         lines = [f"{_NAMES[turn.role]}: {turn.content}" if turn.role in _NAMES else turn.content for turn in turns]
         return Text("\n".join((*lines, "Assistant:")), prompt_options.prefill, stop=("\nUser:",))
 
+    def _messages(self, row: Row, traits: Traits) -> tuple[Message, ...]:
+        messages = to_messages(row["messages"])
+        return joined(messages) if traits.alternates else messages
+
     def examples(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> tuple[Example, ...]:
         """One example for each reply to learn."""
-        messages = to_messages(row["messages"])
+        messages = self._messages(row, traits)
         found = []
         for place in replies(messages):
-            prompt = self.render({**row, "messages": messages[:place]}, traits, prompt_options)
-            text = messages[place].content
-            separator = self.separator(prompt.text, text) if isinstance(prompt, Text) else ""
-            found.append(Example(prompt, separator + text))
+            prompt, reply = self.render({**row, "messages": messages[:place]}, traits, prompt_options), messages[place]
+            rendered = reply if reply.tool_calls or reply.reasoning else None
+            separator = ""
+            if isinstance(prompt, Text):
+                _refuse_without_template([reply], ())
+                separator = self.separator(prompt.text, reply.content)
+            found.append(Example(prompt, separator + reply.content, reply=rendered))
         return tuple(found)
 
     def steps(self, row: Row, model: ModelView) -> Work:
@@ -212,3 +173,19 @@ class Dialogue(Task):
             model.note("messages_dropped", f"{dropped} do not fit and were dropped")
         (raw,) = yield Step([{**row, "messages": kept}], final=True)
         return self.finish(raw)
+
+
+def _refuse_without_template(messages: Sequence[Message], tools: Sequence[object]) -> None:
+    """Raise `InputError` for what a conversation without a chat template cannot express."""
+    for message in messages:
+        if tools or message.tool_calls or message.role == "tool":
+            what = "tools"
+        elif message.reasoning:
+            what = "reasoning"
+        else:
+            continue
+        raise InputError(
+            f"the conversation has {what}, and the model has no chat template",
+            "use a chat model, or set tokenizer.chat_template in a recipe",
+            code="not_supported",
+        )

@@ -30,12 +30,15 @@ __all__ = [
     "SpanSettings",
     "Step",
     "Text",
+    "ToolCall",
     "Traits",
     "Work",
 ]
 
 Row = Mapping[str, Any]
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+ToolCall = Mapping[str, Any]
+"""A call in OpenAI's format: ``{"type": "function", "id": …, "function": {"name": …, "arguments": {…}}}``."""
 
 
 class Head(StrEnum):
@@ -52,6 +55,14 @@ class Message:
     content: str
     learned: bool = True
     """False for an assistant's reply that is only context in training, without loss."""
+    reasoning: str = ""
+    """The assistant's reasoning before its reply."""
+    tool_calls: tuple[ToolCall, ...] = field(default=(), hash=False)
+    """The assistant's calls of tools, which messages with the role ``tool`` answer."""
+    tool_call_id: str = ""
+    """The call that a tool's result belongs to."""
+    name: str = ""
+    """The tool of a result."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,10 @@ class Chat:
     prefill: str = ""
     thinking: bool | None = None
     """Whether to turn reasoning on or off, if the template has a switch for it; None: the template's default."""
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    """Tools in OpenAI's format: ``{"type": "function", "function": {"name": …, "parameters": …}}``."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Further variables of the template, such as ``documents``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +123,8 @@ class Example:
     """The expected output, including leading white space."""
     spans: tuple[tuple[int, int], ...] = ()
     """Character spans ``[start, end)`` of correct answers in the context, for span models; empty: no answer."""
+    reply: Message | None = None
+    """The expected output as a message, if it has reasoning or tool calls, which the chat template renders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +201,8 @@ class Traits:
     """The chat template has a switch that turns reasoning on and off."""
     separator: str | None = None
     """Separator of the turns of a conversation in training, if there is no chat template (BlenderBot)."""
+    alternates: bool = False
+    """The chat template refuses consecutive messages of one role."""
     languages: LanguageMap | None = None
     """The languages of a translation model and how they are passed; None for a model that follows prompts."""
     declared_languages: frozenset[str] = frozenset()

@@ -54,7 +54,7 @@ def code_version() -> str:
     """A hash of the code that makes rows and examples, so that another version does not use old files."""
     root = Path(__file__).parents[1]
     layers = ("data", "heads", "models", "tasks", "text", "training")
-    files = [path for layer in layers for path in sorted((root / layer).glob("*.py"))]
+    files = [path for layer in layers for path in sorted((root / layer).rglob("*.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 

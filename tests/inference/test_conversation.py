@@ -12,7 +12,7 @@ import llmkit
 from llmkit.engines.transformers.prompt_cache import PromptCache
 from llmkit.errors import ContextOverflowError, InputError, UsageError
 from llmkit.tasks import Message
-from llmkit.tasks.dialogue import shortened
+from llmkit.tasks.messages import shortened
 from tests.conftest import Checkpoint, noted
 from tests.fakes import fake
 
@@ -197,7 +197,7 @@ def test_what_is_refused() -> None:
             call()
     with pytest.raises(InputError, match="the message is empty"):
         conversation.send(" ")
-    for bad in ([Message("user", "a"), Message("system", "b"), Message("user", "c")], [Message("user", None)]):  # type: ignore[arg-type]
+    for bad in ([Message("judge", "b"), Message("user", "c")], [Message("user", None)]):  # type: ignore[arg-type]
         with pytest.raises(InputError, match="message"):
             conversation.pipeline({"messages": bad})
     with pytest.raises(UsageError, match="a conversation needs the task dialogue"):

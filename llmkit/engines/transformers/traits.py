@@ -8,7 +8,7 @@ from typing import Any
 
 from llmkit.errors import CheckpointError, UsageError
 from llmkit.heads import head_of
-from llmkit.heads.chat_template import thinking_switch
+from llmkit.heads.chat_template import alternates, thinking_switch
 from llmkit.hub.card import card_metadata, declared_languages
 from llmkit.models.families import family
 from llmkit.models.load import Loaded
@@ -37,6 +37,7 @@ def traits_of(loaded: Loaded, task: Task) -> Traits:
         prefix=prefix if prefix.strip() else "",
         switches_thinking=chat and _switches_thinking(loaded.tokenizer),
         separator=known.separator,
+        alternates=chat and task.converses and alternates(loaded.tokenizer),
         languages=languages,
         declared_languages=_declared_languages(loaded.source),
     )

@@ -28,13 +28,16 @@ def piped() -> bytes:
 
 
 def something_is_piped() -> bool:
-    """Whether text is waiting on standard input, without waiting for it."""
+    """Whether standard input contains text. Waits for the first of it only if another program of a pipeline writes."""
     buffer: Any = sys.stdin.buffer
     return _is_readable(wait=False) and bool(buffer.read1(io.DEFAULT_BUFFER_SIZE).strip())
 
 
 def _is_readable(*, wait: bool) -> bool:
-    """Whether a read returns text or the end of the input without blocking for long."""
+    """Whether a read returns text or the end of the input without blocking for long.
+
+    ``wait`` for a program that started this one, too, and log why standard input is not used.
+    """
     if sys.stdin.isatty():
         return False
     try:
@@ -63,9 +66,9 @@ def _arrives(descriptor: int, *, wait: bool) -> bool:
         return True
     if select.select([descriptor], [], [], 0)[0]:
         return True
-    if not wait:
-        return False
     patience = None if _comes_from_a_pipeline(descriptor) else _PATIENCE
+    if patience and not wait:
+        return False
     log.info("waiting for standard input")
     if select.select([descriptor], [], [], patience)[0]:
         return True

@@ -15,7 +15,7 @@ from llmkit.data.column_names import is_known_name, known_names, language_named
 from llmkit.errors import InputError
 from llmkit.text.scripts import is_unspaced
 
-__all__ = ["LOOKED_AT", "find_header"]
+__all__ = ["LOOKED_AT", "find_header", "names_columns"]
 
 LOOKED_AT = 50
 """Number of rows that the first is compared with."""
@@ -40,7 +40,9 @@ def find_header(rows: Sequence[Sequence[str]], named: Collection[str], name: str
         InputError: it is ambiguous, or has none of the names that the caller has set.
     """
     first, body = [cell.strip() for cell in rows[0]], rows[1:]
-    if "" in first and (lower := next((n for n, row in enumerate(body[:5], start=2) if _is_header(row, named)), None)):
+    if "" in first and (
+        lower := next((n for n, row in enumerate(body[:5], start=2) if names_columns(row, named)), None)
+    ):
         raise InputError(f"{name}: row {lower} names the columns", "remove the rows above it", code="ambiguous_header")
     if any(cell in named for cell in first):
         return list(rows[0])
@@ -75,8 +77,8 @@ def _shown(cells: Sequence[str]) -> str:
     return ", ".join(shown) + (", …" if len(cells) > len(shown) else "")
 
 
-def _is_header(cells: Sequence[str], named: Collection[str]) -> bool:
-    """Whether at least two cells are known column names."""
+def names_columns(cells: Sequence[str], named: Collection[str]) -> bool:
+    """Whether at least two cells are known column names, or names that the caller has set."""
     return sum(cell in named or cell.strip().lower() in known_names() for cell in cells) > 1
 
 

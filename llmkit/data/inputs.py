@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -24,7 +25,7 @@ from llmkit.data.text import read_bytes
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks import Task
 
-__all__ = ["Inputs", "input_files", "is_pipe", "open_inputs"]
+__all__ = ["Inputs", "input_files", "is_pipe", "lines_offered", "open_inputs"]
 
 _LOOKED_AT = 20
 """The first rows, by which the shape is detected."""
@@ -79,12 +80,30 @@ def open_inputs(settings: RowSettings, task: Task, *, encoding: str | None) -> I
         InputError: a file cannot be read, or it is ambiguous which column to use.
     """
     records, columns = _records(settings, task, encoding), settings.columns()
-    ahead = deque(islice(records, min(_LOOKED_AT, settings.window) if is_pipe(settings.input[0]) else _LOOKED_AT))
-    plan = _plan(ahead, columns, task)
+    with lines_offered(settings):
+        ahead = deque(islice(records, min(_LOOKED_AT, settings.window) if is_pipe(settings.input[0]) else _LOOKED_AT))
+        plan = _plan(ahead, columns, task)
     detected = {name: column for name, column in plan.columns.items() if name not in columns}
     records = _converted(_consumed(ahead, records), plan, detected)
     left = {name: column for name, column in plan.columns.items() if name in columns}
     return Inputs(islice(records, settings.max_rows), left, detected)
+
+
+@contextmanager
+def lines_offered(settings: RowSettings) -> Iterator[None]:
+    """Add a remedy to errors about the columns of a table, if it may be plain text that was taken for one."""
+    try:
+        yield
+    except InputError as error:
+        about_columns = error.code in ("column_mismatch", "ambiguous_header")
+        if not about_columns or settings.sample_by is not None or not _is_text(settings.input[0]):
+            raise
+        raise error.reworded(error.problem, "pass `sample_by=line` if its lines are texts") from error
+
+
+def _is_text(name: str) -> bool:
+    """Whether an input is plain text unless its lines are rows."""
+    return name == "-" or Path(name.removesuffix(".gz")).suffix.lower() == ".txt"
 
 
 def _plan(ahead: deque[Record], columns: dict[str, str], task: Task) -> InputPlan:
@@ -126,7 +145,7 @@ def _records(settings: RowSettings, task: Task, encoding: str | None) -> Iterato
     files = input_files(settings)
     text_column = columns.get(task.input_column, task.input_column)
     several = len(files) > 1 or _is_several(settings.input[0])
-    texts = {name for name in files if Path(name.removesuffix(".gz")).suffix.lower() == ".txt"}
+    texts = set(filter(_is_text, files))
     if settings.sample_by is not None and not texts:
         raise UsageError("no input file is plain text, so `sample_by` has no effect", "leave it out", code="no_effect")
     for name in files:
@@ -135,15 +154,24 @@ def _records(settings: RowSettings, task: Task, encoding: str | None) -> Iterato
             continue
         sample_by = settings.sample_by or ("document" if several else "line")
         layout = Layout(
+            format=_format(settings) if name in texts else None,
             header=settings.header,
             delimiter=settings.delimiter,
             named=frozenset(columns.values()),
             sample_by=sample_by if name in texts else "line",
+            finds_tables=settings.sample_by is None,
         )
         found = data_rows.open_records(name, encoding=encoding, text_column=text_column, layout=layout)
         if several and name in texts:
             found = (replace(record, row=record.row and {**record.row, "file": name}) for record in found)
         yield from _with_empty(found, name) if several else found
+
+
+def _format(settings: RowSettings) -> str | None:
+    """The format of plain text and of standard input that the settings imply."""
+    if settings.sample_by is not None:
+        return "txt"
+    return None if settings.header is None and settings.delimiter is None else "csv"
 
 
 def _document(name: str, column: str, encoding: str | None, *, keep_html: bool) -> Record:

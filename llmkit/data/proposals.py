@@ -6,7 +6,6 @@ A proposal is a source with all detected settings, which can be saved in a recip
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,6 +19,7 @@ from llmkit.data.rows import Record, first_lines, is_rows, open_records
 from llmkit.data.selection import Selection
 from llmkit.data.shapes import mapped_rows, shapes_of
 from llmkit.data.sources import aligned_files, files_of, layout_of, open_source
+from llmkit.data.tables import table_format
 from llmkit.errors import InputError
 from llmkit.log import log
 from llmkit.tasks import Task
@@ -108,9 +108,9 @@ def _form(source: SourceSection, notes: list[str]) -> SourceSection:
     suffix = path.suffix.lower() if path.suffix.lower() != ".gz" else Path(path.stem).suffix.lower()
     kind = source.format or suffix.removeprefix(".")
     if source.format is None and (suffix == ".txt" or not is_rows(path)):
-        if _is_tabular(path, source):
-            kind = "tsv"
-            notes.append("every line has the same number of tabs, so it is parsed as TSV")
+        if found_kind := _table_format(path, source):
+            kind = found_kind
+            notes.append(f"its lines are rows of a table, so it is parsed as {kind.upper()}")
         elif not is_rows(path):
             kind = "txt"
         if kind != suffix.removeprefix("."):
@@ -124,10 +124,13 @@ def _form(source: SourceSection, notes: list[str]) -> SourceSection:
     return source
 
 
-def _is_tabular(path: Path, source: SourceSection) -> bool:
-    counts = Counter(line.count("\t") for line in first_lines(path, _SAMPLE, encoding=source.encoding))
-    tabs, times = counts.most_common(1)[0] if counts else (0, 0)
-    return tabs > 0 and times >= 0.9 * counts.total()
+def _table_format(path: Path, source: SourceSection) -> str | None:
+    """``csv`` or ``tsv`` of plain text that is a table."""
+    if source.sample_by is not None:
+        return None
+    if source.header is not None or source.delimiter is not None:
+        return "csv"
+    return table_format(first_lines(path, _SAMPLE, encoding=source.encoding), source.columns.values())
 
 
 def _header(path: Path, source: SourceSection, kind: str, notes: list[str]) -> dict[str, Any]:

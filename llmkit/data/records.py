@@ -53,6 +53,8 @@ class Layout:
     """Plain text: what one row is. Paragraphs are separated by empty lines."""
     blank_lines: bool = False
     """Plain text by line: whether a blank line is a row."""
+    finds_tables: bool = False
+    """Plain text by line: whether lines that are rows of a table are parsed as such."""
 
     def table_settings(self) -> list[str]:
         """The settings with an effect on CSV and TSV only that were set."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -32,7 +32,7 @@ from llmkit.data.byte_lines import (
 )
 from llmkit.data.json_documents import JSON, document_rows, json_reason
 from llmkit.data.records import MAX_ROW_BYTES, Layout, Line, Record, bad_row, too_long
-from llmkit.data.tables import DELIMITERS, table_records
+from llmkit.data.tables import DELIMITERS, may_be_table, table_format, table_records
 from llmkit.data.text import find_codec
 from llmkit.errors import InputError
 from llmkit.files import in_units
@@ -82,8 +82,8 @@ def open_records(
     one that cannot be parsed, parsing resumes at its second line.
 
     Args:
-        source: a file, or ``"-"`` for standard input: JSON Lines if its first non-blank character is ``{``, otherwise
-            plain text.
+        source: a file, or ``"-"`` for standard input: JSON Lines if its first non-blank character is ``{``, JSON if it
+            begins with a list of objects, otherwise plain text.
         encoding: encoding of text formats; None is UTF-8. A byte order mark is removed.
         text_column: the column for lines of plain text.
         layout: properties that the suffix does not determine, or that override it.
@@ -93,7 +93,8 @@ def open_records(
     """
     codec = find_codec(encoding or "utf-8").removesuffix("-sig")
     if source == "-":
-        records = _text_records(None, "standard input", "", False, codec, text_column, layout)
+        suffix = f".{layout.format}" if layout.format else ""
+        records = _text_records(None, "standard input", suffix, False, codec, text_column, layout)
         return _some(records, "standard input")
     # Names that are not UTF-8 hold lone surrogates, which no table takes.
     path, name = Path(source), str(source).encode("utf-8", "backslashreplace").decode()
@@ -164,16 +165,45 @@ def _text_records(
             yield from _json_records(file, path, name, packed, codec)
             return
         chunks, codec = text_chunks(file, name, codec)
-        if suffix == ".txt" and path is not None and layout.sample_by == "document":
+        if suffix == ".txt" and layout.sample_by == "document":
             yield from _document_record(decoded_chunks(chunks, name, codec), path, name, text_column)
             return
+        if not suffix:
+            head = next(chunks, b"")
+            chunks = chain([head], chunks)
+            if _LIST.match(head.decode(codec, "ignore")):
+                yield from _items(decoded_chunks(chunks, name, codec), name, MAX_ROW_BYTES, None)
+                return
         lines = decoded_lines(chunks, name, codec)
+        if layout.finds_tables and suffix in ("", ".txt"):
+            suffix, lines = _or_table(lines, suffix, layout)
         if suffix in DELIMITERS:
             yield from table_records(lines, name, suffix, layout)
         elif suffix == ".txt" and layout.sample_by == "paragraph":
             yield from _paragraph_records(lines, name, text_column)
         else:
             yield from _line_records(lines, name, suffix, text_column, layout.blank_lines)
+
+
+_LIST = re.compile(r"\ufeff?\s*\[\s*(?:\{|\Z)")
+"""How a list of objects begins."""
+_TABLE_LINES = 20
+
+
+def _or_table(lines: Iterator[Line], suffix: str, layout: Layout) -> tuple[str, Iterator[Line]]:
+    """The suffix of the format, and the lines. More lines than the first are needed only if it may be a table's."""
+    ahead: list[Line] = []
+    while not any(line.text.strip() for line in ahead) and (line := next(lines, None)) is not None:
+        ahead.append(line)
+    if ahead and may_be_table(ahead[-1].text, layout.named) and not (not suffix and _is_object(ahead[-1].text)):
+        ahead += islice(lines, _TABLE_LINES)
+        found = table_format([line.text for line in ahead], layout.named)
+        suffix = f".{found}" if found else suffix
+    return suffix, chain(ahead, lines)
+
+
+def _is_object(line: str) -> bool:
+    return line.lstrip().startswith("{")
 
 
 def _line_records(
@@ -188,14 +218,14 @@ def _line_records(
         if not line.text.strip() and not blank_lines:
             continue
         if is_json is None:
-            is_json = line.text.lstrip().startswith("{")
+            is_json = _is_object(line.text)
         if is_json:
             yield _json_record(line.text, where)
         else:
             yield Record(where, {text_column: line.text.removesuffix("\n").removesuffix("\r")})
 
 
-def _document_record(pieces: Iterator[str], path: Path, name: str, text_column: str) -> Iterator[Record]:
+def _document_record(pieces: Iterator[str], path: Path | None, name: str, text_column: str) -> Iterator[Record]:
     parts, size, limit = [], 0, _document_limit(path)
     for piece in pieces:
         parts.append(piece)
@@ -246,7 +276,11 @@ def _json_records(file: io.BufferedIOBase, path: Path, name: str, packed: bool, 
         yield from _line_records(decoded_lines(chunks, name, codec), name, ".jsonl", "", False)
         return
     again = partial(_reopened, path, name, packed, encoding) if path.is_file() else None
-    rows = document_rows(decoded_chunks(chunks, name, codec), name, _document_limit(path), again)
+    yield from _items(decoded_chunks(chunks, name, codec), name, _document_limit(path), again)
+
+
+def _items(pieces: Iterator[str], name: str, limit: int, again: Callable[[], Iterator[str]] | None) -> Iterator[Record]:
+    rows = document_rows(pieces, name, limit, again)
     for number, (row, text) in enumerate(rows, start=1):
         yield _object_record(row, f"{name}, item {number}", escapes=bool(_HALF_OF_A_PAIR.search(text)))
 
@@ -271,9 +305,9 @@ def _reopened(path: Path, name: str, packed: bool, encoding: str) -> Iterator[st
         yield from decoded_chunks(chunks, name, codec)
 
 
-def _document_limit(path: Path) -> int:
+def _document_limit(path: Path | None) -> int:
     """The maximum size of a row in a format without lines; a row larger than its file was compressed."""
-    return max(MAX_ROW_BYTES, path.stat().st_size)
+    return MAX_ROW_BYTES if path is None else max(MAX_ROW_BYTES, path.stat().st_size)
 
 
 def _object_record(row: object, where: str, *, escapes: bool) -> Record:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import csv
 import re
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
-from llmkit.data.headers import LOOKED_AT, find_header
+from llmkit.data.headers import LOOKED_AT, find_header, names_columns
 from llmkit.data.records import MAX_ROW_BYTES, Layout, Line, Record, bad_row, check_columns
 from llmkit.errors import InputError
 from llmkit.log import log
 
-__all__ = ["DELIMITERS", "table_records"]
+__all__ = ["DELIMITERS", "may_be_table", "table_format", "table_records"]
 
 _Item = TypeVar("_Item")
 
@@ -24,6 +24,8 @@ _Row = tuple[str, list[str] | InputError]
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 """The usual delimiter of a suffix."""
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
+_MOST = 0.9
+"""Share of the lines of a table without a suffix of its own that have as many tabs."""
 _EXCEL = re.compile(r"\"?sep=(.)\"?[,;\t]*\s*\Z", re.IGNORECASE)
 """A first line that names the separator, for Excel."""
 
@@ -202,3 +204,32 @@ def _ahead(items: Iterator[_Item], size: Callable[[_Item], int]) -> list[_Item]:
         ahead.append(item)
         held += size(item)
     return ahead
+
+
+# Tables in plain text.
+
+
+def may_be_table(line: str, named: Collection[str] = ()) -> bool:
+    """Whether a line of plain text may be the first one of a table: it has a tab, or names known columns."""
+    return "\t" in line or any(_is_header_line(line, delimiter, named) for delimiter in _NAMES)
+
+
+def table_format(lines: Sequence[str], named: Collection[str] = ()) -> str | None:
+    """``tsv`` or ``csv`` if the first lines of a plain text are rows of a table.
+
+    They are if nearly all have as many tabs, or if the first names known columns (or one that the caller has
+    ``named``), and the others have as many cells.
+    """
+    texts = [line for line in lines if line.strip()]
+    tabs, times = Counter(text.count("\t") for text in texts).most_common(1)[0] if texts else (0, 0)
+    if tabs and times >= _MOST * len(texts) and len(texts) > 1:
+        return "tsv"
+    for delimiter in _NAMES if texts else ():
+        if _is_header_line(texts[0], delimiter, named) and _agreement(texts, delimiter):
+            return "tsv" if delimiter == "\t" else "csv"
+    return None
+
+
+def _is_header_line(line: str, delimiter: str, named: Collection[str]) -> bool:
+    cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+    return len(cells) > 1 and (names_columns(cells, named) or any(cell in named for cell in cells))

@@ -52,7 +52,7 @@ class Request:
     settings: GenerationSettings
     """Requests that share one settings object can run in the same batch."""
     max_new_tokens: int | None = None
-    """A limit below the one in the settings."""
+    """A limit in place of the one in the settings."""
     stop_loops: bool = False
     """End the output when it repeats a passage over and over, unless the prompt does so too."""
     plausible_tokens: int | None = None

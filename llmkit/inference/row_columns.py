@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any
 
 from llmkit.config.settings import RowSettings
-from llmkit.data.inputs import is_pipe
+from llmkit.data.inputs import is_pipe, lines_offered
 from llmkit.data.records import Record
 from llmkit.data.shapes import look_up
 from llmkit.errors import InputError, LlmkitError, UsageError
@@ -208,7 +208,8 @@ def with_columns(records: Iterator[Record], layout: Layout, settings: RowSetting
     misfits = [layout.misfit(record.row) for record in ahead if record.row is not None]
     if misfits and (first := misfits[0]) is not None and None not in misfits:
         name = "standard input" if settings.input == ("-",) else ", ".join(settings.input)
-        raise first.reworded(f"{name}: {first.problem}")
+        with lines_offered(settings):
+            raise first.reworded(f"{name}: {first.problem}")
     return _chained(ahead, records)
 
 

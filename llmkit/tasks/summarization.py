@@ -152,7 +152,8 @@ class Summarization(Task):
         if room is None or (size := model.count(text)) <= room:
             (raw,) = yield Step([row], final=True)
             return self.finish(raw)
-        limit = max(1, min(model.max_new_tokens, room // 4))
+        # A lower limit of the caller's, or a short length, is for the summary, not for the parts that it is made of.
+        limit = max(1, min(max(model.max_new_tokens, model.default_max_new_tokens), room // 4))
         chunks: tuple[Chunk, ...] = ()
         while size > room:
             parts = _parts(text, room, model.count)

@@ -295,7 +295,7 @@ class Step:
     multi_sequence: bool = False
     """Further sequences (``num_return_sequences``) of the single row are used; those of a final step always are."""
     max_new_tokens: int | None = None
-    """Limit for this step, if lower than the default."""
+    """Limit for this step, in place of the caller's."""
     plausible_tokens: Sequence[int] = ()
     """For each row, the output length from which on the output cannot be right, and is stopped."""
     each: Callable[[int, Generation], None] | None = None

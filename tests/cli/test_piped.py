@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +100,23 @@ def test_a_loop_keeps_the_lines_of_its_list(
     with standard_input(whole, monkeypatch):
         assert main([*map(str, base), "The quick"]) == 0
         assert "below it 13 characters" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="processes are found in /proc")
+def test_a_slow_pipe_beside_a_complete_text_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its first byte comes after the command has begun to wait for it."""
+    for late, expected in ((b"Another text.", "standard input contains a text"), (b"", "document is empty")):
+        receiver, sender = os.pipe()
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=sender) as other:
+            os.close(sender)
+            assert other.stdin is not None
+            write_late = threading.Timer(0.2, lambda pipe, text: (pipe.write(text), pipe.close()), (other.stdin, late))
+            with standard_input(receiver, monkeypatch):
+                write_late.start()
+                assert main(["summarize", "--text", " "]) == 2
+            assert expected in one_line(capsys.readouterr().err)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="processes are found in /proc")

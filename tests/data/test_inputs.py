@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +154,72 @@ def test_documents_are_rows_of_their_own() -> None:
     translation = Translation(TranslationSettings(source="en", target="fr"))
     assert read(translation, "docs/b.html")[0]["source"] == "<!doctype html><p>The <b>reef</b>."
     assert read("summarization", "docs/*.pdf", max_rows=1) == [{"document": "The reef.\n\n", "file": "docs/d.pdf"}]
+
+
+TABLE = [["question", "context", "id"], ["Who, then?", 'The "fox"\njumps.', "1"], ["Wo?", "Im Wald.", "2"]]
+
+
+def table(delimiter: str) -> str:
+    output = io.StringIO()
+    csv.writer(output, delimiter=delimiter).writerows(TABLE)
+    return output.getvalue()
+
+
+def pipe_in(text: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    return "-"
+
+
+@pytest.mark.parametrize("source", ["file", "pipe"])
+@pytest.mark.parametrize("delimiter", [",", ";", "|", "\t"])
+def test_a_table_in_plain_text_or_from_a_pipe_is_read_as_one(
+    delimiter: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = table(delimiter)
+    name = write("rows.txt", text) if source == "file" else pipe_in(text, monkeypatch)
+    header, *rows = TABLE
+    assert read("question-answering", name) == [dict(zip(header, row, strict=True)) for row in rows]
+    if source == "file":  # as training reads it
+        labelled = text.replace("id", "answers", 1)
+        section = SourceSection(path=[write("rows.txt", labelled)])
+        trained = [record.row or {} for record in task_rows(section, get_task("question-answering"))]
+        assert [row["context"] for row in trained] == [row[1] for row in rows]
+
+
+def test_columns_and_settings_of_the_caller_make_lines_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Volltext,Nr\nDer Fuchs.,1\nDer Hund.,2\n"
+    expected = [{"Volltext": "Der Fuchs.", "Nr": "1"}, {"Volltext": "Der Hund.", "Nr": "2"}]
+    for name in (write("rows.txt", text), "-"):
+        pipe_in(text, monkeypatch)
+        assert read("summarization", name, column=("document=Volltext",)) == expected
+        pipe_in(text, monkeypatch)
+        assert [row["column1"] for row in read("summarization", name, header=False, column=("document=column1",))] == [
+            "Volltext", "Der Fuchs.", "Der Hund."
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text", ["Well, one, two.\nYes, no, perhaps.\n", "[1] The fox.\n[2] The dog.\n", "一，二\n三，四\n", "a\tb\nc d\n"]
+)
+def test_lines_of_text_are_no_table(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": line} for line in text.splitlines()]
+    assert read("text-generation", write("rows.txt", text)) == rows
+    assert read("text-generation", pipe_in(text, monkeypatch)) == rows
+
+
+def test_lines_that_may_be_a_table_can_be_said_to_be_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "The fox\tjumps\nA dog\tsleeps at night\nNo cat\tsleeps\n"
+    for name in (write("rows.txt", text), "-"):
+        pipe_in(text, monkeypatch)
+        with pytest.raises(InputError, match="pass `sample_by=line` if its lines are texts"):
+            read("text-generation", name)
+        pipe_in(text, monkeypatch)
+        assert read("text-generation", name, sample_by="line")[0] == {"prompt": "The fox\tjumps"}
+        pipe_in(text, monkeypatch)
+        assert [row["document"] for row in read("summarization", name, sample_by="document")] == [text]
+
+
+def test_a_pipe_may_hold_a_list_of_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": "The fox"}, {"prompt": "一只狐狸"}]
+    for indent in (None, 2):
+        assert read("text-generation", pipe_in(json.dumps(rows, indent=indent), monkeypatch)) == rows

@@ -111,6 +111,18 @@ def test_every_sentence_of_a_long_text_is_summarized(kind: str) -> None:
         assert DOCUMENT[chunk.end - 1] in " \n。" or chunk.end == len(DOCUMENT), "a sentence was cut"
 
 
+@pytest.mark.parametrize("options", [{"max_new_tokens": 5}, {"length": 5}])
+def test_a_lower_limit_is_for_the_summary_and_not_for_its_parts(
+    options: dict[str, Any], checkpoint: Checkpoint
+) -> None:
+    pipeline, _ = fake("summarization", "one two three four five six seven", context=400, **options)
+    output = pipeline(DOCUMENT)
+    assert {chunk.text for chunk in output.chunks} == {"one two three four five six seven"}
+    assert (output.text, output.finish_reason) == ("one two three four five", "length")
+    output = load("summarization", checkpoint("gpt2"), **options)(DOCUMENT[:700])
+    assert output.usage.completion_tokens > 5 * (len(output.chunks) + 1) > 5
+
+
 def test_a_text_that_may_not_be_divided_is_refused_or_cut(checkpoint: Checkpoint) -> None:
     folder = checkpoint("bart")
     with pytest.raises(ContextOverflowError, match="is 128; shorten it"):

@@ -129,8 +129,7 @@ def _size(request: Request) -> int:
     """Tokens of a request, prompt and output."""
     settings = request.settings
     copies = max(settings.num_beams or 1, settings.num_return_sequences)
-    limits = [each for each in (request.max_new_tokens, settings.max_new_tokens) if each is not None]
-    return copies * (len(request.encoded.input_ids) + min(limits, default=0))
+    return copies * (len(request.encoded.input_ids) + (request.max_new_tokens or settings.max_new_tokens or 0))
 
 
 def extract_spans(

@@ -84,7 +84,7 @@ def write(
 def _settings(request: Request) -> GenerationSettings:
     """The requests of the batch that begins with the first one."""
     settings, most = request.settings, request.max_new_tokens
-    if most is not None and most < (settings.max_new_tokens or most + 1):
+    if most is not None and most != settings.max_new_tokens:
         least = None if settings.min_new_tokens is None else min(settings.min_new_tokens, most)
         settings = replace(settings, max_new_tokens=most, min_new_tokens=least)
     if settings.seed is not None and request.number:

@@ -308,7 +308,7 @@ def evaluate(
     *,
     task: str | None = None,
     model: str | None = None,
-    data: str | Path | None = None,
+    data: Any = None,
     columns: Mapping[str, str] | None = None,
     encoding: str | None = None,
     header: bool | None = None,
@@ -329,7 +329,8 @@ def evaluate(
         recipe: the folder of a run, a recipe file, or the name of a built-in recipe.
         task: without a recipe, as in `load`.
         model: with a recipe, replaces its tuned model.
-        data: rows with reference answers; with a recipe, replaces its validation rows.
+        data: rows with reference answers: a path, a `datasets.Dataset`, a data frame, an Arrow table, or an iterable of
+            mappings; with a recipe, they replace its validation rows.
         columns: the rows' column for each field of the task, such as ``{"document": "body"}``.
         encoding: of the rows, if not UTF-8.
         header: CSV and TSV: whether the first row names the columns; detected by default.
@@ -349,16 +350,16 @@ def evaluate(
         LlmkitError: one line that ends in what to do.
     """
     from llmkit.training.evaluation_spec import resolve_evaluation, run_evaluation
+    from llmkit.training.python_data import evaluation_data
 
     of_tasks = {item.name for each in TASKS.values() for item in setting_fields(each.settings_class)}
     own = {name: value for name, value in options.items() if name in of_tasks and value is not None}
     general = {name: value for name, value in options.items() if name not in of_tasks}
     load_settings, settings = split_options({**general, "model": model}, LoadSettings, GenerationSettings)
-    name, rows = (None if given is None else str(given) for given in (recipe, data))
     spec = resolve_evaluation(
-        name,
+        None if recipe is None else str(recipe),
         task,
-        rows,
+        None if data is None else evaluation_data(data),
         load_settings,
         overrides,
         columns=columns,

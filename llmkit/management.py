@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from llmkit.config.settings import DType, LoadOptions, LoadSettings, split_options
 from llmkit.config.signatures import with_settings
@@ -60,13 +60,13 @@ def inspect(
 
 @with_settings(LoadSettings)
 def check_data(
-    data: _Path | Sequence[_Path],
+    data: Any,
     task: str | None = None,
     *,
     model: str | None = None,
     source: str | None = None,
     target: str | None = None,
-    validation: _Path | None = None,
+    validation: Any = None,
     encoding: str | None = None,
     max_length: int | None = None,
     samples: int = 2,
@@ -76,12 +76,13 @@ def check_data(
     """How a model would see training data: the mapping of columns, lengths, duplicates, bad rows, examples.
 
     Args:
-        data: a recipe, or files, a folder, a pattern or a Hub id, for which a mapping is proposed.
+        data: a recipe; or files, a folder, a pattern or a Hub id, a `datasets.Dataset`, a data frame, an Arrow table or
+            an iterable of mappings, for which a mapping is proposed.
         task: the task of the data; a recipe names its own.
         model: the model whose tokenizer is used; ``starter`` by default.
         source: translation: source language.
         target: translation: target language.
-        validation: validation data, beside files.
+        validation: validation data, beside data that is not a recipe.
         encoding: of the files, if not UTF-8.
         max_length: longest example in tokens.
         samples: examples in the report.
@@ -96,14 +97,14 @@ def check_data(
         InputError: the data cannot be used.
     """
     from llmkit.training.data_check import check_data as check
+    from llmkit.training.python_data import data_source
 
-    paths = [data] if isinstance(data, str | Path) else data
     return check(
-        [str(path) for path in paths],
+        data_source(data),
         split_options({**options, "model": model}, LoadSettings)[0],
         task=task,
         languages={"source": source, "target": target},
-        validation=None if validation is None else str(validation),
+        validation=None if validation is None else data_source(validation),
         encoding=encoding,
         max_length=max_length,
         samples=samples,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -57,9 +56,10 @@ class TunedModel(os.PathLike[str]):
 def finetune(
     recipe: PathName | Mapping[str, Any] | None = None,
     *,
+    train: Any = None,
+    validation: Any = None,
     task: str | None = None,
-    data: PathName | Sequence[PathName] | None = None,
-    validation: PathName | Sequence[PathName] | None = None,
+    data: Any = None,
     model: PathName | None = None,
     method: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -67,41 +67,53 @@ def finetune(
     overrides: Sequence[str] = (),
     resume: bool = False,
     progress: bool = True,
-    **train: Any,
+    **train_keys: Any,
 ) -> TunedModel:
     """Train a model in this process: from a recipe, or with defaults for a task and its data.
 
     Args:
-        recipe: a recipe file, the name of a built-in recipe, or its sections as a mapping.
+        recipe: a recipe file, the name of a built-in recipe, or its sections as a mapping; there the key ``rows`` of a
+            source takes rows.
+        train: training rows: a `datasets.Dataset`, a data frame, an Arrow table, an iterable of mappings, or files,
+            folders, patterns or Hub ids. With a recipe, they replace its source, whose other keys such as ``columns``
+            and ``where`` stay.
+        validation: validation rows, as ``train``; without a recipe, by default a tenth of the training rows.
         task: without a recipe: name or verb, such as ``summarize``.
-        data: without a recipe: files, folders, patterns or Hub ids of the training rows.
-        validation: without a recipe: validation rows; by default a tenth of the training rows.
+        data: without a recipe: another name for ``train``.
         model: without a recipe: Hub id or folder; by default ``starter``.
         method: without a recipe: ``lora``, ``full`` for all weights, or another method of PEFT; by default LoRA for
             models that generate text.
         settings: without a recipe: settings of the task, such as ``{"target": "de"}``.
         output: folder of the result (``train.output_dir``).
         overrides: changes to any key, such as ``adapter.r=16``.
-        resume: continue from the last checkpoint in the folder; for more updates if their number is raised.
+        resume: continue from the last checkpoint in the folder; for more updates if their number is raised. Rows are
+            passed again, and must be the same.
         progress: show bars in a terminal or a notebook.
-        **train: keys of the recipe's train section, such as ``num_train_epochs=1``.
+        **train_keys: keys of the recipe's train section, such as ``num_train_epochs=1``.
 
     Raises:
         LlmkitError: one line that ends in what to do.
     """
     from llmkit.training.run import finetune as run
 
-    changes = [*overrides, *(f"train.{name}={json.dumps(value)}" for name, value in train.items())]
+    changes = [*overrides, *(f"train.{name}={json.dumps(value)}" for name, value in train_keys.items())]
     text = None
     if recipe is None:
         from llmkit.training.new_recipe import new_recipe
+        from llmkit.training.python_data import data_source
 
-        if task is None or not data:
-            raise UsageError("neither a recipe nor a task with data is given", "pass `recipe`, or `task` and `data`")
+        rows = [each for each in (train, data) if each is not None]
+        if task is None or len(rows) != 1:
+            raise UsageError(
+                "neither a recipe nor a task with data is given"
+                if len(rows) < 2
+                else "`train` and `data` both name the training rows",
+                "pass `recipe`, or `task` and `train`",
+            )
         new = new_recipe(
             task,
-            _names(data),
-            validation=_names(validation),
+            data_source(rows[0]),
+            validation=None if validation is None else data_source(validation),
             model=None if model is None else os.fspath(model),
             method=method,
             output=None if output is None else os.fspath(output),
@@ -111,19 +123,22 @@ def finetune(
         made = new.recipe()
         text = new.text(Path(made.train.output_dir))
     else:
-        without_effect: dict[str, Any] = {"task": task, "data": data, "validation": validation, "settings": settings}
+        without_effect: dict[str, Any] = {"task": task, "data": data, "settings": settings}
         without_effect |= {"model": model, "method": method}
-        if used := [f"`{name}`" for name, value in without_effect.items() if value]:
+        if used := [f"`{name}`" for name, value in without_effect.items() if value is not None]:
             raise UsageError(
                 f"{', '.join(used)} replace a recipe, and one is given",
                 "change the recipe with `overrides`",
                 code="no_effect",
             )
         folder = [] if output is None else [f"train.output_dir={json.dumps(os.fspath(output))}"]
-        made = _load(recipe, [*changes, *folder])
+        made = _load(recipe, [*changes, *folder], train, validation)
     if (made.accelerate.num_processes or 1) > 1:
+        in_memory = any(source.rows is not None for source in made.data.train)
         raise UsageError(
-            "several processes are started by the command", command_line("finetune", "RECIPE", num_processes="N")
+            "several processes are started by the command",
+            ("save the rows to a file, and run " if in_memory else "")
+            + command_line("finetune", "RECIPE", num_processes="N"),
         )
     with nullcontext() if progress else hidden():
         trainer = run(made, resume=resume, text=text)
@@ -131,28 +146,28 @@ def finetune(
     return TunedModel(trainer.folder, made.task, trainer.progress.log, metrics, made)
 
 
-def _names(paths: PathName | Sequence[PathName] | None) -> list[str]:
-    if paths is None:
-        return []
-    return [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
-
-
-def _load(recipe: PathName | Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
+def _load(recipe: PathName | Mapping[str, Any], overrides: Sequence[str], train: Any, validation: Any) -> Recipe:
     from llmkit.config.recipe import VERSION
     from llmkit.config.recipe_file import load_recipe, make_recipe
     from llmkit.config.recipe_paths import resolve_paths
+    from llmkit.training.python_data import keep_rows, replace_data
+
+    def with_data(content: dict[str, Any]) -> None:
+        replace_data(content, train=train, validation=validation)
 
     if not isinstance(recipe, Mapping):
-        return load_recipe(os.fspath(recipe), overrides)
-    content = {"version": VERSION, **_plain(copy.deepcopy(dict(recipe)))}
+        return load_recipe(os.fspath(recipe), overrides, change=with_data)
+    content = {"version": VERSION, **_plain(recipe)}
+    keep_rows(content)
     resolve_paths(content, Path())
+    with_data(content)
     return make_recipe(content, overrides)
 
 
 def _plain(value: Any) -> Any:
-    """A value with paths as strings, and tuples as lists."""
+    """A copy of a value with paths as strings, and tuples as lists; rows as they are."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): each if key == "rows" else _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value

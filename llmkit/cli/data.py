@@ -70,11 +70,11 @@ def data_check(
     from llmkit.training.data_check import check_data
 
     found = check_data(
-        given_paths,
+        {"path": given_paths},
         load,
         task=task,
         languages={"source": source, "target": target},
-        validation=validation,
+        validation=None if validation is None else {"path": [validation]},
         encoding=encoding,
         header=header,
         delimiter=delimiter,

@@ -80,8 +80,8 @@ def from_options(
     settings = {name: value for name, value in languages.items() if value is not None}
     return new_recipe(
         task,
-        data,
-        validation=validation or (),
+        {"path": data},
+        validation={"path": validation} if validation else None,
         model=model,
         method=method,
         output=output,

@@ -41,7 +41,13 @@ _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 # Files.
 
 
-def load_recipe(name: str, overrides: Sequence[str] = (), *, trusted: Collection[str] = ()) -> Recipe:
+def load_recipe(
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    trusted: Collection[str] = (),
+    change: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> Recipe:
     """Load a recipe from a file or by its built-in name, with overrides such as ``train.learning_rate=1e-4``.
 
     Paths in it are first resolved relative to its file; paths in ``overrides``, to the working directory.
@@ -50,6 +56,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), *, trusted: Collection
         name: path, or name of a built-in recipe.
         overrides: changes by the user, who may allow what the file itself cannot allow.
         trusted: keys in `MAY_RUN_CODE` that the file may set.
+        change: changes the content of the file in place, before the overrides.
 
     Raises:
         UsageError: all mistakes, with file and line.
@@ -75,6 +82,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), *, trusted: Collection
     content = _migrate(content, name, lines)
     resolve_paths(content, path.parent)
     _refuse_code(content, overrides, trusted, name, lines)
+    change(content)
     return make_recipe(content, overrides, name=name, lines=lines)
 
 

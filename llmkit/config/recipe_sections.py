@@ -28,11 +28,13 @@ from llmkit.errors import UsageError
 from llmkit.tasks import PromptOptions
 
 __all__ = [
+    "FILE_KEYS",
     "ConflictError",
     "DataSection",
     "ModelSection",
     "Positive",
     "PromptSection",
+    "PythonRows",
     "Section",
     "Seed",
     "SourceSection",
@@ -183,6 +185,37 @@ def _condition(text: str) -> str:
     return text
 
 
+class PythonRows(Section):
+    """Rows that were passed in Python. They have no path: whoever uses them again passes them again."""
+
+    kind: str
+    """Their class, such as pandas.DataFrame."""
+    count: Positive
+    """Number of rows."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """Hash of their content."""
+
+
+FILE_KEYS = (
+    "path",
+    "aligned",
+    "rows",
+    "format",
+    "encoding",
+    "delimiter",
+    "header",
+    "column_names",
+    "quotes",
+    "sample_by",
+    "name",
+    "split",
+    "revision",
+    "license",
+)
+"""Keys of a source that describe its files rather than how its rows are used."""
+_OF_FILES = frozenset(FILE_KEYS) - {"rows", "license"}
+
+
 class SourceSection(Section):
     """Where rows come from: ``path``, or ``aligned`` for files with corresponding lines."""
 
@@ -190,6 +223,8 @@ class SourceSection(Section):
     """A file, a folder, a pattern such as ``data/*.jsonl``, a list of these, or a Hub id."""
     aligned: dict[str, str] | None = None
     """Maps each column to a file with one value per line; line n of all files is row n."""
+    rows: PythonRows | None = None
+    """In Python: rows themselves, such as a data frame; of these a recipe holds only a description."""
     format: Literal["jsonl", "json", "csv", "tsv", "txt", "parquet", "arrow"] | None = None
     """Format of the files, if it does not follow from their suffix."""
     encoding: str | None = None
@@ -234,8 +269,10 @@ class SourceSection(Section):
             yield (f"columns has no effect on the shape {self.shape}, whose columns have fixed names; leave it out")
         if self.column_names is not None and self.header:
             yield "column_names are for a file without a header; leave out column_names or header"
-        if (self.path is None) == (self.aligned is None):
+        if (self.path, self.aligned, self.rows).count(None) != 2:
             yield ("give either path or aligned")
+        elif self.rows is not None and (others := self.model_dump(exclude_defaults=True).keys() & _OF_FILES):
+            yield (f"{', '.join(sorted(others))} has no effect on rows passed in Python; leave it out")
         if self.aligned is not None and len(self.aligned) < 2:
             yield ("aligned needs two files or more, such as {source: train.en, target: train.de}")
 

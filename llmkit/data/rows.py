@@ -37,7 +37,17 @@ from llmkit.data.text import find_codec
 from llmkit.errors import InputError
 from llmkit.files import in_units
 
-__all__ = ["MAX_ROW_BYTES", "SUFFIXES", "Layout", "Record", "first_lines", "is_rows", "open_records", "read_rows"]
+__all__ = [
+    "MAX_ROW_BYTES",
+    "SUFFIXES",
+    "Layout",
+    "Record",
+    "first_lines",
+    "is_rows",
+    "object_record",
+    "open_records",
+    "read_rows",
+]
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 _BINARY = (".parquet", ".arrow")
@@ -265,7 +275,7 @@ def _json_record(text: str, where: str) -> Record:
         spread = text.strip() in ("[", "{", "[{")
         fix = "write one object a line, or rename the file to .json if it is one list" if spread else "fix the line"
         return bad_row(where, f"is not JSON ({json_reason(error)})", fix)
-    return _object_record(row, where, escapes=bool(_HALF_OF_A_PAIR.search(text)))
+    return object_record(row, where, escapes=bool(_HALF_OF_A_PAIR.search(text)))
 
 
 def _json_records(file: io.BufferedIOBase, path: Path, name: str, packed: bool, encoding: str) -> Iterator[Record]:
@@ -282,7 +292,7 @@ def _json_records(file: io.BufferedIOBase, path: Path, name: str, packed: bool, 
 def _items(pieces: Iterator[str], name: str, limit: int, again: Callable[[], Iterator[str]] | None) -> Iterator[Record]:
     rows = document_rows(pieces, name, limit, again)
     for number, (row, text) in enumerate(rows, start=1):
-        yield _object_record(row, f"{name}, item {number}", escapes=bool(_HALF_OF_A_PAIR.search(text)))
+        yield object_record(row, f"{name}, item {number}", escapes=bool(_HALF_OF_A_PAIR.search(text)))
 
 
 def _looks_like_lines(chunks: Iterator[bytes]) -> tuple[list[bytes], bool]:
@@ -310,7 +320,7 @@ def _document_limit(path: Path | None) -> int:
     return MAX_ROW_BYTES if path is None else max(MAX_ROW_BYTES, path.stat().st_size)
 
 
-def _object_record(row: object, where: str, *, escapes: bool) -> Record:
+def object_record(row: object, where: str, *, escapes: bool) -> Record:
     """``escapes``: the row may contain half of a surrogate pair, which JSON can escape but UTF-8 cannot encode."""
     if not isinstance(row, dict):
         return bad_row(where, "is not an object", 'write rows as {"column": "value"}')

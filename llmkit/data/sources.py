@@ -15,6 +15,7 @@ from typing import Any
 from llmkit.config.paths import user_path
 from llmkit.config.recipe import SourceSection
 from llmkit.config.row_condition import RowCondition
+from llmkit.data.python_rows import python_records
 from llmkit.data.rows import SUFFIXES, Layout, Record, is_rows, open_records
 from llmkit.data.selection import Selection
 from llmkit.errors import HubUnreachableError, InputError, UsageError
@@ -65,7 +66,10 @@ def open_source(source: SourceSection, selection: Selection | None = None) -> It
     Raises:
         InputError: a file is missing or cannot be read; partly when the iterator is asked for a row.
     """
-    rows = _aligned(source) if source.aligned is not None else _plain(source)
+    if source.rows is not None:
+        rows = python_records(source.rows)
+    else:
+        rows = _aligned(source) if source.aligned is not None else _plain(source)
     if source.where is not None:
         rows = (selection or Selection()).fulfilling(rows, RowCondition(source.where))
     return islice(rows, source.max_rows)
@@ -85,7 +89,7 @@ def layout_of(source: SourceSection) -> Layout:
 
 
 def files_of(source: SourceSection) -> list[Path]:
-    """The files of a source; empty for a Hub id."""
+    """The files of a source; empty for a Hub id, and for rows passed in Python."""
     if source.aligned is not None:
         return [_existing(name) for name in source.aligned.values()]
     return [] if hub_id(source) else _split_files(source)

@@ -81,12 +81,12 @@ class DataCheck:
 
 
 def check_data(
-    paths: Sequence[str],
+    data: Mapping[str, Any],
     load: LoadSettings,
     *,
     task: str | None = None,
     languages: Mapping[str, str | None] | None = None,
-    validation: str | None = None,
+    validation: Mapping[str, Any] | None = None,
     encoding: str | None = None,
     header: bool | None = None,
     delimiter: str | None = None,
@@ -94,7 +94,11 @@ def check_data(
     samples: int = 2,
     overrides: Sequence[str] = (),
 ) -> DataCheck:
-    """Examine the data of a recipe, or files, for which a recipe is proposed.
+    """Examine the data of a recipe, or other data, for which a recipe is proposed.
+
+    Args:
+        data: keys of a source: ``path`` (a recipe, or files, folders, patterns or Hub ids) or ``rows``.
+        validation: the same, beside data that is not a recipe.
 
     Raises:
         UsageError: settings that have no effect on a recipe, or no task for files.
@@ -108,15 +112,17 @@ def check_data(
     named = {key: value for key, value in (languages or {}).items() if value is not None}
     form: dict[str, Any] = {"encoding": encoding, "header": header, "delimiter": delimiter}
     notes: tuple[str, ...] = ()
-    if _is_recipe(paths):
+    if _is_recipe(data.get("path", ())):
         only_files = {"task": task, **named, "validation": validation, **form, "max_length": max_length}
-        recipe = _recipe(paths[0], overrides, load, [name for name, value in only_files.items() if value is not None])
+        recipe = _recipe(
+            data["path"][0], overrides, load, [name for name, value in only_files.items() if value is not None]
+        )
     elif overrides:
         raise UsageError(
             "`overrides` changes a recipe, but the data are files", "name a recipe, or leave it out", code="no_effect"
         )
     else:
-        recipe, notes = _propose(paths, task, named, validation, form, max_length, load)
+        recipe, notes = _propose(data, task, named, validation, form, max_length, load)
     opened = open_task(recipe)
     with offline(getattr(recipe.model, "offline", False)):
         encoder = make_encoder(recipe, opened, open_model(recipe, opened, weights=False))
@@ -149,10 +155,10 @@ def _recipe(path: str, overrides: Sequence[str], load: LoadSettings, without_eff
 
 
 def _propose(
-    paths: Sequence[str],
+    data: Mapping[str, Any],
     task: str | None,
     languages: Mapping[str, str],
-    validation: str | None,
+    validation: Mapping[str, Any] | None,
     form: dict[str, Any],
     max_length: int | None,
     load: LoadSettings,
@@ -172,27 +178,26 @@ def _propose(
     made = kind(kind.settings_class(**languages))
     if form["delimiter"] is not None:
         form["delimiter"] = delimiter_character(form["delimiter"])
-    parts = {"train": SourceSection(path=list(paths), **form)}
+    form = {name: value for name, value in form.items() if value is not None}
+    if form and "rows" in data:
+        raise UsageError(f"`{next(iter(form))}` has no effect on rows", "leave it out", code="no_effect")
+    parts = {"train": SourceSection(**data, **form)}
     if validation is not None:
-        parts["validation"] = SourceSection(path=[validation], **form)
-    elif "train" in (found := splits_of(list(paths))):
-        parts = {
-            part: SourceSection(path=list(paths), **form, split=part)
-            for part in ("train", "validation")
-            if part in found
-        }
+        parts["validation"] = SourceSection(**validation, **form)
+    elif "train" in (found := splits_of(data.get("path", ()))):
+        parts = {part: SourceSection(**data, **form, split=part) for part in ("train", "validation") if part in found}
     need_hub(list(parts.values()))
     proposals = {part: propose(section, made) for part, section in parts.items()}
     model = {"name_or_path": load.model or "starter"}
     model |= {key: getattr(load, key) for key in explicitly_set(load) if key != "model"}
-    data: dict[str, Any] = {part: [_set(proposal.source)] for part, proposal in proposals.items()}
+    sources: dict[str, Any] = {part: [_set(proposal.source)] for part, proposal in proposals.items()}
     recipe = recipe_adapter({}).validate_python(
         {
             "version": 1,
             "task": made.name,
             "settings": dict(languages) | proposals["train"].settings,
             "model": model,
-            "data": data | {"max_length": max_length},
+            "data": sources | {"max_length": max_length},
             "train": {"output_dir": "unused"},
         }
     )

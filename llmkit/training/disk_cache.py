@@ -27,7 +27,7 @@ from llmkit.log import warn
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["UNUSED_DAYS", "cached_folder", "cached_table", "code_version", "digest"]
+__all__ = ["UNUSED_DAYS", "cached_folder", "cached_table", "code_version", "digest", "scratch_folder"]
 
 UNUSED_DAYS = 30
 """Days until unused entries are removed. A run that has one open keeps what it mapped into memory."""
@@ -72,7 +72,7 @@ def cached_folder(key: str, build: Callable[[Path], None]) -> Path:
         make_cache_dir()
         root.mkdir(exist_ok=True)
         root.chmod(0o700)
-        with _scratch(root) as scratch:
+        with scratch_folder(root) as scratch:
             result = scratch / "result"
             result.mkdir()
             build(result)
@@ -89,7 +89,7 @@ def cached_folder(key: str, build: Callable[[Path], None]) -> Path:
 
 
 @contextmanager
-def _scratch(root: Path) -> Iterator[Path]:
+def scratch_folder(root: Path) -> Iterator[Path]:
     """A folder to build in. Its lock is released when this process ends, in whatever way."""
     with ExitStack() as stack:
         with locked(root / ".lock", f"tidying {root}"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.config.paths import user_path
-from llmkit.config.recipe import Recipe, SourceSection
+from llmkit.config.recipe import PythonRows, Recipe, SourceSection
 from llmkit.data.proposals import task_rows
 from llmkit.data.records import Record
 from llmkit.data.selection import Selection
@@ -33,7 +33,7 @@ __all__ = ["RowChoice", "evaluation_records", "separated_rows"]
 class RowChoice:
     """The caller's options about the rows."""
 
-    data: str | None = None
+    data: str | PythonRows | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     encoding: str | None = None
     header: bool | None = None
@@ -106,11 +106,17 @@ def _changed(source: SourceSection, choice: RowChoice) -> SourceSection:
     return source.model_copy(update=update | choice.form())
 
 
-def _source_for(data: str, known: SourceSection, choice: RowChoice) -> SourceSection:
+def _source_for(data: str | PythonRows, known: SourceSection, choice: RowChoice) -> SourceSection:
     """A source for other rows than the recipe's, with the recipe's mapping of columns if their columns are the same."""
-    plain = SourceSection(path=[data], encoding=known.encoding)
     mapping: dict[str, Any] = {name: getattr(known, name) for name in ("columns", "shape", "join", "quotes")}
     form = {name: getattr(known, name) for name in ("column_names", "header", "delimiter")}
+    if isinstance(data, PythonRows):
+        if used := [f"`{name}`" for name in choice.form()]:
+            raise UsageError(f"{', '.join(used)} has no effect on rows", "leave it out", code="no_effect")
+        plain, form = SourceSection(rows=data), {}
+        mapping.pop("quotes")
+    else:
+        plain = SourceSection(path=[data], encoding=known.encoding)
     for update in (mapping | form, mapping):
         source = plain.model_copy(update=update | choice.form())
         if known.columns and _has_columns(source):
@@ -130,6 +136,8 @@ def _has_columns(source: SourceSection) -> bool:
 
 def _source_stem(source: SourceSection) -> str:
     """The name of a source without folders and suffixes."""
+    if source.rows is not None:
+        return f"{source.rows.kind}-{source.rows.sha256[:8]}"
     first = (source.path or list((source.aligned or {}).values()))[0]
     local = user_path(first).exists()
     return Path(first).name.split(".")[0] or first if local else first

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.config.paths import user_path
-from llmkit.config.recipe import VERSION, Recipe
+from llmkit.config.recipe import VERSION, PythonRows, Recipe
 from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe, make_recipe
 from llmkit.config.settings import (
     GenerationSettings,
@@ -78,7 +78,7 @@ class EvaluationSpec:
 def resolve_evaluation(
     run: Recipe | str | None,
     task: str | None,
-    data: str | None,
+    data: str | PythonRows | None,
     load: LoadSettings,
     overrides: Sequence[str] = (),
     *,
@@ -158,11 +158,12 @@ def _recipe_for(task: str | None, model: str | None, choice: RowChoice, override
         raise UsageError(
             f"nothing to evaluate without {missing}", "name a run, a recipe, or `task`, `model` and `data`"
         )
+    rows = {"path": choice.data} if isinstance(choice.data, str) else {"rows": choice.data.model_dump()}
     content: dict[str, Any] = {
         "version": VERSION,
         "task": find_task(task).name,
         "model": {"name_or_path": model},
-        "data": {"train": {"path": choice.data}, "validation": {"path": choice.data}},
+        "data": {"train": rows, "validation": rows},
         "train": {"output_dir": model},
     }
     return make_recipe(content, overrides, name="`task` and `data`")

@@ -92,9 +92,9 @@ class NewRecipe:
 
 def new_recipe(
     task: str,
-    data: Sequence[str],
+    data: Mapping[str, Any],
     *,
-    validation: Sequence[str] = (),
+    validation: Mapping[str, Any] | None = None,
     model: str | None = None,
     method: str | None = None,
     output: str | None = None,
@@ -105,7 +105,7 @@ def new_recipe(
 
     Args:
         task: name or verb.
-        data: files, folders, patterns or Hub ids.
+        data: keys of a source: ``path`` (files, folders, patterns or Hub ids) or ``rows``.
         validation: as ``data``; by default a fraction of the training rows, or the validation split of a folder.
         model: Hub id or folder; by default the starter.
         method: a PEFT method such as ``lora``, or ``full`` for all weights; by default LoRA if the model generates
@@ -152,17 +152,17 @@ def _check_settings(kind: type[Task], settings: Mapping[str, Any]) -> None:
         )
 
 
-def _sources(data: Sequence[str], validation: Sequence[str]) -> dict[str, Any]:
+def _sources(data: Mapping[str, Any], validation: Mapping[str, Any] | None) -> dict[str, Any]:
     if validation:
-        return {"train": {"path": list(data)}, "validation": {"path": list(validation)}}
-    splits = splits_of(data)
+        return {"train": dict(data), "validation": dict(validation)}
+    splits = splits_of(data.get("path", ()))
     if "train" not in splits:
-        return {"train": {"path": list(data)}}
-    return {part: {"path": list(data), "split": part} for part in ("train", "validation") if part in splits}
+        return {"train": dict(data)}
+    return {part: {**data, "split": part} for part in ("train", "validation") if part in splits}
 
 
-def _stem(data: Sequence[str]) -> str:
-    name = Path(data[0]).name.partition(".")[0]
+def _stem(data: Mapping[str, Any]) -> str:
+    name = Path(data["path"][0]).name.partition(".")[0] if "path" in data else data["rows"]["kind"].rpartition(".")[2]
     return re.sub(r"[^\w-]+", "-", name).strip("-") or "data"
 
 

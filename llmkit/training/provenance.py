@@ -43,13 +43,13 @@ _PACKAGES = ("llmkit", "torch", "transformers", "accelerate", "peft", "datasets"
 
 @dataclass(frozen=True)
 class DataOrigin:
-    """A file, or a dataset of the Hub."""
+    """A file, a dataset of the Hub, or rows passed in Python."""
 
     name: str
     part: str
     """train or validation."""
     hash: str
-    """SHA-256 of a file, or commit of a dataset."""
+    """SHA-256 of a file or of rows, or commit of a dataset."""
     license: str | None
 
 
@@ -115,6 +115,8 @@ def _data(recipe: Recipe) -> Iterator[DataOrigin]:
 def _of_source(source: SourceSection, part: str) -> Iterator[DataOrigin]:
     for path in files_of(source):
         yield DataOrigin(str(path), part, file_hash(path), source.license)
+    if source.rows is not None:
+        yield DataOrigin(f"{source.rows.kind}, {source.rows.count:,} rows", part, source.rows.sha256, source.license)
     if (commit := commit_of(source)) is not None:
         yield DataOrigin(", ".join(source.path or ()), part, commit, source.license)
 
@@ -154,6 +156,8 @@ def changes(before: Recipe, after: Recipe) -> list[str]:
         if isinstance(value, dict) and value:
             for key, each in value.items():
                 yield from flat(each, f"{place}.{key}" if place else key)
+        elif isinstance(value, list) and any(isinstance(each, dict) for each in value):
+            yield from flat(dict(enumerate(value)), place)
         elif place not in allowed:
             yield place, value
 

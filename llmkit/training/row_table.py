@@ -52,6 +52,8 @@ class Rows:
 
 def source_name(source: SourceSection) -> str:
     """The name of a source in reports."""
+    if source.rows is not None:
+        return source.rows.kind
     paths = source.path or list((source.aligned or {}).values())
     return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 

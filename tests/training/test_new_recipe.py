@@ -91,7 +91,7 @@ def test_wrong_calls(arguments: list[str], said: str, papers: str, capsys: pytes
 def test_defaults_follow_the_model_and_the_data(papers: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     def made(task: str, data: str, model: Path | None = None, *changes: str) -> dict[str, Any]:
         name = None if model is None else str(model)
-        return new_recipe(task, [data], model=name, overrides=["model.offline=true", *changes]).content
+        return new_recipe(task, {"path": [data]}, model=name, overrides=["model.offline=true", *changes]).content
 
     squad = write_rows(tmp_path / "q.jsonl", [{"question": "Who?", "context": "A fox.", "answer": "fox"}] * 4)
     span = made("answer", str(squad), checkpoint("bert"))
@@ -130,7 +130,7 @@ def test_finetune_from_python(papers: str, checkpoint: Checkpoint) -> None:
     assert logits(other.loaded.model).equal(logits(pipeline.loaded.model))
     longer = llmkit.finetune(Path("one/recipe.yaml"), output="one", resume=True, max_steps=3)
     assert longer.metrics["updates"] == 3
-    with pytest.raises(UsageError, match="pass `recipe`, or `task` and `data`"):
+    with pytest.raises(UsageError, match="pass `recipe`, or `task` and `train`"):
         llmkit.finetune(task="summarize")
     with pytest.raises(UsageError, match="`model` replace a recipe"):
         llmkit.finetune(sections, model="starter")

@@ -24,6 +24,7 @@ WarningCode = Literal[
     "setting_ignored",  # a setting in the files of the model has no effect
     "setting_adjusted",
     "chat_template_chosen",
+    "tool_calls_unknown",  # the form of the model's tool calls is unknown
     "tokenizer_uncertain",
     "adapter_incomplete",
     "peft_warning",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -34,8 +34,8 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 class ReasoningFormat:
     """How the replies of one model are split."""
 
-    splitter: Callable[[str], ReasoningSplitter]
-    """Creates a splitter for a reply, from the text of its prompt."""
+    splitter: Callable[..., ReasoningSplitter]
+    """Creates a splitter for a reply, from the text of its prompt and the special tokens that its answer keeps."""
     shown: Mapping[int, str]
     """Special tokens that are part of tags, whose text must be kept when a reply is decoded."""
     marks: tuple[Mark, ...]
@@ -61,12 +61,12 @@ def _format(tokenizer: Any, template: str, _size: int) -> ReasoningFormat:
         shown = {number: token for number, token in special.items() if token in text}
         tokens = tuple(shown.values())
         marks = () if spec is MESSAGES else MARKS
-        return ReasoningFormat(lambda prompt: _ParsedSplitter(prompt, spec, tokens), shown, marks)
+        return ReasoningFormat(lambda prompt, kept=(): _ParsedSplitter(prompt, spec, tokens, kept), shown, marks)
     phrases = [pair for pair in PHRASES if all(text in template for text in pair)]
     marks = tuple(dict.fromkeys((*_pairs(added, template), *MARKS, *phrases)))
     texts = [text for pair in marks for text in pair]
     shown = {number: token for number, token in special.items() if any(token in text for text in texts)}
-    return ReasoningFormat(lambda prompt: TagSplitter(prompt, marks), shown, marks)
+    return ReasoningFormat(lambda prompt, kept=(): TagSplitter(prompt, marks, kept), shown, marks)
 
 
 def _pairs(added: Iterable[str], template: str) -> list[Mark]:
@@ -145,9 +145,13 @@ class ReasoningSplitter:
 class TagSplitter(ReasoningSplitter):
     """Splits at pairs of tags. A block counts only at the beginning: later tags are part of the answer."""
 
-    def __init__(self, prompt: str = "", marks: Sequence[Mark] = MARKS) -> None:
-        """``prompt`` is the rendered prompt: some templates open the block themselves."""
+    def __init__(self, prompt: str = "", marks: Sequence[Mark] = MARKS, kept: Collection[str] = ()) -> None:
+        """``prompt`` is the rendered prompt: some templates open the block themselves.
+
+        ``kept`` are special tokens that answers keep, such as those around tool calls.
+        """
         super().__init__()
+        self._kept = kept
         opened = _opened(marks, prompt)
         self._given = self.marked = opened is not None
         self._scanner = StopScanner(opened[1:] if opened else ())
@@ -158,7 +162,8 @@ class TagSplitter(ReasoningSplitter):
 
     def push(self, text: str) -> str:
         parts = text.split(EDGE)
-        return "".join(self._push(part, special=bool(number % 2)) for number, part in enumerate(parts))
+        special = (bool(number % 2) and part not in self._kept for number, part in enumerate(parts))
+        return "".join(self._push(part, special=each) for part, each in zip(parts, special, strict=True))
 
     def _push(self, text: str, *, special: bool) -> str:
         if self._answering:
@@ -227,12 +232,13 @@ def _until(scanner: StopScanner, text: str) -> tuple[str, str]:
 class _ParsedSplitter(ReasoningSplitter):
     """Splits by the regions of a response template."""
 
-    def __init__(self, prompt: str, spec: Mapping[str, Any], tokens: Sequence[str]) -> None:
-        """``tokens`` are the special tokens among the tags."""
+    def __init__(self, prompt: str, spec: Mapping[str, Any], tokens: Sequence[str], kept: Collection[str] = ()) -> None:
+        """``tokens`` are the special tokens among the tags, ``kept`` those that answers keep."""
         from transformers.utils.chat_parsing import ResponseParser
 
         super().__init__()
         self._tokens = tokens
+        self._dropped = [token for token in tokens if token not in kept]
         # The content of a region is taken as text, once or several times.
         fields = {name: {**field, "repeats": True, "transform": "{content}"} for name, field in spec["fields"].items()}
         self._parser: Any = ResponseParser({**spec, "fields": fields}, prefix=prompt)
@@ -252,7 +258,7 @@ class _ParsedSplitter(ReasoningSplitter):
                 self.reasoning += event.get("text", "")
             elif event["type"] == "region_chunk":
                 text = event["text"]
-                for token in self._tokens:  # messages that match no region of the template
+                for token in self._dropped:  # messages that match no region of the template
                     text = text.replace(token, "")
                 text = text.lstrip() if self.marked and not self._begun else text
                 self._begun = self._begun or bool(text)

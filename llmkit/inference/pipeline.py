@@ -282,7 +282,7 @@ class Pipeline:
             still_thinking=job.thinking > 0,
             alternatives=tuple(others),
         )
-        return self.noted(output, job.reader, job.cut, job.runaways)
+        return self.noted(output, job.reader, job.cut, job.runaways, job.broken_calls)
 
     def output(
         self,
@@ -311,6 +311,7 @@ class Pipeline:
             start=result.start,
             end=result.end,
             reasoning=result.reasoning,
+            tool_calls=result.tool_calls,
             still_thinking=still_thinking,
             source_language=result.source_language,
             target_language=result.target_language,
@@ -319,9 +320,19 @@ class Pipeline:
             fields=self.task.output_fields,
         )
 
-    def noted(self, output: Output, reader: ContextFitter, cut: int = 1, runaways: int = 0) -> Output:
+    def noted(
+        self, output: Output, reader: ContextFitter, cut: int = 1, runaways: int = 0, broken_calls: int = 0
+    ) -> Output:
         """An output with the notes collected for it, and the reason if it is incomplete."""
-        return replace(output, notes=(*reader.notes, *self._ending(output, cut, runaways)))
+        notes = (*reader.notes, *self._ending(output, cut, runaways))
+        if broken_calls:
+            calls = "a tool call" if broken_calls == 1 else f"{broken_calls} tool calls"
+            notes += (
+                Note(
+                    "tool_calls_broken", f"{calls} cannot be parsed, and stay in the text; try again, or another model"
+                ),
+            )
+        return replace(output, notes=notes)
 
     def _ending(self, output: Output, cut: int, runaways: int) -> Iterator[Note]:
         """Notes on incomplete outputs.

@@ -46,6 +46,8 @@ class Job:
     """Outputs that were stopped as runaways."""
     thinking: int = 0
     """Prompts whose output ended during reasoning."""
+    broken_calls: int = 0
+    """Tool calls that could not be parsed."""
     finish_reason: str = "stop"
 
     def advance(self, *, first: bool = False) -> None:
@@ -86,6 +88,7 @@ class Job:
         self.runaways += sum(each.runaway for each in (raw, *raw.alternatives))
         self.cut += raw.finish_reason == "length" and not raw.runaway
         self.thinking += raw.thinking
+        self.broken_calls += sum(each.broken_calls for each in (raw, *raw.alternatives))
         if raw.finish_reason != "stop":
             self.finish_reason = raw.finish_reason
         if self.step.each is not None:

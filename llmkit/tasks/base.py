@@ -11,6 +11,7 @@ the `Result`. Batching is up to the caller.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
@@ -384,5 +385,8 @@ class Task:
 
     def finish(self, raw: Generation) -> Result:
         """The result from the output for one prompt."""
-        others = tuple(Result(text=self.parse(other.text), reasoning=other.reasoning) for other in raw.alternatives)
-        return Result(text=self.parse(raw.text), reasoning=raw.reasoning, alternatives=others)
+        first, *others = (
+            Result(text=self.parse(each.text), reasoning=each.reasoning, tool_calls=each.tool_calls)
+            for each in (raw, *raw.alternatives)
+        )
+        return replace(first, alternatives=tuple(others))

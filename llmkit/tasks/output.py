@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ NoteCode = Literal[
     "output_runaway",  # the output, or a part of it, repeated itself or became far too long, and was stopped
     "context_full",  # the answer was cut at the end of the context window
     "still_thinking",  # the answer, or that of a part of the input, ended within the reasoning
+    "tool_calls_broken",  # a tool call, or several, cannot be parsed, and stays in the text
     "no_answer",  # question answering: the context has no answer
     "no_verdict",  # question answering: the model was stopped before it answered
     "not_in_text",  # question answering: the answer does not occur verbatim in the context
@@ -73,12 +75,12 @@ class Usage:
 class Output:
     """One answer.
 
-    ``finish_reason`` is ``stop`` (end token or stop string), ``length`` (cut, also in part, at max_new_tokens, at the
-    end of the context window or as runaway) or ``interrupted``. ``truncated`` is the number of input tokens cut under
-    ``on_overflow="truncate"``. ``start`` and ``end`` are the position of an answer in its context, in characters, and
-    None if a generated answer does not occur there. ``score`` is a probability: with an extractive model, of the span
-    among all spans of all windows and the null answer; with a generative one and several windows, the geometric mean
-    over the answer's tokens.
+    ``finish_reason`` is ``stop`` (end token or stop string), ``tool_calls`` (ended with calls), ``length`` (cut, also
+    in part, at max_new_tokens, at the end of the context window or as runaway) or ``interrupted``. ``truncated`` is the
+    number of input tokens cut under ``on_overflow="truncate"``. ``start`` and ``end`` are the position of an answer in
+    its context, in characters, and None if a generated answer does not occur there. ``score`` is a probability: with an
+    extractive model, of the span among all spans of all windows and the null answer; with a generative one and several
+    windows, the geometric mean over the answer's tokens.
     """
 
     text: str
@@ -100,6 +102,9 @@ class Output:
     """Reasoning that the model generated before its answer."""
     still_thinking: bool = False
     """The output, or that for a part of a long text, ended within the reasoning, before an answer."""
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    """Calls of tools in OpenAI's format, with the arguments as a mapping: ``{"type": "function", "id": …, "function":
+    {"name": …, "arguments": {…}}}``. Text around them is in ``text``."""
     source_language: str | None = None
     """Translation: BCP 47 tag of the text's language, as specified or detected."""
     target_language: str | None = None
@@ -149,6 +154,8 @@ class Output:
             result["reasoning"] = self.reasoning
         if self.still_thinking:
             result["still_thinking"] = True
+        if self.tool_calls:
+            result["tool_calls"] = [dict(call) for call in self.tool_calls]
         if self.chunks:
             result["chunks"] = [asdict(chunk) for chunk in self.chunks]
         if self.alternatives:
@@ -162,5 +169,7 @@ def _alternative(output: Output) -> dict[str, Any]:
     if output.head == "span":
         return {"text": output.text, "score": output.score, "start": output.start, "end": output.end}
     tokens = output.usage.completion_tokens
-    thinking = {"still_thinking": True} if output.still_thinking else {}
-    return {"text": output.text, "finish_reason": output.finish_reason, "completion_tokens": tokens} | thinking
+    further: dict[str, Any] = {"still_thinking": True} if output.still_thinking else {}
+    if output.tool_calls:
+        further["tool_calls"] = [dict(call) for call in output.tool_calls]
+    return {"text": output.text, "finish_reason": output.finish_reason, "completion_tokens": tokens} | further

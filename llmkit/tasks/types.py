@@ -254,6 +254,10 @@ class Generation:
     """Reasoning markers were removed from the output, so that its ids differ from the text's."""
     thinking: bool = False
     """The output ended within the reasoning, so there is no answer."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls of tools, which are not part of the text."""
+    broken_calls: int = 0
+    """Calls that could not be parsed, and are part of the text."""
     alternatives: tuple[Generation, ...] = ()
     runaway: bool = False
     """The output was stopped because it repeated a passage over and over, or became implausibly long for its input."""
@@ -278,6 +282,7 @@ class Result:
     start: int | None = None
     end: int | None = None
     reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
     source_language: str | None = None
     target_language: str | None = None
     alternatives: tuple[Result, ...] = ()

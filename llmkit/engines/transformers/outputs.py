@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from llmkit.config.settings import GenerationSettings
@@ -12,6 +12,7 @@ from llmkit.engines.transformers.output_rows import Piece
 from llmkit.engines.transformers.prompt_cache import PromptCache
 from llmkit.heads.chat_template import render_chat
 from llmkit.heads.reasoning import ReasoningFormat, ReasoningSplitter, reasoning_format
+from llmkit.heads.tool_calls import CallSplitter, call_splitter
 from llmkit.heads.writing import WritingHead
 from llmkit.models.load import Loaded
 from llmkit.tasks import Chat, Generation, Prompt
@@ -24,6 +25,7 @@ class _StreamingOutput:
     """An output while its pieces arrive."""
 
     splitter: ReasoningSplitter | None
+    calls: CallSplitter | None = None
     on_text: OnText | None = None
     on_reasoning: OnText | None = None
     text: str = ""
@@ -41,8 +43,12 @@ class _StreamingOutput:
             self.runaway = piece.runaway
             finished = ends_itself and piece.finish_reason == "stop"
             self._add(self.splitter.flush(finished=finished) if self.splitter else "")
+            self._emit(self.calls.flush() if self.calls else "")
 
     def _add(self, text: str) -> None:
+        self._emit(self.calls.push(text) if self.calls else text)
+
+    def _emit(self, text: str) -> None:
         self.text += text
         if text and self.on_text:
             self.on_text(text)
@@ -55,7 +61,13 @@ class _StreamingOutput:
         if self.splitter is None:
             return raw
         found = self.splitter
-        return replace(raw, reasoning=found.reasoning.strip(), marked=found.marked, thinking=found.thinking)
+        raw = replace(raw, reasoning=found.reasoning.strip(), marked=found.marked, thinking=found.thinking)
+        if self.calls is None or not (self.calls.calls or self.calls.broken):
+            return raw
+        reason = "tool_calls" if self.calls.calls and raw.finish_reason == "stop" else raw.finish_reason
+        return replace(
+            raw, finish_reason=reason, tool_calls=self.calls.calls, broken_calls=self.calls.broken, marked=True
+        )
 
 
 def write(
@@ -65,14 +77,18 @@ def write(
     settings = _settings(requests[0])
     count = settings.num_return_sequences
     reasoning = _reasoning(loaded, requests)
-    drafts = [_StreamingOutput(_splitter(loaded, each.prompt, reasoning)) for each in requests for _ in range(count)]
-    for request, draft in zip(requests, drafts[::count], strict=True):
-        draft.on_text, draft.on_reasoning = request.on_text, request.on_reasoning
+    drafts, shown = [], dict(reasoning.shown if reasoning else {})
+    for request in requests:
+        for place in range(count):
+            draft, kept = _draft(loaded, request.prompt, reasoning)
+            if not place:
+                draft.on_text, draft.on_reasoning = request.on_text, request.on_reasoning
+            drafts.append(draft)
+            shown |= kept
 
     def emit(piece: Piece) -> None:
         drafts[piece.row].add(piece, ends_itself=not settings.stop)
 
-    shown = reasoning.shown if reasoning else {}
     generate(loaded, head, requests, settings, emit, scored=requests[0].scored, cache=cache, shown=shown)
     raws = [draft.raw() for draft in drafts]
     return [
@@ -97,8 +113,13 @@ def _reasoning(loaded: Loaded, requests: Sequence[Request]) -> ReasoningFormat |
     return reasoning_format(loaded.tokenizer) if any(isinstance(each.prompt, Chat) for each in requests) else None
 
 
-def _splitter(loaded: Loaded, prompt: Prompt, reasoning: ReasoningFormat | None) -> ReasoningSplitter | None:
+def _draft(
+    loaded: Loaded, prompt: Prompt, reasoning: ReasoningFormat | None
+) -> tuple[_StreamingOutput, Mapping[int, str]]:
+    """An output that has not begun, and the special tokens that it needs, with their texts."""
     if reasoning is None or not isinstance(prompt, Chat):
-        return None
+        return _StreamingOutput(None), {}
+    calls, shown = call_splitter(loaded.tokenizer, prompt) or (None, {})
     # The prefill is not part of the opening: it would be mistaken for a tag that the template set.
-    return reasoning.splitter("" if prompt.prefill else render_chat(loaded.tokenizer, prompt))
+    opening = "" if prompt.prefill else render_chat(loaded.tokenizer, prompt)
+    return _StreamingOutput(reasoning.splitter(opening, frozenset(shown.values())), calls), shown

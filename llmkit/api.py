@@ -6,7 +6,7 @@ Thin: settings are declared in `llmkit.config.settings`, work is done in `llmkit
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -126,19 +126,20 @@ def build_pipeline(
     prompt_options: PromptOptions,
     *,
     row: Row | None = None,
+    fields: Collection[str] = (),
     fallback: bool = True,
 ) -> Pipeline:
     """A pipeline from validated settings.
 
-    ``row``, if there is only one, selects the default model, and lets a fallback model state its limits; without
-    ``fallback``, an error is raised instead.
+    ``row``, if there is only one, or the ``fields`` of several select the default model; a row also lets a fallback
+    model state its limits; without ``fallback``, an error is raised instead.
     """
     for number, example in enumerate(prompt_options.examples, start=1):
         task.validate_example(example, number)
     text = "" if row is None else task.text(row)
     with _with_default_model(load_settings, type(task)) as chosen:
         # A model named by the user may know its languages itself.
-        defaults = task.default_models(text) if chosen.model is None else ()
+        defaults = task.default_models(text, row or fields) if chosen.model is None else ()
         loaded = _load_model(chosen, task.name, text, defaults, fallback=fallback)
     from llmkit.engines.transformers import TransformersEngine
     from llmkit.inference.pipeline import Pipeline

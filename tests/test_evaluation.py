@@ -247,8 +247,8 @@ def test_the_threshold_that_is_fitted_goes_with_the_model(checkpoint: Checkpoint
 
 
 def test_a_language_that_is_named_is_divided_as_its_code_is() -> None:
-    assert Translation(TranslationSettings(target="Chinese")).target_language == "zh"
-    assert Translation(TranslationSettings()).target_language is None
+    assert Translation(TranslationSettings(target="Chinese")).target_language({}) == "zh"
+    assert Translation(TranslationSettings()).target_language({}) is None
 
 
 def test_both_models_are_asked_as_the_recipe_says(checkpoint: Checkpoint, tmp_path: Path) -> None:

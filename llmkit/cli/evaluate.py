@@ -190,6 +190,20 @@ def _table(result: Evaluation) -> Iterator[str]:
         yield "notes: " + ", ".join(f"{count} {code}" for code, count in result.notes.items())
     if other is not None:
         yield f"baseline: {other.model}"
+    yield from _figures(result)
+    for name, group in result.groups.items():
+        yield f"  {name}, {group.rows} rows"
+        yield from (f"  {line}" for line in _figures(group))
+    for name, figures in result.trivial.items():
+        yield f"  {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in figures.items())
+    for name, values in result.others.items():
+        yield f"  {name}: {json.dumps(values, ensure_ascii=False)}"
+    for signature in dict.fromkeys(each.signature for each in result.figures):
+        yield f"  signature: {signature}"
+
+
+def _figures(result: Evaluation) -> Iterator[str]:
+    other = result.baseline
     baselines = {} if other is None else {each.name: each.interval.value for each in other.figures}
     for each in result.figures:
         value, low, high = each.interval.value, each.interval.low, each.interval.high
@@ -198,9 +212,3 @@ def _table(result: Evaluation) -> Iterator[str]:
             before = baselines[each.name]
             line += f"   baseline {before:.2f}, difference {value - before:+.2f}, p = {each.p_value:.4f}"
         yield line
-    for name, figures in result.trivial.items():
-        yield f"  {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in figures.items())
-    for name, values in result.others.items():
-        yield f"  {name}: {json.dumps(values, ensure_ascii=False)}"
-    for signature in dict.fromkeys(each.signature for each in result.figures):
-        yield f"  signature: {signature}"

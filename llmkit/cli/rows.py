@@ -15,6 +15,8 @@ from llmkit.models.processes import Worker, is_distributed, join_process_group, 
 from llmkit.progress import ProgressMeter
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
     from llmkit.inference.row_files import Report
     from llmkit.tasks import PromptOptions, Task
@@ -47,11 +49,11 @@ def answer_rows(
             code="no_effect",
         )
     check_output(rows)
-    check_input(task, rows, encoding)
+    fields = check_input(task, rows, encoding)
     if (rows.num_processes or 1) > 1 and not is_distributed():
         raise typer.Exit(processes.start(rows.num_processes or 1, flags.arguments, on_cpu=on_cpu(load.device)))
     member = join_process_group(rows.num_processes, load.device) if is_distributed() else Worker()
-    report = _run(task, rows, load, generation, prompt_options, encoding, member)
+    report = _run(task, rows, load, generation, prompt_options, encoding, member, fields)
     if member.rank:
         return
     _tell(report, rows, member.world)
@@ -67,11 +69,12 @@ def _run(
     prompt_options: PromptOptions,
     encoding: str | None,
     member: Worker,
+    fields: Collection[str],
 ) -> Report:
     from llmkit.api import build_pipeline
     from llmkit.inference.row_files import answer_file
 
-    pipeline = build_pipeline(task, load, generation, prompt_options, fallback=False)
+    pipeline = build_pipeline(task, load, generation, prompt_options, fields=fields, fallback=False)
     shown = not member.rank and log.isEnabledFor(logging.INFO)
     total = _count(rows, task, encoding, member) if shown else None
     try:

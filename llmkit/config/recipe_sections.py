@@ -245,7 +245,7 @@ class SourceSection(Section):
     """Hub, or a folder with one file per split: which split."""
     revision: str | None = None
     """Hub: branch, tag or commit hash."""
-    shape: Literal["columns", "squad", "messages", "alpaca"] | None = None
+    shape: Literal["columns", "squad", "messages", "alpaca", "translation"] | None = None
     """Layout of the rows; by default detected from the first rows (``llmkit data check`` shows it)."""
     columns: dict[str, str] = {}
     """Maps task fields to columns of the rows; ``a.b`` is a field of an object."""
@@ -265,7 +265,7 @@ class SourceSection(Section):
     """License of the data for the model card, such as cc-by-sa-4.0."""
 
     def _conflicts(self) -> Iterator[str]:
-        if self.columns and self.shape in ("squad", "alpaca"):
+        if self.columns and self.shape in ("squad", "alpaca", "translation"):
             yield (f"columns has no effect on the shape {self.shape}, whose columns have fixed names; leave it out")
         if self.column_names is not None and self.header:
             yield "column_names are for a file without a header; leave out column_names or header"

@@ -7,7 +7,7 @@ the rows. Does not know what an output record has (`llmkit.inference.row_columns
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -84,7 +84,7 @@ def open_inputs(settings: RowSettings, task: Task, *, encoding: str | None) -> I
         ahead = deque(islice(records, min(_LOOKED_AT, settings.window) if is_pipe(settings.input[0]) else _LOOKED_AT))
         plan = _plan(ahead, columns, task)
     detected = {name: column for name, column in plan.columns.items() if name not in columns}
-    records = _converted(_consumed(ahead, records), plan, detected)
+    records = _converted(_consumed(ahead, records), plan, detected, task.optional_columns)
     left = {name: column for name, column in plan.columns.items() if name in columns}
     return Inputs(islice(records, settings.max_rows), left, detected)
 
@@ -121,22 +121,27 @@ def _consumed(ahead: deque[Record], records: Iterator[Record]) -> Iterator[Recor
     yield from records
 
 
-def _converted(records: Iterator[Record], plan: InputPlan, detected: Mapping[str, str]) -> Iterator[Record]:
+def _converted(
+    records: Iterator[Record], plan: InputPlan, detected: Mapping[str, str], optional: Collection[str]
+) -> Iterator[Record]:
     for record in records:
         if record.row is None:
             yield record
             continue
         try:
             for suffix, row in plan.convert(record.row) if plan.convert else [("", record.row)]:
-                yield replace(record, where=record.where + suffix, row=_renamed(row, detected))
+                yield replace(record, where=record.where + suffix, row=_renamed(row, detected, optional))
         except InputError as error:
             yield replace(record, error=error.reworded(f"{record.where} {error.problem}"))
 
 
-def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row with columns under the names of fields that it lacks; of an object's field, a copy."""
+def _renamed(row: Mapping[str, Any], columns: Mapping[str, str], optional: Collection[str]) -> dict[str, Any]:
+    """The row with columns under the names of fields that it lacks; of an object's field, a copy.
+
+    ``optional`` fields may be empty.
+    """
     found = {name: look_up(row, column) for name, column in columns.items() if name not in row}
-    found = {name: value for name, value in found.items() if value is not None}
+    found = {name: value for name, value in found.items() if value is not None or name in optional}
     return {name: value for name, value in row.items() if name not in {columns[field] for field in found}} | found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from llmkit.config.settings import LoadSettings, RowSettings
 from llmkit.engines.row_faults import attempt
 from llmkit.errors import InputError, LlmkitError, UsageError
+from llmkit.evaluation.groups import score_rows
 from llmkit.evaluation.perplexity import perplexity, row_loss
 from llmkit.evaluation.results import json_lines
 from llmkit.heads.reasoning import reasoning_format
@@ -26,7 +27,7 @@ from llmkit.inference.row_columns import note_codes
 from llmkit.inference.row_files import answer_file, check_output
 from llmkit.log import warn
 from llmkit.metrics.bootstrap import Interval, interval, p_value
-from llmkit.metrics.score import Measure, score
+from llmkit.metrics.score import Measure
 from llmkit.metrics.wrapped import figures_of
 from llmkit.models.processes import Worker
 from llmkit.tasks import Task
@@ -68,6 +69,8 @@ class Evaluation:
     figures: tuple[MetricResult, ...]
     others: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Results of the additional metrics, by the requested name."""
+    groups: dict[str, Evaluation] = field(default_factory=dict)
+    """The same metrics for each group of rows, such as a language pair, if there are several."""
     trivial: dict[str, dict[str, float]] = field(default_factory=dict)
     """The same metrics for trivial answers that need no model."""
     notes: dict[str, int] = field(default_factory=dict)
@@ -84,16 +87,10 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         """The metrics as a table, for notebooks."""
-        others = {} if self.baseline is None else {each.name: each.interval.value for each in self.baseline.figures}
         names = ["metric", "value", "95 % interval", *(["baseline", "difference", "p"] if self.baseline else [])]
-        rows = []
-        for each in self.figures:
-            value, low, high = each.interval.value, each.interval.low, each.interval.high
-            cells = [each.name, f"{value:.2f}", f"{low:.2f} to {high:.2f}"]
-            if each.p_value is not None:
-                other = others[each.name]
-                cells += [f"{other:.2f}", f"{value - other:+.2f}", f"{each.p_value:.4f}"]
-            rows.append(cells)
+        rows = list(_cells(self))
+        for name, group in self.groups.items():
+            rows += ([f"{name}: {first}", *cells] for first, *cells in _cells(group))
         title = f"{self.task}: {self.model}, {self.rows} rows"
         title += f" (baseline: {self.baseline.model})" if self.baseline else ""
         counts = {"failed": self.failed, "unfinished": self.unfinished, **self.notes}
@@ -104,28 +101,46 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain JSON values."""
+        groups = {name: {"rows": each.rows, "figures": _figures(each)} for name, each in self.groups.items()}
         return {
             "task": self.task,
             "model": self.model,
             "rows": self.rows,
             "failed": self.failed,
             "unfinished": self.unfinished,
-            "figures": {
-                each.name: {
-                    "value": _json_number(each.interval.value),
-                    "low": _json_number(each.interval.low),
-                    "high": _json_number(each.interval.high),
-                    "signature": each.signature,
-                    "higher_is_better": each.higher_is_better,
-                    **({} if each.p_value is None else {"p_value": each.p_value}),
-                }
-                for each in self.figures
-            },
+            "figures": _figures(self),
+            **({"groups": groups} if groups else {}),
             **({"trivial": self.trivial} if self.trivial else {}),
             **({"others": self.others} if self.others else {}),
             **({"notes": self.notes} if self.notes else {}),
             **({} if self.baseline is None else {"baseline": self.baseline.to_dict()}),
         }
+
+
+def _cells(result: Evaluation) -> Iterator[list[str]]:
+    """The cells of a table row for each metric."""
+    others = {} if result.baseline is None else {each.name: each.interval.value for each in result.baseline.figures}
+    for each in result.figures:
+        value, low, high = each.interval.value, each.interval.low, each.interval.high
+        cells = [each.name, f"{value:.2f}", f"{low:.2f} to {high:.2f}"]
+        if each.p_value is not None:
+            other = others[each.name]
+            cells += [f"{other:.2f}", f"{value - other:+.2f}", f"{each.p_value:.4f}"]
+        yield cells
+
+
+def _figures(result: Evaluation) -> dict[str, Any]:
+    return {
+        each.name: {
+            "value": _json_number(each.interval.value),
+            "low": _json_number(each.interval.low),
+            "high": _json_number(each.interval.high),
+            "signature": each.signature,
+            "higher_is_better": each.higher_is_better,
+            **({} if each.p_value is None else {"p_value": each.p_value}),
+        }
+        for each in result.figures
+    }
 
 
 def _json_number(value: float) -> float | None:
@@ -203,15 +218,16 @@ def evaluate(
         )
     texts = [prediction_of(answer) for answer in answers]
     references = without_reasoning(pipeline, [task.references(row) for row in evaluated])
-    measures = score(task.metrics, texts, references, language=task.target_language)
+    scored = score_rows(task, evaluated, texts, references)
     filled = [text or "" for text in texts]
     return replace(
-        _evaluation(pipeline, len(evaluated), [*measures, *more]),
+        _evaluation(pipeline, len(evaluated), [*scored.measures, *more]),
         failed=sum("error" in answer for answer in answers),
         unfinished=sum(_no_verdict(answer) or "still_thinking" in answer for answer in answers),
         notes=dict(sorted(Counter(code for answer in answers for code in note_codes(answer)).items())),
         others={name: figures_of(metric, name, filled, references) for name, metric in (metrics or {}).items()},
         trivial=_trivial(task, evaluated, references) if trivial else {},
+        groups={name: _evaluation(pipeline, _rows_of(found), found) for name, found in scored.groups.items()},
         references=tuple(references),
         answers=tuple(answers),
     )
@@ -247,6 +263,10 @@ def _evaluation(pipeline: Pipeline, rows: int, measures: Sequence[Measure]) -> E
     )
     name, model = pipeline.task.name, pipeline.loaded.source.name
     return Evaluation(name, model, rows, 0, 0, figures, measures=tuple(measures))
+
+
+def _rows_of(measures: Sequence[Measure]) -> int:
+    return len(measures[0].statistics)
 
 
 def _perplexity(pipeline: Pipeline, rows: Sequence[dict[str, Any]], member: Worker) -> list[Measure]:
@@ -289,7 +309,7 @@ def _trivial(
     return {
         name: {
             each.name: each.value
-            for each in score(task.metrics, [row[name] for row in answers], references, language=task.target_language)
+            for each in score_rows(task, rows, [row[name] for row in answers], references).measures
         }
         for name in answers[0]
     }
@@ -302,7 +322,11 @@ def compare(tuned: Evaluation, baseline: Evaluation) -> Evaluation:
         replace(figure, p_value=_p_value(measure, others[figure.name])) if figure.name in others else figure
         for figure, measure in zip(tuned.figures, tuned.measures, strict=True)
     )
-    return replace(tuned, figures=figures, baseline=baseline)
+    groups = {
+        name: compare(group, baseline.groups[name]) if name in baseline.groups else group
+        for name, group in tuned.groups.items()
+    }
+    return replace(tuned, figures=figures, groups=groups, baseline=baseline)
 
 
 def _p_value(tuned: Measure, baseline: Measure) -> float:

@@ -78,7 +78,7 @@ def check_columns(columns: Mapping[str, str], task: Task) -> None:
 
     Other columns are renamed only where their own name is taken.
     """
-    known, taken = (*task.columns, task.target_column), _output_names(task)
+    known, taken = (*task.columns, *task.optional_columns, task.target_column), _output_names(task)
     for name, column in columns.items():
         if name not in known and column not in taken and column not in task.columns:
             near = get_close_matches(name, task.columns, n=1)
@@ -94,7 +94,8 @@ class Layout:
 
     def __init__(self, task: Task, columns: Mapping[str, str]) -> None:
         self.columns = columns
-        self.reads = task.columns
+        self.needs = task.columns
+        self.reads = (*task.columns, *task.optional_columns)
         self.taken = _output_names(task)
         self._names: dict[str, list[str]] = {}
         for name, column in columns.items():
@@ -121,7 +122,7 @@ class Layout:
 
     def misfit(self, row: Mapping[str, Any]) -> InputError | None:
         """The error in a row's column names, if any."""
-        names = dict.fromkeys((*self.reads, *self.columns))
+        names = dict.fromkeys((*self.needs, *self.columns))
         if missing := [name for name in names if not _has(row, self.columns.get(name, name))]:
             lacking = ", ".join(repr(self.columns.get(name, name)) for name in missing)
             here = ", ".join(map(repr, row)) or "none"

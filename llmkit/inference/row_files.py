@@ -105,16 +105,20 @@ def check_output(settings: RowSettings) -> None:
         )
 
 
-def check_input(task: Task, settings: RowSettings, encoding: str | None) -> None:
-    """Refuse files that are missing or do not have the task's columns, before a model is loaded.
+def check_input(task: Task, settings: RowSettings, encoding: str | None) -> frozenset[str]:
+    """The fields of the task that files of rows have; a pipe's are not known before it is read.
+
+    Refuses files that are missing or do not have the task's columns, before a model is loaded.
 
     Raises:
         UsageError: says what to change.
     """
     check_columns(settings.columns(), task)
-    if not any(map(is_pipe, settings.input)):
-        found = inputs.open_inputs(settings, task, encoding=encoding)
-        with_columns(found.records, Layout(task, found.columns), settings)
+    if any(map(is_pipe, settings.input)):
+        return frozenset()
+    found = inputs.open_inputs(settings, task, encoding=encoding)
+    with_columns(found.records, Layout(task, found.columns), settings)
+    return frozenset(found.columns.keys() | found.detected.keys())
 
 
 def _check_place(output: Path) -> None:
@@ -183,7 +187,8 @@ def answer_file(
     if not rank:
         inputs.input_files(settings, log_skipped=True)
         for field, column in found.detected.items():
-            log.info("%s is read from the column %s", field, column)
+            if field != column:
+                log.info("%s is read from the column %s", field, column)
     records = with_columns(found.records, layout, settings)
     if settings.output is None:
         session = pipeline.session(settings.max_batch_tokens)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llmkit.errors import UsageError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["LOWER_IS_BETTER", "METRICS", "Measure", "Metric", "measure_names", "score"]
+__all__ = ["LOWER_IS_BETTER", "METRICS", "Measure", "Metric", "joined", "measure_names", "score"]
 
 LOWER_IS_BETTER = frozenset({"ter", "perplexity", "loss"})
 """Measures, and the loss, where lower is better."""
@@ -78,6 +78,26 @@ def score(
         language: BCP 47 tag of the language of the references, if known.
     """
     return [each for metric in _found(metrics) for each in metric.measure(predictions, references, language)]
+
+
+def joined(parts: Sequence[tuple[Sequence[int], Sequence[Measure]]]) -> list[Measure]:
+    """The measures of all rows, from those of parts that were scored apart, such as by language.
+
+    Args:
+        parts: the indices of the rows of a part, and its measures.
+    """
+    import numpy as np
+
+    rows, found = sum(len(indices) for indices, _ in parts), []
+    for name in dict.fromkeys(each.name for _, measures in parts for each in measures):
+        own = [(indices, each) for indices, measures in parts for each in measures if each.name == name]
+        first = own[0][1]
+        statistics = np.zeros((rows, first.statistics.shape[1]))
+        for indices, each in own:
+            statistics[list(indices)] = each.statistics
+        signature = " + ".join(dict.fromkeys(each.signature for _, each in own))
+        found.append(replace(first, statistics=statistics, signature=signature))
+    return found
 
 
 def measure_names(metrics: Sequence[str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ the `Result`. Batching is up to the caller.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, ClassVar
@@ -81,6 +81,8 @@ class Task:
     """The column with the input text, which may be too long for the model."""
     columns: ClassVar[tuple[str, ...]]
     """All input columns, in the order of the command's arguments."""
+    optional_columns: ClassVar[tuple[str, ...]] = ()
+    """Columns that a row may have in place of a setting; an empty cell leaves it to the setting."""
     target_column: ClassVar[str]
     """The column with the expected output, in examples and in training data."""
     aliases: ClassVar[Mapping[str, tuple[str, ...]]]
@@ -187,16 +189,20 @@ class Task:
         """Baseline answers that need no model, by name."""
         return {}
 
-    @property
-    def target_language(self) -> str | None:
-        """BCP 47 tag of the language of the answers, if set."""
+    def target_language(self, row: Row) -> str | None:
+        """BCP 47 tag of the language of the answer to a row, if set."""
         return None
 
-    def default_models(self, text: str = "") -> tuple[str, ...]:
+    def group(self, row: Row) -> str | None:
+        """The group of rows that a row is also evaluated with, such as its language pair."""
+        return None
+
+    def default_models(self, text: str = "", fields: Collection[str] = ()) -> tuple[str, ...]:
         """Default models; the first that exists is used.
 
         Args:
             text: the input, as far as it is known.
+            fields: those of the ``optional_columns`` that the rows have.
         """
         if not self.recommended:
             raise UsageError(f"{self.name} has no default model", "name one with `model`")
@@ -235,8 +241,9 @@ class Task:
 
     def _check_keys(self, row: Row) -> None:
         """Raise `InputError` for a column that the row has under a misspelled or another usual name."""
-        others = [str(key) for key in row if key not in self.columns]
-        for column in self.columns:
+        known = (*self.columns, *self.optional_columns)
+        others = [str(key) for key in row if key not in known]
+        for column in known:
             if column in row:
                 continue
             usual = [key for key in others if key.lower() in self.aliases.get(column, ())]

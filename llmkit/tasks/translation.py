@@ -6,7 +6,8 @@ model family is up to its `LanguageMap`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from llmkit.tasks.base import Task
 from llmkit.tasks.output import Chunk, NoteCode, Output
 from llmkit.tasks.recommended import STARTER, Recommended
 from llmkit.tasks.types import Example, Generation, ModelView, PromptOptions, Result, Row, Step, Traits, Work
-from llmkit.text.languages import Language, Route, find_language
+from llmkit.text.languages import Language, LanguageMap, Route, find_language
 
 if TYPE_CHECKING:
     from llmkit.text.document import Document
@@ -41,6 +42,12 @@ _ROMANCE = frozenset(("fr", "wa", "oc", "ca", "rm", "es", "pt", "gl", "an", "it"
 def _opus(pair: str, parameters: str, megabytes: int, languages: str) -> Recommended:
     name = f"Helsinki-NLP/opus-mt-{pair}"
     return Recommended(name, parameters, megabytes, "Apache-2.0", languages, ".bin weights only")
+
+
+def _language_columns(*sides: str) -> tuple[str, ...]:
+    """Common names of the column with the language of one side."""
+    forms = ("{}_lang", "{}_language", "{}lang", "{}language", "lang_{}", "{}_lang_code", "{}_language_code")
+    return tuple(form.format(side) for side in sides for form in forms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +84,16 @@ class Translation(Task):
     sample_options = {"from": "en", "to": "fr"}
     input_column = "source"
     columns = ("source",)
+    optional_columns = ("source_lang", "target_lang")
     target_column = "target"
     aliases = {
         "source": ("source", "src", "input", "sentence1", "original", "原文"),
         "target": ("target", "tgt", "output", "sentence2", "translation", "译文", "譯文", "訳文"),
+        "source_lang": (*_language_columns("source", "src", "from"), "from", "源语言", "原文语言"),
+        "target_lang": (*_language_columns("target", "tgt", "trg", "to"), "to", "目标语言", "译文语言"),
+        "language_pair": ("language_pair", "lang_pair", "langpair", "lp", "pair", "direction", "语言对", "翻译方向"),
     }
-    shapes = ("languages",)
+    shapes = ("translations", "languages")
     max_new_tokens = 512
     stop_loops = True
     overflow = "chunk"
@@ -120,18 +131,34 @@ class Translation(Task):
         if self.source is not None and self.source == self.target:
             raise UsageError(f"source and target are both {self.source.name}", "name two languages", code="no_effect")
 
-    def default_models(self, text: str = "") -> tuple[str, ...]:
+    def default_models(self, text: str = "", fields: Collection[str] = ()) -> tuple[str, ...]:
         """The models for the pair, the most specific first, and then the one for any pair."""
-        self.require_target()
+        if not set(self.optional_columns).isdisjoint(fields):
+            return (_ANY_PAIR,)
+        _require(self.target)
         source = self.source
         if source is None and any(map(str.isalpha, text)):
-            source, _ = self._guess(text, None)
+            source, _ = _guess(text, None, self.target)
         pairs = [] if source is None or self.target is None else _pairs(source.alpha2, self.target.alpha2)
         return (*(f"Helsinki-NLP/opus-mt-{pair}" for pair in pairs), _ANY_PAIR)
 
-    @property
-    def target_language(self) -> str | None:
-        return None if self.target is None else self.target.tag
+    def target_language(self, row: Row) -> str | None:
+        with suppress(InputError):  # a row without an answer
+            _, target = self._languages(row)
+            return None if target is None else target.tag
+        return None
+
+    def group(self, row: Row) -> str | None:
+        """The language pair, ``und`` in place of a language that is not set."""
+        with suppress(InputError):
+            pair = self._languages(row)
+            return None if not any(pair) else "-".join("und" if each is None else each.tag for each in pair)
+        return None
+
+    def _languages(self, row: Row) -> tuple[Language | None, Language | None]:
+        """Source and target language of a row: its own or, where it names none, those of the settings."""
+        source, target = (_named_in(row, column) for column in self.optional_columns)
+        return source or self.source, target or self.target
 
     def instruct(self, row: Row) -> str:
         route = self._route_of(row)
@@ -156,29 +183,21 @@ class Translation(Task):
 
     def _route_of(self, row: Row) -> Route:
         route = row.get(_ROUTE)
-        return route if isinstance(route, Route) else Route(self.source, self.target)
+        return route if isinstance(route, Route) else Route(*self._languages(row))
 
     def check_compatible(self, traits: Traits, prompt_options: PromptOptions) -> None:
         super().check_compatible(traits, prompt_options)
-        if traits.is_instructed:
-            self.require_target()
         if traits.languages is not None and (self.source is not None or self.target is not None):
-            self._check_pair(traits)
+            self._check_pair(traits.languages)
 
-    def require_target(self) -> None:
-        """Raise `UsageError` if no target language was specified."""
-        if self.target is None:
-            raise UsageError(
-                "the language to translate into is missing",
-                "name it with `target`, such as `target=fr`",
-                code="language_missing",
-            )
-
-    def _check_pair(self, traits: Traits) -> None:
-        """Refuse an unsupported language pair before processing any text."""
-        assert traits.languages is not None
-        if self.source is not None or (traits.languages.sources is not None and len(traits.languages.sources) == 1):
-            traits.languages.route(self.source, self.target)
+    def _check_pair(self, languages: LanguageMap) -> None:
+        """Refuse an unsupported language pair before processing any text; rows may name the side that is not set."""
+        known = [
+            language is not None or (members is not None and len(members) == 1)
+            for language, members in ((self.source, languages.sources), (self.target, languages.targets))
+        ]
+        if all(known):
+            languages.route(self.source, self.target)
 
     def examples(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> tuple[Example, ...]:
         text = str(row[self.input_column]).strip()
@@ -187,7 +206,7 @@ class Translation(Task):
         from llmkit.text.lines import unwrap
 
         text = text if traits.chat else unwrap(text)
-        route = self._route_for(text, traits, lambda _code, text: log.info("%s", text))
+        route = self._route_for(row, text, traits, lambda _code, text: log.info("%s", text))
         return super().examples({**row, self.input_column: text, _ROUTE: route}, traits, prompt_options)
 
     def steps(self, row: Row, model: ModelView) -> Work:
@@ -205,8 +224,8 @@ class Translation(Task):
                 code="unsupported_format",
             )
         if not any(character.isalpha() for character in text):
-            return _in_languages(Result(text=text), Route(self.source, self.target))
-        route = self._route_for(text, model.traits, model.note)
+            return _in_languages(Result(text=text), Route(*self._languages(row)))
+        route = self._route_for(row, text, model.traits, model.note)
         self._note_undeclared(route, model)
         row = {**row, _ROUTE: route}
         room = model.room(row)
@@ -249,41 +268,16 @@ class Translation(Task):
         if output.chunks:
             yield f"translated: {len(output.chunks)} parts, {output.usage.prompt_tokens} tokens in"
 
-    def _route_for(self, text: str, traits: Traits, note: Callable[[NoteCode, str], None]) -> Route:
+    def _route_for(self, row: Row, text: str, traits: Traits, note: Callable[[NoteCode, str], None]) -> Route:
+        source, target = self._languages(row)
         try:
-            return self._find_route(text, traits, note)
+            return _find_route(source, target, text, traits, note)
         except UsageError as error:
-            if self.source is not None or self.target is None:
+            names_its_own = not row.keys().isdisjoint(self.optional_columns)
+            if not names_its_own and (source is not None or target is None):
                 raise
             # The language of this text was not detected or is not supported; other rows may be fine.
             raise InputError(error.problem, *error.fixes, code=error.code) from error
-
-    def _find_route(self, text: str, traits: Traits, note: Callable[[NoteCode, str], None]) -> Route:
-        languages = traits.languages
-        source = self.source
-        if languages is None and not traits.is_instructed:
-            if self.source or self.target:
-                note(
-                    "languages_unknown",
-                    "the languages of this model are unknown, so source and target are not passed to it",
-                )
-            return Route(self.source, self.target)
-        if source is None and (languages is None or languages.sources is None or len(languages.sources) > 1):
-            source, sure = self._guess(text, None if languages is None else languages.sources)
-            if sure:
-                note("language_detected", f"the text is in {source.name}")
-            else:
-                guess = f"the text is assumed to be in {source.name}, which is a guess"
-                note("language_guessed", f"{guess}; name its language with `source`")
-        if languages is not None:
-            return languages.route(source, self.target)
-        if source == self.target and source is not None:
-            raise UsageError(
-                f"the text is in {source.name} already",
-                "name another language with `target`, or the text's with `source`",
-                code="no_effect",
-            )
-        return Route(source, self.target)
 
     def note_languages(self, row: Row, model: ModelView) -> None:
         """Nothing: the languages are known only once that of the text is detected."""
@@ -297,17 +291,6 @@ class Translation(Task):
             problem = f"the model is declared for {only}, not for {' or '.join(missing)}"
             fix = "check the translation, or choose another model with `model`"
             model.note("language_not_declared", f"{problem}; {fix}")
-
-    def _guess(self, text: str, among: frozenset[Language] | None) -> tuple[Language, bool]:
-        """The language of a text, and whether it is certain."""
-        from llmkit.text.detection import detect_language
-
-        found = detect_language(text, among)
-        language, english = found.language, find_language("en")
-        # A few ASCII words fit many languages; without evidence, English is the best guess.
-        if found.probability < _UNSURE / 2 and text.isascii() and english != self.target:
-            language = english if among is None or english in among else language
-        return language, found.probability >= _UNSURE
 
     def _step(self, rows: Sequence[Row], model: ModelView, **options: Any) -> Step:
         """Rows to translate, with output lengths that no translation has, whatever the languages and the vocabulary."""
@@ -337,6 +320,75 @@ class Translation(Task):
             )
         document.advance()
         return Result(text="")
+
+
+def _require(target: Language | None) -> None:
+    """Raise `UsageError` if there is no target language."""
+    if target is None:
+        raise UsageError(
+            "the language to translate into is missing",
+            "name it with `target`, such as `target=fr`",
+            code="language_missing",
+        )
+
+
+def _named_in(row: Row, column: str) -> Language | None:
+    """The language that a row names in a column; None if it has none there."""
+    value = row.get(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        return find_language(value if isinstance(value, str) else repr(value))
+    except UsageError as error:
+        raise InputError(f"{column}: {error.problem}", *error.fixes, code=error.code) from error
+
+
+def _find_route(
+    source: Language | None,
+    target: Language | None,
+    text: str,
+    traits: Traits,
+    note: Callable[[NoteCode, str], None],
+) -> Route:
+    """How the languages of a text are passed to the model; an unknown source language is detected."""
+    languages = traits.languages
+    if languages is None and not traits.is_instructed:
+        if source or target:
+            note(
+                "languages_unknown",
+                "the languages of this model are unknown, so source and target are not passed to it",
+            )
+        return Route(source, target)
+    if languages is None:
+        _require(target)
+    if source is None and (languages is None or languages.sources is None or len(languages.sources) > 1):
+        source, sure = _guess(text, None if languages is None else languages.sources, target)
+        if sure:
+            note("language_detected", f"the text is in {source.name}")
+        else:
+            guess = f"the text is assumed to be in {source.name}, which is a guess"
+            note("language_guessed", f"{guess}; name its language with `source`")
+    if languages is not None:
+        return languages.route(source, target)
+    if source == target and source is not None:
+        raise UsageError(
+            f"the text is in {source.name} already",
+            "name another language with `target`, or the text's with `source`",
+            code="no_effect",
+        )
+    return Route(source, target)
+
+
+def _guess(text: str, among: frozenset[Language] | None, target: Language | None) -> tuple[Language, bool]:
+    """The language of a text, and whether it is certain."""
+    from llmkit.text.detection import detect_language
+
+    found = detect_language(text, among)
+    language, english = found.language, find_language("en")
+    # A few ASCII words fit many languages; without evidence, English is the best guess.
+    if found.probability < _UNSURE / 2 and text.isascii() and english != target:
+        language = english if among is None or english in among else language
+    return language, found.probability >= _UNSURE
 
 
 def _pairs(source: str, target: str) -> list[str]:

@@ -20,12 +20,12 @@ from llmkit.data.prompt_files import open_prompt
 from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import NotEnoughMemoryError, UsageError
 from llmkit.evaluation.evaluate import greedy, prediction_of, without_reasoning
+from llmkit.evaluation.groups import score_rows
 from llmkit.files import disk_errors, write_whole
 from llmkit.heads import BaseHead, head_of
 from llmkit.hub.reachability import offline
 from llmkit.inference.pipeline import Pipeline
 from llmkit.log import log
-from llmkit.metrics.score import score
 from llmkit.models.devices import pick_device
 from llmkit.models.load import Loaded
 from llmkit.models.memory import is_out_of_memory
@@ -228,7 +228,7 @@ def _validation_metrics(
                 for number, answer in enumerate(answers)
             ]
         texts = [text for _, text in sorted(gather_object(mine), key=itemgetter(0))]
-        return {each.name: each.value for each in score(task.metrics, texts, references, language=task.target_language)}
+        return {each.name: each.value for each in score_rows(task, rows, texts, references).measures}
 
     return validation_metrics
 

@@ -26,6 +26,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 TRANSLATION = ("translate", "evaluate", "finetune", "data check")
 MODULES = {
     "llmkit.cli.chat": ("chat",),
+    "llmkit.data.shapes.row_languages": TRANSLATION,
     "llmkit.models.language_map": TRANSLATION,
     "llmkit.models.families.translators": TRANSLATION,
     "llmkit.text.detection": TRANSLATION,

@@ -322,7 +322,6 @@ def test_languages_of_rows_in_one_batch_are_their_own(checkpoint: Checkpoint) ->
         ("nllb", {"target": "Klingonese"}, "unknown language 'Klingonese'"),
         ("nllb", {"target": "en"}, "source and target are both English"),
         ("m2m_100", {"target": "Nynorsk"}, "nearest"),
-        ("llama", {"target": None}, "name it with `target`"),
         ("nllb", {"examples": [{"source": "a", "target": "b"}]}, "does not support examples"),
     ],
 )
@@ -330,7 +329,7 @@ def test_a_bad_pair_is_refused_before_anything_is_read(
     family: str, options: dict[str, Any], message: str, checkpoint: Checkpoint
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        load("translation", checkpoint(family, chat=family == "llama"), **options)
+        load("translation", checkpoint(family), **options)
 
 
 def test_the_language_of_the_text_may_not_be_the_target() -> None:

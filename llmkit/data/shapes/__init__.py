@@ -18,6 +18,7 @@ from llmkit.data.shapes.base import InputPlan, Shape, Suggested, look_up
 from llmkit.data.shapes.columns import Columns, LongAndShort, TextOrPair
 from llmkit.data.shapes.languages import LanguagePair
 from llmkit.data.shapes.questions import Questions, Squad
+from llmkit.data.shapes.row_languages import Translations
 from llmkit.data.shapes.turns import Alpaca, Messages, PairOfTurns
 from llmkit.data.sources import open_source
 from llmkit.errors import InputError, UsageError
@@ -35,6 +36,7 @@ SHAPES: dict[str, Shape] = {
     "pair of turns": PairOfTurns(),
     "alpaca": Alpaca(),
     "languages": LanguagePair(),
+    "translations": Translations(),
 }
 """The shapes by their names in `Task.shapes`."""
 

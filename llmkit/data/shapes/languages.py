@@ -9,8 +9,19 @@ from typing import Any
 from llmkit.config.recipe import SourceSection
 from llmkit.data.column_names import language_in, language_named
 from llmkit.data.rows import first_lines
-from llmkit.data.shapes.base import Aligned, InputPlan, Rows, Suggested, by_name, look_up, nothing_fits, renamed
+from llmkit.data.shapes.base import (
+    Aligned,
+    Found,
+    InputPlan,
+    Rows,
+    Suggested,
+    by_name,
+    look_up,
+    nothing_fits,
+    renamed,
+)
 from llmkit.data.shapes.columns import Columns, texts_of
+from llmkit.data.shapes.row_languages import LANGUAGE_FIELDS, PAIR, language_columns, languages_of, sides_of
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks import Task
 from llmkit.text.detection import detect_language
@@ -41,13 +52,38 @@ class LanguagePair(Columns):
         return source.model_copy(update={"path": None, "aligned": columns}), settings
 
     def suggest(self, source: SourceSection, rows: Rows, task: Task) -> Suggested | None:
-        return self._suggested(source, rows, task, *self._columns(source, rows, task))
+        own = language_columns(rows, source.columns, task)
+        texts = [{name: value for name, value in row.items() if name not in own.values()} for row in rows]
+        columns, settings = self._columns(source, texts, task)
+        settings = {side: tag for side, tag in settings.items() if side not in sides_of(own)}
+        return self._suggested(source, rows, task, {**columns, **renamed(own, source.columns)}, settings)
+
+    def convert(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> Found:
+        languages = languages_of(row, source.columns)
+        for suffix, result in super().convert(row, source, task):
+            yield suffix, result | languages
+
+    def used(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> set[str]:
+        return super().used(row, source, task) | {source.columns.get(name, name) for name in LANGUAGE_FIELDS}
 
     def plan_input(self, rows: Rows, columns: Mapping[str, str], task: Task) -> InputPlan | None:
         """Also columns named by languages: the source's, or the only one that is not the target's."""
+        own = language_columns(rows, columns, task)
+        if (plan := self._plan_text(rows, columns, task)) is None:
+            return None
+        if PAIR not in own:
+            return InputPlan({**plan.columns, **own})
+        named = {**plan.columns, **dict.fromkeys(task.optional_columns)}
+        return InputPlan(
+            {name: column or name for name, column in named.items()},
+            lambda row: iter([("", {**row, **dict.fromkeys(task.optional_columns), **languages_of(row, own)})]),
+        )
+
+    def _plan_text(self, rows: Rows, columns: Mapping[str, str], task: Task) -> InputPlan | None:
+        """The plan for the column with the text."""
         if plan := super().plan_input(rows, columns, task):
             return plan
-        spoken = _named_by_language(rows)
+        spoken = _named_by_language(rows, task)
         source, target = _wanted(task, "source"), _wanted(task, "target")
         paths = [path for path, language in spoken.items() if source is None or language.alpha2 == source.alpha2]
         if source is None and target is not None:
@@ -66,7 +102,7 @@ class LanguagePair(Columns):
         row = rows[0]
         if source.columns.keys() >= set(_SIDES):
             return dict(source.columns), _languages_of(rows, source.columns, task)
-        spoken = _named_by_language(rows)
+        spoken = _named_by_language(rows, task)
         if len(spoken) >= 2:
             return _pick(spoken, task)
         found = by_name(row, _SIDES, source.columns, task)
@@ -83,12 +119,13 @@ class LanguagePair(Columns):
         return _pick(guessed, task)
 
 
-def _named_by_language(rows: Rows) -> dict[str, Language]:
+def _named_by_language(rows: Rows, task: Task) -> dict[str, Language]:
     """The columns of text whose names are languages, also inside ``translation``, as on the Hub."""
     inner = rows[0].get("translation")
     prefix, inner = ("translation.", inner) if isinstance(inner, Mapping) else ("", rows[0])
-    spoken = {f"{prefix}{name}": language for name in inner if (language := language_named(str(name)))}
-    return {path: language for path, language in spoken.items() if _is_text(rows, path)}
+    fields = {name for side in _SIDES for name in task.aliases[side]}  # src is also the code of Sardinian
+    spoken = {f"{prefix}{name}": language_named(str(name)) for name in inner if prefix or name not in fields}
+    return {path: language for path, language in spoken.items() if language and _is_text(rows, path)}
 
 
 def _is_text(rows: Rows, path: str) -> bool:

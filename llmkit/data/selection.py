@@ -62,7 +62,9 @@ class Selection:
 
 def input_of(row: Mapping[str, Any], task: Task) -> Any:
     """The part of a row that the model is given; a plain text is all of its row."""
-    return [row.get(name) for name in (*task.columns, *task.optional_columns)] if not task.is_plain(row) else _content(row)
+    return (
+        [row.get(name) for name in (*task.columns, *task.optional_columns)] if not task.is_plain(row) else _content(row)
+    )
 
 
 def _content(row: Mapping[str, Any]) -> dict[str, Any]:

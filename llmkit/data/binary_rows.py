@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmkit.data.arrow_sizes import element_bytes, unpacked_bytes
-from llmkit.data.records import MAX_ROW_BYTES, Record, bad_row, check_columns, too_long
+from llmkit.data.records import MAX_ROW_BYTES, Record, bad_row, check_columns, too_long, without_null_fields
 from llmkit.errors import InputError
 from llmkit.files import in_units
 
@@ -51,7 +51,7 @@ def _record(row: dict[str, Any] | Exception | int, where: str) -> Record:
         return Record(where, None, too_long(where, row))
     if isinstance(row, Exception):
         return bad_row(where, f"cannot be read ({row})", "fix the row")
-    return Record(where, row)
+    return Record(where, without_null_fields(row))
 
 
 def _check_unpacked(name: str, what: str, unpacked: int, packed: int) -> None:

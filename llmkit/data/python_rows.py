@@ -15,7 +15,7 @@ from uuid import UUID
 
 from llmkit.config.paths import cache_dir
 from llmkit.config.recipe import PythonRows
-from llmkit.data.records import Record
+from llmkit.data.records import Record, without_null_fields
 from llmkit.data.rows import object_record
 from llmkit.errors import InputError, UsageError
 
@@ -72,9 +72,12 @@ def rows_of(data: Any) -> Iterator[Any]:
     if hasattr(data, "__arrow_c_stream__"):
         import pyarrow as pa
 
-        return (row for batch in pa.RecordBatchReader.from_stream(data) for row in batch.to_pylist())
+        batches = pa.RecordBatchReader.from_stream(data)
+        return (without_null_fields(row) for batch in batches for row in batch.to_pylist())
     if not hasattr(data, "__iter__") and hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return (data[index] for index in range(len(data)))
+    if hasattr(data, "features") and hasattr(data, "column_names"):  # of Datasets
+        return map(without_null_fields, data)
     try:
         return iter(data)
     except TypeError as error:

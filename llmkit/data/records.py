@@ -10,7 +10,17 @@ from typing import Any, Literal, NamedTuple
 
 from llmkit.errors import InputError
 
-__all__ = ["MAX_ROW_BYTES", "Layout", "Line", "Record", "bad_row", "check_columns", "located", "too_long"]
+__all__ = [
+    "MAX_ROW_BYTES",
+    "Layout",
+    "Line",
+    "Record",
+    "bad_row",
+    "check_columns",
+    "located",
+    "too_long",
+    "without_null_fields",
+]
 
 MAX_ROW_BYTES = 16 * 2**20
 """Maximum size of a row. UTF-16 and UTF-32 count as UTF-8, binary columns as decoded. In a format without lines, a row
@@ -75,6 +85,19 @@ class Line(NamedTuple):
 
 def bad_row(where: str, problem: str, fix: str) -> Record:
     return Record(where, None, InputError(f"{where} {problem}", fix))
+
+
+def without_null_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of an Arrow table, whose structs have all fields of their column: those that are null are absent."""
+    return {name: _without_nulls(value) for name, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value[:1]):
+        return [_without_nulls(item) for item in value]
+    return value
 
 
 def too_long(where: str, size: int) -> InputError:

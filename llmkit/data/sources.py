@@ -16,6 +16,7 @@ from llmkit.config.paths import user_path
 from llmkit.config.recipe import SourceSection
 from llmkit.config.row_condition import RowCondition
 from llmkit.data.python_rows import python_records
+from llmkit.data.records import without_null_fields
 from llmkit.data.rows import SUFFIXES, Layout, Record, is_rows, open_records
 from llmkit.data.selection import Selection
 from llmkit.errors import HubUnreachableError, InputError, UsageError
@@ -319,4 +320,4 @@ def _from_hub(name: str, source: SourceSection) -> Iterator[Record]:
     if isinstance(table, dict):
         raise InputError(f"{name} has the splits {', '.join(table)}", "name one with split")
     for number, row in enumerate(table, start=1):
-        yield Record(f"{name}, row {number}", dict(row))
+        yield Record(f"{name}, row {number}", without_null_fields(row))

@@ -82,7 +82,7 @@ class Task:
     columns: ClassVar[tuple[str, ...]]
     """All input columns, in the order of the command's arguments."""
     optional_columns: ClassVar[tuple[str, ...]] = ()
-    """Columns that a row may have in place of a setting; an empty cell leaves it to the setting."""
+    """Further columns, which a row can lack, such as in place of a setting; an empty cell is none."""
     target_column: ClassVar[str]
     """The column with the expected output, in examples and in training data."""
     aliases: ClassVar[Mapping[str, tuple[str, ...]]]

@@ -41,6 +41,7 @@ class Dialogue(Task):
     takes_instruction = True
     input_column = "messages"
     columns = ("messages",)
+    optional_columns = ("tools", "chat_template_kwargs")
     target_column = "reply"
     aliases = {"messages": ("messages",), "prompt": PROMPT, "completion": COMPLETION}
     learned_columns = ("messages", "completion")

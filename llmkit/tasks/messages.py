@@ -56,7 +56,7 @@ def _message(item: Any, number: int) -> Message:
         content,
         learned=row.get("weight") != 0,
         reasoning=next((text for key in REASONING_KEYS if isinstance(text := row.get(key), str)), ""),
-        tool_calls=to_tool_calls(calls, f"message {number}") if calls else (),
+        tool_calls=to_tool_calls(calls, f"message {number} has") if calls else (),
         tool_call_id=str(row.get("tool_call_id") or ""),
         name=str(row.get("name") or ""),
     )
@@ -75,13 +75,17 @@ def as_row(message: Message) -> dict[str, Any]:
     return row | {key: value for key in ("tool_call_id", "name") if (value := getattr(message, key))}
 
 
-def to_tool_calls(value: Any, where: str) -> tuple[ToolCall, ...]:
-    """Tool calls from a list or JSON text of ``{"function": {"name": …, "arguments": …}}``, or without ``function``."""
+def to_tool_calls(value: Any, subject: str) -> tuple[ToolCall, ...]:
+    """Tool calls from a list or JSON text of ``{"function": {"name": …, "arguments": …}}``, or without ``function``.
+
+    Args:
+        subject: the beginning of an error message.
+    """
     found = _parsed(value)
-    return tuple(_call(call, where) for call in (found if isinstance(found, list | tuple) else [found]))
+    return tuple(_call(call, subject) for call in (found if isinstance(found, list | tuple) else [found]))
 
 
-def _call(value: Any, where: str) -> ToolCall:
+def _call(value: Any, subject: str) -> ToolCall:
     call = value if isinstance(value, Mapping) else {}
     inner = call.get("function")
     function = inner if isinstance(inner, Mapping) else call
@@ -89,18 +93,18 @@ def _call(value: Any, where: str) -> ToolCall:
     arguments = {} if arguments in (None, "") else arguments
     if not isinstance(name, str) or not name or not isinstance(arguments, Mapping):
         raise InputError(
-            f"{where} has a tool call without a name and an object of arguments",
+            f"{subject} a tool call without a name and an object of arguments",
             'write {"function": {"name": "…", "arguments": {…}}}',
         )
     number = {"id": str(call["id"])} if call.get("id") else {}
     return {"type": "function", **number, "function": {"name": name, "arguments": dict(arguments)}}
 
 
-def to_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
+def to_tools(value: Any, subject: str = "the row has") -> tuple[Mapping[str, Any], ...]:
     """Tools from a list or JSON text of OpenAI's tools, also without ``{"type": "function", "function": …}``.
 
-    Raises:
-        InputError: the value is something else.
+    Args:
+        subject: the beginning of an error message.
     """
     found = _parsed(value) or ()
     tools = []
@@ -109,7 +113,7 @@ def to_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
         function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise InputError(
-                "tools is not a list of functions with names",
+                f"{subject} tools that are not functions with names",
                 'write [{"type": "function", "function": {"name": "…", "parameters": {…}}}]',
             )
         tools.append(dict(tool) if "function" in tool else {"type": "function", "function": dict(function)})
@@ -147,7 +151,7 @@ def joined(messages: Sequence[Message]) -> tuple[Message, ...]:
 def _one(messages: Sequence[Message]) -> Message:
     if len({message.learned for message in messages}) > 1:
         raise InputError(
-            "has consecutive replies, of which only some are learned, and the model's chat template refuses them",
+            "has consecutive replies that have to be one message, and only some are learned",
             "put a user message between them",
         )
     return replace(

@@ -83,13 +83,13 @@ def test_flags_of_sharegpt_and_empty_columns_of_parquet() -> None:
         ([turn("user", "a"), turn("assistant", "b", weight=0.5)], "weight: 0.5, which is neither 0 nor 1"),
         ([turn("user", "a"), turn("assistant", "b", train_detail=[{"train": False}])], "which is neither 0 nor 1"),
         ([turn("user", "a"), turn("assistant", "b", mask=True)], "mask in a turn, whose meaning is ambiguous"),
-        ([turn("user", "a"), turn("tool", "b")], "unknown roles (tool)"),
-        ([turn("user", "a"), turn("function", "b")], "unknown roles (function)"),
-        ([turn("human", "a"), turn("observation", "b"), turn("gpt", "c")], "unknown roles (observation)"),
-        ([turn("user", "a"), turn("assistant", "", tool_calls=[{"id": "x"}])], "tool_calls in turn 2"),
-        ([turn("user", "a"), turn("assistant", None, tool_calls=[{"id": "x"}])], "tool_calls in turn 2"),
-        ([turn("user", "a"), turn("assistant", "b", function_call={"name": "x"})], "function_call in turn 2"),
-        ([turn("user", "a"), turn("assistant", "b", weight=0), turn("assistant", "c")], "only some are learned"),
+        ([turn("user", "a"), turn("judge", "b")], "unknown roles (judge)"),
+        ([turn("user", "a"), turn("assistant", "", tool_calls=[{"id": "x"}])], "in turn 2 a tool call without a name"),
+        ([turn("human", "a"), turn("function_call", "no JSON")], "in turn 2 a tool call without a name"),
+        (
+            [turn("user", "a"), turn("gpt", "b", weight=0), turn("function_call", '{"name": "x"}')],
+            "only some are learned",
+        ),
         (
             [turn("user", [{"type": "image", "url": "x"}]), turn("assistant", "b")],
             "a part in turn 1 that is not text (image)",
@@ -275,8 +275,8 @@ def test_the_class_of_a_text_is_no_flag() -> None:
 
 
 def test_what_nothing_is_made_of_is_named() -> None:
-    reply = turn("assistant", "b", reasoning_content="hm", name="x")
-    (record,) = records("dialogue", {"id": 1, "messages": [turn("user", "a"), reply], "tools": [{}], "score": 3})
-    assert record.unused == ("messages.reasoning_content", "messages.name", "tools", "score")
+    reply = turn("assistant", "b", refusal="no", name="x")
+    (record,) = records("dialogue", {"id": 1, "messages": [turn("user", "a"), reply], "score": 3})
+    assert record.unused == ("messages.refusal", "messages.name", "score")
     (record,) = records("translation", {"translation": {"en": "Yes", "fr": "Oui", "de": "Ja"}, "score": 0.5})
     assert record.unused == ("translation.de", "score")

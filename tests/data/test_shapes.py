@@ -270,11 +270,10 @@ def test_conversations(column: str, role: str, text: str, names: dict[str, str])
     assert [(message["role"], message["content"]) for message in row["messages"]] == TALK
 
 
-def test_turns_of_one_speaker_are_one_message_and_a_system_message_stays() -> None:
-    turns = [{"from": who, "value": who} for who in ("system", "human", "human", "gpt")]
+def test_turns_of_one_speaker_stay_and_system_messages_are_one() -> None:
+    turns = [{"from": who, "value": who} for who in ("system", "system", "human", "human", "gpt")]
     (row,) = read(source("a.jsonl", {"conversations": turns}), "dialogue")
-    assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
-    assert row["messages"][1]["content"] == "human\nhuman"
+    assert [message["content"] for message in row["messages"]] == ["system\nsystem", "human", "human", "gpt"]
 
 
 def test_three_strangers_are_a_bad_row() -> None:

@@ -1,20 +1,29 @@
-"""Conversations: lists of turns, prompts with completions, and instructions with their history."""
+"""Conversations: lists of turns, prompts with completions, and instructions with their history.
+
+Beside them a row may have a system message, tools, and variables of the chat template.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from llmkit.config.recipe import SourceSection
-from llmkit.data.conversations import is_empty, plain_text, read_turns, turn_columns
+from llmkit.data.conversations import is_empty, plain_text, read_turns, turn_columns, turn_tools
 from llmkit.data.shapes.base import Found, InputPlan, Rows, Shape, Suggested, by_name, look_up, nothing_fits, renamed
 from llmkit.errors import InputError
 from llmkit.tasks import Task
+from llmkit.tasks.messages import to_tools
 
 __all__ = ["Alpaca", "Messages", "PairOfTurns"]
 
 _PAIR = ("prompt", "completion")
+_SYSTEM = ("system", "system_prompt", "system_message")
+_TOOLS = ("tools", "tool_defs", "functions")
+_OPTIONS = "chat_template_kwargs"
+"""Variables of the chat template for one row, as in TRL."""
 
 
 class Messages(Shape):
@@ -28,13 +37,13 @@ class Messages(Shape):
             return self._suggested(named)
         found = turn_columns(row)
         if "messages" in found or (not found and isinstance(row.get("messages"), list)):
-            return self._suggested({})
+            return self._suggested(named)
         pair = by_name(row, _PAIR, {}, task)
         if len(pair) == 2 and set(pair.values()) & set(found):
             return self._suggested(renamed(pair, named))
         if len(found) > 1:
             raise _several(found, f"name the one to learn: data.train.columns: {{messages: {found[0]}}}")
-        return self._suggested({"messages": found[0]}) if found else None
+        return self._suggested({**named, "messages": found[0]}) if found else None
 
     def plan_input(self, rows: Rows, columns: Mapping[str, str], task: Task) -> InputPlan | None:
         named = columns.get("messages")
@@ -53,7 +62,7 @@ class Messages(Shape):
         return Suggested({"shape": self.written, "columns": dict(columns)})
 
     def used(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> set[str]:
-        return {"system", "id", *_places(row, source.columns).values()}
+        return {"id", *_places(row, source.columns).values(), *_places_beside(row, source.columns).values()}
 
     def convert(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> Found:
         found = {name: look_up(row, path) for name, path in _places(row, source.columns).items()}
@@ -67,7 +76,41 @@ class Messages(Shape):
         if not isinstance(turns, list) or not turns:
             name = source.columns.get("messages", "messages")
             raise InputError(f"has no list of messages in {name!r}", "name it: data.train.columns: {messages: …}")
-        yield "", {"messages": _messages(turns, row.get("system"))}
+        yield "", _conversation(row, source.columns, turns)
+
+
+def _conversation(row: Mapping[str, Any], columns: Mapping[str, str], turns: Sequence[Any]) -> dict[str, Any]:
+    """The columns of the task: messages, and tools and variables of the template if there are any."""
+    beside = {name: look_up(row, path) for name, path in _places_beside(row, columns).items()}
+    given, own = beside.get("tools"), turn_tools(turns)
+    if given is not None and own is not None:
+        raise InputError("has tools in a turn and in a column", "remove one of them")
+    tools, options = to_tools(own if given is None else given, "has"), beside.get(_OPTIONS)
+    return {
+        "messages": _messages(turns, beside.get("system")),
+        **({"tools": list(tools)} if tools else {}),
+        **({} if is_empty(options) else {_OPTIONS: _as_object(options)}),
+    }
+
+
+def _places_beside(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
+    """The paths of what a row has beside its turns."""
+    found = {}
+    for name, usual in (("system", _SYSTEM), ("tools", _TOOLS), (_OPTIONS, (_OPTIONS,))):
+        places = [columns[name]] if name in columns else usual
+        if path := next((place for place in places if not is_empty(look_up(row, place))), None):
+            found[name] = path
+    return found
+
+
+def _as_object(value: Any) -> Mapping[str, Any]:
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        found = None
+    if not isinstance(found, Mapping):
+        raise InputError(f"has {_OPTIONS} that are not an object", 'write {"name": value}')
+    return found
 
 
 def _messages(turns: Sequence[Any], system: Any) -> list[dict[str, Any]]:
@@ -76,7 +119,7 @@ def _messages(turns: Sequence[Any], system: Any) -> list[dict[str, Any]]:
     if opening is None and not is_empty(system):
         raise InputError("has a system message that is not text", "write it as text")
     if opening and opening.strip():
-        own = [messages.pop(0)["content"]] if messages[0]["role"] == "system" else []
+        own = [messages.pop(0)["content"]] if messages and messages[0]["role"] == "system" else []
         messages = [{"role": "system", "content": "\n".join([opening, *own])}, *messages]
     return messages
 
@@ -91,11 +134,13 @@ def _input_messages(row: Mapping[str, Any], path: str) -> Found:
     if not isinstance(turns, list) or not turns:
         yield "", {**_without(row, {path}), "messages": turns}
         return
-    others = _without(row, {path, "system"})
-    messages = _messages(turns, row.get("system"))
+    others = _without(row, {path, *_places_beside(row, {}).values()})
+    found = _conversation(row, {}, turns)
+    messages = found["messages"]
     if messages[-1]["role"] == "assistant" and "reply" not in others:
-        others["reply"] = messages.pop()["content"]
-    yield "", {**others, "messages": messages}
+        reply = messages.pop()
+        others["reply"] = reply["content"] if set(reply) <= {"role", "content", "weight"} else reply
+    yield "", {**others, **found}
 
 
 class PairOfTurns(Messages):
@@ -128,14 +173,15 @@ class Alpaca(Shape):
         return Suggested({"shape": self.written})
 
     def used(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> set[str]:
-        return {"instruction", "input", "output", "system", "history", "id"}
+        beside = _places_beside(row, {}).values() if "messages" in task.aliases else {"system"}
+        return {"instruction", "input", "output", "history", "id", *beside}
 
     def convert(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> Found:
         prompt, answer = _instruction(row), row.get("output")
         if not prompt or not isinstance(answer, str):
             raise InputError("has no instruction or no output", "fix the row")
         if "messages" in task.aliases:
-            yield "", {"messages": [*_opening(row), *_exchange(prompt, answer)]}
+            yield "", _conversation(row, {}, [*_history(row), *_exchange(prompt, answer)])
             return
         if row.get("system") or row.get("history"):
             raise InputError("has a system message or a history, which are turns", "use the task dialogue")
@@ -152,8 +198,9 @@ class Alpaca(Shape):
         if "messages" not in task.columns:
             yield "", {**_without(row, parts), task.input_column: _instruction(row)}
             return
-        messages = [*_opening(row), {"role": "user", "content": _instruction(row)}]
-        yield "", {**_without(row, parts | {"system", "history"}), "messages": messages}
+        beside = set(_places_beside(row, {}).values())
+        turns = [*_history(row), {"role": "user", "content": _instruction(row)}]
+        yield "", {**_without(row, parts | {"history"} | beside), **_conversation(row, {}, turns)}
 
 
 def _instruction(row: Mapping[str, Any]) -> str:
@@ -161,10 +208,10 @@ def _instruction(row: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if isinstance(part, str) and part.strip())
 
 
-def _opening(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The system message and the exchanges before an instruction."""
-    system, history = row.get("system"), row.get("history") or []
-    messages = [{"role": "system", "content": str(system)}] if system else []
+def _history(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The exchanges before an instruction."""
+    history = row.get("history") or []
+    messages = []
     for pair in history if isinstance(history, list) else [history]:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise InputError("has a history that is not pairs of texts", "fix the row")

@@ -6,9 +6,8 @@ Thin: settings are declared in `llmkit.config.settings`, work is done in `llmkit
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -21,9 +20,9 @@ from llmkit.config.settings import (
     split_options,
 )
 from llmkit.config.signatures import Function, with_settings
-from llmkit.config.user import default_model
+from llmkit.config.user import with_default_model
 from llmkit.data.prompt_files import prompt_values
-from llmkit.errors import InputError, LlmkitError, UsageError
+from llmkit.errors import InputError, UsageError
 from llmkit.progress import hidden
 from llmkit.tasks import TASKS, Message, PromptKeywords, PromptOptions, Row, Task, find_task
 from llmkit.tasks.question_answering import AnswerOptions
@@ -106,19 +105,6 @@ def _load_model(
         return loaded
 
 
-@contextmanager
-def _with_default_model(settings: LoadSettings, task: type[Task]) -> Iterator[LoadSettings]:
-    """The settings with the user's default model, if they name none; errors in the block say where it is set."""
-    chosen = default_model(task) if settings.model is None else None
-    if chosen is None:
-        yield settings
-        return
-    try:
-        yield replace(settings, model=chosen.model)
-    except LlmkitError as error:
-        raise error.reworded(error.problem, f"change the default model in {chosen.origin}") from error
-
-
 def build_pipeline(
     task: Task,
     load_settings: LoadSettings,
@@ -137,7 +123,7 @@ def build_pipeline(
     for number, example in enumerate(prompt_options.examples, start=1):
         task.validate_example(example, number)
     text = "" if row is None else task.text(row)
-    with _with_default_model(load_settings, type(task)) as chosen:
+    with with_default_model(load_settings, type(task)) as chosen:
         # A model named by the user may know its languages itself.
         defaults = task.default_models(text, row or fields) if chosen.model is None else ()
         loaded = _load_model(chosen, task.name, text, defaults, fallback=fallback)
@@ -296,7 +282,7 @@ def next_tokens_with(settings: LoadSettings, text: str, *, top: int) -> tuple[Lo
     if top < 1:
         raise UsageError(f"top={top} is out of range", "use 1 or more", code="invalid_value")
     task = "text-generation"
-    with _with_default_model(settings, find_task(task)) as chosen:
+    with with_default_model(settings, find_task(task)) as chosen:
         loaded = _load_model(chosen, task, text)
     from llmkit.inference.next_tokens import next_tokens as distribution
 

@@ -5,11 +5,11 @@ Thin: the work is done in `llmkit.models` and `llmkit.training`; the commands of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from llmkit.config.settings import DType, LoadOptions, LoadSettings, split_options
+from llmkit.config.settings import DType, LoadOptions, LoadSettings, delimiter_character, split_options
 from llmkit.config.signatures import with_settings
 
 if TYPE_CHECKING:
@@ -68,6 +68,10 @@ def check_data(
     target: str | None = None,
     validation: Any = None,
     encoding: str | None = None,
+    header: bool | None = None,
+    delimiter: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    max_rows: int | None = None,
     max_length: int | None = None,
     samples: int = 2,
     overrides: Sequence[str] = (),
@@ -84,6 +88,10 @@ def check_data(
         target: translation: target language.
         validation: validation data, beside data that is not a recipe.
         encoding: of the files, if not UTF-8.
+        header: CSV and TSV: whether the first row names the columns; by default it is detected.
+        delimiter: CSV and TSV: the character that separates the fields; by default it is detected.
+        columns: the column of each field of the task, as far as they are not to be detected.
+        max_rows: use only the first rows of the files.
         max_length: longest example in tokens.
         samples: examples in the report.
         overrides: changes to a recipe, such as ``data.max_length=256``.
@@ -99,13 +107,15 @@ def check_data(
     from llmkit.training.data_check import check_data as check
     from llmkit.training.python_data import data_source
 
+    form: dict[str, Any] = {"encoding": encoding, "header": header, "columns": columns, "max_rows": max_rows}
+    form["delimiter"] = None if delimiter is None else delimiter_character(delimiter)
+    form = {name: value for name, value in form.items() if value is not None}
     return check(
-        data_source(data),
+        {**data_source(data), **form},
         split_options({**options, "model": model}, LoadSettings)[0],
         task=task,
         languages={"source": source, "target": target},
-        validation=None if validation is None else data_source(validation),
-        encoding=encoding,
+        validation=None if validation is None else {**data_source(validation), **form},
         max_length=max_length,
         samples=samples,
         overrides=overrides,

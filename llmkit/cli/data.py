@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmkit.cli.new_recipe import row_format
 from llmkit.cli.options import declared
 from llmkit.cli.output import AsJson
 from llmkit.cli.streams import echo
@@ -46,6 +47,8 @@ def data_check(
     ] = None,
     header: Annotated[bool | None, declared(RowSettings, "header")] = None,
     delimiter: Annotated[str | None, declared(RowSettings, "delimiter")] = None,
+    column: Annotated[list[str] | None, declared(RowSettings, "column")] = None,
+    max_rows: Annotated[int | None, declared(RowSettings, "max_rows", min=1)] = None,
     max_length: Annotated[
         int | None, typer.Option(min=2, help="Maximum length of an example in tokens, with a PATH.")
     ] = None,
@@ -69,15 +72,13 @@ def data_check(
     """
     from llmkit.training.data_check import check_data
 
+    form = row_format(column, encoding, header, delimiter, max_rows)
     found = check_data(
-        {"path": given_paths},
+        {"path": given_paths, **form},
         load,
         task=task,
         languages={"source": source, "target": target},
-        validation=None if validation is None else {"path": [validation]},
-        encoding=encoding,
-        header=header,
-        delimiter=delimiter,
+        validation=None if validation is None else {"path": [validation], **form},
         max_length=max_length,
         samples=rows,
         overrides=overrides or (),

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmkit.cli.new_recipe import (
+    Columns,
     Data,
+    Delimiter,
+    Encoding,
+    Header,
+    MaxRows,
     Method,
     ModelName,
     SourceLanguage,
@@ -20,11 +25,12 @@ from llmkit.cli.new_recipe import (
     TaskName,
     Validation,
     from_options,
+    row_format,
 )
 from llmkit.cli.options import Stopped, declared, flags
 from llmkit.cli.processes import Nodes, start
 from llmkit.cli.streams import echo
-from llmkit.config.settings import LoadSettings, command_line, quoted
+from llmkit.config.settings import Device, LoadSettings, command_line, quoted
 from llmkit.errors import UsageError
 from llmkit.log import log
 from llmkit.models.processes import is_distributed, on_cpu
@@ -48,6 +54,11 @@ def finetune(
     method: Method = None,
     source: SourceLanguage = None,
     target: TargetLanguage = None,
+    column: Columns = None,
+    encoding: Encoding = None,
+    header: Header = None,
+    delimiter: Delimiter = None,
+    max_rows: MaxRows = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the result; sets train.output_dir.")
     ] = None,
@@ -68,6 +79,11 @@ def finetune(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the last checkpoint in train.output_dir.")
     ] = False,
+    device: Annotated[
+        Device | None,
+        declared(LoadSettings, "device", help="Train on this device; sets model.device.", show_default="auto"),
+    ] = None,
+    offline: Annotated[bool, declared(LoadSettings, "offline")] = False,
     trust_remote_code: Annotated[bool, declared(LoadSettings, "trust_remote_code")] = False,
     allow_pickle: Annotated[bool, declared(LoadSettings, "allow_pickle")] = False,
 ) -> None:
@@ -84,16 +100,19 @@ def finetune(
     several = [] if num_processes is None else [f"accelerate.num_processes={num_processes}"]
     hub = ["train.push_to_hub=true"] if push_to_hub else []
     code = allowing(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    changes = [*hub, *(overrides or ()), *several, *code]
+    model_keys = [*([f"model.device={device}"] if device else []), *(["model.offline=true"] if offline else [])]
+    changes = [*hub, *(overrides or ()), *several, *model_keys, *code]
+    rows = row_format(column, encoding, header, delimiter, max_rows)
     if recipe is None:
         languages = {"source": source, "target": target}
-        new = from_options(task, data_paths, validation, model, method, languages, output, changes)
+        new = from_options(task, data_paths, validation, model, method, languages, rows, output, changes)
         loaded = new.recipe()
         text = new.text(Path(loaded.train.output_dir))
         for note in new.notes:
             log.info("%s", note)
     else:
-        _refuse_beside_recipe(task=task, data=data_paths, validation=validation, model=model, method=method)
+        instead = {"task": task, "data": data_paths, "validation": validation, "model": model, "method": method}
+        _refuse_beside_recipe(**instead, **{"from": source, "to": target}, **rows)
         folder = [] if output is None else [f"train.output_dir={json.dumps(output)}"]
         loaded = load_recipe(recipe, [*changes, *folder])
     if dry_run:
@@ -131,7 +150,8 @@ def _log_next(recipe: Recipe) -> None:
 
 
 def _refuse_beside_recipe(**options: Any) -> None:
-    if used := [f"--{name}" for name, value in options.items() if value]:
+    names = {"columns": "column", "max_rows": "max-rows"}
+    if used := [f"--{names.get(name, name)}" for name, value in options.items() if value is not None and value != []]:
         raise UsageError(
             f"{', '.join(used)} replace a recipe, and one is named", "change the recipe with --set", code="no_effect"
         )

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmkit.cli.options import declared
-from llmkit.config.settings import LoadSettings
+from llmkit.config.settings import LoadSettings, RowSettings, column_pairs, delimiter_character
 from llmkit.errors import UsageError
 
 if TYPE_CHECKING:
     from llmkit.training.new_recipe import NewRecipe
 
-__all__ = ["Data", "Method", "ModelName", "SourceLanguage", "TargetLanguage", "TaskName", "Validation", "from_options"]
+__all__ = [
+    "Columns",
+    "Data",
+    "Delimiter",
+    "Encoding",
+    "Header",
+    "MaxRows",
+    "Method",
+    "ModelName",
+    "SourceLanguage",
+    "TargetLanguage",
+    "TaskName",
+    "Validation",
+    "from_options",
+    "row_format",
+]
 
 _GROUP = "Recipe"
 
@@ -60,6 +75,23 @@ SourceLanguage = Annotated[
 TargetLanguage = Annotated[
     str | None, typer.Option("--to", metavar="LANGUAGE", help="Translation: target language.", rich_help_panel=_GROUP)
 ]
+Columns = Annotated[list[str] | None, declared(RowSettings, "column", rich_help_panel=_GROUP)]
+Encoding = Annotated[
+    str | None,
+    typer.Option("--encoding", metavar="NAME", help="Encoding of the data, if not UTF-8.", rich_help_panel=_GROUP),
+]
+Header = Annotated[bool | None, declared(RowSettings, "header", rich_help_panel=_GROUP)]
+Delimiter = Annotated[str | None, declared(RowSettings, "delimiter", rich_help_panel=_GROUP)]
+MaxRows = Annotated[int | None, declared(RowSettings, "max_rows", min=1, rich_help_panel=_GROUP)]
+
+
+def row_format(
+    column: list[str] | None, encoding: str | None, header: bool | None, delimiter: str | None, max_rows: int | None
+) -> dict[str, Any]:
+    """The keys of a source that options on the format of its rows stand for."""
+    keys: dict[str, Any] = {"columns": column_pairs(column or ()) or None, "encoding": encoding, "header": header}
+    keys |= {"delimiter": None if delimiter is None else delimiter_character(delimiter), "max_rows": max_rows}
+    return {name: value for name, value in keys.items() if value is not None}
 
 
 def from_options(
@@ -69,6 +101,7 @@ def from_options(
     model: str | None,
     method: str | None,
     languages: dict[str, str | None],
+    rows: dict[str, Any],
     output: str | None,
     overrides: list[str],
 ) -> NewRecipe:
@@ -80,8 +113,8 @@ def from_options(
     settings = {name: value for name, value in languages.items() if value is not None}
     return new_recipe(
         task,
-        {"path": data},
-        validation={"path": validation} if validation else None,
+        {"path": data, **rows},
+        validation={"path": validation, **rows} if validation else None,
         model=model,
         method=method,
         output=output,

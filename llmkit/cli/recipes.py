@@ -11,7 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from llmkit.cli.new_recipe import (
+    Columns,
     Data,
+    Delimiter,
+    Encoding,
+    Header,
+    MaxRows,
     Method,
     ModelName,
     SourceLanguage,
@@ -19,6 +24,7 @@ from llmkit.cli.new_recipe import (
     TaskName,
     Validation,
     from_options,
+    row_format,
 )
 from llmkit.cli.output import AsJson
 from llmkit.cli.streams import echo
@@ -112,6 +118,11 @@ def recipes_new(
     method: Method = None,
     source: SourceLanguage = None,
     target: TargetLanguage = None,
+    column: Columns = None,
+    encoding: Encoding = None,
+    header: Header = None,
+    delimiter: Delimiter = None,
+    max_rows: MaxRows = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key (repeatable).")
     ] = None,
@@ -130,7 +141,8 @@ def recipes_new(
         raise UsageError(
             f"{output} exists", "name another `output`", "replace it with `overwrite`", code="output_exists"
         )
-    new = from_options(task, data_paths, validation, model, method, languages, None, overrides or [])
+    rows = row_format(column, encoding, header, delimiter, max_rows)
+    new = from_options(task, data_paths, validation, model, method, languages, rows, None, overrides or [])
     if output is None:
         echo(new.text(Path()), end="")
         return

@@ -20,6 +20,7 @@ from llmkit.errors import UsageError
 __all__ = [
     "MOST",
     "DType",
+    "Device",
     "GenerationSettings",
     "LoadOptions",
     "LoadSettings",
@@ -31,6 +32,7 @@ __all__ = [
     "bounds",
     "column_pairs",
     "command_line",
+    "delimiter_character",
     "explicitly_set",
     "nested_kind",
     "non_default",

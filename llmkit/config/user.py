@@ -15,17 +15,20 @@ the task.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from llmkit.config.paths import user_path
-from llmkit.errors import UsageError
+from llmkit.config.settings import LoadSettings
+from llmkit.errors import LlmkitError, UsageError
+from llmkit.log import log
 from llmkit.tasks import TASKS, Task
 
-__all__ = ["MODEL_VARIABLE", "DefaultModel", "config_path", "default_model"]
+__all__ = ["MODEL_VARIABLE", "DefaultModel", "chosen_model", "config_path", "default_model", "with_default_model"]
 
 MODEL_VARIABLE = "LLMKIT_MODEL"
 _FILE_VARIABLE = "LLMKIT_CONFIG"
@@ -60,6 +63,27 @@ def default_model(task: type[Task]) -> DefaultModel | None:
     own = {**content.get(task.name, {}), **content.get(task.verb, {})}
     model = own.get("model") or content.get("model")
     return DefaultModel(model, str(path)) if model else None
+
+
+@contextmanager
+def with_default_model(settings: LoadSettings, task: type[Task]) -> Iterator[LoadSettings]:
+    """The settings with the user's default model, if they name none; errors in the block say where it is set."""
+    chosen = default_model(task) if settings.model is None else None
+    if chosen is None:
+        yield settings
+        return
+    try:
+        yield replace(settings, model=chosen.model)
+    except LlmkitError as error:
+        raise error.reworded(error.problem, f"change the default model in {chosen.origin}") from error
+
+
+def chosen_model(model: str | None, task: type[Task]) -> str | None:
+    """The model, or else the user's default model of a task, which is logged."""
+    if model is not None or (chosen := default_model(task)) is None:
+        return model
+    log.info("model: %s (your default, from %s)", chosen.model, chosen.origin)
+    return chosen.model
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmkit.config.settings import LoadSettings, delimiter_character, explicitly_set, setting_fields
+from llmkit.config.settings import LoadSettings, explicitly_set, setting_fields
 from llmkit.errors import UsageError
 from llmkit.training.data_report import Report, check
 
@@ -87,9 +87,6 @@ def check_data(
     task: str | None = None,
     languages: Mapping[str, str | None] | None = None,
     validation: Mapping[str, Any] | None = None,
-    encoding: str | None = None,
-    header: bool | None = None,
-    delimiter: str | None = None,
     max_length: int | None = None,
     samples: int = 2,
     overrides: Sequence[str] = (),
@@ -97,7 +94,8 @@ def check_data(
     """Examine the data of a recipe, or other data, for which a recipe is proposed.
 
     Args:
-        data: keys of a source: ``path`` (a recipe, or files, folders, patterns or Hub ids) or ``rows``.
+        data: keys of a source: ``path`` (a recipe, or files, folders, patterns or Hub ids) or ``rows``, and for what is
+            not a recipe also the format of the rows, such as ``encoding`` and ``columns``.
         validation: the same, beside data that is not a recipe.
 
     Raises:
@@ -110,19 +108,19 @@ def check_data(
     from llmkit.training.recipe_model import open_model, open_task
 
     named = {key: value for key, value in (languages or {}).items() if value is not None}
-    form: dict[str, Any] = {"encoding": encoding, "header": header, "delimiter": delimiter}
     notes: tuple[str, ...] = ()
+    form = [name for name in data if name not in ("path", "rows")]
     if _is_recipe(data.get("path", ())):
-        only_files = {"task": task, **named, "validation": validation, **form, "max_length": max_length}
-        recipe = _recipe(
-            data["path"][0], overrides, load, [name for name, value in only_files.items() if value is not None]
-        )
+        only_files = {"task": task, **named, "validation": validation, "max_length": max_length}
+        without_effect = [name for name, value in only_files.items() if value is not None]
+        without_effect += ["column" if name == "columns" else name for name in form]
+        recipe = _recipe(data["path"][0], overrides, load, without_effect)
     elif overrides:
         raise UsageError(
             "`overrides` changes a recipe, but the data are files", "name a recipe, or leave it out", code="no_effect"
         )
     else:
-        recipe, notes = _propose(data, task, named, validation, form, max_length, load)
+        recipe, notes = _propose(data, task, named, validation, max_length, load)
     opened = open_task(recipe)
     with offline(getattr(recipe.model, "offline", False)):
         encoder = make_encoder(recipe, opened, open_model(recipe, opened, weights=False))
@@ -159,12 +157,12 @@ def _propose(
     task: str | None,
     languages: Mapping[str, str],
     validation: Mapping[str, Any] | None,
-    form: dict[str, Any],
     max_length: int | None,
     load: LoadSettings,
 ) -> tuple[Recipe, tuple[str, ...]]:
     """A recipe for some data, with the detected format set explicitly."""
     from llmkit.config.recipe import SourceSection, recipe_adapter
+    from llmkit.config.user import chosen_model
     from llmkit.data.proposals import propose
     from llmkit.data.sources import splits_of
     from llmkit.tasks import find_task
@@ -176,19 +174,16 @@ def _propose(
     if languages and not languages.keys() <= {item.name for item in setting_fields(kind.settings_class)}:
         raise UsageError(f"{kind.name} has no languages", "leave out `source` and `target`", code="no_effect")
     made = kind(kind.settings_class(**languages))
-    if form["delimiter"] is not None:
-        form["delimiter"] = delimiter_character(form["delimiter"])
-    form = {name: value for name, value in form.items() if value is not None}
-    if form and "rows" in data:
-        raise UsageError(f"`{next(iter(form))}` has no effect on rows", "leave it out", code="no_effect")
-    parts = {"train": SourceSection(**data, **form)}
+    if "rows" in data and (useless := [name for name in ("encoding", "header", "delimiter") if name in data]):
+        raise UsageError(f"`{useless[0]}` has no effect on rows", "leave it out", code="no_effect")
+    parts = {"train": SourceSection(**data)}
     if validation is not None:
-        parts["validation"] = SourceSection(**validation, **form)
+        parts["validation"] = SourceSection(**validation)
     elif "train" in (found := splits_of(data.get("path", ()))):
-        parts = {part: SourceSection(**data, **form, split=part) for part in ("train", "validation") if part in found}
+        parts = {part: SourceSection(**data, split=part) for part in ("train", "validation") if part in found}
     need_hub(list(parts.values()))
     proposals = {part: propose(section, made) for part, section in parts.items()}
-    model = {"name_or_path": load.model or "starter"}
+    model = {"name_or_path": chosen_model(load.model, kind) or "starter"}
     model |= {key: getattr(load, key) for key in explicitly_set(load) if key != "model"}
     sources: dict[str, Any] = {part: [_set(proposal.source)] for part, proposal in proposals.items()}
     recipe = recipe_adapter({}).validate_python(

@@ -28,6 +28,7 @@ from llmkit.config.settings import (
     quoted,
     setting_fields,
 )
+from llmkit.config.user import chosen_model
 from llmkit.data.prompt_files import open_prompt
 from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import InputError, UsageError
@@ -114,6 +115,8 @@ def resolve_evaluation(
             raise UsageError(f"{run} and `model` both name a model", "leave one of them out")
         task, explicit["model"], run = task or _tuned_task(run), run, None
     if run is None:
+        if task is not None and (model := chosen_model(load.model, find_task(task))) is not None:
+            explicit.setdefault("model", model)
         recipe = _recipe_for(task, explicit.get("model"), choice, overrides)
         return _spec(recipe, explicit, choice, settings or {})
     if task is not None:

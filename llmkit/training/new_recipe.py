@@ -18,6 +18,7 @@ from llmkit.config.recipe import VERSION, Recipe, SourceSection
 from llmkit.config.recipe_file import make_recipe
 from llmkit.config.recipe_paths import relative_paths, resolve_paths
 from llmkit.config.settings import setting_fields
+from llmkit.config.user import chosen_model
 from llmkit.config.yaml12 import dump
 from llmkit.data.proposals import propose
 from llmkit.data.shapes import mapped_rows
@@ -107,7 +108,7 @@ def new_recipe(
         task: name or verb.
         data: keys of a source: ``path`` (files, folders, patterns or Hub ids) or ``rows``.
         validation: as ``data``; by default a fraction of the training rows, or the validation split of a folder.
-        model: Hub id or folder; by default the starter.
+        model: Hub id or folder; by default the user's default model, or else the starter.
         method: a PEFT method such as ``lora``, or ``full`` for all weights; by default LoRA if the model generates
             text.
         output: folder of the result.
@@ -120,6 +121,9 @@ def new_recipe(
     """
     kind = find_task(task)
     _check_settings(kind, settings or {})
+    changed = {each.partition("=")[0].strip(): each for each in overrides}
+    if not {"model", "model.name_or_path", "model.config"} & changed.keys():
+        model = chosen_model(model, kind)
     content: dict[str, Any] = {
         "version": VERSION,
         "task": kind.name,
@@ -128,7 +132,6 @@ def new_recipe(
         "data": _sources(data, validation),
         "train": {"output_dir": output or f"runs/{kind.name}-{_stem(data)}"},
     }
-    changed = {each.partition("=")[0].strip(): each for each in overrides}
     if method is None and not {"adapter", "adapter.peft_type"} & changed.keys():
         of_model = [each for key, each in changed.items() if key.partition(".")[0] == "model"]
         method = "lora" if _takes_adapter(make_recipe(copy.deepcopy(content), of_model)) else ALL_WEIGHTS

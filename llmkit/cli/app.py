@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         _need_utf8()
     flags.debug = flags.quiet = False
-    flags.options = {}
+    flags.options, flags.as_json = {}, None
     try:
         with _program():
             return _run(arguments)
@@ -262,7 +262,8 @@ def _complain(code: ErrorCode, problem: str, fix: str, *more: str, error: BaseEx
     messages = (_message(problem, fix), *more)
     for number, message in enumerate(messages, 1):
         log_error(code, message, error if number == len(messages) else None)
-    if "--json" in flags.arguments and os.environ.get("RANK", "0") == "0":
+    as_json = "--json" in flags.arguments if flags.as_json is None else flags.as_json
+    if as_json and os.environ.get("RANK", "0") == "0":
         about = {"code": code, "message": without_password("\n".join(messages))}
         with contextlib.suppress(OSError):  # standard output may be full, which may be the error
             echo(json.dumps({"schema_version": SCHEMA_VERSION, "error": about}, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""Values that the shell completes: models, recipes, tasks, languages. Imports nothing that loads a model.
+"""Values that the shell completes: models, recipes and their keys, tasks, languages. Loads no model.
 
 A completer returns all its values; Typer keeps those that begin with what was typed. Where none does, the shell
 completes file names.
@@ -50,6 +50,21 @@ def _tasks() -> Iterable[str]:
     return [name for task in TASKS.values() for name in (task.verb, task.name)]
 
 
+def _recipe_keys() -> Iterable[str]:
+    from llmkit.config.recipe_errors import keys_by_section
+
+    sections = keys_by_section()
+    names = {(*section, key) for section, keys in sections.items() for key in keys} - sections.keys()
+    return sorted(f"{'.'.join(name)}=" for name in names)
+
+
+def _languages() -> Iterable[str]:
+    """Codes and English names."""
+    from llmkit.text.languages import two_letter_languages
+
+    return dict.fromkeys(name for each in two_letter_languages() for name in (each.tag, each.name))
+
+
 _COMPLETERS: dict[str, Callable[[], Iterable[str]]] = {
     "model": _models,
     "base": _models,
@@ -60,6 +75,9 @@ _COMPLETERS: dict[str, Callable[[], Iterable[str]]] = {
     "names": _recipes,
     "given_paths": _recipes,
     "task": _tasks,
+    "overrides": _recipe_keys,
+    "source": _languages,
+    "target": _languages,
     "attn_implementation": lambda: ("eager", "sdpa", "flash_attention_2"),
     "encoding": lambda: ("utf-8", "utf-16", "latin-1", "cp1252", "gb18030", "big5", "shift_jis", "euc-kr"),
 }

@@ -81,7 +81,7 @@ def finetune(
     ] = False,
     device: Annotated[
         Device | None,
-        declared(LoadSettings, "device", help="Train on this device; sets model.device.", show_default="auto"),
+        declared(LoadSettings, "device", show_default="auto"),
     ] = None,
     offline: Annotated[bool, declared(LoadSettings, "offline")] = False,
     trust_remote_code: Annotated[bool, declared(LoadSettings, "trust_remote_code")] = False,

@@ -104,7 +104,7 @@ def download(
         folder = folders[name] = download_model(name, revision=revision, to=to)
         if not as_json:
             echo(f"{name}\t{folder}")
-        _log_next(str(to) if to is not None else name, folder)
+        _log_next(str(to or name), None if to is not None else revision)
     if as_json:
         found = [{"model": name, "folder": str(folder)} for name, folder in folders.items()]
         echo(json.dumps(found, ensure_ascii=False))
@@ -112,10 +112,9 @@ def download(
         log.info("copy %s to the other machine; it needs no network there", quoted(to))
 
 
-def _log_next(name: str, folder: Path) -> None:
-    """Log the command that uses a model."""
-    from llmkit.models.inspect import inspect_source
-    from llmkit.models.source import Source
+def _log_next(name: str, revision: str | None) -> None:
+    """Log the command that uses a model on this machine."""
+    from llmkit.management import inspect as inspect_model
 
-    for text in inspect_source(Source(name, folder)).commands[:1]:
+    for text in inspect_model(name, revision=revision, offline=True).commands[:1]:
         log.info("try it: %s", text)

@@ -42,6 +42,8 @@ class _Flags:
 
     debug: bool = False
     quiet: bool = False
+    as_json: bool | None = None
+    """Whether the command prints JSON; None if its options could not be parsed."""
     arguments: list[str] = field(default_factory=list)
     """Arguments of the command line, to run it again."""
     options: dict[str, str] = field(default_factory=dict)
@@ -147,10 +149,20 @@ def _parameters(settings: type[Any], task: type[Task] | None) -> Iterator[inspec
             kind, default = list[str], []
         elif nested_kind(kind):  # a file
             kind, default = str | None, None
+        own = {}
         if task and item.name == "on_overflow":
-            kind = Literal[task.allowed_overflow] | None
-        option = declared(settings, item.name, task)
+            kind, own = Literal[task.allowed_overflow] | None, {"help": _overflow_help(task)}
+        option = declared(settings, item.name, task, **own)
         yield _parameter(item.name, Annotated[kind, option], default)
+
+
+_OVERFLOW = {"error": "refuse it", "truncate": "truncate it", "chunk": "process it in chunks"}
+
+
+def _overflow_help(task: type[Task]) -> str:
+    """What the task can do with input that is too long."""
+    *others, last = (_OVERFLOW[each] for each in task.allowed_overflow)
+    return f"What to do with input longer than the model's context: {', '.join(others)} or {last}."
 
 
 def _complete(name: str, hint: Any) -> None:
@@ -246,7 +258,7 @@ def _build(name: str, function: Callable[..., None], text: str, task: type[Task]
         from llmkit.cli.logs import start_logging
 
         flags.debug, flags.quiet = values.pop("debug"), values.pop("quiet")
-        flags.options = named_options(invocation.command.params)
+        flags.options, flags.as_json = named_options(invocation.command.params), values.get("as_json", False)
         start_logging(verbose=values.pop("verbose"), log_file=values.pop("log_file"))
         for bundle, settings in bundles.items():
             named = {item.name: values.pop(item.name) for item in setting_fields(settings) if item.name in values}

@@ -24,6 +24,7 @@ EMBEDDED_ADAPTERS: Mapping[str, tuple[Wheel, Path]] = {"minilm-squad": (MINILM, 
 
 _LIMITS = {
     "starter": STARTER_LIMITS,
+    "minilm": "minilm is an English encoder for fine-tuning, and answers nothing by itself",
     "minilm-squad": "minilm-squad extracts an answer from English text, and always finds one",
 }
 """What a user should know before relying on a model's answers."""

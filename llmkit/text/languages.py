@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import re
-from collections.abc import Collection
+import string
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +28,7 @@ __all__ = [
     "find_language",
     "known_language",
     "language_from_code",
+    "two_letter_languages",
 ]
 
 
@@ -208,6 +211,14 @@ def language_from_code(code: str) -> Language | None:
     if re.search(r"(?i)\blanguages$|\bcreoles\b|\(family\)$", _parse(base).display_name("en")):
         return _canonical(tag) if base in _SPOKEN_GROUPS else None
     return _canonical(tag)
+
+
+def two_letter_languages() -> Iterator[Language]:
+    """The languages with a two-letter code, which are the common ones."""
+    for code in map("".join, itertools.product(string.ascii_lowercase, repeat=2)):
+        found = language_from_code(code)
+        if found is not None and found.tag.partition("-")[0] == code:
+            yield found
 
 
 def own_tag(code: str) -> str:

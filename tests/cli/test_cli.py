@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from llmkit.cli import main
+from llmkit.models import bundled
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Checkpoint
 
@@ -370,3 +371,21 @@ def test_a_report_on_a_model_never_holds_control_characters(checkpoint: Checkpoi
     _, out, _ = run("inspect", folder)
     assert "\x1b" not in out
     assert "red" in out
+
+
+def test_json_is_an_option_and_not_any_word(run: Run) -> None:
+    assert run("generate", "--text", "--json", "--temperature", "-1")[1] == ""
+    for arguments in (["--temperature", "-1", "--json"], ["--no-such-option", "--json"]):
+        code, out, _ = run("generate", "hi", *arguments)
+        assert (code, "error" in json.loads(out)) == (2, True)
+
+
+@pytest.mark.starter
+def test_the_command_after_a_download_names_the_adapter(run: Run) -> None:
+    code, _, err = run("download", "minilm-squad")
+    assert code == 0, err
+    assert re.search(r"try it: llmkit answer .*--model minilm-squad\n", err)
+
+
+def test_every_embedded_model_states_its_limits() -> None:
+    assert all(bundled.limits(name) for name in (*bundled.EMBEDDED, *bundled.EMBEDDED_ADAPTERS))

@@ -166,6 +166,9 @@ def test_the_shell_completes(
     assert "summarization/starter-lora" in complete("llmkit finetune summarization/")
     assert complete("llmkit evaluate --task sum") == ["summarize", "summarization"]
     assert complete("llmkit recipes va") == ["validate"]
+    assert complete("llmkit finetune x.yaml --set train.learn") == ["train.learning_rate="]
+    assert complete("llmkit translate x --to Fr") == ["French"]
+    assert {"zh", "zu"} <= set(complete("llmkit finetune --from z"))
     assert complete("llmkit finetune ./mine") in ([], [""])  # a file: left to the shell
 
 
@@ -179,7 +182,7 @@ def test_the_completion_script_is_printed(run: Run, monkeypatch: pytest.MonkeyPa
 def test_options_with_one_name_are_the_same_everywhere() -> None:
     """The same help, metavar and short name; where a command has its own, it is listed here."""
     own = {"--encoding", "--top", "--task", "--dtype", "--num-processes", "--resume", "--overwrite", "--set", "--data"}
-    own |= {"--from", "--to", "--output", "--dry-run", "--text", "--model", "--validation"}
+    own |= {"--from", "--to", "--output", "--dry-run", "--text", "--model", "--validation", "--on-overflow"}
     seen: dict[str, tuple[Any, ...]] = {}
     for name, command in LEAVES.items():
         for each in command.params:
@@ -195,3 +198,11 @@ def test_the_reference_of_commands_is_current() -> None:
     """Update it with ``python docs/write_cli.py``."""
     made = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "write_cli.py"))
     assert made["PAGE"].read_text(encoding="utf-8") == made["page"]()
+
+
+def test_what_a_task_can_do_with_long_input_is_in_its_help() -> None:
+    helps = {
+        name: each.help for name, command in LEAVES.items() for each in command.params if each.name == "on_overflow"
+    }
+    assert helps["llmkit summarize"].endswith("refuse it, truncate it or process it in chunks.")
+    assert helps["llmkit chat"].endswith("context: refuse it or truncate it.")

@@ -216,4 +216,5 @@ def test_an_option_that_is_a_setting_is_declared_by_it() -> None:
         *(("evaluate", option) for option in ("--resume", "--overwrite")),  # of a folder too
         *(("finetune", option) for option in ("--num-processes", "--resume", "--output")),  # of training
         ("finetune", "--model"),  # has its own default
+        *((name, "--on-overflow") for name in ("chat", "generate")),  # without chunks
     }

@@ -204,5 +204,5 @@ def test_what_a_task_can_do_with_long_input_is_in_its_help() -> None:
     helps = {
         name: each.help for name, command in LEAVES.items() for each in command.params if each.name == "on_overflow"
     }
-    assert helps["llmkit summarize"].endswith("refuse it, truncate it or process it in chunks.")
+    assert helps["llmkit summarize"].endswith("refuse it, truncate it, or process it in chunks.")
     assert helps["llmkit chat"].endswith("context: refuse it or truncate it.")

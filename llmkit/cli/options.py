@@ -162,7 +162,8 @@ _OVERFLOW = {"error": "refuse it", "truncate": "truncate it", "chunk": "process 
 def _overflow_help(task: type[Task]) -> str:
     """What the task can do with input that is too long."""
     *others, last = (_OVERFLOW[each] for each in task.allowed_overflow)
-    return f"What to do with input longer than the model's context: {', '.join(others)}{',' * (len(others) > 1)} or {last}."
+    either = f"{', '.join(others)}{',' * (len(others) > 1)} or {last}"
+    return f"What to do with input longer than the model's context: {either}."
 
 
 def _complete(name: str, hint: Any) -> None:

@@ -31,6 +31,7 @@ def fake(
         turn = next(turns)
         return turn if isinstance(turn, str) else turn(prompt)
 
-    settings, own = split_options(options, GenerationSettings, find_task(task).settings_class)
+    given = {"examples": examples, **options}
+    settings, prompt, own = split_options(given, GenerationSettings, PromptOptions, find_task(task).settings_class)
     engine = FakeEngine(answer, traits, context)
-    return Pipeline(find_task(task)(own), engine, settings, PromptOptions(examples=examples)), engine
+    return Pipeline(find_task(task)(own), engine, settings, prompt), engine

@@ -65,6 +65,7 @@ def setting(
     metavar: str | None = None,
     group: str = "",
     shown_default: str = "",
+    may_be_file: bool = False,
     inference_only: bool = False,
 ) -> Any:
     """Declare a field.
@@ -79,11 +80,13 @@ def setting(
         metavar: what stands for the value in help texts, if not the kind or the choices.
         group: the heading of help texts that it is listed under.
         shown_default: the default in words, if ``default`` is None; tasks can replace it (`Task.shown_defaults`).
+        may_be_file: whether the value can be the name of the file that contains it, as mappings and rows always can.
         inference_only: whether it is neither a key of recipes nor saved with a tuned model.
     """
     extra = {"option": option, "short": short, "metavar": metavar, "group": group, "shown_default": shown_default}
     limits = {"minimum": minimum, "maximum": maximum}
-    return field(default=default, metadata={"help": help, **limits, **extra, "inference_only": inference_only})
+    flags = {"may_be_file": may_be_file, "inference_only": inference_only}
+    return field(default=default, metadata={"help": help, **limits, **extra, **flags})
 
 
 def nested_kind(hint: Any) -> Literal["mapping", "rows"] | None:

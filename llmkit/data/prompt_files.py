@@ -50,7 +50,23 @@ def _content(item: Field[Any], hint: Any, value: Any) -> Any:
             return tuple(read_rows(user_path(str(value))))
         case "mapping":
             return _mapping(item.name, str(value))
-    return value
+    return _template(item.name, str(value)) if item.metadata["may_be_file"] else value
+
+
+def _template(name: str, value: str) -> str:
+    """A Jinja template, or the text of a file."""
+    if "{{" in value or "{%" in value:
+        return value
+    from llmkit.data.text import read_text_file
+
+    path = user_path(value)
+    if not path.is_file():
+        raise UsageError(
+            f"`{name}`: {value[:80]!r} is neither a file nor a Jinja template",
+            "name a file, or write the template itself, with columns as {{ NAME }}",
+            code="file_not_found",
+        )
+    return read_text_file(path)
 
 
 def _mapping(name: str, value: str) -> Any:

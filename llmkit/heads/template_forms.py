@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from llmkit.config.settings import command_line
 from llmkit.errors import InputError, LlmkitError, UsageError
-from llmkit.heads.template_limits import limited
 from llmkit.tasks import Chat, Message, ToolCall
+from llmkit.text.template_limits import limited
 
 __all__ = ["CORRECT", "MARKER", "PLAIN", "Form", "find_form", "render_form"]
 

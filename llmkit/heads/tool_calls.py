@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 from llmkit.heads.call_format import Call, learn_format
 from llmkit.heads.chat_template import template_of
-from llmkit.heads.template_limits import limited
 from llmkit.log import warn
 from llmkit.tasks import Chat, ToolCall
+from llmkit.text.template_limits import limited
 
 __all__ = ["CallSplitter", "call_splitter"]
 

@@ -25,6 +25,7 @@ from llmkit.models.tables import writes
 from llmkit.progress import ProgressMeter
 from llmkit.tasks import Generation, PromptOptions, Result, Row, Task
 from llmkit.tasks.output import Note, Output, Usage
+from llmkit.tasks.wording import columns_of_template, in_language
 
 __all__ = ["Pipeline", "StreamedOutput"]
 
@@ -37,6 +38,7 @@ class Pipeline:
 
     def __init__(self, task: Task, engine: Engine, settings: GenerationSettings, prompt_options: PromptOptions) -> None:
         self.task = task
+        task.further_columns = columns_of_template(task, prompt_options.template)
         self.engine = engine
         self.prompt_options = prompt_options
         self.traits = engine.traits(task, raw=prompt_options.raw)
@@ -239,6 +241,7 @@ class Pipeline:
     def _start(self, row: str | Row, on_text: OnText | None = None, number: int = 0) -> Job:
         row = self.task.to_row(row)
         self.task.validate(row)
+        row = in_language(self.task, row, self.prompt_options)
 
         def emit(text: str) -> None:
             job.shown += text

@@ -21,6 +21,7 @@ from llmkit.data.inputs import is_pipe, lines_offered
 from llmkit.data.records import Record
 from llmkit.data.shapes import look_up
 from llmkit.errors import InputError, LlmkitError, UsageError
+from llmkit.log import log
 from llmkit.tasks import Chunk, Task
 from llmkit.tasks.output import SCHEMA_VERSION, Note, Output, Usage
 
@@ -78,7 +79,8 @@ def check_columns(columns: Mapping[str, str], task: Task) -> None:
 
     Other columns are renamed only where their own name is taken.
     """
-    known, taken = (*task.columns, *task.optional_columns, task.target_column), _output_names(task)
+    known = (*task.columns, *task.optional_columns, task.target_column, *task.further_columns)
+    taken = _output_names(task)
     for name, column in columns.items():
         if name not in known and column not in taken and column not in task.columns:
             near = get_close_matches(name, task.columns, n=1)
@@ -96,6 +98,7 @@ class Layout:
         self.columns = columns
         self.needs = task.columns
         self.reads = (*task.columns, *task.optional_columns)
+        self.further = task.further_columns
         self.taken = _output_names(task)
         self._names: dict[str, list[str]] = {}
         for name, column in columns.items():
@@ -108,15 +111,17 @@ class Layout:
         divided = SplitRow(error=record.error or self.misfit(record.row))
         for column, value in record.row.items():
             for name in self._names.get(column, (column,)):
-                if name in self.reads:
+                if name in self.reads or name in self.further:
                     divided.given[name] = value
-                elif name not in self.taken and name not in divided.others:
+                if name in self.reads:
+                    continue
+                if name not in self.taken and name not in divided.others:
                     try:
                         divided.others[name] = _to_json(name, value)
                     except InputError as error:
                         divided.error = divided.error or error
         for name, column in self.columns.items():
-            if name in self.reads and name not in divided.given:
+            if name in (*self.reads, *self.further) and name not in divided.given:
                 divided.given[name] = look_up(record.row, column)
         return divided
 
@@ -211,6 +216,9 @@ def with_columns(records: Iterator[Record], layout: Layout, settings: RowSetting
         name = "standard input" if settings.input == ("-",) else ", ".join(settings.input)
         with lines_offered(settings):
             raise first.reworded(f"{name}: {first.problem}")
+    rows = [layout.divide(record).given for record in ahead if record.row is not None]
+    if missing := [name for name in layout.further if rows and not any(name in row for row in rows)]:
+        log.info("no row has the columns %s, which the template of the prompt uses", ", ".join(missing))
     return _chained(ahead, records)
 
 

@@ -83,9 +83,9 @@ def read_contract(loaded: Loaded) -> Contract | None:
 
 
 def _from_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content as version 2 has it: version 1 had two prompt options, beside the other keys."""
+    """The content as version 2 has it: version 1 had two prompt options, beside the other keys, and English prompts."""
     others = {name: value for name, value in content.items() if name not in ("system", "raw")}
-    prompt = {name: content[name] for name in ("system", "raw") if content.get(name)}
+    prompt = {name: content[name] for name in ("system", "raw") if content.get(name)} | {"prompt_language": "en"}
     return {**others, "prompt": prompt, "version": 2}
 
 
@@ -107,7 +107,7 @@ def apply_contract(
         return task, prompt_options, settings
     name = loaded.source.name
     if new := _not_overridden(task.settings, contract.settings, name):
-        task = type(task)(replace(task.settings, **new))
+        task = task.with_settings(replace(task.settings, **new))
     tuned = _PROMPT_DEFAULTS | contract.prompt
     prompt_options = replace(prompt_options, **_not_overridden(prompt_options, tuned, name))
     if settings.max_new_tokens is None and contract.longest_target > task.max_new_tokens:

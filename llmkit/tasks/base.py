@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from llmkit.config.settings import GenerationSettings, Overflow, TaskSettings, TruncationSide
@@ -35,6 +36,7 @@ from llmkit.tasks.types import (
     Traits,
     Work,
 )
+from llmkit.tasks.wording import LANGUAGE, check_wording, in_language, input_text
 from llmkit.text.languages import Route
 from llmkit.text.scripts import is_unspaced
 
@@ -67,7 +69,7 @@ class Task:
     settings_class: ClassVar[type[TaskSettings]] = TaskSettings
     argument_help: ClassVar[Mapping[str, str]] = {}
     """Help of the command's arguments, if there are several."""
-    command_prompt_options: ClassVar[tuple[str, ...]] = ("examples", "think")
+    command_prompt_options: ClassVar[tuple[str, ...]] = ("examples", "template", "prefix", "prompt_language", "think")
     """The fields of `PromptOptions` that are options of the command."""
     converses: ClassVar[bool] = False
     """Whether the command starts a conversation if it gets no text."""
@@ -85,12 +87,17 @@ class Task:
     """Further columns, which a row can lack, such as in place of a setting; an empty cell is none."""
     target_column: ClassVar[str]
     """The column with the expected output, in examples and in training data."""
+    further_columns: Mapping[str, bool] = MappingProxyType({})
+    """Columns beyond the task's own that the caller's template uses, and whether some rows must have them."""
     aliases: ClassVar[Mapping[str, tuple[str, ...]]]
     """The columns of training data with their common names, the most specific first."""
     learned_columns: ClassVar[tuple[str, ...]] = ()
     """The columns that may contain the target of training, if not always ``target_column``."""
     shapes: ClassVar[tuple[str, ...]] = ("columns",)
     """Possible shapes of its training data, in the order they are tried (`llmkit.data.shapes`)."""
+
+    wordings: ClassVar[Mapping[str, Any]] = {}
+    """The wording of its prompts in each language, by BCP 47 tag; empty if they have none."""
 
     # Output and input length.
     max_new_tokens: ClassVar[int]
@@ -139,6 +146,12 @@ class Task:
                 f"use {self.settings_class.__name__}",
             )
 
+    def with_settings(self, settings: TaskSettings) -> Task:
+        """The same task with other settings."""
+        made = type(self)(settings)
+        made.further_columns = self.further_columns
+        return made
+
     @classmethod
     def shown_defaults(cls) -> dict[str, str]:
         """The task's defaults of common settings, in words."""
@@ -156,6 +169,18 @@ class Task:
     def plain_prompt(self, row: Row, traits: Traits) -> str:
         """The input text for a model without a chat template."""
         return traits.prefix + str(row[self.input_column])
+
+    def own_prefix(self, row: Row, traits: Traits) -> str:
+        """The beginning of `plain_prompt` that the caller's prefix replaces."""
+        return traits.prefix
+
+    def template_variables(self, row: Row) -> Mapping[str, Any]:
+        """Variables of the caller's template beside the columns of a row."""
+        return {}
+
+    def wording(self, row: Row) -> Any:
+        """The wording in the language of a row's prompt."""
+        return self.wordings[row.get(LANGUAGE, "en")]
 
     def stop(self, traits: Traits) -> tuple[str, ...]:
         """Stop strings for a causal model without a chat template."""
@@ -289,6 +314,7 @@ class Task:
     def check_options(self, traits: Traits, prompt_options: PromptOptions) -> None:
         """Raise `UsageError` for options that do not work with this kind of model, or have no effect on it."""
         self.check_compatible(traits, prompt_options)
+        check_wording(self, traits, prompt_options)
         if prompt_options.think is None or (traits.switches_thinking and not prompt_options.raw):
             return
         without = "the model's chat template cannot turn reasoning on or off"
@@ -313,21 +339,24 @@ class Task:
 
     def render(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> Prompt:
         """The prompt for one row."""
+        row = in_language(self, row, prompt_options)
+        examples = [{**example, **_language_of(row)} for example in prompt_options.examples]
         if traits.chat and not prompt_options.raw:
             turns = [Message("system", prompt_options.system)] if prompt_options.system else []
-            for example in prompt_options.examples:
-                turns.append(Message("user", self.instruct(example)))
+            for example in examples:
+                turns.append(Message("user", input_text(self, example, traits, prompt_options)))
                 turns.append(Message("assistant", self.reference(example)))
-            turns.append(Message("user", self.instruct(row)))
+            turns.append(Message("user", input_text(self, row, traits, prompt_options)))
             return Chat(tuple(turns), prompt_options.prefill, prompt_options.thinking(by_default=self.allow_reasoning))
-        shots = "".join(f"{self.few_shot_example(example, traits)}\n\n" for example in prompt_options.examples)
+        shots = "".join(f"{self._few_shot_example(example, traits, prompt_options)}\n\n" for example in examples)
         system = f"{prompt_options.system}\n\n" if prompt_options.system else ""
-        text = f"{system}{shots}{self.plain_prompt(row, traits)}"
+        text = f"{system}{shots}{input_text(self, row, traits, prompt_options)}"
         stop = self.stop(traits) if traits.continues else ()
         return Text(text, prompt_options.prefill, self.route(row, traits), stop)
 
     def examples(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> tuple[Example, ...]:
         """The training examples of one row; empty if it has no answer."""
+        row = in_language(self, row, prompt_options)
         target = self.reference(row)
         if not target.strip():
             return ()
@@ -362,9 +391,9 @@ class Task:
         """Whether a row of training data is still correct when its input is truncated from ``text``."""
         return True
 
-    def few_shot_example(self, example: Row, traits: Traits) -> str:
+    def _few_shot_example(self, example: Row, traits: Traits, prompt_options: PromptOptions) -> str:
         """One few-shot example as text, for models without a chat template."""
-        text, answer = self.plain_prompt(example, traits), self.reference(example)
+        text, answer = input_text(self, example, traits, prompt_options), self.reference(example)
         return f"{text}{self.separator(text, answer)}{answer}"
 
     def separator(self, text: str, answer: str) -> str:
@@ -397,3 +426,7 @@ class Task:
             for each in (raw, *raw.alternatives)
         )
         return replace(first, alternatives=tuple(others))
+
+
+def _language_of(row: Row) -> dict[str, Any]:
+    return {LANGUAGE: row[LANGUAGE]} if LANGUAGE in row else {}

@@ -120,6 +120,12 @@ class Dialogue(Task):
             )
 
     def check_compatible(self, traits: Traits, prompt_options: PromptOptions) -> None:
+        if options := [name for name in ("template", "prefix") if getattr(prompt_options, name) is not None]:
+            raise UsageError(
+                f"{' and '.join(f'`{name}`' for name in options)} does not apply to conversations",
+                "leave it out, or use the task text-generation",
+                code="not_supported",
+            )
         if prompt_options.raw:
             raise UsageError(
                 "raw mode does not apply to conversations",

@@ -42,6 +42,32 @@ NO_ANSWER = "No answer"
 """The reply requested from a generative model if the context has no answer."""
 
 
+@dataclass(frozen=True)
+class _Wording:
+    instruction: str
+    """The user's message, with the row's context and question."""
+    plain: str
+    """The prompt for a model without a chat template."""
+    no_answer: str
+    """The reply requested if the context has no answer."""
+
+
+_WORDINGS = {
+    "en": _Wording(
+        "Answer the question from the text alone, in as few words as possible. If the text does not hold the answer,"
+        f' reply "{NO_ANSWER}".\n\nText: {{context}}\n\nQuestion: {{question}}',
+        f'{{context}}\n\nQuestion: {{question}}\nAnswer (or "{NO_ANSWER}"):',
+        NO_ANSWER,
+    ),
+    "zh": _Wording(
+        "请只根据下面的文本，用尽可能少的字回答问题。如果文本中没有答案，请回复“无答案”。"
+        "\n\n文本：{context}\n\n问题：{question}",
+        "{context}\n\n问题：{question}\n答案（若文中没有，则写“无答案”）：",
+        "无答案",
+    ),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnswerSettings(SpanSettings):
     """How an answer is found in a context. All settings are for extractive models."""
@@ -123,17 +149,20 @@ class QuestionAnswering(Task):
     )
     embedded = ("minilm-squad", "starter")
     metrics = ("squad",)
+    wordings = _WORDINGS
+
+    def own_prefix(self, row: Row, traits: Traits) -> str:
+        return ""
 
     def instruct(self, row: Row) -> str:
-        return (
-            "Answer the question from the text alone, in as few words as possible. If the text does not hold the"
-            f' answer, reply "{NO_ANSWER}".\n\nText: {row["context"]}\n\nQuestion: {row["question"]}'
-        )
+        wording: _Wording = self.wording(row)
+        return wording.instruction.format(context=row["context"], question=row["question"])
 
     def plain_prompt(self, row: Row, traits: Traits) -> str:
         if not traits.continues:  # the format of T5's SQuAD training, and of most models tuned from it
             return f"question: {row['question']} context: {row['context']}"
-        return f'{row["context"]}\n\nQuestion: {row["question"]}\nAnswer (or "{NO_ANSWER}"):'
+        wording: _Wording = self.wording(row)
+        return wording.plain.format(context=row["context"], question=row["question"])
 
     def stop(self, traits: Traits) -> tuple[str, ...]:
         return ("\n",)
@@ -141,7 +170,7 @@ class QuestionAnswering(Task):
     def reference(self, row: Row) -> str:
         """The first of the row's answers, which may be text, a list of texts, or SQuAD's ``{"text": [...]}``."""
         texts = self.answers(row)["text"]
-        return str(texts[0]) if texts else NO_ANSWER
+        return str(texts[0]) if texts else self.wording(row).no_answer
 
     def references(self, row: Row) -> list[str]:
         return list(self.answers(row)["text"])
@@ -173,7 +202,7 @@ class QuestionAnswering(Task):
                     "leave it out, or name such a model: llmkit models answer",
                     code="not_supported",
                 )
-        elif prompt_options.system or prompt_options.prefill or prompt_options.examples or prompt_options.raw:
+        elif any(name != "prompt_language" for name in non_default(prompt_options)):
             raise UsageError(
                 "an extractive model takes a question and a context only",
                 "leave out the other options",

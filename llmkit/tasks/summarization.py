@@ -6,7 +6,7 @@ summarized, and the summaries summarized until they fit. Every sentence is proce
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -20,13 +20,46 @@ from llmkit.tasks.types import Generation, ModelView, Result, Row, Step, Traits,
 
 __all__ = ["Summarization", "SummarizationOptions", "SummarizationSettings"]
 
-_IN_WORDS = {
-    "short": "Summarize the following text in one sentence.",
-    "medium": "Summarize the following text in a few sentences.",
-    "long": "Write a detailed summary of the following text that covers every main point.",
+
+@dataclass(frozen=True)
+class _Wording:
+    lengths: Mapping[str, str]
+    """The request for a summary of each length."""
+    words: str
+    """The request for a summary of about ``count`` words, in Chinese characters."""
+    words_per_token: float
+    """With the vocabularies of large models."""
+    instruction: str
+    """The user's message, with the request and the text."""
+    plain: str
+    """The prompt for a model without a chat template."""
+
+
+_WORDINGS = {
+    "en": _Wording(
+        {
+            "short": "Summarize the following text in one sentence.",
+            "medium": "Summarize the following text in a few sentences.",
+            "long": "Write a detailed summary of the following text that covers every main point.",
+        },
+        "Summarize the following text in about {count} words.",
+        0.75,
+        "{request} Write in the language of the text.\n\n{text}",
+        "{text}\n\nTL;DR:",  # the prompt of the GPT-2 paper (Radford et al. 2019, section 3.6)
+    ),
+    "zh": _Wording(
+        {
+            "short": "请用一句话概括下面的文本。",
+            "medium": "请用几句话概括下面的文本。",
+            "long": "请为下面的文本写一份详细的摘要，涵盖所有要点。",
+        },
+        "请用大约{count}字概括下面的文本。",
+        1.5,
+        "{request}使用与原文相同的语言。\n\n{text}",
+        "{text}\n\n摘要：",
+    ),
 }
 _TOKENS = {"short": 96, "medium": 256, "long": 1024}
-_WORDS_PER_TOKEN = 0.75  # for English with the vocabularies of large models
 _PART = "_part"
 """Internal column of rows that are parts of a longer text, whose summaries are intermediate results."""
 
@@ -110,6 +143,7 @@ class Summarization(Task):
         QWEN.noted("follows instructions; needs a GPU"),
     )
     takes_prefix = True
+    wordings = _WORDINGS
 
     @classmethod
     def shown_defaults(cls) -> dict[str, str]:
@@ -117,18 +151,18 @@ class Summarization(Task):
         return super().shown_defaults() | {"max_new_tokens": f"the model's own, or {lengths}"}
 
     def instruct(self, row: Row) -> str:
+        wording: _Wording = self.wording(row)
         if self.settings.tokens:
-            wish = (
-                f"Summarize the following text in about {max(1, round(self.settings.tokens * _WORDS_PER_TOKEN))} words."
-            )
+            request = wording.words.format(count=max(1, round(self.settings.tokens * wording.words_per_token)))
         else:
-            wish = _IN_WORDS["medium" if row.get(_PART) else self.settings.length]
-        return f"{wish} Write in the language of the text.\n\n{row[self.input_column]}"
+            request = wording.lengths["medium" if row.get(_PART) else self.settings.length]
+        return wording.instruction.format(request=request, text=row[self.input_column])
 
     def plain_prompt(self, row: Row, traits: Traits) -> str:
         if not traits.continues:
             return super().plain_prompt(row, traits)
-        return f"{row[self.input_column]}\n\nTL;DR:"  # the prompt of the GPT-2 paper (Radford et al. 2019, section 3.6)
+        wording: _Wording = self.wording(row)
+        return wording.plain.format(text=row[self.input_column])
 
     def stop(self, traits: Traits) -> tuple[str, ...]:
         return ("\n\n",)

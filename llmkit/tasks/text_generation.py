@@ -5,6 +5,7 @@ The prompt is used verbatim: as the user's message with a chat template, otherwi
 
 from __future__ import annotations
 
+from llmkit.errors import InputError
 from llmkit.tasks.base import COMPLETION, PROMPT, Task
 from llmkit.tasks.recommended import QWEN, QWEN_SMALL, SMOL, STARTER
 from llmkit.tasks.types import Example, PromptOptions, Row, Traits
@@ -27,7 +28,7 @@ class TextGeneration(Task):
         llmkit generate --input prompts.jsonl --output answers.jsonl
     """
     synonyms = ("complete", "completion", "continue", "prompt", "run", "write", "infer", "predict", "inference")
-    command_prompt_options = ("system", "prefill", "examples", "raw", "think")
+    command_prompt_options = ("system", "prefill", "examples", "template", "prefix", "raw", "think")
     takes_instruction = True
     input_column = "prompt"
     columns = ("prompt",)
@@ -59,6 +60,12 @@ class TextGeneration(Task):
     def examples(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> tuple[Example, ...]:
         """Rows with a ``text`` are learned in full, as in pretraining; others have a prompt and its completion."""
         if self.is_plain(row):
+            if prompt_options.template is not None or prompt_options.prefix is not None:
+                raise InputError(
+                    "the row is plain text, which is learned without a prompt",
+                    "leave out template and prefix of the section prompt",
+                    code="no_effect",
+                )
             return (Example(None, str(row["text"])),) if str(row["text"]).strip() else ()
         completion = self.reference(row)
         # Without an added space, since a completion may continue in the middle of a word.

@@ -18,6 +18,7 @@ from llmkit.tasks.base import Task
 from llmkit.tasks.output import Chunk, NoteCode, Output
 from llmkit.tasks.recommended import STARTER, Recommended
 from llmkit.tasks.types import Example, Generation, ModelView, PromptOptions, Result, Row, Step, Traits, Work
+from llmkit.tasks.wording import LANGUAGE
 from llmkit.text.languages import Language, LanguageMap, Route, find_language
 
 if TYPE_CHECKING:
@@ -67,6 +68,40 @@ class TranslationOptions(Options, total=False):
 
     source: str | None
     target: str | None
+
+
+@dataclass(frozen=True)
+class _Wording:
+    instruction: str
+    """The user's message, with the text, and the languages if they are known."""
+    source: str
+    target: str
+    plain: str
+    """The prompt for a model without a chat template."""
+    text: str
+    """In place of an unknown source language."""
+    translation: str
+    """In place of an unknown target language."""
+
+
+_WORDINGS = {
+    "en": _Wording(
+        "Translate the following text {source}{target}. Reply with the translation only.\n\n{text}",
+        "from {} ",
+        "to {}",
+        "{source}: {text}\n{target}:",
+        "Text",
+        "Translation",
+    ),
+    "zh": _Wording(
+        "请把下面的文本{source}翻译{target}。只回复译文。\n\n{text}",
+        "从{}",
+        "成{}",
+        "{source}：{text}\n{target}：",
+        "原文",
+        "译文",
+    ),
+}
 
 
 class Translation(Task):
@@ -120,6 +155,7 @@ class Translation(Task):
             "better; not for commercial use; .bin weights only",
         ),
     )
+    wordings = _WORDINGS
     names_languages = True
     suits_translators = True
     metrics = ("sacrebleu",)
@@ -161,19 +197,31 @@ class Translation(Task):
         return source or self.source, target or self.target
 
     def instruct(self, row: Row) -> str:
-        route = self._route_of(row)
-        names = f"from {route.source.name} " if route.source else ""
-        into = f"to {route.target.name}" if route.target else ""
-        return (
-            f"Translate the following text {names}{into}. Reply with the translation only.\n\n{row[self.input_column]}"
-        )
+        wording: _Wording = self.wording(row)
+        source, target = self._names(row)
+        source, target = source and wording.source.format(source), target and wording.target.format(target)
+        return wording.instruction.format(source=source, target=target, text=row[self.input_column])
+
+    def _names(self, row: Row) -> tuple[str, str]:
+        """The names of the languages of a row in the language of its prompt; empty if unknown."""
+        route, tag = self._route_of(row), row.get(LANGUAGE, "en")
+        source, target = (language.name_in(tag) if language else "" for language in (route.source, route.target))
+        return source, target
+
+    def template_variables(self, row: Row) -> dict[str, str]:
+        source, target = self._names(row)
+        return {"source_language": source, "target_language": target}
+
+    def own_prefix(self, row: Row, traits: Traits) -> str:
+        return "" if traits.continues else self._route_of(row).prefix
 
     def plain_prompt(self, row: Row, traits: Traits) -> str:
         route, text = self._route_of(row), str(row[self.input_column])
         if not traits.continues:
             return f"{route.prefix}{text}"
-        source = route.source.name if route.source else "Text"
-        return f"{source}: {text}\n{route.target.name if route.target else 'Translation'}:"
+        wording: _Wording = self.wording(row)
+        source, target = self._names(row)
+        return wording.plain.format(source=source or wording.text, target=target or wording.translation, text=text)
 
     def stop(self, traits: Traits) -> tuple[str, ...]:
         return ("\n",)

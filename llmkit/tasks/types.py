@@ -155,6 +155,25 @@ class PromptOptions(TaskSettings):
         group="Prompt",
         inference_only=True,
     )
+    template: str | None = setting(
+        None,
+        "Prompt with this Jinja template in place of the task's own wording; its variables are the columns of the row,"
+        " such as {{ document }}.",
+        metavar="TEXT|FILE",
+        group="Prompt",
+        may_be_file=True,
+    )
+    prefix: str | None = setting(
+        None,
+        "Put this text before the prompt, in place of the prefix with which models like T5 were trained.",
+        metavar="TEXT",
+        group="Prompt",
+    )
+    prompt_language: Literal["auto", "en", "zh"] = setting(
+        "auto",
+        "Language of the task's own wording; auto is Chinese for Chinese texts, otherwise English.",
+        group="Prompt",
+    )
     raw: bool = setting(False, "Continue the text itself, without the chat template.", group="Prompt")
     think: bool | None = setting(
         None,
@@ -181,6 +200,9 @@ class PromptKeywords(TypedDict, total=False):
     system: str
     prefill: str
     examples: Sequence[Row] | str | Path
+    template: str | None
+    prefix: str | None
+    prompt_language: Literal["auto", "en", "zh"]
     raw: bool
     think: bool | None
 

@@ -26,7 +26,9 @@ _NO_ANSWERS = r"""(?xs)
       (?:given\s+|provided\s+)?(?:text|context|passage|document|article)\b.*
     | the\s+(?:given\s+|provided\s+)?(?:text|context|passage|document|article)\s+(?:does|do)(?:\s+not|n['’]t)\s+
       (?:\w+\s+){0,2}?(?:hold|contain|say|mention|state|provide|give|specify|answer|include)\b.*
-    | (?:文本|原文|文章|文中)中?(?:没有|未|沒有).*(?:答案|提到|提及|说明).*"""
+    | (?:文本|原文|文章|文中)中?(?:没有|未|沒有).*(?:答案|提到|提及|说明).*
+    | (?:(?:根据|从).{0,8}(?:文本|原文|文章|文中|上文|材料)中?)?(?:无法|無法)(?:从.{0,12}中)?
+      (?:回答|得知|确定|判断|確定|判斷).*"""
 """Replies that mean "no answer", in lowercase and without surrounding punctuation."""
 _BEFORE_ANSWER = r"(?:the\s+|final\s+)?answer\s*(?:is\s*)?[:：]\W*"
 

@@ -51,6 +51,10 @@ class Language:
         """The English name, as in ``Chinese (Traditional)``; `find_language` accepts it."""
         return self._parsed.display_name("en")
 
+    def name_in(self, tag: str) -> str:
+        """The name in a language."""
+        return self._parsed.display_name(tag)
+
     @property
     def requested_name(self) -> str:
         """The English name of the requested language, as in ``Norwegian`` for Norwegian Bokmål."""

@@ -21,6 +21,7 @@ from llmkit.heads.base import IGNORED, Features, cut_to_fit, encode_text, refuse
 from llmkit.heads.chat_template import check_template
 from llmkit.models.load import Loaded
 from llmkit.tasks import PromptOptions, Row, Task, Traits
+from llmkit.tasks.wording import in_language
 
 __all__ = ["Encoder", "Outcome", "make_encoder"]
 
@@ -77,6 +78,7 @@ class Encoder:
         """The features of a row, or the reason why it has none."""
         if (refused := attempt(lambda: self.task.validate_learned(row, all_of_it=self.loss_on_all))) is not None:
             return Outcome("bad", message=refused.problem)
+        row = in_language(self.task, row, self.prompt_options)
         outcome = attempt(lambda: self._outcome(row))
         return Outcome("bad", message=str(outcome)) if isinstance(outcome, LlmkitError) else outcome
 

@@ -44,6 +44,7 @@ from llmkit.models.source import ADAPTER_CONFIG, CONTRACT_FILE
 from llmkit.models.tables import writes
 from llmkit.progress import ProgressMeter
 from llmkit.tasks import PromptOptions, Task, find_task
+from llmkit.tasks.wording import columns_of_template
 from llmkit.training.checkpoint import checkpoints
 from llmkit.training.evaluation_rows import RowChoice, evaluation_records, separated_rows
 from llmkit.training.provenance import RESOLVED
@@ -190,10 +191,19 @@ def _spec(
 ) -> EvaluationSpec:
     task = _with_settings(open_task(recipe), settings)
     load = replace(load_settings(recipe), **{"revision": None, "base": None, **explicit})
+    task.further_columns = {**_columns_of_tuned(load, task), **task.further_columns}
     records, data = evaluation_records(recipe, task, choice)
     rows = separated_rows(records, recipe, task)
     truncates = recipe.data.on_overflow == "truncate"
     return EvaluationSpec(task, load, open_prompt(recipe), rows, data, truncates, recipe.data.truncation_side)
+
+
+def _columns_of_tuned(load: LoadSettings, task: Task) -> dict[str, bool]:
+    """The columns that the template of a tuned model uses; rows are opened before the model is."""
+    path = user_path(load.model or "") / CONTRACT_FILE
+    content = read_json(path) if path.is_file() else {}
+    template = (content.get("prompt") or {}).get("template") if content.get("task") == task.name else None
+    return dict.fromkeys(columns_of_template(task, template), False)
 
 
 def _with_settings(task: Task, settings: Mapping[str, Any]) -> Task:
@@ -206,7 +216,7 @@ def _with_settings(task: Task, settings: Mapping[str, Any]) -> Task:
     if not settings:
         return task
     own = {name: getattr(task.settings, name) for name in explicitly_set(task.settings)}
-    return type(task)(task.settings_class(**{**own, **settings}))
+    return task.with_settings(task.settings_class(**{**own, **settings}))
 
 
 def _slug(name: str) -> str:

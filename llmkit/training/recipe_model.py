@@ -14,6 +14,7 @@ from typing import Any
 
 from llmkit.config.recipe import Recipe
 from llmkit.config.settings import DType, LoadSettings, quoted, setting_fields
+from llmkit.data.prompt_files import open_prompt
 from llmkit.errors import UsageError
 from llmkit.files import file_hash
 from llmkit.heads.chat_template import choose_template
@@ -28,6 +29,7 @@ from llmkit.models.source import Source
 from llmkit.models.tables import writes
 from llmkit.models.tokenizer import load_tokenizer
 from llmkit.tasks import Task, find_task
+from llmkit.tasks.wording import columns_of_template
 from llmkit.training.dataset import divide
 from llmkit.training.disk_cache import cached_folder, code_version, digest
 from llmkit.training.row_table import read_rows
@@ -37,8 +39,10 @@ __all__ = ["open_model", "open_task"]
 
 def open_task(recipe: Recipe) -> Task:
     """The task of a recipe, with its settings."""
-    task = find_task(recipe.task)
-    return task(task.settings_class(**recipe.settings.model_dump(exclude_unset=True)))
+    found = find_task(recipe.task)
+    task = found(found.settings_class(**recipe.settings.model_dump(exclude_unset=True)))
+    task.further_columns = columns_of_template(task, open_prompt(recipe).template)
+    return task
 
 
 def load_settings(recipe: Recipe) -> LoadSettings:

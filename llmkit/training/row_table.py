@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from llmkit.config.recipe import SourceSection
 from llmkit.data.proposals import task_rows
 from llmkit.data.selection import Selection
-from llmkit.data.sources import commit_of, files_of, hub_id
-from llmkit.errors import HubUnreachableError, InputError
+from llmkit.data.sources import commit_of, files_of, hub_id, open_source
+from llmkit.errors import HubUnreachableError, InputError, UsageError
 from llmkit.files import file_hash
 from llmkit.hub.reachability import hub_name, hub_reachable, is_offline, mirror_hint
 from llmkit.tasks import Task
@@ -76,20 +76,36 @@ def need_hub(sources: Sequence[SourceSection]) -> None:
         )
 
 
+def _require_columns(missing: Collection[str], sources: Sequence[SourceSection]) -> None:
+    """Refuse a template with a variable that no row has, which is most likely misspelled."""
+    if not missing:
+        return
+    first = next((record.row for record in open_source(sources[0]) if record.row is not None), {})
+    names, columns = " and ".join(sorted(missing)), ", ".join(map(str, first))
+    raise UsageError(
+        f"prompt.template uses {names}, and no row has such a column (columns: {columns})",
+        "correct the name",
+        "test whether it exists: {% if " + min(missing) + " is defined %} … {% endif %}",
+        code="column_mismatch",
+    )
+
+
 def read_rows(sources: Sequence[SourceSection], task: Task) -> Rows:
     """Parse all rows of the sources, or load them from the cache. Bad rows are included, with their error."""
     need_hub(sources)
     # Hashes of files, commits of Hub data sets.
     content = [commit_of(source) or [(str(path), file_hash(path)) for path in files_of(source)] for source in sources]
     origin = digest([source.model_dump(exclude_defaults=True) for source in sources], content)
-    key = digest("rows", origin, task.name, task.settings, code_version())
+    key = digest("rows", origin, task.name, task.settings, task.further_columns, code_version())
 
     selection = Selection()
+    missing = {name for name, needed in task.further_columns.items() if needed}
 
     def write() -> Iterator[dict[str, Any]]:
         for number, source in enumerate(sources):
             for record in task_rows(source, task, selection):
                 row = "" if record.row is None else json.dumps(record.row, ensure_ascii=False, default=str)
+                missing.difference_update(record.row or ())
                 yield {
                     "where": record.where,
                     "row": row,
@@ -112,6 +128,7 @@ def read_rows(sources: Sequence[SourceSection], task: Task) -> Rows:
             count += 1
         if not count:
             raise InputError("no rows found", "check data.train", code="no_rows")
+        _require_columns(missing, sources)
         writer.finalize()
         table = datasets.Dataset.from_file(str(scratch / "rows.arrow"))
         table.info.description = json.dumps(selection.left_out, sort_keys=True)  # which is saved with the table

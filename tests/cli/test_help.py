@@ -159,7 +159,7 @@ def test_the_shell_completes(
         return [each.partition("\t")[0] for each in found]
 
     assert complete("llmkit summ") == ["summarize"]
-    assert complete("llmkit generate --temp") == ["--temperature"]
+    assert complete("llmkit generate --temper") == ["--temperature"]
     assert complete("llmkit generate --head s") == ["seq2seq", "span"]
     assert complete("llmkit generate --model me") == ["me/my-model"]
     assert complete("llmkit inspect star") == ["starter"]

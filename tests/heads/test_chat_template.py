@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import llmkit.heads.template_limits as template_limits
+import llmkit.text.template_limits as template_limits
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import CheckpointError, InputError, LlmkitError, UsageError
 from llmkit.heads.chat_template import check_template, choose_template, encode_chat, render_chat, reply_frame

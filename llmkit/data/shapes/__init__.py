@@ -68,13 +68,20 @@ def _converted(records: Iterator[Record], source: SourceSection, task: Task) -> 
         try:
             refuse_preferences(record.row, source.columns, task)
             for suffix, row in shape.convert(record.row, source, task):
-                used = shape.used(record.row, source, task)
+                further = _further(record.row, row, task)
+                row = {**row, **further}
+                used = {*shape.used(record.row, source, task), *further}
                 others = {name: value for name, value in record.row.items() if name not in used}
                 refuse_flagged(others, row, task)
                 unused = _unused(record.row, {*used, *obeyed_flags(others, row, task)})
                 yield Record(record.where + suffix, row, unused=tuple(unused), others=others)
         except InputError as error:
             yield Record(record.where, None, error.reworded(f"{record.where} {error.problem}"))
+
+
+def _further(record: Mapping[str, Any], row: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """The columns that the prompt's template uses in addition to the task's."""
+    return {name: record[name] for name in task.further_columns if name not in row and record.get(name) is not None}
 
 
 def _shape_of(source: SourceSection, task: Task) -> Shape:

@@ -177,7 +177,7 @@ class Alpaca(Shape):
         return {"instruction", "input", "output", "history", "id", *beside}
 
     def convert(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> Found:
-        prompt, answer = _instruction(row), row.get("output")
+        prompt, answer = _instruction(row, task), row.get("output")
         if not prompt or not isinstance(answer, str):
             raise InputError("has no instruction or no output", "fix the row")
         if "messages" in task.aliases:
@@ -196,15 +196,16 @@ class Alpaca(Shape):
         """The instruction with its input; its output stays a column."""
         parts = {"instruction", "input"}
         if "messages" not in task.columns:
-            yield "", {**_without(row, parts), task.input_column: _instruction(row)}
+            yield "", {**_without(row, parts - {*task.further_columns}), task.input_column: _instruction(row, task)}
             return
         beside = set(_places_beside(row, {}).values())
-        turns = [*_history(row), {"role": "user", "content": _instruction(row)}]
+        turns = [*_history(row), {"role": "user", "content": _instruction(row, task)}]
         yield "", {**_without(row, parts | {"history"} | beside), **_conversation(row, {}, turns)}
 
 
-def _instruction(row: Mapping[str, Any]) -> str:
-    parts = [row.get("instruction"), row.get("input")]
+def _instruction(row: Mapping[str, Any], task: Task) -> str:
+    """The instruction with its input, unless the prompt's template has a place for that."""
+    parts = [row.get("instruction"), None if "input" in task.further_columns else row.get("input")]
     return "\n\n".join(part for part in parts if isinstance(part, str) and part.strip())
 
 

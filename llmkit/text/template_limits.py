@@ -1,7 +1,7 @@
-"""Time and memory limits for rendering a chat template, which is code that comes with a model.
+"""Time and memory limits for rendering a template, which is code that comes with a model or a recipe.
 
 Time is limited from a second thread, which works in every thread and on every system; memory only where the system can
-limit it (Linux). Knows nothing of conversations.
+limit it (Linux). Does not know what is rendered.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class _TooLongError(Exception):
 
 
 @contextmanager
-def limited(template: str, fix: str) -> Iterator[None]:
-    """Stop a rendering that takes too much time or memory.
+def limited(template: str, fix: str, what: str = "the model's chat template") -> Iterator[None]:
+    """Stop a rendering that takes too much time or memory. Errors call the template ``what``.
 
     Raises:
         CheckpointError: it did, or it contains an operation that no limit can interrupt.
@@ -42,7 +42,7 @@ def limited(template: str, fix: str) -> Iterator[None]:
     if _has_power(template):
         # The one operation that can compute for hours in a single step, which cannot be interrupted.
         raise CheckpointError(
-            "the model's chat template raises a number to a power, which may never end",
+            f"{what} raises a number to a power, which may never end",
             fix,
             code="chat_template_failed",
         )
@@ -51,12 +51,10 @@ def limited(template: str, fix: str) -> Iterator[None]:
             yield
     except _TooLongError as error:
         raise CheckpointError(
-            f"the model's chat template does not end within {SECONDS:g} seconds", fix, code="chat_template_failed"
+            f"{what} does not end within {SECONDS:g} seconds", fix, code="chat_template_failed"
         ) from error
     except MemoryError as error:
-        raise CheckpointError(
-            "the model's chat template uses too much memory", fix, code="chat_template_failed"
-        ) from error
+        raise CheckpointError(f"{what} uses too much memory", fix, code="chat_template_failed") from error
 
 
 @lru_cache(maxsize=64)

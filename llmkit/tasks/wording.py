@@ -1,0 +1,85 @@
+"""The caller's own wording of prompts, and the language of the built-in one.
+
+Knows which columns a template may use, and by which language a row is prompted. Does not know the wordings themselves
+(each task has its own).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llmkit.errors import UsageError
+from llmkit.tasks.types import PromptOptions, Row, Traits
+from llmkit.text.templates import render_template, template_columns
+
+if TYPE_CHECKING:
+    from llmkit.tasks.base import Task
+
+__all__ = ["LANGUAGE", "check_wording", "columns_of_template", "in_language", "input_text"]
+
+LANGUAGE = "_prompt_language"
+"""Internal column with the language of a row's prompt."""
+
+
+def in_language(task: Task, row: Row, prompt_options: PromptOptions) -> Row:
+    """The row with the language of its prompt, which all parts of its text have in common.
+
+    Without a set language, a text that is mostly Chinese has a Chinese prompt, and any other an English one.
+    """
+    if len(task.wordings) < 2 or LANGUAGE in row:
+        return row
+    language: str = prompt_options.prompt_language
+    if language == "auto":
+        from llmkit.text.sentences import script_language
+
+        found = script_language(str(row.get(task.input_column, "")))
+        language = found if found in task.wordings else "en"
+    return {**row, LANGUAGE: language}
+
+
+def input_text(task: Task, row: Row, traits: Traits, prompt_options: PromptOptions) -> str:
+    """The user's message for one row, or the input text for a model without a chat template."""
+    prefix = prompt_options.prefix
+    if prompt_options.template is not None:
+        return (prefix or "") + render_template(prompt_options.template, {**row, **task.template_variables(row)})
+    if traits.chat and not prompt_options.raw:
+        return (prefix or "") + task.instruct(row)
+    text = task.plain_prompt(row, traits)
+    return text if prefix is None else prefix + text.removeprefix(task.own_prefix(row, traits))
+
+
+def columns_of_template(task: Task, template: str | None) -> dict[str, bool]:
+    """The columns that a template uses in addition to the task's own, and whether it does not test for them."""
+    if template is None:
+        return {}
+    own = {*task.columns, *task.optional_columns, *task.template_variables({})}
+    found = template_columns(template)
+    return {name: name not in found.optional for name in sorted(found.names - own)}
+
+
+def check_wording(task: Task, traits: Traits, prompt_options: PromptOptions) -> None:
+    """Raise `UsageError` for a template that drops input or contains the answer, or a language without effect."""
+    if prompt_options.template is not None:
+        _check_template(task, prompt_options.template)
+    if prompt_options.prompt_language not in ("auto", "en") and not (
+        traits.is_instructed and prompt_options.prompt_language in task.wordings
+    ):
+        why = "this model takes the text alone" if task.wordings else f"{task.name} has no wording of its own"
+        raise UsageError(f"`prompt_language` has no effect: {why}", "leave it out", code="no_effect")
+
+
+def _check_template(task: Task, template: str) -> None:
+    names = template_columns(template).names
+    if unused := [name for name in task.columns if name not in names]:
+        raise UsageError(
+            f"`template` does not use {' and '.join(unused)}, so that input would be dropped",
+            "write " + " and ".join("{{ " + name + " }}" for name in unused) + " where it belongs",
+            code="invalid_value",
+        )
+    others: dict[str, Any] = dict.fromkeys((*task.aliases, task.target_column, *task.learned_columns, "references"))
+    if taken := [name for name in others if name in names and name not in task.columns]:
+        raise UsageError(
+            f"`template` uses {' and '.join(taken)}, which belongs to what is learned",
+            "leave it out of the template; the answer follows it",
+            code="invalid_value",
+        )

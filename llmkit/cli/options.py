@@ -94,13 +94,13 @@ def _keys() -> dict[str, str]:
     """Recipe keys by setting."""
     part = "validation" if "data" in flags.options else "train"
     sections: list[tuple[str, type[Any]]] = [("settings", task.settings_class) for task in TASKS.values()]
-    sections.append(("model", LoadSettings))
+    sections += [("model", LoadSettings), ("prompt", PromptOptions)]
     data = {name: f"data.{part}.{name}" for name in ("encoding", "header", "delimiter")}
     return {**data, "model": "model.name_or_path"} | {
         item.name: f"{section}.{item.name}"
         for section, settings in sections
         for item in setting_fields(settings)
-        if item.name != "model"
+        if item.name != "model" and not item.metadata["inference_only"]
     }
 
 

@@ -109,7 +109,7 @@ def template_columns(template: str) -> TemplateColumns:
     members = [name for node in tree.find_all((nodes.Getitem, nodes.Getattr)) if (name := _member(node))]
     if _ROW in names and len(members) < sum(node.name == _ROW for node in tree.find_all(nodes.Name)):
         raise UsageError(
-            "`template` uses `row` as a whole", "name each column, such as row['title']", code="invalid_value"
+            "`template` uses row as a whole", "name each column, such as row['title']", code="invalid_value"
         )
     guarded = [node.node for node in tree.find_all(nodes.Test) if node.name in ("defined", "undefined")]
     guarded += [node.node for node in tree.find_all(nodes.Filter) if node.name in ("default", "d") and node.node]

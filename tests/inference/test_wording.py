@@ -71,7 +71,7 @@ def test_a_column_that_a_row_lacks_is_named(row: dict[str, Any]) -> None:
         ("summarization", "{{ document }} {{ summary }}", "uses summary, which belongs to what is learned"),
         ("text-generation", "{{ prompt }} {{ text }}", "uses text, which belongs"),
         ("summarization", "{{ document }", "line 1 of `template` is wrong"),
-        ("summarization", "{{ document }}{% for x in row %}{{ x }}{% endfor %}", "uses `row` as a whole"),
+        ("summarization", "{{ document }}{% for x in row %}{{ x }}{% endfor %}", "uses row as a whole"),
         ("dialogue", "{{ messages }}", "`template` does not apply to conversations"),
     ],
 )

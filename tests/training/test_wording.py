@@ -116,6 +116,7 @@ train: {{output_dir: out}}
 """
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     recipe = load_recipe(str(tmp_path / "recipe.yaml"))
+    assert recipe.prompt.template == str(tmp_path / "wording.jinja")
     assert open_prompt(recipe).template == "About {{ document }}:\n"
     lost = make_recipe("summarization", checkpoint("gpt2"), Path("x"), prompt={"template": "none.jinja"})
     with pytest.raises(UsageError, match="neither a file nor a Jinja template"):

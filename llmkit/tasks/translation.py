@@ -73,33 +73,26 @@ class TranslationOptions(Options, total=False):
 @dataclass(frozen=True)
 class _Wording:
     instruction: str
-    """The user's message, with the text, and the languages if they are known."""
-    source: str
-    target: str
+    """The user's message; ``pair`` is the names of the languages that are known."""
+    pair: tuple[str, str]
     plain: str
     """The prompt for a model without a chat template."""
-    text: str
-    """In place of an unknown source language."""
-    translation: str
-    """In place of an unknown target language."""
+    unknown: tuple[str, str]
+    """In place of the names of unknown languages."""
 
 
 _WORDINGS = {
     "en": _Wording(
-        "Translate the following text {source}{target}. Reply with the translation only.\n\n{text}",
-        "from {} ",
-        "to {}",
+        "Translate the following text {pair}. Reply with the translation only.\n\n{text}",
+        ("from {} ", "to {}"),
         "{source}: {text}\n{target}:",
-        "Text",
-        "Translation",
+        ("Text", "Translation"),
     ),
     "zh": _Wording(
-        "请把下面的文本{source}翻译{target}。只回复译文。\n\n{text}",
-        "从{}",
-        "成{}",
+        "请把下面的文本{pair}。只回复译文。\n\n{text}",
+        ("从{}", "翻译成{}"),
         "{source}：{text}\n{target}：",
-        "原文",
-        "译文",
+        ("原文", "译文"),
     ),
 }
 
@@ -198,9 +191,9 @@ class Translation(Task):
 
     def instruct(self, row: Row) -> str:
         wording: _Wording = self.wording(row)
-        source, target = self._names(row)
-        source, target = source and wording.source.format(source), target and wording.target.format(target)
-        return wording.instruction.format(source=source, target=target, text=row[self.input_column])
+        named = zip(wording.pair, self._names(row), strict=True)
+        pair = "".join(form.format(name) for form, name in named if name)
+        return wording.instruction.format(pair=pair, text=row[self.input_column])
 
     def _names(self, row: Row) -> tuple[str, str]:
         """The names of the languages of a row in the language of its prompt; empty if unknown."""
@@ -220,8 +213,8 @@ class Translation(Task):
         if not traits.continues:
             return f"{route.prefix}{text}"
         wording: _Wording = self.wording(row)
-        source, target = self._names(row)
-        return wording.plain.format(source=source or wording.text, target=target or wording.translation, text=text)
+        source, target = (name or unknown for name, unknown in zip(self._names(row), wording.unknown, strict=True))
+        return wording.plain.format(source=source, target=target, text=text)
 
     def stop(self, traits: Traits) -> tuple[str, ...]:
         return ("\n",)

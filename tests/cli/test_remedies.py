@@ -42,6 +42,11 @@ NEVER = {
     ("download", "`base`"): "it passes no base",
     ("evaluate", "no input file is plain text"): "it has no --sample-by",
     ("evaluate", "the column "): "it does not rename columns",
+    ("generate", "`prompt_language`"): "it has no --prompt-language",
+    ("chat", "`prompt_language`"): "it has no --prompt-language",
+    ("chat", "`template`"): "it has no --template",
+    ("inspect", "`template`"): "it renders no prompts",
+    ("recipes copy", "`template`"): "it renders no prompts",
 }
 """Messages that a command cannot print, by a part of them, and why."""
 

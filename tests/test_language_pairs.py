@@ -18,6 +18,7 @@ from llmkit.tasks.types import Text
 from llmkit.training.dataset import make_examples
 from llmkit.training.encoding import make_encoder
 from llmkit.training.recipe_model import open_model, open_task
+from llmkit.training.run import finetune
 from tests.conftest import Checkpoint
 from tests.fakes import fake
 from tests.training.recipes import make_recipe, write_rows
@@ -125,3 +126,22 @@ def test_each_pair_is_scored_beside_the_total(
     options = ["--task", "translation", "--model", model, "--data", str(rows), "--max-new-tokens", "2"]
     assert main(["evaluate", *options, "-o", str(tmp_path / "other")]) == 0
     assert "  en-zh, 2 rows\n" in capsys.readouterr().out
+
+
+def test_the_best_model_is_chosen_by_the_figure_of_all_pairs(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """As evaluate gives it for the model that is kept: each row is answered in its own language."""
+    rows = write_rows(tmp_path / "rows.jsonl", ROWS)
+    train = {"output_dir": str(tmp_path / "out"), "max_steps": 2, "learning_rate": 0.01, "load_best_model_at_end": True}
+    train |= {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "best",
+        "metric_for_best_model": "chrf++",
+        "bf16": False,
+    }
+    data = {"validation": str(rows)}
+    model = checkpoint("nllb", max_position_embeddings=40)
+    trainer = finetune(make_recipe("translation", model, rows, train=train, data=data))
+    found = llmkit.evaluate(str(tmp_path / "out"), output=tmp_path / "scores", dtype="float32")
+    assert found.groups.keys() == {"en-fr", "en-zh", "zh-en"}
+    assert found.figures[1].interval.value == pytest.approx(trainer.progress.best_metric)

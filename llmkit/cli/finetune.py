@@ -143,7 +143,11 @@ def finetune(
 def _log_next(recipe: Recipe) -> None:
     """Log the commands that use and evaluate the result of a recipe."""
     task, folder = TASKS[recipe.task], recipe.train.output_dir
-    options = task.sample_options if len(task.columns) > 1 else {}
+    unset = any(getattr(recipe.settings, name) is None for name in task.settings_in_rows)
+    options = task.sample_options if len(task.columns) > 1 or unset else {}
+    prefixes = dict.fromkeys(source.prefix for source in recipe.data.train)
+    if len(prefixes) > 1:  # the model has none of its own
+        options = {**options, "prefix": next(filter(None, prefixes))}
     log.info("try it: %s", command_line(task.verb, task.sample, **options, model=folder))
     validated = recipe.data.validation is not None or recipe.data.validation_fraction is not None
     log.info("evaluate it: %s", command_line("evaluate", quoted(folder), data="" if validated else "FILE"))

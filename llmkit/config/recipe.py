@@ -102,6 +102,8 @@ class Recipe(Section):
                     f"data.{part}.columns.{name} is not a field of {self.task}; "
                     f"{f'did you mean {near[0]}? ' if near else ''}choose from {', '.join(known)}"
                 )
+        if self.prompt.prefix is not None and all(source.prefix is not None for source in self.data.train):
+            yield "prompt.prefix has no effect if each source of data.train has a prefix; leave it out"
         yield from self._model_conflicts()
         yield from self._evaluation_conflicts()
         if self.accelerate.local_sgd_steps is not None and (self.train.fp16 or self.train.optim.endswith("8bit")):

@@ -251,6 +251,9 @@ class SourceSection(Section):
     """Maps task fields to columns of the rows; ``a.b`` is a field of an object."""
     join: str | None = None
     """Separator used to join a list of strings where one text is needed."""
+    prefix: str | None = None
+    """Put this text before the prompt of each row, in place of ``prompt.prefix``: a mixture can have a prefix for each
+    source, such as ``"summarize: "``."""
     weight: Annotated[float, Field(gt=0)] | None = None
     """Share in a mixture, relative to the other sources. No rows are dropped: sources with too few rows repeat them."""
     where: Annotated[str, AfterValidator(_condition)] | None = None

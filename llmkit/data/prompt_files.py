@@ -26,7 +26,11 @@ __all__ = ["open_prompt", "prompt_values"]
 def open_prompt(recipe: Recipe) -> PromptOptions:
     """The prompt options of a recipe, with the contents of files; those at their defaults count as not set."""
     section: Any = recipe.prompt
-    return PromptOptions(**prompt_values(section.model_dump(exclude_defaults=True)))
+    values = section.model_dump(exclude_defaults=True)
+    prefixes = {source.prefix for source in recipe.data.train}
+    if len(prefixes) == 1 and None not in prefixes:  # of all rows, so that the tuned model is prompted with it too
+        values["prefix"] = prefixes.pop()
+    return PromptOptions(**prompt_values(values))
 
 
 def prompt_values(values: Mapping[str, Any]) -> dict[str, Any]:

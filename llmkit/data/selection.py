@@ -18,6 +18,7 @@ from llmkit.config.row_condition import RowCondition
 from llmkit.data.records import Record, located
 from llmkit.errors import InputError
 from llmkit.tasks import Task
+from llmkit.tasks.wording import PREFIX
 
 __all__ = ["Selection", "input_of"]
 
@@ -62,9 +63,8 @@ class Selection:
 
 def input_of(row: Mapping[str, Any], task: Task) -> Any:
     """The part of a row that the model is given; a plain text is all of its row."""
-    return (
-        [row.get(name) for name in (*task.columns, *task.optional_columns)] if not task.is_plain(row) else _content(row)
-    )
+    names = (*task.columns, *task.optional_columns, PREFIX)
+    return [row.get(name) for name in names] if not task.is_plain(row) else _content(row)
 
 
 def _content(row: Mapping[str, Any]) -> dict[str, Any]:

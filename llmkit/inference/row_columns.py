@@ -24,6 +24,7 @@ from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.log import log
 from llmkit.tasks import Chunk, Task
 from llmkit.tasks.output import SCHEMA_VERSION, Note, Output, Usage
+from llmkit.tasks.wording import PREFIX
 
 __all__ = ["Layout", "SplitRow", "answer_record", "check_columns", "error_record", "note_codes", "with_columns"]
 
@@ -97,7 +98,7 @@ class Layout:
     def __init__(self, task: Task, columns: Mapping[str, str]) -> None:
         self.columns = columns
         self.needs = task.columns
-        self.reads = (*task.columns, *task.optional_columns)
+        self.reads = (*task.columns, *task.optional_columns, PREFIX)
         self.further = task.further_columns
         self.taken = _output_names(task)
         self._names: dict[str, list[str]] = {}

@@ -106,7 +106,9 @@ def apply_contract(
         log.info("%s was tuned for %s", loaded.source.name, contract.task)
         return task, prompt_options, settings
     name = loaded.source.name
-    if new := _not_overridden(task.settings, contract.settings, name):
+    from_rows = [setting for setting in task.settings_in_rows if contract.settings.get(setting) is None]
+    tuned_settings = {key: value for key, value in contract.settings.items() if key not in from_rows}
+    if new := _not_overridden(task.settings, tuned_settings, name):
         task = task.with_settings(replace(task.settings, **new))
     tuned = _PROMPT_DEFAULTS | contract.prompt
     prompt_options = replace(prompt_options, **_not_overridden(prompt_options, tuned, name))

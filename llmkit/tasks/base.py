@@ -85,6 +85,8 @@ class Task:
     """All input columns, in the order of the command's arguments."""
     optional_columns: ClassVar[tuple[str, ...]] = ()
     """Further columns, which a row can lack, such as in place of a setting; an empty cell is none."""
+    settings_in_rows: ClassVar[tuple[str, ...]] = ()
+    """The settings that optional columns of a row take the place of."""
     target_column: ClassVar[str]
     """The column with the expected output, in examples and in training data."""
     further_columns: Mapping[str, bool] = MappingProxyType({})

@@ -9,6 +9,7 @@ from llmkit.errors import InputError
 from llmkit.tasks.base import COMPLETION, PROMPT, Task
 from llmkit.tasks.recommended import QWEN, QWEN_SMALL, SMOL, STARTER
 from llmkit.tasks.types import Example, PromptOptions, Row, Traits
+from llmkit.tasks.wording import PREFIX
 
 __all__ = ["TextGeneration"]
 
@@ -60,10 +61,10 @@ class TextGeneration(Task):
     def examples(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> tuple[Example, ...]:
         """Rows with a ``text`` are learned in full, as in pretraining; others have a prompt and its completion."""
         if self.is_plain(row):
-            if prompt_options.template is not None or prompt_options.prefix is not None:
+            if prompt_options.template is not None or row.get(PREFIX, prompt_options.prefix) is not None:
                 raise InputError(
                     "the row is plain text, which is learned without a prompt",
-                    "leave out template and prefix of the section prompt",
+                    "leave out template and prefix of the section prompt, and prefix of the source",
                     code="no_effect",
                 )
             return (Example(None, str(row["text"])),) if str(row["text"]).strip() else ()

@@ -113,6 +113,7 @@ class Translation(Task):
     input_column = "source"
     columns = ("source",)
     optional_columns = ("source_lang", "target_lang")
+    settings_in_rows = ("source", "target")
     target_column = "target"
     aliases = {
         "source": ("source", "src", "input", "sentence1", "original", "原文"),

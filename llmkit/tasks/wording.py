@@ -15,10 +15,12 @@ from llmkit.text.templates import render_template, template_columns
 if TYPE_CHECKING:
     from llmkit.tasks.base import Task
 
-__all__ = ["LANGUAGE", "check_wording", "columns_of_template", "in_language", "input_text"]
+__all__ = ["LANGUAGE", "PREFIX", "check_wording", "columns_of_template", "in_language", "input_text"]
 
 LANGUAGE = "_prompt_language"
 """Internal column with the language of a row's prompt."""
+PREFIX = "_prefix"
+"""Internal column with the prefix of a row's source, in place of that of the prompt options."""
 
 
 def in_language(task: Task, row: Row, prompt_options: PromptOptions) -> Row:
@@ -39,7 +41,7 @@ def in_language(task: Task, row: Row, prompt_options: PromptOptions) -> Row:
 
 def input_text(task: Task, row: Row, traits: Traits, prompt_options: PromptOptions) -> str:
     """The user's message for one row, or the input text for a model without a chat template."""
-    prefix = prompt_options.prefix
+    prefix = row.get(PREFIX, prompt_options.prefix)
     if prompt_options.template is not None:
         return (prefix or "") + render_template(prompt_options.template, {**row, **task.template_variables(row)})
     if traits.chat and not prompt_options.raw:
@@ -77,7 +79,8 @@ def _check_template(task: Task, template: str) -> None:
             code="invalid_value",
         )
     others: dict[str, Any] = dict.fromkeys((*task.aliases, task.target_column, *task.learned_columns, "references"))
-    if taken := [name for name in others if name in names and name not in task.columns]:
+    own = (*task.columns, *task.optional_columns)
+    if taken := [name for name in others if name in names and name not in own]:
         raise UsageError(
             f"`template` uses {' and '.join(taken)}, which belongs to what is learned",
             "leave it out of the template; the answer follows it",

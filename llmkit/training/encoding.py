@@ -202,7 +202,9 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
                 "prompt.raw has no effect: this model has no chat template", "leave it out", code="no_effect"
             )
         traits = replace(traits, chat=False)
-    task.check_options(traits, prompt_options)
+    sources = (*data.train, *(data.validation or ()))
+    for prefix in dict.fromkeys((prompt_options.prefix, *(source.prefix for source in sources))):
+        task.check_options(traits, replace(prompt_options, prefix=prefix))
     if traits.chat:
         check_template(loaded.tokenizer)
     _check_lengths(data, task, loaded)

@@ -23,6 +23,7 @@ from llmkit.data.shapes.turns import Alpaca, Messages, PairOfTurns
 from llmkit.data.sources import open_source
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks import Task
+from llmkit.tasks.wording import PREFIX
 
 __all__ = ["SHAPES", "InputPlan", "Shape", "Suggested", "look_up", "mapped_rows", "shapes_of"]
 
@@ -61,6 +62,7 @@ def mapped_rows(source: SourceSection, task: Task, selection: Selection | None =
 
 def _converted(records: Iterator[Record], source: SourceSection, task: Task) -> Iterator[Record]:
     shape = _shape_of(source, task)
+    prefix = {} if source.prefix is None else {PREFIX: source.prefix}
     for record in records:
         if record.row is None:
             yield record
@@ -69,7 +71,7 @@ def _converted(records: Iterator[Record], source: SourceSection, task: Task) -> 
             refuse_preferences(record.row, source.columns, task)
             for suffix, row in shape.convert(record.row, source, task):
                 further = _further(record.row, row, task)
-                row = {**row, **further}
+                row = {**row, **further, **prefix}
                 used = {*shape.used(record.row, source, task), *further}
                 others = {name: value for name, value in record.row.items() if name not in used}
                 refuse_flagged(others, row, task)

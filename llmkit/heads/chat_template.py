@@ -37,19 +37,23 @@ __all__ = [
 ]
 
 
-def check_template(tokenizer: Any) -> None:
+def check_template(tokenizer: Any, options: Mapping[str, Any] | None = None) -> None:
     """Refuse a template that cannot render any conversation, before there is one.
+
+    Args:
+        options: variables of the template.
 
     Raises:
         InputError: the template fails or drops a message.
+        UsageError: it does not use one of the variables.
         CheckpointError: there are several templates and no default.
     """
     question = Message("user", "?")
     try:
-        render_chat(tokenizer, Chat((question,)))
+        render_chat(tokenizer, Chat((question,), template_kwargs=options or {}))
     except InputError as error:
         try:
-            render_chat(tokenizer, Chat((Message("system", "?"), question)))
+            render_chat(tokenizer, Chat((Message("system", "?"), question), template_kwargs=options or {}))
         except InputError:
             raise error from None
 

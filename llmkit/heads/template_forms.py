@@ -45,6 +45,14 @@ class _Kind(NamedTuple):
     calls: int
 
 
+class _Part(NamedTuple):
+    """A part of a message, and the markers in its place."""
+
+    name: str
+    message: int
+    markers: Sequence[str]
+
+
 @dataclass(frozen=True)
 class Form:
     """The form in which messages are passed to a template."""
@@ -204,22 +212,17 @@ def _search(
         except Exception as error:  # noqa: BLE001
             problem = problem or _refusal(error, probe.messages)
             continue
-        lost = [part for part, markers in wanted if not all(_holds(text, marker) for marker in markers)]
-        omitted = _earlier_reasoning(lost, kinds, prompt)
-        lost = [part for part in lost if part != "reasoning"] if omitted else lost
-        if not lost:
-            return replace(form, omitted=omitted)
-        if len(lost) < fewest:
-            problem, fewest = _dropped("system message" if set(lost) == {"system message"} else lost[-1]), len(lost)
+        lost = [(part, place) for part, place, markers in wanted if not all(_holds(text, marker) for marker in markers)]
+        # The reasoning of a reply that is rendered is kept; templates drop that of earlier turns by design.
+        reply = None if prompt else len(kinds) - 1
+        missing = [part for part, place in lost if part != "reasoning" or place == reply]
+        if not missing:
+            return replace(form, omitted=len(lost))
+        if len(missing) < fewest:
+            part, fewest = "system message" if set(missing) == {"system message"} else missing[-1], len(missing)
+            problem = _dropped(part)
     assert problem is not None
     return problem
-
-
-def _earlier_reasoning(lost: Sequence[str], kinds: Sequence[_Kind], prompt: bool) -> int:
-    """How many messages lost their reasoning, if none of them is the reply that is rendered."""
-    count = lost.count("reasoning")
-    reply = not prompt and kinds[-1].reasoning
-    return 0 if reply and count and lost[-1] == "reasoning" else count
 
 
 def _forms(kinds: Sequence[_Kind], form: Form) -> Iterator[Form]:
@@ -229,17 +232,17 @@ def _forms(kinds: Sequence[_Kind], form: Form) -> Iterator[Form]:
         yield replace(form, merged=bool(merged), null_content=bool(null), text_arguments=bool(text), parts=bool(parts))
 
 
-def _probe(kinds: Sequence[_Kind], options: Mapping[str, Any], tools: bool) -> tuple[Chat, list[tuple[str, list[str]]]]:
-    """A conversation of markers, and the markers of each of its parts, in their order."""
+def _probe(kinds: Sequence[_Kind], options: Mapping[str, Any], tools: bool) -> tuple[Chat, list[_Part]]:
+    """A conversation of markers, and its parts in their order."""
     messages, wanted = [], []
     for number, kind in enumerate(kinds):
         ends = [MARKER.format(number), MARKER.format(f"{number}e")]
         if kind.content:
-            wanted.append((_LABELS.get(kind.role, f"text of the {kind.role}"), ends))
+            wanted.append(_Part(_LABELS.get(kind.role, f"text of the {kind.role}"), number, ends))
         calls = [[MARKER.format(f"{number}{part}{call}") for part in "fkv"] for call in range(kind.calls)]
-        wanted += [("tool calls", call) for call in calls]
+        wanted += [_Part("tool calls", number, call) for call in calls]
         if kind.reasoning:
-            wanted.append(("reasoning", [MARKER.format(f"{number}r")]))
+            wanted.append(_Part("reasoning", number, [MARKER.format(f"{number}r")]))
         message = Message(
             kind.role,
             _LONG.join(ends) if kind.content else "",

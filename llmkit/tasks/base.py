@@ -317,6 +317,12 @@ class Task:
         """Raise `UsageError` for options that do not work with this kind of model, or have no effect on it."""
         self.check_compatible(traits, prompt_options)
         check_wording(self, traits, prompt_options)
+        if prompt_options.chat_template_kwargs and (prompt_options.raw or not traits.chat):
+            raise UsageError(
+                "chat_template_kwargs have no effect: the prompt is not rendered by a chat template",
+                "leave them out",
+                code="no_effect",
+            )
         if prompt_options.think is None or (traits.switches_thinking and not prompt_options.raw):
             return
         without = "the model's chat template cannot turn reasoning on or off"
@@ -349,7 +355,12 @@ class Task:
                 turns.append(Message("user", input_text(self, example, traits, prompt_options)))
                 turns.append(Message("assistant", self.reference(example)))
             turns.append(Message("user", input_text(self, row, traits, prompt_options)))
-            return Chat(tuple(turns), prompt_options.prefill, prompt_options.thinking(by_default=self.allow_reasoning))
+            return Chat(
+                tuple(turns),
+                prompt_options.prefill,
+                prompt_options.thinking(by_default=self.allow_reasoning),
+                template_kwargs=prompt_options.chat_template_kwargs or {},
+            )
         shots = "".join(f"{self._few_shot_example(example, traits, prompt_options)}\n\n" for example in examples)
         system = f"{prompt_options.system}\n\n" if prompt_options.system else ""
         text = f"{system}{shots}{input_text(self, row, traits, prompt_options)}"
@@ -366,6 +377,10 @@ class Task:
         if isinstance(prompt, Text) and traits.continues:
             target = self.separator(prompt.text + prompt.prefill, target) + target
         return (Example(prompt, target),)
+
+    def training_remarks(self, row: Row) -> Iterable[str]:
+        """What of a row of training data is not learned, though nothing is wrong; the rows of each are counted."""
+        return ()
 
     def is_plain(self, row: Row) -> bool:
         """Whether a row of training data is plain text, learned in full without a prompt."""

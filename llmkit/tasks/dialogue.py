@@ -7,7 +7,7 @@ its oldest messages are dropped, but never its system message. Does not keep the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from llmkit.config.settings import command_line
@@ -145,9 +145,9 @@ class Dialogue(Task):
         tools = to_tools(row.get("tools"))
         if traits.chat:
             thinking = prompt_options.thinking(by_default=self.allow_reasoning)
-            options = row.get("chat_template_kwargs") or {}
+            options = {**(prompt_options.chat_template_kwargs or {}), **(row.get("chat_template_kwargs") or {})}
             return Chat(turns, prompt_options.prefill, thinking, tools, options)
-        _refuse_without_template(turns, tools)
+        _refuse_without_template(turns, tools or row.get("chat_template_kwargs"))
         if traits.separator is not None:
             return Text(traits.separator.join(turn.content for turn in turns), prompt_options.prefill)
         lines = [f"{_NAMES[turn.role]}: {turn.content}" if turn.role in _NAMES else turn.content for turn in turns]
@@ -166,10 +166,16 @@ class Dialogue(Task):
             rendered = reply if reply.tool_calls or reply.reasoning else None
             separator = ""
             if isinstance(prompt, Text):
-                _refuse_without_template([reply], ())
+                _refuse_without_template([reply])
                 separator = self.separator(prompt.text, reply.content)
             found.append(Example(prompt, separator + reply.content, reply=rendered))
         return tuple(found)
+
+    def training_remarks(self, row: Row) -> Iterator[str]:
+        messages = to_messages(row["messages"])
+        first = next((place for place, message in enumerate(messages) if not is_instruction(message)), 0)
+        if messages[first].role == "assistant" and messages[first].learned:
+            yield "a reply before the first message of the user is context and is not learned"
 
     def steps(self, row: Row, model: ModelView) -> Work:
         messages = to_messages(row["messages"])
@@ -182,11 +188,11 @@ class Dialogue(Task):
         return self.finish(raw)
 
 
-def _refuse_without_template(messages: Sequence[Message], tools: Sequence[object]) -> None:
+def _refuse_without_template(messages: Sequence[Message], beside: object = None) -> None:
     """Raise `InputError` for what a conversation without a chat template cannot express."""
     for message in messages:
-        if tools or message.tool_calls or message.role == "tool":
-            what = "tools"
+        if beside or message.tool_calls or message.role == "tool":
+            what = "tools" if not isinstance(beside, Mapping) else "variables of a chat template"
         elif message.reasoning:
             what = "reasoning"
         else:

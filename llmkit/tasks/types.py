@@ -181,6 +181,12 @@ class PromptOptions(TaskSettings):
         " tasks turn it off.",
         group="Prompt",
     )
+    chat_template_kwargs: Mapping[str, Any] | None = setting(
+        None,
+        "Set these variables of the chat template, such as documents: a JSON object, or a file with one.",
+        metavar="JSON",
+        group="Prompt",
+    )
 
     def thinking(self, *, by_default: bool) -> bool | None:
         """Whether to turn reasoning on or off; None: leave it to the model."""
@@ -205,6 +211,7 @@ class PromptKeywords(TypedDict, total=False):
     prompt_language: Literal["auto", "en", "zh"]
     raw: bool
     think: bool | None
+    chat_template_kwargs: Mapping[str, Any] | str | Path | None
 
 
 @dataclass(frozen=True)

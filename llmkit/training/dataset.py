@@ -87,7 +87,8 @@ def _encode_batch(batch: Mapping[str, list[Any]], indices: list[int], encoder: E
     lines: dict[str, list[Any]] = {name: [] for name in (*_LISTS, *_FACTS)}
     for index, row, error in zip(indices, batch["row"], batch["error"], strict=True):
         outcome = Outcome("bad", message=error) if error else encoder.encode(json.loads(row))
-        facts: dict[str, Any] = {"tokens": outcome.tokens, "cut": outcome.cut, "message": outcome.message}
+        facts: dict[str, Any] = {name: getattr(outcome, name) for name in ("tokens", "cut", "message")}
+        facts["remarks"] = list(outcome.remarks)
         for number, each in enumerate(outcome.features or (None,)):
             for name in _LISTS:
                 lines[name].append(list(getattr(each, name)) if each else [])
@@ -100,7 +101,7 @@ def _encode_batch(batch: Mapping[str, list[Any]], indices: list[int], encoder: E
     return lines
 
 
-_FACTS = ("row", "status", "length", "targets", "tokens", "cut", "message")
+_FACTS = ("row", "status", "length", "targets", "tokens", "cut", "message", "remarks")
 
 
 def _targets(features: Any) -> int:
@@ -136,6 +137,7 @@ def _outcomes(rows: Rows, encoder: Encoder, num_proc: int | None) -> datasets.Da
     columns |= {name: datasets.Value("int32") for name in ("length", "targets", "cut")}
     columns |= {"row": datasets.Value("int64"), "tokens": datasets.Value("int64")}
     columns |= {"status": datasets.Value("string"), "message": datasets.Value("string")}
+    columns |= {"remarks": datasets.List(datasets.Value("string"))}
     key = digest("examples", rows.key, _fingerprint(encoder), code_version())
     processes = num_proc or min(os.cpu_count() or 1, math.ceil(len(rows.table) / _ROWS_PER_PROCESS))
 
@@ -331,5 +333,6 @@ def _ledger(rows: Rows, lines: datasets.Dataset, order: Sequence[int], per_row: 
         target_tokens=sum(lines["targets"][:]),
         sources=tuple((name, int(read[number]), int(drawn[number])) for number, name in enumerate(rows.names)),
         unused=tuple(unused.items()),
+        remarks=tuple(Counter(text for texts in lines["remarks"][:] for text in texts).items()),
         left_out=tuple(rows.left_out.items()),
     )

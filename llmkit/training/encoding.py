@@ -6,7 +6,7 @@ does not know files, splits or processes (`llmkit.training.dataset`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,9 +18,9 @@ from llmkit.engines.transformers.traits import traits_of
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.heads import head_of
 from llmkit.heads.base import IGNORED, Features, cut_to_fit, encode_text, refuse_unknown_ids
-from llmkit.heads.chat_template import check_template
+from llmkit.heads.chat_template import check_template, omitted_reasoning
 from llmkit.models.load import Loaded
-from llmkit.tasks import PromptOptions, Row, Task, Traits
+from llmkit.tasks import Chat, Example, PromptOptions, Row, Task, Traits
 from llmkit.tasks.wording import in_language
 
 __all__ = ["Encoder", "Outcome", "make_encoder"]
@@ -42,6 +42,8 @@ class Outcome:
     """Tokens that were truncated."""
     message: str = ""
     """Why the row is bad."""
+    remarks: tuple[str, ...] = ()
+    """What of the row is not learned or not shown to the model, though nothing is wrong."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +85,30 @@ class Encoder:
         return Outcome("bad", message=str(outcome)) if isinstance(outcome, LlmkitError) else outcome
 
     def _outcome(self, row: Row) -> Outcome:
-        features = self._features(row)
+        examples = self._examples(row)
+        features = self._encoded(examples)
         if not any(self._has_label(each) for each in features):
             return Outcome("no_label", tokens=max(map(_length, features), default=0))
         for each in features:
             refuse_unknown_ids(self.loaded, (*each.input_ids, *each.decoder_input_ids), self.embeddings)
         longest = max(map(_length, features))
-        if all(map(self._fits, features)):
-            return Outcome("ok", tuple(features), longest)
-        return self._shorten(row, features, longest)
+        fits = all(map(self._fits, features))
+        outcome = Outcome("ok", tuple(features), longest) if fits else self._shorten(row, features, longest)
+        return replace(outcome, remarks=tuple(self._remarks(row, examples)))
+
+    def _remarks(self, row: Row, examples: Sequence[Example]) -> Iterator[str]:
+        yield from self.task.training_remarks(row)
+        chat = examples[-1].prompt if examples else None
+        if isinstance(chat, Chat) and omitted_reasoning(self.loaded.tokenizer, chat):
+            yield "reasoning of earlier replies is not in the context of later ones, as in the chat template"
+
+    def _examples(self, row: Row) -> tuple[Example, ...]:
+        return self.task.examples(row, self.traits, self.prompt_options)
 
     def _features(self, row: Row) -> list[Features]:
-        examples = self.task.examples(row, self.traits, self.prompt_options)
+        return self._encoded(self._examples(row))
+
+    def _encoded(self, examples: Sequence[Example]) -> list[Features]:
         return head_of(self.loaded.head).features(self.loaded, examples, loss_on_all=self.loss_on_all)
 
     def _has_label(self, features: Features) -> bool:
@@ -206,7 +220,7 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
     for prefix in dict.fromkeys((prompt_options.prefix, *(source.prefix for source in sources))):
         task.check_options(traits, replace(prompt_options, prefix=prefix))
     if traits.chat:
-        check_template(loaded.tokenizer)
+        check_template(loaded.tokenizer, prompt_options.chat_template_kwargs)
     _check_lengths(data, task, loaded)
     return Encoder(
         loaded=loaded,

@@ -33,6 +33,8 @@ class Ledger:
     """For each source its name, its rows, and the number of rows drawn from it in an epoch."""
     unused: tuple[tuple[str, int], ...] = ()
     """Columns that are not used, and the number of rows with a value in them."""
+    remarks: tuple[tuple[str, int], ...] = ()
+    """What is not learned or not shown to the model, though it is in the rows, and the number of these rows."""
     left_out: tuple[tuple[str, int], ...] = ()
     """Keys of the recipe that leave out rows, and the number of these rows, which count nowhere else."""
 
@@ -57,3 +59,5 @@ def describe(ledger: Ledger, name: str) -> Iterator[str]:
     if ledger.unused:
         columns = ", ".join(f"{column} ({count:,} rows)" for column, count in ledger.unused)
         yield f"{name}: unused columns: {columns}"
+    for remark, count in ledger.remarks:
+        yield f"{name}: {count:,} rows: {remark}"

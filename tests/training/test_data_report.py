@@ -150,3 +150,34 @@ def test_a_shipped_recipe_runs_dry(
     assert any(line.startswith("# train: ") for line in lines)
     trained = next(line for line in lines if line.startswith("# parameters: "))
     assert ("(100.00%)" in trained) == (recipe.adapter is None and "marian" not in name)
+
+
+THINKS = (
+    "{% for m in messages %}[{{ m.role }}]{% if m.reasoning_content and loop.last %}"
+    "<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{{ '[assistant]' if add_generation_prompt }}"
+)
+
+
+def test_what_of_a_conversation_is_not_learned_or_not_shown_is_counted(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, reply = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
+    thought = {**reply, "reasoning_content": "hm", "refusal": "no"}
+    called = {**reply, "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
+    conversations = ([asked, reply], [reply, asked, reply], [asked, thought, asked, thought], [asked, called])
+    rows = write_rows(tmp_path / "rows.jsonl", [{"messages": messages} for messages in conversations])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        json.dumps({
+            "version": 1, "task": "dialogue", "model": {"name_or_path": model}, "tokenizer": {"chat_template": THINKS},
+            "data": {"train": str(rows), "on_bad_row": "skip"}, "train": {"output_dir": str(tmp_path / "out")},
+        }),
+        encoding="utf-8",
+    )  # fmt: skip
+    page = run(capsys, "data", "check", str(recipe))
+    assert "train: 1 bad rows are skipped" in page
+    assert "train: unused columns: messages.refusal (1 rows)" in page
+    assert "train: 1 rows: a reply before the first message of the user is context and is not learned" in page
+    assert "train: 1 rows: reasoning of earlier replies is not in the context of later ones" in page
+    assert "rows.jsonl:4: the model's chat template drops the tool calls" in page

@@ -13,15 +13,27 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from llmkit.config.recipe import Recipe
 from llmkit.config.settings import GenerationSettings, TruncationSide, explicitly_set, setting_fields
+from llmkit.data.prompt_files import open_prompt
+from llmkit.engines.transformers.traits import traits_of
 from llmkit.errors import CheckpointError
 from llmkit.files import read_json
 from llmkit.log import log, warn
 from llmkit.models.load import Loaded
 from llmkit.models.source import CONTRACT_FILE
 from llmkit.tasks import PromptOptions, Task
+from llmkit.tasks.wording import for_model
 
-__all__ = ["CONTRACT_FILE", "Contract", "apply_contract", "read_contract", "tuned_prompt", "write_contract"]
+__all__ = [
+    "CONTRACT_FILE",
+    "Contract",
+    "apply_contract",
+    "read_contract",
+    "recipe_prompt",
+    "tuned_prompt",
+    "write_contract",
+]
 
 _VERSION = 2
 _SHOWN = 80
@@ -89,6 +101,11 @@ def _from_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**others, "prompt": prompt, "version": 2}
 
 
+def recipe_prompt(recipe: Recipe, loaded: Loaded, task: Task) -> PromptOptions:
+    """The prompt options of a recipe for the model that is trained."""
+    return for_model(open_prompt(recipe), traits_of(loaded, task))
+
+
 def tuned_prompt(prompt_options: PromptOptions) -> dict[str, Any]:
     """The prompt options to save with a tuned model: all that have an effect, at their defaults too."""
     values = {name: getattr(prompt_options, name) for name in _PROMPT_DEFAULTS}
@@ -100,11 +117,10 @@ def apply_contract(
 ) -> tuple[Task, PromptOptions, GenerationSettings]:
     """Task, wording and length as the model was tuned, unless the caller set them explicitly."""
     contract = read_contract(loaded)
-    if contract is None:
-        return task, prompt_options, settings
-    if contract.task != task.name:
+    if contract is not None and contract.task != task.name:
         log.info("%s was tuned for %s", loaded.source.name, contract.task)
-        return task, prompt_options, settings
+    if contract is None or contract.task != task.name:
+        return task, for_model(prompt_options, traits_of(loaded, task)), settings
     name = loaded.source.name
     from_rows = [setting for setting in task.settings_in_rows if contract.settings.get(setting) is None]
     tuned_settings = {key: value for key, value in contract.settings.items() if key not in from_rows}

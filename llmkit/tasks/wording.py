@@ -6,6 +6,7 @@ Knows which columns a template may use, and by which language a row is prompted.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import UsageError
@@ -15,7 +16,7 @@ from llmkit.text.templates import render_template, template_columns
 if TYPE_CHECKING:
     from llmkit.tasks.base import Task
 
-__all__ = ["LANGUAGE", "PREFIX", "check_wording", "columns_of_template", "in_language", "input_text"]
+__all__ = ["LANGUAGE", "PREFIX", "check_wording", "columns_of_template", "for_model", "in_language", "input_text"]
 
 LANGUAGE = "_prompt_language"
 """Internal column with the language of a row's prompt."""
@@ -37,6 +38,14 @@ def in_language(task: Task, row: Row, prompt_options: PromptOptions) -> Row:
         found = script_language(str(row.get(task.input_column, "")))
         language = found if found in task.wordings else "en"
     return {**row, LANGUAGE: language}
+
+
+def for_model(prompt_options: PromptOptions, traits: Traits) -> PromptOptions:
+    """The options with English prompts if the model is declared for some languages, and Chinese is not among them."""
+    declared = traits.declared_languages
+    if prompt_options.prompt_language == "auto" and declared and "zh" not in declared:
+        return replace(prompt_options, prompt_language="en")
+    return prompt_options
 
 
 def input_text(task: Task, row: Row, traits: Traits, prompt_options: PromptOptions) -> str:

@@ -12,13 +12,13 @@ from typing import Literal
 
 from llmkit.config.recipe import DataSection, Recipe
 from llmkit.config.settings import TruncationSide
-from llmkit.data.prompt_files import open_prompt
 from llmkit.engines.row_faults import attempt
 from llmkit.engines.transformers.traits import traits_of
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.heads import head_of
 from llmkit.heads.base import IGNORED, Features, cut_to_fit, encode_text, refuse_unknown_ids
 from llmkit.heads.chat_template import check_template, omitted_reasoning
+from llmkit.inference.tuned_config import recipe_prompt
 from llmkit.models.load import Loaded
 from llmkit.tasks import Chat, Example, PromptOptions, Row, Task, Traits
 from llmkit.tasks.wording import in_language
@@ -209,7 +209,7 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
         UsageError: a setting has no effect on this kind of model, or is not supported.
     """
     data, head = recipe.data, head_of(loaded.head)
-    traits, prompt_options = traits_of(loaded, task), open_prompt(recipe)
+    traits, prompt_options = traits_of(loaded, task), recipe_prompt(recipe, loaded, task)
     if prompt_options.raw:
         if not traits.chat:
             raise UsageError(

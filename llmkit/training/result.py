@@ -14,13 +14,12 @@ from typing import Any
 
 from llmkit.config.recipe import Recipe
 from llmkit.config.settings import GenerationSettings
-from llmkit.data.prompt_files import open_prompt
 from llmkit.engines.transformers import TransformersEngine
 from llmkit.evaluation.no_answer import fit_no_answer_threshold
 from llmkit.heads import BaseHead
 from llmkit.heads.end_tokens import declare_ends
 from llmkit.inference.pipeline import Pipeline
-from llmkit.inference.tuned_config import Contract, tuned_prompt, write_contract
+from llmkit.inference.tuned_config import Contract, recipe_prompt, tuned_prompt, write_contract
 from llmkit.log import log, warn
 from llmkit.metrics.answers import Threshold
 from llmkit.models.load import Loaded
@@ -96,7 +95,7 @@ class ModelFiles:
         return Contract(
             recipe.task,
             settings,
-            tuned_prompt(open_prompt(recipe)),
+            tuned_prompt(recipe_prompt(recipe, self.loaded, open_task(recipe))),
             self.longest_target,
             recipe.data.truncation_side,
             (overrides or None) if adapter else None,

@@ -16,7 +16,6 @@ from typing import Any
 
 from llmkit.config.recipe import Recipe
 from llmkit.config.settings import DType, GenerationSettings
-from llmkit.data.prompt_files import open_prompt
 from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import NotEnoughMemoryError, UsageError
 from llmkit.evaluation.evaluate import greedy, prediction_of, without_reasoning
@@ -25,6 +24,7 @@ from llmkit.files import disk_errors, write_whole
 from llmkit.heads import BaseHead, head_of
 from llmkit.hub.reachability import offline
 from llmkit.inference.pipeline import Pipeline
+from llmkit.inference.tuned_config import recipe_prompt
 from llmkit.log import log
 from llmkit.models.devices import pick_device
 from llmkit.models.load import Loaded
@@ -216,7 +216,9 @@ def _validation_metrics(
 
     expected = expected_rows(parts["validation"], task, recipe.train.best_metric)
     rows, references = [row for row, _ in expected], [each for _, each in expected]
-    pipeline = greedy(Pipeline(task, TransformersEngine(loaded), GenerationSettings(), open_prompt(recipe)))
+    pipeline = greedy(
+        Pipeline(task, TransformersEngine(loaded), GenerationSettings(), recipe_prompt(recipe, loaded, task))
+    )
     references = without_reasoning(pipeline, references)
     rank, world = accelerator.process_index, accelerator.num_processes
 

@@ -15,7 +15,7 @@ from llmkit.config.recipe import Recipe
 from llmkit.data.prompt_files import open_prompt
 from llmkit.errors import UsageError
 from llmkit.heads.base import IGNORED
-from llmkit.inference.tuned_config import Contract, tuned_prompt, write_contract
+from llmkit.inference.tuned_config import Contract, recipe_prompt, tuned_prompt, write_contract
 from llmkit.training.dataset import make_examples
 from llmkit.training.encoding import make_encoder
 from llmkit.training.recipe_model import open_model, open_task
@@ -82,6 +82,22 @@ def test_a_model_of_an_older_version_is_asked_in_english(checkpoint: Checkpoint,
     english = asked_prompt(recipe, model, row, tmp_path / "tuned", prompt_language="en")
     assert list(pipeline.reader(lambda _: None).encode(row).encoded.input_ids) == english
     assert english != learned_prompt(recipe, row)
+
+
+def test_a_model_for_other_languages_is_asked_in_english(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    row = {"document": CHINESE, "summary": "散步。"}
+    rows, prompts = write_rows(tmp_path / "rows.jsonl", [row]), []
+    for language, chosen in (("en", "en"), ("zh", "auto")):
+        model = shutil.copytree(checkpoint("llama", chat=True, **LONG), tmp_path / language)
+        (model / "README.md").write_text(f"---\nlanguage: {language}\n---\n", encoding="utf-8")
+        recipe = make_recipe("summarization", model, rows)
+        pipeline = llmkit.load("summarize", str(model), offline=True, device="cpu")
+        prompts.append(list(pipeline.reader(lambda _: None).encode(row).encoded.input_ids))
+        assert prompts[-1] == learned_prompt(recipe, row)
+        task = open_task(recipe)
+        options = recipe_prompt(recipe, open_model(recipe, task, weights=False), task)
+        assert tuned_prompt(options)["prompt_language"] == chosen
+    assert prompts[0] != prompts[1]
 
 
 def test_a_column_that_no_row_has_is_refused_before_training(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from llmkit.data.prompt_files import prompt_values
 from llmkit.errors import InputError, UsageError
 from llmkit.progress import hidden
 from llmkit.tasks import TASKS, Message, PromptKeywords, PromptOptions, Row, Task, find_task
+from llmkit.tasks.messages import to_tools
 from llmkit.tasks.question_answering import AnswerOptions
 from llmkit.tasks.summarization import SummarizationOptions
 from llmkit.tasks.translation import TranslationOptions
@@ -122,6 +123,7 @@ def build_pipeline(
     """
     for number, example in enumerate(prompt_options.examples, start=1):
         task.validate_example(example, number)
+    to_tools(prompt_options.tools)  # refused before a model is loaded
     text = "" if row is None else task.text(row)
     with with_default_model(load_settings, type(task)) as chosen:
         # A model named by the user may know its languages itself.

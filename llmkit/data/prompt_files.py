@@ -49,9 +49,7 @@ def _content(item: Field[Any], hint: Any, value: Any) -> Any:
         return value
     match nested_kind(hint):
         case "rows":
-            from llmkit.data.rows import read_rows
-
-            return tuple(read_rows(user_path(str(value))))
+            return _rows(item.name, user_path(str(value)))
         case "mapping":
             return _mapping(item.name, str(value))
     return _template(item.name, str(value)) if item.metadata["may_be_file"] else value
@@ -71,6 +69,22 @@ def _template(name: str, value: str) -> str:
             code="file_not_found",
         )
     return read_text_file(path)
+
+
+def _rows(name: str, path: Path) -> tuple[Any, ...]:
+    """The rows of a file: of data, or a list in YAML."""
+    if path.suffix not in (".yaml", ".yml"):
+        from llmkit.data.rows import read_rows
+
+        return tuple(read_rows(path))
+    from llmkit.config.yaml12 import parse
+    from llmkit.data.text import read_text_file
+
+    content, _ = parse(read_text_file(path), str(path))
+    rows = content.get(name) if isinstance(content, dict) and name in content else content
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UsageError(f"{path} is not a list of objects", f"write the {name} as a list", code="unreadable_file")
+    return tuple(rows)
 
 
 def _mapping(name: str, value: str) -> Any:

@@ -32,6 +32,7 @@ __all__ = [
     "render_chat",
     "render_reply",
     "reply_frame",
+    "takes_tools",
     "template_of",
     "thinking_switch",
 ]
@@ -194,6 +195,16 @@ def _reply_header(tokenizer: Any, template: str, bare: _Bare) -> str:
         return ""
     header = whole.rpartition(marker)[0].removeprefix(prompt).rstrip(" ")
     return header if whole.startswith(prompt) and header.strip() else ""
+
+
+def takes_tools(tokenizer: Any) -> bool:
+    """Whether the template renders tools."""
+    chat = Chat((Message("user", "?"),), tools=({"type": "function", "function": {"name": "?"}},))
+    try:
+        find_form(tokenizer, template_of(tokenizer, tools=True), chat, prompt=True)
+    except LlmkitError:  # rendering the conversation reports other errors
+        return False
+    return True
 
 
 def _with(chat: Chat, message: Message) -> Chat:

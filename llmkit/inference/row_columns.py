@@ -182,6 +182,7 @@ def _output_names(task: Task) -> frozenset[str]:
         finish_reason="",
         usage=Usage(0, 0),
         reasoning="…",
+        tool_calls=({},),
         still_thinking=True,
         chunks=(Chunk(0, 0, ""),),
         base_commit="…",

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from llmkit.config.settings import GenerationSettings, Overflow, TaskSettings, TruncationSide
 from llmkit.errors import InputError, UsageError
+from llmkit.tasks.messages import call_text, to_tools
 from llmkit.tasks.output import Output
 from llmkit.tasks.recommended import Recommended
 from llmkit.tasks.types import (
@@ -112,6 +113,8 @@ class Task:
     the oldest first."""
     learns_parts: ClassVar[bool] = False
     """Whether a training example that is too long can be split into parts."""
+    calls_tools: ClassVar[bool] = False
+    """Whether the model may call tools, and its calls are part of the answer."""
     allow_reasoning: ClassVar[bool] = False
     """Whether reasoning is left to the model by default; otherwise it is turned off where that is possible."""
     strip_output: ClassVar[bool] = True
@@ -241,7 +244,7 @@ class Task:
 
     def further_lines(self, output: Output) -> Iterable[str]:
         """Lines to print after the answer."""
-        return ()
+        return map(call_text, output.tool_calls)
 
     def remarks(self, output: Output, row: Row, settings: GenerationSettings) -> Iterable[str]:
         """Lines about an answer for standard error, in addition to its notes."""
@@ -323,12 +326,27 @@ class Task:
                 "leave them out",
                 code="no_effect",
             )
+        if prompt_options.tools:
+            self._check_tools(traits, prompt_options)
         if prompt_options.think is None or (traits.switches_thinking and not prompt_options.raw):
             return
         without = "the model's chat template cannot turn reasoning on or off"
         if prompt_options.raw or not traits.chat:
             without = "the prompt is not rendered by a chat template"
         raise UsageError(f"`think={prompt_options.think}` has no effect: {without}", "leave it out", code="no_effect")
+
+    def _check_tools(self, traits: Traits, prompt_options: PromptOptions) -> None:
+        if not self.calls_tools:
+            raise UsageError(f"`tools` have no effect on {self.name}", "leave them out", code="no_effect")
+        if prompt_options.raw or not traits.takes_tools:
+            without = "the model's chat template renders none"
+            if prompt_options.raw or not traits.chat:
+                without = "the prompt is not rendered by a chat template"
+            raise UsageError(
+                f"`tools` cannot be offered: {without}",
+                "leave them out, or use a model for tools",
+                code="not_supported",
+            )
 
     def check_compatible(self, traits: Traits, prompt_options: PromptOptions) -> None:
         """Raise `UsageError` for options that do not work with this kind of model."""
@@ -359,13 +377,18 @@ class Task:
                 tuple(turns),
                 prompt_options.prefill,
                 prompt_options.thinking(by_default=self.allow_reasoning),
-                template_kwargs=prompt_options.chat_template_kwargs or {},
+                self.tools(row, prompt_options),
+                prompt_options.chat_template_kwargs or {},
             )
         shots = "".join(f"{self._few_shot_example(example, traits, prompt_options)}\n\n" for example in examples)
         system = f"{prompt_options.system}\n\n" if prompt_options.system else ""
         text = f"{system}{shots}{input_text(self, row, traits, prompt_options)}"
         stop = self.stop(traits) if traits.continues else ()
         return Text(text, prompt_options.prefill, self.route(row, traits), stop)
+
+    def tools(self, row: Row, prompt_options: PromptOptions) -> tuple[Mapping[str, Any], ...]:
+        """The tools that the model may call: the row's own, or else those of the prompt options."""
+        return to_tools(row.get("tools") or prompt_options.tools) if self.calls_tools else ()
 
     def examples(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> tuple[Example, ...]:
         """The training examples of one row; empty if it has no answer."""

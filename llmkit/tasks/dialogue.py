@@ -13,7 +13,7 @@ from typing import Any
 from llmkit.config.settings import command_line
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks.base import COMPLETION, PROMPT, Task
-from llmkit.tasks.messages import as_row, is_instruction, joined, replies, shortened, to_messages, to_tools
+from llmkit.tasks.messages import as_row, is_instruction, joined, replies, shortened, to_messages
 from llmkit.tasks.recommended import QWEN, QWEN_SMALL, SMOL, STARTER
 from llmkit.tasks.types import Chat, Example, Message, ModelView, Prompt, PromptOptions, Row, Step, Text, Traits, Work
 
@@ -36,7 +36,7 @@ class Dialogue(Task):
     """
     synonyms = ("talk", "conversation", "converse", "repl", "interactive", "assistant")
     sample = ""
-    command_prompt_options = ("system", "examples", "think")
+    command_prompt_options = ("system", "examples", "think", "tools")
     converses = True
     takes_instruction = True
     input_column = "messages"
@@ -49,7 +49,7 @@ class Dialogue(Task):
     max_new_tokens = 1024
     overflow = "truncate"
     truncation_side = None
-    allow_reasoning = True
+    calls_tools = allow_reasoning = True
     recommended = (
         SMOL,
         STARTER,
@@ -142,7 +142,7 @@ class Dialogue(Task):
         for example in prompt_options.examples:
             opening += to_messages(example["messages"])
         turns = (*opening, *messages[len(given) :])
-        tools = to_tools(row.get("tools"))
+        tools = self.tools(row, prompt_options)
         if traits.chat:
             thinking = prompt_options.thinking(by_default=self.allow_reasoning)
             options = {**(prompt_options.chat_template_kwargs or {}), **(row.get("chat_template_kwargs") or {})}

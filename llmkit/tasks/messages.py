@@ -18,6 +18,7 @@ from llmkit.tasks.types import Message, ToolCall
 __all__ = [
     "REASONING_KEYS",
     "as_row",
+    "call_text",
     "is_instruction",
     "joined",
     "replies",
@@ -118,6 +119,12 @@ def to_tools(value: Any, subject: str = "the row has") -> tuple[Mapping[str, Any
             )
         tools.append(dict(tool) if "function" in tool else {"type": "function", "function": dict(function)})
     return tuple(tools)
+
+
+def call_text(call: ToolCall) -> str:
+    """A tool call as a line: ``name({…})``."""
+    function = call["function"]
+    return f"{function['name']}({json.dumps(function['arguments'], ensure_ascii=False)})"
 
 
 def _parsed(value: Any) -> Any:

@@ -29,10 +29,11 @@ class TextGeneration(Task):
         llmkit generate --input prompts.jsonl --output answers.jsonl
     """
     synonyms = ("complete", "completion", "continue", "prompt", "run", "write", "infer", "predict", "inference")
-    command_prompt_options = ("system", "prefill", "examples", "template", "prefix", "raw", "think")
+    command_prompt_options = ("system", "prefill", "examples", "template", "prefix", "raw", "think", "tools")
     takes_instruction = True
     input_column = "prompt"
     columns = ("prompt",)
+    optional_columns = ("tools",)
     target_column = "completion"
     aliases = {
         "text": ("text", "content", "body", "paragraphs", "poem", "story", "code", "内容", "正文", "文本", "诗", "內容",
@@ -45,7 +46,7 @@ class TextGeneration(Task):
     max_new_tokens = 256
     truncation_side = "left"  # the end is continued
     learns_parts = True  # of plain text
-    allow_reasoning = True
+    calls_tools = allow_reasoning = True
     strip_output = False
     recommended = (SMOL, STARTER, QWEN_SMALL, QWEN)
     suits_translators = True

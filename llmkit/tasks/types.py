@@ -188,6 +188,13 @@ class PromptOptions(TaskSettings):
         group="Prompt",
     )
 
+    tools: Sequence[Row] = setting(
+        (),
+        "Offer these tools to the model: a list of OpenAI's function schemas (.json, .jsonl, .yaml).",
+        metavar="FILE",
+        group="Prompt",
+    )
+
     def thinking(self, *, by_default: bool) -> bool | None:
         """Whether to turn reasoning on or off; None: leave it to the model."""
         return self.think if self.think is not None else None if by_default else False
@@ -198,6 +205,7 @@ class PromptOptions(TaskSettings):
             if getattr(self, item.name) is None:  # not set
                 object.__setattr__(self, item.name, item.default)
         object.__setattr__(self, "examples", tuple(self.examples))
+        object.__setattr__(self, "tools", tuple(self.tools))
 
 
 class PromptKeywords(TypedDict, total=False):
@@ -212,6 +220,7 @@ class PromptKeywords(TypedDict, total=False):
     raw: bool
     think: bool | None
     chat_template_kwargs: Mapping[str, Any] | str | Path | None
+    tools: Sequence[Row] | str | Path
 
 
 @dataclass(frozen=True)
@@ -226,6 +235,8 @@ class Traits:
     """Has a chat template."""
     prefix: str = ""
     """Prefix of this task's input in the model's training, such as T5's ``summarize: ``."""
+    takes_tools: bool = False
+    """The chat template renders tools."""
     switches_thinking: bool = False
     """The chat template has a switch that turns reasoning on and off."""
     separator: str | None = None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmkit.cli.chat_commands import ChatState, completions, describe, run_command, show
+from llmkit.cli.chat_commands import ChatState, completions, describe, run_command, show, show_open_call
 from llmkit.cli.options import flags
 from llmkit.cli.reply_printer import reply_printer
 from llmkit.cli.streams import echo
@@ -26,6 +26,7 @@ from llmkit.config.paths import user_path
 from llmkit.config.settings import GenerationSettings, LoadSettings
 from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.log import log
+from llmkit.tasks.messages import call_text
 
 if TYPE_CHECKING:
     from llmkit.inference.conversation import Conversation, SavedConversation
@@ -258,7 +259,7 @@ class Session:
         elif text:
             self._answer(self._conversation.send, text)
 
-    def _answer(self, answer: Callable[..., Output], *message: str) -> None:
+    def _answer(self, answer: Callable[..., Output | None], *message: str) -> None:
         """Generate a reply and show it."""
         started, interrupt = time.perf_counter(), _Interrupt()
         printer = reply_printer(markdown=self._markdown)
@@ -280,7 +281,11 @@ class Session:
             return
         if output.text:
             echo()
+        for call in output.tool_calls:
+            echo(call_text(call))
         self._explain(output, time.perf_counter() - started)
+        if output.tool_calls:
+            show_open_call(self._conversation)
         self._keep()
 
     def _keep(self) -> None:
@@ -296,7 +301,7 @@ class Session:
         """Show why the reply ended where it does, and its cost."""
         if output.finish_reason == "interrupted":
             show("(stopped; the reply so far is kept)" if output.text else "(stopped; there was no reply yet)")
-        elif not output.text:
+        elif not output.text and not output.tool_calls:
             show("(the reply is empty)")
         usage = output.usage
         log.info(

@@ -17,13 +17,14 @@ from llmkit.cli.streams import echo
 from llmkit.config.paths import user_path
 from llmkit.config.settings import GenerationSettings, explicitly_set, setting_fields
 from llmkit.errors import InputError, UsageError
+from llmkit.tasks.messages import call_text
 
 if TYPE_CHECKING:
     from llmkit.inference.conversation import Conversation
     from llmkit.inference.pipeline import Pipeline
     from llmkit.tasks.output import Output
 
-__all__ = ["COMMANDS", "ChatState", "completions", "describe", "run_command", "show"]
+__all__ = ["COMMANDS", "ChatState", "completions", "describe", "run_command", "show", "show_open_call"]
 
 _FIXED = ("num_return_sequences",)
 """Settings that a conversation does not have: it continues with a single reply."""
@@ -79,8 +80,8 @@ def run_command(state: ChatState, text: str) -> None:
         raise _unknown(name)
     if argument and not command.argument:
         raise UsageError(f"{name} takes no argument", f"write {name}, or /{name} … to send it as a message")
-    if not argument and command.argument == "FILE":
-        raise UsageError(f"{name} needs a file", f"write {name} FILE")
+    if not argument and command.argument in ("FILE", "RESULT"):
+        raise UsageError(f"{name} needs a {command.argument.lower()}", f"write {name} {command.argument}")
     command.run(state, argument)
 
 
@@ -123,6 +124,21 @@ def _retry(state: ChatState, _: str) -> None:
     state.answer(state.conversation.retry)
 
 
+def _tool(state: ChatState, argument: str) -> None:
+    conversation = state.conversation
+    if len(conversation.open_calls) < 2:
+        state.answer(conversation.send_result, argument)
+    else:
+        conversation.send_result(argument)
+        show_open_call(conversation)
+
+
+def show_open_call(conversation: Conversation) -> None:
+    """Tell how to answer the tool call that the model waits for, if any."""
+    if calls := conversation.open_calls:
+        show(f"(/tool RESULT sends the result of {call_text(calls[0])})")
+
+
 # Files.
 
 
@@ -152,7 +168,7 @@ def _path(argument: str) -> Path:
 
 
 def _turns(state: ChatState) -> str:
-    turns = len(state.conversation.messages) // 2
+    turns = state.conversation.turns
     return f"{turns} {'turn' if turns == 1 else 'turns'}"
 
 
@@ -281,7 +297,7 @@ class Command:
 
     names: tuple[str, ...]
     argument: str
-    """Form of the argument: ``FILE`` is required, one in brackets is optional."""
+    """Form of the argument; one in brackets is optional."""
     help: str
     run: Callable[[ChatState, str], None]
 
@@ -291,6 +307,7 @@ COMMANDS = (
     Command(("/reset", "/clear"), "", "remove all turns; the system message stays", _reset),
     Command(("/undo",), "", "remove the last turn, and edit its message", _undo),
     Command(("/retry",), "", "generate another reply to the last message", _retry),
+    Command(("/tool",), "RESULT", "send the result of the tool call that the model waits for", _tool),
     Command(("/set",), "[NAME VALUE]", "show the settings, or change one", _set),
     Command(("/model",), "[MODEL]", "show the model, or continue with another", _model),
     Command(("/save",), "FILE", "write the conversation to a file", _save),

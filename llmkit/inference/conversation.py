@@ -6,10 +6,13 @@ Knows turns, undo, files, and reuse of the KV cache between turns. Does not know
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 from llmkit.data.text import read_text_file
 from llmkit.engines.base import OnText, Request, never
@@ -18,8 +21,8 @@ from llmkit.files import write_whole
 from llmkit.inference.context_window import ContextFitter
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.streaming import StreamedText
-from llmkit.tasks import Message
-from llmkit.tasks.messages import shortened, to_messages
+from llmkit.tasks import Message, ToolCall
+from llmkit.tasks.messages import as_row, is_instruction, shortened, to_messages, to_tools
 from llmkit.tasks.output import Output, Usage
 
 __all__ = ["Conversation", "SavedConversation", "read_conversation"]
@@ -28,6 +31,8 @@ _SHARE_AFTER_CUT = 0.75
 """Fraction of the context to fill after dropping the oldest messages: each drop invalidates the KV cache, so room is
 made for a few turns at once."""
 _RETRY_TEMPERATURE = 0.8
+_TURNS = re.compile("(u(at+)*at*)+")
+"""The first letters of the roles in a conversation: each reply may be followed by results of the tools it calls."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class SavedConversation:
     """The system message; None if the file has none."""
     messages: tuple[Message, ...]
     model: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 class Conversation:
@@ -53,6 +59,8 @@ class Conversation:
         self.pipeline = pipeline
         self.system = pipeline.prompt_options.system
         """The system message; empty for none. Can be set at any time."""
+        self.tools = to_tools(pipeline.prompt_options.tools)
+        """The tools that the model may call."""
         self.messages: list[Message] = []
         """All turns, without the system message."""
         self.last: Output | None = None
@@ -62,11 +70,23 @@ class Conversation:
         self._session = pipeline.engine.session(continues=True)
 
     def __repr__(self) -> str:
-        turns = len(self.messages) // 2
+        turns = self.turns
         number = f"{turns} turn" if turns == 1 else f"{turns} turns"
         dropped = f", oldest {self._forgotten} messages dropped" if self._forgotten else ""
         last = f", last reply {shorten(self.messages[-1].content, 60, placeholder=' …')!r}" if self.messages else ""
         return f"<Conversation with {self.pipeline.engine.facts.source.name}: {number}{dropped}{last}>"
+
+    @property
+    def turns(self) -> int:
+        """The number of messages of the user."""
+        return sum(message.role == "user" for message in self.messages)
+
+    @property
+    def open_calls(self) -> tuple[ToolCall, ...]:
+        """The tool calls of the last reply that have no result yet."""
+        results = list(takewhile(lambda message: message.role == "tool", reversed(self.messages)))
+        replies = self.messages[: len(self.messages) - len(results)][-1:]
+        return replies[0].tool_calls[len(results) :] if replies else ()
 
     @property
     def forgotten(self) -> int:
@@ -99,6 +119,28 @@ class Conversation:
             raise InputError("the message is empty", "write something", code="empty_input")
         return self._reply([*self.messages, Message("user", text)], on_text, on_reasoning, cancelled, again=False)
 
+    def send_result(
+        self,
+        result: str,
+        *,
+        on_text: OnText | None = None,
+        on_reasoning: OnText | None = None,
+        cancelled: Callable[[], bool] = never,
+    ) -> Output | None:
+        """Send the result of the first of the `open_calls`; after the last one, get the reply to them.
+
+        Raises:
+            InputError: no call waits for a result; the conversation is unchanged.
+        """
+        if not (calls := self.open_calls):
+            raise InputError("no tool call waits for a result", "send a message")
+        call = calls[0]
+        message = Message("tool", result, tool_call_id=str(call.get("id", "")), name=call["function"]["name"])
+        if len(calls) > 1:
+            self.messages.append(message)
+            return None
+        return self._reply([*self.messages, message], on_text, on_reasoning, cancelled, again=False)
+
     def retry(
         self,
         *,
@@ -109,14 +151,17 @@ class Conversation:
         """Another reply to the last message. If decoding is greedy and would repeat the reply, it is sampled."""
         if not self.messages:
             raise InputError("no reply to repeat yet", "send a message first")
+        if self.messages[-1].role != "assistant":
+            raise InputError("a tool call waits for its result", "send that first")
         return self._reply(self.messages[:-1], on_text, on_reasoning, cancelled, again=True)
 
     def undo(self) -> Message:
-        """Remove the last turn, message and reply; returns the message."""
+        """Remove the last turn, from the user's message on; returns that message."""
         if not self.messages:
             raise InputError("nothing to undo yet", "send a message first")
-        message = self.messages[-2]
-        del self.messages[-2:]
+        place = max(number for number, message in enumerate(self.messages) if message.role == "user")
+        message = self.messages[place]
+        del self.messages[place:]
         self._forgotten, self.last = min(self._forgotten, len(self.messages)), None
         self._interrupted = False
         return message
@@ -131,11 +176,13 @@ class Conversation:
     def save(self, path: str | Path) -> None:
         """Write the conversation as JSON: ``{"model": …, "messages": [{"role": …, "content": …}, …]}``.
 
-        The system message is the first.
+        The system message is the first. ``tools`` are saved too, if there are any.
         """
         system = [Message("system", self.system)] if self.system else []
-        rows = [{"role": message.role, "content": message.content} for message in (*system, *self.messages)]
+        rows = [as_row(message) for message in (*system, *self.messages)]
         content = {"model": self.pipeline.engine.facts.source.name, "messages": rows}
+        if self.tools:
+            content["tools"] = [dict(tool) for tool in self.tools]
         text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
         path = Path(path)
         try:
@@ -148,7 +195,7 @@ class Conversation:
     def load(self, path: str | Path) -> None:
         """Continue a conversation from a file that `save` wrote. A bad file changes nothing.
 
-        The system message is the file's, if it has one.
+        System message and tools are the file's, if it has any.
         """
         self.restore(read_conversation(path))
 
@@ -157,6 +204,7 @@ class Conversation:
         self.reset()
         if saved.system is not None and not keep_system:
             self.system = saved.system
+        self.tools = saved.tools or self.tools
         self.messages = list(saved.messages)
 
     def _reply(
@@ -170,7 +218,8 @@ class Conversation:
     ) -> Output:
         pipeline = self.pipeline
         reader = pipeline.reader(lambda text: on_text(text) if on_text else None)
-        reader.prompt_options, reader.encoder = replace(reader.prompt_options, system=self.system), self._session
+        reader.prompt_options = replace(reader.prompt_options, system=self.system, tools=self.tools)
+        reader.encoder = self._session
         pipeline.task.note_languages({"messages": messages[-1:]}, reader)
         forgotten = self._cut(messages, reader)
         fitted = reader.fit({"messages": messages[forgotten:]})
@@ -192,10 +241,16 @@ class Conversation:
         result = pipeline.task.finish(raw)
         usage = Usage(len(fitted.encoded.input_ids), raw.tokens, cached_tokens=raw.cached_tokens)
         output = pipeline.output(result, raw.finish_reason, usage, still_thinking=raw.thinking)
-        self.last = pipeline.noted(output, reader)
-        if raw.text.strip() or raw.finish_reason != "interrupted":  # a turn that was stopped at once does not count
+        self.last = pipeline.noted(output, reader, broken_calls=raw.broken_calls)
+        if (
+            raw.text.strip() or raw.tool_calls or raw.finish_reason != "interrupted"
+        ):  # a turn that was stopped at once does not count
             # Exactly as generated, including white space, so that the cached ids match the text.
-            self.messages = [*messages, Message("assistant", f"{reader.prompt_options.prefill}{raw.text}")]
+            content = f"{reader.prompt_options.prefill}{raw.text}"
+            if raw.tool_calls:  # white space in front of a call is part of its form
+                content = content.strip()
+            reply = Message("assistant", content, tool_calls=raw.tool_calls)
+            self.messages = [*messages, reply]
             self._interrupted = raw.finish_reason == "interrupted"
             self._forgotten = forgotten
         return self.last
@@ -245,14 +300,14 @@ def read_conversation(path: str | Path) -> SavedConversation:
         raise InputError(
             f"{path} cannot be read as JSON", "give a file that /save wrote", code="unreadable_file"
         ) from error
-    messages = to_messages(content.get("messages") if isinstance(content, dict) else content)
-    turns = [message for message in messages if message.role != "system"]
-    roles = [message.role for message in turns]
-    if not turns or len(turns) % 2 or roles != ["user", "assistant"] * (len(turns) // 2):
+    about = content if isinstance(content, dict) else {"messages": content}
+    messages = to_messages(about.get("messages"))
+    system = messages[0].content if messages and is_instruction(messages[0]) else None
+    turns = messages if system is None else messages[1:]
+    if not _TURNS.fullmatch("".join(message.role[0] for message in turns)):
         raise InputError(
             f"the messages in {path} are not alternating turns of user and assistant",
             "end it with the assistant's reply",
         )
-    model = content.get("model") if isinstance(content, dict) else None
-    system = messages[0].content if messages[0].role == "system" else None
-    return SavedConversation(system, tuple(turns), model if isinstance(model, str) else None)
+    model = about.get("model")
+    return SavedConversation(system, turns, model if isinstance(model, str) else None, to_tools(about.get("tools")))

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import transformers
 
 import llmkit
 from llmkit.tasks import Chat, Message
 from tests import tiny
+from tests.forced import save_forced_model
 
 HARMONY = (
     "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endfor %}"
@@ -32,22 +31,7 @@ def gpt_oss(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
     tokenizer.eos_token, tokenizer.chat_template = "<|return|>", HARMONY
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Who?"}], add_generation_prompt=True)
-    before, reply = len(prompt["input_ids"]), tokenizer(REPLY)["input_ids"]
-    model = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=len(tokenizer), n_embd=positions, n_layer=1, n_head=1, n_positions=positions, n_inner=8,
-            tie_word_embeddings=False, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        )
-    )  # fmt: skip
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.zero_()
-        model.transformer.wpe.weight.copy_(torch.eye(positions))
-        for place, token in enumerate(reply):
-            model.lm_head.weight[token, before + place - 1] = 1.0
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_forced_model(folder, tokenizer, [(prompt["input_ids"], REPLY)], positions)
     return folder
 
 

@@ -1,0 +1,152 @@
+"""Tools from the prompt to the output: alone, streamed, in rows, and in conversations with results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmkit
+from llmkit.errors import InputError, UsageError
+from llmkit.inference.conversation import Conversation
+from tests import tiny
+from tests.forced import save_forced_model
+from tests.heads.tool_templates import HERMES, MISTRAL_SMALL
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+CALL = {
+    "type": "function",
+    "id": "call00001",
+    "function": {"name": "get_weather", "arguments": {"city": "北京"}},
+}
+QUESTION = {"role": "user", "content": "天气？"}
+BROKEN = '<tool_call>\n{"name": "get_weather", "arguments": {"city": }}\n</tool_call>'
+REPLIES = {
+    "hermes": (HERMES, '嗯。\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "北京"}}\n</tool_call>'),
+    "mistral": (MISTRAL_SMALL, '嗯。[TOOL_CALLS]get_weather[ARGS]{"city": "北京"}'),
+    "broken": (HERMES, f"嗯。{BROKEN}"),
+}
+END = "<|end|>"
+
+
+def save_model(folder: Path, template: str, reply: str) -> Path:
+    """A model that answers the question with a call, and its result with a text."""
+    tokenizer: Any = tiny.train_tokenizer("Qwen2Tokenizer", folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": [END, "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[INST]"]})
+    tokenizer.eos_token, tokenizer.chat_template = END, template.replace("<|im_end|>", END).replace("</s>", END)
+    called = {"role": "assistant", "content": "嗯。", "tool_calls": [CALL]}
+    result = {"role": "tool", "content": "晴", "tool_call_id": "call00001", "name": "get_weather"}
+    prompts = [
+        tokenizer.apply_chat_template(messages, tools=[TOOL], add_generation_prompt=True)["input_ids"]
+        for messages in ([QUESTION], [QUESTION, called, result])
+    ]
+    save_forced_model(folder, tokenizer, list(zip(prompts, (reply + END, f"晴天。{END}"), strict=True)), 1024)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["hermes", "mistral"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_model(tmp_path_factory.mktemp(request.param), *REPLIES[request.param]))
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_model(tmp_path_factory.mktemp("broken"), *REPLIES["broken"]))
+
+
+def load(folder: str, **options: Any) -> llmkit.Pipeline:
+    return llmkit.load("dialogue", folder, device="cpu", max_new_tokens=200, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}])
+def test_calls_are_parsed_however_a_reply_is_run(model: str, options: dict[str, Any]) -> None:
+    pipeline, shown = load(model, tools=[TOOL], **options), list[str]()
+    streamed = pipeline([QUESTION], on_text=shown.append)
+    assert (streamed.text, list(streamed.tool_calls), streamed.finish_reason) == ("嗯。", [CALL], "tool_calls")
+    assert "".join(shown) == streamed.text
+    for output in pipeline([{"messages": [QUESTION]}, {"messages": [QUESTION], "tools": [TOOL]}]):
+        assert (output.text, output.tool_calls) == (streamed.text, streamed.tool_calls)
+    record = streamed.to_dict()
+    assert (record["tool_calls"], record["finish_reason"], record["text"]) == ([CALL], "tool_calls", "嗯。")
+    assert "tool_calls" not in load(model)([QUESTION]).to_dict()  # another prompt, and another reply
+
+
+def test_generate_offers_tools_too(model: str) -> None:
+    output = llmkit.generate("天气？", model, tools=[TOOL["function"]], device="cpu", max_new_tokens=200)
+    assert (output.text.strip(), list(output.tool_calls)) == ("嗯。", [CALL])
+
+
+def test_a_broken_call_is_text_with_a_note(broken: str) -> None:
+    output = load(broken, tools=[TOOL])([QUESTION])
+    assert (output.text, output.tool_calls, output.finish_reason) == (f"嗯。{BROKEN}", (), "stop")
+    assert [note.code for note in output.notes] == ["tool_calls_broken"]
+
+
+def test_a_conversation_with_the_result_of_a_tool(model: str, tmp_path: Path) -> None:
+    conversation = Conversation(load(model, tools=[TOOL]))
+    assert list(conversation.send("天气？").tool_calls) == [CALL]
+    assert list(conversation.open_calls) == [CALL]
+    conversation.save(tmp_path / "open.json")
+    reply = conversation.send_result("晴")
+    assert reply is not None
+    assert (reply.text, reply.tool_calls, reply.finish_reason) == ("晴天。", (), "stop")
+    assert [message.role for message in conversation.messages] == ["user", "assistant", "tool", "assistant"]
+    with pytest.raises(InputError, match="no tool call waits"):
+        conversation.send_result("雨")
+
+    resumed = Conversation(load(model))  # the file has the tools
+    resumed.load(tmp_path / "open.json")
+    assert resumed.send_result("晴") is not None
+    assert resumed.messages == conversation.messages
+    resumed.save(tmp_path / "closed.json")
+    assert json.loads((tmp_path / "closed.json").read_text(encoding="utf-8"))["tools"] == [TOOL]
+    resumed.load(tmp_path / "closed.json")
+    assert (resumed.messages, resumed.turns) == (conversation.messages, 1)
+    assert (resumed.undo().content, resumed.messages) == ("天气？", [])
+
+
+def test_several_calls_wait_for_their_results_in_turn(model: str, tmp_path: Path) -> None:
+    other = {**CALL, "id": "call00002"}
+    path = tmp_path / "two.json"
+    messages = [QUESTION, {"role": "assistant", "content": "", "tool_calls": [CALL, other]}]
+    path.write_text(json.dumps({"messages": messages, "tools": [TOOL]}), encoding="utf-8")
+    conversation = Conversation(load(model))
+    conversation.load(path)
+    assert conversation.send_result("晴") is None
+    assert list(conversation.open_calls) == [other]
+    with pytest.raises(InputError, match="a tool call waits for its result"):
+        conversation.retry()
+    assert conversation.send_result("雨") is not None
+    results = [(m.content, m.tool_call_id, m.name) for m in conversation.messages if m.role == "tool"]
+    assert results == [("晴", "call00001", "get_weather"), ("雨", "call00002", "get_weather")]
+
+
+def test_tools_that_have_no_effect_are_refused(model: str) -> None:
+    with pytest.raises(UsageError, match="`tools` have no effect on summarization"):
+        llmkit.load("summarize", model, tools=[TOOL], device="cpu")
+    with pytest.raises(UsageError, match="`tools` cannot be offered: the prompt is not rendered by a chat template"):
+        llmkit.load("generate", model, tools=[TOOL], raw=True, device="cpu")
+    for tools in ([{"description": "?"}], [{"function": {}}]):
+        with pytest.raises(InputError, match="tools is not a list of functions with names"):
+            load(model, tools=tools)
+
+
+@pytest.mark.parametrize(
+    "text", ["- name: get_weather\n  parameters: {type: object}\n", "tools: [{name: get_weather}]"]
+)
+def test_tools_in_yaml(model: str, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "tools.yaml"
+    path.write_text(text, encoding="utf-8")
+    (tool,) = Conversation(load(model, tools=path)).tools
+    assert (tool["type"], tool["function"]["name"]) == ("function", "get_weather")
+    path.write_text("get_weather", encoding="utf-8")
+    with pytest.raises(UsageError, match="is not a list of objects; write the tools as a list"):
+        load(model, tools=path)

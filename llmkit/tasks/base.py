@@ -337,13 +337,13 @@ class Task:
 
     def _check_tools(self, traits: Traits, prompt_options: PromptOptions) -> None:
         if not self.calls_tools:
-            raise UsageError(f"`tools` have no effect on {self.name}", "leave them out", code="no_effect")
+            raise UsageError(f"tools have no effect on {self.name}", "leave them out", code="no_effect")
         if prompt_options.raw or not traits.takes_tools:
             without = "the model's chat template renders none"
             if prompt_options.raw or not traits.chat:
                 without = "the prompt is not rendered by a chat template"
             raise UsageError(
-                f"`tools` cannot be offered: {without}",
+                f"tools cannot be offered: {without}",
                 "leave them out, or use a model for tools",
                 code="not_supported",
             )

@@ -11,55 +11,17 @@ import pytest
 import llmkit
 from llmkit.errors import InputError, UsageError
 from llmkit.inference.conversation import Conversation
-from tests import tiny
-from tests.forced import save_forced_model
-from tests.heads.tool_templates import HERMES, MISTRAL_SMALL
-
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-    },
-}
-CALL = {
-    "type": "function",
-    "id": "call00001",
-    "function": {"name": "get_weather", "arguments": {"city": "北京"}},
-}
-QUESTION = {"role": "user", "content": "天气？"}
-BROKEN = '<tool_call>\n{"name": "get_weather", "arguments": {"city": }}\n</tool_call>'
-REPLIES = {
-    "hermes": (HERMES, '嗯。\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "北京"}}\n</tool_call>'),
-    "mistral": (MISTRAL_SMALL, '嗯。[TOOL_CALLS]get_weather[ARGS]{"city": "北京"}'),
-    "broken": (HERMES, f"嗯。{BROKEN}"),
-}
-END = "<|end|>"
-
-
-def save_model(folder: Path, template: str, reply: str) -> Path:
-    """A model that answers the question with a call, and its result with a text."""
-    tokenizer: Any = tiny.train_tokenizer("Qwen2Tokenizer", folder)
-    tokenizer.add_special_tokens({"additional_special_tokens": [END, "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[INST]"]})
-    tokenizer.eos_token, tokenizer.chat_template = END, template.replace("<|im_end|>", END).replace("</s>", END)
-    called = {"role": "assistant", "content": "嗯。", "tool_calls": [CALL]}
-    result = {"role": "tool", "content": "晴", "tool_call_id": "call00001", "name": "get_weather"}
-    prompts = [
-        tokenizer.apply_chat_template(messages, tools=[TOOL], add_generation_prompt=True)["input_ids"]
-        for messages in ([QUESTION], [QUESTION, called, result])
-    ]
-    save_forced_model(folder, tokenizer, list(zip(prompts, (reply + END, f"晴天。{END}"), strict=True)), 1024)
-    return folder
+from tests.forced import BROKEN, CALL, QUESTION, REPLIES, TOOL, save_tool_model
 
 
 @pytest.fixture(scope="module", params=["hermes", "mistral"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_model(tmp_path_factory.mktemp(request.param), *REPLIES[request.param]))
+    return str(save_tool_model(tmp_path_factory.mktemp(request.param), *REPLIES[request.param]))
 
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_model(tmp_path_factory.mktemp("broken"), *REPLIES["broken"]))
+    return str(save_tool_model(tmp_path_factory.mktemp("broken"), *REPLIES["broken"]))
 
 
 def load(folder: str, **options: Any) -> llmkit.Pipeline:
@@ -130,9 +92,9 @@ def test_several_calls_wait_for_their_results_in_turn(model: str, tmp_path: Path
 
 
 def test_tools_that_have_no_effect_are_refused(model: str) -> None:
-    with pytest.raises(UsageError, match="`tools` have no effect on summarization"):
+    with pytest.raises(UsageError, match="tools have no effect on summarization"):
         llmkit.load("summarize", model, tools=[TOOL], device="cpu")
-    with pytest.raises(UsageError, match="`tools` cannot be offered: the prompt is not rendered by a chat template"):
+    with pytest.raises(UsageError, match="tools cannot be offered: the prompt is not rendered by a chat template"):
         llmkit.load("generate", model, tools=[TOOL], raw=True, device="cpu")
     for tools in ([{"description": "?"}], [{"function": {}}]):
         with pytest.raises(InputError, match="tools is not a list of functions with names"):

@@ -1,0 +1,52 @@
+"""Tools on the command line: offered, called, and answered in a conversation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import llmkit
+from llmkit.cli.chat import Session
+from llmkit.config.settings import GenerationSettings
+from llmkit.inference.conversation import Conversation
+from tests.cli.conftest import Run
+from tests.forced import CALL, QUESTION, REPLIES, TOOL, save_tool_model
+
+LINE = 'get_weather({"city": "北京"})'
+OPTIONS = ("--device", "cpu", "--max-new-tokens", "200")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tool_model(tmp_path_factory.mktemp("model"), *REPLIES["mistral"])
+
+
+def test_one_reply_and_rows(folder: Path, run: Run, tmp_path: Path) -> None:
+    tools, rows = tmp_path / "tools.json", tmp_path / "rows.jsonl"
+    tools.write_text(json.dumps([TOOL]), encoding="utf-8")
+    code, out, _ = run("chat", "天气？", "--model", folder, "--tools", tools, *OPTIONS)
+    assert (code, out) == (0, f"嗯。\n{LINE}\n")
+    code, out, _ = run("generate", "天气？", "--model", folder, "--tools", tools, "--json", *OPTIONS)
+    record = json.loads(out)
+    assert (record["tool_calls"], record["finish_reason"], record["text"].strip()) == ([CALL], "tool_calls", "嗯。")
+    lines = ({"messages": [QUESTION], "id": 7, "tools": [TOOL]}, {"messages": [QUESTION], "tools": None})
+    rows.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    code, out, _ = run("chat", "--input", rows, "--model", folder, "--tools", tools, *OPTIONS)
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [(each.get("id"), each["tool_calls"]) for each in answers] == [(7, [CALL]), (None, [CALL])]
+    code, _, err = run("translate", "x", "--to", "fr", "--tools", tools)
+    assert code == 2
+    assert "--tools" in err
+
+
+def test_a_conversation(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    talk, lines = Conversation(llmkit.load("chat", str(folder), tools=[TOOL], device="cpu", max_new_tokens=200)), iter(
+        ("/tool 晴", "天气？", "/tool", "/tool 晴", "/undo", "/quit")
+    )  # fmt: skip
+    Session(talk, lambda _default: next(lines), GenerationSettings()).run()
+    out, err = capsys.readouterr()
+    assert out == f"嗯。\n\n{LINE}\n晴天。\n\n"
+    assert f"(/tool RESULT sends the result of {LINE})" in err
+    assert talk.messages == []

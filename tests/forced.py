@@ -36,14 +36,14 @@ def save_forced_model(folder: Path, tokenizer: Any, turns: Sequence[tuple[Sequen
     tokenizer.save_pretrained(folder)
 
 
-TOOL = {
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "get_weather",
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     },
 }
-CALL = {
+CALL: dict[str, Any] = {
     "type": "function",
     "id": "call00001",
     "function": {"name": "get_weather", "arguments": {"city": "北京"}},

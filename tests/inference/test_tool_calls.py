@@ -11,6 +11,7 @@ import pytest
 import llmkit
 from llmkit.errors import InputError, UsageError
 from llmkit.inference.conversation import Conversation
+from llmkit.tasks import Row
 from tests.forced import BROKEN, CALL, QUESTION, REPLIES, TOOL, save_tool_model
 
 
@@ -24,6 +25,9 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_tool_model(tmp_path_factory.mktemp("broken"), *REPLIES["broken"]))
 
 
+ASKED: dict[str, Any] = {"messages": [QUESTION]}
+
+
 def load(folder: str, **options: Any) -> llmkit.Pipeline:
     return llmkit.load("dialogue", folder, device="cpu", max_new_tokens=200, **options)
 
@@ -31,14 +35,15 @@ def load(folder: str, **options: Any) -> llmkit.Pipeline:
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}])
 def test_calls_are_parsed_however_a_reply_is_run(model: str, options: dict[str, Any]) -> None:
     pipeline, shown = load(model, tools=[TOOL], **options), list[str]()
-    streamed = pipeline([QUESTION], on_text=shown.append)
+    streamed = pipeline(ASKED, on_text=shown.append)
     assert (streamed.text, list(streamed.tool_calls), streamed.finish_reason) == ("嗯。", [CALL], "tool_calls")
     assert "".join(shown) == streamed.text
-    for output in pipeline([{"messages": [QUESTION]}, {"messages": [QUESTION], "tools": [TOOL]}]):
+    rows: list[Row] = [ASKED, {**ASKED, "tools": [TOOL]}]
+    for output in pipeline(rows):
         assert (output.text, output.tool_calls) == (streamed.text, streamed.tool_calls)
     record = streamed.to_dict()
     assert (record["tool_calls"], record["finish_reason"], record["text"]) == ([CALL], "tool_calls", "嗯。")
-    assert "tool_calls" not in load(model)([QUESTION]).to_dict()  # another prompt, and another reply
+    assert "tool_calls" not in load(model)(ASKED).to_dict()  # another prompt, and another reply
 
 
 def test_generate_offers_tools_too(model: str) -> None:
@@ -47,7 +52,7 @@ def test_generate_offers_tools_too(model: str) -> None:
 
 
 def test_a_broken_call_is_text_with_a_note(broken: str) -> None:
-    output = load(broken, tools=[TOOL])([QUESTION])
+    output = load(broken, tools=[TOOL])(ASKED)
     assert (output.text, output.tool_calls, output.finish_reason) == (f"嗯。{BROKEN}", (), "stop")
     assert [note.code for note in output.notes] == ["tool_calls_broken"]
 
@@ -96,8 +101,9 @@ def test_tools_that_have_no_effect_are_refused(model: str) -> None:
         llmkit.load("summarize", model, tools=[TOOL], device="cpu")
     with pytest.raises(UsageError, match="tools cannot be offered: the prompt is not rendered by a chat template"):
         llmkit.load("generate", model, tools=[TOOL], raw=True, device="cpu")
-    for tools in ([{"description": "?"}], [{"function": {}}]):
-        with pytest.raises(InputError, match="tools is not a list of functions with names"):
+    bad: list[list[dict[str, Any]]] = [[{"description": "?"}], [{"function": {}}]]
+    for tools in bad:
+        with pytest.raises(InputError, match="tools that are not functions with names"):
             load(model, tools=tools)
 
 

@@ -24,7 +24,7 @@ from llmkit.config.user import with_default_model
 from llmkit.data.prompt_files import prompt_values
 from llmkit.errors import InputError, UsageError
 from llmkit.progress import hidden
-from llmkit.tasks import TASKS, Message, PromptKeywords, PromptOptions, Row, Task, find_task
+from llmkit.tasks import TASKS, Message, PromptKeywords, PromptOptions, Row, ShotsBy, Task, find_task
 from llmkit.tasks.messages import to_tools
 from llmkit.tasks.question_answering import AnswerOptions
 from llmkit.tasks.summarization import SummarizationOptions
@@ -302,6 +302,10 @@ def evaluate(
     encoding: str | None = None,
     header: bool | None = None,
     delimiter: str | None = None,
+    examples: Sequence[Row] | str | Path = (),
+    shots: int | Sequence[int] | None = None,
+    shots_by: ShotsBy | None = None,
+    shots_seed: int | None = None,
     baseline: str | None = None,
     overrides: Sequence[str] = (),
     metrics: Mapping[str, Any] | None = None,
@@ -324,6 +328,12 @@ def evaluate(
         encoding: of the rows, if not UTF-8.
         header: CSV and TSV: whether the first row names the columns; detected by default.
         delimiter: CSV and TSV: what separates the fields; detected by default.
+        examples: few-shot rows in the task's columns, or a file of them, which may be ``data``: the row itself is never
+            used. By default those of the recipe.
+        shots: the number of examples in each prompt, or several such as ``[0, 1, 4]``, each of which is compared with
+            the first (``Evaluation.by_shots``); by default all examples.
+        shots_by: how they are chosen: ``random`` (the same for all rows) or ``similarity`` of words to the row.
+        shots_seed: seed that they are drawn with.
         baseline: another model, compared by a paired bootstrap test on the same rows.
         overrides: changes to the recipe, such as ``settings.target=de``.
         metrics: additional metrics of the package evaluate, loaded, by name.
@@ -356,6 +366,9 @@ def evaluate(
         header=header,
         delimiter=delimiter,
         settings=own,
+        examples=str(examples) if isinstance(examples, Path) else examples,
+        shots_by=shots_by,
+        shots_seed=shots_seed,
     )
     with nullcontext() if progress else hidden():
         result = run_evaluation(
@@ -363,6 +376,7 @@ def evaluate(
             settings,
             None if output is None else Path(output),
             baseline=baseline,
+            shots=[] if shots is None else [shots] if isinstance(shots, int) else list(shots),
             metrics=metrics,
             max_rows=max_rows,
             resume=resume,

@@ -42,7 +42,7 @@ def test_the_two_forms_of_alpaca(tmp_path: Path) -> None:
     recipe = make_recipe(content["task"], tmp_path, tmp_path / "rows.jsonl", prompt=content["prompt"])
     task = get_task("text-generation")
     prompts = [
-        task.render(row, PLAIN, open_prompt(recipe)).text  # type: ignore[union-attr]
+        task.render(row, PLAIN, open_prompt(recipe, task)).text  # type: ignore[union-attr]
         for row in ({"prompt": "Add.", "input": "1 2"}, {"prompt": "Sing.", "input": ""}, {"prompt": "Sing."})
     ]
     assert prompts == [

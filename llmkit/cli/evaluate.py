@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -16,11 +16,13 @@ from llmkit.cli.output import AsJson
 from llmkit.cli.processes import start
 from llmkit.cli.streams import echo
 from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, column_pairs, setting_fields
+from llmkit.errors import UsageError
 from llmkit.log import log
 from llmkit.models.processes import Worker, is_distributed, join_process_group, on_cpu
+from llmkit.tasks import PromptOptions, ShotsBy
 
 if TYPE_CHECKING:
-    from llmkit.evaluation.evaluate import Evaluation
+    from llmkit.evaluation.evaluate import Evaluation, MetricResult
     from llmkit.tasks import Task
 
 __all__ = ["evaluate_command"]
@@ -54,6 +56,24 @@ def evaluate(
     header: Annotated[bool | None, declared(RowSettings, "header")] = None,
     delimiter: Annotated[str | None, declared(RowSettings, "delimiter")] = None,
     max_rows: Annotated[int | None, declared(RowSettings, "max_rows", min=1)] = None,
+    examples: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Few-shot examples: other rows, or the same, none of which precedes itself; default: RUN's own.",
+            rich_help_panel="Prompt",
+        ),
+    ] = None,
+    shots: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N[,N…]",
+            help="Numbers of examples in each prompt, such as 0,1,4, each compared with the first; default: all.",
+            rich_help_panel="Prompt",
+        ),
+    ] = None,
+    shots_by: Annotated[ShotsBy | None, declared(PromptOptions, "shots_by")] = None,
+    shots_seed: Annotated[int | None, declared(PromptOptions, "shots_seed", min=0)] = None,
     baseline: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Another model to compare with, on the same rows.", rich_help_panel="Model"),
@@ -94,12 +114,13 @@ def evaluate(
     """Evaluate a model against reference answers.
 
     Decoding is greedy unless sampling options are set. Metrics have 95 % confidence intervals and are compared with
-    trivial answers; --baseline adds the p-value of a paired bootstrap test. Each row with its references, prediction
-    and scores is written to results.jsonl.
+    trivial answers; --baseline adds the p-value of a paired bootstrap test, and so do several numbers of --shots. Each
+    row with its references, prediction and scores is written to results.jsonl.
 
     Examples:
         llmkit evaluate runs/papers --baseline starter
         llmkit evaluate --task translate --data test.jsonl --to fr -m Helsinki-NLP/opus-mt-en-fr
+        llmkit evaluate --task answer --data test.jsonl --examples train.jsonl --shots 0,1,4 -m starter
     """
     if (num_processes or 1) > 1 and not is_distributed():
         raise typer.Exit(start(num_processes or 1, flags.arguments, on_cpu=on_cpu(load.device)))
@@ -117,6 +138,9 @@ def evaluate(
         header=header,
         delimiter=delimiter,
         settings={name: value for name, value in task_settings.items() if value is not None},
+        examples=examples or (),
+        shots_by=shots_by,
+        shots_seed=shots_seed,
     )
     loaded = {}
     if metrics:
@@ -128,6 +152,7 @@ def evaluate(
         generation,
         output,
         baseline=baseline,
+        shots=_numbers(shots),
         metrics=loaded,
         max_rows=max_rows,
         resume=resume,
@@ -137,6 +162,13 @@ def evaluate(
     if result is not None:
         echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else "\n".join(_table(result)))
         log.info("rows, references, predictions and scores: %s", result.results)
+
+
+def _numbers(shots: str | None) -> list[int]:
+    numbers = [number.strip() for number in (shots or "").split(",") if shots is not None]
+    if wrong := next((number for number in numbers if not number.isdecimal()), None):
+        raise UsageError(f"`shots`: {wrong!r} is not a number", "write numbers such as 0,1,4", code="invalid_value")
+    return [int(number) for number in numbers]
 
 
 def evaluate_command(tasks: tuple[type[Task], ...]) -> Callable[..., None]:
@@ -182,33 +214,76 @@ def _task_options(tasks: tuple[type[Task], ...]) -> Mapping[str, inspect.Paramet
 
 
 def _table(result: Evaluation) -> Iterator[str]:
-    other = result.baseline
-    counts = ((result.failed, "failed"), (result.unfinished, "unfinished"))
-    problems = "".join(f", {number} {name}" for number, name in counts if number)
+    compared = result.by_shots or (result,)
+    problems = "" if result.by_shots else _problems(result)
     yield f"{result.task}: {result.model}, {result.rows} rows{problems}"
-    if result.notes:
-        yield "notes: " + ", ".join(f"{count} {code}" for code, count in result.notes.items())
-    if other is not None:
-        yield f"baseline: {other.model}"
-    yield from _figures(result)
+    if result.baseline is not None:
+        yield f"baseline: {result.baseline.model}"
+    for each in compared:
+        yield from _remarks(each, f" ({_label(each)})" if result.by_shots else "")
+    yield from _figures_by_shots(compared, compared) if result.by_shots else _figures(result)
     for name, group in result.groups.items():
         yield f"  {name}, {group.rows} rows"
-        yield from (f"  {line}" for line in _figures(group))
+        groups = [each.groups[name] for each in compared]
+        yield from (f"  {line}" for line in (_figures_by_shots(compared, groups) if groups[1:] else _figures(group)))
     for name, figures in result.trivial.items():
         yield f"  {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in figures.items())
-    for name, values in result.others.items():
-        yield f"  {name}: {json.dumps(values, ensure_ascii=False)}"
+    for each in compared:
+        for name, values in each.others.items():
+            shown = f"{name} ({_label(each)})" if result.by_shots else name
+            yield f"  {shown}: {json.dumps(values, ensure_ascii=False)}"
     for signature in dict.fromkeys(each.signature for each in result.figures):
         yield f"  signature: {signature}"
 
 
+def _problems(result: Evaluation) -> str:
+    counts = ((result.failed, "failed"), (result.unfinished, "unfinished"))
+    return "".join(f", {number} {name}" for number, name in counts if number)
+
+
+def _remarks(result: Evaluation, label: str) -> Iterator[str]:
+    if label and (problems := _problems(result)):
+        yield f"rows{label}: {problems.removeprefix(', ')}"
+    if result.notes:
+        yield f"notes{label}: " + ", ".join(f"{count} {code}" for code, count in result.notes.items())
+
+
 def _figures(result: Evaluation) -> Iterator[str]:
+    """The measures, with the baseline's if there is one."""
     other = result.baseline
     baselines = {} if other is None else {each.name: each.interval.value for each in other.figures}
     for each in result.figures:
-        value, low, high = each.interval.value, each.interval.low, each.interval.high
-        line = f"  {padded(each.name, 12)} {value:6.2f}  [{low:.2f}, {high:.2f}]"
-        if each.p_value is not None:
-            before = baselines[each.name]
-            line += f"   baseline {before:.2f}, difference {value - before:+.2f}, p = {each.p_value:.4f}"
+        line = f"  {padded(each.name, 12)} {_interval(each)}"
+        if each.name in baselines:
+            line += f"   baseline {baselines[each.name]:.2f}, {_difference(each, baselines[each.name])}"
         yield line
+
+
+def _figures_by_shots(evaluations: Sequence[Evaluation], results: Sequence[Evaluation]) -> Iterator[str]:
+    """A block for each measure, with a line for each number of shots, compared with the first.
+
+    ``results`` are the evaluations, or a group of rows of each.
+    """
+    labels = [_label(each) for each in evaluations]
+    width = max(map(len, labels))
+    for first in results[0].figures:
+        for label, result in zip(labels, results, strict=True):
+            name = first.name if result is results[0] else ""
+            for each in (each for each in result.figures if each.name == first.name):
+                compared = f"   {_difference(each, first.interval.value)}" if each.p_value is not None else ""
+                yield f"  {padded(name, 12)} {padded(label, width)} {_interval(each)}{compared}"
+
+
+def _label(result: Evaluation) -> str:
+    from llmkit.evaluation.evaluate import shots_label
+
+    return shots_label(result.shots or 0)
+
+
+def _interval(figure: MetricResult) -> str:
+    found = figure.interval
+    return f"{found.value:6.2f}  [{found.low:.2f}, {found.high:.2f}]"
+
+
+def _difference(figure: MetricResult, other: float) -> str:
+    return f"difference {figure.interval.value - other:+.2f}, p = {figure.p_value:.4f}"

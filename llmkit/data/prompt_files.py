@@ -15,22 +15,36 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from llmkit.config.paths import user_path
 from llmkit.config.settings import nested_kind, setting_fields
 from llmkit.errors import UsageError
-from llmkit.tasks import PromptOptions
+from llmkit.tasks import PromptOptions, Task
 
 if TYPE_CHECKING:
     from llmkit.config.recipe import Recipe
 
-__all__ = ["open_prompt", "prompt_values"]
+__all__ = ["open_prompt", "open_template", "prompt_values"]
 
 
-def open_prompt(recipe: Recipe) -> PromptOptions:
-    """The prompt options of a recipe, with the contents of files; those at their defaults count as not set."""
+def open_prompt(recipe: Recipe, task: Task) -> PromptOptions:
+    """The prompt options of a recipe, with the contents of files; those at their defaults count as not set.
+
+    Examples in a file may have the layout of the training rows.
+    """
     section: Any = recipe.prompt
     values = section.model_dump(exclude_defaults=True)
     prefixes = {source.prefix for source in recipe.data.train}
     if len(prefixes) == 1 and None not in prefixes:  # of all rows, so that the tuned model is prompted with it too
         values["prefix"] = prefixes.pop()
+    if isinstance(path := values.get("examples"), str):
+        from llmkit.data.example_rows import read_examples
+
+        values["examples"] = read_examples(path, recipe.data.train[0], task)
     return PromptOptions(**prompt_values(values))
+
+
+def open_template(recipe: Recipe) -> str | None:
+    """The template of a recipe's prompts."""
+    section: Any = recipe.prompt
+    found: str | None = prompt_values({"template": section.template})["template"]
+    return found
 
 
 def prompt_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,9 +36,11 @@ __all__ = [
     "Evaluation",
     "MetricResult",
     "compare",
+    "compare_shots",
     "evaluate",
     "greedy",
     "prediction_of",
+    "shots_label",
     "without_reasoning",
 ]
 
@@ -52,7 +54,7 @@ class MetricResult:
     signature: str
     higher_is_better: bool
     p_value: float | None = None
-    """p-value of the difference to the baseline."""
+    """p-value of the difference to the baseline, or to the first number of shots."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,21 @@ class Evaluation:
     """File with each row's columns, references, prediction and scores."""
     baseline: Evaluation | None = None
     """The baseline model's results on the same rows."""
+    shots: int | None = None
+    """Number of few-shot examples in each prompt; None: there are no examples."""
+    by_shots: tuple[Evaluation, ...] = ()
+    """The results for each number of shots, this one first, if there are several."""
 
     def _repr_html_(self) -> str:
         """The metrics as a table, for notebooks."""
+        if self.by_shots:
+            return "".join(replace(each, by_shots=())._repr_html_() for each in self.by_shots)
         names = ["metric", "value", "95 % interval", *(["baseline", "difference", "p"] if self.baseline else [])]
         rows = list(_cells(self))
         for name, group in self.groups.items():
             rows += ([f"{name}: {first}", *cells] for first, *cells in _cells(group))
         title = f"{self.task}: {self.model}, {self.rows} rows"
+        title += "" if self.shots is None else f", {shots_label(self.shots)}"
         title += f" (baseline: {self.baseline.model})" if self.baseline else ""
         counts = {"failed": self.failed, "unfinished": self.unfinished, **self.notes}
         title += "".join(f", {number} {name}" for name, number in counts.items() if number)
@@ -106,6 +115,7 @@ class Evaluation:
             "task": self.task,
             "model": self.model,
             "rows": self.rows,
+            **({} if self.shots is None else {"shots": self.shots}),
             "failed": self.failed,
             "unfinished": self.unfinished,
             "figures": _figures(self),
@@ -114,6 +124,7 @@ class Evaluation:
             **({"others": self.others} if self.others else {}),
             **({"notes": self.notes} if self.notes else {}),
             **({} if self.baseline is None else {"baseline": self.baseline.to_dict()}),
+            **({"by_shots": [replace(each, by_shots=()).to_dict() for each in self.by_shots]} if self.by_shots else {}),
         }
 
 
@@ -123,7 +134,7 @@ def _cells(result: Evaluation) -> Iterator[list[str]]:
     for each in result.figures:
         value, low, high = each.interval.value, each.interval.low, each.interval.high
         cells = [each.name, f"{value:.2f}", f"{low:.2f} to {high:.2f}"]
-        if each.p_value is not None:
+        if each.name in others:
             other = others[each.name]
             cells += [f"{other:.2f}", f"{value - other:+.2f}", f"{each.p_value:.4f}"]
         yield cells
@@ -189,6 +200,10 @@ def evaluate(
     if any(plain):
         if not all(plain):
             raise InputError("some rows are plain text and others have an answer", "evaluate them separately")
+        if pipeline.prompt_options.examples:
+            raise UsageError(
+                "examples have no effect on plain text, which has no prompt", "leave them out", code="no_effect"
+            )
         if not (measures := _perplexity(pipeline, evaluated, member)):
             raise InputError(
                 "no row has a token that could be predicted", "evaluate on rows with a longer text", code="no_rows"
@@ -261,8 +276,9 @@ def _evaluation(pipeline: Pipeline, rows: int, measures: Sequence[Measure]) -> E
         MetricResult(each.name, interval(each.statistics, each.figure), each.signature, each.higher_is_better)
         for each in measures
     )
-    name, model = pipeline.task.name, pipeline.loaded.source.name
-    return Evaluation(name, model, rows, 0, 0, figures, measures=tuple(measures))
+    name, model, options = pipeline.task.name, pipeline.loaded.source.name, pipeline.prompt_options
+    shots = options.shots if options.shots is not None else len(options.examples) or None
+    return Evaluation(name, model, rows, 0, 0, figures, measures=tuple(measures), shots=shots)
 
 
 def _rows_of(measures: Sequence[Measure]) -> int:
@@ -317,16 +333,32 @@ def _trivial(
 
 def compare(tuned: Evaluation, baseline: Evaluation) -> Evaluation:
     """The first result with p-values of its differences to the second, by paired bootstrap on the same rows."""
-    others = {each.name: each for each in baseline.measures}
+    result = _with_p_values(tuned, baseline)
+    groups = {name: replace(group, baseline=baseline.groups.get(name)) for name, group in result.groups.items()}
+    return replace(result, groups=groups, baseline=baseline)
+
+
+def compare_shots(results: Sequence[Evaluation]) -> Evaluation:
+    """The first result, with all of them; the others have p-values of their differences to the first."""
+    first, *others = results
+    return replace(first, by_shots=(first, *(_with_p_values(each, first) for each in others)))
+
+
+def shots_label(shots: int) -> str:
+    return "1 shot" if shots == 1 else f"{shots} shots"
+
+
+def _with_p_values(result: Evaluation, other: Evaluation) -> Evaluation:
+    measures = {each.name: each for each in other.measures}
     figures = tuple(
-        replace(figure, p_value=_p_value(measure, others[figure.name])) if figure.name in others else figure
-        for figure, measure in zip(tuned.figures, tuned.measures, strict=True)
+        replace(figure, p_value=_p_value(measure, measures[figure.name])) if figure.name in measures else figure
+        for figure, measure in zip(result.figures, result.measures, strict=True)
     )
     groups = {
-        name: compare(group, baseline.groups[name]) if name in baseline.groups else group
-        for name, group in tuned.groups.items()
+        name: _with_p_values(group, other.groups[name]) if name in other.groups else group
+        for name, group in result.groups.items()
     }
-    return replace(tuned, figures=figures, groups=groups, baseline=baseline)
+    return replace(result, figures=figures, groups=groups)
 
 
 def _p_value(tuned: Measure, baseline: Measure) -> float:

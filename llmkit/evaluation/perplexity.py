@@ -48,7 +48,7 @@ def row_loss(pipeline: Pipeline, row: dict[str, Any]) -> tuple[float, int]:
     Raises:
         InputError: the text exceeds the encoder's context.
     """
-    examples = pipeline.task.examples(row, pipeline.traits, pipeline.prompt_options)
+    examples = pipeline.task.examples(row, pipeline.traits, pipeline.few_shot.options_for(row))
     head = head_of(pipeline.loaded.head)
     assert isinstance(head, WritingHead)
     found = head.features(pipeline.loaded, examples, loss_on_all=False)

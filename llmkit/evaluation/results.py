@@ -27,7 +27,8 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_results(path: Path, rows: Path, result: Evaluation) -> Path:
     """Write one record a row, atomically: ``row``, ``where``, ``id``, ``columns``, ``references``, and for the model
-    (and under ``baseline`` for the other) ``prediction``, ``scores``, and ``notes`` or ``error`` if there are any.
+    (and under ``baseline`` for the other, and in the list ``by_shots`` for each number of shots) ``prediction``,
+    ``scores``, and ``notes`` or ``error`` if there are any.
     """
     with whole_file(path) as file:
         for number, row in enumerate(json_lines(rows)):
@@ -45,6 +46,8 @@ def _record(number: int, row: Mapping[str, Any], result: Evaluation) -> dict[str
     record |= _of_model(result, number)
     if result.baseline is not None:
         record["baseline"] = dict(_of_model(result.baseline, number))
+    if result.by_shots:
+        record["by_shots"] = [{"shots": each.shots, **dict(_of_model(each, number))} for each in result.by_shots]
     return record
 
 

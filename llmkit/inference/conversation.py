@@ -217,7 +217,8 @@ class Conversation:
         again: bool,
     ) -> Output:
         pipeline = self.pipeline
-        reader = pipeline.reader(lambda text: on_text(text) if on_text else None)
+        opening = {"messages": messages[:1]}  # examples stay the same for all turns, whose prompts share a cache
+        reader = pipeline.reader(lambda text: on_text(text) if on_text else None, opening)
         reader.prompt_options = replace(reader.prompt_options, system=self.system, tools=self.tools)
         reader.encoder = self._session
         pipeline.task.note_languages({"messages": messages[-1:]}, reader)

@@ -18,6 +18,7 @@ from llmkit.engines.row_faults import attempt, raise_common, unforeseen
 from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.inference.context_window import ContextFitter
+from llmkit.inference.few_shot import FewShot
 from llmkit.inference.scheduler import Cancelled, Job, Progress, Scheduler
 from llmkit.inference.streaming import StreamedOutput
 from llmkit.models.load import Loaded
@@ -43,6 +44,7 @@ class Pipeline:
         self.prompt_options = prompt_options
         self.traits = engine.traits(task, raw=prompt_options.raw)
         task.check_options(self.traits, prompt_options)
+        self.few_shot = FewShot(task, prompt_options)
         for number, example in enumerate(prompt_options.examples, start=1):
             task.validate_example(example, number)
         if not writes(engine.facts.head) and (options := non_default(settings)):
@@ -248,14 +250,15 @@ class Pipeline:
             if on_text is not None and text:
                 on_text(text)
 
-        reader = self.reader(emit)
+        reader = self.reader(emit, row)
         self.task.note_languages(row, reader)
         job = Job(reader, self.task.steps(row, reader), streams=on_text is not None, number=number)
         return job
 
-    def reader(self, emit: OnText) -> ContextFitter:
+    def reader(self, emit: OnText, row: Row) -> ContextFitter:
         """The model as seen by the work on one row; ``emit`` receives the pieces of the answer."""
-        return ContextFitter(self.task, self.traits, self.prompt_options, self.engine, self.settings, emit)
+        options = self.few_shot.options_for(row)
+        return ContextFitter(self.task, self.traits, options, self.engine, self.settings, emit)
 
     def _run(self, jobs: Sequence[Job | LlmkitError], scheduler: Scheduler) -> list[Output | LlmkitError]:
         good = [job for job in jobs if isinstance(job, Job)]

@@ -103,7 +103,7 @@ def _from_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def recipe_prompt(recipe: Recipe, loaded: Loaded, task: Task) -> PromptOptions:
     """The prompt options of a recipe for the model that is trained."""
-    return for_model(open_prompt(recipe), traits_of(loaded, task))
+    return for_model(open_prompt(recipe, task), traits_of(loaded, task))
 
 
 def tuned_prompt(prompt_options: PromptOptions) -> dict[str, Any]:

@@ -41,7 +41,10 @@ from llmkit.tasks.wording import LANGUAGE, check_wording, in_language, input_tex
 from llmkit.text.languages import Route
 from llmkit.text.scripts import is_unspaced
 
-__all__ = ["COMPLETION", "PROMPT", "Task"]
+__all__ = ["COMPLETION", "EXAMPLES", "PROMPT", "Task"]
+
+EXAMPLES = ("examples", "shots", "shots_by", "shots_seed")
+"""The prompt options about few-shot examples."""
 
 PROMPT = ("prompt", "instruction", "input", "inputs", "query", "question", "提示", "指令", "问题", "問題",
           "質問")  # fmt: skip
@@ -70,7 +73,7 @@ class Task:
     settings_class: ClassVar[type[TaskSettings]] = TaskSettings
     argument_help: ClassVar[Mapping[str, str]] = {}
     """Help of the command's arguments, if there are several."""
-    command_prompt_options: ClassVar[tuple[str, ...]] = ("examples", "template", "prefix", "prompt_language", "think")
+    command_prompt_options: ClassVar[tuple[str, ...]] = (*EXAMPLES, "template", "prefix", "prompt_language", "think")
     """The fields of `PromptOptions` that are options of the command."""
     converses: ClassVar[bool] = False
     """Whether the command starts a conversation if it gets no text."""
@@ -241,6 +244,10 @@ class Task:
     def text(self, row: Row) -> str:
         """The complete input text of a row."""
         return " ".join(str(row.get(name, "")) for name in self.columns)
+
+    def input_key(self, row: Row) -> tuple[str, ...]:
+        """The row's input, whatever its target and white space: rows of one key are never examples of each other."""
+        return tuple(" ".join(str(row.get(name, "")).split()) for name in (*self.columns, *self.further_columns))
 
     def further_lines(self, output: Output) -> Iterable[str]:
         """Lines to print after the answer."""

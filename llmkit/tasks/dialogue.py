@@ -12,7 +12,7 @@ from typing import Any
 
 from llmkit.config.settings import command_line
 from llmkit.errors import InputError, UsageError
-from llmkit.tasks.base import COMPLETION, PROMPT, Task
+from llmkit.tasks.base import COMPLETION, EXAMPLES, PROMPT, Task
 from llmkit.tasks.messages import as_row, is_instruction, joined, replies, shortened, to_messages
 from llmkit.tasks.recommended import QWEN, QWEN_SMALL, SMOL, STARTER
 from llmkit.tasks.types import Chat, Example, Message, ModelView, Prompt, PromptOptions, Row, Step, Text, Traits, Work
@@ -36,7 +36,7 @@ class Dialogue(Task):
     """
     synonyms = ("talk", "conversation", "converse", "repl", "interactive", "assistant")
     sample = ""
-    command_prompt_options = ("system", "examples", "think", "tools")
+    command_prompt_options = ("system", *EXAMPLES, "think", "tools")
     converses = True
     takes_instruction = True
     input_column = "messages"
@@ -75,6 +75,13 @@ class Dialogue(Task):
 
     def text(self, row: Row) -> str:
         return "\n".join(message.content for message in to_messages(row["messages"]))
+
+    def input_key(self, row: Row) -> tuple[str, ...]:
+        """The messages up to the last of the user, without a system message."""
+        messages = [message for message in to_messages(row["messages"]) if message.role != "system"]
+        while messages and messages[-1].role != "user":
+            messages.pop()
+        return tuple(" ".join(message.content.split()) for message in messages)
 
     def without_target(self, row: dict[str, Any]) -> dict[str, Any] | None:
         """The conversation up to its last reply that is a text, and that reply."""

@@ -6,7 +6,7 @@ The prompt is used verbatim: as the user's message with a chat template, otherwi
 from __future__ import annotations
 
 from llmkit.errors import InputError
-from llmkit.tasks.base import COMPLETION, PROMPT, Task
+from llmkit.tasks.base import COMPLETION, EXAMPLES, PROMPT, Task
 from llmkit.tasks.recommended import QWEN, QWEN_SMALL, SMOL, STARTER
 from llmkit.tasks.types import Example, PromptOptions, Row, Traits
 from llmkit.tasks.wording import PREFIX
@@ -29,7 +29,7 @@ class TextGeneration(Task):
         llmkit generate --input prompts.jsonl --output answers.jsonl
     """
     synonyms = ("complete", "completion", "continue", "prompt", "run", "write", "infer", "predict", "inference")
-    command_prompt_options = ("system", "prefill", "examples", "template", "prefix", "raw", "think", "tools")
+    command_prompt_options = ("system", "prefill", *EXAMPLES, "template", "prefix", "raw", "think", "tools")
     takes_instruction = True
     input_column = "prompt"
     columns = ("prompt",)

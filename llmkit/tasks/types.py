@@ -25,6 +25,7 @@ __all__ = [
     "QuestionContext",
     "Result",
     "Row",
+    "ShotsBy",
     "Span",
     "SpanPrediction",
     "SpanSettings",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 Row = Mapping[str, Any]
+ShotsBy = Literal["random", "similarity"]
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 ToolCall = Mapping[str, Any]
 """A call in OpenAI's format: ``{"type": "function", "id": …, "function": {"name": …, "arguments": {…}}}``."""
@@ -153,7 +155,22 @@ class PromptOptions(TaskSettings):
         "Add few-shot rows in the task's columns (.jsonl, .json, .csv, .tsv) to the prompt.",
         metavar="FILE",
         group="Prompt",
-        inference_only=True,
+    )
+    shots: int | None = setting(
+        None,
+        "Use this many of the examples in each prompt, none with the row's own input; by default all of them.",
+        minimum=0,
+        metavar="N",
+        group="Prompt",
+    )
+    shots_by: ShotsBy | None = setting(
+        None,
+        "Draw the examples at random, the same for all rows, or use those that share most words with the row.",
+        group="Prompt",
+        shown_default="random",
+    )
+    shots_seed: int | None = setting(
+        None, "Seed that the examples are drawn with.", minimum=0, metavar="N", group="Prompt", shown_default="42"
     )
     template: str | None = setting(
         None,
@@ -214,6 +231,9 @@ class PromptKeywords(TypedDict, total=False):
     system: str
     prefill: str
     examples: Sequence[Row] | str | Path
+    shots: int | None
+    shots_by: ShotsBy | None
+    shots_seed: int | None
     template: str | None
     prefix: str | None
     prompt_language: Literal["auto", "en", "zh"]

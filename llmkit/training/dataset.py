@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import Recipe
 from llmkit.errors import InputError, UsageError
+from llmkit.tasks import Task
 from llmkit.training.disk_cache import cached_table, code_version, digest
 from llmkit.training.encoding import Encoder, Outcome
 from llmkit.training.row_counts import Ledger
@@ -172,6 +173,8 @@ def make_examples(recipe: Recipe, encoder: Encoder, *, strict: bool = True) -> E
     """
     data = recipe.data
     rows = read_rows(data.train, encoder.task)
+    if encoder.prompt_options.examples:
+        _refuse_only_plain(rows, encoder.task)
     outcomes = _outcomes(rows, encoder, data.num_proc)
     if strict:
         _refuse(recipe, rows, outcomes, encoder)
@@ -192,6 +195,14 @@ def make_examples(recipe: Recipe, encoder: Encoder, *, strict: bool = True) -> E
         counts = (*part.ledger.left_out, ("train_fraction", left_out))
         part = replace(part, ledger=replace(part.ledger, left_out=counts))
     return Examples(part, held)
+
+
+def _refuse_only_plain(rows: Rows, task: Task) -> None:
+    """Refuse few-shot examples if no row has a prompt."""
+    if all(task.is_plain(json.loads(row)) for row in rows.table["row"] if row):
+        raise UsageError(
+            "prompt.examples has no effect on plain text, which has no prompt", "leave it out", code="no_effect"
+        )
 
 
 def _refuse(recipe: Recipe, rows: Rows, outcomes: datasets.Dataset, encoder: Encoder) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from llmkit.config.recipe import DataSection, Recipe
@@ -18,6 +19,7 @@ from llmkit.errors import LlmkitError, UsageError
 from llmkit.heads import head_of
 from llmkit.heads.base import IGNORED, Features, cut_to_fit, encode_text, refuse_unknown_ids
 from llmkit.heads.chat_template import check_template, omitted_reasoning
+from llmkit.inference.few_shot import FewShot
 from llmkit.inference.tuned_config import recipe_prompt
 from llmkit.models.load import Loaded
 from llmkit.tasks import Chat, Example, PromptOptions, Row, Task, Traits
@@ -69,6 +71,11 @@ class Encoder:
     @property
     def keeps(self) -> str:
         """What is kept of a truncated row, in words."""
+        first = "few-shot examples are dropped first, then " if self.prompt_options.examples else ""
+        return f"{first}{self._kept_text}"
+
+    @property
+    def _kept_text(self) -> str:
         if self.task.truncation_side is None:
             return "the newest messages are kept"
         if self.truncation_side is None and self.task.truncation_side == "left":
@@ -81,10 +88,21 @@ class Encoder:
         if (refused := attempt(lambda: self.task.validate_learned(row, all_of_it=self.loss_on_all))) is not None:
             return Outcome("bad", message=refused.problem)
         row = in_language(self.task, row, self.prompt_options)
-        outcome = attempt(lambda: self._outcome(row))
+        outcome = attempt(lambda: self._with_examples_of(row).outcome(row))
         return Outcome("bad", message=str(outcome)) if isinstance(outcome, LlmkitError) else outcome
 
-    def _outcome(self, row: Row) -> Outcome:
+    @cached_property
+    def _few_shot(self) -> FewShot:
+        return FewShot(self.task, self.prompt_options)
+
+    def _with_examples_of(self, row: Row) -> Encoder:
+        """The encoder with the few-shot examples of one row."""
+        if not self.prompt_options.examples or self.task.is_plain(row):
+            return self
+        return replace(self, prompt_options=self._few_shot.options_for(row))
+
+    def outcome(self, row: Row) -> Outcome:
+        """The features of a valid row with these few-shot examples."""
         examples = self._examples(row)
         features = self._encoded(examples)
         if not any(self._has_label(each) for each in features):
@@ -125,6 +143,9 @@ class Encoder:
         if policy == "chunk" and plain:
             blocks = tuple(self._blocks(features))
             return Outcome("chunked", blocks, longest)
+        if policy in ("chunk", "truncate") and not plain and (examples := self.prompt_options.examples):
+            fewer = replace(self, prompt_options=replace(self.prompt_options, examples=examples[1:]))
+            return _shortened(fewer.outcome(row), longest)
         if policy == "chunk":
             return self._windows(row, longest)
         if policy == "truncate":
@@ -191,6 +212,13 @@ class Encoder:
             return features
         labels = (*features.labels[: limit - 1], features.labels[-1])
         return replace(features, labels=labels, decoder_input_ids=features.decoder_input_ids[:limit])
+
+
+def _shortened(outcome: Outcome, longest: int) -> Outcome:
+    """The outcome of a row without one of its few-shot examples, with which it has ``longest`` tokens."""
+    status: Status = "truncated" if outcome.status == "ok" else outcome.status
+    cut = outcome.cut + longest - outcome.tokens if status == "truncated" else outcome.cut
+    return replace(outcome, status=status, tokens=longest, cut=cut)
 
 
 _SLACK = 4

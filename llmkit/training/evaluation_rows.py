@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -14,19 +15,18 @@ from typing import Any
 
 from llmkit.config.paths import user_path
 from llmkit.config.recipe import PythonRows, Recipe, SourceSection
+from llmkit.data.example_rows import read_examples, source_like
 from llmkit.data.proposals import task_rows
 from llmkit.data.records import Record
 from llmkit.data.selection import Selection
-from llmkit.data.shapes import look_up
-from llmkit.data.sources import open_source
 from llmkit.errors import InputError, UsageError
 from llmkit.evaluation.results import ORIGIN
 from llmkit.log import log, warn
-from llmkit.tasks import Task
+from llmkit.tasks import Row, Task
 from llmkit.training.dataset import divide
 from llmkit.training.row_table import read_rows
 
-__all__ = ["RowChoice", "evaluation_records", "separated_rows"]
+__all__ = ["RowChoice", "evaluation_records", "example_rows", "separated_rows"]
 
 
 @dataclass(frozen=True)
@@ -84,21 +84,27 @@ def evaluation_records(recipe: Recipe, task: Task, choice: RowChoice) -> tuple[I
 
 def _with_advice(sources: Sequence[SourceSection], task: Task) -> Iterator[Record]:
     """The rows; errors about columns also name the option for them, since there may be no recipe."""
-    fields = ", ".join(dict.fromkeys((*task.columns, task.target_column)))
-
-    def advised(error: InputError) -> InputError:
-        if error.code != "column_mismatch":
-            return error
-        return error.reworded(error.problem, f"name the column of a field ({fields}) with `column=FIELD=COLUMN`")
-
     selection = Selection()
-    try:
+    with _advising(task):
         for record in chain.from_iterable(task_rows(source, task, selection) for source in sources):
-            yield record if record.error is None else replace(record, error=advised(record.error))
+            yield record if record.error is None else replace(record, error=_advised(record.error, task))
         for key, count in selection.left_out.items():
             log.info("%d rows are left out by %s", count, key)
+
+
+@contextmanager
+def _advising(task: Task) -> Iterator[None]:
+    try:
+        yield
     except InputError as error:
-        raise advised(error) from error
+        raise _advised(error, task) from error
+
+
+def _advised(error: InputError, task: Task) -> InputError:
+    fields = ", ".join(dict.fromkeys((*task.columns, task.target_column)))
+    if error.code != "column_mismatch":
+        return error
+    return error.reworded(error.problem, f"name the column of a field ({fields}) with `column=FIELD=COLUMN`")
 
 
 def _changed(source: SourceSection, choice: RowChoice) -> SourceSection:
@@ -108,30 +114,17 @@ def _changed(source: SourceSection, choice: RowChoice) -> SourceSection:
 
 def _source_for(data: str | PythonRows, known: SourceSection, choice: RowChoice) -> SourceSection:
     """A source for other rows than the recipe's, with the recipe's mapping of columns if their columns are the same."""
-    mapping: dict[str, Any] = {name: getattr(known, name) for name in ("columns", "shape", "join", "quotes")}
-    form = {name: getattr(known, name) for name in ("column_names", "header", "delimiter")}
-    if isinstance(data, PythonRows):
-        if used := [f"`{name}`" for name in choice.form()]:
-            raise UsageError(f"{', '.join(used)} has no effect on rows", "leave it out", code="no_effect")
-        plain, form = SourceSection(rows=data), {}
-        mapping.pop("quotes")
-    else:
-        plain = SourceSection(path=[data], encoding=known.encoding)
-    for update in (mapping | form, mapping):
-        source = plain.model_copy(update=update | choice.form())
-        if known.columns and _has_columns(source):
-            return _changed(source, choice)
-    return _changed(plain, choice)
+    return _changed(source_like(data, known, choice.form()), choice)
 
 
-def _has_columns(source: SourceSection) -> bool:
-    """Whether the first row has the mapped columns, and is not a header that was read as a row."""
-    try:
-        first = next((record.row for record in open_source(source) if record.row is not None), {})
-    except InputError:
-        return False  # no such columns or delimiter
-    header = source.column_names is not None and list(first.values()) == list(first)
-    return not header and all(look_up(first, column) is not None for column in source.columns.values())
+def example_rows(path: str, recipe: Recipe, task: Task, choice: RowChoice) -> tuple[Row, ...]:
+    """Few-shot examples, with the mapping of columns of the evaluated rows if they have the same columns.
+
+    Raises:
+        InputError: a row cannot be read.
+    """
+    with _advising(task):
+        return read_examples(path, _changed(recipe.data.train[0], choice), task)
 
 
 def _source_stem(source: SourceSection) -> str:

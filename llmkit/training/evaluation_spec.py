@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ from llmkit.config.user import chosen_model
 from llmkit.data.prompt_files import open_prompt
 from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import InputError, UsageError
-from llmkit.evaluation.evaluate import Evaluation, compare, evaluate
-from llmkit.evaluation.results import log_problems, write_results
+from llmkit.evaluation.evaluate import Evaluation, compare, compare_shots, evaluate
+from llmkit.evaluation.results import json_lines, log_problems, write_results
 from llmkit.files import read_json, write_whole
 from llmkit.hub.reachability import offline
 from llmkit.inference.pipeline import Pipeline
@@ -43,15 +44,16 @@ from llmkit.models.processes import Worker
 from llmkit.models.source import ADAPTER_CONFIG, CONTRACT_FILE
 from llmkit.models.tables import writes
 from llmkit.progress import ProgressMeter
-from llmkit.tasks import PromptOptions, Task, find_task
+from llmkit.tasks import PromptOptions, Row, ShotsBy, Task, find_task
 from llmkit.tasks.wording import columns_of_template
 from llmkit.training.checkpoint import checkpoints
-from llmkit.training.evaluation_rows import RowChoice, evaluation_records, separated_rows
+from llmkit.training.evaluation_rows import RowChoice, evaluation_records, example_rows, separated_rows
 from llmkit.training.provenance import RESOLVED
 from llmkit.training.recipe_model import load_settings, open_task
 
 __all__ = ["EvaluationSpec", "resolve_evaluation", "run_evaluation"]
 
+_ROWS = "rows.jsonl"
 _REPLACED = ".replaced"
 """Folder for the files of an earlier evaluation until the one that replaces it has answered a row."""
 
@@ -89,6 +91,9 @@ def resolve_evaluation(
     header: bool | None = None,
     delimiter: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    examples: str | Sequence[Row] = (),
+    shots_by: ShotsBy | None = None,
+    shots_seed: int | None = None,
 ) -> EvaluationSpec:
     """The trained model of a run or recipe on its validation rows, or any model on any rows.
 
@@ -104,10 +109,15 @@ def resolve_evaluation(
         header: CSV and TSV: whether the first row names the columns; by default the recipe's, or detected.
         delimiter: CSV and TSV: what separates the fields; by default the recipe's, or detected.
         settings: settings of the task; they override the recipe's.
+        examples: few-shot examples, in place of the recipe's: rows in the task's columns, or where they are, as
+            ``data``.
+        shots_by: see `PromptOptions`.
+        shots_seed: see `PromptOptions`.
 
     Raises:
         UsageError: model, task or rows are missing, or the recipe has not been trained.
     """
+    prompt = {"examples": examples, "shots_by": shots_by, "shots_seed": shots_seed}
     explicit = {name: getattr(load, name) for name in explicitly_set(load)}
     separator = None if delimiter is None else delimiter_character(delimiter)
     choice = RowChoice(data, columns or {}, encoding, header, separator)
@@ -119,7 +129,7 @@ def resolve_evaluation(
         if task is not None and (model := chosen_model(load.model, find_task(task))) is not None:
             explicit.setdefault("model", model)
         recipe = _recipe_for(task, explicit.get("model"), choice, overrides)
-        return _spec(recipe, explicit, choice, settings or {})
+        return _spec(recipe, explicit, choice, settings or {}, prompt)
     if task is not None:
         raise UsageError("`task` has no effect on a recipe, which names its own", "leave it out", code="no_effect")
     if isinstance(run, Recipe):
@@ -140,7 +150,8 @@ def resolve_evaluation(
     if load.model is None:
         _require_trained(folder, name, overrides)
         explicit["model"] = str(folder)
-    return _spec(recipe, explicit, choice, settings or {})
+        recipe = _with_own_examples(recipe, folder, overrides)
+    return _spec(recipe, explicit, choice, settings or {}, prompt)
 
 
 def _tuned_task(folder: str) -> str:
@@ -186,16 +197,34 @@ def _require_trained(folder: Path, recipe: str, overrides: Sequence[str]) -> Non
     )
 
 
+def _with_own_examples(recipe: Recipe, folder: Path, overrides: Sequence[str]) -> Recipe:
+    """The recipe with the few-shot examples that are saved with its model, whose file may have changed since."""
+    saved = read_json(folder / CONTRACT_FILE) if (folder / CONTRACT_FILE).is_file() else {}
+    examples = saved.get("prompt", {}).get("examples")
+    if not examples or any(change.startswith("prompt.") for change in overrides):
+        return recipe
+    prompt: Any = recipe.prompt
+    return recipe.model_copy(update={"prompt": prompt.model_copy(update={"examples": examples})})
+
+
 def _spec(
-    recipe: Recipe, explicit: Mapping[str, Any], choice: RowChoice, settings: Mapping[str, Any]
+    recipe: Recipe,
+    explicit: Mapping[str, Any],
+    choice: RowChoice,
+    settings: Mapping[str, Any],
+    prompt: Mapping[str, Any],
 ) -> EvaluationSpec:
     task = _with_settings(open_task(recipe), settings)
     load = replace(load_settings(recipe), **{"revision": None, "base": None, **explicit})
     task.further_columns = {**_columns_of_tuned(load, task), **task.further_columns}
+    given = {name: value for name, value in prompt.items() if value not in (None, ())}
+    if isinstance(path := given.get("examples"), str):
+        given["examples"] = example_rows(path, recipe, task, choice)
+    prompt_options = replace(open_prompt(recipe, task), **given)
     records, data = evaluation_records(recipe, task, choice)
     rows = separated_rows(records, recipe, task)
     truncates = recipe.data.on_overflow == "truncate"
-    return EvaluationSpec(task, load, open_prompt(recipe), rows, data, truncates, recipe.data.truncation_side)
+    return EvaluationSpec(task, load, prompt_options, rows, data, truncates, recipe.data.truncation_side)
 
 
 def _columns_of_tuned(load: LoadSettings, task: Task) -> dict[str, bool]:
@@ -240,18 +269,20 @@ def run_evaluation(
     output: Path | None = None,
     *,
     baseline: str | None = None,
+    shots: Sequence[int] = (),
     metrics: Mapping[str, Any] | None = None,
     max_rows: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     member: Worker | None = None,
 ) -> Evaluation | None:
-    """Evaluate a model, and compare it with another on the same rows.
+    """Evaluate a model, and compare it with another, or several numbers of few-shot examples, on the same rows.
 
     Args:
         output: folder for ``results.jsonl`` (rows, references, predictions and scores), ``metrics.json``, and the
             files that ``resume`` needs; by default `EvaluationSpec.output`.
         baseline: the other model.
+        shots: numbers of few-shot examples in each prompt; each is compared with the first. By default all examples.
         metrics: additional metrics of the package evaluate, loaded, by name.
         resume: continue an interrupted evaluation into the same folder.
         overwrite: replace an earlier evaluation in the folder, once the new one has answered a row.
@@ -262,39 +293,16 @@ def run_evaluation(
             effect.
         InputError: a row cannot be read, or there are no rows.
     """
-    if settings.num_return_sequences > 1:
-        raise UsageError(
-            "num_return_sequences: only the first output of a row is evaluated", "leave it out", code="no_effect"
-        )
-    if resume and overwrite:
-        raise UsageError("`resume` and `overwrite` are mutually exclusive", "leave one of them out", code="no_effect")
+    _check_options(settings, shots, baseline=baseline, resume=resume, overwrite=overwrite)
     member, output = member or Worker(), output or spec.output
-    rows = output / "rows.jsonl"
+    rows = output / _ROWS
     other_load = None if baseline is None else replace(spec.load, model=baseline, revision=None, base=None)
     if not member.rank and output.exists() and not (resume or overwrite):
         _require_empty(output)
 
-    def evaluate_model(load: LoadSettings, name: str, *, trivial: bool) -> Evaluation | None:
-        loaded = load_model(load, spec.task.name, fallback=False)
-        with rows.open("rb") as file:
-            count = sum(1 for _ in file)
-        wanted = settings
-        if spec.truncates and writes(loaded.head) and settings.on_overflow is None:
-            wanted = replace(settings, on_overflow="truncate", truncation_side=spec.truncation_side)
-        task, prompt_options, wanted = apply_contract(loaded, spec.task, spec.prompt_options, wanted)
-        share = -(-count // member.world)
-        with ProgressMeter(share, "rows", what=loaded.source.name, shown=not member.rank) as meter:
-            return evaluate(
-                Pipeline(task, TransformersEngine(loaded), wanted, prompt_options),
-                rows,
-                output / name,
-                load=load,
-                metrics=metrics,
-                trivial=trivial,
-                resume=resume,
-                member=member,
-                progress=meter.advance_rows,
-            )
+    evaluate_model = partial(
+        _evaluate_model, spec, settings, output, shots=shots, metrics=metrics, resume=resume, member=member
+    )
 
     with offline(spec.load.offline), nullcontext() if member.rank else _restored_unless_answered(output, overwrite):
         if not member.rank:
@@ -302,18 +310,87 @@ def run_evaluation(
         member.barrier()
         if other_load is not None:  # a missing baseline is an error now, not after all rows are answered
             load_model(other_load, spec.task.name, weights=False, fallback=False)
-        result = evaluate_model(spec.load, "predictions.jsonl", trivial=True)
-        if other_load is not None:
-            other = evaluate_model(other_load, "baseline.jsonl", trivial=False)
-            result = None if result is None or other is None else compare(result, other)
+        results = evaluate_model("predictions", spec.load, trivial=True)
+        others = [] if other_load is None else evaluate_model("baseline", other_load, trivial=False)
+        result = _compared(results, others)
         if result is not None:
             result = replace(result, results=write_results(output / "results.jsonl", rows, result))
-            for each in (result, result.baseline):
+            for each in (*(result.by_shots or [result]), result.baseline):
                 if each is not None and result.results is not None:
                     log_problems(each, result.results)
             text = json.dumps(result.to_dict(), ensure_ascii=False, indent=2)
             write_whole(output / "metrics.json", f"{text}\n", errors="backslashreplace")
     return result
+
+
+def _evaluate_model(
+    spec: EvaluationSpec,
+    settings: GenerationSettings,
+    output: Path,
+    name: str,
+    load: LoadSettings,
+    *,
+    shots: Sequence[int],
+    trivial: bool,
+    metrics: Mapping[str, Any] | None,
+    resume: bool,
+    member: Worker,
+) -> list[Evaluation | None]:
+    """The results of one model for each number of shots; ``name`` is that of the files of its answers."""
+    loaded, rows = load_model(load, spec.task.name, fallback=False), output / _ROWS
+    if spec.truncates and writes(loaded.head) and settings.on_overflow is None:
+        settings = replace(settings, on_overflow="truncate", truncation_side=spec.truncation_side)
+    task, prompt_options, settings = apply_contract(loaded, spec.task, spec.prompt_options, settings)
+    options = [replace(prompt_options, shots=number) for number in shots] or [prompt_options]
+    pipelines = [Pipeline(task, TransformersEngine(loaded), settings, each) for each in options]
+    for pipeline in pipelines:
+        pipeline.few_shot.require(json_lines(rows))
+    with rows.open("rb") as file:
+        share = -(-sum(1 for _ in file) // member.world) * len(pipelines)
+    with ProgressMeter(share, "rows", what=loaded.source.name, shown=not member.rank) as meter:
+        return [
+            evaluate(
+                pipeline,
+                rows,
+                output / f"{name}{f'-{pipeline.prompt_options.shots}-shots' if shots[1:] else ''}.jsonl",
+                load=load,
+                metrics=metrics,
+                trivial=trivial and pipeline is pipelines[0],
+                resume=resume,
+                member=member,
+                progress=meter.advance_rows,
+            )
+            for pipeline in pipelines
+        ]
+
+
+def _check_options(
+    settings: GenerationSettings, shots: Sequence[int], *, baseline: str | None, resume: bool, overwrite: bool
+) -> None:
+    if settings.num_return_sequences > 1:
+        raise UsageError(
+            "num_return_sequences: only the first output of a row is evaluated", "leave it out", code="no_effect"
+        )
+    if resume and overwrite:
+        raise UsageError("`resume` and `overwrite` are mutually exclusive", "leave one of them out", code="no_effect")
+    if len(set(shots)) < len(shots):
+        raise UsageError("`shots` has a number twice", "name each once", code="invalid_value")
+    if len(shots) > 1 and baseline is not None:
+        raise UsageError(
+            "`baseline` compares models, and several `shots` compare prompts of one model",
+            "name one number of `shots`",
+            "leave `baseline` out",
+        )
+
+
+def _compared(results: Sequence[Evaluation | None], others: Sequence[Evaluation | None]) -> Evaluation | None:
+    """The result with its comparisons; None in a process that has none."""
+    found = [each for each in results if each is not None]
+    if not found:
+        return None
+    if others:
+        return None if others[0] is None else compare(found[0], others[0])
+    return compare_shots(found) if len(found) > 1 else found[0]
 
 
 def _require_empty(output: Path) -> None:
@@ -331,7 +408,7 @@ def _require_empty(output: Path) -> None:
 
 def _own_files(output: Path) -> list[Path]:
     """The files of an evaluation in a folder; other files in it are the user's."""
-    names = ("rows.jsonl", "results.jsonl", "metrics.json", "predictions.jsonl*", "baseline.jsonl*")
+    names = (_ROWS, "results.jsonl", "metrics.json", "predictions.jsonl*", "baseline.jsonl*")
     return [path for name in names for path in output.glob(name)]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmkit.config.recipe import Recipe
 from llmkit.config.settings import DType, LoadSettings, quoted, setting_fields
-from llmkit.data.prompt_files import open_prompt
+from llmkit.data.prompt_files import open_template
 from llmkit.errors import UsageError
 from llmkit.files import file_hash
 from llmkit.heads.chat_template import choose_template
@@ -41,7 +41,7 @@ def open_task(recipe: Recipe) -> Task:
     """The task of a recipe, with its settings."""
     found = find_task(recipe.task)
     task = found(found.settings_class(**recipe.settings.model_dump(exclude_unset=True)))
-    task.further_columns = columns_of_template(task, open_prompt(recipe).template)
+    task.further_columns = columns_of_template(task, open_template(recipe))
     return task
 
 

@@ -188,7 +188,7 @@ def test_an_error_in_the_model_reaches_the_caller(checkpoint: Checkpoint, monkey
 
 
 def seen(pipeline: llmkit.Pipeline, prompt: str) -> str:
-    encoded = pipeline.reader(print).fit({"prompt": prompt}).encoded
+    encoded = pipeline.reader(print, {"prompt": prompt}).fit({"prompt": prompt}).encoded
     return str(pipeline.loaded.tokenizer.decode(list(encoded.input_ids)))
 
 
@@ -214,7 +214,7 @@ def test_prefill_begins_the_reply_and_is_not_repeated(checkpoint: Checkpoint) ->
 
 def test_seq2seq_prefill_stands_in_the_decoder(checkpoint: Checkpoint) -> None:
     pipeline = load(checkpoint("t5"), prefill="The quick")
-    encoded = pipeline.reader(print).fit({"prompt": "emoji"}).encoded
+    encoded = pipeline.reader(print, {"prompt": "emoji"}).fit({"prompt": "emoji"}).encoded
     assert pipeline.loaded.tokenizer.decode(list(encoded.decoder_ids[1:])) == "The quick"
     assert encoded.decoder_ids[0] == pipeline.loaded.model.config.decoder_start_token_id
 

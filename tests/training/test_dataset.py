@@ -303,7 +303,7 @@ def test_a_text_is_cut_in_training_as_at_inference(
     pipeline = llmkit.load(task, str(model), device="cpu", dtype="float32", **cut, **languages)
     pipeline.engine.facts = replace(pipeline.engine.facts, context=replace(pipeline.loaded.context, tokens=128))
     given = {name: value for name, value in row.items() if name in pipeline.task.columns}
-    fitted = pipeline.reader(lambda _: None).fit(given)
+    fitted = pipeline.reader(lambda _: None, given).fit(given)
     assert fitted.truncated
     assert trained == list(fitted.encoded.input_ids)
     assert isinstance(fitted.prompt, Text)

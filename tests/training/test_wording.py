@@ -41,10 +41,13 @@ def asked_prompt(recipe: Recipe, model: Path, row: Mapping[str, Any], folder: Pa
     """The ids of the prompt of the tuned folder, which has no other option."""
     tuned = shutil.copytree(model, folder)
     write_contract(
-        tuned, Contract(recipe.task, recipe.settings.model_dump(mode="json"), tuned_prompt(open_prompt(recipe)))
+        tuned,
+        Contract(
+            recipe.task, recipe.settings.model_dump(mode="json"), tuned_prompt(open_prompt(recipe, open_task(recipe)))
+        ),
     )
     pipeline = llmkit.load(recipe.task, str(tuned), offline=True, device="cpu", **options)
-    return list(pipeline.reader(lambda _: None).encode(row).encoded.input_ids)
+    return list(pipeline.reader(lambda _: None, row).encode(row).encoded.input_ids)
 
 
 TEMPLATE = "{% if title %}{{ title }}: {% endif %}{{ document }} =>"
@@ -80,7 +83,7 @@ def test_a_model_of_an_older_version_is_asked_in_english(checkpoint: Checkpoint,
     (old / "llmkit.json").write_text('{"task": "summarization", "version": 1}', encoding="utf-8")
     pipeline = llmkit.load("summarize", str(old), offline=True, device="cpu")
     english = asked_prompt(recipe, model, row, tmp_path / "tuned", prompt_language="en")
-    assert list(pipeline.reader(lambda _: None).encode(row).encoded.input_ids) == english
+    assert list(pipeline.reader(lambda _: None, row).encode(row).encoded.input_ids) == english
     assert english != learned_prompt(recipe, row)
 
 
@@ -133,10 +136,10 @@ train: {{output_dir: out}}
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     recipe = load_recipe(str(tmp_path / "recipe.yaml"))
     assert recipe.prompt.template == str(tmp_path / "wording.jinja")
-    assert open_prompt(recipe).template == "About {{ document }}:\n"
+    assert open_prompt(recipe, open_task(recipe)).template == "About {{ document }}:\n"
     lost = make_recipe("summarization", checkpoint("gpt2"), Path("x"), prompt={"template": "none.jinja"})
     with pytest.raises(UsageError, match="neither a file nor a Jinja template"):
-        open_prompt(lost)
+        open_prompt(lost, open_task(recipe))
 
 
 def test_a_template_has_no_effect_on_plain_text(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -173,7 +176,7 @@ def test_alpaca(checkpoint: Checkpoint, tmp_path: Path) -> None:
     pipeline = llmkit.load("generate", str(tmp_path / "out"), offline=True, device="cpu")
     prompts = []
     for row in ({"prompt": "Add the numbers.", "input": "1 and 2"}, {"prompt": "Name a colour."}):
-        rendered = pipeline.reader(lambda _: None).encode(row).prompt
+        rendered = pipeline.reader(lambda _: None, row).encode(row).prompt
         prompts.append(rendered.text)  # type: ignore[union-attr]
     assert prompts == [
         "Below is an instruction that describes a task, paired with an input that provides further context. Write a"

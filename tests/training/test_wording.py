@@ -95,7 +95,7 @@ def test_a_model_for_other_languages_is_asked_in_english(checkpoint: Checkpoint,
         (model / "README.md").write_text(f"---\nlanguage: {language}\n---\n", encoding="utf-8")
         recipe = make_recipe("summarization", model, rows)
         pipeline = llmkit.load("summarize", str(model), offline=True, device="cpu")
-        prompts.append(list(pipeline.reader(lambda _: None).encode(row).encoded.input_ids))
+        prompts.append(list(pipeline.reader(lambda _: None, row).encode(row).encoded.input_ids))
         assert prompts[-1] == learned_prompt(recipe, row)
         task = open_task(recipe)
         options = recipe_prompt(recipe, open_model(recipe, task, weights=False), task)

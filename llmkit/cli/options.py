@@ -56,8 +56,30 @@ _SETTING = re.compile(r"`(\w+)(?:=([^`]*))?`")
 
 
 def worded(message: str) -> str:
-    """A message whose settings are spelled as the command expects: options, arguments or recipe keys."""
-    return _SETTING.sub(lambda found: _spelled(found[1], found[2]) or found[0], message)
+    """A message as the command line expects it.
+
+    Settings are spelled as options, arguments or recipe keys, and paths of the command line that need it are quoted.
+    """
+    message = _SETTING.sub(lambda found: _spelled(found[1], found[2]) or found[0], message)
+    for path in _unusual_paths(flags.arguments):
+        # Not inside a longer path, or quoted already. What follows is part of the path up to a space.
+        message = re.sub(rf"(?<![^\s(=]){re.escape(path)}(?:/[^\s:;,'\"]+)?", lambda found: quoted(found[0]), message)
+    return message
+
+
+def _unusual_paths(arguments: Sequence[str]) -> list[str]:
+    """Paths among arguments, and in their values, that a message cannot contain without quotes; longest first."""
+    values = {part for each in arguments for part in (each, each.partition("=")[2]) if part and part != quoted(part)}
+    paths = {part for part in values if len(part) <= _LONGEST and part.isprintable() and _is_path(part)}
+    return sorted(paths, key=len, reverse=True)
+
+
+def _is_path(text: str) -> bool:
+    return "/" in text or _SUFFIX.search(text) is not None or Path(text).exists()
+
+
+_LONGEST = 250
+_SUFFIX = re.compile(r"\.\w{1,6}$")
 
 
 def remedy(error: LlmkitError) -> str:

@@ -26,6 +26,7 @@ from llmkit.models.build import (
     in_one_file,
     keep_frozen,
 )
+from llmkit.models.bundled import is_embedded
 from llmkit.models.checkpoint import gguf_config, gguf_metadata, parameter_counts
 from llmkit.models.context import ContextLength, context_length
 from llmkit.models.devices import pick_device, pick_dtype
@@ -197,7 +198,8 @@ def _describe(source: Source) -> tuple[dict[str, Any], dict[str, int] | None]:
 def _with_adapter(model: Any, source: Source, settings: LoadSettings, tokenizer: Any, *, training: bool) -> Any:
     if source.adapter is None:
         return model
-    log.info("adapter: %s on %s", source.adapter, source.folder)
+    if not is_embedded(source.name):  # whose base is no concern of the user's
+        log.info("adapter: %s on %s", source.name, source.base or source.folder)
     tokens = len(tokenizer) if _has_tokenizer(source.adapter) else 0
     allowed = settings.allow_pickle
     return load_adapter(model, source.adapter, training=training, tokens=tokens, allow_pickle=allowed)

@@ -118,7 +118,7 @@ class Summarization(Task):
     target_column = "summary"
     aliases = {
         "document": ("document", "article", "dialogue", "text", "passage", "report", "source", "content", "body",
-                     "abstract", "input", "正文", "内容", "文章", "原文", "內容", "本文"),
+                     "abstract", "input", "正文", "内容", "文章", "原文", "內容", "本文", "摘要"),
         "summary": ("summary", "highlights", "tldr", "abstract", "title", "headline", "target", "summaries", "output",
                     "摘要", "标题", "总结", "標題", "總結", "要約"),
     }  # fmt: skip

@@ -140,7 +140,19 @@ def _held_back(recipe: Recipe, task: Task) -> Iterator[Record]:
     """The rows that training does not use."""
     rows = read_rows(recipe.data.train, task)
     _, held = divide(recipe, rows, task.input_column)
-    return (Record(rows.where(index), rows[index]) for index in held if rows.table[index]["row"])
+    others = _other_columns(recipe, task, held) if any(rows.table[index]["unused"] for index in held) else {}
+    return (
+        Record(rows.where(index), rows[index], None, tuple(rows.table[index]["unused"]), others.get(index, {}))
+        for index in held
+        if rows.table[index]["row"]
+    )
+
+
+def _other_columns(recipe: Recipe, task: Task, held: Iterable[int]) -> dict[int, Mapping[str, Any]]:
+    """The columns that the task does not use, by the number of the row; the table of rows has their names only."""
+    wanted, selection = set(held), Selection()
+    records = chain.from_iterable(task_rows(source, task, selection) for source in recipe.data.train)
+    return {number: record.others for number, record in enumerate(records) if number in wanted}
 
 
 def separated_rows(records: Iterable[Record], recipe: Recipe, task: Task) -> Iterator[dict[str, Any]]:

@@ -63,6 +63,7 @@ def _lines(
     content = without_folders(recipe.model_dump(mode="json", exclude_defaults=True))
     for part in ("train", "validation"):
         content["data"].pop(part, None)  # they are in the table above, without local folders
+    content = {name: section for name, section in content.items() if section != {}}
     yield _fenced(dump(content).rstrip(), "yaml")
     yield "## Results\n"
     yield "| measure | value |\n|---|---|"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -30,6 +32,7 @@ __all__ = [
     "commented_recipe",
     "provenance_of",
     "published_recipe",
+    "with_length_of",
 ]
 
 RESOLVED = "resolved.yaml"
@@ -146,6 +149,18 @@ def published_recipe(text: str) -> str:
     comments = "".join(line[2:] for line in text.splitlines(keepends=True) if line.startswith("# "))
     facts, recipe = (without_folders(parse(each, RESOLVED)[0]) for each in (comments, text))
     return (_commented(facts) if facts else "") + dump(recipe)
+
+
+def with_length_of(recipe: Recipe, text: str) -> str:
+    """The text of a short recipe, with the number of updates of this one: the run was extended."""
+    for name in MAY_CHANGE[1:]:
+        value = getattr(recipe.train, name)
+        line = f"  {name}: {json.dumps(value)}"
+        if re.search(rf"(?m)^  {name}:", text):
+            text = re.sub(rf"(?m)^  {name}:.*$", line, text)
+        elif value != type(recipe.train).model_fields[name].default:
+            text = re.sub(r"(?m)^train:$", f"train:\n{line}", text)
+    return text
 
 
 def changes(before: Recipe, after: Recipe) -> list[str]:

@@ -49,6 +49,7 @@ from llmkit.training.provenance import (
     Provenance,
     commented_recipe,
     provenance_of,
+    with_length_of,
 )
 from llmkit.training.push import push, reserve
 from llmkit.training.recipe_model import open_model
@@ -109,8 +110,11 @@ def _train(
             if not worker.rank:
                 with disk_errors(folder, RESUME):
                     write_whole(folder / RESOLVED, commented_recipe(recipe, run.provenance))
+                    short = folder / SHORT_RECIPE
                     if text is not None:
-                        write_whole(folder / SHORT_RECIPE, text)
+                        write_whole(short, text)
+                    elif found is not None and short.is_file():
+                        write_whole(short, with_length_of(recipe, short.read_text(encoding="utf-8")))
             run.trainer.run()
         if not run.trainer.stopped:
             with activity(f"writing {folder}"):

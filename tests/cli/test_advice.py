@@ -218,3 +218,28 @@ def test_an_option_that_is_a_setting_is_declared_by_it() -> None:
         ("finetune", "--model"),  # has its own default
         *((name, "--on-overflow") for name in ("chat", "generate")),  # without chunks
     }
+
+
+def test_paths_with_spaces_are_quoted_in_messages(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/摘要 一")
+    folder.mkdir(parents=True)
+    (folder / "论文 数据.jsonl").write_text('{"甲": "a"}\n', encoding="utf-8")
+    for arguments, shown in (
+        (["summarize", "--input", "a b/rows.jsonl"], "'a b/rows.jsonl' does not exist"),
+        (["summarize", f"--input={folder}/论文 数据.jsonl"], "'runs/摘要 一/论文 数据.jsonl': no column"),
+        (["evaluate", str(folder)], "'runs/摘要 一' and --model both name a model"),
+        (["summarize", str(folder)], "--input 'runs/摘要 一'"),
+        (["summarize", "a_b.txt"], "the file a_b.txt does not exist"),
+        (["summarize", "--input", "数据.jsonl"], " 数据.jsonl does not exist"),
+    ):
+        assert shown in one_line(run(*arguments, "--model", "nowhere" if "--input" in str(arguments) else "x")[2])
+
+
+def test_data_without_the_columns_of_a_task_names_the_option(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"甲": "a", "乙": "b"}\n', encoding="utf-8")
+    for command in (("data", "check", tmp_path / "a.jsonl"), ("finetune", "--data", tmp_path / "a.jsonl")):
+        assert "name one with --column document=COLUMN" in one_line(run(*command, "--task", "summarize")[2])
+    (tmp_path / "a.jsonl").write_text('{"摘要": "长长的文字。", "标题": "短"}\n', encoding="utf-8")
+    code, out, _ = run("recipes", "new", "--task", "summarize", "--data", tmp_path / "a.jsonl", "--model", "starter")
+    assert (code, "document: 摘要" in out, "summary: 标题" in out) == (0, True, True)

@@ -64,7 +64,7 @@ def test_a_recipe_without_a_trained_model_names_the_command_that_trains_it(
 
     monkeypatch.setattr("llmkit.models.load.locate", no_hub)
     error = one_line(run("evaluate", recipe, "--set", "train.seed=1")[2])
-    assert "my fox.yaml is not trained yet: runs/fox holds no model" in error
+    assert "'my fox.yaml' is not trained yet: runs/fox holds no model" in error
     assert "train it with: llmkit finetune 'my fox.yaml' --set train.seed=1, or name a --model" in error
     Path("runs/fox/checkpoint-1").mkdir(parents=True)
     error = one_line(run("evaluate", recipe)[2])

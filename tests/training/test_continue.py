@@ -41,8 +41,20 @@ def test_a_finished_run_trains_further(
     assert all(one[name].equal(other[name]) for name in one)
     with pytest.raises(UsageError, match=r"is after update 4, and the recipe ends at 3; set train.max_steps to more"):
         finetune(recipe_of(model, tmp_path, "parts", max_steps=3, **constant), resume=True)
+    threads = longer.model_copy(update={"model": longer.model.model_copy(update={"threads": 3})})
+    with pytest.raises(UsageError, match=r"the recipe changed since .*model.threads"):
+        finetune(threads, resume=True)
     with pytest.raises(UsageError, match=r"the recipe changed since .*learning_rate"):
         finetune(recipe_of(model, tmp_path, "parts", max_steps=6, learning_rate=0.1, **constant), resume=True)
+
+
+def test_the_short_recipe_of_an_extended_run_has_its_number_of_updates(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """However it was extended: with the options that made it, or with the recipe itself."""
+    short, text = tmp_path / "out" / "recipe.yaml", "# A comment.\ntrain:\n  # Epochs.\n  num_train_epochs: 1\n"
+    finetune(recipe_of(checkpoint("llama"), tmp_path, "out", num_train_epochs=1.0), text=text)
+    assert short.read_text() == text
+    finetune(recipe_of(checkpoint("llama"), tmp_path, "out", num_train_epochs=2.0, max_steps=5), resume=True)
+    assert short.read_text() == "# A comment.\ntrain:\n  max_steps: 5\n  # Epochs.\n  num_train_epochs: 2.0\n"
 
 
 def test_the_learning_rate_continues_as_in_the_longer_run(tmp_path: Path) -> None:

@@ -126,6 +126,6 @@ def nothing_fits(rows: Rows, task: Task, needed: Sequence[str], fix: str = "") -
     named = f"name them in the recipe: data.train.columns: {{{', '.join(f'{name}: …' for name in needed)}}}"
     return InputError(
         f"no column matches {' or '.join(needed)} of {task.name} (columns: {columns})",
-        fix or named,
+        *([fix] if fix else [named, f"name one with `column={needed[0]}=COLUMN`"]),
         code="column_mismatch",
     )

@@ -39,7 +39,8 @@ def evaluate(
     load: LoadSettings,
     generation: GenerationSettings,
     task: Annotated[
-        str | None, typer.Option(metavar="TASK", help="Without RUN: the task.", rich_help_panel="Model")
+        str | None,
+        typer.Option(metavar="TASK", help="Without RUN: the task; of a mixture, which one.", rich_help_panel="Model"),
     ] = None,
     data: Annotated[
         str | None,

@@ -7,11 +7,11 @@ Adapter sections follow from the installed PEFT (`llmkit.config.peft_methods`). 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import Field, TypeAdapter, create_model
+from pydantic import Field, TypeAdapter, ValidationError, create_model
 
 from llmkit.config.peft_methods import NO_SOURCE, adapter_section, peft_methods
 from llmkit.config.recipe_sections import (
@@ -28,7 +28,7 @@ from llmkit.config.recipe_sections import (
     section_of,
 )
 from llmkit.config.recipe_training import AccelerateSection, TrainSection
-from llmkit.config.settings import TaskSettings
+from llmkit.config.settings import TaskSettings, setting_fields
 from llmkit.tasks import TASKS, Task, find_task
 
 __all__ = [
@@ -94,16 +94,19 @@ class Recipe(Section):
     accelerate: AccelerateSection = AccelerateSection()
 
     def _conflicts(self) -> Iterator[str]:
-        known = tuple(find_task(self.task).aliases)
         for part, sources in (("train", self.data.train), ("validation", self.data.validation or ())):
-            for name in (name for source in sources for name in source.columns if name not in known):
-                near = get_close_matches(name, known, n=1)
-                yield (
-                    f"data.{part}.columns.{name} is not a field of {self.task}; "
-                    f"{f'did you mean {near[0]}? ' if near else ''}choose from {', '.join(known)}"
-                )
+            for source in sources:
+                yield from self._source_conflicts(source, f"data.{part}")
+        if all(source.task not in (None, self.task) for source in self.data.train):
+            yield (f"no source of data.train is of the recipe's task, {self.task}; set task to that of a source")
         if self.prompt.prefix is not None and all(source.prefix is not None for source in self.data.train):
             yield "prompt.prefix has no effect if each source of data.train has a prefix; leave it out"
+        if any(source.task not in (None, self.task) for source in self.data.train):
+            for name in (name for name in ("template", "prefix", "examples") if getattr(self.prompt, name, None)):
+                yield (
+                    f"prompt.{name} is of one task, and the recipe is a mixture of tasks; leave it out, or set the "
+                    "prefix of a source"
+                )
         yield from self._model_conflicts()
         yield from self._evaluation_conflicts()
         if self.accelerate.local_sgd_steps is not None and (self.train.fp16 or self.train.optim.endswith("8bit")):
@@ -111,6 +114,22 @@ class Recipe(Section):
                 "accelerate.local_sgd_steps averages the states of optimizers, which fp16 and 8-bit optimizers do not "
                 "support; use bf16 and adamw_torch"
             )
+
+    def _source_conflicts(self, source: SourceSection, place: str) -> Iterator[str]:
+        task = find_task(source.task or self.task)
+        for name in (name for name in source.columns if name not in task.aliases):
+            yield _unknown(f"{place}.columns.{name} is not a field of {task.name}", name, task.aliases)
+        names = [item.name for item in setting_fields(task.settings_class)]
+        for name in (name for name in source.settings if name not in names):
+            yield _unknown(f"{place}.settings.{name} is not a setting of {task.name}", name, names)
+        known = {name: value for name, value in source.settings.items() if name in names}
+        if not known:
+            return
+        try:
+            _settings_of(task.settings_class).model_validate(known)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            yield f"{place}.settings.{'.'.join(map(str, first['loc']))}: {first['msg']}; fix the value"
 
     def _model_conflicts(self) -> Iterator[str]:
         model: Any = self.model
@@ -132,6 +151,12 @@ class Recipe(Section):
                 yield ("train.eval_steps requires validation rows; set data.validation or data.validation_fraction")
 
 
+def _unknown(problem: str, name: str, known: Collection[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    choices = f"choose from {', '.join(known)}" if known else "leave it out"
+    return f"{problem}; {f'did you mean {near[0]}? ' if near else ''}{choices}"
+
+
 def recipe_adapter(content: Mapping[str, Any] | None = None) -> TypeAdapter[Recipe]:
     """The validator of recipes: of any kind, or with the PEFT method named in ``content``."""
     section = {} if content is None else content.get("adapter")
@@ -148,8 +173,13 @@ def _adapter_of(tasks: tuple[type[Task], ...], methods: tuple[str, ...]) -> Type
     return TypeAdapter(Annotated[union, Field(discriminator="task")])
 
 
+def _settings_of(settings: Any) -> Any:
+    """The section of a task's settings."""
+    return section_of(f"{settings.__name__}Section", settings, base=Section)
+
+
 def _recipe_of(name: str, settings: type[TaskSettings], adapter: Any) -> Any:
-    section = section_of(f"{settings.__name__}Section", settings, base=Section)
+    section = _settings_of(settings)
     members: dict[str, Any] = {"task": (Literal[name], ...), "settings": (section, section())}
     members["adapter"] = (adapter, Field(None, description=_ADAPTER))
     title = f"{''.join(map(str.capitalize, name.split('-')))}Recipe"

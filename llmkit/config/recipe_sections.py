@@ -25,7 +25,7 @@ from llmkit.config.settings import (
     setting_fields,
 )
 from llmkit.errors import UsageError
-from llmkit.tasks import PromptOptions
+from llmkit.tasks import PromptOptions, find_task
 
 __all__ = [
     "FILE_KEYS",
@@ -180,6 +180,13 @@ def _delimiter(text: str) -> str:
         raise ValueError(str(error)) from error
 
 
+def _task_name(text: str) -> str:
+    try:
+        return find_task(text).name
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+
+
 def _condition(text: str) -> str:
     RowCondition(text)
     return text
@@ -264,6 +271,10 @@ class SourceSection(Section):
     normalized; rows of earlier sources with this setting count too."""
     max_rows: Positive | None = None
     """Use only this many rows from the start; with ``where``, of those for which it is true."""
+    task: Annotated[str, AfterValidator(_task_name)] | None = None
+    """Task of these rows, in a mixture of tasks; by default the recipe's."""
+    settings: dict[str, Any] = {}
+    """Settings of the task for these rows, such as ``{target: de}``."""
     license: str | None = None
     """License of the data for the model card, such as cc-by-sa-4.0."""
 

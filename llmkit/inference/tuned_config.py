@@ -62,12 +62,22 @@ class Contract:
     base: dict[str, Any] | None = None
     """The embedded model that was tuned, if any: its name in llmkit, the Hub model it was made from, how its weights
     differ from that, and their hash."""
+    more_tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """In a mixture of tasks, the fields ``settings``, ``prompt`` and ``longest_target`` of each further task."""
     version: int = _VERSION
+
+    def of(self, task: str) -> Contract | None:
+        """The contract as one of this task; None if the model was not tuned for it."""
+        if task == self.task:
+            return self
+        return replace(self, task=task, **self.more_tasks[task]) if task in self.more_tasks else None
 
 
 def write_contract(folder: Path, contract: Contract) -> None:
     """Write the contract to a model's folder."""
     content = {name: value for name, value in asdict(contract).items() if value is not None}
+    if not contract.more_tasks:
+        del content["more_tasks"]
     text = json.dumps(content, ensure_ascii=False, indent=2)
     (folder / CONTRACT_FILE).write_text(f"{text}\n", encoding="utf-8")
 
@@ -116,10 +126,11 @@ def apply_contract(
     loaded: Loaded, task: Task, prompt_options: PromptOptions, settings: GenerationSettings
 ) -> tuple[Task, PromptOptions, GenerationSettings]:
     """Task, wording and length as the model was tuned, unless the caller set them explicitly."""
-    contract = read_contract(loaded)
-    if contract is not None and contract.task != task.name:
-        log.info("%s was tuned for %s", loaded.source.name, contract.task)
-    if contract is None or contract.task != task.name:
+    found = read_contract(loaded)
+    contract = None if found is None else found.of(task.name)
+    if found is not None and contract is None:
+        log.info("%s was tuned for %s", loaded.source.name, ", ".join((found.task, *found.more_tasks)))
+    if contract is None:
         return task, for_model(prompt_options, traits_of(loaded, task)), settings
     name = loaded.source.name
     from_rows = [setting for setting in task.settings_in_rows if contract.settings.get(setting) is None]

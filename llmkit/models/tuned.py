@@ -27,6 +27,8 @@ class Tuned:
 
     task: str
     settings: dict[str, Any] = field(default_factory=dict)
+    more_tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Further tasks of a mixture, with their settings."""
     prompt: dict[str, Any] = field(default_factory=dict)
     """Prompt options, such as ``system``."""
     base: str | None = None
@@ -55,10 +57,10 @@ def tuned_for(folder: Path, update: int | None = None) -> Tuned | None:
     task = contract.get("task") or recipe.get("task")
     if not isinstance(task, str):
         return None
-    settings = contract.get("settings") or recipe.get("settings") or {}
     return Tuned(
         task=task,
-        settings={name: value for name, value in settings.items() if value is not None},
+        settings=_set(contract.get("settings") or recipe.get("settings")),
+        more_tasks={name: _set(each.get("settings")) for name, each in contract.get("more_tasks", {}).items()},
         prompt=_prompt(contract),
         base=(recipe.get("model") or {}).get("name_or_path"),
         method=(recipe.get("adapter") or {}).get("peft_type"),
@@ -66,6 +68,10 @@ def tuned_for(folder: Path, update: int | None = None) -> Tuned | None:
         metrics=read_json(folder / _METRICS) if (folder / _METRICS).is_file() else {},
         update=update,
     )
+
+
+def _set(settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in (settings or {}).items() if value is not None}
 
 
 def _prompt(contract: dict[str, Any]) -> dict[str, Any]:
@@ -92,8 +98,9 @@ def _paths(sources: Any) -> Iterator[str]:
 
 def tuned_lines(tuned: Tuned) -> Iterator[tuple[str, str]]:
     """Labels and texts for a terminal."""
-    settings = ", ".join(f"{name}={value}" for name, value in tuned.settings.items())
-    yield "tuned for", tuned.task + (f" ({settings})" if settings else "")
+    for task, settings in {tuned.task: tuned.settings, **tuned.more_tasks}.items():
+        shown = ", ".join(f"{name}={value}" for name, value in settings.items())
+        yield "tuned for", task + (f" ({shown})" if shown else "")
     for name, value in tuned.prompt.items():
         label = _PROMPT_LABELS.get(name, name.replace("_", " "))
         yield label, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -14,7 +14,6 @@ from typing import Any
 
 from llmkit.data.selection import input_of
 from llmkit.heads.base import IGNORED
-from llmkit.tasks import Task
 from llmkit.training.dataset import NO_LABEL, Examples, Part
 from llmkit.training.disk_cache import digest
 from llmkit.training.encoding import Encoder
@@ -86,13 +85,13 @@ def check(prepared: Examples, encoder: Encoder, *, samples: int) -> Report:
     train = _report(prepared.train, encoder, samples)
     if prepared.validation is None:
         return Report(train, None, 0)
-    seen = {key for key, _ in _keys(prepared.train, encoder.task)}
-    overlap = sum(key in seen for key, _ in _keys(prepared.validation, encoder.task))
+    seen = {key for key, _ in _keys(prepared.train)}
+    overlap = sum(key in seen for key, _ in _keys(prepared.validation))
     return Report(train, _report(prepared.validation, encoder, samples), overlap)
 
 
 def _report(part: Part, encoder: Encoder, samples: int) -> PartReport:
-    keys = list(_keys(part, encoder.task))
+    keys = list(_keys(part))
     rows, inputs = Counter(keys), Counter(key for key, _ in keys)
     answers = Counter(key for key, _ in rows)
     return PartReport(
@@ -105,13 +104,14 @@ def _report(part: Part, encoder: Encoder, samples: int) -> PartReport:
     )
 
 
-def _keys(part: Part, task: Task) -> Iterator[tuple[str, str]]:
+def _keys(part: Part) -> Iterator[tuple[str, str]]:
     """For each valid row, once: a hash of its input, and one of the entire row."""
     mine = sorted(set(part.order))
-    for text in part.rows.table.select(mine)["row"]:
+    lines = part.rows.table.select(mine)
+    for text, source in zip(lines["row"], lines["source"], strict=True):
         if text:
-            row = json.loads(text)
-            yield digest(input_of(row, task)), digest(row)
+            row, task = json.loads(text), part.rows.tasks[source]
+            yield digest(task.name, input_of(row, task)), digest(task.name, row)
 
 
 def _histogram(lengths: Sequence[int]) -> Histogram:

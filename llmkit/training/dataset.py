@@ -21,7 +21,7 @@ from llmkit.config.recipe import Recipe
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks import Task
 from llmkit.training.disk_cache import cached_table, code_version, digest
-from llmkit.training.encoding import Encoder, Outcome
+from llmkit.training.encoding import Encoder, Outcome, make_encoder
 from llmkit.training.row_counts import Ledger
 from llmkit.training.row_table import Rows, read_rows
 
@@ -62,6 +62,13 @@ class Part:
                     found.update(name.encode() + lengths.to_numpy().tobytes() + values.to_numpy().tobytes())
         return found.hexdigest()
 
+    def by_task(self) -> dict[str, list[int]]:
+        """The indices of the examples of each task."""
+        source, found = self.rows.table["source"][:], {task.name: list[int]() for task in self.rows.tasks}
+        for index, row in enumerate(self.examples["row"][:]):
+            found[self.rows.tasks[source[row]].name].append(index)
+        return {name: indices for name, indices in found.items() if indices}
+
     def used_rows(self) -> Iterator[dict[str, Any]]:
         """The rows with an example."""
         used = set(self.examples["row"][:])
@@ -83,11 +90,13 @@ NO_LABEL = "its answer is empty, or no reply is to be learned"
 _LISTS = ("input_ids", "labels", "decoder_input_ids", "token_type_ids", "start_positions", "end_positions")
 
 
-def _encode_batch(batch: Mapping[str, list[Any]], indices: list[int], encoder: Encoder) -> dict[str, list[Any]]:
+def _encode_batch(
+    batch: Mapping[str, list[Any]], indices: list[int], encoders: Sequence[Encoder]
+) -> dict[str, list[Any]]:
     """Lines of the outcome table for some rows: one per example, or one for a row without examples."""
     lines: dict[str, list[Any]] = {name: [] for name in (*_LISTS, *_FACTS)}
-    for index, row, error in zip(indices, batch["row"], batch["error"], strict=True):
-        outcome = Outcome("bad", message=error) if error else encoder.encode(json.loads(row))
+    for index, row, error, source in zip(indices, batch["row"], batch["error"], batch["source"], strict=True):
+        outcome = Outcome("bad", message=error) if error else encoders[source].encode(json.loads(row))
         facts: dict[str, Any] = {name: getattr(outcome, name) for name in ("tokens", "cut", "message")}
         facts["remarks"] = list(outcome.remarks)
         for number, each in enumerate(outcome.features or (None,)):
@@ -131,7 +140,23 @@ def _fingerprint(encoder: Encoder) -> str:
     )
 
 
-def _outcomes(rows: Rows, encoder: Encoder, num_proc: int | None) -> datasets.Dataset:
+def _encoders(recipe: Recipe, rows: Rows, encoder: Encoder) -> list[Encoder]:
+    """The encoder of each source; ``encoder`` is that of the recipe's task."""
+    found = {id(encoder.task): encoder}
+    for task in rows.tasks:
+        if encoder.loaded.head not in task.heads:
+            raise UsageError(
+                f"{task.name} needs a model that generates text, and for {encoder.task.name} the head of "
+                f"{encoder.loaded.source.name} extracts spans",
+                "train them separately, or name another model",
+                code="not_supported",
+            )
+        if id(task) not in found:
+            found[id(task)] = make_encoder(recipe, task, encoder.loaded)
+    return [found[id(task)] for task in rows.tasks]
+
+
+def _outcomes(rows: Rows, encoders: Sequence[Encoder], num_proc: int | None) -> datasets.Dataset:
     import datasets
 
     columns: dict[str, Any] = {name: datasets.List(datasets.Value("int32")) for name in _LISTS}
@@ -139,7 +164,8 @@ def _outcomes(rows: Rows, encoder: Encoder, num_proc: int | None) -> datasets.Da
     columns |= {"row": datasets.Value("int64"), "tokens": datasets.Value("int64")}
     columns |= {"status": datasets.Value("string"), "message": datasets.Value("string")}
     columns |= {"remarks": datasets.List(datasets.Value("string"))}
-    key = digest("examples", rows.key, _fingerprint(encoder), code_version())
+    prints = [_fingerprint(each) for each in {id(each): each for each in encoders}.values()]
+    key = digest("examples", rows.key, prints, code_version())
     processes = num_proc or min(os.cpu_count() or 1, math.ceil(len(rows.table) / _ROWS_PER_PROCESS))
 
     def build(scratch: Path) -> datasets.Dataset:
@@ -148,7 +174,7 @@ def _outcomes(rows: Rows, encoder: Encoder, num_proc: int | None) -> datasets.Da
             batched=True,
             batch_size=256,
             with_indices=True,
-            fn_kwargs={"encoder": encoder},
+            fn_kwargs={"encoders": encoders},
             remove_columns=rows.table.column_names,
             features=datasets.Features(columns),
             num_proc=processes if processes > 1 else None,
@@ -175,22 +201,24 @@ def make_examples(recipe: Recipe, encoder: Encoder, *, strict: bool = True) -> E
     rows = read_rows(data.train, encoder.task)
     if encoder.prompt_options.examples:
         _refuse_only_plain(rows, encoder.task)
-    outcomes = _outcomes(rows, encoder, data.num_proc)
+    encoders = _encoders(recipe, rows, encoder)
+    outcomes = _outcomes(rows, encoders, data.num_proc)
     if strict:
         _refuse(recipe, rows, outcomes, encoder)
     held: Part | None = None
-    trained, kept = divide(recipe, rows, encoder.task.input_column)
+    trained, kept = divide(recipe, rows)
     if kept:
-        held = _part(rows, outcomes, kept, encoder)
+        held = _part(rows, outcomes, kept, encoders)
         held = replace(held, ledger=replace(held.ledger, left_out=()))  # of both parts, counted for training
     elif data.validation is not None:
         own = read_rows(data.validation, encoder.task)
-        own_outcomes = _outcomes(own, encoder, data.num_proc)
+        own_encoders = _encoders(recipe, own, encoder)
+        own_outcomes = _outcomes(own, own_encoders, data.num_proc)
         if strict:
             _refuse(recipe, own, own_outcomes, encoder)
-        held = _part(own, own_outcomes, list(range(len(own.table))), encoder)
+        held = _part(own, own_outcomes, list(range(len(own.table))), own_encoders)
     order = _mix(rows, trained, [source.weight for source in data.train], data.seed)
-    part = _part(rows, outcomes, order, encoder)
+    part = _part(rows, outcomes, order, encoders)
     if left_out := len(rows.table) - len(trained) - len(kept):
         counts = (*part.ledger.left_out, ("train_fraction", left_out))
         part = replace(part, ledger=replace(part.ledger, left_out=counts))
@@ -239,11 +267,11 @@ def _room(recipe: Recipe, encoder: Encoder) -> str:
     return f"{raised}, or set data.on_overflow to truncate or drop"
 
 
-def divide(recipe: Recipe, rows: Rows, column: str) -> tuple[list[int], list[int]]:
+def divide(recipe: Recipe, rows: Rows) -> tuple[list[int], list[int]]:
     """Split the rows into those for training and those held out by ``validation_fraction``.
 
-    ``train_fraction`` leaves out some of the others. Rows with the same input (in ``column``) stay together, so that
-    no input of a held-out row is trained on.
+    ``train_fraction`` leaves out some of the others. Rows with the same input stay together, so that no input of a
+    held-out row is trained on.
     """
     import numpy as np
 
@@ -251,9 +279,9 @@ def divide(recipe: Recipe, rows: Rows, column: str) -> tuple[list[int], list[int
     if data.validation_fraction is None and data.train_fraction is None:
         return list(every), []
     groups: dict[str, list[int]] = {}
-    for index, text in enumerate(rows.table["row"]):
+    for index, (text, source) in enumerate(zip(rows.table["row"], rows.table["source"], strict=True)):
         row = json.loads(text) if text else {}
-        groups.setdefault(digest(row.get(column, row.get("text"))), []).append(index)
+        groups.setdefault(digest(row.get(rows.tasks[source].input_column, row.get("text"))), []).append(index)
     keys = list(groups)
     order = [groups[keys[place]] for place in np.random.default_rng(data.seed).permutation(len(keys))]
     held = _drawn(order, data.validation_fraction, len(every))
@@ -311,7 +339,7 @@ def _mix(rows: Rows, trained: Sequence[int], weights: Sequence[float | None], se
     return order
 
 
-def _part(rows: Rows, outcomes: datasets.Dataset, order: Sequence[int], encoder: Encoder) -> Part:
+def _part(rows: Rows, outcomes: datasets.Dataset, order: Sequence[int], encoders: Sequence[Encoder]) -> Part:
     import numpy as np
 
     row, status = np.asarray(outcomes["row"][:]), np.asarray(outcomes["status"][:])
@@ -320,7 +348,8 @@ def _part(rows: Rows, outcomes: datasets.Dataset, order: Sequence[int], encoder:
     mine = outcomes.select(lines)
     used = np.isin(status[lines], _USED)
     examples = mine.select(np.flatnonzero(used))
-    return Part(examples, mine, rows, order, _ledger(rows, mine, order, Counter(status[first]), encoder.keeps))
+    keeps = "; ".join(dict.fromkeys(each.keeps for each in encoders))
+    return Part(examples, mine, rows, order, _ledger(rows, mine, order, Counter(status[first]), keeps))
 
 
 def _ledger(rows: Rows, lines: datasets.Dataset, order: Sequence[int], per_row: Counter[str], kept: str) -> Ledger:

@@ -5,8 +5,9 @@ Knows how sources, columns and formats are chosen, and which rows are skipped.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -24,7 +25,9 @@ from llmkit.evaluation.results import ORIGIN
 from llmkit.log import log, warn
 from llmkit.tasks import Row, Task
 from llmkit.training.dataset import divide
-from llmkit.training.row_table import read_rows
+from llmkit.training.recipe_model import open_task
+from llmkit.training.row_table import Rows, read_rows
+from llmkit.training.source_tasks import is_for
 
 __all__ = ["RowChoice", "evaluation_records", "example_rows", "separated_rows"]
 
@@ -63,10 +66,18 @@ def evaluation_records(recipe: Recipe, task: Task, choice: RowChoice) -> tuple[I
         InputError: rows cannot be read, when the iterator gets there.
     """
     _check_columns(choice.columns, task)
+    default = open_task(recipe)
+    mine = [source for source in recipe.data.validation or recipe.data.train if is_for(source, task, default)]
     if choice.data is not None:
-        sources = [_source_for(choice.data, (recipe.data.validation or recipe.data.train)[0], choice)]
+        sources = [_source_for(choice.data, mine[0] if mine else SourceSection(path=["x"]), choice)]
+    elif not mine:
+        raise UsageError(
+            f"no source of the recipe has rows of {task.name} with these settings",
+            "name rows with `data`",
+            "use the settings of a source",
+        )
     elif recipe.data.validation is not None:
-        sources = [_changed(source, choice) for source in recipe.data.validation]
+        sources = [_changed(source, choice) for source in mine]
     elif recipe.data.validation_fraction is None:
         raise UsageError(
             "the recipe has no validation data", "name rows with `data`", "set data.validation in the recipe"
@@ -78,7 +89,7 @@ def evaluation_records(recipe: Recipe, task: Task, choice: RowChoice) -> tuple[I
             "name other rows with `data`",
         )
     else:
-        return _held_back(recipe, task), f"{_source_stem(recipe.data.train[0])}-held-back"
+        return _held_back(recipe, task, default), f"{_source_stem(mine[0])}-held-back"
     return _with_advice(sources, task), _source_stem(sources[0])
 
 
@@ -136,23 +147,25 @@ def _source_stem(source: SourceSection) -> str:
     return Path(first).name.split(".")[0] or first if local else first
 
 
-def _held_back(recipe: Recipe, task: Task) -> Iterator[Record]:
-    """The rows that training does not use."""
-    rows = read_rows(recipe.data.train, task)
-    _, held = divide(recipe, rows, task.input_column)
-    others = _other_columns(recipe, task, held) if any(rows.table[index]["unused"] for index in held) else {}
+def _held_back(recipe: Recipe, task: Task, default: Task) -> Iterator[Record]:
+    """The rows of a task that training does not use; ``default`` is the recipe's task."""
+    rows = read_rows(recipe.data.train, default)
+    _, held = divide(recipe, rows)
+    mine = {number for number, source in enumerate(recipe.data.train) if is_for(source, task, default)}
+    lines = {index: line for index in held if (line := rows.table[index])["source"] in mine and line["row"]}
+    others = _other_columns(recipe, rows, lines) if any(line["unused"] for line in lines.values()) else {}
     return (
-        Record(rows.where(index), rows[index], None, tuple(rows.table[index]["unused"]), others.get(index, {}))
-        for index in held
-        if rows.table[index]["row"]
+        Record(line["where"], json.loads(line["row"]), None, tuple(line["unused"]), others.get(index, {}))
+        for index, line in lines.items()
     )
 
 
-def _other_columns(recipe: Recipe, task: Task, held: Iterable[int]) -> dict[int, Mapping[str, Any]]:
+def _other_columns(recipe: Recipe, rows: Rows, held: Collection[int]) -> dict[int, Mapping[str, Any]]:
     """The columns that the task does not use, by the number of the row; the table of rows has their names only."""
-    wanted, selection = set(held), Selection()
-    records = chain.from_iterable(task_rows(source, task, selection) for source in recipe.data.train)
-    return {number: record.others for number, record in enumerate(records) if number in wanted}
+    selection = Selection()
+    sources = zip(recipe.data.train, rows.tasks, strict=True)
+    records = chain.from_iterable(task_rows(source, task, selection) for source, task in sources)
+    return {number: record.others for number, record in enumerate(records) if number in held}
 
 
 def separated_rows(records: Iterable[Record], recipe: Recipe, task: Task) -> Iterator[dict[str, Any]]:

@@ -50,6 +50,7 @@ from llmkit.training.checkpoint import checkpoints
 from llmkit.training.evaluation_rows import RowChoice, evaluation_records, example_rows, separated_rows
 from llmkit.training.provenance import RESOLVED
 from llmkit.training.recipe_model import load_settings, open_task
+from llmkit.training.source_tasks import chosen_task, recipe_of
 
 __all__ = ["EvaluationSpec", "resolve_evaluation", "run_evaluation"]
 
@@ -100,7 +101,7 @@ def resolve_evaluation(
     Args:
         run: the folder of a run, a recipe, its file, or the name of a built-in one. Another folder with a model is
             the model.
-        task: without a recipe.
+        task: without a recipe, or one of a mixture of tasks.
         data: rows; with a recipe, replaces its validation rows.
         load: fields that are set explicitly override the recipe's model section; a model replaces the trained one.
         overrides: changes to the recipe, such as ``settings.target=de``.
@@ -129,9 +130,7 @@ def resolve_evaluation(
         if task is not None and (model := chosen_model(load.model, find_task(task))) is not None:
             explicit.setdefault("model", model)
         recipe = _recipe_for(task, explicit.get("model"), choice, overrides)
-        return _spec(recipe, explicit, choice, settings or {}, prompt)
-    if task is not None:
-        raise UsageError("`task` has no effect on a recipe, which names its own", "leave it out", code="no_effect")
+        return _spec(recipe, open_task(recipe), explicit, choice, settings or {}, prompt)
     if isinstance(run, Recipe):
         if overrides:
             raise UsageError("overrides apply to a recipe's file, not to a Recipe object", "change the object")
@@ -147,11 +146,13 @@ def resolve_evaluation(
                 raise error.reworded(f"no run, recipe file or built-in recipe is named {name}") from error
             raise
         folder = user_path(run) if is_run else Path(recipe.train.output_dir)
+    sources = [*recipe.data.train, *(recipe.data.validation or ())]
+    chosen = chosen_task(sources, open_task(recipe), task)
     if load.model is None:
         _require_trained(folder, name, overrides)
         explicit["model"] = str(folder)
         recipe = _with_own_examples(recipe, folder, overrides)
-    return _spec(recipe, explicit, choice, settings or {}, prompt)
+    return _spec(recipe, chosen, explicit, choice, settings or {}, prompt)
 
 
 def _tuned_task(folder: str) -> str:
@@ -209,18 +210,19 @@ def _with_own_examples(recipe: Recipe, folder: Path, overrides: Sequence[str]) -
 
 def _spec(
     recipe: Recipe,
+    task: Task,
     explicit: Mapping[str, Any],
     choice: RowChoice,
     settings: Mapping[str, Any],
     prompt: Mapping[str, Any],
 ) -> EvaluationSpec:
-    task = _with_settings(open_task(recipe), settings)
+    task = _with_settings(task, settings)
     load = replace(load_settings(recipe), **{"revision": None, "base": None, **explicit})
     task.further_columns = {**_columns_of_tuned(load, task), **task.further_columns}
     given = {name: value for name, value in prompt.items() if value not in (None, ())}
     if isinstance(path := given.get("examples"), str):
         given["examples"] = example_rows(path, recipe, task, choice)
-    prompt_options = replace(open_prompt(recipe, task), **given)
+    prompt_options = replace(open_prompt(recipe_of(recipe, task.name), task), **given)
     records, data = evaluation_records(recipe, task, choice)
     rows = separated_rows(records, recipe, task)
     truncates = recipe.data.on_overflow == "truncate"

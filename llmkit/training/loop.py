@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +90,8 @@ class Trainer:
     """Called after each update; True saves a checkpoint and ends the run."""
     validation_metrics: Callable[[], dict[str, float]] | None = None
     """Computes the task's metrics on the validation rows; None if the best model is chosen by the loss."""
+    validation_tasks: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """The validation examples of each task; the loss of each is logged if there are several."""
     write_model: Callable[[Path, Any, Any], None] = lambda _folder, _model, _weights: None
     """Writes the files of the model to a checkpoint: takes folder, model, and the state dict if it is sharded."""
     progress: Progress = field(default_factory=Progress)
@@ -337,9 +339,9 @@ class Trainer:
         if best or due(self.train.save_strategy, self.train.save_steps):
             self.save()
 
-    def _compare(self, loss: float) -> None:
-        progress = self.progress
-        values = {"loss": loss}
+    def _compare(self, losses: dict[str, float]) -> None:
+        progress, loss = self.progress, losses["loss"]
+        values = dict(losses)
         if self.validation_metrics is not None:
             self._wrapped.eval()
             values |= self.validation_metrics()
@@ -361,15 +363,28 @@ class Trainer:
         patience = self.train.early_stopping_patience
         return patience is not None and self.progress.worse_evaluations >= patience
 
-    def evaluate(self) -> float:
-        """The mean loss per predicted token on the validation examples, without the loss of routers."""
+    def evaluate(self) -> dict[str, float]:
+        """The mean loss per predicted token on the validation examples, without the loss of routers.
+
+        Of several tasks, the loss of each is there too, as ``translation_loss``.
+        """
+        assert self.validation is not None
+        groups = self.validation_tasks if len(self.validation_tasks) > 1 else {"": range(len(self.validation))}
+        self._wrapped.eval()
+        sums = {name: self._loss_sum(indices) for name, indices in groups.items()}
+        self._wrapped.train()
+        loss, count = (sum(each[place] for each in sums.values()) for place in (0, 1))
+        of_tasks = {f"{name}_loss": total / max(1.0, number) for name, (total, number) in sums.items() if name}
+        return {"loss": loss / max(1.0, count), **of_tasks}
+
+    def _loss_sum(self, indices: Sequence[int]) -> tuple[float, float]:
+        """The sum of losses on validation examples, and the number of predicted tokens, over all processes."""
         import torch
 
         assert self.validation is not None
         count, total = 0.0, 0.0
         size, mine = self.train.per_device_eval_batch_size, self.accelerator.process_index
-        order = sorted(range(len(self.validation)), key=self.validation["length"][:].__getitem__)
-        self._wrapped.eval()
+        order = sorted(indices, key=self.validation["length"][:].__getitem__)
         every = size * self.accelerator.num_processes
         shown = self.accelerator.is_main_process
         meter = ProgressMeter(len(order), "validation examples", shown=shown)
@@ -384,9 +399,8 @@ class Trainer:
                     total += float(loss)
                     count += self.head.predictions(batch)
                 meter.advance(min(every, len(order) - start))
-        self._wrapped.train()
         total, count = sum_over_processes(self.accelerator, total, count)
-        return total / max(1.0, count)
+        return total, count
 
     def save(self) -> None:
         """Write a checkpoint, and remove the oldest ones above the limit."""

@@ -47,7 +47,8 @@ def _lines(
     yield f"\n# {_plain(name)}\n"
     how = "all weights" if provenance.method is None else f"a PEFT adapter ({provenance.method})"
     begun = "random weights" if fresh else _base(provenance)
-    yield f"Trained for {recipe.task} from {begun}, {how}, with llmkit {provenance.versions['llmkit']}.\n"
+    names = " and ".join(dict.fromkeys([recipe.task, *(each.task for each in recipe.data.train if each.task)]))
+    yield f"Trained for {names} from {begun}, {how}, with llmkit {provenance.versions['llmkit']}.\n"
     yield _fenced(command_line(task.verb, model=_line(name)))
     yield "It needs no other options: `llmkit.json` has the prompt and settings of training.\n"
     yield "## Data and licenses\n"

@@ -121,6 +121,12 @@ def _check_settings(recipe: Recipe, device: str, processes: int) -> None:
             f"use eval_loss, {', '.join(known)}",
             code="unknown_metric",
         )
+    if train.best_metric != "loss" and any(source.task not in (None, recipe.task) for source in recipe.data.train):
+        raise UsageError(
+            f"train.metric_for_best_model: {train.best_metric} is of one task, and the recipe is a mixture",
+            "use eval_loss",
+            code="not_supported",
+        )
     if train.best_metric != "loss" and several.fsdp_config is not None:
         raise UsageError(
             f"train.metric_for_best_model {train.best_metric} needs generated answers, which FSDP does not support",

@@ -134,7 +134,7 @@ def _fresh(recipe: Recipe, task: Task, settings: LoadSettings) -> Source:
         key = digest("model", config, _tokenizer_hash(origin.folder), code_version())
     else:
         rows = read_rows(recipe.data.train, task)
-        trained, _ = divide(recipe, rows, task.input_column)
+        trained, _ = divide(recipe, rows)
         key = digest("model", config, section.model_dump(), rows.key, trained, code_version())
 
     def build(folder: Path) -> None:

@@ -7,7 +7,7 @@ Checkpoints hold the first three too, so that each is a model. Does not know how
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from llmkit.training.model_card import draw_losses, model_card
 from llmkit.training.provenance import Provenance
 from llmkit.training.recipe_model import open_task
 from llmkit.training.row_counts import describe
+from llmkit.training.source_tasks import common_settings, recipe_of, tasks_by_name
 
 __all__ = ["METRICS", "ModelFiles", "Run", "fitted_threshold", "write_report"]
 
@@ -47,8 +48,8 @@ class ModelFiles:
     loaded: Loaded
     """The model that is trained, before the adapter was added, with its tokenizer."""
     head: BaseHead
-    longest_target: int
-    """Tokens of the longest training answer."""
+    longest_targets: Mapping[str, int]
+    """Tokens of the longest training answer of each task."""
 
     def write(self, folder: Path, model: Any, weights: Any, threshold: float | None = None) -> None:
         """Write weights, tokenizer and ``llmkit.json``.
@@ -86,21 +87,33 @@ class ModelFiles:
 
     def _contract(self, threshold: float | None, *, adapter: bool) -> Contract:
         recipe, source = self.recipe, self.loaded.source
-        settings = recipe.settings.model_dump(mode="json")
+        tasks = {name: self._tuned(name, each) for name, each in self._tasks().items()}
+        own = tasks.pop(recipe.task)
         if threshold is not None:
-            settings["no_answer_threshold"] = threshold
+            own["settings"]["no_answer_threshold"] = threshold
         # Also those that an adapter it was trained from applies.
         overrides = source.config_overrides() | dict(getattr(recipe.model, "config_overrides", {}))
         origin = source.origin
         return Contract(
             recipe.task,
-            settings,
-            tuned_prompt(recipe_prompt(recipe, self.loaded, open_task(recipe))),
-            self.longest_target,
-            recipe.data.truncation_side,
-            (overrides or None) if adapter else None,
-            None if origin is None else asdict(origin) | {"sha256": weights_hash(source.folder)},
+            **own,
+            truncation_side=recipe.data.truncation_side,
+            config_overrides=(overrides or None) if adapter else None,
+            base=None if origin is None else asdict(origin) | {"sha256": weights_hash(source.folder)},
+            more_tasks=tasks,
         )
+
+    def _tasks(self) -> dict[str, list[Task]]:
+        return tasks_by_name(self.recipe.data.train, open_task(self.recipe))
+
+    def _tuned(self, name: str, tasks: Sequence[Task]) -> dict[str, Any]:
+        """The fields of the contract on one task, with what its sources have in common."""
+        prompt = recipe_prompt(recipe_of(self.recipe, name), self.loaded, tasks[0])
+        return {
+            "settings": common_settings([asdict(task.settings) for task in tasks]),
+            "prompt": tuned_prompt(prompt),
+            "longest_target": self.longest_targets.get(name, 0),
+        }
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from llmkit.files import file_hash
 from llmkit.hub.reachability import hub_name, hub_reachable, is_offline, mirror_hint
 from llmkit.tasks import Task
 from llmkit.training.disk_cache import cached_table, code_version, digest
+from llmkit.training.source_tasks import task_of
 
 if TYPE_CHECKING:
     import datasets
@@ -35,6 +36,8 @@ class Rows:
     """A hash of the sources and their settings, independent of llmkit's version."""
     names: tuple[str, ...]
     """The names of the sources."""
+    tasks: tuple[Task, ...]
+    """The tasks of the sources, with their settings."""
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -48,6 +51,10 @@ class Rows:
     def where(self, index: int) -> str:
         """Its file and line."""
         return str(self.table[index]["where"])
+
+    def task(self, index: int) -> Task:
+        """Its task."""
+        return self.tasks[int(self.table[index]["source"])]
 
 
 def source_name(source: SourceSection) -> str:
@@ -91,19 +98,24 @@ def _require_columns(missing: Collection[str], sources: Sequence[SourceSection])
 
 
 def read_rows(sources: Sequence[SourceSection], task: Task) -> Rows:
-    """Parse all rows of the sources, or load them from the cache. Bad rows are included, with their error."""
+    """Parse all rows of the sources, or load them from the cache. Bad rows are included, with their error.
+
+    Args:
+        task: of the sources that do not name another.
+    """
     need_hub(sources)
     # Hashes of files, commits of Hub data sets.
     content = [commit_of(source) or [(str(path), file_hash(path)) for path in files_of(source)] for source in sources]
     origin = digest([source.model_dump(exclude_defaults=True) for source in sources], content)
-    key = digest("rows", origin, task.name, task.settings, task.further_columns, code_version())
+    tasks = tuple(task_of(source, task) for source in sources)
+    key = digest("rows", origin, [(each.name, each.settings, each.further_columns) for each in tasks], code_version())
 
     selection = Selection()
     missing = {name for name, needed in task.further_columns.items() if needed}
 
     def write() -> Iterator[dict[str, Any]]:
         for number, source in enumerate(sources):
-            for record in task_rows(source, task, selection):
+            for record in task_rows(source, tasks[number], selection):
                 row = "" if record.row is None else json.dumps(record.row, ensure_ascii=False, default=str)
                 missing.difference_update(record.row or ())
                 yield {
@@ -134,4 +146,4 @@ def read_rows(sources: Sequence[SourceSection], task: Task) -> Rows:
         table.info.description = json.dumps(selection.left_out, sort_keys=True)  # which is saved with the table
         return table
 
-    return Rows(cached_table(key, build), key, origin, tuple(map(source_name, sources)))
+    return Rows(cached_table(key, build), key, origin, tuple(map(source_name, sources)), tasks)

@@ -141,6 +141,7 @@ def _memory_errors() -> Iterator[None]:
 def _prepare(
     recipe: Recipe, on_log: Callable[[TrainingStats], None], should_stop: Callable[[], bool], worker: Worker
 ) -> Run:
+    import numpy as np
     import torch
     from accelerate.utils import set_seed
 
@@ -175,7 +176,9 @@ def _prepare(
         model = torch.compile(model)
     provenance = provenance_of(recipe, ready.loaded)
     examples = parts["train"].examples
-    files = ModelFiles(recipe, loaded, head, longest_target=max(examples["targets"][:], default=0))
+    by_task = parts["train"].by_task()
+    targets = np.asarray(examples["targets"][:])
+    files = ModelFiles(recipe, loaded, head, {name: int(targets[mine].max()) for name, mine in by_task.items()})
     trainer = Trainer(
         accelerator=accelerator,
         model=model,
@@ -183,6 +186,7 @@ def _prepare(
         train=train,
         examples=examples,
         validation=parts["validation"].examples if "validation" in parts and train.eval_strategy != "no" else None,
+        validation_tasks=parts["validation"].by_task() if "validation" in parts else {},
         pad_id=head.pad_id(loaded),
         packed=packed,
         masked=masked,

@@ -194,7 +194,7 @@ def test_a_training_fraction_keeps_groups_and_the_held_out_rows(tmp_path: Path) 
     def split(**data: Any) -> tuple[set[int], set[int]]:
         recipe = make_recipe("summarization", Path("x"), path, data=data)
         task = find_task("summarize")()
-        trained, held = divide(recipe, read_rows(recipe.data.train, task), task.input_column)
+        trained, held = divide(recipe, read_rows(recipe.data.train, task))
         return set(trained), set(held)
 
     everything, held = split(validation_fraction=0.1)

@@ -346,7 +346,7 @@ def test_each_token_of_a_long_text_counts_once(checkpoint: Checkpoint) -> None:
     row = {"text": "The quick brown fox jumps over the lazy dog. 今天天气很好。" * 20}
     loss, count = row_loss(pipeline, row)
     examples = pipeline.task.examples(row, pipeline.traits, pipeline.prompt_options)
-    (features,) = head_of(pipeline.loaded.head).features(pipeline.loaded, examples, loss_on_all=False)
+    (features,) = head_of(pipeline.loaded.head).features(pipeline.loaded, examples, loss_on="target")
     ids = features.input_ids
     begins = {place: begin for begin, end, fresh in windows(len(ids), context) for place in range(fresh, end)}
     assert list(begins) == list(range(1, len(ids)))

@@ -51,7 +51,7 @@ def row_loss(pipeline: Pipeline, row: dict[str, Any]) -> tuple[float, int]:
     examples = pipeline.task.examples(row, pipeline.traits, pipeline.few_shot.options_for(row))
     head = head_of(pipeline.loaded.head)
     assert isinstance(head, WritingHead)
-    found = head.features(pipeline.loaded, examples, loss_on_all=False)
+    found = head.features(pipeline.loaded, examples, loss_on="target")
     for each in found:
         refuse_unknown_ids(pipeline.loaded, (*each.input_ids, *each.decoder_input_ids))
     losses = [head.target_loss(pipeline.loaded, each) for each in found]

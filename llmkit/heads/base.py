@@ -10,7 +10,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from llmkit.config.settings import TruncationSide
 from llmkit.errors import CheckpointError, InputError
@@ -29,6 +29,7 @@ __all__ = [
     "BaseHead",
     "Encoded",
     "Features",
+    "LossOn",
     "cut_to_fit",
     "embedding_count",
     "encode_text",
@@ -37,6 +38,10 @@ __all__ = [
     "refuse_not_finite",
     "refuse_unknown_ids",
 ]
+
+
+LossOn = Literal["target", "all", "answer"]
+"""What has a loss: the expected output, the prompt too, or only the answer in the output, without the reasoning."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ class BaseHead(Protocol):
 
     # Examples.
 
-    def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on_all: bool) -> list[Features]:
+    def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on: LossOn) -> list[Features]:
         """Training features from the examples of one row.
 
         Prompts have the same ids as from `encode`, so that training and inference agree.

@@ -8,13 +8,15 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import UsageError
-from llmkit.heads.base import IGNORED, Encoded, Features, encode_text, pad, refuse_not_finite
+from llmkit.heads.base import IGNORED, Encoded, Features, LossOn, encode_text, pad, refuse_not_finite
 from llmkit.heads.batch import Batch, Line, fill, padded, shifted
 from llmkit.heads.chat_template import encode_chat, render_chat, render_reply, reply_frame
 from llmkit.heads.end_tokens import end_id, turn_ends
 from llmkit.heads.objective import Objective, token_loss
 from llmkit.heads.reasoning import ReasoningFormat, reasoning_format
+from llmkit.heads.text_stream import TextStream
 from llmkit.heads.writing import WritingHead
+from llmkit.models.families.reasoning_marks import AROUND_ANSWERS
 from llmkit.tasks import Chat, Example, Head, Message, Prompt, Text
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class CausalHead(WritingHead):
                     "a causal model takes text or messages", "render the row for its head", code="not_supported"
                 )
 
-    def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on_all: bool) -> list[Features]:
+    def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on: LossOn) -> list[Features]:
         """See `BaseHead`. Replies of one conversation form one sequence if each prompt extends the previous one."""
         sequences: list[tuple[list[int], list[int]]] = []
         for example in examples:
@@ -58,8 +60,9 @@ class CausalHead(WritingHead):
                 ids, labels = [], []
                 sequences.append((ids, labels))
             new = prompt[len(ids) :]
+            hidden = _reasoning_length(loaded, example, target) if loss_on == "answer" else 0
             ids += [*new, *target]
-            labels += [*(new if loss_on_all else [IGNORED] * len(new)), *target]
+            labels += [*(new if loss_on == "all" else [IGNORED] * len(new)), *[IGNORED] * hidden, *target[hidden:]]
         return [Features(tuple(ids), tuple(labels)) for ids, labels in sequences]
 
     def collate(self, loaded: Loaded, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
@@ -163,6 +166,26 @@ def _target(loaded: Loaded, example: Example, prompt: Sequence[int]) -> list[int
             raise UsageError(
                 "a causal model takes text or messages", "render the row for its head", code="not_supported"
             )
+
+
+def _reasoning_length(loaded: Loaded, example: Example, target: Sequence[int]) -> int:
+    """How many tokens of a reply are its reasoning, as it is split from the answer at inference."""
+    if not isinstance(example.prompt, Chat):
+        return 0
+    reasoning = reasoning_format(loaded.tokenizer)
+    splitter = reasoning.splitter("" if example.prompt.prefill else render_chat(loaded.tokenizer, example.prompt))
+    stream = TextStream(loaded.tokenizer, shown=reasoning.shown)
+    pieces = [stream.push(token) for token in target]
+    answer = "".join((*map(splitter.push, pieces), splitter.push(stream.flush()), splitter.flush()))
+    text = "".join(pieces)
+    if not splitter.marked or (start := text.rfind(answer)) < 0:
+        return 0
+    before = text[:start].rstrip()
+    around = next((opening for opening, _ in AROUND_ANSWERS if before.endswith(opening)), "")
+    start = len(before) - len(around) if around else start
+    ends = enumerate(accumulate(map(len, pieces)), start=1)
+    # Tokens without a text of their own are bytes of the answer's first character, or special tokens.
+    return max((count for count, end in ends if end <= start and pieces[count - 1]), default=0)
 
 
 def _rendered(loaded: Loaded, chat: Chat, reply: Message, before: str, prompt: Sequence[int]) -> list[int]:

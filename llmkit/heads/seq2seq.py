@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import CheckpointError, InputError, UsageError
-from llmkit.heads.base import IGNORED, Encoded, Features, encode_text, pad, refuse_not_finite
+from llmkit.heads.base import IGNORED, Encoded, Features, LossOn, encode_text, pad, refuse_not_finite
 from llmkit.heads.batch import Batch, Line, fill, padded
 from llmkit.heads.chat_template import encode_chat
 from llmkit.heads.end_tokens import end_id, turn_ends
@@ -73,9 +73,9 @@ class Seq2SeqHead(WritingHead):
         forced = config.forced_bos_token_id if route.forced_bos_token_id is None else route.forced_bos_token_id
         return [*start, *([forced] if begun and forced is not None else []), *begun]
 
-    def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on_all: bool) -> list[Features]:
+    def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on: LossOn) -> list[Features]:
         """See `BaseHead`. The decoder input is its start at inference, then the answer shifted by one token."""
-        if loss_on_all:
+        if loss_on == "all":
             raise UsageError(
                 "loss_on: all has no effect: an encoder's tokens have no loss", "leave it out", code="no_effect"
             )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import UsageError
-from llmkit.heads.base import IGNORED, BaseHead, Features, pad, refuse_not_finite
+from llmkit.heads.base import IGNORED, BaseHead, Features, LossOn, pad, refuse_not_finite
 from llmkit.heads.batch import Batch, Line, fill, padded
 from llmkit.heads.objective import Objective
 from llmkit.heads.windows import Document, Window, split, takes
@@ -46,7 +46,7 @@ class SpanHead(BaseHead):
         own = (loaded.tokenizer.pad_token_id, getattr(loaded.model.config, "pad_token_id", None), 0)
         return next(candidate for candidate in own if candidate is not None)
 
-    def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on_all: bool) -> list[Features]:
+    def features(self, loaded: Loaded, examples: Sequence[Example], *, loss_on: LossOn) -> list[Features]:
         """See `BaseHead`. One example per window, with the windows of inference.
 
         Labels follow run_qa.py of Transformers: a window without a complete answer is labelled with the null answer.

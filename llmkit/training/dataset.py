@@ -136,7 +136,7 @@ def _fingerprint(encoder: Encoder) -> str:
         encoder.task.settings,
         replace(encoder.traits, languages=None),  # they follow from config, name and tokenizer
         encoder.prompt_options,
-        (encoder.max_length, encoder.max_target_length, encoder.policy, encoder.loss_on_all, encoder.truncation_side),
+        (encoder.max_length, encoder.max_target_length, encoder.policy, encoder.loss_on, encoder.truncation_side),
     )
 
 

@@ -17,7 +17,7 @@ from llmkit.engines.row_faults import attempt
 from llmkit.engines.transformers.traits import traits_of
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.heads import head_of
-from llmkit.heads.base import IGNORED, Features, cut_to_fit, encode_text, refuse_unknown_ids
+from llmkit.heads.base import IGNORED, Features, LossOn, cut_to_fit, encode_text, refuse_unknown_ids
 from llmkit.heads.chat_template import check_template, omitted_reasoning
 from llmkit.inference.few_shot import FewShot
 from llmkit.inference.tuned_config import recipe_prompt
@@ -62,7 +62,7 @@ class Encoder:
     max_target_length: int | None
     """Seq2seq: maximum tokens of the answer."""
     policy: Policy | None
-    loss_on_all: bool
+    loss_on: LossOn
     truncation_side: TruncationSide | None = None
     """The recipe's setting; None takes the task's default."""
     embeddings: int | None = None
@@ -85,7 +85,7 @@ class Encoder:
 
     def encode(self, row: Row) -> Outcome:
         """The features of a row, or the reason why it has none."""
-        if (refused := attempt(lambda: self.task.validate_learned(row, all_of_it=self.loss_on_all))) is not None:
+        if (refused := attempt(lambda: self.task.validate_learned(row, all_of_it=self.loss_on == "all"))) is not None:
             return Outcome("bad", message=refused.problem)
         row = in_language(self.task, row, self.prompt_options)
         outcome = attempt(lambda: self._with_examples_of(row).outcome(row))
@@ -127,7 +127,7 @@ class Encoder:
         return self._encoded(self._examples(row))
 
     def _encoded(self, examples: Sequence[Example]) -> list[Features]:
-        return head_of(self.loaded.head).features(self.loaded, examples, loss_on_all=self.loss_on_all)
+        return head_of(self.loaded.head).features(self.loaded, examples, loss_on=self.loss_on)
 
     def _has_label(self, features: Features) -> bool:
         return bool(features.start_positions) or any(label != IGNORED for label in features.labels)
@@ -249,6 +249,13 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
         task.check_options(traits, replace(prompt_options, prefix=prefix))
     if traits.chat:
         check_template(loaded.tokenizer, prompt_options.chat_template_kwargs)
+    if data.loss_on == "answer" and not (traits.chat and head.one_sequence):
+        raise UsageError(
+            "data.loss_on: answer has no effect: only replies that a chat template of a causal model renders have"
+            " reasoning",
+            "use target",
+            code="no_effect",
+        )
     _check_lengths(data, task, loaded)
     return Encoder(
         loaded=loaded,
@@ -258,7 +265,7 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
         max_length=_max_length(data, loaded) if head.writes else None,
         max_target_length=_max_target_length(data, loaded) if head.target_apart else None,
         policy=data.on_overflow,
-        loss_on_all=data.loss_on == "all",
+        loss_on=data.loss_on,
         truncation_side=data.truncation_side,
         embeddings=len(loaded.tokenizer) if recipe.tokenizer.add_tokens else None,
     )

@@ -71,7 +71,7 @@ def learn(loaded: Loaded, row: dict[str, Any], *, options: PromptOptions | None 
     task = get_task("dialogue")
     traits = replace(traits_of(loaded, task), chat=True)
     examples = task.examples(row, traits, options or PromptOptions())
-    return head_of(loaded.head).features(loaded, examples, loss_on_all=False)
+    return head_of(loaded.head).features(loaded, examples, loss_on="target")
 
 
 def pieces(loaded: Loaded, features: Features) -> str:

@@ -15,7 +15,7 @@ from llmkit.engines.transformers.output_rows import Piece
 from llmkit.engines.transformers.traits import traits_of
 from llmkit.errors import InputError, UsageError
 from llmkit.heads import head_of
-from llmkit.heads.base import IGNORED, Features
+from llmkit.heads.base import IGNORED, Features, LossOn
 from llmkit.heads.end_tokens import turn_ends
 from llmkit.heads.reasoning import reasoning_format
 from llmkit.heads.span import SpanHead
@@ -53,11 +53,11 @@ def settings(task: str) -> TaskSettings | None:
     return TranslationSettings(source="en", target="fr") if task == "translation" else None
 
 
-def learn(folder: Path, name: str, row: dict[str, Any], *, loss_on_all: bool = False) -> tuple[Loaded, list[Features]]:
+def learn(folder: Path, name: str, row: dict[str, Any], *, loss_on: LossOn = "target") -> tuple[Loaded, list[Features]]:
     loaded = load_model(LoadSettings(model=str(folder), offline=True), name, training=True, weights=False)
     task = get_task(name, settings(name))
     examples = task.examples(row, traits_of(loaded, task), PromptOptions())
-    return loaded, head_of(loaded.head).features(loaded, examples, loss_on_all=loss_on_all)
+    return loaded, head_of(loaded.head).features(loaded, examples, loss_on=loss_on)
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, row: dict[str, Any]) -> Any:
@@ -172,7 +172,7 @@ def test_a_reply_is_learned_so_that_it_is_found_again(name: str, reasoning: str,
     task = get_task("dialogue")
     (example,) = task.examples(row, traits_of(loaded, task), PromptOptions())
     head = head_of(loaded.head)
-    (features,) = head.features(loaded, [example], loss_on_all=False)
+    (features,) = head.features(loaded, [example], loss_on="target")
     assert example.prompt is not None
     prompt = head.encode(loaded, example.prompt).input_ids
     assert features.input_ids[: len(prompt)] == prompt
@@ -182,6 +182,36 @@ def test_a_reply_is_learned_so_that_it_is_found_again(name: str, reasoning: str,
     assert max(whole.count(tags[0]), whole.count(tags[1])) == (1 if reasoning or begin != "<|assistant|>" else 0)
     found = reasoning_format(tokenizer).splitter(tokenizer.decode(prompt))
     assert (found.push(reply) + found.flush(), found.reasoning.strip()) == ("jumps over", reasoning)
+    (answer,) = head.features(loaded, [example], loss_on="answer")
+    assert answer.input_ids == features.input_ids
+    assert tokenizer.decode(learned(answer)[:-1]) == "jumps over"
+    assert learned(answer)[-1] in turn_ends(loaded)
+
+
+@pytest.mark.parametrize("reasoning", ["", "想一想，\n😀"])
+@pytest.mark.parametrize("answer", ["天气很好。", "<answer>", "<answer>好</answer>", "想一想", ""])
+def test_loss_on_the_answer_without_its_reasoning(reasoning: str, answer: str, checkpoint: Checkpoint) -> None:
+    loaded = load_model(LoadSettings(model=str(checkpoint("qwen3")), offline=True), "dialogue", weights=False)
+    tokenizer: Any = loaded.tokenizer
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n"
+        "</think>\n\n{% endif %}{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    messages = [
+        {"role": "user", "content": "天气？"},
+        {"role": "assistant", "content": answer, "reasoning_content": reasoning},
+    ]
+    task = get_task("dialogue")
+    examples = task.examples({"messages": messages}, traits_of(loaded, task), PromptOptions())
+    choices: tuple[LossOn, ...] = ("target", "answer")
+    texts = {
+        loss_on: tokenizer.decode(learned(features)).removesuffix(tokenizer.eos_token)
+        for loss_on in choices
+        for features in head_of(loaded.head).features(loaded, examples, loss_on=loss_on)
+    }
+    block = f"<think>\n{reasoning}\n</think>\n\n" if reasoning else ""
+    assert texts == ({"target": block + answer, "answer": answer} if block + answer else {})
 
 
 def test_without_a_template_each_reply_is_an_example(checkpoint: Checkpoint) -> None:
@@ -209,10 +239,10 @@ def test_plain_text_is_learned_whole_and_ends(family: str, checkpoint: Checkpoin
 
 
 def test_loss_on_the_prompt_too(checkpoint: Checkpoint) -> None:
-    _, (features,) = learn(checkpoint("llama"), "text-generation", ROWS["text-generation"], loss_on_all=True)
+    _, (features,) = learn(checkpoint("llama"), "text-generation", ROWS["text-generation"], loss_on="all")
     assert features.labels == features.input_ids
     with pytest.raises(UsageError, match="no effect"):
-        learn(checkpoint("t5"), "text-generation", ROWS["text-generation"], loss_on_all=True)
+        learn(checkpoint("t5"), "text-generation", ROWS["text-generation"], loss_on="all")
 
 
 def test_chinese_joins_without_a_space(checkpoint: Checkpoint) -> None:
@@ -235,7 +265,7 @@ def test_the_labelled_tokens_are_the_answer(family: str, context: str, answer: s
     start = long.rindex(answer)
     prompt = QuestionContext("Who?", long, AnswerSettings(max_seq_len=48, doc_stride=8))
     example = Example(prompt, answer, ((start, start + len(answer)),))
-    windows = SpanHead().features(loaded, [example], loss_on_all=False)
+    windows = SpanHead().features(loaded, [example], loss_on="target")
     document = split(loaded, prompt)
     assert [each.input_ids for each in windows] == [window.input_ids for window in document.windows]
     found = 0
@@ -259,7 +289,7 @@ def test_all_answers_of_a_window_are_learned(checkpoint: Checkpoint) -> None:
     (example,) = task.examples(row, traits_of(loaded, task), PromptOptions())
     # Each place once; a place where the answer does not stand is left out as long as there are others.
     assert example.spans == ((3, 7), (0, 7), (len(context) - 5, len(context) - 1))
-    first, *between, last = SpanHead().features(loaded, [example], loss_on_all=False)
+    first, *between, last = SpanHead().features(loaded, [example], loss_on="target")
     assert len(first.start_positions) == 2
     assert len(set(first.end_positions)) == 1
     assert len(last.start_positions) == 1
@@ -271,7 +301,7 @@ def test_no_answer_is_the_null_position_in_every_window(checkpoint: Checkpoint) 
     task = get_task("question-answering", AnswerSettings(max_seq_len=48, doc_stride=8))
     row = {"question": "Who?", "context": "The quick brown fox. " * 20, "answers": {"text": [], "answer_start": []}}
     (example,) = task.examples(row, traits_of(loaded, task), PromptOptions())
-    windows = SpanHead().features(loaded, [example], loss_on_all=False)
+    windows = SpanHead().features(loaded, [example], loss_on="target")
     assert len(windows) > 1
     assert {(each.start_positions, each.end_positions) for each in windows} == {((0,), (0,))}
 

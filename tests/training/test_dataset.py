@@ -380,3 +380,11 @@ def test_rows_that_settings_leave_out_are_counted(llama: Path, tmp_path: Path) -
     assert split.validation is not None
     assert split.validation.ledger.left_out == ()
     assert dict(split.train.ledger.left_out) == {"where": 20, "deduplicate": 30}
+
+
+def test_loss_on_answers_needs_a_chat_template(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "The fox", "completion": " jumps"}\n', encoding="utf-8")
+    for model in (checkpoint("gpt2"), checkpoint("t5")):
+        with pytest.raises(UsageError, match=r"data\.loss_on: answer has no effect"):
+            run(make_recipe("text-generation", model, path, data={"loss_on": "answer"}))

@@ -190,6 +190,7 @@ def find_language(name: str) -> Language:
     )
 
 
+@functools.lru_cache(4096)  # rows of data repeat them
 def known_language(name: str) -> Language | None:
     """The language that `find_language` finds; None instead of an error, whose suggestions take long."""
     wanted = " ".join(name.split())

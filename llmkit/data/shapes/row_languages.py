@@ -5,6 +5,7 @@ Knows where a row has its languages. Which languages a model knows, and what a r
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -70,6 +71,7 @@ def _cell(row: Mapping[str, Any], path: str) -> str | None:
     return (value or "").strip() or None
 
 
+@functools.lru_cache(4096)
 def _pair_in(text: str) -> tuple[str, str] | None:
     """The two languages in a text such as ``en-zh``, if there is one way only to divide it into known ones."""
     parts = [(text[: sign.start()], text[sign.end() :]) for sign in _BETWEEN.finditer(text)]

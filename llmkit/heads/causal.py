@@ -253,7 +253,7 @@ def _opening(tokenizer: Any, chat: Chat, reasoning: ReasoningFormat, prompt: str
         ids = encode_text(tokenizer, opening + _PROBE, special=False)
         splitter = reasoning.splitter(prompt)
         found = splitter.push(str(tokenizer.decode(ids))) + splitter.flush()
-        if found == _PROBE:
+        if found.lstrip() == _PROBE:  # Mistral's template puts a space before a reply
             return opening
     return ""  # the tokenizer has no such tag: the end of the reply ends the block
 

@@ -125,6 +125,18 @@ def test_consecutive_replies_are_one_for_a_template_of_alternating_roles(loaded:
         learn(loaded, {"messages": flagged})
 
 
+def test_white_space_that_the_template_puts_before_a_reply_is_learned(loaded: Loaded) -> None:
+    # As in the templates of Llama 2 and Mistral.
+    loaded.tokenizer.chat_template = (
+        "{% for m in messages %}{{ '[INST] ' + m.content + ' [/INST]' if m.role == 'user' else "
+        "' ' + m.content + eos_token }}{% endfor %}"
+    )
+    (found,) = learn(loaded, {"messages": TALK})
+    whole = loaded.tokenizer.apply_chat_template(TALK, tokenize=False)
+    assert loaded.tokenizer.decode(list(found.input_ids)) == whole
+    assert pieces(loaded, found) == " 今天天气很好。| The sun."
+
+
 def test_variables_of_the_template_for_all_rows_and_for_one(loaded: Loaded) -> None:
     options = PromptOptions(chat_template_kwargs={"documents": [{"title": "a", "text": "all"}]})
     (found,) = learn(loaded, {"messages": TALK}, options=options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,23 @@ def test_what_of_a_conversation_is_not_learned_or_not_shown_is_counted(
     assert "train: 1 rows: a reply before the first message of the user is context and is not learned" in page
     assert "train: 1 rows: reasoning of earlier replies is not in the context of later ones" in page
     assert "rows.jsonl:4: the model's chat template drops the tool calls" in page
+
+
+def test_the_page_on_conversations(
+    tmp_path: Path, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "conversations.md").read_text(encoding="utf-8")
+    for name, file in (("rows", "rows.json"), ("recipe", "recipe.yaml")):
+        found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```", page, re.DOTALL)
+        assert found
+        Path(file).write_text(found[1], encoding="utf-8")
+    calls = "{% for c in m.tool_calls or [] %}<{{ c.function.name }} {{ c.function.arguments | tojson }}>{% endfor %}"
+    tools = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}"
+    Path("chat.jinja").write_text(tools + THINKS.replace("{{ eos_token }}", calls + "{{ eos_token }}"))
+    model = checkpoint("qwen3", max_position_embeddings=2048)
+    settings = ["--set", f"model.name_or_path={model}", "--set", "tokenizer.chat_template=chat.jinja"]
+    shown = run(capsys, "data", "check", "recipe.yaml", *settings)
+    assert "train: 1 rows, 2 examples" in shown
+    assert "unused" not in shown
+    assert '⟦<think>I have to look.</think><weather {"city": "北京"}>' in shown.replace("<|endoftext|>", "")

@@ -50,6 +50,8 @@ RENAMED: dict[str, str] = {
     "preprocessing_num_workers": "data.num_proc",
     "completion_only_loss": "data.loss_on: target",
     "assistant_only_loss": "data.loss_on: target",
+    "source_prefix": "prompt.prefix",
+    "prompt_template": "prompt.template",
     "source_lang": "settings.source",
     "target_lang": "settings.target",
     "lora_r": "adapter.r",

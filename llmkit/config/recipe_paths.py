@@ -6,10 +6,10 @@ import glob
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from llmkit.config.paths import user_path
-from llmkit.config.settings import nested_kind, setting_fields
+from llmkit.config.settings import file_settings
 from llmkit.errors import InputError
 from llmkit.tasks import PromptOptions
 
@@ -47,9 +47,7 @@ def relative_paths(content: dict[str, Any], folder: Path) -> None:
 
 
 def _replace_paths(content: dict[str, Any], replace: Callable[[Any], Any]) -> None:
-    hints, fields = get_type_hints(PromptOptions), setting_fields(PromptOptions)
-    files = [item.name for item in fields if item.metadata["may_be_file"] or nested_kind(hints[item.name])]
-    prompt = [("prompt", name) for name in files]
+    prompt = [("prompt", name) for name in file_settings(PromptOptions)]
     keys = (("model", "name_or_path"), ("tokenizer", "name_or_path"), ("tokenizer", "chat_template"), *prompt)
     for section, key in keys:
         if isinstance(inner := content.get(section), dict) and key in inner:

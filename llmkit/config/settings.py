@@ -34,6 +34,7 @@ __all__ = [
     "command_line",
     "delimiter_character",
     "explicitly_set",
+    "file_settings",
     "nested_kind",
     "non_default",
     "quoted",
@@ -93,6 +94,16 @@ def nested_kind(hint: Any) -> Literal["mapping", "rows"] | None:
     """What a setting of this type holds, if not a single value; it can be the name of a file too."""
     origins = {get_origin(part) for part in _members(hint)}
     return "rows" if origins & {Sequence, list} else "mapping" if origins & {Mapping, dict} else None
+
+
+def file_settings(settings: type[Any]) -> list[str]:
+    """The settings whose value can be the name of a file that contains it."""
+    hints = get_type_hints(settings)
+    return [
+        item.name
+        for item in setting_fields(settings)
+        if item.metadata["may_be_file"] or nested_kind(hints[item.name]) is not None
+    ]
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -510,6 +521,8 @@ _SYNONYMS = {
     "do_sample": "temperature",
     "local_files_only": "offline",
     "truncation": "on_overflow",
+    "source_prefix": "prefix",
+    **dict.fromkeys(("prompt_template", "instruction_template"), "template"),
     "adapter": "model",
     "base_model": "base",
 }

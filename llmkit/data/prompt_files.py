@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from llmkit.config.paths import user_path
-from llmkit.config.settings import nested_kind, setting_fields
+from llmkit.config.settings import file_settings, nested_kind, setting_fields
 from llmkit.errors import UsageError
 from llmkit.tasks import PromptOptions, Task
 
 if TYPE_CHECKING:
     from llmkit.config.recipe import Recipe
 
-__all__ = ["open_prompt", "open_template", "prompt_values"]
+__all__ = ["open_prompt", "open_template", "prompt_values", "with_contents"]
 
 
 def open_prompt(recipe: Recipe, task: Task) -> PromptOptions:
@@ -45,6 +45,16 @@ def open_template(recipe: Recipe) -> str | None:
     section: Any = recipe.prompt
     found: str | None = prompt_values({"template": section.template})["template"]
     return found
+
+
+def with_contents(recipe: Recipe, task: Task) -> Recipe:
+    """The recipe with the contents of files in its section ``prompt``, so that it is complete in another place."""
+    section: Any = recipe.prompt
+    options = open_prompt(recipe, task)
+    named = [name for name, value in section.model_dump(exclude_defaults=True).items() if isinstance(value, str)]
+    contents = {name: getattr(options, name) for name in named if name in file_settings(PromptOptions)}
+    contents = {name: list(value) if isinstance(value, tuple) else value for name, value in contents.items()}
+    return recipe.model_copy(update={"prompt": section.model_copy(update=contents)}) if contents else recipe
 
 
 def prompt_values(values: Mapping[str, Any]) -> dict[str, Any]:

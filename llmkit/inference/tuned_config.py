@@ -101,6 +101,11 @@ def read_contract(loaded: Loaded) -> Contract | None:
     known = {item.name for item in fields(Contract)}
     if not isinstance(content.get("task"), str) or not content.keys() <= known:
         raise CheckpointError(f"{path} is not what llmkit wrote", "train again, or remove it and give the settings")
+    if unknown := content.get("prompt", {}).keys() - _PROMPT_DEFAULTS.keys():
+        names = ", ".join(sorted(unknown))
+        raise CheckpointError(
+            f"{path} has the prompt option {names}, which this llmkit does not know", "upgrade llmkit"
+        )
     return Contract(**content)
 
 

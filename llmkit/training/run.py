@@ -16,6 +16,7 @@ from typing import Any
 
 from llmkit.config.recipe import Recipe
 from llmkit.config.settings import DType, GenerationSettings
+from llmkit.data.prompt_files import with_contents
 from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import NotEnoughMemoryError, UsageError
 from llmkit.evaluation.evaluate import greedy, prediction_of, without_reasoning
@@ -52,7 +53,7 @@ from llmkit.training.provenance import (
     with_length_of,
 )
 from llmkit.training.push import push, reserve
-from llmkit.training.recipe_model import open_model
+from llmkit.training.recipe_model import open_model, open_task
 from llmkit.training.reload_check import check_reload, logits_of_rows
 from llmkit.training.result import ModelFiles, Run, fitted_threshold, write_report
 from llmkit.training.row_counts import describe
@@ -81,7 +82,7 @@ def finetune(
         UsageError: the recipe is inconsistent with the model or the data.
     """
     with offline(getattr(recipe.model, "offline", False)):
-        return _train(recipe, resume, on_log, should_stop, text)
+        return _train(with_contents(recipe, open_task(recipe)), resume, on_log, should_stop, text)
 
 
 def _train(

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 import llmkit
 from llmkit.config.recipe_sections import PromptSection, Section, section_of
 from llmkit.config.settings import TaskSettings, setting, setting_fields
-from llmkit.errors import UsageError
+from llmkit.errors import CheckpointError, UsageError
 from llmkit.inference.tuned_config import Contract, tuned_prompt, write_contract
 from llmkit.models.tuned import tuned_for, tuned_lines
 from llmkit.tasks import PromptOptions
@@ -59,6 +59,12 @@ def test_a_file_of_version_1_is_understood(tuned: Path) -> None:
     found = tuned_for(tuned)
     assert found is not None
     assert ("system message", "Be brief.") in list(tuned_lines(found))
+
+
+def test_a_prompt_option_of_a_newer_version_is_not_ignored(tuned: Path) -> None:
+    write_contract(tuned, Contract("text-generation", prompt={"mood": "formal"}))
+    with pytest.raises(CheckpointError, match="has the prompt option mood, which this llmkit does not know"):
+        load(tuned)
 
 
 @dataclass(frozen=True, kw_only=True)

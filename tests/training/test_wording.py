@@ -170,9 +170,13 @@ def test_alpaca(checkpoint: Checkpoint, tmp_path: Path) -> None:
         "train.max_steps=1",
         "train.warmup_steps=0",
         "train.report_to=[]",
+        f"prompt.template={tmp_path / 'alpaca.jinja'}",
         f"train.output_dir={tmp_path / 'out'}",
     ]
+    template = load_recipe("text-generation/alpaca-lora").prompt.template
+    (tmp_path / "alpaca.jinja").write_text(template or "", encoding="utf-8")
     finetune(load_recipe("text-generation/alpaca-lora", overrides))
+    (tmp_path / "alpaca.jinja").unlink()  # as on another machine
     pipeline = llmkit.load("generate", str(tmp_path / "out"), offline=True, device="cpu")
     prompts = []
     for row in ({"prompt": "Add the numbers.", "input": "1 and 2"}, {"prompt": "Name a colour."}):

@@ -17,6 +17,8 @@ __all__ = ["Tuned", "run_folder", "tuned_for", "tuned_lines"]
 _RECIPE, _METRICS, _PROGRESS = "resolved.yaml", "metrics.json", "progress.json"
 _SHOWN = ("eval_loss", "train_loss", "updates", "epochs", "best_update")
 """Measures shown beside the task's own; the others are about the machine."""
+_LABEL = 16
+"""Width of the labels, by which lines of a text are indented."""
 _PROMPT_LABELS = {"system": "system message"}
 _HIDDEN = ("tokens", "train_seconds", "tokens_per_second", "peak_memory_bytes", "processes", "best_eval_loss")
 
@@ -102,8 +104,9 @@ def tuned_lines(tuned: Tuned) -> Iterator[tuple[str, str]]:
         shown = ", ".join(f"{name}={value}" for name, value in settings.items())
         yield "tuned for", task + (f" ({shown})" if shown else "")
     for name, value in tuned.prompt.items():
-        label = _PROMPT_LABELS.get(name, name.replace("_", " "))
-        yield label, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        text = value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        if value != "auto":
+            yield _PROMPT_LABELS.get(name, name.replace("_", " ")), text.replace("\n", f"\n{' ' * _LABEL}")
     if tuned.base:
         yield "tuned from", tuned.base + (f" ({tuned.method})" if tuned.method else "")
     if tuned.update is not None:

@@ -69,11 +69,30 @@ QUESTION = {"question": "Who jumps?", "context": CHINESE, "answers": ["我们"]}
 def test_a_tuned_model_is_asked_with_the_ids_of_training(
     family: str, task: str, row: dict[str, Any], prompt: dict[str, Any], checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    if task == "text-generation" and family == "t5":
-        pytest.skip("T5 has no prompt to continue")
     model = checkpoint(family, **({"chat": True, **LONG} if family == "llama" else {"n_positions": 512}))
     recipe = make_recipe(task, model, write_rows(tmp_path / "rows.jsonl", [row]), prompt=prompt)
     assert learned_prompt(recipe, row) == asked_prompt(recipe, model, row, tmp_path / "tuned")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("text", [CHINESE, ENGLISH])
+def test_translation_is_asked_with_the_ids_of_training(
+    family: str, text: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    model = checkpoint(family, **({"chat": True, **LONG} if family == "llama" else {"n_positions": 512}))
+    rows = write_rows(tmp_path / "rows.jsonl", [row := {"source": text, "target": "Le renard."}])
+    settings = {"source": "zh" if text == CHINESE else "en", "target": "fr"}
+    recipe = make_recipe("translation", model, rows, settings=settings)
+    assert learned_prompt(recipe, row) == asked_prompt(recipe, model, row, tmp_path / "tuned")
+
+
+def test_a_prefix_has_the_ids_of_run_summarization(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    row = {"document": ENGLISH, "summary": "Fox."}
+    recipe = make_recipe(
+        "summarization", checkpoint("t5"), write_rows(tmp_path / "rows.jsonl", [row]), prompt={"prefix": "headline: "}
+    )
+    tokenizer: Any = open_model(recipe, open_task(recipe), weights=False).tokenizer
+    assert learned_prompt(recipe, row) == tokenizer(f"headline: {ENGLISH}").input_ids
 
 
 def test_a_model_of_an_older_version_is_asked_in_english(checkpoint: Checkpoint, tmp_path: Path) -> None:

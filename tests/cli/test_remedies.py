@@ -30,6 +30,7 @@ MODULES = {
     "llmkit.models.language_map": TRANSLATION,
     "llmkit.models.families.translators": TRANSLATION,
     "llmkit.text.detection": TRANSLATION,
+    "llmkit.text.templates": ("generate", "summarize", "answer", "translate", "evaluate", "finetune", "data check"),
 }
 """Modules whose messages only some commands can print, although others seem to reach them."""
 NEVER = {
@@ -45,8 +46,6 @@ NEVER = {
     ("generate", "`prompt_language`"): "it has no --prompt-language",
     ("chat", "`prompt_language`"): "it has no --prompt-language",
     ("chat", "`template`"): "it has no --template",
-    ("inspect", "`template`"): "it renders no prompts",
-    ("recipes copy", "`template`"): "it renders no prompts",
 }
 """Messages that a command cannot print, by a part of them, and why."""
 

@@ -244,7 +244,7 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
                 "prompt.raw has no effect: this model has no chat template", "leave it out", code="no_effect"
             )
         traits = replace(traits, chat=False)
-    sources = (*data.train, *(data.validation or ()))
+    sources = [each for each in (*data.train, *(data.validation or ())) if (each.task or recipe.task) == task.name]
     for prefix in dict.fromkeys((prompt_options.prefix, *(source.prefix for source in sources))):
         task.check_options(traits, replace(prompt_options, prefix=prefix))
     if traits.chat:

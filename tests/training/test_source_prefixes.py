@@ -105,3 +105,16 @@ def test_prefixes_without_effect(checkpoint: Checkpoint, tmp_path: Path) -> None
     chat = make_recipe("dialogue", model, [{"path": [str(rows)], "prefix": SHORT}])
     with pytest.raises(UsageError, match="`prefix` does not apply to conversations"):
         list(dry_run(chat))
+
+
+def test_each_task_of_a_mixture_has_its_prefix(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Conversations have none, and refuse none of another source."""
+    chat = write_rows(tmp_path / "chat.jsonl", [{"messages": [{"role": "user", "content": "Hi"},
+                                                               {"role": "assistant", "content": "Ho"}]}])  # fmt: skip
+    rows, model = write_rows(tmp_path / "rows.jsonl", ROWS), checkpoint("llama", chat=True, max_position_embeddings=512)
+    sources = [{"path": [str(chat)]}, {"path": [str(rows)], "task": "summarization", "prefix": SHORT}]
+    mixed = make_recipe("dialogue", model, sources, train={"output_dir": str(tmp_path / "out"), **TRAIN})
+    finetune(mixed)
+    answer = llmkit.summarize(ROWS[0]["document"], str(tmp_path / "out"), max_new_tokens=2, offline=True)
+    named = llmkit.summarize(ROWS[0]["document"], str(model), prefix=SHORT, max_new_tokens=2, offline=True)
+    assert answer.usage.prompt_tokens == named.usage.prompt_tokens

@@ -75,6 +75,11 @@ class RowCondition:
         """
         return _truth(self._tree, row)
 
+    @property
+    def columns(self) -> list[str]:
+        """The paths of the columns in it."""
+        return _columns(self._tree)
+
     def check_columns(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Check that some row has each column.
 
@@ -82,7 +87,7 @@ class RowCondition:
             InputError: none has a column; with the name of a similar one.
         """
         known = dict.fromkeys(str(name) for row in rows for name in row)
-        for path in _columns(self._tree):
+        for path in self.columns:
             if path == _ROW or any(_has(row, path) for row in rows):
                 continue
             near = get_close_matches(path.partition(".")[0], known, n=1, cutoff=0.5)

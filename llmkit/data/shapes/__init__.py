@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from llmkit.config.recipe import SourceSection
+from llmkit.config.row_condition import RowCondition
 from llmkit.data.conversations import is_empty, unused_in_turns
 from llmkit.data.flags import obeyed_flags, refuse_flagged, refuse_preferences
 from llmkit.data.rows import Record
@@ -63,6 +64,7 @@ def mapped_rows(source: SourceSection, task: Task, selection: Selection | None =
 def _converted(records: Iterator[Record], source: SourceSection, task: Task) -> Iterator[Record]:
     shape = _shape_of(source, task)
     prefix = {} if source.prefix is None else {PREFIX: source.prefix}
+    selecting = [] if source.where is None else RowCondition(source.where).columns
     for record in records:
         if record.row is None:
             yield record
@@ -75,7 +77,7 @@ def _converted(records: Iterator[Record], source: SourceSection, task: Task) -> 
                 used = {*shape.used(record.row, source, task), *further}
                 others = {name: value for name, value in record.row.items() if name not in used}
                 refuse_flagged(others, row, task)
-                unused = _unused(record.row, {*used, *obeyed_flags(others, row, task)})
+                unused = _unused(record.row, {*used, *selecting, *obeyed_flags(others, row, task)})
                 yield Record(record.where + suffix, row, unused=tuple(unused), others=others)
         except InputError as error:
             yield Record(record.where, None, error.reworded(f"{record.where} {error.problem}"))

@@ -84,15 +84,18 @@ class CausalHead(WritingHead):
 
     def loss(self, model: Any, batch: Batch, objective: Objective) -> torch.Tensor:
         assert batch.keep is not None
-        some = {"logits_to_keep": batch.keep} if objective.keeps else {}
         routers = {"output_router_logits": True} if objective.balances else {}
         # The default cache leaks between packed examples, and is useless here.
-        output = model(**batch.inputs, **some, **routers, use_cache=False)
-        logits = output.logits
-        if not objective.keeps:
-            # Prompt tuning puts virtual tokens in front.
-            logits = logits[:, logits.shape[1] - batch.inputs["input_ids"].shape[1] :][:, batch.keep]
-        loss = token_loss(logits, batch.labels, objective.smoothing)
+        arguments = {**batch.inputs, **routers, "use_cache": False}
+        if (projection := objective.projection_for(batch)) is not None:
+            output, hidden = projection.run(model, arguments)
+            loss = objective.chunked_loss(projection, _kept(hidden, batch), batch.labels)
+        elif objective.keeps:
+            output = model(**arguments, logits_to_keep=batch.keep)
+            loss = token_loss(output.logits, batch.labels, objective.smoothing)
+        else:
+            output = model(**arguments)
+            loss = token_loss(_kept(output.logits, batch), batch.labels, objective.smoothing)
         if objective.balances and (count := self.predictions(batch)):
             loss = loss + objective.balance(output, count)
         return loss
@@ -115,6 +118,11 @@ class CausalHead(WritingHead):
             labels = torch.tensor([features.labels[place] for place in wanted], device=logits.device)
             total, count = total + float(token_loss(logits[before], labels)), count + len(wanted)
         return total, count
+
+
+def _kept(states: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Logits or hidden states at the positions that predict a label; prompt tuning puts virtual tokens in front."""
+    return states[:, states.shape[1] - batch.inputs["input_ids"].shape[1] :][:, batch.keep]
 
 
 def windows(length: int, context: int | None) -> Iterator[tuple[int, int, int]]:

@@ -9,11 +9,13 @@ Transformers 5.23 adds one per micro-batch and process: transformers#48690.)
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from llmkit.heads.batch import IGNORED, Batch
+from llmkit.heads.projection import CHUNK, Projection, find_projection, verified
 from llmkit.log import warn
 
 if TYPE_CHECKING:
@@ -36,15 +38,38 @@ class Objective:
     """The config enables router losses. They count padding unless there is an attention mask."""
     coefficient: float = 0.0
     """Causal: coefficient of the load-balancing loss."""
+    projection: Projection | None = None
+    """Computes the loss of many labels in chunks; None needs all logits."""
 
     @classmethod
     def of(cls, model: Any, head: BaseHead, smoothing: float) -> Objective:
         """The objective of a model, which may be wrapped by an adapter."""
         virtual = bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = _base(model)
         keeps = "logits_to_keep" in inspect.signature(base.forward).parameters and not virtual
         balances = bool(getattr(base.config.get_text_config(), "output_router_logits", False))
         return cls(head, keeps, smoothing, balances and head.writes, _coefficient(base))
+
+    def in_chunks(self, model: Any, labels: int, trained: Sequence[torch.Tensor]) -> Objective:
+        """The objective with a projection, if the labels of a batch need one and the model's has been verified.
+
+        Args:
+            model: with its weights, on its device; may be wrapped by an adapter.
+            labels: maximum number of labels in a batch.
+            trained: the parameters that are trained.
+        """
+        import torch
+
+        found = find_projection(_base(model)) if self.head.writes else None
+        if found is None or labels * found.width <= CHUNK:
+            return self
+        ids = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]], device=trained[0].device)
+        return replace(self, projection=verified(found, self.head.probe(ids), trained))
+
+    def without_logits(self, model: Any) -> Objective:
+        """The objective for counting the memory of everything but logits, if they are computed in chunks."""
+        found = find_projection(_base(model)) if self.head.writes else None
+        return self if found is None else replace(self, projection=found)
 
     def loss_sum(self, model: Any, batch: Batch, device: Any, *, balanced: bool = True) -> torch.Tensor:
         """The summed loss; a differentiable 0 if nothing is predicted.
@@ -53,6 +78,18 @@ class Objective:
             balanced: include router losses.
         """
         return self.head.loss(model, batch.to(device), self if balanced else replace(self, balances=False))
+
+    def projection_for(self, batch: Batch) -> Projection | None:
+        """The projection, if the batch has so many labels that their logits are worth avoiding."""
+        projection = self.projection
+        return projection if projection is not None and projection.serves(batch.labels) else None
+
+    def chunked_loss(self, projection: Projection, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The summed loss of hidden states ``[batch, kept, width]`` that predict labels ``[batch, kept]``."""
+        if projection.body is None:
+            return hidden.sum()
+        counted = labels != IGNORED
+        return projection.loss(hidden[counted], labels[counted], partial(token_loss, smoothing=self.smoothing))
 
     def balance(self, output: Any, count: int) -> Any:
         """Causal: the weighted load-balancing loss, once for each of ``count`` predictions."""
@@ -74,6 +111,11 @@ def token_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.
         reduction="sum",
         label_smoothing=smoothing,
     )
+
+
+def _base(model: Any) -> Any:
+    """A model without an adapter's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _coefficient(base: Any) -> float:

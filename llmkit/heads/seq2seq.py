@@ -133,7 +133,11 @@ class Seq2SeqHead(WritingHead):
     def loss(self, model: Any, batch: Batch, objective: Objective) -> torch.Tensor:
         # These classes return router losses only as part of their own loss.
         routers = {"output_router_logits": True, "labels": batch.labels} if objective.balances else {}
-        output = model(**batch.inputs, **routers, use_cache=False)
+        arguments = {**batch.inputs, **routers, "use_cache": False}
+        if not objective.balances and (projection := objective.projection_for(batch)) is not None:
+            _, hidden = projection.run(model, arguments)
+            return objective.chunked_loss(projection, hidden, batch.labels)
+        output = model(**arguments)
         loss = token_loss(output.logits, batch.labels, objective.smoothing)
         if objective.balances and (count := self.predictions(batch)):
             loss = loss + output.loss * count - token_loss(output.logits, batch.labels)

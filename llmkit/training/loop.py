@@ -114,6 +114,9 @@ class Trainer:
         self.scheduler = make_scheduler(self.optimizer, self.train, self.updates)
         self._wrapped, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.trained = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
+        if not self.sharded and self.model is self.plain_model:
+            with self.accelerator.autocast():
+                self.objective = self.objective.in_chunks(self.model, self._most_labels(), list(self.trained.values()))
         self.processes = (
             Synchronous(self.accelerator)
             if self.local_sgd_steps is None
@@ -121,6 +124,13 @@ class Trainer:
         )
         self.hashes = {**self.hashes, "number of processes": str(self.accelerator.num_processes)}
         self.progress.hashes, self.progress.updates = dict(self.hashes), self.updates
+
+    def _most_labels(self) -> int:
+        """Maximum number of labels in a batch."""
+        parts = [(self.examples, self.train.per_device_train_batch_size)]
+        if self.validation is not None:
+            parts.append((self.validation, self.train.per_device_eval_batch_size))
+        return max(max(part["targets"][:], default=0) * size for part, size in parts)
 
     @property
     def sharded(self) -> bool:

@@ -2,7 +2,7 @@
 
 Weights, gradients, optimizer states and the activations of a forward pass are counted. Activations that cannot be
 counted are estimated after Korthikanti et al. (2022, equation 2 without the attention scores, which fused kernels do
-not keep). Logits and their gradient are counted for label tokens.
+not keep). Logits are counted for label tokens, or for one chunk of them (`llmkit.heads.projection`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from llmkit.heads import head_of
 from llmkit.heads.objective import Objective
+from llmkit.heads.projection import CHUNK
 from llmkit.models.memory import available_memory
 from llmkit.training.activation_memory import activation_bytes
 from llmkit.training.prepare import Preparation
@@ -19,6 +20,8 @@ from llmkit.training.prepare import Preparation
 __all__ = ["Plan", "make_plan"]
 
 _FP32 = 4
+_LOGITS = 2 * _FP32
+"""Bytes per logit: itself and its gradient."""
 _BYTES_PER_TOKEN_AND_WIDTH = 34
 """Activations of one layer, in half precision."""
 _CHECKPOINTED = 2
@@ -64,20 +67,24 @@ def make_plan(ready: Preparation) -> Plan:
     quantize = getattr(recipe.model, "quantize", None)
     frozen_bytes = _QUANTIZED.get(str(quantize), 2.0 if half else float(_FP32))
     targets = max(part.examples["targets"][:], default=0) * recipe.train.per_device_train_batch_size
+    whole = recipe.train.torch_compile or recipe.accelerate.fsdp_config is not None
+    objective = Objective.of(ready.model, head_of(ready.loaded.head), recipe.train.label_smoothing_factor)
+    objective = objective if whole else objective.without_logits(ready.model)
+    logits = targets * vocabulary if objective.projection is None else min(targets * vocabulary, CHUNK)
     return Plan(
         parameters=total,
         trainable=trainable,
         weights=int((total - trainable) * frozen_bytes + trainable * _FP32),
         gradients=trainable * _FP32,
         optimizer=int(trainable * _STATES.get(recipe.train.optim, 8.0)),
-        activations=int(_activations(ready, half=half) * (_CPU_FRAGMENTATION if device == "cpu" else 1)),
-        logits=targets * vocabulary * _FP32 * 2 if part.examples["labels"][0] else 0,
+        activations=int(_activations(ready, objective, half=half) * (_CPU_FRAGMENTATION if device == "cpu" else 1)),
+        logits=logits * _LOGITS if part.examples["labels"][0] else 0,
         available=available_memory(device),
         updates=ready.updates,
     )
 
 
-def _activations(ready: Preparation, *, half: bool) -> int:
+def _activations(ready: Preparation, objective: Objective, *, half: bool) -> int:
     """Activations for a micro-batch of the longest examples."""
     train, part, loaded, model = ready.recipe.train, ready.examples.train, ready.loaded, ready.model
     lengths = part.examples["length"][:]
@@ -85,9 +92,7 @@ def _activations(ready: Preparation, *, half: bool) -> int:
     per_token = _CHECKPOINTED
     if not train.activation_checkpointing:
         lines = [part.examples[index] for index in longest]
-        head = head_of(loaded.head)
-        batch = head.batch(lines, pad_id=loaded.tokenizer.pad_token_id or 0, masked=False)
-        objective = Objective.of(model, head, train.label_smoothing_factor)
+        batch = objective.head.batch(lines, pad_id=loaded.tokenizer.pad_token_id or 0, masked=False)
         if (saved := activation_bytes(model, objective, batch, half=half)) is not None:
             return saved
         per_token = _BYTES_PER_TOKEN_AND_WIDTH

@@ -12,7 +12,7 @@ import pytest
 
 from llmkit.config.recipe import Recipe, recipe_adapter
 from llmkit.errors import UsageError
-from llmkit.heads import head_of
+from llmkit.heads import head_of, objective, projection
 from llmkit.heads.base import IGNORED
 from llmkit.heads.batch import Batch
 from llmkit.heads.objective import Objective
@@ -302,6 +302,27 @@ def test_logits_of_label_positions_only(checkpoint: Checkpoint, tmp_path: Path) 
     whole = Objective(made.head, keeps=False, smoothing=0.0)
     some, every = (each.loss_sum(made.model, batch, "cpu").item() for each in (made.objective, whole))
     assert some == pytest.approx(every, rel=1e-6)
+
+
+@pytest.mark.parametrize(("family", "task"), HEADS[:2])
+def test_training_in_chunks_is_training_on_all_logits(
+    family: str, task: str, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    recipe = recipe_for(
+        family, task, tmp_path, checkpoint, gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=3
+    )
+    whole = trainer(recipe)
+    for module in (objective, projection):
+        monkeypatch.setattr(module, "CHUNK", 300)
+    chunked = trainer(recipe)
+    assert chunked.objective.projection is not None
+    for each in (whole, chunked):
+        torch.manual_seed(1)  # of dropout
+        each.run()
+    for mine, theirs in zip(chunked.progress.log, whole.progress.log, strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-3)  # Adam amplifies rounding
 
 
 @pytest.mark.parametrize("half", [False, True])

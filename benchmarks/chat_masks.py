@@ -1,6 +1,6 @@
 """Ids and labels of conversations against TRL's SFTTrainer, for real chat templates.
 
-    python benchmarks/chat_masks.py
+    python benchmarks/chat_masks.py [TEMPLATE …]
 
 Both sides get the same rows, the same tokenizer (the starter's, with the special tokens of each template) and the same
 template; TRL replaces it by its training template, or gets one with the same text and ``{% generation %}`` tags. TRL is
@@ -342,7 +342,7 @@ def main() -> None:
     folder, templates = Path(tempfile.mkdtemp()), find_trl()
     logging.disable(logging.WARNING)
     print("| template | row | ids and labels |\n|---|---|---|")
-    for model in MODELS:
+    for model in (each for each in MODELS if each.name in (sys.argv[1:] or [each.name])):
         file = templates / f"{model.template}.jinja"
         template = file.read_text(encoding="utf-8") if model.tagged is None else model.template
         path = checkpoint(model, template, folder)

@@ -51,6 +51,7 @@ class _Part(NamedTuple):
     name: str
     message: int
     markers: Sequence[str]
+    """In lower case."""
 
 
 @dataclass(frozen=True)
@@ -206,13 +207,13 @@ def _search(
     problem, fewest = None, len(wanted) + 1
     for form in _forms(kinds, replace(Form(), reasoning=key, developer="developer" in template)):
         try:
-            text = _apply(tokenizer, template, probe, form, prompt).lower()
+            found = _markers(_apply(tokenizer, template, probe, form, prompt))
         except LlmkitError:  # the same in every form
             raise
         except Exception as error:  # noqa: BLE001
             problem = problem or _refusal(error, probe.messages)
             continue
-        lost = [(part, place) for part, place, markers in wanted if not all(_holds(text, marker) for marker in markers)]
+        lost = [(part, place) for part, place, markers in wanted if not found.issuperset(markers)]
         # The reasoning of a reply that is rendered is kept; templates drop that of earlier turns by design.
         reply = None if prompt else len(kinds) - 1
         missing = [part for part, place in lost if part != "reasoning" or place == reply]
@@ -238,11 +239,11 @@ def _probe(kinds: Sequence[_Kind], options: Mapping[str, Any], tools: bool) -> t
     for number, kind in enumerate(kinds):
         ends = [MARKER.format(number), MARKER.format(f"{number}e")]
         if kind.content:
-            wanted.append(_Part(_LABELS.get(kind.role, f"text of the {kind.role}"), number, ends))
+            wanted.append(_Part(_LABELS.get(kind.role, f"text of the {kind.role}"), number, _lower(ends)))
         calls = [[MARKER.format(f"{number}{part}{call}") for part in "fkv"] for call in range(kind.calls)]
-        wanted += [_Part("tool calls", number, call) for call in calls]
+        wanted += [_Part("tool calls", number, _lower(call)) for call in calls]
         if kind.reasoning:
-            wanted.append(_Part("reasoning", number, [MARKER.format(f"{number}r")]))
+            wanted.append(_Part("reasoning", number, _lower([MARKER.format(f"{number}r")])))
         message = Message(
             kind.role,
             _LONG.join(ends) if kind.content else "",
@@ -279,8 +280,8 @@ _TOOL = {
 def _takes_tools(tokenizer: Any, template: str, options: str) -> bool:
     """Whether a template renders a tool: its name, its description and its parameters."""
     chat, _ = _probe([_Kind("user", True, False, 0)], json.loads(options), True)
-    texts = _texts(tokenizer, template, chat, [Form(), Form(parts=True)], True)
-    return any(all(_holds(text, name) for name in _NAMES) for text in texts)
+    rendered = _rendered_markers(tokenizer, template, chat, [Form(), Form(parts=True)], True)
+    return any(found.issuperset(_lower(_NAMES)) for found in rendered)
 
 
 @lru_cache(maxsize=64)
@@ -290,27 +291,32 @@ def _reasoning_key(tokenizer: Any, template: str, options: str) -> str:
     for reply, key in product((_Kind("assistant", True, True, 0), _Kind("assistant", False, True, 1)), _REASONING):
         chat, _ = _probe((user, reply), json.loads(options), False)
         forms = _forms((user, reply), Form(reasoning=key))
-        if any(_holds(text, chat.messages[1].reasoning) for text in _texts(tokenizer, template, chat, forms, False)):
+        marker = chat.messages[1].reasoning.lower()
+        if any(marker in found for found in _rendered_markers(tokenizer, template, chat, forms, False)):
             return str(key)
     return ""
 
 
-def _texts(
+def _rendered_markers(
     tokenizer: Any, template: str, chat: Chat, forms: Sequence[Form] | Iterator[Form], prompt: bool
-) -> Iterator[str]:
-    """The lower-cased texts of a conversation in those forms that the template takes."""
+) -> Iterator[set[str]]:
+    """The markers in the texts of a conversation, in those forms that the template takes."""
     for form in forms:
         try:
-            yield _apply(tokenizer, template, chat, form, prompt).lower()
+            yield _markers(_apply(tokenizer, template, chat, form, prompt))
         except LlmkitError:
             raise
         except Exception:  # noqa: BLE001, S112 - the next form
             continue
 
 
-def _holds(text: str, marker: str) -> bool:
-    """Whether a lower-cased text contains a marker, other than in the repr of a list of parts."""
-    return re.search(rf"(?<!['\"]text['\"]: ['\"]){marker.lower()}", text) is not None
+def _lower(texts: Sequence[str]) -> list[str]:
+    return [text.lower() for text in texts]
+
+
+def _markers(text: str) -> set[str]:
+    """The lower-cased markers in a text, other than in the repr of a list of parts."""
+    return set(re.findall(r"(?<!['\"]text['\"]: ['\"])qx\w+?zq", text.lower()))
 
 
 def _dropped(part: str) -> InputError:

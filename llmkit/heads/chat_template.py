@@ -118,7 +118,7 @@ def render_reply(tokenizer: Any, chat: Chat, reply: Message) -> str:
     if not whole.startswith(prompt):
         raise InputError(
             "the model's chat template renders this reply in another way than a reply to its prompt",
-            "set a switch of the template, such as enable_thinking, in prompt.chat_template_kwargs",
+            "turn reasoning on or off with prompt.think or a variable in prompt.chat_template_kwargs",
             "remove the reasoning",
             code="chat_template_failed",
         )

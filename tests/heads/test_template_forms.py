@@ -118,7 +118,7 @@ def test_a_reply_that_does_not_continue_its_prompt_is_refused(tokenizer: Any) ->
         "'[assistant]' if", "('[assistant]' + ('' if enable_thinking else '<think></think>')) if"
     )
     reply = Message("assistant", "Yes.", reasoning="31 > 30")
-    with pytest.raises(InputError, match=r"another way.*enable_thinking.*or remove the reasoning"):
+    with pytest.raises(InputError, match=r"another way.*prompt.think.*or remove the reasoning"):
         render_reply(tokenizer, Chat((ASKED,)), reply)
     chat = Chat((ASKED,), template_kwargs={"enable_thinking": True})
     assert render_reply(tokenizer, chat, reply) == "<think>31 > 30</think>Yes.|"

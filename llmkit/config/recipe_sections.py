@@ -97,7 +97,8 @@ def section_of(name: str, settings: type[Any], *, without: tuple[str, ...] = (),
         hint = hints[item.name] | str if nested_kind(hints[item.name]) else hints[item.name]
         limits = zip(("ge", "le"), bounds(item, hint), strict=True)
         constraints: dict[str, Any] = {key: value for key, value in limits if math.isfinite(value) and _is_number(hint)}
-        members[item.name] = (hint, Field(item.default, description=item.metadata["help"], **constraints))
+        default = [] if item.default == () else item.default  # as YAML has it
+        members[item.name] = (hint, Field(default, description=item.metadata["help"], **constraints))
     return create_model(name, __base__=base, __cls_kwargs__=NO_SOURCE, **members)
 
 

@@ -214,12 +214,17 @@ def _task_options(tasks: tuple[type[Task], ...]) -> Mapping[str, inspect.Paramet
     return found
 
 
+_CHOSEN = {"random": ", drawn with seed {shots_seed}", "similarity": ", by similarity of words"}
+
+
 def _table(result: Evaluation) -> Iterator[str]:
     compared = result.by_shots or (result,)
     problems = "" if result.by_shots else _problems(result)
     yield f"{result.task}: {result.model}, {result.rows} rows{problems}"
     if result.baseline is not None:
         yield f"baseline: {result.baseline.model}"
+    if examples := next((each.examples for each in compared if each.shots), None):
+        yield f"examples: {examples['count']}{_CHOSEN.get(examples.get('shots_by'), '').format(**examples)}"
     for each in compared:
         yield from _remarks(each, f" ({_label(each)})" if result.by_shots else "")
     yield from _figures_by_shots(compared, compared) if result.by_shots else _figures(result)

@@ -88,6 +88,8 @@ class Evaluation:
     """The baseline model's results on the same rows."""
     shots: int | None = None
     """Number of few-shot examples in each prompt; None: there are no examples."""
+    examples: dict[str, Any] = field(default_factory=dict)
+    """Number of the examples that they are chosen from, ``shots_by`` and ``shots_seed``."""
     by_shots: tuple[Evaluation, ...] = ()
     """The results for each number of shots, this one first, if there are several."""
 
@@ -115,7 +117,7 @@ class Evaluation:
             "task": self.task,
             "model": self.model,
             "rows": self.rows,
-            **({} if self.shots is None else {"shots": self.shots}),
+            **({} if self.shots is None else {"shots": self.shots, "examples": self.examples}),
             "failed": self.failed,
             "unfinished": self.unfinished,
             "figures": _figures(self),
@@ -278,7 +280,8 @@ def _evaluation(pipeline: Pipeline, rows: int, measures: Sequence[Measure]) -> E
     )
     name, model, options = pipeline.task.name, pipeline.loaded.source.name, pipeline.prompt_options
     shots = options.shots if options.shots is not None else len(options.examples) or None
-    return Evaluation(name, model, rows, 0, 0, figures, measures=tuple(measures), shots=shots)
+    origin = pipeline.few_shot.origin()
+    return Evaluation(name, model, rows, 0, 0, figures, measures=tuple(measures), shots=shots, examples=origin)
 
 
 def _rows_of(measures: Sequence[Measure]) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import InputError, UsageError
 from llmkit.metrics.words import words
@@ -38,6 +38,18 @@ class FewShot:
     def __init__(self, task: Task, options: PromptOptions) -> None:
         _check(options)
         self.task, self.options = task, options
+
+    def origin(self) -> dict[str, Any]:
+        """How many examples there are and how they are chosen, as JSON values; empty without examples."""
+        options = self.options
+        if not options.examples:
+            return {}
+        found: dict[str, Any] = {"count": len(options.examples)}
+        if options.shots:
+            found["shots_by"] = options.shots_by or "random"
+            if found["shots_by"] == "random":
+                found["shots_seed"] = self._seed
+        return found
 
     def options_for(self, row: Row) -> PromptOptions:
         """The options with the examples of one row.
@@ -71,6 +83,10 @@ class FewShot:
             code="invalid_value",
         )
 
+    @property
+    def _seed(self) -> int:
+        return _SEED if self.options.shots_seed is None else self.options.shots_seed
+
     @cached_property
     def _keys(self) -> list[tuple[str, ...]]:
         return [self.task.input_key(example) for example in self.options.examples]
@@ -92,8 +108,7 @@ class FewShot:
                 "give more `examples`",
                 code="invalid_value",
             )
-        seed = _SEED if self.options.shots_seed is None else self.options.shots_seed
-        return [found[place] for place in np.random.default_rng(seed).permutation(len(found))]
+        return [found[place] for place in np.random.default_rng(self._seed).permutation(len(found))]
 
     def _ranked(self, row: Row, shots: int) -> Sequence[int]:
         """Examples, the first choice first."""

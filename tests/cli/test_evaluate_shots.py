@@ -56,6 +56,7 @@ def test_each_number_of_shots_is_an_evaluation_compared_with_the_first(model: st
     content = json.loads((tmp_path / "both" / "metrics.json").read_text(encoding="utf-8"))
     assert [each["shots"] for each in content["by_shots"]] == [content["shots"], 2] == [0, 2]
     assert content["figures"] == content["by_shots"][0]["figures"]
+    assert content["by_shots"][1]["examples"] == {"count": 5, "shots_by": "random", "shots_seed": 42}
     for record, one, other in zip(
         *(read(tmp_path / name / "results.jsonl") for name in ("both", "zero", "two")), strict=True
     ):
@@ -112,6 +113,7 @@ def test_the_table_has_a_line_for_each_number_of_shots(run: Run, model: str, row
     options = ("--max-new-tokens", "4", "--examples", rows, "-o", tmp_path / "out")
     code, out, _ = run(*command, *options, "--shots", "1,0,4")
     assert code == 0
+    assert "\nexamples: 5, drawn with seed 42\n" in out
     blocks = [line for line in out.splitlines() if "shot" in line and "[" in line]
     assert [line.split("[")[0].split()[-3:-1] for line in blocks[:3]] == [["1", "shot"], ["0", "shots"], ["4", "shots"]]
     assert ["p = " in line for line in blocks] == [False, True, True] * (len(blocks) // 3)

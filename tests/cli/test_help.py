@@ -183,6 +183,7 @@ def test_options_with_one_name_are_the_same_everywhere() -> None:
     """The same help, metavar and short name; where a command has its own, it is listed here."""
     own = {"--encoding", "--top", "--task", "--dtype", "--num-processes", "--resume", "--overwrite", "--set", "--data"}
     own |= {"--from", "--to", "--output", "--dry-run", "--text", "--model", "--validation", "--on-overflow"}
+    own |= {"--examples", "--shots"}
     seen: dict[str, tuple[Any, ...]] = {}
     for name, command in LEAVES.items():
         for each in command.params:

@@ -224,7 +224,7 @@ def _table(result: Evaluation) -> Iterator[str]:
     if result.baseline is not None:
         yield f"baseline: {result.baseline.model}"
     if examples := next((each.examples for each in compared if each.shots), None):
-        yield f"examples: {examples['count']}{_CHOSEN.get(examples.get('shots_by'), '').format(**examples)}"
+        yield f"examples: {examples['count']}{_CHOSEN.get(str(examples.get('shots_by')), '').format(**examples)}"
     for each in compared:
         yield from _remarks(each, f" ({_label(each)})" if result.by_shots else "")
     yield from _figures_by_shots(compared, compared) if result.by_shots else _figures(result)

@@ -95,7 +95,9 @@ def check_output(settings: RowSettings) -> None:
     if begun is None:
         return
     if not settings.resume:
-        raise UsageError(f"{begun} exists", "`resume` to go on", "`overwrite` to replace it", code="output_exists")
+        raise UsageError(
+            f"{begun} exists", "continue it with `resume`", "replace it with `overwrite`", code="output_exists"
+        )
     if not manifest_of(output).exists():
         raise UsageError(
             f"{begun} exists, but its manifest {manifest_of(output).name} does not",

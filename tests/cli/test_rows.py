@@ -156,7 +156,7 @@ def test_an_output_is_not_lost(run: Run, checkpoint: Checkpoint, source: Path, t
     base = ("generate", "--model", checkpoint("gpt2"), "--input", source, "--output", output)
     assert run(*base, *SHORT)[0] == 0
     written = output.read_bytes()
-    assert "--resume to go on, or --overwrite to replace it" in one_line(run(*base, *SHORT)[2])
+    assert "continue it with --resume, or replace it with --overwrite" in one_line(run(*base, *SHORT)[2])
     changed = run(*base, "--max-new-tokens", 5, *SHORT[2:], "--resume")
     assert changed[0] == 2
     assert "max_new_tokens was 4 and is 5" in one_line(changed[2])

@@ -837,7 +837,7 @@ def test_the_manifest_is_whole_and_there_before_the_first_row(
         ("folder.jsonl", "is a folder"),
         ("./rows.jsonl", "is the input"),
         ("link.jsonl", "is the input"),
-        ("full.jsonl", "full.jsonl exists; `resume` to go on, or `overwrite` to replace it"),
+        ("full.jsonl", "full.jsonl exists; continue it with `resume`, or replace it with `overwrite`"),
     ],
 )
 def test_outputs_that_are_refused_before_a_model_is_loaded(
@@ -871,7 +871,7 @@ def test_overwrite_leaves_nothing_of_the_run_before(tmp_path: Path, source: Path
     output = tmp_path / "out.jsonl"
     run_processes(source, output, dies={0: 1, 1: 1})
     assert (tmp_path / "out.jsonl.shard-0-of-2").stat().st_size
-    assert "shard-0-of-2 exists; `resume` to go on" in refused(source, output)
+    assert "shard-0-of-2 exists; continue it with `resume`" in refused(source, output)
     run(source, output, overwrite=True, window=2)
     assert left(tmp_path) == {"rows.jsonl", "out.jsonl", "out.jsonl.run.json"}
     assert len(records_of(output)) == ROWS

@@ -306,11 +306,12 @@ def verdict(own: list[Sequence] | str, theirs: Sequence | str, tokenizer: Any) -
     if [without_line_breaks(*each, decode) for each in own] == [without_line_breaks(*shorter, decode)]:
         return "equal up to line breaks and empty blocks of reasoning (1, 2)"
     last, parts = own[-1], [f"{len(own)} sequences"] if len(own) > 1 else []
-    common = next((n for n, pair in enumerate(zip(last[0], theirs[0], strict=False)) if pair[0] != pair[1]), None)
-    if common is None:
-        pairs = zip(*theirs, last[1], strict=False)
-        more = [token for token, label, mine in pairs if label != -100 and mine == -100 and decode([token]) != "\n"]
-        return "; ".join([*parts, f"equal ids; TRL also learns {decode(more)!r}"])
+    for notes, other in (("1", theirs), ("1, 2", shorter)):
+        if without_line_breaks(*last, decode)[0] == without_line_breaks(*other, decode)[0]:
+            pairs = zip(*other, last[1], strict=False)
+            more = [token for token, label, mine in pairs if label != -100 and mine == -100 and decode([token]) != "\n"]
+            return "; ".join([*parts, f"equal ids ({notes}); TRL also learns {decode(more)!r}"])
+    common = next((n for n, pair in enumerate(zip(last[0], theirs[0], strict=False)) if pair[0] != pair[1]), 0)
     place = slice(common, common + 6)
     return "; ".join([*parts, f"TRL has {decode(theirs[0][place])!r} where llmkit has {decode(last[0][place])!r}"])
 

@@ -292,6 +292,10 @@ def test_two_processes_find_the_figures_of_one(checkpoint: Checkpoint, tmp_path:
         "4",
         "--dtype",
         "float32",
+        "--examples",
+        str(rows),
+        "--shots",
+        "0,1",
         *SHORT,
     ]
     assert main(["evaluate", *options, "-o", str(tmp_path / "one")]) == 0

@@ -346,7 +346,8 @@ def _evaluate_model(
     options = [replace(prompt_options, shots=number) for number in shots] or [prompt_options]
     pipelines = [Pipeline(task, TransformersEngine(loaded), settings, each) for each in options]
     for pipeline in pipelines:
-        pipeline.few_shot.require(json_lines(rows))
+        if pipeline.prompt_options.shots:
+            pipeline.few_shot.require(json_lines(rows))
     with rows.open("rb") as file:
         share = -(-sum(1 for _ in file) // member.world) * len(pipelines)
     with ProgressMeter(share, "rows", what=loaded.source.name, shown=not member.rank) as meter:

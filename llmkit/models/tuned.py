@@ -38,7 +38,7 @@ class Tuned:
     method: str | None = None
     """PEFT's name of the adapter; None if all weights were trained, or it is not recorded."""
     data: dict[str, list[str]] = field(default_factory=dict)
-    """Files or Hub ids of the training and validation data."""
+    """Files or Hub ids of the training and validation data, and classes of rows passed in Python."""
     metrics: dict[str, Any] = field(default_factory=dict)
     update: int | None = None
     """Of a checkpoint: the updates done."""
@@ -94,6 +94,8 @@ def _recipe(path: Path) -> dict[str, Any]:
 
 def _paths(sources: Any) -> Iterator[str]:
     for source in sources if isinstance(sources, list) else [sources] if sources else []:
+        if isinstance(source, dict) and (rows := source.get("rows")):
+            yield f"{rows['kind']} ({rows['count']} rows)"
         paths = source.get("path") if isinstance(source, dict) else source
         yield from map(str, paths if isinstance(paths, list) else [paths] if paths else [])
 

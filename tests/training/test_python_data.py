@@ -152,6 +152,7 @@ def test_a_run_on_rows_is_the_run_on_a_file_and_resumes_with_the_same_rows(model
     card = (of_rows.folder / "README.md").read_text()
     assert "pandas.DataFrame, 24 rows" in card
     assert str(cache_dir()) not in resolved + card
+    assert "pandas.DataFrame (24 rows)" in str(llmkit.inspect(of_rows.folder))
 
     with pytest.raises(UsageError, match=r"rows.sha256: \w+ → \w+"):
         llmkit.finetune(recipe, train=frame[1:], output=tmp_path / "rows", resume=True, max_steps=3)
@@ -184,6 +185,8 @@ def test_without_a_recipe_and_in_a_source_of_one(model: Path, tmp_path: Path) ->
         "train": {"output_dir": str(tmp_path / "b")},
     }
     several = llmkit.finetune(sections, **keys)
+    bare = {name: sections[name] for name in ("task", "model")} | {"train": {"output_dir": str(tmp_path / "c")}}
+    assert llmkit.finetune(bare, train=rows, **keys).recipe.data.train[0].rows is not None
     assert [source.rows.kind for source in several.recipe.data.train if source.rows] == [
         "generator",
         "datasets.Dataset",

@@ -7,11 +7,11 @@ Runs and dry runs both start with it, so that they refuse the same. Does not kno
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.config.recipe import Recipe
+from llmkit.config.recipe import Recipe, SourceSection
 from llmkit.data.sources import files_of
 from llmkit.errors import InputError, UsageError
 from llmkit.files import file_hash
@@ -147,14 +147,19 @@ def _refuse_empty(name: str, part: Part) -> None:
 
 
 def _warn_of_same_files(recipe: Recipe) -> None:
-    trained = {file_hash(path) for source in recipe.data.train for path in files_of(source)}
-    for path in (path for source in recipe.data.validation or () for path in files_of(source)):
-        if file_hash(path) in trained:
-            warn(
-                "validation_overlap",
-                "data.validation: %s is also trained on, so its metrics do not apply to new rows",
-                path.name,
-            )
+    trained = {content for source in recipe.data.train for _, content in _contents(source)}
+    for name, content in (each for source in recipe.data.validation or () for each in _contents(source)):
+        if content in trained:
+            text = "data.validation: %s is also trained on, so its metrics do not apply to new rows"
+            warn("validation_overlap", text, name)
+
+
+def _contents(source: SourceSection) -> Iterator[tuple[str, tuple[str, str | None]]]:
+    """The names of files or rows, with what tells whether two sources have the same rows of them."""
+    if source.rows is not None:
+        yield source.rows.kind, (source.rows.sha256, source.where)
+    for path in files_of(source):
+        yield path.name, (file_hash(path), source.where)
 
 
 def _check_steps(recipe: Recipe, updates: int) -> None:

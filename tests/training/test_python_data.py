@@ -170,12 +170,13 @@ def test_a_run_on_rows_is_the_run_on_a_file_and_resumes_with_the_same_rows(model
     assert "pandas.DataFrame, row 2" in json.dumps(origin)
 
 
-def test_without_a_recipe_and_in_a_source_of_one(model: Path, tmp_path: Path) -> None:
+def test_without_a_recipe_and_in_a_source_of_one(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     keys: dict[str, Any] = {"max_steps": 1, "progress": False, "overrides": ["model.offline=true", "model.device=cpu"]}
     rows = datasets.Dataset.from_list(ROWS)
     keys |= {"eval_strategy": "epoch", "model": model}
     tuned = llmkit.finetune(task="summarize", train=rows, validation=ROWS[:2], output=tmp_path / "a", **keys)
     assert tuned.metrics["eval_loss"] > 0
+    assert "is also trained on" not in caplog.text
     assert "rows:\n" in (tuned.folder / "recipe.yaml").read_text()
     del keys["eval_strategy"], keys["model"]
     sections: dict[str, Any] = {
@@ -186,7 +187,13 @@ def test_without_a_recipe_and_in_a_source_of_one(model: Path, tmp_path: Path) ->
     }
     several = llmkit.finetune(sections, **keys)
     bare = {name: sections[name] for name in ("task", "model")} | {"train": {"output_dir": str(tmp_path / "c")}}
-    assert llmkit.finetune(bare, train=rows, **keys).recipe.data.train[0].rows is not None
+    same = {"train": rows, "validation": ROWS, **keys}
+    assert llmkit.finetune(bare, **same).recipe.data.train[0].rows is not None
+    assert "list is also trained on" in caplog.text
+    caplog.clear()
+    halves = ["data.train.where=len(summary) < 7", "data.validation.where=len(summary) >= 7"]
+    llmkit.finetune(bare, **{**same, "overrides": [*keys["overrides"], *halves]}, output=tmp_path / "d")
+    assert "is also trained on" not in caplog.text
     assert [source.rows.kind for source in several.recipe.data.train if source.rows] == [
         "generator",
         "datasets.Dataset",

@@ -127,6 +127,9 @@ class TokenizerSection(Section):
     """Train one. Only with ``model.config``."""
     add_tokens: list[Annotated[str, Field(min_length=1)]] = []
     """Tokens to add; the embeddings are resized, trained and saved."""
+    add_languages: dict[str, str] = {}
+    """Translation: languages that the model does not know, each with a related one that it knows, such as
+    ``{tyv_Cyrl: kir_Cyrl}``. Each gets a language token, whose embedding starts from the related one's."""
     chat_template: str | None = None
     """A Jinja chat template to use instead of the default: its text, a file, or the name of one of the model's."""
 

@@ -6,7 +6,7 @@ Knows languages, their varieties and scripts, not how they are passed to a model
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from llmkit.errors import UsageError
 from llmkit.log import log
 from llmkit.text.languages import Language, Route
 
-__all__ = ["ModelLanguages", "apply_source", "choose"]
+__all__ = ["ModelLanguages", "apply_source", "choose", "nearest"]
 
 # The limit langcodes itself sets for a good match; beyond it, a speaker of one does not read the other.
 _NEAR = 25
@@ -51,6 +51,11 @@ class ModelLanguages:
     write: Callable[[Language | None, Language], Route]
     asks_source: bool = False
     """The model needs the source language as well as the target language."""
+    tokens: Mapping[Language, str] = field(default_factory=dict)
+    """The tokens of the vocabulary by which the model is told its languages."""
+    spell: Callable[[Language, str], str] | None = None
+    """The token of a language that the vocabulary lacks, from the language and the code that the user writes; None for
+    a model to which languages are passed in another way."""
     logged: set[Language] = field(default_factory=set, compare=False, repr=False)
     """Languages whose choice was logged, so that each is logged once."""
     logged_regions: set[Language] = field(default_factory=set, compare=False, repr=False)
@@ -96,7 +101,7 @@ class ModelLanguages:
             if side == "to":
                 self._log_region(wanted, found)
             return found
-        near = _nearest(wanted, known)
+        near = nearest(wanted, known)
         what, option = ("into", "`target`") if side == "to" else ("from", "`source`")
         hint = f"nearest it knows: {', '.join(map(str, near))}" if near else f"it knows {_list(known)}"
         raise UsageError(
@@ -180,7 +185,8 @@ def _whole(language: Language) -> str | None:
     return MACROLANGUAGES.get(language.alpha2) if len(language.alpha2) == 3 else None
 
 
-def _nearest(wanted: Language, known: Iterable[Language]) -> list[Language]:
+def nearest(wanted: Language, known: Iterable[Language]) -> list[Language]:
+    """Up to three known languages that are related to the wanted one."""
     scored = sorted((_distance(wanted, language), language.tag, language) for language in known)
     near = [language for distance, _, language in scored if distance < _RELATED]
     return near[:3]

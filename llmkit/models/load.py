@@ -61,6 +61,8 @@ class Loaded:
     resolution: Resolution
     source: Source
     context: ContextLength
+    new_tokens: tuple[int, ...] = ()
+    """Ids that a recipe adds to the vocabulary."""
     lock: AbstractContextManager[bool] = field(default_factory=threading.RLock, repr=False, compare=False)
     """Held while the model generates: other threads wait, and the one that holds it may ask again."""
 

@@ -39,6 +39,8 @@ class Tuned:
     """PEFT's name of the adapter; None if all weights were trained, or it is not recorded."""
     data: dict[str, list[str]] = field(default_factory=dict)
     """Files or Hub ids of the training and validation data, and classes of rows passed in Python."""
+    languages: dict[str, str] = field(default_factory=dict)
+    """Languages that were added to the vocabulary, each with the one from which its embedding started."""
     metrics: dict[str, Any] = field(default_factory=dict)
     update: int | None = None
     """Of a checkpoint: the updates done."""
@@ -67,6 +69,7 @@ def tuned_for(folder: Path, update: int | None = None) -> Tuned | None:
         base=(recipe.get("model") or {}).get("name_or_path"),
         method=(recipe.get("adapter") or {}).get("peft_type"),
         data={part: list(_paths((recipe.get("data") or {}).get(part))) for part in ("train", "validation")},
+        languages=(recipe.get("tokenizer") or {}).get("add_languages") or {},
         metrics=read_json(folder / _METRICS) if (folder / _METRICS).is_file() else {},
         update=update,
     )
@@ -111,6 +114,8 @@ def tuned_lines(tuned: Tuned) -> Iterator[tuple[str, str]]:
             yield _PROMPT_LABELS.get(name, name.replace("_", " ")), text.replace("\n", f"\n{' ' * _LABEL}")
     if tuned.base:
         yield "tuned from", tuned.base + (f" ({tuned.method})" if tuned.method else "")
+    if tuned.languages:
+        yield "new languages", ", ".join(f"{new} (from {like})" for new, like in tuned.languages.items())
     if tuned.update is not None:
         yield "checkpoint", f"after update {tuned.update}"
     for part, paths in tuned.data.items():

@@ -24,6 +24,7 @@ from llmkit.models.devices import pick_device
 from llmkit.models.fresh import train_tokenizer, write_untrained_checkpoint
 from llmkit.models.load import Loaded, load_model, load_source
 from llmkit.models.locate import locate_tokenizer
+from llmkit.models.new_languages import add_languages
 from llmkit.models.resolve import resolve
 from llmkit.models.source import Source
 from llmkit.models.tables import writes
@@ -89,7 +90,27 @@ def open_model(recipe: Recipe, task: Task, *, weights: bool, dtype: DType = "aut
         tokenizer.chat_template = choose_template(tokenizer, section.chat_template)
     if section.add_tokens and not tokenizer.add_tokens(section.add_tokens):
         warn("no_effect", "tokenizer.add_tokens has no effect: the tokenizer already has all of them")
-    return loaded
+    return _with_languages(recipe, task, loaded)
+
+
+def _with_languages(recipe: Recipe, task: Task, loaded: Loaded) -> Loaded:
+    """The model with tokens for the languages that a recipe adds."""
+    added = recipe.tokenizer.add_languages
+    if not added:
+        return loaded
+    if not task.names_languages:
+        raise UsageError(
+            f"tokenizer.add_languages has no effect on {task.name}, which passes no languages to the model",
+            "leave it out",
+            code="no_effect",
+        )
+    if loaded.source.adapter is not None:
+        raise UsageError(
+            f"tokenizer.add_languages: {loaded.source.name} is an adapter, to which languages cannot be added",
+            f"run `llmkit merge {quoted(loaded.source.name)} -o FOLDER` first and set model.name_or_path to FOLDER",
+            code="not_supported",
+        )
+    return add_languages(loaded, added)
 
 
 def _refuse_on_adapter(recipe: Recipe, source: Source) -> None:

@@ -41,7 +41,13 @@ def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
     if recipe.adapter is not None:
         ids: Any = loaded.tokenizer.convert_tokens_to_ids(added) if added else []
         _refuse_twice(recipe.adapter, model, added)
-        model = attach(model, recipe.adapter, loaded.head, tokenizer_name=str(loaded.source.folder), new_tokens=ids)
+        model = attach(
+            model,
+            recipe.adapter,
+            loaded.head,
+            tokenizer_name=str(loaded.source.folder),
+            new_tokens=[*ids, *loaded.new_tokens],
+        )
     _freeze_other_inputs(loaded.model)
     _freeze(model, recipe.train.freeze)
     return model

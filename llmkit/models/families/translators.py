@@ -36,8 +36,8 @@ def m2m100(name: str, config: Config, tokenizer: Any) -> LanguageMap | None:
     """M2M100, and NLLB under the same type, by their tokenizers."""
     if not hasattr(tokenizer, "get_lang_id"):
         tokens = _in_order(tokenizer, config)
-        codes = _read(token for token in tokens if re.fullmatch("[a-z]{3}_[A-Z][a-z]{3}", token))
-        return _forced(name, codes, codes, tokenizer.convert_tokens_to_ids) if codes else None
+        codes = _read(token for token in tokens if re.fullmatch(_NLLB, token))
+        return _forced(name, codes, codes, tokenizer.convert_tokens_to_ids, _spelled_as_nllb) if codes else None
     for token, number in tokenizer.get_added_vocab().items():
         found = re.fullmatch("__([a-z]{2,3})__", token)
         if found and found[1] not in tokenizer.lang_code_to_id and number not in tokenizer.id_to_lang_token:
@@ -45,14 +45,31 @@ def m2m100(name: str, config: Config, tokenizer: Any) -> LanguageMap | None:
             tokenizer.lang_code_to_id[found[1]] = tokenizer.lang_token_to_id[token] = number
             tokenizer.lang_code_to_token[found[1]] = tokenizer.id_to_lang_token[number] = token
     codes = _read(code for code, number in tokenizer.lang_code_to_id.items() if number < _size(config))
-    return _forced(name, codes, codes, tokenizer.get_lang_id)
+
+    def spell(language: Language, code: str) -> str:
+        return f"__{code if re.fullmatch('[a-z]{2,3}', code) else language.alpha2}__"
+
+    return _forced(name, codes, codes, tokenizer.get_lang_id, spell, "__{}__")
+
+
+_NLLB = "[a-z]{3}_[A-Z][a-z]{3}"
+
+
+def _spelled_as_nllb(language: Language, code: str) -> str:
+    return code if re.fullmatch(_NLLB, code) else f"{language.alpha3}_{language.script}"
 
 
 def seamless(name: str, config: Config, tokenizer: Any) -> LanguageMap | None:
     """SeamlessM4T: ``__fra__``, which its tokenizer also puts before the text."""
     found = (re.fullmatch("__([a-z]{3}(?:_[A-Z][a-z]{3})?)__", token) for token in _in_order(tokenizer, config))
     codes = _read(match[1] for match in found if match)
-    return _forced(name, codes, codes, lambda code: tokenizer.convert_tokens_to_ids(f"__{code}__")) if codes else None
+    if not codes:
+        return None
+    return _forced(
+        *(name, codes, codes, lambda code: tokenizer.convert_tokens_to_ids(f"__{code}__")),
+        lambda language, _: f"__{language.alpha3}__",
+        "__{}__",
+    )
 
 
 def mbart(name: str, config: Config, tokenizer: Any) -> LanguageMap | None:
@@ -69,25 +86,38 @@ def mbart(name: str, config: Config, tokenizer: Any) -> LanguageMap | None:
         english = {language: code for language, code in codes.items() if language.tag == "en"}
         sources = english if "one-to-many" in name else codes
         targets = english if "many-to-one" in name else codes
-        return _forced(name, sources, targets, tokenizer.convert_tokens_to_ids)
+        return _forced(name, sources, targets, tokenizer.convert_tokens_to_ids, _spelled_as_mbart)
 
     def write(source: Language | None, target: Language) -> Route:
         start = tokenizer.convert_tokens_to_ids(codes[target])
         return Route(source, target, source_code=codes[source] if source else None, decoder_start_token_id=start)
 
-    return ModelLanguages(name, frozenset(codes), frozenset(codes), write, asks_source=True)
+    languages = frozenset(codes)
+    return ModelLanguages(name, languages, languages, write, asks_source=True, tokens=codes, spell=_spelled_as_mbart)
+
+
+def _spelled_as_mbart(language: Language, code: str) -> str:
+    return code if re.fullmatch("[a-z]{2,3}_[A-Z]{2}", code) else f"{language.alpha2}_{language.region or 'XX'}"
 
 
 def _forced(
-    name: str, sources: Mapping[Language, str], targets: Mapping[Language, str], token_id: Callable[[str], int]
+    name: str,
+    sources: Mapping[Language, str],
+    targets: Mapping[Language, str],
+    token_id: Callable[[str], int],
+    spell: Callable[[Language, str], str],
+    form: str = "{}",
 ) -> LanguageMap:
-    """A model whose translation begins with the code of its language."""
+    """A model whose translation begins with the code of its language; ``form`` is how a code becomes a token."""
 
     def write(source: Language | None, target: Language) -> Route:
         code = sources[source] if source else None
         return Route(source, target, source_code=code, forced_bos_token_id=token_id(targets[target]))
 
-    return ModelLanguages(name, frozenset(sources), frozenset(targets), write, asks_source=True)
+    tokens = {language: form.format(code) for language, code in {**sources, **targets}.items()}
+    return ModelLanguages(
+        name, frozenset(sources), frozenset(targets), write, asks_source=True, tokens=tokens, spell=spell
+    )
 
 
 def marian(name: str, _: Config, tokenizer: Any) -> LanguageMap:
@@ -104,7 +134,9 @@ def marian(name: str, _: Config, tokenizer: Any) -> LanguageMap:
     def write(source: Language | None, target: Language) -> Route:
         return Route(source, target, prefix=f">>{tokens[target]}<< " if target in tokens else "")
 
-    return ModelLanguages(name, sources, targets, write)
+    written = {language: f">>{code}<<" for language, code in tokens.items()}
+    spell = (lambda language, _: f">>{language.alpha3}<<") if tokens else None
+    return ModelLanguages(name, sources, targets, write, tokens=written, spell=spell)
 
 
 def pair_in(name: str) -> tuple[str, str] | None:
@@ -146,7 +178,12 @@ def madlad(name: str, _: Config, tokenizer: Any) -> LanguageMap | None:
     if len(codes) < 2:
         return None
     return ModelLanguages(
-        name, None, frozenset(codes), lambda source, target: Route(source, target, prefix=f"<2{codes[target]}> ")
+        name,
+        None,
+        frozenset(codes),
+        lambda source, target: Route(source, target, prefix=f"<2{codes[target]}> "),
+        tokens={language: f"<2{code}>" for language, code in codes.items()},
+        spell=lambda language, _: f"<2{language.tag.replace('-', '_')}>",
     )
 
 

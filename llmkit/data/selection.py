@@ -73,9 +73,19 @@ def _content(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _key(row: Mapping[str, Any], by: str, task: Task) -> bytes:
     """A hash of what must not occur again, with normalized Unicode and white space."""
-    content = _normalized(input_of(row, task) if by == "input" else _content(row))
+    content = _normalized(input_of(_without_target(row, task), task) if by == "input" else _content(row))
     text = json.dumps([by, content], ensure_ascii=False, sort_keys=True, default=str)
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _without_target(row: Mapping[str, Any], task: Task) -> Mapping[str, Any]:
+    """The row without its target, which in a conversation is part of the input column."""
+    if task.is_plain(row):
+        return row
+    try:
+        return task.without_target(row) or row
+    except InputError:  # a bad row, which is reported later
+        return row
 
 
 def _normalized(value: Any) -> Any:

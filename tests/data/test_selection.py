@@ -181,6 +181,9 @@ def test_duplicates_by_input_or_row_with_normalized_text(tmp_path: Path) -> None
     selection = Selection()
     assert rows_of([source(path, deduplicate="input")], selection) == [pairs[place][0] for place in (0, 3, 4)]
     assert selection.left_out == {"deduplicate": 2}
+    chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": reply}] for text, reply in pairs]
+    talks = source(write_rows(tmp_path / "chats.jsonl", [{"messages": turns} for turns in chats]), deduplicate="input")
+    assert len(list(task_rows(talks, find_task("chat")()))) == 3
     # Across sources, unless one keeps its own.
     again = write_rows(tmp_path / "again.jsonl", [rows[4], {"document": "new", "summary": "x"}])
     assert rows_of([source(path, deduplicate="input"), source(again, deduplicate="input")])[3:] == ["new"]

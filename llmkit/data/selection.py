@@ -83,7 +83,7 @@ def _without_target(row: Mapping[str, Any], task: Task) -> Mapping[str, Any]:
     if task.is_plain(row):
         return row
     try:
-        return task.without_target(row) or row
+        return task.without_target(dict(row)) or row
     except InputError:  # a bad row, which is reported later
         return row
 

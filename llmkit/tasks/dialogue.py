@@ -13,7 +13,7 @@ from typing import Any
 from llmkit.config.settings import command_line
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks.base import COMPLETION, EXAMPLES, PROMPT, Task
-from llmkit.tasks.messages import as_row, is_instruction, joined, replies, shortened, to_messages
+from llmkit.tasks.messages import is_instruction, joined, replies, shortened, to_messages
 from llmkit.tasks.recommended import QWEN, QWEN_SMALL, SMOL, STARTER
 from llmkit.tasks.types import Chat, Example, Message, ModelView, Prompt, PromptOptions, Row, Step, Text, Traits, Work
 
@@ -91,8 +91,7 @@ class Dialogue(Task):
         ]
         if not texts:
             return None
-        context = [as_row(message) for message in messages[: texts[-1]]]
-        return {**row, "messages": context, "reply": messages[texts[-1]].content}
+        return {**row, "messages": list(row["messages"])[: texts[-1]], "reply": messages[texts[-1]].content}
 
     def with_target(self, row: dict[str, Any]) -> dict[str, Any]:
         context = [{**message, "weight": 0} for message in row["messages"]]

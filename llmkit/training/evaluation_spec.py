@@ -222,7 +222,9 @@ def _spec(
     given = {name: value for name, value in prompt.items() if value not in (None, ())}
     if isinstance(path := given.get("examples"), str):
         given["examples"] = example_rows(path, recipe, task, choice)
-    prompt_options = replace(open_prompt(recipe_of(recipe, task.name), task), **given)
+    own = open_prompt(recipe_of(recipe, task.name), task)
+    # Not `replace`, after which the defaults count as set, and would override what the model was tuned with.
+    prompt_options = PromptOptions(**{name: getattr(own, name) for name in explicitly_set(own)} | given)
     records, data = evaluation_records(recipe, task, choice)
     rows = separated_rows(records, recipe, task)
     truncates = recipe.data.on_overflow == "truncate"

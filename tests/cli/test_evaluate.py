@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,19 @@ def test_a_run_folder_is_evaluated_also_after_it_was_moved(run: Run, recipe: str
     code, out, _ = run("evaluate", "moved", "--data", "held.jsonl", "-o", "third")
     assert (code, out.splitlines()[0]) == (0, "question-answering: moved, 2 rows")
     assert "moved and --model both name a model" in one_line(run("evaluate", "moved", "--model", "other")[2])
+
+
+def test_a_run_is_prompted_as_it_was_tuned(checkpoint: Checkpoint, run: Run, tmp_path: Path) -> None:
+    rows = [{"document": f"第{number}只狐狸在跳。", "summary": f"狐狸{number}。"} for number in range(4)]
+    data, output = write_rows(tmp_path / "rows.jsonl", rows), str(tmp_path / "run")
+    model = shutil.copytree(checkpoint("llama", chat=True), tmp_path / "english")
+    (model / "README.md").write_text("---\nlanguage: en\n---\n", encoding="utf-8")
+    few = [f"train.{each}" for each in ("max_steps=1", "warmup_steps=0", "per_device_train_batch_size=2")]
+    made = ("--task", "summarize", "--data", data, "--model", model, "-o", output, *(f"--set={each}" for each in few))
+    code, _, err = run("finetune", *made)
+    assert code == 0, err
+    code, _, err = run("evaluate", output, "--max-new-tokens", "2", "-o", tmp_path / "results")
+    assert (code, "tuned_differently" in err) == (0, False), err
 
 
 def test_a_recipe_without_a_trained_model_names_the_command_that_trains_it(

@@ -87,7 +87,7 @@ def run_command(state: ChatState, text: str) -> None:
 
 def completions() -> dict[str, tuple[str, ...]]:
     """What the argument of each command can be; ``FILE`` is any file."""
-    settings = tuple(item.name for item in _settings())
+    settings = (*(item.name for item in _settings()), "think")
     words = {"FILE": ("FILE",), "[NAME VALUE]": settings}
     return {name: words.get(command.argument, ()) for command in COMMANDS for name in command.names}
 
@@ -189,7 +189,10 @@ def _set(state: ChatState, argument: str) -> None:
     if not name:
         _show_settings(state)
         return
-    known = [item.name for item in _settings()]
+    if name == "think":
+        _set_think(state, text)
+        return
+    known = ["think", *(item.name for item in _settings())]
     if name not in known:
         near = get_close_matches(name, known, n=1)
         raise UsageError(f"unknown setting {name!r}", f"did you mean {near[0]}?" if near else "/set lists them")
@@ -201,6 +204,21 @@ def _set(state: ChatState, argument: str) -> None:
             settings[name] = _value(name, text)
         _use(state, settings)
     show(f"{name}: {_shown(state, name)}")
+
+
+_ON_OFF = {"on": True, "off": False, "-": None}
+
+
+def _set_think(state: ChatState, text: str) -> None:
+    if text:
+        if text not in _ON_OFF:
+            raise UsageError(f"think: {text!r} is not on or off", "write /set think on, or off, or -")
+        state.conversation.think = _ON_OFF[text]
+    show(f"think: {_shown_think(state)}")
+
+
+def _shown_think(state: ChatState) -> str:
+    return {True: "on", False: "off", None: "default"}[state.conversation.think]
 
 
 def _use(state: ChatState, settings: dict[str, Any]) -> None:
@@ -244,6 +262,7 @@ def _show_settings(state: ChatState) -> None:
     width = max(map(len, names))
     for name in names:
         show(f"{name:{width}}  {_shown(state, name)}")
+    show(f"{'think':{width}}  {_shown_think(state)}")
     show("\n/set NAME VALUE changes one, /set NAME - restores its default.")
 
 

@@ -31,6 +31,8 @@ class FakeEngine:
         head = kinds[traits.extracts_spans, traits.continues]
         self.facts = ModelFacts(Source("fake", Path(), commit="fake"), head, ContextLength(context, hard=True))
         self.prompts: list[str] = []
+        self.thinking: list[bool | None] = []
+        """Whether each conversation turned reasoning on or off."""
 
     def traits(self, task: Task, *, raw: bool) -> Traits:
         return self.own
@@ -63,6 +65,8 @@ class _Session(Session):
 
     def _answer(self, request: Request) -> Generation:
         self.engine.prompts.append(_text(request.prompt))
+        if isinstance(request.prompt, Chat):
+            self.engine.thinking.append(request.prompt.thinking)
         pieces = re.findall(r"\s*\S+\s*", self.engine.answer(self.engine.prompts[-1]))
         generated: list[str] = []
         for piece in pieces[: request.max_new_tokens or request.settings.max_new_tokens]:

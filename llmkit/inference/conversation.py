@@ -59,6 +59,7 @@ class Conversation:
         self.pipeline = pipeline
         self.system = pipeline.prompt_options.system
         """The system message; empty for none. Can be set at any time."""
+        self._think = pipeline.prompt_options.think
         self.tools = to_tools(pipeline.prompt_options.tools)
         """The tools that the model may call."""
         self.messages: list[Message] = []
@@ -75,6 +76,20 @@ class Conversation:
         dropped = f", oldest {self._forgotten} messages dropped" if self._forgotten else ""
         last = f", last reply {shorten(self.messages[-1].content, 60, placeholder=' …')!r}" if self.messages else ""
         return f"<Conversation with {self.pipeline.engine.facts.source.name}: {number}{dropped}{last}>"
+
+    @property
+    def think(self) -> bool | None:
+        """Whether the model reasons before its answer; None leaves it to the model. Can be set at any time.
+
+        Raises:
+            UsageError: the model's chat template cannot turn reasoning on or off.
+        """
+        return self._think
+
+    @think.setter
+    def think(self, value: bool | None) -> None:
+        _check_think(self.pipeline, value)
+        self._think = value
 
     @property
     def turns(self) -> int:
@@ -96,6 +111,7 @@ class Conversation:
     def use(self, pipeline: Pipeline) -> None:
         """Continue with another model or other settings. The KV cache is kept if the model is the same."""
         _check(pipeline)
+        _check_think(pipeline, self._think)
         if pipeline.engine is not self.pipeline.engine:
             self._session.close()
             self._session = pipeline.engine.session(continues=True)
@@ -219,7 +235,7 @@ class Conversation:
         pipeline = self.pipeline
         opening = {"messages": messages[:1]}  # examples stay the same for all turns, whose prompts share a cache
         reader = pipeline.reader(lambda text: on_text(text) if on_text else None, opening)
-        reader.prompt_options = replace(reader.prompt_options, system=self.system, tools=self.tools)
+        reader.prompt_options = replace(reader.prompt_options, system=self.system, tools=self.tools, think=self._think)
         reader.encoder = self._session
         pipeline.task.note_languages({"messages": messages[-1:]}, reader)
         forgotten = self._cut(messages, reader)
@@ -277,6 +293,11 @@ def _check(pipeline: Pipeline) -> None:
         )
     if pipeline.settings.num_return_sequences > 1:
         raise UsageError("a conversation continues with a single reply", "omit num_return_sequences")
+
+
+def _check_think(pipeline: Pipeline, think: bool | None) -> None:
+    """Refuse a choice without effect."""
+    pipeline.task.check_options(pipeline.traits, replace(pipeline.prompt_options, think=think))
 
 
 def read_conversation(path: str | Path) -> SavedConversation:

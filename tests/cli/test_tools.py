@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ import pytest
 import llmkit
 from llmkit.cli.chat import Session
 from llmkit.config.settings import GenerationSettings
+from llmkit.engines.fake import CHAT
+from llmkit.errors import UsageError
 from llmkit.inference.conversation import Conversation
 from tests.cli.conftest import Run
+from tests.fakes import fake
 from tests.forced import CALL, QUESTION, REPLIES, TOOL, save_tool_model
 
 LINE = 'get_weather({"city": "北京"})'
@@ -50,3 +54,22 @@ def test_a_conversation(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert out == f"嗯。\n\n{LINE}\n晴天。\n\n"
     assert f"(/tool RESULT sends the result of {LINE})" in err
     assert talk.messages == []
+
+
+def test_reasoning_is_turned_on_and_off_in_a_conversation(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline, engine = fake("chat", "Hm.", traits=replace(CHAT, switches_thinking=True))
+    plain, _ = fake("chat", "Hm.")
+    talk, lines = Conversation(pipeline), iter(
+        ("/set think", "hi", "/set think off", "hi", "/set think maybe", "/set think -", "hi", "/set", "/quit")
+    )  # fmt: skip
+    Session(talk, lambda _default: next(lines), GenerationSettings()).run()
+    assert engine.thinking == [None, False, None]
+    _, err = capsys.readouterr()
+    assert err.count("think: default") == 2
+    assert "think: off" in err
+    assert "'maybe' is not on or off" in caplog.text
+    talk.think = True
+    with pytest.raises(UsageError, match="`think=True` has no effect"):
+        talk.use(plain)

@@ -42,7 +42,7 @@ def python_records(rows: PythonRows) -> Iterator[Record]:
     if not path.is_file():
         raise InputError(
             f"the {rows.count:,} rows of the {rows.kind} that was passed in Python are not in the cache any more",
-            "pass the same rows again, with `train`, `validation` or `data`",
+            "pass the same rows to the function again",
             code="file_not_found",
         )
     return _records(path, rows.kind)

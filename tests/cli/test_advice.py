@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -58,6 +59,7 @@ def test_no_message_names_an_option() -> None:
 
 def test_settings_that_messages_name_exist() -> None:
     names = {param.name for command in COMMANDS.values() for param in command.params} | {"__cause__"}
+    names |= inspect.signature(llmkit.finetune).parameters.keys()  # those of Python have no option
     marked = re.compile(r"`([a-z_]+)(?:=[^`]*)?`")
     found = [(where, name) for where, text in literals() for name in marked.findall(text)]
     assert len(found) > 50
@@ -217,6 +219,7 @@ def test_an_option_that_is_a_setting_is_declared_by_it() -> None:
         *(("finetune", option) for option in ("--num-processes", "--resume", "--output")),  # of training
         ("finetune", "--model"),  # has its own default
         *((name, "--on-overflow") for name in ("chat", "generate")),  # without chunks
+        *(("evaluate", option) for option in ("--shots", "--examples")),  # several numbers, of rows of training
     }
 
 

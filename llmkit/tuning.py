@@ -107,8 +107,8 @@ def finetune(
             raise UsageError(
                 "neither a recipe nor a task with data is given"
                 if len(rows) < 2
-                else "`train` and `data` both name the training rows",
-                "pass `recipe`, or `task` and `train`",
+                else "train and data both name the training rows",
+                "pass recipe, or task and train",
             )
         new = new_recipe(
             task,

@@ -216,6 +216,7 @@ def test_an_option_that_is_a_setting_is_declared_by_it() -> None:
         ("merge", "--dtype"),  # auto means another
         *((name, "--output") for name in ("evaluate", "merge")),  # folders
         *(("evaluate", option) for option in ("--resume", "--overwrite")),  # of a folder too
+        *(("evaluate", option) for option in ("--examples", "--shots")),  # for several numbers of examples
         *(("finetune", option) for option in ("--num-processes", "--resume", "--output")),  # of training
         ("finetune", "--model"),  # has its own default
         *((name, "--on-overflow") for name in ("chat", "generate")),  # without chunks

@@ -130,7 +130,7 @@ def test_finetune_from_python(papers: str, checkpoint: Checkpoint) -> None:
     assert logits(other.loaded.model).equal(logits(pipeline.loaded.model))
     longer = llmkit.finetune(Path("one/recipe.yaml"), output="one", resume=True, max_steps=3)
     assert longer.metrics["updates"] == 3
-    with pytest.raises(UsageError, match="pass `recipe`, or `task` and `train`"):
+    with pytest.raises(UsageError, match="pass recipe, or task and train"):
         llmkit.finetune(task="summarize")
     with pytest.raises(UsageError, match="`model` replace a recipe"):
         llmkit.finetune(sections, model="starter")

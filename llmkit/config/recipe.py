@@ -134,8 +134,6 @@ class Recipe(Section):
     def _model_conflicts(self) -> Iterator[str]:
         model: Any = self.model
         sources = (self.tokenizer.name_or_path, self.tokenizer.train)
-        if model.config is None and any(sources):
-            yield ("tokenizer.name_or_path and tokenizer.train require model.config; leave them out with a checkpoint")
         if model.config is not None and not any(sources):
             yield ("model.config requires a tokenizer; set tokenizer.train or tokenizer.name_or_path")
         if model.config is not None and self.adapter is not None:

@@ -122,11 +122,13 @@ class TokenizerSection(Section):
     """The tokenizer, if not the checkpoint's own, and additions to it."""
 
     name_or_path: str | None = None
-    """Use the tokenizer of this checkpoint. Only with ``model.config``."""
+    """Use the tokenizer of this checkpoint. Known tokens keep their embeddings, new ones start from theirs."""
     train: TrainedTokenizer | None = None
-    """Train one. Only with ``model.config``."""
-    add_tokens: list[Annotated[str, Field(min_length=1)]] = []
-    """Tokens to add; the embeddings are resized, trained and saved."""
+    """Train one. Embeddings as with ``name_or_path``."""
+    add_tokens: list[Annotated[str, Field(min_length=1)]] | Annotated[str, Field(min_length=1)] = []
+    """Tokens to add; the embeddings are resized, trained and saved. A list of tokens, which are found wherever they
+    occur in a text; or a file, whose tokens become part of the vocabulary: a text with one token per line, a
+    SentencePiece model, or a tokenizer.json."""
     add_languages: dict[str, str] = {}
     """Translation: languages that the model does not know, each with a related one that it knows, such as
     ``{tyv_Cyrl: kir_Cyrl}``. Each gets a language token, whose embedding starts from the related one's."""

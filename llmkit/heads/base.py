@@ -191,13 +191,9 @@ def embedding_count(model: Any) -> int | None:
     return count if isinstance(count, int) else int(shape[0]) if len(shape) == 2 else None
 
 
-def refuse_unknown_ids(loaded: Loaded, ids: Sequence[int], count: int | None = None) -> None:
-    """`InputError` for a token without an embedding: on a GPU it would make the device unusable.
-
-    Args:
-        count: number of embeddings, if some are still to be added.
-    """
-    count = embedding_count(loaded.model) if count is None else count
+def refuse_unknown_ids(loaded: Loaded, ids: Sequence[int]) -> None:
+    """`InputError` for a token without an embedding: on a GPU it would make the device unusable."""
+    count = embedding_count(loaded.model)
     highest = max(ids, default=0)
     if count is None or highest < count:
         return

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from llmkit.errors import CheckpointError, MissingDependencyError, UsageError
 from llmkit.files import read_json
 from llmkit.log import warn
+from llmkit.models.adapter_embeddings import embedding_settings
 from llmkit.models.adapter_files import OTHER_BASE, adapter_weights, place_names, vocabulary_size
-from llmkit.models.embeddings import embedding_groups, embedding_names, resize_embeddings
+from llmkit.models.embeddings import embedding_groups, resize_embeddings
 from llmkit.models.peft_compat import pseudo_linear_modules, quiet_peft, reconcile
 from llmkit.models.source import ADAPTER_CONFIG
 from llmkit.models.tables import HEADS, writes
@@ -31,13 +32,20 @@ _SPAN_HEAD = "qa_outputs"
 
 
 def attach(
-    model: Any, section: AdapterSection, head: Head, *, tokenizer_name: str, new_tokens: Sequence[int] = ()
+    model: Any,
+    section: AdapterSection,
+    head: Head,
+    *,
+    tokenizer_name: str,
+    new_tokens: Sequence[int] = (),
+    new_vocabulary: bool = False,
 ) -> Any:
     """The model with a new adapter; nothing but the adapter is trained (with ``modules_to_save``).
 
     Args:
         tokenizer_name: folder of the tokenizer, for prompt tuning that is initialised from a text.
-        new_tokens: ids whose embeddings are trained in full and saved with the adapter.
+        new_tokens: ids whose embeddings are trained and saved with the adapter.
+        new_vocabulary: whether all embeddings differ from the base's, and are trained and saved with the adapter.
 
     Raises:
         UsageError: PEFT cannot add this adapter to this model.
@@ -56,14 +64,8 @@ def attach(
             *([] if writes(head) else [_SPAN_HEAD]),
             *pseudo_linear_modules(model, kind),
         ] or None
-    if new_tokens:
-        if "trainable_token_indices" not in known:
-            raise UsageError(
-                f"PEFT cannot train new tokens with {kind}",
-                "use LORA, or remove tokenizer.add_tokens",
-                code="not_supported",
-            )
-        settings["trainable_token_indices"] = dict.fromkeys(_unambiguous_embedding_names(model), sorted(new_tokens))
+    if new_tokens or new_vocabulary:
+        settings |= embedding_settings(model, settings, known, kind, () if new_vocabulary else new_tokens)
     _refuse_unmatched(model, section)
     try:
         return _add(model, config_class(task_type=HEADS[head].task_type, **settings))
@@ -135,22 +137,6 @@ def _refuse_partial(section: AdapterSection) -> None:
             "use another one, such as gaussian",
             code="not_supported",
         )
-
-
-def _unambiguous_embedding_names(model: Any) -> list[str]:
-    """The embedding modules. Raises if PEFT, which matches suffixes of names, would match another module too."""
-    modules = list(model.named_modules(remove_duplicate=False))
-    names = embedding_names(model)
-    for name in names:
-        found = {id(module): each for each, module in modules if each.endswith(name)}
-        if len(found) > 1:
-            one, other, *_ = found.values()
-            raise UsageError(
-                f"PEFT cannot train new tokens of {type(model).__name__}: it does not tell {one} and {other} apart",
-                "remove tokenizer.add_tokens, or train all weights without the section adapter",
-                code="not_supported",
-            )
-    return names
 
 
 def _refuse_unmatched(model: Any, section: AdapterSection) -> None:

@@ -229,7 +229,7 @@ def build_on_meta(
         else:  # a class that no Auto class lists for this type
             model = auto_class(config)
     if not source.gguf_file and model.can_generate():
-        model.generation_config = generation_config(source.folder, plain)
+        model.generation_config = generation_config(source.generation_folder, plain)
     return model
 
 

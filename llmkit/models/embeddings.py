@@ -69,7 +69,7 @@ def resize_embeddings(model: Any, rows: int) -> None:
         delattr(model, name)
 
 
-def rebuild_embeddings(model: Any, origins: Sequence[Sequence[int]]) -> list[str]:
+def rebuild_embeddings(model: Any, origins: Sequence[Sequence[int]], *, buffers: bool = True) -> list[str]:
     """Give the model one embedding per element of ``origins``: the mean of the old embeddings with these ids.
 
     A token that keeps its embedding has one origin; one without origins gets the mean of all. What has a value for each
@@ -81,6 +81,7 @@ def rebuild_embeddings(model: Any, origins: Sequence[Sequence[int]]) -> list[str
     Raises:
         UsageError: Transformers cannot resize this model, or some of its tables stay behind.
     """
+    weights = {name for name, _ in model.named_parameters()}
     before, old, new = dict(_tensors(model)), int(model.get_input_embeddings().weight.shape[0]), len(origins)
     try:
         resize_embeddings(model, new + (new == old))
@@ -99,7 +100,7 @@ def rebuild_embeddings(model: Any, origins: Sequence[Sequence[int]]) -> list[str
             "else",
         )
     for name, axis in changed.items():
-        if not before[name].is_meta:
+        if not before[name].is_meta and (buffers or name in weights):
             _tensor(model, name).data.copy_(_mean_rows(before[name], axis, origins))
     return list(changed)
 

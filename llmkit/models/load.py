@@ -157,7 +157,7 @@ def load_source(
             if overrides and "config" not in own:
                 own["config"] = changed_config(source, settings, overrides)
             if not source.gguf_file and writes(resolution.head):
-                own.setdefault("generation_config", generation_config(source.folder, config))
+                own.setdefault("generation_config", generation_config(source.generation_folder, config))
             with in_one_file(source) as whole:
                 model = build(whole, settings, resolution, device, dtype, model_kwargs=own)
             if training:
@@ -171,7 +171,7 @@ def load_source(
             if overrides:
                 check_shapes(source, model)
         _apply_task_params(model, resolution.task)
-        settle_tokens(model, tokenizer, source.folder)
+        settle_tokens(model, tokenizer, source.generation_folder)
         tokenizer_file = (source.adapter or source.folder) / "tokenizer_config.json"
         tokenizer_config = read_json(tokenizer_file) if tokenizer_file.is_file() else {}
         context = context_length({**config, **overrides}, tokenizer_config).without(source.virtual_tokens)

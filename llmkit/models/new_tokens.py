@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ def _grow_bpe(model: dict[str, Any], new: Mapping[str, Piece], first: int, _: An
 def _merged(parts: list[str], ranks: Mapping[tuple[str, ...], int]) -> list[str]:
     """The tokens of a word by BPE."""
     while True:
-        pairs = [(ranks[pair], place) for place, pair in enumerate(zip(parts, parts[1:])) if pair in ranks]
+        pairs = [(ranks[pair], place) for place, pair in enumerate(pairwise(parts)) if pair in ranks]
         if not pairs:
             return parts
         _, place = min(pairs)

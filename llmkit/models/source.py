@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ class Source:
     """The name by which the adapter's base was found."""
     origin: Origin | None = None
     """Of an embedded model, or an embedded base."""
+    token_ids: Mapping[str, Any] | None = field(default=None, compare=False)
+    """Settings of config.json that another tokenizer changes."""
 
     @property
     def named_commit(self) -> str | None:
@@ -87,7 +90,13 @@ class Source:
         """Settings of the base's config that llmkit changed to train the adapter."""
         path = None if self.adapter is None else self.adapter / CONTRACT_FILE
         overrides = read_json(path).get("config_overrides") if path is not None and path.is_file() else None
-        return overrides if isinstance(overrides, dict) else {}
+        return (overrides if isinstance(overrides, dict) else {}) | dict(self.token_ids or {})
+
+    @property
+    def generation_folder(self) -> Path:
+        """Where generation_config.json is: with an adapter, if another tokenizer changed it."""
+        own = self.adapter is not None and (self.adapter / "generation_config.json").is_file()
+        return self.adapter if own and self.adapter is not None else self.folder
 
     @property
     def lasting_base(self) -> str:

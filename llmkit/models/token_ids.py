@@ -47,9 +47,7 @@ def _configs(config: Any) -> Iterator[Any]:
             yield from _configs(value)
 
 
-def _changes(
-    settings: Mapping[str, Any], new: Vocabulary, ids: Mapping[int, int]
-) -> dict[str, tuple[Any, bool]]:
+def _changes(settings: Mapping[str, Any], new: Vocabulary, ids: Mapping[int, int]) -> dict[str, tuple[Any, bool]]:
     """The settings that hold ids: their value for the new vocabulary, and whether all of it could be mapped."""
     found: dict[str, tuple[Any, bool]] = {}
     for name, value in settings.items():

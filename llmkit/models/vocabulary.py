@@ -177,7 +177,9 @@ def find_origins(old: Vocabulary, new: Vocabulary, rows: int = 0) -> Origins:
     settled = {new.roles[role]: old.roles[role] for role in new.roles if role in old.roles}
     for number, role_of_old in settled.items():
         origins[number] = [role_of_old]
-    kept, composed, unknown = len(settled), [], []
+    kept = len(settled)
+    composed: list[str] = []
+    unknown: list[str] = []
     for token, number in new.ids.items():
         if number in settled:
             continue

@@ -65,8 +65,6 @@ class Encoder:
     loss_on: LossOn
     truncation_side: TruncationSide | None = None
     """The recipe's setting; None takes the task's default."""
-    embeddings: int | None = None
-    """Number of tokens the model will have, if some are added."""
 
     @property
     def keeps(self) -> str:
@@ -108,7 +106,7 @@ class Encoder:
         if not any(self._has_label(each) for each in features):
             return Outcome("no_label", tokens=max(map(_length, features), default=0))
         for each in features:
-            refuse_unknown_ids(self.loaded, (*each.input_ids, *each.decoder_input_ids), self.embeddings)
+            refuse_unknown_ids(self.loaded, (*each.input_ids, *each.decoder_input_ids))
         longest = max(map(_length, features))
         fits = all(map(self._fits, features))
         outcome = Outcome("ok", tuple(features), longest) if fits else self._shorten(row, features, longest)
@@ -267,7 +265,6 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
         policy=data.on_overflow,
         loss_on=data.loss_on,
         truncation_side=data.truncation_side,
-        embeddings=len(loaded.tokenizer) if recipe.tokenizer.add_tokens else None,
     )
 
 

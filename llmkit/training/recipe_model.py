@@ -6,8 +6,6 @@ to prepare examples and to estimate memory.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,24 +14,18 @@ from llmkit.config.recipe import Recipe
 from llmkit.config.settings import DType, LoadSettings, quoted, setting_fields
 from llmkit.data.prompt_files import open_template
 from llmkit.errors import UsageError
-from llmkit.files import file_hash
 from llmkit.heads.chat_template import choose_template
-from llmkit.hub.reachability import offline
-from llmkit.log import log, warn
 from llmkit.models.devices import pick_device
-from llmkit.models.fresh import train_tokenizer, write_untrained_checkpoint
+from llmkit.models.fresh import write_untrained_checkpoint
 from llmkit.models.load import Loaded, load_model, load_source
-from llmkit.models.locate import locate_tokenizer
 from llmkit.models.new_languages import add_languages
 from llmkit.models.resolve import resolve
 from llmkit.models.source import Source
 from llmkit.models.tables import writes
-from llmkit.models.tokenizer import load_tokenizer
 from llmkit.tasks import Task, find_task
 from llmkit.tasks.wording import columns_of_template
-from llmkit.training.dataset import divide
 from llmkit.training.disk_cache import cached_folder, code_version, digest
-from llmkit.training.row_table import read_rows
+from llmkit.training.recipe_vocabulary import fit_vocabulary, recipe_tokenizer
 
 __all__ = ["open_model", "open_task"]
 
@@ -78,7 +70,7 @@ def open_model(recipe: Recipe, task: Task, *, weights: bool, dtype: DType = "aut
             model.generation_config = loaded.model.generation_config
             loaded = replace(loaded, model=model.to(pick_device(settings.device)).eval())
     _refuse_on_adapter(recipe, loaded.source)
-    loaded = _beside_virtual_tokens(recipe, loaded)
+    loaded = fit_vocabulary(recipe, task, settings, _beside_virtual_tokens(recipe, loaded))
     tokenizer: Any = loaded.tokenizer
     if section.chat_template is not None:
         if not writes(loaded.head):
@@ -88,8 +80,6 @@ def open_model(recipe: Recipe, task: Task, *, weights: bool, dtype: DType = "aut
                 code="no_effect",
             )
         tokenizer.chat_template = choose_template(tokenizer, section.chat_template)
-    if section.add_tokens and not tokenizer.add_tokens(section.add_tokens):
-        warn("no_effect", "tokenizer.add_tokens has no effect: the tokenizer already has all of them")
     return _with_languages(recipe, task, loaded)
 
 
@@ -124,9 +114,10 @@ def _refuse_on_adapter(recipe: Recipe, source: Source) -> None:
             f"{merged}; or leave the section adapter out, to train {source.name} further",
             code="not_supported",
         )
-    if recipe.tokenizer.add_tokens:
+    keys = ("add_tokens", "name_or_path", "train")
+    if key := next((key for key in keys if getattr(recipe.tokenizer, key)), None):
         raise UsageError(
-            f"tokenizer.add_tokens: {source.name} is an adapter, to which tokens cannot be added",
+            f"tokenizer.{key}: {source.name} is an adapter, whose vocabulary cannot be changed",
             merged,
             code="not_supported",
         )
@@ -147,54 +138,11 @@ def _beside_virtual_tokens(recipe: Recipe, loaded: Loaded) -> Loaded:
 def _fresh(recipe: Recipe, task: Task, settings: LoadSettings) -> Source:
     """A folder with the config and tokenizer of a new model, without weights."""
     config: dict[str, Any] = recipe.model.config
-    section = recipe.tokenizer
-    if section.name_or_path is not None:
-        named = LoadSettings(model=section.name_or_path, trust_remote_code=settings.trust_remote_code)
-        with offline(settings.offline):
-            origin = locate_tokenizer(named, task.name)
-        key = digest("model", config, _tokenizer_hash(origin.folder), code_version())
-    else:
-        rows = read_rows(recipe.data.train, task)
-        trained, _ = divide(recipe, rows)
-        key = digest("model", config, section.model_dump(), rows.key, trained, code_version())
+    model_type = config["model_type"]
+    head = resolve(task.name, {"model_type": model_type}, head=settings.head, model=f"a new {model_type} model").head
+    key, tokenizer = recipe_tokenizer(recipe, task, settings, head)
 
     def build(folder: Path) -> None:
-        if section.train is None:
-            tokenizer = load_tokenizer(origin.folder, trust_remote_code=settings.trust_remote_code)
-        else:
-            resolution = resolve(task.name, {"model_type": config["model_type"]}, head=settings.head, model="the model")
-            wanted = section.train
-            tokenizer = train_tokenizer(
-                _texts(rows.table[index]["row"] for index in trained),
-                vocab_size=wanted.vocab_size,
-                min_frequency=wanted.min_frequency,
-                head=resolution.head,
-            )
-            if len(tokenizer) < wanted.vocab_size:
-                log.info("the tokenizer has %d tokens: the corpus supports no more merges", len(tokenizer))
-        write_untrained_checkpoint(config, tokenizer, folder, task=task.name, head=settings.head)
+        write_untrained_checkpoint(config, tokenizer(), folder, task=task.name, head=settings.head)
 
-    return Source(f"a new {config['model_type']} model", cached_folder(key, build))
-
-
-def _tokenizer_hash(folder: Path) -> str:
-    """A hash of a tokenizer's files, which may be replaced in the same folder."""
-    files = (path for path in sorted(folder.iterdir()) if path.suffix in _TOKENIZER_SUFFIXES)
-    return digest(str(folder), [(path.name, file_hash(path)) for path in files])
-
-
-_TOKENIZER_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".spm", ".bpe", ".tiktoken")
-
-
-def _texts(rows: Iterator[str]) -> Iterator[str]:
-    """All texts in rows, which are JSON."""
-    for row in rows:
-        pending: list[Any] = [json.loads(row)] if row else []
-        while pending:
-            value = pending.pop()
-            if isinstance(value, str):
-                yield value
-            elif isinstance(value, dict):
-                pending.extend(value.values())
-            elif isinstance(value, list):
-                pending.extend(value)
+    return Source(f"a new {model_type} model", cached_folder(digest("model", config, key, code_version()), build))

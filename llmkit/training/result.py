@@ -71,6 +71,8 @@ class ModelFiles:
         with quiet_transformers():
             model.save_pretrained(folder, **options)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's template for a card, with the path of the base
+        if generation is not None and self.loaded.source.token_ids is not None and hasattr(model, "peft_config"):
+            generation.save_pretrained(folder)  # which differs from that of the base
         if generation is not None:
             generation.eos_token_id = ends  # a checkpoint changes nothing for the updates after it
         self.loaded.tokenizer.save_pretrained(folder)

@@ -14,7 +14,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from llmkit.config.recipe import Recipe
+from llmkit.config.recipe import Recipe, TokenizerSection
 from llmkit.config.settings import DType, GenerationSettings
 from llmkit.data.prompt_files import with_contents
 from llmkit.engines.transformers import TransformersEngine
@@ -192,7 +192,7 @@ def _prepare(
         packed=packed,
         masked=masked,
         local_sgd_steps=recipe.accelerate.local_sgd_steps,
-        hashes=_hashes(recipe, provenance, parts),
+        hashes=_hashes(recipe, provenance, parts, loaded.tokenizer.get_vocab()),
         may_be_unused=partial(is_swept_in, recipe),
         on_log=on_log,
         should_stop=should_stop,
@@ -202,7 +202,9 @@ def _prepare(
     return Run(recipe, trainer, ready.loaded, provenance, parts, files)
 
 
-def _hashes(recipe: Recipe, provenance: Provenance, parts: Mapping[str, Part]) -> dict[str, str]:
+def _hashes(
+    recipe: Recipe, provenance: Provenance, parts: Mapping[str, Part], vocabulary: Mapping[str, int]
+) -> dict[str, str]:
     """Hashes of everything that must be the same when a run is resumed, by what errors call it."""
     settings = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"train": set(MAY_CHANGE)})
     return {
@@ -211,6 +213,7 @@ def _hashes(recipe: Recipe, provenance: Provenance, parts: Mapping[str, Part]) -
         **{f"data ({Path(each.name).name})": each.hash for each in provenance.data},
         "data": parts["train"].rows.origin,
         "recipe": digest(settings),
+        **({} if recipe.tokenizer == TokenizerSection() else {"tokenizer": digest(vocabulary)}),
         EXAMPLES: digest({name: part.content_hash() for name, part in parts.items()}),
     }
 

@@ -10,7 +10,6 @@ from llmkit.config.recipe import Recipe
 from llmkit.errors import UsageError
 from llmkit.log import log, warn
 from llmkit.models.adapters import attach, outline_adapter
-from llmkit.models.embeddings import embedding_names, resize_embeddings
 from llmkit.models.load import Loaded
 
 __all__ = ["check_reached", "freeze_as", "is_swept_in", "make_trainable"]
@@ -25,7 +24,7 @@ def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
     model: Any = loaded.model
     if recipe.train.activation_checkpointing:
         _checkpoint_activations(model)  # before the adapter, so that PEFT refuses methods that do not support it
-    added, source = recipe.tokenizer.add_tokens, loaded.source
+    source = loaded.source
     if source.adapter is not None and not hasattr(model, "peft_config"):
         model = outline_adapter(model, source.adapter)  # without weights
     if source.adapter is not None and model.active_peft_config.is_prompt_learning:
@@ -34,19 +33,14 @@ def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
             "train a new adapter on its base model",
             code="not_supported",
         )
-    if added and len(loaded.tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        resize_embeddings(model, len(loaded.tokenizer))
-    if added:
-        _refuse_reserved(model, len(loaded.tokenizer))
     if recipe.adapter is not None:
-        ids: Any = loaded.tokenizer.convert_tokens_to_ids(added) if added else []
-        _refuse_twice(recipe.adapter, model, added)
         model = attach(
             model,
             recipe.adapter,
             loaded.head,
-            tokenizer_name=str(loaded.source.folder),
-            new_tokens=[*ids, *loaded.new_tokens],
+            tokenizer_name=str(source.folder),
+            new_tokens=loaded.new_tokens,
+            new_vocabulary=source.token_ids is not None,
         )
     _freeze_other_inputs(loaded.model)
     _freeze(model, recipe.train.freeze)
@@ -90,30 +84,6 @@ def is_swept_in(recipe: Recipe, name: str) -> bool:
     if recipe.adapter is None:
         return True
     return getattr(recipe.adapter, "target_modules", None) == "all-linear" and ".lora_" in name
-
-
-def _refuse_reserved(model: Any, tokens: int) -> None:
-    """Refuse new tokens for a model with embeddings that have no output, such as for images or prompts."""
-    output = model.get_output_embeddings()
-    if output is not None and (rows := output.weight.shape[0]) < tokens:
-        raise UsageError(
-            f"tokenizer.add_tokens: {type(model).__name__} has outputs for {rows:,} tokens, and uses the embeddings "
-            "after them for something else",
-            "leave it out, or use a model of another type",
-            code="not_supported",
-        )
-
-
-def _refuse_twice(section: Any, model: Any, added: Sequence[str]) -> None:
-    """Refuse to train embeddings twice: as new tokens, and as modules that are trained in full."""
-    whole = getattr(section, "modules_to_save", None) or []
-    for name in embedding_names(model) if added else ():
-        if any(name == each or name.endswith(f".{each}") for each in whole):
-            raise UsageError(
-                f"adapter.modules_to_save has the embeddings ({name}), and tokenizer.add_tokens trains a part of them",
-                "leave out one of them",
-                code="not_supported",
-            )
 
 
 def _checkpoint_activations(model: Any) -> None:

@@ -1,0 +1,184 @@
+"""The tokenizer of a recipe: another one, one that is trained, and tokens that are added; and the model that fits it.
+
+Embeddings of a changed vocabulary are made of those of the old one, so that training starts from what the model knows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llmkit.config.paths import user_path
+from llmkit.config.recipe import Recipe
+from llmkit.config.settings import LoadSettings
+from llmkit.errors import UsageError
+from llmkit.files import file_hash
+from llmkit.hub.reachability import offline
+from llmkit.log import log, warn
+from llmkit.models.embeddings import rebuild_embeddings
+from llmkit.models.fresh import train_tokenizer
+from llmkit.models.load import Loaded
+from llmkit.models.locate import locate_tokenizer
+from llmkit.models.new_tokens import Extension, extend_tokenizer, read_pieces
+from llmkit.models.quiet import quiet_transformers
+from llmkit.models.token_ids import change_token_ids, refuse_moved_padding
+from llmkit.models.tokenizer import load_tokenizer
+from llmkit.models.vocabulary import Origins, Vocabulary, find_origins
+from llmkit.tasks import Head, Task
+from llmkit.training.dataset import divide
+from llmkit.training.disk_cache import cached_folder, code_version, digest
+from llmkit.training.row_table import read_rows
+
+__all__ = ["fit_vocabulary", "recipe_tokenizer", "replaces_tokenizer"]
+
+
+def replaces_tokenizer(recipe: Recipe) -> bool:
+    """Whether a recipe has another tokenizer than its checkpoint's."""
+    named = recipe.tokenizer.name_or_path is not None or recipe.tokenizer.train is not None
+    return named and getattr(recipe.model, "config", None) is None
+
+
+def recipe_tokenizer(recipe: Recipe, task: Task, settings: LoadSettings, head: Head) -> tuple[str, Callable[[], Any]]:
+    """A hash of the tokenizer that a recipe names or trains, and a function that makes it."""
+    section = recipe.tokenizer
+    if section.name_or_path is not None:
+        named = LoadSettings(model=section.name_or_path, trust_remote_code=settings.trust_remote_code)
+        with offline(settings.offline):
+            folder = locate_tokenizer(named, task.name).folder
+        key = _files_hash(folder)
+        return key, lambda: load_tokenizer(folder, trust_remote_code=settings.trust_remote_code)
+    wanted, rows = section.train, read_rows(recipe.data.train, task)
+    assert wanted is not None
+    trained, _ = divide(recipe, rows)
+    key = digest("tokenizer", wanted, rows.key, trained, code_version())
+
+    def build(folder: Path) -> None:
+        tokenizer = train_tokenizer(
+            _texts(rows.table[index]["row"] for index in trained),
+            vocab_size=wanted.vocab_size,
+            min_frequency=wanted.min_frequency,
+            head=head,
+        )
+        if len(tokenizer) < wanted.vocab_size:
+            log.info("the tokenizer has %d tokens: the corpus supports no more merges", len(tokenizer))
+        tokenizer.save_pretrained(folder)
+
+    return key, lambda: load_tokenizer(cached_folder(digest(key, head), build))
+
+
+def _files_hash(folder: Path) -> str:
+    """A hash of a tokenizer's files, which may be replaced in the same folder."""
+    files = (path for path in sorted(folder.iterdir()) if path.suffix in _SUFFIXES)
+    return digest(str(folder), [(path.name, file_hash(path)) for path in files])
+
+
+_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".spm", ".bpe", ".tiktoken")
+
+
+def _texts(rows: Iterator[str]) -> Iterator[str]:
+    """All texts in rows, which are JSON."""
+    for row in rows:
+        pending: list[Any] = [json.loads(row)] if row else []
+        while pending:
+            value = pending.pop()
+            if isinstance(value, str):
+                yield value
+            elif isinstance(value, dict):
+                pending.extend(value.values())
+            elif isinstance(value, list):
+                pending.extend(value)
+
+
+_KEPT = ("model_max_length", "model_input_names", "padding_side", "truncation_side")
+"""Attributes of a tokenizer that belong to the model: its context, its inputs and how it is padded."""
+
+
+def fit_vocabulary(recipe: Recipe, task: Task, settings: LoadSettings, loaded: Loaded) -> Loaded:
+    """The model with the tokenizer of the recipe and embeddings for all of its tokens.
+
+    Raises:
+        UsageError: the tokenizer or the model cannot be changed this way.
+    """
+    replaced, section, tokenizer = replaces_tokenizer(recipe), recipe.tokenizer, loaded.tokenizer
+    if not replaced and not section.add_tokens:
+        return loaded
+    old = Vocabulary(tokenizer)
+    if replaced:
+        _, make = recipe_tokenizer(recipe, task, settings, loaded.head)
+        tokenizer = make()
+        for name in _KEPT:
+            setattr(tokenizer, name, getattr(loaded.tokenizer, name))
+    outline = loaded.model.device.type == "meta"  # the weights follow
+    if section.add_tokens:
+        _add_tokens(section.add_tokens, tokenizer, report=outline)
+    new = Vocabulary(tokenizer)
+    model: Any = loaded.model
+    rows = 0 if replaced else int(model.get_input_embeddings().weight.shape[0])
+    origins = find_origins(old, new, rows)
+    if new.ids == old.ids:
+        return loaded
+    if replaced:
+        refuse_moved_padding(model, old, new)
+    with quiet_transformers():
+        tables = rebuild_embeddings(model, origins.ids, buffers=recipe.adapter is None)
+    token_ids: dict[str, Any] | None = None
+    if replaced:
+        _refuse_unsaved(recipe, model, tables)
+        token_ids, lost = change_token_ids(model, old, new, origins, tables)
+        if recipe.adapter is not None and (token_ids.get("pad_token_id") or 0) >= len(old.ids):
+            del token_ids["pad_token_id"]  # which its base could not be loaded with
+    if outline:
+        _report(origins, new)
+        if token_ids is not None and lost:
+            warn("setting_ignored", "the tokenizer lacks tokens of %s, which are ignored", ", ".join(lost))
+    added = () if replaced else tuple(sorted(number for token, number in new.ids.items() if token not in old.ids))
+    source = replace(loaded.source, token_ids=token_ids)
+    return replace(loaded, tokenizer=tokenizer, source=source, new_tokens=added)
+
+
+def _add_tokens(added: list[str] | str, tokenizer: Any, *, report: bool) -> None:
+    before = len(tokenizer)
+    if isinstance(added, list):
+        tokenizer.add_tokens(added)
+    else:
+        found = extend_tokenizer(tokenizer, read_pieces(user_path(added)))
+        if report and found.tokens:
+            _report_extension(added, found)
+    if report and len(tokenizer) == before:
+        warn("no_effect", "tokenizer.add_tokens has no effect: the tokenizer already has all of them")
+
+
+def _report_extension(name: str, found: Extension) -> None:
+    notes = (
+        (found.known, "that it already has are left out"),
+        (found.parts, "more were added, from which it builds the others"),
+        (found.left_out, "that it cannot have are left out"),
+    )
+    more = "".join(f"; {count:,} {note}" for count, note in notes if count)
+    log.info("%s: %d tokens were added to the tokenizer%s", name, len(found.tokens), more)
+
+
+def _report(origins: Origins, new: Vocabulary) -> None:
+    line = "vocabulary: %d tokens, of which %d keep their embeddings, and %d have the mean of their old pieces"
+    log.info(line, len(new.ids), origins.kept, len(origins.composed))
+    if origins.unknown:
+        some = ", ".join(map(repr, origins.unknown[:3]))
+        log.info("%d tokens are unknown to the model and have the mean of all (%s …)", len(origins.unknown), some)
+
+
+def _refuse_unsaved(recipe: Recipe, model: Any, tables: list[str]) -> None:
+    """Refuse an adapter beside values of each token that PEFT does not save, such as Marian's bias of logits."""
+    if recipe.adapter is None:
+        return
+    buffers = dict(model.named_buffers())
+    for name in tables:
+        if name in buffers and not buffers[name].is_meta and buffers[name].any():
+            raise UsageError(
+                f"with another tokenizer, {name} of {type(model).__name__} changes, which PEFT does not save with an "
+                "adapter",
+                "leave out the section adapter, to train all weights",
+                code="not_supported",
+            )

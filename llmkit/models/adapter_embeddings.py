@@ -24,7 +24,6 @@ class _Table:
     name: str
     """By which PEFT finds the first of them, and no other module."""
     modules: tuple[str, ...]
-    """All that are called."""
     bias: bool
 
     def is_named(self, names: Sequence[str], *, all_of_it: bool = False) -> bool:
@@ -45,6 +44,8 @@ def embedding_settings(
     Raises:
         UsageError: PEFT cannot do it with this method or model.
     """
+    from peft.utils.constants import EMBEDDING_LAYER_NAMES  # which PEFT ties
+
     named, tables = list(settings.get("modules_to_save") or ()), _tables(model)
     whole = [each for each in tables if not new_tokens or each.bias or each.is_named(named)]
     rows = [each.name for each in tables if each not in whole]
@@ -57,10 +58,15 @@ def embedding_settings(
     found: dict[str, Any] = {"trainable_token_indices": dict.fromkeys(rows, sorted(new_tokens))} if rows else {}
     wanted = list(named)
     for table in whole:
-        if table.is_named(named, all_of_it=True):
-            continue
-        if len(table.modules) > 1 and "ensure_weight_tying" in known and not model.config.is_encoder_decoder:
-            found["ensure_weight_tying"] = True  # which PEFT does for the layers of encoder-decoders without effect
+        if len(table.modules) > 1 and model.config.is_encoder_decoder:
+            raise UsageError(
+                f"PEFT does not train the embeddings that both parts of {type(model).__name__} share",
+                "leave out the section adapter, to train all weights",
+                code="not_supported",
+            )
+        tied = len(table.modules) > 1 and not table.is_named(named, all_of_it=True)
+        if tied and "ensure_weight_tying" in known and table.name.rpartition(".")[2] in EMBEDDING_LAYER_NAMES:
+            found["ensure_weight_tying"] = True
             wanted += [] if table.is_named(named) else [table.name]
         else:
             wanted += [each for each in table.modules if not any(each.endswith(name) for name in named)]
@@ -72,17 +78,11 @@ def embedding_settings(
 
 
 def _tables(model: Any) -> list[_Table]:
-    output = model.get_output_embeddings()
-    called = [output, model.get_input_embeddings()]
-    if model.config.is_encoder_decoder:  # which have another module for what both parts share
-        called = [output, *(part.get_input_embeddings() for part in (model.get_encoder(), model.get_decoder()))]
     modules = dict(model.named_modules(remove_duplicate=False))
-    found = []
-    for name, group in zip(_unambiguous_names(model), embedding_groups(model), strict=True):
-        used = tuple(each for each in group if any(modules[each] is one for one in called)) or tuple(group)
-        bias = any(getattr(modules[each], "bias", None) is not None for each in used)
-        found.append(_Table(name, used, bias))
-    return found
+    return [
+        _Table(name, tuple(group), any(getattr(modules[each], "bias", None) is not None for each in group))
+        for name, group in zip(_unambiguous_names(model), embedding_groups(model), strict=True)
+    ]
 
 
 def _unambiguous_names(model: Any) -> list[str]:

@@ -81,6 +81,7 @@ def rebuild_embeddings(model: Any, origins: Sequence[Sequence[int]], *, buffers:
     Raises:
         UsageError: Transformers cannot resize this model, or some of its tables stay behind.
     """
+    _refuse_reserved(model)
     weights = {name for name, _ in model.named_parameters()}
     before, old, new = dict(_tensors(model)), int(model.get_input_embeddings().weight.shape[0]), len(origins)
     try:
@@ -92,17 +93,31 @@ def rebuild_embeddings(model: Any, origins: Sequence[Sequence[int]], *, buffers:
             resize_embeddings(model, new)
     except (NotImplementedError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise _not_resizable(model, " ".join(str(error).split()) or type(error).__name__) from error
-    output = model.get_output_embeddings()
-    if output is not None and output.weight.shape[0] != model.get_input_embeddings().weight.shape[0]:
-        raise _not_resizable(
-            model,
-            f"it has outputs for {output.weight.shape[0]:,} tokens, and uses the embeddings after them for something "
-            "else",
-        )
+    if model.device.type == "meta":
+        _refuse_undescribed(model)
     for name, axis in changed.items():
         if not before[name].is_meta and (buffers or name in weights):
             _tensor(model, name).data.copy_(_mean_rows(before[name], axis, origins))
     return list(changed)
+
+
+def _refuse_reserved(model: Any) -> None:
+    """Refuse a model with embeddings that have no output, such as for sound or another language."""
+    output, inputs = model.get_output_embeddings(), model.get_input_embeddings().weight.shape[0]
+    if output is not None and (rows := output.weight.shape[0]) != inputs:
+        raise _not_resizable(model, f"it has outputs for {rows:,} tokens and embeddings of {inputs:,}")
+
+
+def _refuse_undescribed(model: Any) -> None:
+    """Refuse a model that could not be loaded again, since its config does not describe the new sizes."""
+    import torch
+
+    with torch.device("meta"):
+        again = dict(_tensors(type(model)._from_config(copy.deepcopy(model.config))))  # noqa: SLF001 - as AutoModel does
+    for name, each in _tensors(model):
+        if name in again and again[name].shape != each.shape:
+            sizes = f"{list(again[name].shape)}, not {list(each.shape)}"
+            raise _not_resizable(model, f"by its config, {name} would be {sizes}")
 
 
 def _not_resizable(model: Any, reason: str) -> UsageError:

@@ -14,7 +14,6 @@ from typing import Any
 from llmkit.config.paths import user_path
 from llmkit.config.recipe import Recipe
 from llmkit.config.settings import LoadSettings
-from llmkit.errors import UsageError
 from llmkit.files import file_hash
 from llmkit.hub.reachability import offline
 from llmkit.log import log, warn
@@ -111,6 +110,7 @@ def fit_vocabulary(recipe: Recipe, task: Task, settings: LoadSettings, loaded: L
         tokenizer = make()
         for name in _KEPT:
             setattr(tokenizer, name, getattr(loaded.tokenizer, name))
+            tokenizer.init_kwargs[name] = getattr(tokenizer, name)  # which are saved
     outline = loaded.model.device.type == "meta"  # the weights follow
     if section.add_tokens:
         _add_tokens(section.add_tokens, tokenizer, report=outline)
@@ -126,7 +126,6 @@ def fit_vocabulary(recipe: Recipe, task: Task, settings: LoadSettings, loaded: L
         tables = rebuild_embeddings(model, origins.ids, buffers=recipe.adapter is None)
     token_ids: dict[str, Any] | None = None
     if replaced:
-        _refuse_unsaved(recipe, model, tables)
         token_ids, lost = change_token_ids(model, old, new, origins, tables)
         if recipe.adapter is not None and (token_ids.get("pad_token_id") or 0) >= len(old.ids):
             del token_ids["pad_token_id"]  # which its base could not be loaded with
@@ -167,18 +166,3 @@ def _report(origins: Origins, new: Vocabulary) -> None:
     if origins.unknown:
         some = ", ".join(map(repr, origins.unknown[:3]))
         log.info("%d tokens are unknown to the model and have the mean of all (%s …)", len(origins.unknown), some)
-
-
-def _refuse_unsaved(recipe: Recipe, model: Any, tables: list[str]) -> None:
-    """Refuse an adapter beside values of each token that PEFT does not save, such as Marian's bias of logits."""
-    if recipe.adapter is None:
-        return
-    buffers = dict(model.named_buffers())
-    for name in tables:
-        if name in buffers and not buffers[name].is_meta and buffers[name].any():
-            raise UsageError(
-                f"with another tokenizer, {name} of {type(model).__name__} changes, which PEFT does not save with an "
-                "adapter",
-                "leave out the section adapter, to train all weights",
-                code="not_supported",
-            )

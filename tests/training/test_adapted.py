@@ -82,7 +82,7 @@ def test_changed_settings_of_the_config_stay_with_the_adapter(
 def test_tokens_are_not_added_where_other_embeddings_are(tmp_path: Path) -> None:
     build(Head.CAUSAL, "moshi", tmp_path / "moshi")
     recipe = recipe_of(tmp_path / "moshi", tmp_path, adapter=LORA, tokenizer={"add_tokens": ["<new>"]})
-    with pytest.raises(UsageError, match="uses the embeddings after them for something else"):
+    with pytest.raises(UsageError, match=r"has outputs for [\d,]+ tokens and embeddings of"):
         list(dry_run(recipe))
 
 
@@ -96,7 +96,7 @@ def test_the_context_is_that_of_the_changed_config(adapter: Path) -> None:
     ("sections", "said"),
     [
         ({"adapter": LORA}, "is an adapter, and the recipe adds another to it.*run `llmkit merge .* -o FOLDER` first"),
-        ({"tokenizer": {"add_tokens": ["<new>"]}}, "to which tokens cannot be added; run `llmkit merge"),
+        ({"tokenizer": {"add_tokens": ["<new>"]}}, "whose vocabulary cannot be changed; run `llmkit merge"),
     ],
 )
 def test_what_would_change_the_base_of_an_adapter_is_refused(
@@ -115,13 +115,6 @@ def test_virtual_tokens_are_not_trained_on(checkpoint: Checkpoint, tmp_path: Pat
     for begin in (finetune, lambda recipe: list(dry_run(recipe))):
         with pytest.raises(UsageError, match="is an adapter of virtual tokens"):
             begin(recipe_of(tmp_path / "out", tmp_path, "more"))
-
-
-def test_embeddings_are_not_trained_twice(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    section = LORA | {"modules_to_save": ["embed_tokens"]}
-    recipe = recipe_of(checkpoint("llama"), tmp_path, adapter=section, tokenizer={"add_tokens": ["<new>"]})
-    with pytest.raises(UsageError, match=r"modules_to_save has the embeddings \(embed_tokens\).*leave out one of them"):
-        list(dry_run(recipe))
 
 
 def test_a_base_by_a_relative_path_is_found_from_elsewhere(

@@ -72,7 +72,7 @@ REFUSED: list[tuple[str, list[dict[str, Any]], dict[str, Any], str]] = [
         "gpt2",
         GENERATION,
         {"adapter": {"peft_type": "IA3"}, "tokenizer": {"add_tokens": ["<n>"]}},
-        "tokens with IA3",
+        "single tokens with IA3",
     ),
     ("gpt2", GENERATION, {"adapter": {"peft_type": "ADALORA"}}, "ADALORA cannot be trained here"),
     ("gpt2", GENERATION, {"adapter": {"peft_type": "FROD"}}, "its initial values depend on the weights"),

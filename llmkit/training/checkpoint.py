@@ -195,7 +195,7 @@ def load_trained(folder: Path, trained: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"{folder} is damaged ({error})", "remove it, and resume from the previous one"
         ) from error
-    if saved.keys() != trained.keys():
+    if {name: each.shape for name, each in saved.items()} != {name: each.shape for name, each in trained.items()}:
         raise CheckpointError(f"{folder} is of a run that trained other parameters", "use the recipe it was made with")
     with torch.no_grad():
         for name, parameter in trained.items():

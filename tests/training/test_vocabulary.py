@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import transformers
 
 import llmkit
 from llmkit.config.recipe import Recipe
-from llmkit.errors import InputError, UsageError
+from llmkit.config.recipe_file import load_recipe
+from llmkit.errors import CheckpointError, InputError, UsageError
 from llmkit.models.embeddings import rebuild_embeddings
 from llmkit.models.new_tokens import Piece, extend_tokenizer, read_pieces
 from llmkit.models.vocabulary import Vocabulary, find_origins
@@ -84,7 +86,9 @@ def in_plain_libraries(folder: Path, *, seq2seq: bool = False) -> tuple[Any, Any
         return kind.from_pretrained(folder), tokenizer
     base = kind.from_pretrained(json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"])
     base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return peft.PeftModel.from_pretrained(base, str(folder)), tokenizer
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # which merging is about
+        return peft.PeftModel.from_pretrained(base, str(folder)), tokenizer
 
 
 # The Chinese-LLaMA flow.
@@ -123,6 +127,18 @@ def test_chinese_pieces_are_added_to_llama_trained_and_saved(
         torch.testing.assert_close(logits(plain, ids), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_the_recipe_of_the_documentation_trains(checkpoint: Checkpoint, chinese: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "vocabulary.md").read_text(encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(page.split("<!-- chinese-llama -->\n```yaml\n")[1].split("```")[0])
+    (tmp_path / "corpus.txt").write_text("\n".join(CHINESE), encoding="utf-8")
+    (tmp_path / "chinese.model").write_bytes(chinese.read_bytes())
+    changes = [f"model.name_or_path={checkpoint('llama')}", "train.max_steps=1", f"train.output_dir={tmp_path / 'out'}"]
+    finetune(load_recipe(str(tmp_path / "recipe.yaml"), changes))
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["embed_tokens", "lm_head"]
+    assert config["trainable_token_indices"] is None
+
+
 def test_a_resumed_run_is_the_uninterrupted_one(checkpoint: Checkpoint, chinese: Path, tmp_path: Path) -> None:
     sections: dict[str, Any] = {"tokenizer": {"add_tokens": str(chinese)}, "adapter": LORA}
     sections["train"] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
@@ -137,13 +153,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(checkpoint: Checkpoint, chinese:
 
 def test_a_changed_file_of_tokens_is_not_resumed_with(checkpoint: Checkpoint, tmp_path: Path) -> None:
     file = tmp_path / "tokens.txt"
-    file.write_text("天气\n", encoding="utf-8")
+    file.write_text("伞", encoding="utf-8")
     sections: dict[str, Any] = {"tokenizer": {"add_tokens": str(file)}}
     sections["train"] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     finetune(recipe_of(checkpoint("llama"), tmp_path, **sections), should_stop=lambda: True)
-    file.write_text("公园\n", encoding="utf-8")
-    with pytest.raises(UsageError, match="tokenizer"):
-        finetune(recipe_of(checkpoint("llama"), tmp_path, **sections), resume=True)
+    for other, said in (("雪", "the tokenizer changed since"), ("雪\n冬", "is of a run that trained other parameters")):
+        file.write_text(other, encoding="utf-8")
+        with pytest.raises((UsageError, CheckpointError), match=said):
+            finetune(recipe_of(checkpoint("llama"), tmp_path, **sections), resume=True)
 
 
 def test_the_dry_run_counts_new_embeddings(
@@ -156,7 +173,7 @@ def test_the_dry_run_counts_new_embeddings(
 
     base = checkpoint("llama", max_position_embeddings=512)
     before, _ = parameters()
-    caplog.clear()
+    caplog.set_level("INFO", "llmkit")
     whole = LORA | {"modules_to_save": ["embed_tokens", "lm_head"]}
     after, trained = parameters(tokenizer={"add_tokens": str(chinese)}, adapter=whole)
     (added,) = [int(each.args[1]) for each in caplog.records if "were added to the tokenizer" in each.msg]

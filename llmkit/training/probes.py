@@ -65,9 +65,10 @@ def _logits(model: Any, ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tens
     """The logits of one row without dropout: ``[tokens, vocabulary]``."""
     import torch
 
-    training = model.training
+    training, kinds = model.training, {each.dtype for each in model.parameters() if each.is_floating_point()}
+    mixed = torch.float32 in kinds and torch.bfloat16 in kinds  # embeddings that are trained, above frozen layers
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(ids.device.type, torch.bfloat16, enabled=mixed):
         logits: torch.Tensor = model(input_ids=ids[None], use_cache=False, **inputs).logits[0]
     model.train(training)
     return logits

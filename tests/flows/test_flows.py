@@ -58,6 +58,7 @@ STAND_INS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen/Qwen3-8B": ("qwen3", _CHAT),
     "Qwen/Qwen3-0.6B": ("qwen3", {**_CHAT, "chat": _TOOLS}),
     "huggyllama/llama-7b": ("llama", {"max_position_embeddings": 512}),
+    "meta-llama/Llama-2-7b-hf": ("llama", {"max_position_embeddings": 512}),
     "google/flan-t5-base": ("t5", {}),
     "google-t5/t5-small": ("t5", {}),
     "fnlp/bart-base-chinese": ("bart-chinese", {"max_position_embeddings": 512}),

@@ -176,7 +176,11 @@ def test_the_dry_run_counts_new_embeddings(
     caplog.set_level("INFO", "llmkit")
     whole = LORA | {"modules_to_save": ["embed_tokens", "lm_head"]}
     after, trained = parameters(tokenizer={"add_tokens": str(chinese)}, adapter=whole)
-    (added,) = [int(each.args[1]) for each in caplog.records if "were added to the tokenizer" in each.msg]
+    (added,) = [
+        int(str(each.args[1]))
+        for each in caplog.records
+        if isinstance(each.args, tuple) and "were added to the tokenizer" in each.msg
+    ]
     assert added > 20
     rows = 202 + added
     lora = after - before - 2 * 16 * added - 2 * 16 * rows  # PEFT keeps the old embeddings beside the trained ones

@@ -92,7 +92,6 @@ def test_adapters_have_the_methods_names_and_defaults_of_peft() -> None:
     [
         (changed("model", config={"model_type": "llama"}), "either name_or_path"),
         (changed("model", quantize="4bit") | {"adapter": None}, "quantized weights"),
-        (changed("tokenizer", train={"vocab_size": 500}), "require model.config"),
         (changed("data", validation="a.jsonl", validation_fraction=0.1), "validation_fraction are mutually exclusive"),
         (changed("data", validation_fraction=1.5), "less than 1"),
         (changed("data", train=[]), "at least 1"),

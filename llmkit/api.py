@@ -11,14 +11,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from llmkit.config.settings import (
-    GenerationSettings,
-    LoadOptions,
-    LoadSettings,
-    Options,
-    setting_fields,
-    split_options,
-)
+from llmkit.config.declaration import setting_fields, split_options
+from llmkit.config.settings import GenerationSettings, LoadOptions, LoadSettings, Options
 from llmkit.config.signatures import Function, with_settings
 from llmkit.config.user import with_default_model
 from llmkit.data.prompt_files import prompt_values

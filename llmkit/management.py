@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from llmkit.config.settings import DType, LoadOptions, LoadSettings, delimiter_character, split_options
+from llmkit.config.declaration import split_options
+from llmkit.config.settings import DType, LoadOptions, LoadSettings, delimiter_character
 from llmkit.config.signatures import with_settings
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from llmkit.config.settings import command_line
+from llmkit.config.commands import command_line
 from llmkit.errors import UsageError
 from llmkit.progress import hidden
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
 
-from llmkit.config.settings import GenerationSettings, split_options
+from llmkit.config.declaration import split_options
+from llmkit.config.settings import GenerationSettings
 from llmkit.engines.fake import CHAT, FakeEngine
 from llmkit.inference.pipeline import Pipeline
 from llmkit.tasks import PromptOptions, Traits, find_task

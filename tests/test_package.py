@@ -16,7 +16,7 @@ import pytest
 import llmkit
 from llmkit import api
 from llmkit.config import settings
-from llmkit.config.settings import nested_kind
+from llmkit.config.declaration import nested_kind
 from llmkit.tasks import TASKS, PromptKeywords, PromptOptions
 
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "numpy", "huggingface_hub")

@@ -14,7 +14,8 @@ import yaml
 
 import llmkit
 from llmkit.cli.app import main
-from llmkit.config.settings import TaskSettings, setting
+from llmkit.config.declaration import setting
+from llmkit.config.settings import TaskSettings
 from llmkit.data.shapes import shapes_of
 from llmkit.errors import UsageError
 from llmkit.metrics.score import measure_names

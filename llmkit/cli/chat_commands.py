@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from llmkit.cli.display import padded
 from llmkit.cli.streams import echo
+from llmkit.config.declaration import explicitly_set, setting_fields
 from llmkit.config.paths import user_path
-from llmkit.config.settings import GenerationSettings, explicitly_set, setting_fields
+from llmkit.config.settings import GenerationSettings
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks.messages import call_text
 

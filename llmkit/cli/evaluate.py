@@ -15,7 +15,8 @@ from llmkit.cli.options import declared, flags
 from llmkit.cli.output import AsJson
 from llmkit.cli.processes import start
 from llmkit.cli.streams import echo
-from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, column_pairs, setting_fields
+from llmkit.config.declaration import setting_fields
+from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, column_pairs
 from llmkit.errors import UsageError
 from llmkit.log import log
 from llmkit.models.processes import Worker, is_distributed, join_process_group, on_cpu

@@ -30,7 +30,8 @@ from llmkit.cli.new_recipe import (
 from llmkit.cli.options import Stopped, declared, flags
 from llmkit.cli.processes import Nodes, start
 from llmkit.cli.streams import echo
-from llmkit.config.settings import Device, LoadSettings, command_line, quoted
+from llmkit.config.commands import command_line, quoted
+from llmkit.config.settings import Device, LoadSettings
 from llmkit.errors import UsageError
 from llmkit.log import log
 from llmkit.models.processes import is_distributed, on_cpu

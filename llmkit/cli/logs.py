@@ -16,7 +16,7 @@ from pathlib import Path
 from llmkit import __version__
 from llmkit.cli.options import flags, worded
 from llmkit.cli.streams import line, reset
-from llmkit.config.settings import quoted
+from llmkit.config.commands import quoted
 from llmkit.errors import ErrorCode, UsageError, without_password
 from llmkit.log import log, printable
 from llmkit.progress import display

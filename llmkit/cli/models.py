@@ -11,7 +11,8 @@ import typer
 from llmkit.cli.options import declared, worded
 from llmkit.cli.output import AsJson
 from llmkit.cli.streams import echo
-from llmkit.config.settings import LoadSettings, quoted
+from llmkit.config.commands import quoted
+from llmkit.config.settings import LoadSettings
 from llmkit.errors import UsageError
 from llmkit.files import in_units
 from llmkit.log import log, printable

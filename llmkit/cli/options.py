@@ -21,15 +21,9 @@ from typer.core import TyperOption
 
 from llmkit.cli.completion import completer
 from llmkit.cli.help import Entry, HelpCommand
-from llmkit.config.settings import (
-    GenerationSettings,
-    LoadSettings,
-    RowSettings,
-    TaskSettings,
-    nested_kind,
-    quoted,
-    setting_fields,
-)
+from llmkit.config.commands import quoted
+from llmkit.config.declaration import nested_kind, setting_fields
+from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, TaskSettings
 from llmkit.errors import LlmkitError
 from llmkit.tasks import TASKS, PromptOptions, Task
 

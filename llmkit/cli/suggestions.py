@@ -14,7 +14,7 @@ from typer._click.exceptions import BadOptionUsage, BadParameter, MissingParamet
 from typer.exceptions import TyperException
 
 from llmkit.cli.help import examples
-from llmkit.config.settings import quoted
+from llmkit.config.commands import quoted
 from llmkit.errors import UsageError as Refused
 from llmkit.tasks import TASKS
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, create_model
 
-from llmkit.config.settings import MOST
+from llmkit.config.declaration import MOST
 
 __all__ = ["NO_SOURCE", "adapter_section", "peft_methods"]
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, TypeAdapter, ValidationError, create_model
 
+from llmkit.config.declaration import setting_fields
 from llmkit.config.peft_methods import NO_SOURCE, adapter_section, peft_methods
 from llmkit.config.recipe_sections import (
     ConflictError,
@@ -28,7 +29,7 @@ from llmkit.config.recipe_sections import (
     section_of,
 )
 from llmkit.config.recipe_training import AccelerateSection, TrainSection
-from llmkit.config.settings import TaskSettings, setting_fields
+from llmkit.config.settings import TaskSettings
 from llmkit.tasks import TASKS, Task, find_task
 
 __all__ = [

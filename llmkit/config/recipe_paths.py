@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llmkit.config.declaration import file_settings
 from llmkit.config.paths import user_path
-from llmkit.config.settings import file_settings
 from llmkit.errors import InputError
 from llmkit.tasks import PromptOptions
 

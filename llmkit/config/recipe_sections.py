@@ -13,17 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args, get_t
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
+from llmkit.config.declaration import MOST, bounds, nested_kind, setting_fields
 from llmkit.config.peft_methods import NO_SOURCE
 from llmkit.config.row_condition import RowCondition
-from llmkit.config.settings import (
-    MOST,
-    LoadSettings,
-    TruncationSide,
-    bounds,
-    delimiter_character,
-    nested_kind,
-    setting_fields,
-)
+from llmkit.config.settings import LoadSettings, TruncationSide, delimiter_character
 from llmkit.errors import UsageError
 from llmkit.tasks import PromptOptions, find_task
 

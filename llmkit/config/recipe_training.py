@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from llmkit.config.declaration import MOST
 from llmkit.config.recipe_sections import Positive, Section, Seed, regular_expression
-from llmkit.config.settings import MOST
 
 __all__ = ["AccelerateSection", "TrainSection"]
 

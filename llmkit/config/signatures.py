@@ -8,7 +8,7 @@ from dataclasses import Field
 from textwrap import fill
 from typing import Any, TypeVar
 
-from llmkit.config.settings import setting_fields
+from llmkit.config.declaration import setting_fields
 
 __all__ = ["Function", "with_settings"]
 

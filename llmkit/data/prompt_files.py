@@ -12,8 +12,8 @@ from dataclasses import Field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from llmkit.config.declaration import file_settings, nested_kind, setting_fields
 from llmkit.config.paths import user_path
-from llmkit.config.settings import file_settings, nested_kind, setting_fields
 from llmkit.errors import UsageError
 from llmkit.tasks import PromptOptions, Task
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import pairwise, product
 from typing import Any, NamedTuple
 
-from llmkit.config.settings import command_line
+from llmkit.config.commands import command_line
 from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.tasks import Chat, Message, ToolCall
 from llmkit.text.template_limits import limited

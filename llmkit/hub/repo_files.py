@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from llmkit.config.settings import command_line
+from llmkit.config.commands import command_line
 from llmkit.errors import CheckpointError, ModelNotFoundError
 
 __all__ = ["Wanted", "choose", "part_names", "weights_of"]

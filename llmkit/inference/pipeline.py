@@ -12,7 +12,8 @@ from functools import partial
 from itertools import islice, zip_longest
 from typing import Literal, cast, overload
 
-from llmkit.config.settings import GenerationSettings, RowSettings, non_default
+from llmkit.config.declaration import non_default
+from llmkit.config.settings import GenerationSettings, RowSettings
 from llmkit.engines.base import Engine, OnText, Session, never
 from llmkit.engines.row_faults import attempt, raise_common, unforeseen
 from llmkit.engines.transformers import TransformersEngine

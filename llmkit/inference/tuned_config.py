@@ -13,8 +13,9 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from llmkit.config.declaration import explicitly_set, setting_fields
 from llmkit.config.recipe import Recipe
-from llmkit.config.settings import GenerationSettings, TruncationSide, explicitly_set, setting_fields
+from llmkit.config.settings import GenerationSettings, TruncationSide
 from llmkit.data.prompt_files import open_prompt
 from llmkit.engines.transformers.traits import traits_of
 from llmkit.errors import CheckpointError

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.config.settings import quoted
+from llmkit.config.commands import quoted
 from llmkit.errors import CheckpointError, NotEnoughMemoryError
 from llmkit.files import in_units, read_json
 from llmkit.hub.repo_files import part_names

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmkit.config.settings import command_line
+from llmkit.config.commands import command_line
 from llmkit.errors import CheckpointError, TaskMismatchError
 from llmkit.files import in_units, read_json
 from llmkit.hub.card import card_metadata

@@ -14,8 +14,9 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from llmkit.config.commands import quoted
 from llmkit.config.paths import user_path
-from llmkit.config.settings import LoadSettings, quoted
+from llmkit.config.settings import LoadSettings
 from llmkit.errors import CheckpointError, HubUnreachableError, LlmkitError, ModelNotFoundError, UsageError
 from llmkit.files import read_json
 from llmkit.hub.client import exists, fetch, is_cached

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.config.settings import command_line
+from llmkit.config.commands import command_line
 from llmkit.errors import CheckpointError, TaskMismatchError
 from llmkit.models.families import OTHER_INPUTS
 from llmkit.models.tables import (

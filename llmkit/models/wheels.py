@@ -25,8 +25,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import shorten
 
+from llmkit.config.commands import quoted
 from llmkit.config.paths import cache_dir, make_cache_dir
-from llmkit.config.settings import quoted
 from llmkit.errors import (
     CheckpointError,
     HubUnreachableError,

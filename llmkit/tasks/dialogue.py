@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from llmkit.config.settings import command_line
+from llmkit.config.commands import command_line
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks.base import COMPLETION, EXAMPLES, PROMPT, Task
 from llmkit.tasks.messages import is_instruction, joined, replies, shortened, to_messages

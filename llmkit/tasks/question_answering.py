@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.config.settings import GenerationSettings, Options, non_default, setting
+from llmkit.config.declaration import non_default, setting
+from llmkit.config.settings import GenerationSettings, Options
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks.base import Task
 from llmkit.tasks.output import Chunk, Output

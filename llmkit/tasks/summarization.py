@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from llmkit.config.settings import GenerationSettings, Options, TaskSettings, setting
+from llmkit.config.declaration import setting
+from llmkit.config.settings import GenerationSettings, Options, TaskSettings
 from llmkit.errors import UsageError
 from llmkit.tasks.base import Task
 from llmkit.tasks.output import Chunk, Output

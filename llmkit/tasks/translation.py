@@ -11,7 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from llmkit.config.settings import GenerationSettings, Options, TaskSettings, setting
+from llmkit.config.declaration import setting
+from llmkit.config.settings import GenerationSettings, Options, TaskSettings
 from llmkit.errors import InputError, UsageError
 from llmkit.log import log
 from llmkit.tasks.base import Task

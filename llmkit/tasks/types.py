@@ -8,7 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
-from llmkit.config.settings import TaskSettings, setting, setting_fields
+from llmkit.config.declaration import setting, setting_fields
+from llmkit.config.settings import TaskSettings
 from llmkit.tasks.output import Chunk, NoteCode
 from llmkit.text.languages import LanguageMap, Route
 

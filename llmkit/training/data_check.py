@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmkit.config.settings import LoadSettings, explicitly_set, setting_fields
+from llmkit.config.declaration import explicitly_set, setting_fields
+from llmkit.config.settings import LoadSettings
 from llmkit.errors import UsageError
 from llmkit.training.data_report import Report, check
 

@@ -16,19 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llmkit.config.commands import command_line, quoted
+from llmkit.config.declaration import explicitly_set, setting_fields
 from llmkit.config.paths import user_path
 from llmkit.config.recipe import VERSION, PythonRows, Recipe
 from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe, make_recipe
-from llmkit.config.settings import (
-    GenerationSettings,
-    LoadSettings,
-    TruncationSide,
-    command_line,
-    delimiter_character,
-    explicitly_set,
-    quoted,
-    setting_fields,
-)
+from llmkit.config.settings import GenerationSettings, LoadSettings, TruncationSide, delimiter_character
 from llmkit.config.user import chosen_model
 from llmkit.data.prompt_files import open_prompt
 from llmkit.engines.transformers import TransformersEngine

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmkit.config.commands import command_line
 from llmkit.config.paths import without_folders
 from llmkit.config.recipe import Recipe
-from llmkit.config.settings import command_line
 from llmkit.config.yaml12 import dump
 from llmkit.log import printable
 from llmkit.tasks import find_task

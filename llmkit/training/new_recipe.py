@@ -13,11 +13,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from llmkit.config.declaration import setting_fields
 from llmkit.config.peft_methods import peft_methods
 from llmkit.config.recipe import VERSION, Recipe, SourceSection
 from llmkit.config.recipe_file import make_recipe
 from llmkit.config.recipe_paths import relative_paths, resolve_paths
-from llmkit.config.settings import setting_fields
 from llmkit.config.user import chosen_model
 from llmkit.config.yaml12 import dump
 from llmkit.data.proposals import propose

@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llmkit.config.commands import quoted
+from llmkit.config.declaration import setting_fields
 from llmkit.config.recipe import Recipe
-from llmkit.config.settings import DType, LoadSettings, quoted, setting_fields
+from llmkit.config.settings import DType, LoadSettings
 from llmkit.data.prompt_files import open_template
 from llmkit.errors import UsageError
 from llmkit.heads.chat_template import choose_template

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmkit.config.declaration import explicitly_set
 from llmkit.config.recipe import Recipe, SourceSection
-from llmkit.config.settings import explicitly_set
 from llmkit.errors import UsageError
 from llmkit.tasks import Task, find_task
 

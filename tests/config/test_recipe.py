@@ -8,9 +8,10 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from llmkit.config.declaration import setting_fields
 from llmkit.config.peft_methods import peft_methods
 from llmkit.config.recipe import Recipe, recipe_adapter
-from llmkit.config.settings import LoadSettings, setting_fields
+from llmkit.config.settings import LoadSettings
 from llmkit.tasks import TASKS
 
 CONTENT: dict[str, Any] = {

@@ -6,15 +6,9 @@ from typing import Any
 
 import pytest
 
-from llmkit.config.settings import (
-    GenerationSettings,
-    LoadSettings,
-    command_line,
-    explicitly_set,
-    non_default,
-    quoted,
-    split_options,
-)
+from llmkit.config.commands import command_line, quoted
+from llmkit.config.declaration import explicitly_set, non_default, split_options
+from llmkit.config.settings import GenerationSettings, LoadSettings
 from llmkit.errors import UsageError
 from llmkit.tasks.question_answering import AnswerSettings
 

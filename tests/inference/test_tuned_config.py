@@ -13,8 +13,9 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 import llmkit
+from llmkit.config.declaration import setting, setting_fields
 from llmkit.config.recipe_sections import PromptSection, Section, section_of
-from llmkit.config.settings import TaskSettings, setting, setting_fields
+from llmkit.config.settings import TaskSettings
 from llmkit.errors import CheckpointError, UsageError
 from llmkit.inference.tuned_config import Contract, tuned_prompt, write_contract
 from llmkit.models.tuned import tuned_for, tuned_lines

@@ -14,8 +14,8 @@ import torch
 
 import llmkit
 from llmkit.cli.app import main
+from llmkit.config.declaration import explicitly_set
 from llmkit.config.recipe_file import load_recipe, shipped_recipes
-from llmkit.config.settings import explicitly_set
 from llmkit.errors import CheckpointError, LlmkitError, NotEnoughMemoryError, UsageError
 from llmkit.files import disk_errors
 from llmkit.models.inspect import inspect_source

@@ -37,6 +37,8 @@ ARGUMENTS: dict[str, Callable[[str], Any]] = {
     "budget": lambda _: 50,
     "context": lambda text: f"{text} my friend",
     "count": lambda _: len,
+    "fix": lambda _: "fix it",
+    "row": lambda text: {"text": text},
     "by_sentence": lambda _: True,
     "room": lambda _: 50,
     "starts": lambda _: (),

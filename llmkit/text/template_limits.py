@@ -63,7 +63,7 @@ def _has_power(template: str) -> bool:
     from jinja2 import Environment, TemplateSyntaxError
 
     before = ""
-    with suppress(TemplateSyntaxError):  # rendering reports the syntax error
+    with suppress(TemplateSyntaxError, RecursionError):  # rendering reports the syntax error
         for _, kind, text in Environment(autoescape=True).lex(template):
             if kind == "operator" and text == "**" and before not in ("(", ","):
                 return True

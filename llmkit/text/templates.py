@@ -58,6 +58,8 @@ def _compiled(template: str) -> jinja2.Template:
             "correct it; variables are written as {{ NAME }}",
             code="invalid_value",
         ) from error
+    except RecursionError as error:  # thousands of brackets in each other
+        raise UsageError("`template` is nested too deeply", "simplify it", code="invalid_value") from error
 
 
 def render_template(template: str, row: Mapping[str, Any]) -> str:

@@ -1,14 +1,16 @@
 """Spans that translation must not change: code, web addresses, tags, TeX, placeholders of format strings.
 
 They are recognized by their form alone. Lines and paragraphs are parsed in `llmkit.text.markup`.
+Uses `regex`: possessive groups of `re` match too little before Python 3.11.5.
 """
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass
+
+import regex as re
 
 __all__ = ["Block", "around", "code_spans", "protected", "survives"]
 
@@ -89,7 +91,9 @@ def protected(text: str) -> list[tuple[int, int]]:
 
 def _extent(found: re.Match[str]) -> int:
     """Where the span of a match ends; the start of the match if it is not a protected span after all."""
-    start, end, kind = found.start(), found.end(), found.lastgroup
+    start: int = found.start()
+    end: int = found.end()
+    kind = found.lastgroup
     if kind == "url":
         return _url_end(found[0]) + start
     if kind == "math":

@@ -10,18 +10,18 @@ import pytest
 
 import llmkit
 from llmkit.config.settings import LoadSettings, TaskSettings
-from llmkit.engines.transformers import outputs
-from llmkit.engines.transformers.output_rows import Piece
+from llmkit.engines.base import Request
+from llmkit.engines.transformers import engine
 from llmkit.engines.transformers.traits import traits_of
 from llmkit.errors import InputError, UsageError
 from llmkit.heads import head_of
-from llmkit.heads.base import IGNORED, Features, LossOn
+from llmkit.heads.base import IGNORED, BaseHead, Features, LossOn
 from llmkit.heads.end_tokens import turn_ends
 from llmkit.heads.reasoning import reasoning_format
 from llmkit.heads.span import SpanHead
 from llmkit.heads.windows import split
 from llmkit.models.load import Loaded, load_model
-from llmkit.tasks import Example, Head, PromptOptions, QuestionContext, get_task
+from llmkit.tasks import Example, Generation, Head, PromptOptions, QuestionContext, get_task
 from llmkit.tasks.question_answering import AnswerSettings
 from llmkit.tasks.translation import TranslationSettings
 from tests import tiny
@@ -64,12 +64,11 @@ def asked(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, row: dict[st
     """The ids that the model is given at inference for the row."""
     seen: list[Any] = []
 
-    def generate(loaded: Any, ops: Any, batch: Sequence[Any], settings: Any, emit: Any, *_: Any, **__: Any) -> None:
-        for number, request in enumerate(batch):
-            seen.append(request.encoded)
-            emit(Piece(number, "fox", "stop", 1, 0.5))
+    def generate(_loaded: Loaded, _head: BaseHead, requests: Sequence[Request], _cache: Any) -> list[Generation]:
+        seen.extend(request.encoded for request in requests)
+        return [Generation("fox", tokens=1) for _ in requests]
 
-    monkeypatch.setattr(outputs, "generate", generate)
+    monkeypatch.setattr(engine, "generate", generate)
     options: dict[str, Any] = {"source": "en", "target": "fr"} if name == "translation" else {}
     given = {**row, "messages": row["messages"][:-1]} if "messages" in row else row
     llmkit.load(name, str(folder), device="cpu", max_new_tokens=96, **options)(given)

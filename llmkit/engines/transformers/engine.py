@@ -14,8 +14,8 @@ from typing import Any
 from llmkit.config.settings import GenerationSettings, TruncationSide
 from llmkit.engines.base import Answer, ModelFacts, Request, Session
 from llmkit.engines.transformers.batching import Budget, budget_from_memory
+from llmkit.engines.transformers.decoding import generate
 from llmkit.engines.transformers.generation_settings import generation_config
-from llmkit.engines.transformers.outputs import write
 from llmkit.engines.transformers.prompt_cache import PromptCache
 from llmkit.engines.transformers.traits import own_max_new_tokens, traits_of
 from llmkit.errors import LlmkitError
@@ -109,7 +109,7 @@ class _Session(Session):
     def _generate(self, requests: Sequence[Request]) -> list[Generation]:
         assert isinstance(self._head, WritingHead)
         cache = self._cache if len(requests) == 1 else None
-        raws = write(self._loaded, self._head, requests, cache)
+        raws = generate(self._loaded, self._head, requests, cache)
         if cache is not None:
             cache.remember(self._loaded, requests[0], raws[0])
             raws = [replace(raws[0], cached_tokens=cache.reused)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from llmkit.heads.text_stream import Stops, StopScanner, TextStream
@@ -26,9 +26,8 @@ FinishReason = Literal["stop", "length", "interrupted"]
 
 @dataclass(frozen=True)
 class Piece:
-    """Text added to one row. The last piece of a row carries the other three fields."""
+    """Text added to one output. Its last piece carries the other fields."""
 
-    row: int
     text: str
     finish_reason: FinishReason | None = None
     tokens: int = 0
@@ -39,9 +38,9 @@ class Piece:
 
 @dataclass
 class OutputRow:
-    """The state of one output."""
+    """The state of one output, which emits each piece of text as soon as it is final."""
 
-    number: int
+    emit: Callable[[Piece], None]
     text: TextStream
     stops: Stops
     stop: StopScanner
@@ -54,53 +53,53 @@ class OutputRow:
     done: bool = False
     log_probability: float | None = None
 
-    def push(self, token: int, log_probability: float | None = None) -> Piece | None:
-        """Add a token; returns a piece if text has become final or the row has ended."""
+    def push(self, token: int, log_probability: float | None = None) -> None:
+        """Add a token."""
         self.count += 1
         if log_probability is not None:
             self.log_probability = (self.log_probability or 0.0) + log_probability
         if token in self.eos:
-            return self._finish("", "stop")
+            self._finish("", "stop")
+            return
         # A forced language token is not part of the text, even if the tokenizer does not mark it as special.
         forced = self.count == 1 and token == self.forced_bos_token_id
         text = "" if forced else self._add(token)
         if self.stop.found or self.count >= self.limit:
-            return self._finish(text, "length")
-        if self.runaway.push(token):
-            return self._finish(text, "length", runaway=True)
-        return Piece(self.number, text) if text else None
+            self._finish(text, "length")
+        elif self.runaway.push(token):
+            self._finish(text, "length", runaway=True)
+        elif text:
+            self.emit(Piece(text))
 
     def _add(self, token: int) -> str:
         mark = self.stops.marks.get(token)
         text = self.text.flush() + mark if mark else ""
         return self.stops.shown(self.stop.push(text + self.text.push(token)))
 
-    def push_all(self, tokens: Sequence[int]) -> Piece:
-        """A whole output as one piece, as beam search returns it."""
-        text = ""
+    def push_all(self, tokens: Sequence[int]) -> None:
+        """Add a whole output, as beam search returns it, and end it."""
         for token in tokens:
-            piece = self.push(token)
-            text += piece.text if piece else ""
-            if piece and self.done:
-                return replace(piece, text=text)
-        return self._finish(text, "length")
+            self.push(token)
+            if self.done:
+                return
+        self.run_out()
 
-    def interrupt(self) -> Piece:
-        """End the row with its text so far."""
-        return self._finish("", "interrupted")
+    def interrupt(self) -> None:
+        """End the output with its text so far."""
+        self._finish("", "interrupted")
 
-    def run_out(self) -> Piece:
-        """End the row at the model's own max_time."""
-        return self._finish("", "length")
+    def run_out(self) -> None:
+        """End the output at a limit of the model's own: its max_time, or that of its beams."""
+        self._finish("", "length")
 
-    def _finish(self, text: str, reason: FinishReason, *, runaway: bool = False) -> Piece:
+    def _finish(self, text: str, reason: FinishReason, *, runaway: bool = False) -> None:
         self.done = True
         if not self.stop.found:
             text += self.stops.shown(self.stop.push(self.text.flush()))
         if not self.stop.found:
             text += self.stops.shown(self.stop.flush())
         score = None if self.log_probability is None else math.exp(self.log_probability / self.count)
-        return Piece(self.number, text, "stop" if self.stop.found else reason, self.count, score, runaway)
+        self.emit(Piece(text, "stop" if self.stop.found else reason, self.count, score, runaway))
 
 
 def new_row(
@@ -108,14 +107,19 @@ def new_row(
     config: GenerationConfig,
     request: Request,
     texts: tuple[str, ...],
-    shown: Mapping[int, str] | None,
-    number: int,
+    shown: Mapping[int, str],
+    emit: Callable[[Piece], None],
 ) -> OutputRow:
-    """The row with the index ``number``, before its first token. ``texts`` are stop strings of all rows."""
+    """An output of a request before its first token.
+
+    Args:
+        texts: stop strings, beside those of the prompt itself.
+        shown: special tokens whose text is kept, between two `llmkit.heads.text_stream.EDGE`.
+    """
     encoded = request.encoded
-    stops = Stops.of(loaded.tokenizer, (*texts, *encoded.stop), shown or {})
+    stops = Stops.of(loaded.tokenizer, (*texts, *encoded.stop), shown)
     return OutputRow(
-        number,
+        emit,
         TextStream(loaded.tokenizer, encoded.continues, shown=shown),
         stops,
         StopScanner(stops.texts),

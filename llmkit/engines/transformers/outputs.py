@@ -1,23 +1,25 @@
-"""The outputs of a batch while they are generated: reasoning is separated, and pieces are emitted as they arrive."""
+"""The outputs of requests while they are generated: reasoning and tool calls are separated from the text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 from llmkit.config.settings import GenerationSettings
 from llmkit.engines.base import OnText, Request
-from llmkit.engines.transformers.decoding import generate
-from llmkit.engines.transformers.output_rows import Piece
-from llmkit.engines.transformers.prompt_cache import PromptCache
+from llmkit.engines.transformers.output_rows import OutputRow, Piece, new_row
 from llmkit.heads.chat_template import render_chat
-from llmkit.heads.reasoning import ReasoningFormat, ReasoningSplitter, reasoning_format
+from llmkit.heads.reasoning import ReasoningSplitter, reasoning_format
 from llmkit.heads.tool_calls import CallSplitter, call_splitter
-from llmkit.heads.writing import WritingHead
 from llmkit.models.load import Loaded
-from llmkit.tasks import Chat, Generation, Prompt
+from llmkit.tasks import Chat, Generation
 
-__all__ = ["write"]
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+__all__ = ["RequestOutput", "settings_of"]
 
 
 @dataclass
@@ -70,35 +72,50 @@ class _StreamingOutput:
         )
 
 
-def write(
-    loaded: Loaded, head: WritingHead, requests: Sequence[Request], cache: PromptCache | None = None
-) -> list[Generation]:
-    """Generate for requests with the same settings, one `Generation` each with its ``alternatives``."""
-    settings = _settings(requests[0])
-    count = settings.num_return_sequences
-    reasoning = _reasoning(loaded, requests)
-    drafts, shown = [], dict(reasoning.shown if reasoning else {})
-    for request in requests:
-        for place in range(count):
-            draft, kept = _draft(loaded, request.prompt, reasoning)
-            if not place:
-                draft.on_text, draft.on_reasoning = request.on_text, request.on_reasoning
-            drafts.append(draft)
-            shown |= kept
+@dataclass(frozen=True)
+class RequestOutput:
+    """The output of a request, with its alternatives, while they are generated."""
 
-    def emit(piece: Piece) -> None:
-        drafts[piece.row].add(piece, ends_itself=not settings.stop)
+    request: Request
+    sequences: tuple[_StreamingOutput, ...]
+    shown: Mapping[int, str]
+    """Special tokens whose text is kept."""
 
-    generate(loaded, head, requests, settings, emit, scored=requests[0].scored, cache=cache, shown=shown)
-    raws = [draft.raw() for draft in drafts]
-    return [
-        replace(raws[first], alternatives=tuple(raws[first + 1 : first + count]))
-        for first in range(0, len(raws), count)
-    ]
+    @classmethod
+    def of(cls, loaded: Loaded, request: Request) -> RequestOutput:
+        """The output of a request before its first token; only its first sequence is streamed."""
+        prompt, shown = request.prompt, {}
+        reasoning = reasoning_format(loaded.tokenizer) if isinstance(prompt, Chat) else None
+        sequences = []
+        for _ in range(request.settings.num_return_sequences):
+            # Reasoning is only split off chat replies; continued text is left unchanged.
+            output = _StreamingOutput(None)
+            if reasoning is not None and isinstance(prompt, Chat):
+                calls, marks = call_splitter(loaded.tokenizer, prompt) or (None, {})
+                # The prefill is not part of the opening: it would be mistaken for a tag that the template set.
+                opening = "" if prompt.prefill else render_chat(loaded.tokenizer, prompt)
+                output = _StreamingOutput(reasoning.splitter(opening, frozenset(marks.values())), calls)
+                shown = {**reasoning.shown, **marks}
+            sequences.append(output)
+        sequences[0].on_text, sequences[0].on_reasoning = request.on_text, request.on_reasoning
+        return cls(request, tuple(sequences), shown)
+
+    def rows(self, loaded: Loaded, config: GenerationConfig, texts: tuple[str, ...]) -> list[OutputRow]:
+        """The rows that the model generates. ``texts`` are stop strings, beside those of the prompt itself."""
+        ends_itself = not self.request.settings.stop
+        return [
+            new_row(loaded, config, self.request, texts, self.shown, partial(each.add, ends_itself=ends_itself))
+            for each in self.sequences
+        ]
+
+    def generation(self) -> Generation:
+        """The finished output, or what there is of it."""
+        first, *others = (each.raw() for each in self.sequences)
+        return replace(first, alternatives=tuple(others))
 
 
-def _settings(request: Request) -> GenerationSettings:
-    """The requests of the batch that begins with the first one."""
+def settings_of(request: Request) -> GenerationSettings:
+    """The settings of a batch that begins with a request."""
     settings, most = request.settings, request.max_new_tokens
     if most is not None and most != settings.max_new_tokens:
         least = None if settings.min_new_tokens is None else min(settings.min_new_tokens, most)
@@ -106,20 +123,3 @@ def _settings(request: Request) -> GenerationSettings:
     if settings.seed is not None and request.number:
         settings = replace(settings, seed=(settings.seed + request.number) % 2**63)
     return settings
-
-
-def _reasoning(loaded: Loaded, requests: Sequence[Request]) -> ReasoningFormat | None:
-    """Reasoning is only split off chat replies; continued text is left unchanged."""
-    return reasoning_format(loaded.tokenizer) if any(isinstance(each.prompt, Chat) for each in requests) else None
-
-
-def _draft(
-    loaded: Loaded, prompt: Prompt, reasoning: ReasoningFormat | None
-) -> tuple[_StreamingOutput, Mapping[int, str]]:
-    """An output that has not begun, and the special tokens that it needs, with their texts."""
-    if reasoning is None or not isinstance(prompt, Chat):
-        return _StreamingOutput(None), {}
-    calls, shown = call_splitter(loaded.tokenizer, prompt) or (None, {})
-    # The prefill is not part of the opening: it would be mistaken for a tag that the template set.
-    opening = "" if prompt.prefill else render_chat(loaded.tokenizer, prompt)
-    return _StreamingOutput(reasoning.splitter(opening, frozenset(shown.values())), calls), shown

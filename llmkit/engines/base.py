@@ -81,6 +81,11 @@ class Session:
         self.answered = False
         """Whether any request of this session has been answered."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to run."""
+        return bool(self.waiting)
+
     def encode(self, prompt: Prompt) -> Encoded:
         """As `Engine.encode`; a session that continues its last prompt keeps the ids of the shared beginning."""
         return self.engine.encode(prompt)
@@ -96,13 +101,14 @@ class Session:
     def step(self) -> Sequence[tuple[Request, Answer]]:
         """Run some of the queued requests; returns the finished ones with their results, nothing if none is queued."""
         gone = [each for each in self.waiting if each.cancelled()]
-        ended = [(each, Generation("", "interrupted")) for each in gone] or (self._run() if self.waiting else [])
+        ended = [(each, Generation("", "interrupted")) for each in gone] or (self._run() if self.busy else [])
         for request, _ in ended:
-            self.waiting.remove(request)
+            if request in self.waiting:
+                self.waiting.remove(request)
         return ended
 
     def _run(self) -> Sequence[tuple[Request, Answer]]:
-        """Run some of the queued requests, of which there is at least one."""
+        """Run some of the requests, of which there is at least one."""
         raise NotImplementedError
 
     def run(self, request: Request) -> Generation:
@@ -150,7 +156,12 @@ class Engine(Protocol):
         """Whether generation samples, so that two runs of a prompt may differ."""
 
     def session(
-        self, max_batch_tokens: int | None = None, *, rows: int | None = None, continues: bool = False
+        self,
+        max_batch_tokens: int | None = None,
+        *,
+        rows: int | None = None,
+        continues: bool = False,
+        interrupted: Callable[[], bool] | None = None,
     ) -> Session:
         """A session that runs requests.
 
@@ -158,4 +169,6 @@ class Engine(Protocol):
             max_batch_tokens: None estimates it from free memory.
             rows: maximum number of requests that run at once.
             continues: each prompt extends the last one and its reply, whose keys and values are reused.
+            interrupted: for servers. `Session.step` returns when it is true, after a few tokens at the latest, so that
+                new requests can be added, which join those that are running.
         """

@@ -52,7 +52,12 @@ class FakeEngine:
         return settings.samples
 
     def session(
-        self, max_batch_tokens: int | None = None, *, rows: int | None = None, continues: bool = False
+        self,
+        max_batch_tokens: int | None = None,
+        *,
+        rows: int | None = None,
+        continues: bool = False,
+        interrupted: Callable[[], bool] | None = None,
     ) -> Session:
         return _Session(self, max_batch_tokens or 1000)
 

@@ -128,9 +128,8 @@ class Pipeline:
         one = cast(str | Row, row)
         try:
             session = self.session(rows=None if on_text is None else _ROWS_SHOWN)
-            (answer,) = self._run(
-                [self._start(one, on_text)], Scheduler(session, self.settings, on_reasoning, cancelled)
-            )
+            job = self.start(one, on_text, on_reasoning=on_reasoning, cancelled=cancelled)
+            (answer,) = self._run([job], Scheduler(session))
         except Cancelled:
             raise KeyboardInterrupt from None
         if isinstance(answer, LlmkitError):
@@ -218,8 +217,8 @@ class Pipeline:
             number: index of the first row in the whole run, part of the seed, so that no two batches sample alike.
             progress: called after each batch with the rows and tokens that were generated since the last call.
         """
-        jobs = [attempt(partial(self._start, row, number=place)) for place, row in enumerate(rows, start=number)]
-        answers = self._run(jobs, Scheduler(session, self.settings, progress=progress))
+        jobs = [attempt(partial(self.start, row, number=place)) for place, row in enumerate(rows, start=number)]
+        answers = self._run(jobs, Scheduler(session, progress))
         session.answered = session.answered or any(isinstance(answer, Output) for answer in answers)
         if not session.answered:
             raise_common([answer for answer in answers if isinstance(answer, LlmkitError)])
@@ -238,10 +237,23 @@ class Pipeline:
             raise UsageError(
                 "several sequences cannot be streamed as one text", "call the pipeline instead", code="not_supported"
             )
-        self._start(row)  # a bad row is refused here and not in the loop
+        self.start(row)  # a bad row is refused here and not in the loop
         return StreamedOutput(self, row)
 
-    def _start(self, row: str | Row, on_text: OnText | None = None, number: int = 0) -> Job:
+    def start(
+        self,
+        row: str | Row,
+        on_text: OnText | None = None,
+        *,
+        number: int = 0,
+        on_reasoning: OnText | None = None,
+        cancelled: Callable[[], bool] = never,
+    ) -> Job:
+        """The work on a row, to be run by a `Scheduler`; `result` has its output.
+
+        Raises:
+            LlmkitError: the row cannot be used.
+        """
         row = self.task.to_row(row)
         self.task.validate(row)
         row = in_language(self.task, row, self.prompt_options)
@@ -253,7 +265,14 @@ class Pipeline:
 
         reader = self.reader(emit, row)
         self.task.note_languages(row, reader)
-        job = Job(reader, self.task.steps(row, reader), streams=on_text is not None, number=number)
+        job = Job(
+            reader,
+            self.task.steps(row, reader),
+            streams=on_text is not None,
+            number=number,
+            on_reasoning=on_reasoning,
+            cancelled=cancelled,
+        )
         return job
 
     def reader(self, emit: OnText, row: Row) -> ContextFitter:
@@ -265,9 +284,10 @@ class Pipeline:
         good = [job for job in jobs if isinstance(job, Job)]
         scheduler.progress(len(jobs) - len(good), 0)
         scheduler.run(good)
-        return [self._output(job) if isinstance(job, Job) else job for job in jobs]
+        return [self.result(job) if isinstance(job, Job) else job for job in jobs]
 
-    def _output(self, job: Job) -> Output | LlmkitError:
+    def result(self, job: Job) -> Output | LlmkitError:
+        """The output of a job that has ended, or its error."""
         if job.error is not None:
             return job.error
         result = job.result

@@ -1,6 +1,7 @@
 """Schedules the work on rows: which prompts each row has requested, their results and usage.
 
-Knows the generators of the tasks. Does not know which prompts run together, or how they are generated.
+Knows the generators of the tasks. Does not know which prompts run together, or how they are generated. Rows may be of
+different tasks, and may be added while others run.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from llmkit.config.settings import GenerationSettings
 from llmkit.engines.base import Answer, OnText, Request, Session, never
 from llmkit.engines.row_faults import attempt
 from llmkit.errors import LlmkitError, UsageError
@@ -31,11 +31,15 @@ class Job:
     streams: bool
     number: int = 0
     """Index of the row in the whole run."""
+    on_reasoning: OnText | None = None
+    cancelled: Callable[[], bool] = never
     step: Step = field(default_factory=lambda: Step(()))
     raws: list[Generation | None] = field(default_factory=list)
     result: Result | None = None
     error: LlmkitError | None = None
     """Why the row failed."""
+    abandoned: bool = False
+    """The job was cancelled in the middle of work that has no partial answer."""
     shown: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -69,7 +73,7 @@ class Job:
     @property
     def ended(self) -> bool:
         """Whether the job has ended."""
-        return self.result is not None or self.error is not None
+        return self.result is not None or self.error is not None or self.abandoned
 
     @property
     def answered(self) -> bool:
@@ -96,7 +100,7 @@ class Job:
 
 
 class Cancelled(BaseException):
-    """The consumer left, in the middle of work that has no partial answer."""
+    """A job was abandoned."""
 
 
 @dataclass
@@ -104,23 +108,37 @@ class Scheduler:
     """Runs the work on many rows through one session: each row's next prompts join the queue of the others."""
 
     session: Session
-    settings: GenerationSettings
-    on_reasoning: OnText | None = None
-    cancelled: Callable[[], bool] = never
     progress: Progress = lambda _rows, _tokens: None
     """Called with the rows that ended and the tokens generated since the last call."""
     _pending: dict[Request, tuple[Job, int]] = field(default_factory=dict)
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Run until every job has ended."""
+        """Run until every job has ended.
+
+        Raises:
+            Cancelled: a job was cancelled in the middle of work that has no partial answer.
+        """
         for job in jobs:
-            job.advance(first=True)
-            self._submit(job)
+            self.add(job)
         self.progress(sum(job.ended for job in jobs), 0)
-        while self._pending:
-            if self.cancelled():
-                raise Cancelled
-            self._take(self.session.step())
+        while self.busy:
+            for job in self.step():
+                if job.abandoned:
+                    raise Cancelled
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job has not ended."""
+        return bool(self._pending)
+
+    def add(self, job: Job) -> None:
+        """Begin a job, which may end at once."""
+        job.advance(first=True)
+        self._submit(job)
+
+    def step(self) -> list[Job]:
+        """Run some prompts; returns the jobs that have ended."""
+        return self._take(self.session.step())
 
     def _submit(self, job: Job) -> None:
         """Submit the prompts of a job's step to the engine."""
@@ -136,7 +154,7 @@ class Scheduler:
 
     def _requests(self, job: Job) -> list[Request]:
         step, reader = job.step, job.reader
-        if not (step.final or step.multi_sequence) and self.settings.num_return_sequences > 1:
+        if not (step.final or step.multi_sequence) and reader.settings.num_return_sequences > 1:
             raise UsageError(
                 "num_return_sequences requires a text that fits in one prompt", "leave it out", code="no_effect"
             )
@@ -148,7 +166,7 @@ class Scheduler:
             Request(
                 each.prompt,
                 each.encoded,
-                self.settings,
+                reader.settings,
                 step.max_new_tokens,
                 stop_loops=reader.task.stop_loops,
                 plausible_tokens=step.plausible_tokens[index] if step.plausible_tokens else None,
@@ -156,14 +174,14 @@ class Scheduler:
                 number=job.number,
                 in_order=job.streams and step.each is not None,
                 on_text=shown,
-                on_reasoning=None if index else self.on_reasoning,
-                cancelled=self.cancelled,
+                on_reasoning=None if index else job.on_reasoning,
+                cancelled=job.cancelled,
             )
             for index, each in enumerate(fitted)
         ]
 
-    def _take(self, answers: Sequence[tuple[Request, Answer]]) -> None:
-        """Deliver outputs to their jobs, and advance the jobs whose step is complete."""
+    def _take(self, answers: Sequence[tuple[Request, Answer]]) -> list[Job]:
+        """Deliver outputs to their jobs, and advance the jobs whose step is complete; returns those that have ended."""
         tokens, touched = 0, {}
         for request, answer in answers:
             job, index = self._pending.pop(request)
@@ -171,16 +189,17 @@ class Scheduler:
             if job.ended:
                 continue
             touched[id(job)] = job
-            if isinstance(answer, LlmkitError):
-                job.error = answer
-                for other in [each for each, (owner, _) in self._pending.items() if owner is job]:
-                    self.session.cancel(other)
-            elif answer.finish_reason == "interrupted" and not job.step.final:
-                raise Cancelled
-            else:
+            if isinstance(answer, Generation) and (answer.finish_reason != "interrupted" or job.step.final):
                 job.put(index, answer)
+                continue
+            job.error = answer if isinstance(answer, LlmkitError) else None
+            job.abandoned = job.error is None
+            for other in [each for each, (owner, _) in self._pending.items() if owner is job]:
+                self.session.cancel(other)
         for job in touched.values():
             if job.answered:
                 job.advance()
                 self._submit(job)
-        self.progress(sum(job.ended for job in touched.values()), tokens)
+        ended = [job for job in touched.values() if job.ended]
+        self.progress(len(ended), tokens)
+        return ended

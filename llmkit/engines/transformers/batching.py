@@ -18,7 +18,7 @@ from llmkit.models.load import Loaded
 from llmkit.models.memory import available_memory, is_out_of_memory
 from llmkit.models.tables import writes
 
-__all__ = ["Budget", "budget_from_memory", "take_batch"]
+__all__ = ["Budget", "budget_from_memory", "take_batch", "within_memory"]
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -56,7 +56,7 @@ class Budget:
         """
         while True:
             batch = take_batch(items, at, length, self.tokens, min(self.rows, self._most))
-            answered = attempt(partial(_within_memory, batch, answer))
+            answered = attempt(partial(within_memory, batch, answer))
             if isinstance(answered, LlmkitError):
                 if len(batch) == 1:
                     self._most = _ANY
@@ -104,7 +104,7 @@ def take_batch(
     return items[at:end]
 
 
-def _within_memory(batch: Sequence[Item], answer: Callable[[Sequence[Item]], Answer]) -> tuple[Answer] | None:
+def within_memory(batch: Sequence[Item], answer: Callable[[Sequence[Item]], Answer]) -> tuple[Answer] | None:
     """The result in a tuple; None if memory ran out."""
     try:
         return (answer(batch),)

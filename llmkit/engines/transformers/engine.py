@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice, repeat
 from typing import Any
 
 from llmkit.config.settings import GenerationSettings, TruncationSide
 from llmkit.engines.base import Answer, ModelFacts, Request, Session
+from llmkit.engines.row_faults import attempt
 from llmkit.engines.transformers.batching import Budget, budget_from_memory
 from llmkit.engines.transformers.decoding import generate
 from llmkit.engines.transformers.generation_settings import generation_config
 from llmkit.engines.transformers.prompt_cache import PromptCache
+from llmkit.engines.transformers.running import RunningRequests
 from llmkit.engines.transformers.traits import own_max_new_tokens, traits_of
 from llmkit.errors import LlmkitError
 from llmkit.heads import head_of
@@ -67,14 +70,19 @@ class TransformersEngine:
         return bool(generation_config(self.loaded, settings, 1).do_sample)
 
     def session(
-        self, max_batch_tokens: int | None = None, *, rows: int | None = None, continues: bool = False
+        self,
+        max_batch_tokens: int | None = None,
+        *,
+        rows: int | None = None,
+        continues: bool = False,
+        interrupted: Callable[[], bool] | None = None,
     ) -> Session:
         budget = budget_from_memory(self.loaded)
-        return _Session(
-            self,
-            replace(budget, tokens=max_batch_tokens or budget.tokens, rows=min(budget.rows, rows or budget.rows)),
-            PromptCache() if continues and self.head.one_sequence else None,
-        )
+        budget = replace(budget, tokens=max_batch_tokens or budget.tokens, rows=min(budget.rows, rows or budget.rows))
+        if interrupted is not None and isinstance(self.head, WritingHead):
+            running = RunningRequests(self.loaded, self.head, budget.tokens, budget.rows, interrupted)
+            return _SharedSession(self, budget, running)
+        return _Session(self, budget, PromptCache() if continues and self.head.one_sequence else None)
 
 
 class _Session(Session):
@@ -123,6 +131,36 @@ class _Session(Session):
     def close(self) -> None:
         super().close()
         self._cache = None
+
+
+class _SharedSession(_Session):
+    """Requests join those that are running, unless their batch must run to its end."""
+
+    def __init__(self, engine: TransformersEngine, budget: Budget, running: RunningRequests) -> None:
+        super().__init__(engine, budget, None)
+        self._running = running
+
+    @property
+    def busy(self) -> bool:
+        return super().busy or self._running.busy
+
+    def _run(self) -> Sequence[tuple[Request, Answer]]:
+        while self.waiting:
+            request = attempt(partial(self._running.begin, self.waiting[0]))
+            if isinstance(request, LlmkitError):
+                return [(self.waiting[0], request)]
+            if request is None:
+                return super()._run()
+            if not self._running.fits(request):
+                break
+            del self.waiting[0]
+            if ended := self._running.add(request):
+                return ended
+        return self._running.advance()
+
+    def close(self) -> None:
+        super().close()
+        self._running.clear()
 
 
 def _size(request: Request) -> int:

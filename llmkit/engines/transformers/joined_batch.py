@@ -91,10 +91,14 @@ class JoinedBatch:
         return bool(self._parts)
 
     def admit(self, batch: Sequence[Encoded], rows: Sequence[OutputRow]) -> None:
-        """Process prompts, and generate the first token of each of their rows, equally many for each prompt."""
+        """Process prompts, and generate the first token of each of their rows, equally many for each prompt.
+
+        A prompt may contain the tokens that its only row has generated before.
+        """
         loaded = self.calls.loaded
         part = _Part(list(rows), self.head.collate(loaded, batch), new_cache(loaded))
-        self._add(self._generate(part, self.calls.config, min_active=math.inf))
+        config = self._rest(rows) if rows[0].count else self.calls.config
+        self._add(self._generate(part, config, min_active=math.inf))
 
     def advance(self) -> None:
         """Generate until some rows have ended, or until the calls pause."""

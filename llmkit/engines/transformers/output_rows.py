@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from llmkit.heads.text_stream import Stops, StopScanner, TextStream
@@ -49,13 +49,18 @@ class OutputRow:
     cancelled: Callable[[], bool]
     runaway: RunawayDetector
     forced_bos_token_id: int | None = None
-    count: int = 0
+    tokens: list[int] = field(default_factory=list)
     done: bool = False
     log_probability: float | None = None
 
+    @property
+    def count(self) -> int:
+        """Number of tokens, including an end token."""
+        return len(self.tokens)
+
     def push(self, token: int, log_probability: float | None = None) -> None:
         """Add a token."""
-        self.count += 1
+        self.tokens.append(token)
         if log_probability is not None:
             self.log_probability = (self.log_probability or 0.0) + log_probability
         if token in self.eos:

@@ -50,6 +50,9 @@ class TrainSection(Section):
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Clip gradients to this norm; 0 turns clipping off."""
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    loss_type: Literal["nll", "dft"] = "nll"
+    """nll: cross entropy; dft: Dynamic Fine-Tuning (arXiv:2508.05629), which weights each token by its probability, as
+    in TRL. The validation loss is cross entropy in both."""
     optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = (
         "adamw_torch_fused"
     )
@@ -111,6 +114,8 @@ class TrainSection(Section):
             for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     yield (f"{name} has no effect on optim: {self.optim}; leave it out, or use adamw_torch")
+        if self.loss_type == "dft" and self.label_smoothing_factor:
+            yield ("label_smoothing_factor is not defined for loss_type: dft; leave one of them out")
         if self.bf16 is True and self.fp16:
             yield ("bf16 and fp16 are mutually exclusive; set one of them")
         if (need := self.first_key_needing_evaluation()) and self.eval_strategy == "no":

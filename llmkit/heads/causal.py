@@ -12,9 +12,10 @@ from llmkit.heads.base import IGNORED, Encoded, Features, LossOn, encode_text, p
 from llmkit.heads.batch import Batch, Line, fill, padded, shifted
 from llmkit.heads.chat_template import encode_chat, render_chat, render_reply, reply_frame
 from llmkit.heads.end_tokens import end_id, turn_ends
-from llmkit.heads.objective import Objective, token_loss
+from llmkit.heads.objective import Objective
 from llmkit.heads.reasoning import ReasoningFormat, reasoning_format
 from llmkit.heads.text_stream import TextStream
+from llmkit.heads.token_loss import TokenLoss
 from llmkit.heads.writing import WritingHead
 from llmkit.models.families.reasoning_marks import AROUND_ANSWERS
 from llmkit.tasks import Chat, Example, Head, Message, Prompt, Text
@@ -83,22 +84,25 @@ class CausalHead(WritingHead):
         return Batch(padded(lines, pad_id, masked=masked), labels, keep)
 
     def loss(self, model: Any, batch: Batch, objective: Objective) -> torch.Tensor:
+        output, states = self.states(model, batch, objective)
+        loss = objective.label_loss(states, batch)
+        if objective.balances and (count := self.predictions(batch)):
+            loss = loss + objective.balance(output, count)
+        return loss
+
+    def states(self, model: Any, batch: Batch, objective: Objective) -> tuple[Any, torch.Tensor]:
         assert batch.keep is not None
         routers = {"output_router_logits": True} if objective.balances else {}
         # The default cache leaks between packed examples, and is useless here.
         arguments = {**batch.inputs, **routers, "use_cache": False}
         if (projection := objective.projection_for(batch)) is not None:
             output, hidden = projection.run(model, arguments)
-            loss = objective.chunked_loss(projection, _kept(hidden, batch), batch.labels)
-        elif objective.keeps:
+            return output, _kept(hidden, batch)
+        if objective.keeps:
             output = model(**arguments, logits_to_keep=batch.keep)
-            loss = token_loss(output.logits, batch.labels, objective.smoothing)
-        else:
-            output = model(**arguments)
-            loss = token_loss(_kept(output.logits, batch), batch.labels, objective.smoothing)
-        if objective.balances and (count := self.predictions(batch)):
-            loss = loss + objective.balance(output, count)
-        return loss
+            return output, output.logits
+        output = model(**arguments)
+        return output, _kept(output.logits, batch)
 
     def target_loss(self, loaded: Loaded, features: Features) -> tuple[float, int]:
         """See `WritingHead`. A text longer than the context is read in `windows`."""
@@ -116,7 +120,7 @@ class CausalHead(WritingHead):
             refuse_not_finite(loaded, logits)
             before = torch.tensor([place - 1 - begin for place in wanted], device=logits.device)
             labels = torch.tensor([features.labels[place] for place in wanted], device=logits.device)
-            total, count = total + float(token_loss(logits[before], labels)), count + len(wanted)
+            total, count = total + float(TokenLoss()(logits[before], labels)), count + len(wanted)
         return total, count
 
 

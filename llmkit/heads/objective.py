@@ -11,11 +11,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from llmkit.heads.batch import IGNORED, Batch
 from llmkit.heads.projection import CHUNK, Projection, find_projection, verified
+from llmkit.heads.token_loss import TokenLoss
 from llmkit.log import warn
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from llmkit.heads.base import BaseHead
 
-__all__ = ["Objective", "token_loss"]
+__all__ = ["Objective"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Objective:
     head: BaseHead
     keeps: bool
     """The model supports ``logits_to_keep``, which saves most of the memory of logits."""
-    smoothing: float
+    token_loss: TokenLoss = TokenLoss()  # noqa: RUF009 - frozen
     balances: bool = False
     """The config enables router losses. They count padding unless there is an attention mask."""
     coefficient: float = 0.0
@@ -42,13 +43,13 @@ class Objective:
     """Computes the loss of many labels in chunks; None needs all logits."""
 
     @classmethod
-    def of(cls, model: Any, head: BaseHead, smoothing: float) -> Objective:
+    def of(cls, model: Any, head: BaseHead, token_loss: TokenLoss = TokenLoss()) -> Objective:  # noqa: B008 - frozen
         """The objective of a model, which may be wrapped by an adapter."""
         virtual = bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
         base = _base(model)
         keeps = "logits_to_keep" in inspect.signature(base.forward).parameters and not virtual
         balances = bool(getattr(base.config.get_text_config(), "output_router_logits", False))
-        return cls(head, keeps, smoothing, balances and head.writes, _coefficient(base))
+        return cls(head, keeps, token_loss, balances and head.writes, _coefficient(base))
 
     def in_chunks(self, model: Any, labels: int, trained: Sequence[torch.Tensor]) -> Objective:
         """The objective with a projection, if the labels of a batch need one and the model's has been verified.
@@ -71,25 +72,31 @@ class Objective:
         found = find_projection(_base(model)) if self.head.writes else None
         return self if found is None else replace(self, projection=found)
 
-    def loss_sum(self, model: Any, batch: Batch, device: Any, *, balanced: bool = True) -> torch.Tensor:
-        """The summed loss; a differentiable 0 if nothing is predicted.
+    def for_evaluation(self) -> Objective:
+        """The objective of validation rows: cross entropy, without router losses."""
+        return replace(self, balances=False, token_loss=self.token_loss.for_evaluation())
 
-        Args:
-            balanced: include router losses.
-        """
-        return self.head.loss(model, batch.to(device), self if balanced else replace(self, balances=False))
+    def loss_sum(self, model: Any, batch: Batch, device: Any) -> torch.Tensor:
+        """The summed loss; a differentiable 0 if nothing is predicted."""
+        return self.head.loss(model, batch.to(device), self)
 
     def projection_for(self, batch: Batch) -> Projection | None:
         """The projection, if the batch has so many labels that their logits are worth avoiding."""
         projection = self.projection
         return projection if projection is not None and projection.serves(batch.labels) else None
 
-    def chunked_loss(self, projection: Projection, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The summed loss of hidden states ``[batch, kept, width]`` that predict labels ``[batch, kept]``."""
+    def label_loss(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The summed loss of the states that predict the labels, ``[batch, kept, width]``.
+
+        They are logits or, with a projection for this batch, hidden states.
+        """
+        projection = self.projection_for(batch)
+        if projection is None:
+            return self.token_loss(states, batch.labels)
         if projection.body is None:
-            return hidden.sum()
-        counted = labels != IGNORED
-        return projection.loss(hidden[counted], labels[counted], partial(token_loss, smoothing=self.smoothing))
+            return states.sum()
+        counted = batch.labels != IGNORED
+        return projection.loss(states[counted], self.token_loss, batch.labels[counted])
 
     def balance(self, output: Any, count: int) -> Any:
         """Causal: the weighted load-balancing loss, once for each of ``count`` predictions."""
@@ -98,19 +105,6 @@ class Objective:
             _warn_of_no_balance(type(output).__name__)
             return 0.0
         return balance * self.coefficient * count
-
-
-def token_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
-    """The summed cross entropy of ``[…, vocabulary]`` logits."""
-    import torch
-
-    return torch.nn.functional.cross_entropy(
-        logits.flatten(0, -2).float(),
-        labels.flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
-        label_smoothing=smoothing,
-    )
 
 
 def _base(model: Any) -> Any:

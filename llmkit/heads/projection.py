@@ -30,8 +30,8 @@ CHUNK = 2**24
 _TOLERANCE = 1e-3
 """Of the largest logit; half precision rounds differently for another number of rows."""
 
-TokenLoss = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
-"""The summed loss of logits ``[n, vocabulary]`` and labels ``[n]``."""
+LogitsLoss = Callable[..., "torch.Tensor"]
+"""The summed loss of logits ``[n, vocabulary]`` and further tensors ``[n, …]``, such as labels."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,20 @@ class Projection:
             logits: torch.Tensor = self.model(**inputs).logits[0]
         return logits
 
-    def loss(self, hidden: torch.Tensor, labels: torch.Tensor, token_loss: TokenLoss) -> torch.Tensor:
-        """The summed loss of hidden states ``[n, width]`` whose labels ``[n]`` all count."""
+    def loss(self, hidden: torch.Tensor, logits_loss: LogitsLoss, *targets: torch.Tensor) -> torch.Tensor:
+        """The summed loss of hidden states ``[n, width]``.
+
+        Args:
+            logits_loss: called for each chunk with its logits and its part of the targets.
+            targets: tensors ``[n, …]`` without gradients, such as labels.
+        """
         import torch
 
         size = max(1, CHUNK // self.width)
         parts = [slice(start, start + size) for start in range(0, len(hidden), size)]
 
         def part_loss(part: torch.Tensor, where: slice) -> torch.Tensor:
-            return token_loss(self.logits(part), labels[where])
+            return logits_loss(self.logits(part), *(each[where] for each in targets))
 
         if not (torch.is_grad_enabled() and (hidden.requires_grad or self.trained)):
             return sum((part_loss(hidden[where], where) for where in parts), hidden.new_zeros((), dtype=torch.float32))

@@ -12,7 +12,8 @@ from llmkit.heads.base import IGNORED, Encoded, Features, LossOn, encode_text, p
 from llmkit.heads.batch import Batch, Line, fill, padded
 from llmkit.heads.chat_template import encode_chat
 from llmkit.heads.end_tokens import end_id, turn_ends
-from llmkit.heads.objective import Objective, token_loss
+from llmkit.heads.objective import Objective
+from llmkit.heads.token_loss import TokenLoss
 from llmkit.heads.writing import WritingHead
 from llmkit.models.language_map import apply_source
 from llmkit.tasks import Chat, Example, Head, Prompt, Text
@@ -131,17 +132,21 @@ class Seq2SeqHead(WritingHead):
         return Batch(inputs, fill([line["labels"] for line in lines], IGNORED))
 
     def loss(self, model: Any, batch: Batch, objective: Objective) -> torch.Tensor:
-        # These classes return router losses only as part of their own loss.
+        if objective.balances:  # router losses are returned only as part of the model's own loss, which needs logits
+            objective = replace(objective, projection=None)
+        output, states = self.states(model, batch, objective)
+        loss = objective.label_loss(states, batch)
+        if objective.balances and (count := self.predictions(batch)):
+            loss = loss + output.loss * count - TokenLoss()(states, batch.labels)
+        return loss
+
+    def states(self, model: Any, batch: Batch, objective: Objective) -> tuple[Any, torch.Tensor]:
         routers = {"output_router_logits": True, "labels": batch.labels} if objective.balances else {}
         arguments = {**batch.inputs, **routers, "use_cache": False}
-        if not objective.balances and (projection := objective.projection_for(batch)) is not None:
-            _, hidden = projection.run(model, arguments)
-            return objective.chunked_loss(projection, hidden, batch.labels)
+        if (projection := objective.projection_for(batch)) is not None:
+            return projection.run(model, arguments)
         output = model(**arguments)
-        loss = token_loss(output.logits, batch.labels, objective.smoothing)
-        if objective.balances and (count := self.predictions(batch)):
-            loss = loss + output.loss * count - token_loss(output.logits, batch.labels)
-        return loss
+        return output, output.logits
 
     def target_loss(self, loaded: Loaded, features: Features) -> tuple[float, int]:
         import torch
@@ -156,7 +161,7 @@ class Seq2SeqHead(WritingHead):
         with torch.no_grad():
             logits = loaded.model(input_ids=ids, decoder_input_ids=written, use_cache=False).logits
         refuse_not_finite(loaded, logits)
-        return float(token_loss(logits, labels.to(logits.device))), int((labels != IGNORED).sum())
+        return float(TokenLoss()(logits, labels.to(logits.device))), int((labels != IGNORED).sum())
 
     def probe(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         return super().probe(ids) | {"decoder_input_ids": ids}

@@ -88,7 +88,7 @@ class SpanHead(BaseHead):
         output = model(**batch.inputs)
         padding = batch.inputs["attention_mask"] == 0
         pairs = zip((output.start_logits, output.end_logits), batch.labels.unbind(dim=1), strict=True)
-        return torch.stack([_place_loss(*pair, padding, objective.smoothing) for pair in pairs]).mean()
+        return torch.stack([_place_loss(*pair, padding, objective.token_loss.smoothing) for pair in pairs]).mean()
 
     def logits(self, output: Any) -> torch.Tensor:
         import torch

@@ -12,6 +12,8 @@ from llmkit.models.generation import vocabulary_rows
 if TYPE_CHECKING:
     import torch
 
+    from llmkit.heads.batch import Batch
+    from llmkit.heads.objective import Objective
     from llmkit.models.load import Loaded
 
 __all__ = ["WritingHead"]
@@ -32,6 +34,12 @@ class WritingHead(BaseHead, Protocol):
 
         Raises:
             InputError: the text exceeds the encoder's context.
+        """
+
+    def states(self, model: Any, batch: Batch, objective: Objective) -> tuple[Any, torch.Tensor]:
+        """The output of a forward pass, and its states that predict the labels, ``[batch, kept, width]``.
+
+        They are logits or, with a projection for this batch (`Objective.projection_for`), hidden states.
         """
 
     def next_logits(self, loaded: Loaded, encoded: Encoded) -> torch.Tensor:

@@ -23,6 +23,7 @@ from llmkit.files import disk_errors
 from llmkit.heads.base import IGNORED, BaseHead
 from llmkit.heads.batch import Batch
 from llmkit.heads.objective import Objective
+from llmkit.heads.token_loss import make_token_loss
 from llmkit.log import log, warn
 from llmkit.models.memory import peak_memory
 from llmkit.progress import ProgressMeter
@@ -109,7 +110,7 @@ class Trainer:
             seed=self.train.seed,
         )
         self.updates = count_updates(self.train, len(self.sampler.lengths), self.sampler.processes)
-        self.objective = Objective.of(self.model, self.head, self.train.label_smoothing_factor)
+        self.objective = Objective.of(self.model, self.head, make_token_loss(self.train))
         self.optimizer = make_optimizer(self.model, self.train)
         self.scheduler = make_scheduler(self.optimizer, self.train, self.updates)
         self._wrapped, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
@@ -392,6 +393,7 @@ class Trainer:
         import torch
 
         assert self.validation is not None
+        objective = self.objective.for_evaluation()
         count, total = 0.0, 0.0
         size, mine = self.train.per_device_eval_batch_size, self.accelerator.process_index
         order = sorted(indices, key=self.validation["length"][:].__getitem__)
@@ -404,7 +406,7 @@ class Trainer:
                 # A sharded model runs in all processes or in none, so none may skip the last batch.
                 lines = [self.validation[index] for index in part or order[:1]]
                 batch = self.head.batch(lines, pad_id=self.pad_id, packed=False, masked=self.masked)
-                loss = self.objective.loss_sum(self.model, batch, self.accelerator.device, balanced=False)
+                loss = objective.loss_sum(self.model, batch, self.accelerator.device)
                 if part:
                     total += float(loss)
                     count += self.head.predictions(batch)

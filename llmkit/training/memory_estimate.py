@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from llmkit.heads import head_of
 from llmkit.heads.objective import Objective
 from llmkit.heads.projection import CHUNK
+from llmkit.heads.token_loss import make_token_loss
 from llmkit.models.memory import available_memory
 from llmkit.training.activation_memory import activation_bytes
 from llmkit.training.prepare import Preparation
@@ -68,7 +69,7 @@ def make_plan(ready: Preparation) -> Plan:
     frozen_bytes = _QUANTIZED.get(str(quantize), 2.0 if half else float(_FP32))
     targets = max(part.examples["targets"][:], default=0) * recipe.train.per_device_train_batch_size
     whole = recipe.train.torch_compile or recipe.accelerate.fsdp_config is not None
-    objective = Objective.of(ready.model, head_of(ready.loaded.head), recipe.train.label_smoothing_factor)
+    objective = Objective.of(ready.model, head_of(ready.loaded.head), make_token_loss(recipe.train))
     objective = objective if whole else objective.without_logits(ready.model)
     logits = targets * vocabulary if objective.projection is None else min(targets * vocabulary, CHUNK)
     return Plan(

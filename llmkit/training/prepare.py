@@ -213,10 +213,10 @@ def _check_loss(recipe: Recipe, model: Any, loaded: Loaded, part: Part) -> None:
     """
     head = head_of(loaded.head)
     batch = head.batch([part.examples[0]], pad_id=loaded.tokenizer.pad_token_id or 0)
-    objective = Objective.of(model, head, 0.0)
+    objective = Objective.of(model, head)
     if _is_prompt_learning(model):
         base = model.get_base_model()
-        if failure_of(base, Objective.of(base, head, 0.0), batch) is not None:
+        if failure_of(base, Objective.of(base, head), batch) is not None:
             return  # it cannot run without weights
         if (error := failure_of(model, objective, batch)) is not None:
             assert recipe.adapter is not None

@@ -14,6 +14,7 @@ from llmkit.heads import head_of, objective, projection
 from llmkit.heads.base import IGNORED
 from llmkit.heads.batch import Batch
 from llmkit.heads.objective import Objective
+from llmkit.heads.token_loss import TokenLoss
 from llmkit.tasks import Head
 from tests.zoo.models import build
 
@@ -65,13 +66,13 @@ def compare(model: Any, head: Head, whole: Objective) -> Objective:
     return chunked
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("token_loss", [TokenLoss(0.1), TokenLoss(loss_type="dft")])
 @pytest.mark.parametrize(("head", "model_type"), TYPES)
 def test_loss_and_gradients_are_those_of_all_logits(
-    head: Head, model_type: str, smoothing: float, tmp_path: Path
+    head: Head, model_type: str, token_loss: TokenLoss, tmp_path: Path
 ) -> None:
     model = build(head, model_type, tmp_path / "model").float().eval()
-    compare(model, head, Objective.of(model, head_of(head), smoothing))
+    compare(model, head, Objective.of(model, head_of(head), token_loss))
 
 
 @pytest.mark.parametrize("options", [{}, {"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj", "lm_head"]}])
@@ -79,20 +80,20 @@ def test_with_adapters_also_on_the_output_layer(options: dict[str, Any], tmp_pat
     base = build(Head.CAUSAL, "llama", tmp_path / "model").float()
     config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **{"target_modules": ["q_proj"], **options})
     model: Any = get_peft_model(base, config).eval()
-    chunked = compare(model, Head.CAUSAL, Objective.of(model, head_of(Head.CAUSAL), 0.0))
+    chunked = compare(model, Head.CAUSAL, Objective.of(model, head_of(Head.CAUSAL)))
     assert chunked.projection is not None
     assert bool(chunked.projection.trained) == bool(options)
 
 
 def test_router_losses_are_added_once(tmp_path: Path) -> None:
     model = build(Head.CAUSAL, "mixtral", tmp_path / "model").float().eval()
-    plain = Objective.of(model, head_of(Head.CAUSAL), 0.0)
+    plain = Objective.of(model, head_of(Head.CAUSAL))
     compare(model, Head.CAUSAL, replace(plain, balances=True, coefficient=0.5))
 
 
 def test_a_class_that_does_more_with_its_states_needs_all_logits(tmp_path: Path) -> None:
     model = build(Head.CAUSAL, "llama", tmp_path / "model").float()
-    plain, own = Objective.of(model, head_of(Head.CAUSAL), 0.0), model.forward
+    plain, own = Objective.of(model, head_of(Head.CAUSAL)), model.forward
 
     def forward(input_ids: Any, **options: Any) -> Any:
         output = own(input_ids=input_ids, **options)
@@ -105,5 +106,5 @@ def test_a_class_that_does_more_with_its_states_needs_all_logits(tmp_path: Path)
 
 def test_few_labels_take_all_logits_at_once(tmp_path: Path) -> None:
     model = build(Head.CAUSAL, "llama", tmp_path / "model").float()
-    plain = Objective.of(model, head_of(Head.CAUSAL), 0.0)
+    plain = Objective.of(model, head_of(Head.CAUSAL))
     assert plain.in_chunks(model, 1, trained_parameters(model)) is plain

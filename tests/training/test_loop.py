@@ -16,6 +16,7 @@ from llmkit.heads import head_of, objective, projection
 from llmkit.heads.base import IGNORED
 from llmkit.heads.batch import Batch
 from llmkit.heads.objective import Objective
+from llmkit.heads.token_loss import TokenLoss
 from llmkit.models.adapters import attach
 from llmkit.tasks import Head
 from llmkit.training.activation_memory import activation_bytes
@@ -270,7 +271,7 @@ def test_the_losses_of_routers_are_added_as_the_model_adds_them(kind: str) -> No
     own = model(**batch.inputs, labels=full, output_router_logits=True).loss
     plain = model(**batch.inputs, labels=full, output_router_logits=False).loss
     assert float((own - plain).detach()) > 0.1
-    objective, count = Objective.of(model, head, 0.0), head.predictions(batch)
+    objective, count = Objective.of(model, head), head.predictions(batch)
     assert objective.balances
     for each in (objective, replace(objective, keeps=False)):
         loss = each.loss_sum(model, batch, "cpu") / count
@@ -278,7 +279,7 @@ def test_the_losses_of_routers_are_added_as_the_model_adds_them(kind: str) -> No
         torch.testing.assert_close(
             torch.autograd.grad(loss, router(model)), torch.autograd.grad(own, router(model), retain_graph=True)
         )
-    torch.testing.assert_close(objective.loss_sum(model, batch, "cpu", balanced=False) / count, plain)
+    torch.testing.assert_close(objective.for_evaluation().loss_sum(model, batch, "cpu") / count, plain)
 
 
 def router(model: Any) -> Any:
@@ -299,7 +300,7 @@ def test_logits_of_label_positions_only(checkpoint: Checkpoint, tmp_path: Path) 
     lines = [made.examples[index] for index in range(4)]
     batch = made.head.batch(lines, pad_id=0)
     made.model.eval()
-    whole = Objective(made.head, keeps=False, smoothing=0.0)
+    whole = Objective(made.head, keeps=False)
     some, every = (each.loss_sum(made.model, batch, "cpu").item() for each in (made.objective, whole))
     assert some == pytest.approx(every, rel=1e-6)
 
@@ -363,7 +364,7 @@ def test_each_answer_is_right_and_padding_takes_no_part(smoothing: float, dtype:
     labels = torch.tensor([[[*each, *[IGNORED] * (3 - len(each))] for each in row] for row in answers])
     logits = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(1)).to(getattr(torch, dtype))
     mask = torch.tensor([[1] * length + [0] * (9 - length) for length in lengths])
-    objective = Objective(head_of(Head.SPAN), keeps=False, smoothing=smoothing)
+    objective = Objective(head_of(Head.SPAN), keeps=False, token_loss=TokenLoss(smoothing))
 
     def model(**_: Any) -> SimpleNamespace:
         return SimpleNamespace(start_logits=logits[0], end_logits=logits[1])

@@ -108,6 +108,8 @@ class Recipe(Section):
                     f"prompt.{name} is of one task, and the recipe is a mixture of tasks; leave it out, or set the "
                     "prefix of a source"
                 )
+        if self.data.streaming:
+            yield from self._streaming_conflicts()
         yield from self._model_conflicts()
         yield from self._evaluation_conflicts()
         if self.accelerate.local_sgd_steps is not None and (self.train.fp16 or self.train.optim.endswith("8bit")):
@@ -131,6 +133,17 @@ class Recipe(Section):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             yield f"{place}.settings.{'.'.join(map(str, first['loc']))}: {first['msg']}; fix the value"
+
+    def _streaming_conflicts(self) -> Iterator[str]:
+        if self.train.max_steps < 1:
+            yield "data.train.streaming requires train.max_steps, since the number of rows is unknown; set it"
+        if self.tokenizer.train is not None:
+            yield (
+                "tokenizer.train needs all rows, and data.train is streamed; train the tokenizer on a part of them "
+                "before, and set tokenizer.name_or_path to its folder"
+            )
+        if self.data.buffer_size is not None and self.train.train_sampling_strategy == "sequential":
+            yield "data.buffer_size has no effect on train_sampling_strategy: sequential; leave it out"
 
     def _model_conflicts(self) -> Iterator[str]:
         model: Any = self.model

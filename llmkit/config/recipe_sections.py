@@ -251,6 +251,9 @@ class SourceSection(Section):
     """Hub, or a folder with one file per split: which split."""
     revision: str | None = None
     """Hub: branch, tag or commit hash."""
+    streaming: bool = False
+    """Load rows while training, for data larger than the disk or the memory (see ``data.buffer_size``). Requires
+    ``train.max_steps``, since the number of rows is unknown."""
     shape: Literal["columns", "squad", "messages", "alpaca", "translation"] | None = None
     """Layout of the rows; by default detected from the first rows (``llmkit data check`` shows it)."""
     columns: dict[str, str] = {}
@@ -280,6 +283,10 @@ class SourceSection(Section):
     def _conflicts(self) -> Iterator[str]:
         if self.columns and self.shape in ("squad", "alpaca", "translation"):
             yield (f"columns has no effect on the shape {self.shape}, whose columns have fixed names; leave it out")
+        if self.streaming and self.deduplicate is not None:
+            yield "deduplicate needs all rows, and streaming does not keep them; leave one of them out"
+        if self.streaming and self.rows is not None:
+            yield "streaming has no effect on rows passed in Python, which are in the cache; leave it out"
         if self.column_names is not None and self.header:
             yield "column_names are for a file without a header; leave out column_names or header"
         if (self.path, self.aligned, self.rows).count(None) != 2:
@@ -336,8 +343,31 @@ class DataSection(Section):
     and the tags around that (answer)."""
     num_proc: Positive | None = None
     """Number of processes for tokenization; by default one per core."""
+    buffer_size: Positive | None = None
+    """With ``streaming``: number of examples in memory, which are shuffled and sorted by length together; by default
+    10,000, rounded to complete updates. Larger for data that are sorted."""
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the training rows are streamed."""
+        return any(source.streaming for source in self.train)
+
+    def _streaming_conflicts(self) -> Iterator[str]:
+        if not self.streaming:
+            if self.buffer_size is not None:
+                yield "buffer_size requires streaming: true in a source of train; set that, or leave it out"
+            return
+        if not all(source.streaming for source in self.train):
+            yield "some sources of train are streamed and others are not; set streaming for all, or for none"
+        if self.validation_fraction is not None:
+            yield "validation_fraction needs all rows, and train is streamed; set validation to rows of their own"
+        if self.train_fraction is not None:
+            yield "train_fraction needs all rows, and train is streamed; select rows with where or max_rows"
 
     def _conflicts(self) -> Iterator[str]:
+        yield from self._streaming_conflicts()
+        if any(source.streaming and source.max_rows is None for source in self.validation or ()):
+            yield "validation rows are not streamed; set max_rows to load only so many from the start, or leave it out"
         if self.validation is not None and self.validation_fraction is not None:
             yield ("validation and validation_fraction are mutually exclusive; give one of them")
         if self.truncation_side is not None and self.on_overflow != "truncate":

@@ -30,13 +30,14 @@ _BAD_VALUE = (ValueError, ArithmeticError, LookupError)
 """Exceptions of PyArrow for values and names that cannot be converted to Python."""
 
 
-def binary_records(path: Path, name: str, suffix: str, head: bytes) -> Iterator[Record]:
-    """The rows of a file whose first bytes are ``head``, in order."""
+def binary_records(path: Path, name: str, suffix: str, head: bytes, skip: int) -> Iterator[Record]:
+    """The rows of a file whose first bytes are ``head``, in order, without the first ``skip``."""
     from pyarrow import ArrowException
 
-    number = 0
+    number = skip
     try:
-        for batch in _parquet_batches(path, name) if suffix == ".parquet" else _arrow_batches(path, name, head):
+        batches = _parquet_batches(path, name, skip) if suffix == ".parquet" else _arrow_batches(path, name, head, skip)
+        for batch in batches:
             for row in _batch_rows(batch):
                 number += 1
                 yield _record(row, f"{name}, row {number}")
@@ -63,13 +64,18 @@ def _check_unpacked(name: str, what: str, unpacked: int, packed: int) -> None:
         )
 
 
-def _parquet_batches(path: Path, name: str) -> Iterator[Any]:
+def _parquet_batches(path: Path, name: str, skip: int) -> Iterator[Any]:
     with _parquet(path) as table, path.open("rb") as file:
         check_columns(table.schema_arrow.names, name)
         for group in range(table.num_row_groups):
+            if skip >= (count := table.metadata.row_group(group).num_rows):
+                skip -= count
+                continue
             rows, repeated = _plan_group(table.metadata, group, file, name)
             with _parquet(path, repeated) if repeated else nullcontext(table) as found:
-                yield from found.iter_batches(batch_size=rows, row_groups=[group])
+                for batch in found.iter_batches(batch_size=rows, row_groups=[group]):
+                    yield batch.slice(skip)
+                    skip = max(0, skip - batch.num_rows)
 
 
 def _parquet(path: Path, repeated: Sequence[str] = ()) -> Any:
@@ -115,7 +121,7 @@ def _dictionary_bytes(file: BinaryIO, chunk: Any) -> int:
     return max(size >> 1, 0)
 
 
-def _arrow_batches(path: Path, name: str, head: bytes) -> Iterator[Any]:
+def _arrow_batches(path: Path, name: str, head: bytes, skip: int) -> Iterator[Any]:
     """The batches of an IPC stream, as saved by Datasets, or of an IPC file."""
     import pyarrow as pa
 
@@ -132,8 +138,9 @@ def _arrow_batches(path: Path, name: str, head: bytes) -> Iterator[Any]:
             batches = iter(table)
         check_columns(table.schema.names, name)
         for batch in batches:
-            for start in range(0, batch.num_rows, _BATCH_ROWS):
+            for start in range(skip, batch.num_rows, _BATCH_ROWS):
                 yield batch.slice(start, _BATCH_ROWS)
+            skip = max(0, skip - batch.num_rows)
 
 
 def _check_messages(file: Any, name: str) -> None:

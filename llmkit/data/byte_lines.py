@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import cast
 
-from llmkit.data.records import MAX_ROW_BYTES, Line, too_long
+from llmkit.data.records import MAX_ROW_BYTES, Line, Place, too_long
 from llmkit.data.text import refuse_wide, undecodable
 from llmkit.errors import InputError
 
@@ -70,10 +70,13 @@ def opened(path: Path | None, name: str, packed: bool) -> Iterator[io.BufferedIO
             yield unpacked
 
 
-def byte_chunks(file: io.BufferedIOBase, name: str) -> Iterator[bytes]:
+def byte_chunks(file: io.BufferedIOBase, name: str, start: int = 0) -> Iterator[bytes]:
     """The available bytes, in chunks. Does not wait for a full chunk, since input may be interactive."""
     while True:
         try:
+            if start:
+                file.seek(start)
+                start = 0
             chunk = file.read1(_CHUNK_BYTES)
         except EOFError as error:
             raise InputError(
@@ -152,8 +155,11 @@ def decoded_chunks(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[s
         mark = "" if text else mark
 
 
-def decoded_lines(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[Line]:
-    for number, (content, size) in enumerate(divided_lines(chunks), start=1):
+def decoded_lines(chunks: Iterator[bytes], name: str, codec: str, start: Place | None = None) -> Iterator[Line]:
+    """The lines of a file; ``start`` is where it is read from, None if its bytes are not those of the chunks."""
+    first, end = (1, 0) if start is None else (start.line + 1, start.byte)
+    for number, (content, size) in enumerate(divided_lines(chunks), start=first):
+        end += size if start is not None else 0
         where = f"{name}:{number}"
         error = None
         if size > MAX_ROW_BYTES:
@@ -171,7 +177,7 @@ def decoded_lines(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[Li
             error = error or InputError(
                 f"{where} has a NUL at position {text.index(chr(0))}", "remove it", code="unsupported_format"
             )
-        yield Line(number, text.removeprefix("\ufeff") if number == 1 else text, size, error)
+        yield Line(number, text.removeprefix("\ufeff") if number == 1 else text, size, error, end)
 
 
 def divided_lines(chunks: Iterator[bytes]) -> Iterator[tuple[bytes, int]]:

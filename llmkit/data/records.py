@@ -14,6 +14,7 @@ __all__ = [
     "MAX_ROW_BYTES",
     "Layout",
     "Line",
+    "Place",
     "Record",
     "bad_row",
     "check_columns",
@@ -25,6 +26,19 @@ __all__ = [
 MAX_ROW_BYTES = 16 * 2**20
 """Maximum size of a row. UTF-16 and UTF-32 count as UTF-8, binary columns as decoded. In a format without lines, a row
 may be as large as its file."""
+
+
+class Place(NamedTuple):
+    """A place between two rows of a source, from which it can be read."""
+
+    file: int = 0
+    rows: int = 0
+    """Rows before it in the file."""
+    line: int = 0
+    byte: int = 0
+    """Of lines of JSON or text; 0 if it can only be found by counting rows."""
+    state: tuple[int, Any] | None = None
+    """Of the Hub: a number of rows, and the state of the data set behind them."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,8 @@ class Record:
     """Unused columns of the original row, and unused fields of its turns."""
     others: Mapping[str, Any] = field(default_factory=dict)
     """Columns of the original row that the task does not use, with their values."""
+    end: tuple[int, int] = (0, 0)
+    """Lines and bytes of the file up to its end, if reading can begin there (`Place`)."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +97,12 @@ class Line(NamedTuple):
     size: int
     """In bytes."""
     error: InputError | None = None
+    end: int = 0
+    """Bytes up to its end."""
 
 
-def bad_row(where: str, problem: str, fix: str) -> Record:
-    return Record(where, None, InputError(f"{where} {problem}", fix))
+def bad_row(where: str, problem: str, fix: str, end: tuple[int, int] = (0, 0)) -> Record:
+    return Record(where, None, InputError(f"{where} {problem}", fix), end=end)
 
 
 def without_null_fields(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from llmkit.data.byte_lines import (
     unreadable,
 )
 from llmkit.data.json_documents import JSON, document_rows, json_reason
-from llmkit.data.records import MAX_ROW_BYTES, Layout, Line, Record, bad_row, too_long
+from llmkit.data.records import MAX_ROW_BYTES, Layout, Line, Place, Record, bad_row, too_long
 from llmkit.data.tables import DELIMITERS, may_be_table, table_format, table_records
 from llmkit.data.text import find_codec
 from llmkit.errors import InputError
@@ -41,6 +41,7 @@ __all__ = [
     "MAX_ROW_BYTES",
     "SUFFIXES",
     "Layout",
+    "Place",
     "Record",
     "first_lines",
     "is_rows",
@@ -53,6 +54,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".
 _BINARY = (".parquet", ".arrow")
 
 _USUAL = Layout()
+_BEGINNING = Place()
 
 
 def is_rows(path: Path) -> bool:
@@ -82,7 +84,12 @@ def first_lines(path: Path, count: int, *, encoding: str | None) -> list[str]:
 
 
 def open_records(
-    source: str | Path, *, encoding: str | None = None, text_column: str = "text", layout: Layout = _USUAL
+    source: str | Path,
+    *,
+    encoding: str | None = None,
+    text_column: str = "text",
+    layout: Layout = _USUAL,
+    start: Place = _BEGINNING,
 ) -> Iterator[Record]:
     """The rows of a source, lazily and in order.
 
@@ -97,6 +104,8 @@ def open_records(
         encoding: encoding of text formats; None is UTF-8. A byte order mark is removed.
         text_column: the column for lines of plain text.
         layout: properties that the suffix does not determine, or that override it.
+        start: a place in this file. Lines of JSON or text are read from its byte, Parquet and Arrow from its row group
+            or batch; of other formats, the rows before it are parsed and skipped.
 
     Raises:
         InputError: the source cannot be read as rows, or holds none; partly when the iterator is asked for a row.
@@ -104,7 +113,7 @@ def open_records(
     codec = find_codec(encoding or "utf-8").removesuffix("-sig")
     if source == "-":
         suffix = f".{layout.format}" if layout.format else ""
-        records = _text_records(None, "standard input", suffix, False, codec, text_column, layout)
+        records = _text_records(None, "standard input", suffix, False, codec, text_column, layout, start)
         return _some(records, "standard input")
     # Names that are not UTF-8 hold lone surrogates, which no table takes.
     path, name = Path(source), str(source).encode("utf-8", "backslashreplace").decode()
@@ -114,15 +123,16 @@ def open_records(
         named = " and ".join(f"`{each}`" for each in useless)
         raise InputError(f"{name} is not CSV or TSV, so {named} has no effect", "leave it out", code="no_effect")
     if suffix not in _BINARY:
-        records = _text_records(path, name, suffix, packed, codec, text_column, layout)
+        records = _text_records(path, name, suffix, packed, codec, text_column, layout, start)
+        records = records if start.byte else islice(records, start.rows, None)
     elif encoding is None:
-        records = _binary_records(path, name, suffix)
+        records = _binary_records(path, name, suffix, start.rows)
     else:
         kind = suffix.removeprefix(".").capitalize()
         raise InputError(
             f"{name} is {kind}, on which `encoding` has no effect", "leave it out", code="unsupported_format"
         )
-    return _some(records, name)
+    return records if start.rows else _some(records, name)
 
 
 def _check_file(path: Path, name: str) -> None:
@@ -168,12 +178,17 @@ def _some(records: Iterator[Record], name: str) -> Iterator[Record]:
 
 
 def _text_records(
-    path: Path | None, name: str, suffix: str, packed: bool, codec: str, text_column: str, layout: Layout
+    path: Path | None, name: str, suffix: str, packed: bool, codec: str, text_column: str, layout: Layout, start: Place
 ) -> Iterator[Record]:
     with opened(path, name, packed) as file:
+        if start.byte:
+            lines = decoded_lines(byte_chunks(file, name, start.byte), name, codec, start)
+            yield from _line_records(lines, name, suffix, text_column, layout.blank_lines)
+            return
         if suffix == ".json" and path is not None:
             yield from _json_records(file, path, name, packed, codec)
             return
+        own = codec
         chunks, codec = text_chunks(file, name, codec)
         if suffix == ".txt" and layout.sample_by == "document":
             yield from _document_record(decoded_chunks(chunks, name, codec), path, name, text_column)
@@ -184,7 +199,7 @@ def _text_records(
             if _LIST.match(head.decode(codec, "ignore")):
                 yield from _items(decoded_chunks(chunks, name, codec), name, MAX_ROW_BYTES, None)
                 return
-        lines = decoded_lines(chunks, name, codec)
+        lines = decoded_lines(chunks, name, codec, _BEGINNING if codec == own else None)
         if layout.finds_tables and suffix in ("", ".txt"):
             suffix, lines = _or_table(lines, suffix, layout)
         if suffix in DELIMITERS:
@@ -221,18 +236,18 @@ def _line_records(
 ) -> Iterator[Record]:
     is_json = suffix != ".txt" if suffix else None
     for line in lines:
-        where = f"{name}:{line.number}"
+        where, end = f"{name}:{line.number}", (line.number, line.end)
         if line.error is not None:
-            yield Record(where, None, line.error)
+            yield Record(where, None, line.error, end=end)
             continue
         if not line.text.strip() and not blank_lines:
             continue
         if is_json is None:
             is_json = _is_object(line.text)
         if is_json:
-            yield _json_record(line.text, where)
+            yield _json_record(line.text, where, end)
         else:
-            yield Record(where, {text_column: line.text.removesuffix("\n").removesuffix("\r")})
+            yield Record(where, {text_column: line.text.removesuffix("\n").removesuffix("\r")}, end=end)
 
 
 def _document_record(pieces: Iterator[str], path: Path | None, name: str, text_column: str) -> Iterator[Record]:
@@ -266,24 +281,25 @@ def _paragraph_records(lines: Iterator[Line], name: str, text_column: str) -> It
 _HALF_OF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def _json_record(text: str, where: str) -> Record:
+def _json_record(text: str, where: str, end: tuple[int, int] = (0, 0)) -> Record:
     try:
         row = JSON.decode(text)
     except RecursionError:
-        return bad_row(where, "is nested too deeply", "flatten it")
+        return bad_row(where, "is nested too deeply", "flatten it", end)
     except ValueError as error:
         spread = text.strip() in ("[", "{", "[{")
         fix = "write one object a line, or rename the file to .json if it is one list" if spread else "fix the line"
-        return bad_row(where, f"is not JSON ({json_reason(error)})", fix)
-    return object_record(row, where, escapes=bool(_HALF_OF_A_PAIR.search(text)))
+        return bad_row(where, f"is not JSON ({json_reason(error)})", fix, end)
+    return object_record(row, where, escapes=bool(_HALF_OF_A_PAIR.search(text)), end=end)
 
 
 def _json_records(file: io.BufferedIOBase, path: Path, name: str, packed: bool, encoding: str) -> Iterator[Record]:
     chunks, codec = text_chunks(file, name, encoding)
-    seen, lines = _looks_like_lines(chunks)
+    seen, has_lines = _looks_like_lines(chunks)
     chunks = chain(seen, chunks)
-    if lines:  # JSON Lines by the name of .json
-        yield from _line_records(decoded_lines(chunks, name, codec), name, ".jsonl", "", False)
+    if has_lines:  # JSON Lines by the name of .json
+        lines = decoded_lines(chunks, name, codec, _BEGINNING if codec == encoding else None)
+        yield from _line_records(lines, name, ".jsonl", "", False)
         return
     again = partial(_reopened, path, name, packed, encoding) if path.is_file() else None
     yield from _items(decoded_chunks(chunks, name, codec), name, _document_limit(path), again)
@@ -320,24 +336,24 @@ def _document_limit(path: Path | None) -> int:
     return MAX_ROW_BYTES if path is None else max(MAX_ROW_BYTES, path.stat().st_size)
 
 
-def object_record(row: object, where: str, *, escapes: bool) -> Record:
+def object_record(row: object, where: str, *, escapes: bool, end: tuple[int, int] = (0, 0)) -> Record:
     """``escapes``: the row may contain half of a surrogate pair, which JSON can escape but UTF-8 cannot encode."""
     if not isinstance(row, dict):
-        return bad_row(where, "is not an object", 'write rows as {"column": "value"}')
+        return bad_row(where, "is not an object", 'write rows as {"column": "value"}', end)
     if escapes:
         try:
             json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            return bad_row(where, "has half of a surrogate pair", "write the character as itself")
+            return bad_row(where, "has half of a surrogate pair", "write the character as itself", end)
         except RecursionError:
-            return bad_row(where, "is nested too deeply", "flatten it")
-    return Record(where, row)
+            return bad_row(where, "is nested too deeply", "flatten it", end)
+    return Record(where, row, end=end)
 
 
 # Parquet and Arrow.
 
 
-def _binary_records(path: Path, name: str, suffix: str) -> Iterator[Record]:
+def _binary_records(path: Path, name: str, suffix: str, skip: int) -> Iterator[Record]:
     if not path.is_file():
         raise InputError(
             f"{name} is a pipe, and Parquet and Arrow are read from files",
@@ -354,4 +370,4 @@ def _binary_records(path: Path, name: str, suffix: str) -> Iterator[Record]:
             code="unsupported_format",
         )
     if head:
-        yield from binary_records(path, name, suffix, head)
+        yield from binary_records(path, name, suffix, head, skip)

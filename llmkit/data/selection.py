@@ -40,14 +40,17 @@ class Selection:
         if rows := [record.row for record in sample if record.row is not None]:
             with located(sample[0].where):
                 condition.check_columns(rows)
-        for record in chain(sample, records):
-            try:
-                if record.row is None or condition(record.row):
-                    yield record
-                else:
-                    self.left_out["where"] += 1
-            except InputError as error:
-                yield Record(record.where, None, error.reworded(f"{record.where}: {error.problem}"))
+        yield from filter(None, (self.checked(record, condition) for record in chain(sample, records)))
+
+    def checked(self, record: Record, condition: RowCondition) -> Record | None:
+        """The record, None if its row does not fulfil a condition; with the error if that cannot be evaluated."""
+        try:
+            if record.row is None or condition(record.row):
+                return record
+            self.left_out["where"] += 1
+            return None
+        except InputError as error:
+            return Record(record.where, None, error.reworded(f"{record.where}: {error.problem}"))
 
     def without_duplicates(self, records: Iterator[Record], by: str | None, task: Task) -> Iterator[Record]:
         """The records without those whose input or row occurred before; ``by`` is None for a source that keeps all."""

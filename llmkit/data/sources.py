@@ -16,21 +16,24 @@ from llmkit.config.paths import user_path
 from llmkit.config.recipe import SourceSection
 from llmkit.config.row_condition import RowCondition
 from llmkit.data.python_rows import python_records
-from llmkit.data.records import without_null_fields
+from llmkit.data.records import Place, without_null_fields
 from llmkit.data.rows import SUFFIXES, Layout, Record, is_rows, open_records
 from llmkit.data.selection import Selection
 from llmkit.errors import HubUnreachableError, InputError, UsageError
+from llmkit.files import file_hash, file_stamp
 from llmkit.log import log
 
 __all__ = [
     "MANIFEST",
     "aligned_files",
     "commit_of",
+    "contents_of",
     "expand",
     "files_of",
     "hub_id",
     "layout_of",
     "open_source",
+    "records_from",
     "splits_of",
 ]
 
@@ -67,13 +70,29 @@ def open_source(source: SourceSection, selection: Selection | None = None) -> It
     Raises:
         InputError: a file is missing or cannot be read; partly when the iterator is asked for a row.
     """
+    rows: Iterator[Record]
     if source.rows is not None:
         rows = python_records(source.rows)
     else:
-        rows = _aligned(source) if source.aligned is not None else _plain(source)
+        rows = (record for record, _ in records_from(source, Place()))
     if source.where is not None:
         rows = (selection or Selection()).fulfilling(rows, RowCondition(source.where))
     return islice(rows, source.max_rows)
+
+
+def records_from(source: SourceSection, start: Place) -> Iterator[tuple[Record, Place]]:
+    """The raw rows of a source from a place on, whatever it selects, each with the place behind it."""
+    if name := hub_id(source):
+        yield from _from_hub(name, source, start)
+    elif source.aligned is not None:
+        for rows, record in islice(enumerate(_aligned(source), 1), start.rows, None):
+            yield record, Place(0, rows)
+    else:
+        for number, path in enumerate(_split_files(source)[start.file :], start.file):
+            begin = start if number == start.file else Place()
+            records = open_records(path, encoding=source.encoding, layout=layout_of(source), start=begin)
+            for rows, record in enumerate(records, begin.rows + 1):
+                yield record, Place(number, rows, *record.end)
 
 
 def layout_of(source: SourceSection) -> Layout:
@@ -96,6 +115,12 @@ def files_of(source: SourceSection) -> list[Path]:
     return [] if hub_id(source) else _split_files(source)
 
 
+def contents_of(source: SourceSection) -> Iterator[tuple[str, str]]:
+    """The files of a source with their hashes; of one that is streamed, with what shows most changes (`file_stamp`)."""
+    known = file_stamp if source.streaming else file_hash
+    yield from ((str(path), known(path)) for path in files_of(source))
+
+
 def splits_of(paths: Sequence[str]) -> list[str]:
     """The splits in the file names of a folder, such as train and validation; empty for anything else."""
     if len(paths) != 1 or not user_path(paths[0]).is_dir():
@@ -104,15 +129,6 @@ def splits_of(paths: Sequence[str]) -> list[str]:
 
 
 # Files.
-
-
-def _plain(source: SourceSection) -> Iterator[Record]:
-    if name := hub_id(source):
-        yield from _from_hub(name, source)
-        return
-    files = _split_files(source)
-    for path in files:
-        yield from open_records(path, encoding=source.encoding, layout=layout_of(source))
 
 
 def hub_id(source: SourceSection) -> str | None:
@@ -282,6 +298,9 @@ def _lines(path: Path, encoding: str | None) -> Iterator[Any]:
 
 # The Hub.
 
+_STATE_EVERY = 100
+"""Rows between two states of a data set, which take as long as a tenth of a row's tokenization."""
+
 
 def commit_of(source: SourceSection) -> str | None:
     """The current commit of a source on the Hub; None for files."""
@@ -304,7 +323,26 @@ def _unreachable(name: str, error: Exception) -> HubUnreachableError:
     )
 
 
-def _from_hub(name: str, source: SourceSection) -> Iterator[Record]:
+def _from_hub(name: str, source: SourceSection, start: Place) -> Iterator[tuple[Record, Place]]:
+    """The rows of a data set of the Hub from a place on, which is found without reading the files before it."""
+    table = _open_hub(name, source)
+    rows, state = start.state or (0, None)
+    if state is not None:
+        table.load_state_dict(state)
+    known, found = start.state or None, start.rows
+    try:
+        for found, row in islice(enumerate(table, rows + 1), start.rows - rows, None):
+            if hasattr(table, "state_dict") and (found - start.rows) % _STATE_EVERY == 1:
+                known = found, table.state_dict()
+            yield Record(f"{name}, row {found}", without_null_fields(row)), Place(0, found, state=known)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise HubUnreachableError(
+            f"the data set {name} cannot be read after row {found:,} ({reason})", "check the network, and try again"
+        ) from error
+
+
+def _open_hub(name: str, source: SourceSection) -> Any:
     import datasets
 
     try:
@@ -319,5 +357,4 @@ def _from_hub(name: str, source: SourceSection) -> Iterator[Record]:
         ) from error
     if isinstance(table, dict):
         raise InputError(f"{name} has the splits {', '.join(table)}", "name one with split")
-    for number, row in enumerate(table, start=1):
-        yield Record(f"{name}, row {number}", without_null_fields(row))
+    return table

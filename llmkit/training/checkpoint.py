@@ -79,6 +79,8 @@ class Progress:
     hashes: dict[str, str] = field(default_factory=dict)
     """Hashes of everything that must be the same when the run is resumed."""
     unlogged: Unlogged = field(default_factory=Unlogged)
+    stream: dict[str, Any] = field(default_factory=dict)
+    """Of streamed rows: the position of the examples in memory (`llmkit.training.stream`)."""
 
     def count(self, loss: float, predicted: float, tokens: int, seconds: float) -> None:
         """Add an update."""

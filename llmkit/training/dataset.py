@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.config.recipe import Recipe
-from llmkit.errors import InputError, UsageError
+from llmkit.config.recipe import Recipe, SourceSection
+from llmkit.errors import ErrorCode, InputError, UsageError
 from llmkit.tasks import Task
 from llmkit.training.disk_cache import cached_table, code_version, digest
 from llmkit.training.encoding import Encoder, Outcome, make_encoder
@@ -28,12 +28,24 @@ from llmkit.training.row_table import Rows, read_rows
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["NO_LABEL", "Examples", "Part", "divide", "make_examples"]
+__all__ = [
+    "FIRST_ROWS",
+    "LISTS",
+    "NO_LABEL",
+    "USED",
+    "Examples",
+    "Part",
+    "check_status",
+    "divide",
+    "encoders_of",
+    "make_examples",
+    "outcome_lines",
+]
 
 _ROWS_PER_PROCESS = 2000
 """Fewer rows are tokenized faster than a process starts."""
 
-_USED = ("ok", "truncated", "chunked")
+USED = ("ok", "truncated", "chunked")
 """Statuses of rows that are trained on."""
 
 
@@ -55,8 +67,8 @@ class Part:
         import pyarrow.compute as pc
 
         found = hashlib.sha256()
-        for batch in self.examples.select_columns(list(_LISTS)).with_format("arrow").iter(10_000):
-            for name in _LISTS:
+        for batch in self.examples.select_columns(list(LISTS)).with_format("arrow").iter(10_000):
+            for name in LISTS:
                 lengths, values = pc.list_value_length(batch[name]), pc.list_flatten(batch[name])
                 if len(values):
                     found.update(name.encode() + lengths.to_numpy().tobytes() + values.to_numpy().tobytes())
@@ -81,34 +93,44 @@ class Examples:
     validation: Part | None
 
 
+FIRST_ROWS = 1000
+"""Number of rows of each streamed source by which a run is prepared and checked before it reads the others."""
 _MAX_ROWS = 10**8
 """Maximum number of rows in an epoch whose rows repeat."""
 NO_LABEL = "its answer is empty, or no reply is to be learned"
 
 # Examples.
 
-_LISTS = ("input_ids", "labels", "decoder_input_ids", "token_type_ids", "start_positions", "end_positions")
+LISTS = ("input_ids", "labels", "decoder_input_ids", "token_type_ids", "start_positions", "end_positions")
 
 
 def _encode_batch(
     batch: Mapping[str, list[Any]], indices: list[int], encoders: Sequence[Encoder]
 ) -> dict[str, list[Any]]:
-    """Lines of the outcome table for some rows: one per example, or one for a row without examples."""
-    lines: dict[str, list[Any]] = {name: [] for name in (*_LISTS, *_FACTS)}
+    """Lines of the outcome table for some rows."""
+    lines: dict[str, list[Any]] = {name: [] for name in (*LISTS, *_FACTS)}
     for index, row, error, source in zip(indices, batch["row"], batch["error"], batch["source"], strict=True):
-        outcome = Outcome("bad", message=error) if error else encoders[source].encode(json.loads(row))
-        facts: dict[str, Any] = {name: getattr(outcome, name) for name in ("tokens", "cut", "message")}
-        facts["remarks"] = list(outcome.remarks)
-        for number, each in enumerate(outcome.features or (None,)):
-            for name in _LISTS:
-                lines[name].append(list(getattr(each, name)) if each else [])
-            lines["row"].append(index)
-            lines["status"].append(outcome.status)
-            lines["length"].append(max(len(each.input_ids), len(each.decoder_input_ids)) if each else 0)
-            lines["targets"].append(_targets(each) if each else 0)
-            for name, value in facts.items():  # of the row, so on its first line only
-                lines[name].append(value if not number else type(value)())
+        for line in outcome_lines(index, row, error, encoders[source]):
+            for name, value in line.items():
+                lines[name].append(value)
     return lines
+
+
+def outcome_lines(index: int, row: str, error: str, encoder: Encoder) -> Iterator[dict[str, Any]]:
+    """The lines of a row in the outcome table: one per example, or one if it has none."""
+    outcome = Outcome("bad", message=error) if error else encoder.encode(json.loads(row))
+    facts: dict[str, Any] = {name: getattr(outcome, name) for name in ("tokens", "cut", "message")}
+    facts["remarks"] = list(outcome.remarks)
+    for each in outcome.features or (None,):
+        yield {
+            **{name: list(getattr(each, name)) if each else [] for name in LISTS},
+            "row": index,
+            "status": outcome.status,
+            "length": max(len(each.input_ids), len(each.decoder_input_ids)) if each else 0,
+            "targets": _targets(each) if each else 0,
+            **facts,
+        }
+        facts = {name: type(value)() for name, value in facts.items()}  # of the row, so on its first line only
 
 
 _FACTS = ("row", "status", "length", "targets", "tokens", "cut", "message", "remarks")
@@ -140,7 +162,7 @@ def _fingerprint(encoder: Encoder) -> str:
     )
 
 
-def _encoders(recipe: Recipe, rows: Rows, encoder: Encoder) -> list[Encoder]:
+def encoders_of(recipe: Recipe, rows: Rows, encoder: Encoder) -> list[Encoder]:
     """The encoder of each source; ``encoder`` is that of the recipe's task."""
     found = {id(encoder.task): encoder}
     for task in rows.tasks:
@@ -159,7 +181,7 @@ def _encoders(recipe: Recipe, rows: Rows, encoder: Encoder) -> list[Encoder]:
 def _outcomes(rows: Rows, encoders: Sequence[Encoder], num_proc: int | None) -> datasets.Dataset:
     import datasets
 
-    columns: dict[str, Any] = {name: datasets.List(datasets.Value("int32")) for name in _LISTS}
+    columns: dict[str, Any] = {name: datasets.List(datasets.Value("int32")) for name in LISTS}
     columns |= {name: datasets.Value("int32") for name in ("length", "targets", "cut")}
     columns |= {"row": datasets.Value("int64"), "tokens": datasets.Value("int64")}
     columns |= {"status": datasets.Value("string"), "message": datasets.Value("string")}
@@ -198,10 +220,10 @@ def make_examples(recipe: Recipe, encoder: Encoder, *, strict: bool = True) -> E
         InputError: the first row that the recipe does not allow, and the number of others.
     """
     data = recipe.data
-    rows = read_rows(data.train, encoder.task)
+    rows = read_rows([_first_rows(source) if source.streaming else source for source in data.train], encoder.task)
     if encoder.prompt_options.examples:
         _refuse_only_plain(rows, encoder.task)
-    encoders = _encoders(recipe, rows, encoder)
+    encoders = encoders_of(recipe, rows, encoder)
     outcomes = _outcomes(rows, encoders, data.num_proc)
     if strict:
         _refuse(recipe, rows, outcomes, encoder)
@@ -212,17 +234,23 @@ def make_examples(recipe: Recipe, encoder: Encoder, *, strict: bool = True) -> E
         held = replace(held, ledger=replace(held.ledger, left_out=()))  # of both parts, counted for training
     elif data.validation is not None:
         own = read_rows(data.validation, encoder.task)
-        own_encoders = _encoders(recipe, own, encoder)
+        own_encoders = encoders_of(recipe, own, encoder)
         own_outcomes = _outcomes(own, own_encoders, data.num_proc)
         if strict:
             _refuse(recipe, own, own_outcomes, encoder)
         held = _part(own, own_outcomes, list(range(len(own.table))), own_encoders)
     order = _mix(rows, trained, [source.weight for source in data.train], data.seed)
     part = _part(rows, outcomes, order, encoders)
+    part = replace(part, ledger=replace(part.ledger, first_rows=data.streaming))
     if left_out := len(rows.table) - len(trained) - len(kept):
         counts = (*part.ledger.left_out, ("train_fraction", left_out))
         part = replace(part, ledger=replace(part.ledger, left_out=counts))
     return Examples(part, held)
+
+
+def _first_rows(source: SourceSection) -> SourceSection:
+    """The first rows of a source that is streamed, by which a run is prepared."""
+    return source.model_copy(update={"max_rows": min(FIRST_ROWS, source.max_rows or FIRST_ROWS)})
 
 
 def _refuse_only_plain(rows: Rows, task: Task) -> None:
@@ -236,25 +264,33 @@ def _refuse_only_plain(rows: Rows, task: Task) -> None:
 def _refuse(recipe: Recipe, rows: Rows, outcomes: datasets.Dataset, encoder: Encoder) -> None:
     statuses = outcomes["status"][:]
     counts = Counter(statuses)
-    data = recipe.data
-    for status, allowed, what, fix in (
-        ("bad", data.on_bad_row == "skip", "", "fix it, or skip such rows with data.on_bad_row: skip"),
-        ("no_label", data.on_no_label == "drop", f"has nothing to learn ({NO_LABEL})",
-         "fix it, or drop such rows with data.on_no_label: drop"),
-        ("too_long", data.on_overflow not in (None, "error"), "", _room(recipe, encoder)),
-    ):  # fmt: skip
-        if allowed or not counts[status]:
-            continue
-        line = outcomes[statuses.index(status)]
-        where = rows.where(line["row"])
-        message = line["message"] if status == "bad" else what or f"has {line['tokens']} tokens, too many"
-        message = message if where in message else f"{where}: {message}" if status == "bad" else f"{where} {message}"
-        more = counts[status] - 1
-        raise InputError(
-            f"{message}{f' (and {more} more rows are like this)' if more else ''}",
-            fix,
-            code="context_overflow" if status == "too_long" else "no_labels" if status == "no_label" else None,
-        )
+    for status in ("bad", "no_label", "too_long"):
+        if counts[status]:
+            line = outcomes[statuses.index(status)]
+            check_status(recipe, line, rows.where(line["row"]), encoder, more=counts[status] - 1)
+
+
+def check_status(recipe: Recipe, line: Mapping[str, Any], where: str, encoder: Encoder, more: int = 0) -> None:
+    """Raise the error of a row that the recipe does not allow.
+
+    Args:
+        line: its first line in the outcome table.
+        more: number of other rows with the same status.
+    """
+    code: ErrorCode | None = None
+    data, status = recipe.data, line["status"]
+    if status == "bad" and data.on_bad_row == "error":
+        message, fix = line["message"], "fix it, or skip such rows with data.on_bad_row: skip"
+        message = message if where in message else f"{where}: {message}"
+    elif status == "no_label" and data.on_no_label == "error":
+        message, code = f"{where} has nothing to learn ({NO_LABEL})", "no_labels"
+        fix = "fix it, or drop such rows with data.on_no_label: drop"
+    elif status == "too_long" and data.on_overflow in (None, "error"):
+        message, fix = f"{where} has {line['tokens']} tokens, too many", _room(recipe, encoder)
+        code = "context_overflow"
+    else:
+        return
+    raise InputError(f"{message}{f' (and {more} more rows are like this)' if more else ''}", fix, code=code)
 
 
 def _room(recipe: Recipe, encoder: Encoder) -> str:
@@ -346,7 +382,7 @@ def _part(rows: Rows, outcomes: datasets.Dataset, order: Sequence[int], encoders
     first, count = np.searchsorted(row, order), np.bincount(row, minlength=len(rows.table))
     lines = np.concatenate([np.arange(start, start + count[index]) for start, index in zip(first, order, strict=True)])
     mine = outcomes.select(lines)
-    used = np.isin(status[lines], _USED)
+    used = np.isin(status[lines], USED)
     examples = mine.select(np.flatnonzero(used))
     keeps = "; ".join(dict.fromkeys(each.keeps for each in encoders))
     return Part(examples, mine, rows, order, _ledger(rows, mine, order, Counter(status[first]), keeps))
@@ -368,7 +404,7 @@ def _ledger(rows: Rows, lines: datasets.Dataset, order: Sequence[int], per_row: 
         kept=kept,
         tokens_cut=sum(lines["cut"][:]),
         chunked=per_row["chunked"],
-        examples=sum(status in _USED for status in lines["status"][:]),
+        examples=sum(status in USED for status in lines["status"][:]),
         tokens=sum(lines["length"][:]),
         target_tokens=sum(lines["targets"][:]),
         sources=tuple((name, int(read[number]), int(drawn[number])) for number, name in enumerate(rows.names)),

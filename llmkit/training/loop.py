@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from llmkit.config.recipe import TrainSection
 from llmkit.errors import LlmkitError, UsageError
@@ -46,10 +46,12 @@ from llmkit.training.optimizer import (
 )
 from llmkit.training.progress_lines import TrainingStats, comparison, conclusion
 from llmkit.training.provenance import RESOLVED
-from llmkit.training.sampler import BatchSampler, count_updates
+from llmkit.training.sampler import BatchSampler, Pool, count_updates
 
 if TYPE_CHECKING:
     import datasets
+
+    from llmkit.training.stream import ExampleStream
 
 __all__ = ["EXAMPLES", "Trainer"]
 
@@ -98,6 +100,8 @@ class Trainer:
     progress: Progress = field(default_factory=Progress)
     stopped: bool = False
     """Whether `should_stop` ended the run."""
+    stream: ExampleStream | None = None
+    """Trains on these examples; `examples` are then only the first."""
 
     def __post_init__(self) -> None:
         self.folder = Path(self.train.output_dir)
@@ -125,6 +129,7 @@ class Trainer:
         )
         self.hashes = {**self.hashes, "number of processes": str(self.accelerator.num_processes)}
         self.progress.hashes, self.progress.updates = dict(self.hashes), self.updates
+        self.pool, self._saved_step = Pool(self.examples, self.sampler, ()), 0
 
     def _most_labels(self) -> int:
         """Maximum number of labels in a batch."""
@@ -143,6 +148,12 @@ class Trainer:
         """The model as it was before torch.compile."""
         return getattr(self.model, "_orig_mod", self.model)
 
+    @property
+    def epochs(self) -> float:
+        """Epochs so far; of a stream, whose length is unknown, the number of complete ones."""
+        part = 0 if self.stream is not None else self.progress.update / self.sampler.updates
+        return self.progress.epoch + part
+
     def resume(self, checkpoint: Path) -> None:
         """Resume from a checkpoint, also for more updates than its run had.
 
@@ -154,7 +165,7 @@ class Trainer:
         """
         rank = self.accelerator.process_index
         found = load_checkpoint(checkpoint, self.trained, self.model, self.optimizer, self.scheduler, rank)
-        self.progress = found
+        self.progress, self._saved_step = found, found.step
         if found.step > self.updates:
             raise UsageError(
                 f"{checkpoint} is after update {found.step}, and the recipe ends at {self.updates}",
@@ -200,28 +211,55 @@ class Trainer:
         begun, progress = time.perf_counter(), self.progress
         loss, count, norm, stop = self._step(update)
         stop = self.processes.after_update(progress.step, stop, last=progress.step == self.updates)
-        progress.count(loss, count, sum(map(self.sampler.lengths.__getitem__, update)), time.perf_counter() - begun)
+        tokens = sum(map(self.pool.sampler.lengths.__getitem__, update))
+        progress.count(loss, count, tokens, time.perf_counter() - begun)
         logged = progress.step % self.train.logging_steps == 0 or progress.step == self.updates
         self._bar.advance(logged=not logged)
         if logged:
             self._report(norm)
-        self._between(norm, update_ends_epoch=progress.update == self.sampler.updates)
+        self._between(norm, update_ends_epoch=self.pool.last and progress.update == self.pool.end)
         if stop and progress.step < self.updates:
             self.save()
             self.stopped = True
 
-    def _updates(self) -> Iterator[list[int]]:
+    def _updates(self) -> Iterator[Sequence[int]]:
         """The remaining updates; advances `progress` by each."""
         progress = self.progress
         while progress.step < self.updates:
-            left = self.sampler.epoch(progress.epoch)[progress.update :]
-            for update in left:
-                progress.step += 1
-                progress.update += 1
-                yield update
-                if progress.step == self.updates:
-                    return
-            progress.epoch, progress.update = progress.epoch + 1, 0
+            for pool in self._pools():
+                self.pool = pool
+                for update in pool.updates[progress.update - pool.begin :]:
+                    progress.step += 1
+                    progress.update += 1
+                    yield update
+                    if progress.step == self.updates:
+                        return
+            progress.epoch, progress.update, progress.stream = progress.epoch + 1, 0, {}
+
+    def _pools(self) -> Iterator[Pool]:
+        """The pools that are left of the epoch. An error in a stream ends all processes, with a checkpoint."""
+        if self.stream is None:
+            yield Pool(self.examples, self.sampler, self.sampler.epoch(self.progress.epoch))
+            return
+        pools = self.stream.pools(self.progress, self.sampler)
+        while True:
+            pool, error = None, None
+            try:
+                pool = next(pools, None)
+            except LlmkitError as failure:
+                error = failure
+            if sum_over_processes(self.accelerator, float(error is not None))[0]:
+                self._save_before(error or LlmkitError("another process cannot read its rows", code="process_failed"))
+            if pool is None:
+                return
+            yield pool
+
+    def _save_before(self, error: LlmkitError) -> NoReturn:
+        if self.progress.step:
+            if self._saved_step < self.progress.step:
+                self.save()
+            log.info("stopped after update %d, with a checkpoint", self.progress.step)
+        raise error
 
     # One update.
 
@@ -232,7 +270,8 @@ class Trainer:
             The sum of their losses, the number of predicted tokens, the gradient norm, and whether any process is to
             stop; with local SGD, of this process alone.
         """
-        accelerator, parts = self.accelerator, list(self.sampler.micro_batches(update, self.accelerator.process_index))
+        accelerator = self.accelerator
+        parts = list(self.pool.sampler.micro_batches(update, accelerator.process_index))
         batches = [self._batch(part) if part else self._empty_batch(update) for part in parts]
         (count,) = self.processes.sum_over_update(sum(self.head.predictions(batch) for batch in batches))
         if count == 0 and any(parts):
@@ -302,7 +341,7 @@ class Trainer:
         self.processes.synchronize(self.progress.step)
 
     def _batch(self, indices: Sequence[int]) -> Batch:
-        lines = [self.examples[index] for index in indices]
+        lines = [self.pool.examples[index] for index in indices]
         masked = self.masked or self.objective.balances
         return self.head.batch(lines, pad_id=self.pad_id, packed=self.packed, masked=masked)
 
@@ -323,8 +362,7 @@ class Trainer:
         loss, tokens, seconds = since.loss / max(1.0, since.predicted), since.tokens, since.seconds
         memory = peak_memory(self.accelerator.device.type)
         rate = float(self.optimizer.param_groups[0]["lr"])
-        epoch = self.progress.epoch + self.progress.update / self.sampler.updates
-        stats = TrainingStats(self.progress.step, self.updates, epoch, loss, rate, norm, tokens, seconds, memory)
+        stats = TrainingStats(self.progress.step, self.updates, self.epochs, loss, rate, norm, tokens, seconds, memory)
         self._log({"loss": loss, "learning_rate": rate, **({"grad_norm": norm} if math.isfinite(norm) else {})})
         if self.accelerator.is_main_process:
             self._bar.report(str(stats))
@@ -435,4 +473,5 @@ class Trainer:
                 saved = save_checkpoint(self.folder, self.progress, trained, *states, write_model)
                 log.info("update %d: saved %s", self.progress.step, saved)
                 prune(self.folder, self.train.save_total_limit, self.progress.best_step)
+        self._saved_step = self.progress.step
         self.accelerator.wait_for_everyone()

@@ -54,7 +54,7 @@ def _lines(
     yield "## Data and licenses\n"
     yield "| data | part | license | SHA-256 or commit |\n|---|---|---|---|"
     for each in provenance.data:
-        yield f"| {_plain(_shown(each.name))} | {each.part} | {_license(each.license)} | `{each.hash[:16]}` |"
+        yield f"| {_plain(_shown(each.name))} | {each.part} | {_license(each.license)} | {each.shown} |"
     yield ""
     for sentences in ledgers:
         yield from (f"- {_plain(sentence)}" for sentence in sentences)

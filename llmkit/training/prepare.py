@@ -9,12 +9,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llmkit.config.recipe import Recipe, SourceSection
-from llmkit.data.sources import files_of
+from llmkit.data.sources import contents_of
 from llmkit.errors import InputError, UsageError
-from llmkit.files import file_hash
 from llmkit.heads import BaseHead, head_of
 from llmkit.heads.objective import Objective
 from llmkit.log import warn
@@ -158,8 +158,8 @@ def _contents(source: SourceSection) -> Iterator[tuple[str, tuple[str, str | Non
     """The names of files or rows, with what tells whether two sources have the same rows of them."""
     if source.rows is not None:
         yield source.rows.kind, (source.rows.sha256, source.where)
-    for path in files_of(source):
-        yield path.name, (file_hash(path), source.where)
+    for name, content in contents_of(source):
+        yield Path(name).name, (content, source.where)
 
 
 def _check_steps(recipe: Recipe, updates: int) -> None:

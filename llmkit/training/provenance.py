@@ -15,8 +15,8 @@ from llmkit.config.paths import user_path, without_folders
 from llmkit.config.recipe import Recipe, SourceSection
 from llmkit.config.recipe_file import resolved_yaml
 from llmkit.config.yaml12 import dump, parse
-from llmkit.data.sources import commit_of, files_of
-from llmkit.files import file_hash, read_json
+from llmkit.data.sources import commit_of, contents_of
+from llmkit.files import read_json
 from llmkit.hub.card import card_metadata
 from llmkit.inference.run_manifest import model_hashes
 from llmkit.models.load import Loaded
@@ -52,8 +52,14 @@ class DataOrigin:
     part: str
     """train or validation."""
     hash: str
-    """SHA-256 of a file or of rows, or commit of a dataset."""
+    """SHA-256 of a file or of rows, commit of a dataset, or `llmkit.files.file_stamp` of a file that is streamed."""
     license: str | None
+
+    @property
+    def shown(self) -> str:
+        """The beginning of the hash; the size of a file that is streamed."""
+        size, stamp, _ = self.hash.partition("-")
+        return f"{int(size):,} bytes" if stamp else f"`{self.hash[:16]}`"
 
 
 @dataclass(frozen=True)
@@ -116,8 +122,8 @@ def _data(recipe: Recipe) -> Iterator[DataOrigin]:
 
 
 def _of_source(source: SourceSection, part: str) -> Iterator[DataOrigin]:
-    for path in files_of(source):
-        yield DataOrigin(str(path), part, file_hash(path), source.license)
+    for name, content in contents_of(source):
+        yield DataOrigin(name, part, content, source.license)
     if source.rows is not None:
         yield DataOrigin(f"{source.rows.kind}, {source.rows.count:,} rows", part, source.rows.sha256, source.license)
     if (commit := commit_of(source)) is not None:

@@ -32,7 +32,7 @@ from llmkit.training.loop import Trainer
 from llmkit.training.model_card import draw_losses, model_card
 from llmkit.training.provenance import Provenance
 from llmkit.training.recipe_model import open_task
-from llmkit.training.row_counts import describe
+from llmkit.training.row_counts import Ledger, describe
 from llmkit.training.source_tasks import common_settings, recipe_of, tasks_by_name
 
 __all__ = ["METRICS", "ModelFiles", "Run", "fitted_threshold", "write_report"]
@@ -129,6 +129,11 @@ class Run:
     parts: Mapping[str, Part]
     files: ModelFiles
 
+    def ledgers(self) -> dict[str, Ledger]:
+        """The counts of rows of each part; of a stream, those that were read."""
+        found = {name: part.ledger for name, part in self.parts.items()}
+        return found if self.trainer.stream is None else found | {"train": self.trainer.stream.ledger()}
+
 
 def write_report(run: Run, threshold: Threshold | None, folder: Path) -> None:
     """Write the log, the metrics, the loss curve and the model card."""
@@ -140,7 +145,7 @@ def write_report(run: Run, threshold: Threshold | None, folder: Path) -> None:
         metrics |= {"no_answer_threshold": threshold.value, "f1_with_no_answer_threshold": 100 * threshold.figure}
     (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     draw_losses(trainer.progress.log, folder / "loss.png", trainer.head.unit)
-    ledgers = [list(describe(part.ledger, name)) for name, part in run.parts.items()]
+    ledgers = [list(describe(ledger, name)) for name, ledger in run.ledgers().items()]
     card = model_card(recipe, run.provenance, metrics, trainer.folder.name, ledgers)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -183,7 +188,7 @@ def _metrics(trainer: Trainer) -> dict[str, Any]:
     best = f"eval_{trainer.train.best_metric}"
     found: dict[str, Any] = {
         "updates": progress.step,
-        "epochs": progress.epoch + progress.update / trainer.sampler.updates,
+        "epochs": trainer.epochs,
         "train_loss": last.get("loss"),
         **{key: value for key, value in last.items() if key != "loss"},
         f"best_{best}": progress.best_metric,

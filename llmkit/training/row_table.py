@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import SourceSection
 from llmkit.data.proposals import task_rows
+from llmkit.data.records import Record
 from llmkit.data.selection import Selection
-from llmkit.data.sources import commit_of, files_of, hub_id, open_source
+from llmkit.data.sources import commit_of, contents_of, files_of, hub_id, open_source
 from llmkit.errors import HubUnreachableError, InputError, UsageError
-from llmkit.files import file_hash
 from llmkit.hub.reachability import hub_name, hub_reachable, is_offline, mirror_hint
 from llmkit.tasks import Task
 from llmkit.training.disk_cache import cached_table, code_version, digest
@@ -22,7 +22,7 @@ from llmkit.training.source_tasks import task_of
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["Rows", "need_hub", "read_rows"]
+__all__ = ["Rows", "need_hub", "read_rows", "row_text"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,11 @@ def _require_columns(missing: Collection[str], sources: Sequence[SourceSection])
     )
 
 
+def row_text(record: Record) -> str:
+    """The row of a record as JSON; empty if it is bad."""
+    return "" if record.row is None else json.dumps(record.row, ensure_ascii=False, default=str)
+
+
 def read_rows(sources: Sequence[SourceSection], task: Task) -> Rows:
     """Parse all rows of the sources, or load them from the cache. Bad rows are included, with their error.
 
@@ -105,10 +110,13 @@ def read_rows(sources: Sequence[SourceSection], task: Task) -> Rows:
     """
     need_hub(sources)
     # Hashes of files, commits of Hub data sets.
-    content = [commit_of(source) or [(str(path), file_hash(path)) for path in files_of(source)] for source in sources]
+    content = [commit_of(source) or list(contents_of(source)) for source in sources]
     origin = digest([source.model_dump(exclude_defaults=True) for source in sources], content)
     tasks = tuple(task_of(source, task) for source in sources)
-    key = digest("rows", origin, [(each.name, each.settings, each.further_columns) for each in tasks], code_version())
+    settings = [(each.name, each.settings, each.further_columns) for each in tasks]
+    # The hashes of streamed files do not show every change.
+    times = [path.stat().st_mtime_ns for source in sources if source.streaming for path in files_of(source)]
+    key = digest("rows", origin, settings, *([times] if times else []), code_version())
 
     selection = Selection()
     missing = {name for name, needed in task.further_columns.items() if needed}
@@ -116,11 +124,10 @@ def read_rows(sources: Sequence[SourceSection], task: Task) -> Rows:
     def write() -> Iterator[dict[str, Any]]:
         for number, source in enumerate(sources):
             for record in task_rows(source, tasks[number], selection):
-                row = "" if record.row is None else json.dumps(record.row, ensure_ascii=False, default=str)
                 missing.difference_update(record.row or ())
                 yield {
                     "where": record.where,
-                    "row": row,
+                    "row": row_text(record),
                     "error": str(record.error or ""),
                     "source": number,
                     "unused": list(record.unused),

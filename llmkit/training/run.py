@@ -6,6 +6,7 @@ files of the result in `llmkit.training.result`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -38,6 +39,7 @@ from llmkit.training.accelerator import make_accelerator
 from llmkit.training.checkpoint import load_trained
 from llmkit.training.dataset import Part
 from llmkit.training.disk_cache import digest
+from llmkit.training.encoding import make_encoder
 from llmkit.training.loop import EXAMPLES, Trainer
 from llmkit.training.output_folder import RESUME, claim_folder, find_checkpoint, moved_when_complete
 from llmkit.training.prepare import expected_rows, prepare
@@ -56,7 +58,8 @@ from llmkit.training.push import push, reserve
 from llmkit.training.recipe_model import open_model, open_task
 from llmkit.training.reload_check import check_reload, logits_of_rows
 from llmkit.training.result import ModelFiles, Run, fitted_threshold, write_report
-from llmkit.training.row_counts import describe
+from llmkit.training.row_counts import Tally, describe
+from llmkit.training.stream import ExampleStream
 from llmkit.training.trainable import freeze_as, is_swept_in, make_trainable
 
 __all__ = ["finetune", "packs"]
@@ -117,6 +120,9 @@ def _train(
                     elif found is not None and short.is_file():
                         write_whole(short, with_length_of(recipe, short.read_text(encoding="utf-8")))
             run.trainer.run()
+        if run.trainer.stream is not None:
+            for line in describe(run.ledgers()["train"], "train"):
+                log.info("%s", line)
         if not run.trainer.stopped:
             with activity(f"writing {folder}"):
                 _finish(run)
@@ -179,7 +185,13 @@ def _prepare(
     examples = parts["train"].examples
     by_task = parts["train"].by_task()
     targets = np.asarray(examples["targets"][:])
-    files = ModelFiles(recipe, loaded, head, {name: int(targets[mine].max()) for name, mine in by_task.items()})
+    longest = Counter({name: int(targets[mine].max()) for name, mine in by_task.items()})
+    stream = None
+    if recipe.data.streaming:
+        stream = ExampleStream(
+            recipe, parts["train"].rows, make_encoder(recipe, task, ready.loaded), Tally(longest=longest)
+        )
+    files = ModelFiles(recipe, loaded, head, longest)
     trainer = Trainer(
         accelerator=accelerator,
         model=model,
@@ -198,6 +210,7 @@ def _prepare(
         should_stop=should_stop,
         validation_metrics=_validation_metrics(recipe, task, replace(loaded, model=model), parts, accelerator),
         write_model=files.write,
+        stream=stream,
     )
     return Run(recipe, trainer, ready.loaded, provenance, parts, files)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from llmkit.config.recipe import TrainSection
 
-__all__ = ["BatchSampler", "count_updates"]
+__all__ = ["BatchSampler", "Pool", "count_updates"]
 
 _POOL = 50
 """Number of updates whose examples are sorted by length together, as in Transformers' LengthGroupedSampler."""
@@ -51,24 +51,24 @@ class BatchSampler:
         """Updates in an epoch."""
         return -(-len(self.lengths) // self.update_size)
 
-    def epoch(self, number: int) -> list[list[int]]:
-        """The indices of each update of an epoch; epochs are numbered from 0."""
+    def epoch(self, number: int, pool: int = 0) -> list[list[int]]:
+        """The indices of each update of an epoch, or of a pool of it; both are numbered from 0."""
         import numpy as np
 
         count, size = len(self.lengths), self.update_size
         if self.strategy == "sequential":
             order = np.arange(count)
         else:
-            random = np.random.default_rng((self.seed, number))
+            random = np.random.default_rng((self.seed, number, pool))
             order = random.permutation(count)
         if self.strategy != "group_by_length":
             return [order[start : start + size].tolist() for start in range(0, count, size)]
         lengths = np.asarray(self.lengths)
         updates: list[list[int]] = []
         for start in range(0, count, size * _POOL):
-            pool = order[start : start + size * _POOL]
-            pool = pool[np.argsort(-lengths[pool], kind="stable")]
-            updates += [pool[begin : begin + size].tolist() for begin in range(0, len(pool), size)]
+            part = order[start : start + size * _POOL]
+            part = part[np.argsort(-lengths[part], kind="stable")]
+            updates += [part[begin : begin + size].tolist() for begin in range(0, len(part), size)]
         shuffled: list[list[int]] = [updates[place] for place in random.permutation(len(updates))]
         # The longest update is first, so that memory runs out at once if at all.
         longest = max(range(len(shuffled)), key=lambda place: max(self.lengths[index] for index in shuffled[place]))
@@ -93,3 +93,22 @@ class BatchSampler:
         for step in range(steps):
             part = step * self.processes + process
             yield list(ordered[bounds[part] : bounds[part + 1]])
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Examples that are shuffled together: those of an epoch, or of a stream as many as are held in memory."""
+
+    examples: Any
+    """The fields of `llmkit.heads.base.Features` of each, by index."""
+    sampler: BatchSampler
+    updates: Sequence[Sequence[int]]
+    begin: int = 0
+    """Updates of the epoch before it."""
+    last: bool = True
+    """Whether the epoch ends with it."""
+
+    @property
+    def end(self) -> int:
+        """Updates of the epoch up to its end."""
+        return self.begin + len(self.updates)

@@ -6,7 +6,7 @@ A shape detects and converts one layout of rows; a task lists the shapes that it
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from llmkit.config.recipe import SourceSection
@@ -26,7 +26,7 @@ from llmkit.errors import InputError, UsageError
 from llmkit.tasks import Task
 from llmkit.tasks.wording import PREFIX
 
-__all__ = ["SHAPES", "InputPlan", "Shape", "Suggested", "look_up", "mapped_rows", "shapes_of"]
+__all__ = ["SHAPES", "InputPlan", "Shape", "Suggested", "converter", "look_up", "mapped_rows", "shapes_of"]
 
 SHAPES: dict[str, Shape] = {
     "columns": Columns(),
@@ -57,18 +57,21 @@ def mapped_rows(source: SourceSection, task: Task, selection: Selection | None =
         selection: shared by several sources; counts the rows left out.
     """
     selection = selection or Selection()
-    records = _converted(open_source(source, selection), source, task)
+    convert = converter(source, task)
+    records = (each for record in open_source(source, selection) for each in convert(record))
     return selection.without_duplicates(records, source.deduplicate, task)
 
 
-def _converted(records: Iterator[Record], source: SourceSection, task: Task) -> Iterator[Record]:
+def converter(source: SourceSection, task: Task) -> Callable[[Record], Iterator[Record]]:
+    """The function that turns a record of a source of known shape into records in the columns of the task."""
     shape = _shape_of(source, task)
     prefix = {} if source.prefix is None else {PREFIX: source.prefix}
     selecting = [] if source.where is None else RowCondition(source.where).columns
-    for record in records:
+
+    def converted(record: Record) -> Iterator[Record]:
         if record.row is None:
             yield record
-            continue
+            return
         try:
             refuse_preferences(record.row, source.columns, task)
             for suffix, row in shape.convert(record.row, source, task):
@@ -81,6 +84,8 @@ def _converted(records: Iterator[Record], source: SourceSection, task: Task) -> 
                 yield Record(record.where + suffix, row, unused=tuple(unused), others=others)
         except InputError as error:
             yield Record(record.where, None, error.reworded(f"{record.where} {error.problem}"))
+
+    return converted
 
 
 def _further(record: Mapping[str, Any], row: Mapping[str, Any], task: Task) -> dict[str, Any]:

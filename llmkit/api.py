@@ -18,7 +18,7 @@ from llmkit.config.user import with_default_model
 from llmkit.data.prompt_files import prompt_values
 from llmkit.errors import InputError, UsageError
 from llmkit.progress import hidden
-from llmkit.tasks import TASKS, Message, PromptKeywords, PromptOptions, Row, ShotsBy, Task, find_task
+from llmkit.tasks import TASKS, Message, PromptKeywords, PromptOptions, Row, Task, WordingKeywords, find_task
 from llmkit.tasks.messages import to_tools
 from llmkit.tasks.question_answering import AnswerOptions
 from llmkit.tasks.summarization import SummarizationOptions
@@ -73,6 +73,10 @@ class PromptedSummarization(SummarizationOptions, PromptKeywords, total=False):
 
 class PromptedAnswer(AnswerOptions, PromptKeywords, total=False):
     """The keyword arguments of `answer`."""
+
+
+class PromptedEvaluation(TaskOptions, WordingKeywords, total=False):
+    """The keyword arguments of `evaluate` besides its own."""
 
 
 class PromptedTask(TaskOptions, PromptKeywords, total=False):
@@ -285,7 +289,7 @@ def next_tokens_with(settings: LoadSettings, text: str, *, top: int) -> tuple[Lo
     return loaded, distribution(loaded, text, top=top)
 
 
-@with_settings(LoadSettings, GenerationSettings)
+@with_settings(PromptOptions, LoadSettings, GenerationSettings)
 def evaluate(
     recipe: str | Path | None = None,
     *,
@@ -296,10 +300,7 @@ def evaluate(
     encoding: str | None = None,
     header: bool | None = None,
     delimiter: str | None = None,
-    examples: Sequence[Row] | str | Path = (),
     shots: int | Sequence[int] | None = None,
-    shots_by: ShotsBy | None = None,
-    shots_seed: int | None = None,
     baseline: str | None = None,
     overrides: Sequence[str] = (),
     metrics: Mapping[str, Any] | None = None,
@@ -308,9 +309,12 @@ def evaluate(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
-    **options: Unpack[TaskOptions],
+    **options: Unpack[PromptedEvaluation],
 ) -> Evaluation:
     """Evaluate a model against reference answers; with a recipe, its tuned model on its validation rows.
+
+    Of a mixture all tasks are evaluated (``Evaluation.by_task``) unless ``task`` names one. A conversation is evaluated
+    by its last reply.
 
     Args:
         recipe: the folder of a run, a recipe file, or the name of a built-in recipe.
@@ -322,12 +326,8 @@ def evaluate(
         encoding: of the rows, if not UTF-8.
         header: CSV and TSV: whether the first row names the columns; detected by default.
         delimiter: CSV and TSV: what separates the fields; detected by default.
-        examples: few-shot rows in the task's columns, or a file of them, which may be ``data``: the row itself is never
-            used. By default those of the recipe.
         shots: the number of examples in each prompt, or several such as ``[0, 1, 4]``, each of which is compared with
             the first (``Evaluation.by_shots``); by default all examples.
-        shots_by: how they are chosen: ``random`` (the same for all rows) or ``similarity`` of words to the row.
-        shots_seed: seed that they are drawn with.
         baseline: another model, compared by a paired bootstrap test on the same rows.
         overrides: changes to the recipe, such as ``settings.target=de``.
         metrics: additional metrics of the package evaluate, loaded, by name.
@@ -336,20 +336,24 @@ def evaluate(
         resume: continue an interrupted evaluation in its folder.
         overwrite: replace an earlier evaluation in the folder.
         progress: show bars in a terminal or a notebook.
-        **options: the fields of `LoadSettings` and `GenerationSettings`, and the task's own; greedy unless sampling
-            options are set.
+        **options: the fields of `PromptOptions` (by default as the recipe has them; ``examples`` may be rows, or a file
+            in the layout of ``data``), `LoadSettings` and `GenerationSettings`, and the task's own; greedy unless
+            sampling options are set.
 
     Raises:
         LlmkitError: one line that ends in what to do.
     """
-    from llmkit.training.evaluation_spec import resolve_evaluation, run_evaluation
+    from llmkit.training.evaluation_run import run_evaluation
+    from llmkit.training.evaluation_spec import resolve_evaluation
     from llmkit.training.python_data import evaluation_data
 
     of_tasks = {item.name for each in TASKS.values() for item in setting_fields(each.settings_class)}
     own = {name: value for name, value in options.items() if name in of_tasks and value is not None}
     general = {name: value for name, value in options.items() if name not in of_tasks}
+    prompt_names = {item.name for item in setting_fields(PromptOptions)}
+    prompt = {name: general.pop(name) for name in list(general) if name in prompt_names}
     load_settings, settings = split_options({**general, "model": model}, LoadSettings, GenerationSettings)
-    spec = resolve_evaluation(
+    specs = resolve_evaluation(
         None if recipe is None else str(recipe),
         task,
         None if data is None else evaluation_data(data),
@@ -360,13 +364,11 @@ def evaluate(
         header=header,
         delimiter=delimiter,
         settings=own,
-        examples=str(examples) if isinstance(examples, Path) else examples,
-        shots_by=shots_by,
-        shots_seed=shots_seed,
+        prompt=prompt,
     )
     with nullcontext() if progress else hidden():
         result = run_evaluation(
-            spec,
+            specs,
             settings,
             None if output is None else Path(output),
             baseline=baseline,

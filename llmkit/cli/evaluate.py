@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from llmkit.cli.display import padded
-from llmkit.cli.options import declared, flags
+from llmkit.cli.options import declared, flags, option_parameters
 from llmkit.cli.output import AsJson
 from llmkit.cli.processes import start
 from llmkit.cli.streams import echo
@@ -20,7 +21,7 @@ from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
 from llmkit.errors import UsageError
 from llmkit.log import log
 from llmkit.models.processes import Worker, is_distributed, join_process_group, on_cpu
-from llmkit.tasks import PromptOptions, ShotsBy
+from llmkit.tasks import PromptOptions
 
 if TYPE_CHECKING:
     from llmkit.evaluation.evaluate import Evaluation, MetricResult
@@ -41,7 +42,11 @@ def evaluate(
     generation: GenerationSettings,
     task: Annotated[
         str | None,
-        typer.Option(metavar="TASK", help="Without RUN: the task; of a mixture, which one.", rich_help_panel="Model"),
+        typer.Option(
+            metavar="TASK",
+            help="Without RUN: the task; of a mixture, which one; default: all.",
+            rich_help_panel="Model",
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -74,8 +79,6 @@ def evaluate(
             rich_help_panel="Prompt",
         ),
     ] = None,
-    shots_by: Annotated[ShotsBy | None, declared(PromptOptions, "shots_by")] = None,
-    shots_seed: Annotated[int | None, declared(PromptOptions, "shots_seed", min=0)] = None,
     baseline: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Another model to compare with, on the same rows.", rich_help_panel="Model"),
@@ -111,13 +114,14 @@ def evaluate(
     ] = False,
     num_processes: Annotated[int | None, declared(RowSettings, "num_processes", min=1)] = None,
     as_json: AsJson = False,
-    **task_settings: Any,
+    **further: Any,
 ) -> None:
     """Evaluate a model against reference answers.
 
     Decoding is greedy unless sampling options are set. Metrics have 95 % confidence intervals and are compared with
     trivial answers; --baseline adds the p-value of a paired bootstrap test, and so do several numbers of --shots. Each
-    row with its references, prediction and scores is written to results.jsonl.
+    row with its references, prediction and scores is written to results.jsonl. A conversation is evaluated by its last
+    reply. All tasks of a mixture are evaluated, each in a folder of its own, unless --task names one.
 
     Examples:
         llmkit evaluate runs/papers --baseline starter
@@ -127,9 +131,12 @@ def evaluate(
     if (num_processes or 1) > 1 and not is_distributed():
         raise typer.Exit(start(num_processes or 1, flags.arguments, on_cpu=on_cpu(load.device)))
     member = join_process_group(num_processes, load.device) if is_distributed() else Worker()
-    from llmkit.training.evaluation_spec import resolve_evaluation, run_evaluation
+    from llmkit.training.evaluation_run import run_evaluation
+    from llmkit.training.evaluation_spec import resolve_evaluation
 
-    spec = resolve_evaluation(
+    prompt_names = {item.name for item in setting_fields(PromptOptions)}
+    given = {name: value for name, value in further.items() if value is not None}
+    specs = resolve_evaluation(
         run,
         task,
         data,
@@ -139,10 +146,8 @@ def evaluate(
         encoding=encoding,
         header=header,
         delimiter=delimiter,
-        settings={name: value for name, value in task_settings.items() if value is not None},
-        examples=examples or (),
-        shots_by=shots_by,
-        shots_seed=shots_seed,
+        settings={name: value for name, value in given.items() if name not in prompt_names},
+        prompt={"examples": examples, **{name: value for name, value in given.items() if name in prompt_names}},
     )
     loaded = {}
     if metrics:
@@ -150,7 +155,7 @@ def evaluate(
 
         loaded = {Path(name).stem: load_metric(name, trust_remote_code=load.trust_remote_code) for name in metrics}
     result = run_evaluation(
-        spec,
+        specs,
         generation,
         output,
         baseline=baseline,
@@ -183,17 +188,18 @@ def evaluate_command(tasks: tuple[type[Task], ...]) -> Callable[..., None]:
     own = [
         each.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
         for name, each in inspect.signature(evaluate).parameters.items()
-        if name != "task_settings"
+        if name != "further"
     ]
     names = {each.name for each in own}
-    parameters = [*own, *(each for name, each in _task_options(tasks).items() if name not in names)]
+    prompt = (each.replace(default=None) for each in option_parameters(PromptOptions))
+    parameters = [*own, *(each for each in (*_task_options(tasks), *prompt) if each.name not in names)]
     run.__name__, run.__doc__ = "evaluate", evaluate.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
 
 
-def _task_options(tasks: tuple[type[Task], ...]) -> Mapping[str, inspect.Parameter]:
+def _task_options(tasks: tuple[type[Task], ...]) -> Iterable[inspect.Parameter]:
     """An option for each setting of the tasks, with the names of the tasks that have it."""
     verbs: dict[str, list[str]] = {}
     for task in tasks:
@@ -212,13 +218,17 @@ def _task_options(tasks: tuple[type[Task], ...]) -> Mapping[str, inspect.Paramet
                 item.name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind | None, option], default=None
             )
             found.setdefault(item.name, parameter)
-    return found
+    return found.values()
 
 
 _CHOSEN = {"random": ", drawn with seed {shots_seed}", "similarity": ", by similarity of words"}
 
 
 def _table(result: Evaluation) -> Iterator[str]:
+    if result.by_task:
+        for name, each in result.by_task.items():
+            yield from _table(replace(each, task=name))
+        return
     compared = result.by_shots or (result,)
     problems = "" if result.by_shots else _problems(result)
     yield f"{result.task}: {result.model}, {result.rows} rows{problems}"

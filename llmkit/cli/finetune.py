@@ -150,8 +150,11 @@ def _log_next(recipe: Recipe) -> None:
     if len(prefixes) > 1:  # the model has none of its own
         options = {**options, "prefix": next(filter(None, prefixes))}
     log.info("try it: %s", command_line(task.verb, task.sample, **options, model=folder))
-    validated = recipe.data.validation is not None or recipe.data.validation_fraction is not None
-    log.info("evaluate it: %s", command_line("evaluate", quoted(folder), data="" if validated else "FILE"))
+    rows: dict[str, Any] = {}
+    if recipe.data.validation is None and recipe.data.validation_fraction is None:
+        mixed = any(source.task not in (None, recipe.task) for source in recipe.data.train)
+        rows = {"task": recipe.task if mixed else "", "data": "FILE"}
+    log.info("evaluate it: %s", command_line("evaluate", quoted(folder), **rows))
 
 
 def _refuse_beside_recipe(**options: Any) -> None:

@@ -27,7 +27,7 @@ from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings
 from llmkit.errors import LlmkitError
 from llmkit.tasks import TASKS, PromptOptions, Task
 
-__all__ = ["Stopped", "command", "declared", "flags", "named_options", "remedy", "worded"]
+__all__ = ["Stopped", "command", "declared", "flags", "named_options", "option_parameters", "remedy", "worded"]
 
 
 @dataclass
@@ -155,7 +155,8 @@ def declared(settings: type[Any], name: str, task: type[Task] | None = None, **o
 _hints: Callable[[Any], dict[str, Any]] = functools.cache(functools.partial(get_type_hints, include_extras=True))
 
 
-def _parameters(settings: type[Any], task: type[Task] | None) -> Iterator[inspect.Parameter]:
+def option_parameters(settings: type[Any], task: type[Task] | None = None) -> Iterator[inspect.Parameter]:
+    """An option for each setting, or each that the task's command has."""
     hints = _hints(settings)
     for item in setting_fields(settings):
         if task and settings is PromptOptions and item.name not in task.command_prompt_options:
@@ -264,7 +265,7 @@ def _build(name: str, function: Callable[..., None], text: str, task: type[Task]
         hint = hints[parameter.name]
         if _is_settings(hint):
             bundles[parameter.name] = hint
-            parameters += _parameters(hint, task)
+            parameters += option_parameters(hint, task)
         else:
             parameters.append(parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
             _complete(parameter.name, hint)

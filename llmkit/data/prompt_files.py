@@ -119,4 +119,4 @@ def _mapping(name: str, value: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise UsageError(f"{name} is not valid JSON ({error})", "correct it", code="invalid_value") from error
+        raise UsageError(f"`{name}` is not valid JSON ({error})", "correct it", code="invalid_value") from error

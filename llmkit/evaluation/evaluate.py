@@ -39,6 +39,7 @@ __all__ = [
     "compare_shots",
     "evaluate",
     "greedy",
+    "join_tasks",
     "prediction_of",
     "shots_label",
     "without_reasoning",
@@ -83,7 +84,7 @@ class Evaluation:
     answers: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     """Output record of each row; empty for plain text."""
     results: Path | None = None
-    """File with each row's columns, references, prediction and scores."""
+    """File with each row's columns, references, prediction and scores; of a mixture, the folder of those files."""
     baseline: Evaluation | None = None
     """The baseline model's results on the same rows."""
     shots: int | None = None
@@ -92,9 +93,13 @@ class Evaluation:
     """Number of the examples that they are chosen from, ``shots_by`` and ``shots_seed``."""
     by_shots: tuple[Evaluation, ...] = ()
     """The results for each number of shots, this one first, if there are several."""
+    by_task: dict[str, Evaluation] = field(default_factory=dict)
+    """The results for each task of a mixture; the names of ``figures`` then begin with that of the task."""
 
     def _repr_html_(self) -> str:
         """The metrics as a table, for notebooks."""
+        if self.by_task:
+            return "".join(replace(each, task=name)._repr_html_() for name, each in self.by_task.items())
         if self.by_shots:
             return "".join(replace(each, by_shots=())._repr_html_() for each in self.by_shots)
         names = ["metric", "value", "95 % interval", *(["baseline", "difference", "p"] if self.baseline else [])]
@@ -127,6 +132,7 @@ class Evaluation:
             **({"notes": self.notes} if self.notes else {}),
             **({} if self.baseline is None else {"baseline": self.baseline.to_dict()}),
             **({"by_shots": [replace(each, by_shots=()).to_dict() for each in self.by_shots]} if self.by_shots else {}),
+            **({"by_task": {name: each.to_dict() for name, each in self.by_task.items()}} if self.by_task else {}),
         }
 
 
@@ -345,6 +351,23 @@ def compare_shots(results: Sequence[Evaluation]) -> Evaluation:
     """The first result, with all of them; the others have p-values of their differences to the first."""
     first, *others = results
     return replace(first, by_shots=(first, *(_with_p_values(each, first) for each in others)))
+
+
+def join_tasks(results: Mapping[str, Evaluation]) -> Evaluation:
+    """The results of a model on the tasks of a mixture as one."""
+    every = list(results.values())
+    return Evaluation(
+        ", ".join(results),
+        every[0].model,
+        sum(each.rows for each in every),
+        sum(each.failed for each in every),
+        sum(each.unfinished for each in every),
+        tuple(
+            replace(figure, name=f"{name}_{figure.name}") for name, each in results.items() for figure in each.figures
+        ),
+        notes=dict(sum((Counter(each.notes) for each in every), Counter[str]())),
+        by_task=dict(results),
+    )
 
 
 def shots_label(shots: int) -> str:

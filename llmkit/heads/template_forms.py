@@ -173,10 +173,10 @@ def find_form(tokenizer: Any, template: str, chat: Chat, *, prompt: bool) -> For
 def _as_json(options: Mapping[str, Any], template: str) -> str:
     for name in options:
         if name in ("messages", "tools", "add_generation_prompt"):
-            raise UsageError(f"chat_template_kwargs cannot set {name}", "leave it out", code="invalid_value")
+            raise UsageError(f"`chat_template_kwargs` cannot set {name}", "leave it out", code="invalid_value")
         if re.search(rf"\b{re.escape(name)}\b", template) is None:
             raise UsageError(
-                f"chat_template_kwargs has {name}, which the model's chat template does not use",
+                f"`chat_template_kwargs` has {name}, which the model's chat template does not use",
                 "leave it out",
                 code="no_effect",
             )
@@ -184,7 +184,7 @@ def _as_json(options: Mapping[str, Any], template: str) -> str:
         return json.dumps(dict(options), sort_keys=True, ensure_ascii=False)
     except TypeError as error:
         raise UsageError(
-            f"chat_template_kwargs are not JSON ({error})", "use texts, numbers, lists and objects"
+            f"`chat_template_kwargs` are not JSON ({error})", "use texts, numbers, lists and objects"
         ) from error
 
 

@@ -34,6 +34,7 @@ from llmkit.tasks.types import (
     Text,
     ToolCall,
     Traits,
+    WordingKeywords,
     Work,
 )
 
@@ -67,6 +68,7 @@ __all__ = [
     "ToolCall",
     "Traits",
     "Translation",
+    "WordingKeywords",
     "Work",
     "find_task",
     "get_task",

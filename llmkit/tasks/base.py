@@ -73,7 +73,9 @@ class Task:
     settings_class: ClassVar[type[TaskSettings]] = TaskSettings
     argument_help: ClassVar[Mapping[str, str]] = {}
     """Help of the command's arguments, if there are several."""
-    command_prompt_options: ClassVar[tuple[str, ...]] = (*EXAMPLES, "template", "prefix", "prompt_language", "think")
+    command_prompt_options: ClassVar[tuple[str, ...]] = (
+        *EXAMPLES, "template", "prefix", "prompt_language", "think", "chat_template_kwargs",
+    )  # fmt: skip
     """The fields of `PromptOptions` that are options of the command."""
     converses: ClassVar[bool] = False
     """Whether the command starts a conversation if it gets no text."""
@@ -329,7 +331,7 @@ class Task:
         check_wording(self, traits, prompt_options)
         if prompt_options.chat_template_kwargs and (prompt_options.raw or not traits.chat):
             raise UsageError(
-                "chat_template_kwargs have no effect: the prompt is not rendered by a chat template",
+                "`chat_template_kwargs` have no effect: the prompt is not rendered by a chat template",
                 "leave them out",
                 code="no_effect",
             )

@@ -36,7 +36,7 @@ class Dialogue(Task):
     """
     synonyms = ("talk", "conversation", "converse", "repl", "interactive", "assistant")
     sample = ""
-    command_prompt_options = ("system", *EXAMPLES, "think", "tools")
+    command_prompt_options = ("system", *EXAMPLES, "think", "chat_template_kwargs", "tools")
     converses = True
     takes_instruction = True
     input_column = "messages"

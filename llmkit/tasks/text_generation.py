@@ -29,7 +29,9 @@ class TextGeneration(Task):
         llmkit generate --input prompts.jsonl --output answers.jsonl
     """
     synonyms = ("complete", "completion", "continue", "prompt", "run", "write", "infer", "predict", "inference")
-    command_prompt_options = ("system", "prefill", *EXAMPLES, "template", "prefix", "raw", "think", "tools")
+    command_prompt_options = (
+        "system", "prefill", *EXAMPLES, "template", "prefix", "raw", "think", "chat_template_kwargs", "tools",
+    )  # fmt: skip
     takes_instruction = True
     input_column = "prompt"
     columns = ("prompt",)

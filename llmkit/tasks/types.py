@@ -34,6 +34,7 @@ __all__ = [
     "Text",
     "ToolCall",
     "Traits",
+    "WordingKeywords",
     "Work",
 ]
 
@@ -226,13 +227,12 @@ class PromptOptions(TaskSettings):
         object.__setattr__(self, "tools", tuple(self.tools))
 
 
-class PromptKeywords(TypedDict, total=False):
-    """The fields of `PromptOptions` as keyword arguments."""
+class WordingKeywords(TypedDict, total=False):
+    """The fields of `PromptOptions` but ``shots`` as keyword arguments."""
 
     system: str
     prefill: str
     examples: Sequence[Row] | str | Path
-    shots: int | None
     shots_by: ShotsBy | None
     shots_seed: int | None
     template: str | None
@@ -242,6 +242,12 @@ class PromptKeywords(TypedDict, total=False):
     think: bool | None
     chat_template_kwargs: Mapping[str, Any] | str | Path | None
     tools: Sequence[Row] | str | Path
+
+
+class PromptKeywords(WordingKeywords, total=False):
+    """The fields of `PromptOptions` as keyword arguments."""
+
+    shots: int | None
 
 
 @dataclass(frozen=True)

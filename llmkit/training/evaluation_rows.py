@@ -27,7 +27,7 @@ from llmkit.tasks import Row, Task
 from llmkit.training.dataset import divide
 from llmkit.training.recipe_model import open_task
 from llmkit.training.row_table import Rows, read_rows
-from llmkit.training.source_tasks import is_for
+from llmkit.training.source_tasks import recipe_of
 
 __all__ = ["RowChoice", "evaluation_records", "example_rows", "separated_rows"]
 
@@ -58,16 +58,16 @@ def _check_columns(columns: Mapping[str, str], task: Task) -> None:
         )
 
 
-def evaluation_records(recipe: Recipe, task: Task, choice: RowChoice) -> tuple[Iterator[Record], str]:
-    """The rows to evaluate on, and their name.
+def evaluation_records(
+    recipe: Recipe, task: Task, choice: RowChoice, mine: Sequence[SourceSection]
+) -> tuple[Iterator[Record], str]:
+    """The rows to evaluate on, and their name; ``mine`` are the recipe's sources of such rows.
 
     Raises:
         UsageError: the recipe has no validation rows, or an option has no effect on them.
         InputError: rows cannot be read, when the iterator gets there.
     """
     _check_columns(choice.columns, task)
-    default = open_task(recipe)
-    mine = [source for source in recipe.data.validation or recipe.data.train if is_for(source, task, default)]
     if choice.data is not None:
         sources = [_source_for(choice.data, mine[0] if mine else SourceSection(path=["x"]), choice)]
     elif not mine:
@@ -89,7 +89,7 @@ def evaluation_records(recipe: Recipe, task: Task, choice: RowChoice) -> tuple[I
             "name other rows with `data`",
         )
     else:
-        return _held_back(recipe, task, default), f"{_source_stem(mine[0])}-held-back"
+        return _held_back(recipe, mine), f"{_source_stem(mine[0])}-held-back"
     return _with_advice(sources, task), _source_stem(sources[0])
 
 
@@ -135,7 +135,7 @@ def example_rows(path: str, recipe: Recipe, task: Task, choice: RowChoice) -> tu
         InputError: a row cannot be read.
     """
     with _advising(task):
-        return read_examples(path, _changed(recipe.data.train[0], choice), task)
+        return read_examples(path, _changed(recipe_of(recipe, task.name).data.train[0], choice), task)
 
 
 def _source_stem(source: SourceSection) -> str:
@@ -147,11 +147,11 @@ def _source_stem(source: SourceSection) -> str:
     return Path(first).name.split(".")[0] or first if local else first
 
 
-def _held_back(recipe: Recipe, task: Task, default: Task) -> Iterator[Record]:
-    """The rows of a task that training does not use; ``default`` is the recipe's task."""
-    rows = read_rows(recipe.data.train, default)
+def _held_back(recipe: Recipe, sources: Sequence[SourceSection]) -> Iterator[Record]:
+    """The rows of sources that training does not use."""
+    rows = read_rows(recipe.data.train, open_task(recipe))
     _, held = divide(recipe, rows)
-    mine = {number for number, source in enumerate(recipe.data.train) if is_for(source, task, default)}
+    mine = {number for number, source in enumerate(recipe.data.train) if any(source is each for each in sources)}
     lines = {index: line for index in held if (line := rows.table[index])["source"] in mine and line["row"]}
     others = _other_columns(recipe, rows, lines) if any(line["unused"] for line in lines.values()) else {}
     return (

@@ -1,55 +1,36 @@
 """What an evaluation compares: a run, a recipe, or any model, on the rows that it names.
 
-Knows how these become a model, a task and rows, and which files an evaluation writes. Scoring is in
-`llmkit.evaluation`.
+Knows how these become a model, tasks and rows. The evaluation is run in `llmkit.training.evaluation_run`.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llmkit.config.commands import command_line, quoted
 from llmkit.config.declaration import explicitly_set, setting_fields
 from llmkit.config.paths import user_path
-from llmkit.config.recipe import VERSION, PythonRows, Recipe
+from llmkit.config.recipe import VERSION, PythonRows, Recipe, SourceSection
 from llmkit.config.recipe_file import MAY_RUN_CODE, load_recipe, make_recipe
-from llmkit.config.settings import GenerationSettings, LoadSettings, TruncationSide, delimiter_character
+from llmkit.config.settings import LoadSettings, TruncationSide, delimiter_character
 from llmkit.config.user import chosen_model
-from llmkit.data.prompt_files import open_prompt
-from llmkit.engines.transformers import TransformersEngine
-from llmkit.errors import InputError, UsageError
-from llmkit.evaluation.evaluate import Evaluation, compare, compare_shots, evaluate
-from llmkit.evaluation.results import json_lines, log_problems, write_results
-from llmkit.files import read_json, write_whole
-from llmkit.hub.reachability import offline
-from llmkit.inference.pipeline import Pipeline
-from llmkit.inference.tuned_config import apply_contract
-from llmkit.models.load import load_model
-from llmkit.models.processes import Worker
+from llmkit.data.prompt_files import open_prompt, prompt_values
+from llmkit.errors import UsageError
+from llmkit.files import read_json
 from llmkit.models.source import ADAPTER_CONFIG, CONTRACT_FILE
-from llmkit.models.tables import writes
-from llmkit.progress import ProgressMeter
-from llmkit.tasks import PromptOptions, Row, ShotsBy, Task, find_task
+from llmkit.tasks import PromptOptions, Task, find_task
 from llmkit.tasks.wording import columns_of_template
 from llmkit.training.checkpoint import checkpoints
 from llmkit.training.evaluation_rows import RowChoice, evaluation_records, example_rows, separated_rows
 from llmkit.training.provenance import RESOLVED
 from llmkit.training.recipe_model import load_settings, open_task
-from llmkit.training.source_tasks import chosen_task, recipe_of
+from llmkit.training.source_tasks import chosen_task, is_for, labelled, recipe_of, task_groups
 
-__all__ = ["EvaluationSpec", "resolve_evaluation", "run_evaluation"]
-
-_ROWS = "rows.jsonl"
-_REPLACED = ".replaced"
-"""Folder for the files of an earlier evaluation until the one that replaces it has answered a row."""
+__all__ = ["EvaluationSpec", "default_output", "folder_name", "resolve_evaluation"]
 
 
 @dataclass(frozen=True)
@@ -67,11 +48,6 @@ class EvaluationSpec:
     """Whether an input that is too long is truncated unless the caller says otherwise, because training did so."""
     truncation_side: TruncationSide | None = None
 
-    @property
-    def output(self) -> Path:
-        """The default folder of the results, named after the model and the rows."""
-        return Path("evaluation", f"{_slug(str(self.load.model))}-on-{_slug(self.data)}")
-
 
 def resolve_evaluation(
     run: Recipe | str | None,
@@ -85,16 +61,16 @@ def resolve_evaluation(
     header: bool | None = None,
     delimiter: str | None = None,
     settings: Mapping[str, Any] | None = None,
-    examples: str | Sequence[Row] = (),
-    shots_by: ShotsBy | None = None,
-    shots_seed: int | None = None,
-) -> EvaluationSpec:
+    prompt: Mapping[str, Any] | None = None,
+) -> dict[str, EvaluationSpec]:
     """The trained model of a run or recipe on its validation rows, or any model on any rows.
+
+    There is one for each task of a mixture, and for each of its settings, by a name that tells them apart.
 
     Args:
         run: the folder of a run, a recipe, its file, or the name of a built-in one. Another folder with a model is
             the model.
-        task: without a recipe, or one of a mixture of tasks.
+        task: without a recipe, or one of a mixture of tasks, which are all evaluated by default.
         data: rows; with a recipe, replaces its validation rows.
         load: fields that are set explicitly override the recipe's model section; a model replaces the trained one.
         overrides: changes to the recipe, such as ``settings.target=de``.
@@ -103,15 +79,14 @@ def resolve_evaluation(
         header: CSV and TSV: whether the first row names the columns; by default the recipe's, or detected.
         delimiter: CSV and TSV: what separates the fields; by default the recipe's, or detected.
         settings: settings of the task; they override the recipe's.
-        examples: few-shot examples, in place of the recipe's: rows in the task's columns, or where they are, as
-            ``data``.
-        shots_by: see `PromptOptions`.
-        shots_seed: see `PromptOptions`.
+        prompt: fields of `PromptOptions`, in place of the recipe's. ``examples`` are rows in the task's columns, or
+            where they are, as ``data``.
 
     Raises:
         UsageError: model, task or rows are missing, or the recipe has not been trained.
     """
-    prompt = {"examples": examples, "shots_by": shots_by, "shots_seed": shots_seed}
+    settings = settings or {}
+    prompt = {name: value for name, value in (prompt or {}).items() if value is not None and value != ()}
     explicit = {name: getattr(load, name) for name in explicitly_set(load)}
     separator = None if delimiter is None else delimiter_character(delimiter)
     choice = RowChoice(data, columns or {}, encoding, header, separator)
@@ -123,7 +98,8 @@ def resolve_evaluation(
         if task is not None and (model := chosen_model(load.model, find_task(task))) is not None:
             explicit.setdefault("model", model)
         recipe = _recipe_for(task, explicit.get("model"), choice, overrides)
-        return _spec(recipe, open_task(recipe), explicit, choice, settings or {}, prompt)
+        own = _with_settings(open_task(recipe), settings)
+        return {own.name: _spec(recipe, own, recipe.data.train, explicit, choice, prompt)}
     if isinstance(run, Recipe):
         if overrides:
             raise UsageError("overrides apply to a recipe's file, not to a Recipe object", "change the object")
@@ -139,13 +115,46 @@ def resolve_evaluation(
                 raise error.reworded(f"no run, recipe file or built-in recipe is named {name}") from error
             raise
         folder = user_path(run) if is_run else Path(recipe.train.output_dir)
-    sources = [*recipe.data.train, *(recipe.data.validation or ())]
-    chosen = chosen_task(sources, open_task(recipe), task)
+    tasks = _tasks(recipe, task, choice, settings, prompt)
     if load.model is None:
         _require_trained(folder, name, overrides)
         explicit["model"] = str(folder)
         recipe = _with_own_examples(recipe, folder, overrides)
-    return _spec(recipe, chosen, explicit, choice, settings or {}, prompt)
+    named = labelled([each for each, _ in tasks])
+    return {
+        name: _spec(recipe, each, sources, explicit, choice, prompt)
+        for name, (each, sources) in zip(named, tasks, strict=True)
+    }
+
+
+def _tasks(
+    recipe: Recipe, name: str | None, choice: RowChoice, settings: Mapping[str, Any], prompt: Mapping[str, Any]
+) -> list[tuple[Task, list[SourceSection]]]:
+    """The tasks to evaluate with the settings of the caller, each with the sources of its rows."""
+    default, sources = open_task(recipe), recipe.data.validation or recipe.data.train
+    every = [*recipe.data.train, *(recipe.data.validation or ())]
+    if choice.data is not None:
+        groups = [(chosen_task(every, default, name), sources)]
+    else:
+        groups = task_groups(sources, default, name) or [(chosen_task(every, default, name), [])]
+    if len({task.name for task, _ in groups}) > 1:
+        options = {"columns": choice.columns, **settings, **prompt}
+        _refuse_for_several([option for option, value in options.items() if value], groups)
+    found: dict[str, tuple[Task, list[SourceSection]]] = {}
+    for own, mine in groups:
+        task = _with_settings(own, settings)
+        part = found.setdefault(f"{task.name} {task.settings}", (task, []))
+        part[1].extend(source for source in mine if is_for(source, task, default))
+    return [part for part in found.values() if part[1]] or list(found.values())[:1]
+
+
+def _refuse_for_several(options: Sequence[str], groups: Sequence[tuple[Task, Any]]) -> None:
+    if options:
+        names = dict.fromkeys(f"`task={task.name}`" for task, _ in groups)
+        raise UsageError(
+            f"{', '.join(f'`{name}`' for name in options)} is of one task, and the recipe is a mixture of tasks",
+            f"name one: {', '.join(names)}",
+        )
 
 
 def _tuned_task(folder: str) -> str:
@@ -156,7 +165,12 @@ def _tuned_task(folder: str) -> str:
             f"{folder} is not the folder of a run, and does not name a task",
             f"name the model, the task and the rows: `model={folder}`, `task` and `data`",
         )
-    return str(read_json(path).get("task"))
+    content: dict[str, Any] = read_json(path)
+    tasks: list[str] = [str(content.get("task")), *content.get("more_tasks", {})]
+    if len(tasks) > 1:
+        names = ", ".join(f"`task={each}`" for each in tasks)
+        raise UsageError(f"{folder} was tuned for several tasks, and does not name its rows", f"name one: {names}")
+    return tasks[0]
 
 
 def _recipe_for(task: str | None, model: str | None, choice: RowChoice, overrides: Sequence[str]) -> Recipe:
@@ -204,21 +218,21 @@ def _with_own_examples(recipe: Recipe, folder: Path, overrides: Sequence[str]) -
 def _spec(
     recipe: Recipe,
     task: Task,
+    sources: Sequence[SourceSection],
     explicit: Mapping[str, Any],
     choice: RowChoice,
-    settings: Mapping[str, Any],
     prompt: Mapping[str, Any],
 ) -> EvaluationSpec:
-    task = _with_settings(task, settings)
     load = replace(load_settings(recipe), **{"revision": None, "base": None, **explicit})
     task.further_columns = {**_columns_of_tuned(load, task), **task.further_columns}
-    given = {name: value for name, value in prompt.items() if value not in (None, ())}
-    if isinstance(path := given.get("examples"), str):
-        given["examples"] = example_rows(path, recipe, task, choice)
+    given = dict(prompt)
+    if isinstance(path := given.get("examples"), str | Path):
+        given["examples"] = example_rows(str(path), recipe, task, choice)
+    given = prompt_values(given)
     own = open_prompt(recipe_of(recipe, task.name), task)
     # Not `replace`, after which the defaults count as set, and would override what the model was tuned with.
     prompt_options = PromptOptions(**{name: getattr(own, name) for name in explicitly_set(own)} | given)
-    records, data = evaluation_records(recipe, task, choice)
+    records, data = evaluation_records(recipe, task, choice, sources)
     rows = separated_rows(records, recipe, task)
     truncates = recipe.data.on_overflow == "truncate"
     return EvaluationSpec(task, load, prompt_options, rows, data, truncates, recipe.data.truncation_side)
@@ -245,209 +259,20 @@ def _with_settings(task: Task, settings: Mapping[str, Any]) -> Task:
     return task.with_settings(task.settings_class(**{**own, **settings}))
 
 
-def _slug(name: str) -> str:
+def default_output(specs: Mapping[str, EvaluationSpec]) -> Path:
+    """The default folder of the results, named after the model and the rows."""
+    model = next(str(spec.load.model) for spec in specs.values())
+    data = "-and-".join(dict.fromkeys(folder_name(spec.data) for spec in specs.values()))
+    return Path("evaluation", f"{folder_name(model)}-on-{data[:_LONGEST_NAME]}")
+
+
+def folder_name(name: str) -> str:
     """A name as part of a folder's name: a path relative to the working directory, if it is inside."""
     path = user_path(name)
     if path.is_absolute() and path.exists():
         here = Path.cwd()
         name = str(path.relative_to(here)) if path.is_relative_to(here) else path.name
-    return re.sub(r"[^\w.]+", "-", name).strip("-.")[:_SLUG] or "model"
+    return re.sub(r"[^\w.]+", "-", name).strip("-.")[:_LONGEST_NAME] or "model"
 
 
-_SLUG = 80
-
-
-# Running.
-
-
-def run_evaluation(
-    spec: EvaluationSpec,
-    settings: GenerationSettings,
-    output: Path | None = None,
-    *,
-    baseline: str | None = None,
-    shots: Sequence[int] = (),
-    metrics: Mapping[str, Any] | None = None,
-    max_rows: int | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    member: Worker | None = None,
-) -> Evaluation | None:
-    """Evaluate a model, and compare it with another, or several numbers of few-shot examples, on the same rows.
-
-    Args:
-        output: folder for ``results.jsonl`` (rows, references, predictions and scores), ``metrics.json``, and the
-            files that ``resume`` needs; by default `EvaluationSpec.output`.
-        baseline: the other model.
-        shots: numbers of few-shot examples in each prompt; each is compared with the first. By default all examples.
-        metrics: additional metrics of the package evaluate, loaded, by name.
-        resume: continue an interrupted evaluation into the same folder.
-        overwrite: replace an earlier evaluation in the folder, once the new one has answered a row.
-        member: which of several processes this is; only the first returns a result, the others None.
-
-    Raises:
-        UsageError: the folder is not empty and neither ``resume`` nor ``overwrite`` is True, or a setting has no
-            effect.
-        InputError: a row cannot be read, or there are no rows.
-    """
-    _check_options(settings, shots, baseline=baseline, resume=resume, overwrite=overwrite)
-    member, output = member or Worker(), output or spec.output
-    rows = output / _ROWS
-    other_load = None if baseline is None else replace(spec.load, model=baseline, revision=None, base=None)
-    if not member.rank and output.exists() and not (resume or overwrite):
-        _require_empty(output)
-
-    evaluate_model = partial(
-        _evaluate_model, spec, settings, output, shots=shots, metrics=metrics, resume=resume, member=member
-    )
-
-    with offline(spec.load.offline), nullcontext() if member.rank else _restored_unless_answered(output, overwrite):
-        if not member.rank:
-            _write_rows(spec, rows, max_rows)
-        member.barrier()
-        if other_load is not None:  # a missing baseline is an error now, not after all rows are answered
-            load_model(other_load, spec.task.name, weights=False, fallback=False)
-        results = evaluate_model("predictions", spec.load, trivial=True)
-        others = [] if other_load is None else evaluate_model("baseline", other_load, trivial=False)
-        result = _compared(results, others)
-        if result is not None:
-            result = replace(result, results=write_results(output / "results.jsonl", rows, result))
-            for each in (*(result.by_shots or [result]), result.baseline):
-                if each is not None and result.results is not None:
-                    log_problems(each, result.results)
-            text = json.dumps(result.to_dict(), ensure_ascii=False, indent=2)
-            write_whole(output / "metrics.json", f"{text}\n", errors="backslashreplace")
-    return result
-
-
-def _evaluate_model(
-    spec: EvaluationSpec,
-    settings: GenerationSettings,
-    output: Path,
-    name: str,
-    load: LoadSettings,
-    *,
-    shots: Sequence[int],
-    trivial: bool,
-    metrics: Mapping[str, Any] | None,
-    resume: bool,
-    member: Worker,
-) -> list[Evaluation | None]:
-    """The results of one model for each number of shots; ``name`` is that of the files of its answers."""
-    loaded, rows = load_model(load, spec.task.name, fallback=False), output / _ROWS
-    if spec.truncates and writes(loaded.head) and settings.on_overflow is None:
-        settings = replace(settings, on_overflow="truncate", truncation_side=spec.truncation_side)
-    task, prompt_options, settings = apply_contract(loaded, spec.task, spec.prompt_options, settings)
-    options = [replace(prompt_options, shots=number) for number in shots] or [prompt_options]
-    pipelines = [Pipeline(task, TransformersEngine(loaded), settings, each) for each in options]
-    for pipeline in pipelines:
-        if pipeline.prompt_options.shots:
-            pipeline.few_shot.require(json_lines(rows))
-    with rows.open("rb") as file:
-        share = -(-sum(1 for _ in file) // member.world) * len(pipelines)
-    with ProgressMeter(share, "rows", what=loaded.source.name, shown=not member.rank) as meter:
-        return [
-            evaluate(
-                pipeline,
-                rows,
-                output / f"{name}{f'-{pipeline.prompt_options.shots}-shots' if shots[1:] else ''}.jsonl",
-                load=load,
-                metrics=metrics,
-                trivial=trivial and pipeline is pipelines[0],
-                resume=resume,
-                member=member,
-                progress=meter.advance_rows,
-            )
-            for pipeline in pipelines
-        ]
-
-
-def _check_options(
-    settings: GenerationSettings, shots: Sequence[int], *, baseline: str | None, resume: bool, overwrite: bool
-) -> None:
-    if settings.num_return_sequences > 1:
-        raise UsageError(
-            "num_return_sequences: only the first output of a row is evaluated", "leave it out", code="no_effect"
-        )
-    if resume and overwrite:
-        raise UsageError("`resume` and `overwrite` are mutually exclusive", "leave one of them out", code="no_effect")
-    if len(set(shots)) < len(shots):
-        raise UsageError("`shots` has a number twice", "name each once", code="invalid_value")
-    if len(shots) > 1 and baseline is not None:
-        raise UsageError(
-            "`baseline` compares models, and several `shots` compare prompts of one model",
-            "name one number of `shots`",
-            "leave `baseline` out",
-        )
-
-
-def _compared(results: Sequence[Evaluation | None], others: Sequence[Evaluation | None]) -> Evaluation | None:
-    """The result with its comparisons; None in a process that has none."""
-    found = [each for each in results if each is not None]
-    if not found:
-        return None
-    if others:
-        return None if others[0] is None else compare(found[0], others[0])
-    return compare_shots(found) if len(found) > 1 else found[0]
-
-
-def _require_empty(output: Path) -> None:
-    if not output.is_dir():
-        raise UsageError(f"{output} is a file", "name another `output`", code="output_exists")
-    if any(output.iterdir()):
-        raise UsageError(
-            f"{output} is not empty",
-            "continue an interrupted evaluation with `resume`",
-            "replace it with `overwrite`",
-            "name another `output`",
-            code="output_exists",
-        )
-
-
-def _own_files(output: Path) -> list[Path]:
-    """The files of an evaluation in a folder; other files in it are the user's."""
-    names = (_ROWS, "results.jsonl", "metrics.json", "predictions.jsonl*", "baseline.jsonl*")
-    return [path for name in names for path in output.glob(name)]
-
-
-@contextmanager
-def _restored_unless_answered(output: Path, overwrite: bool) -> Iterator[None]:
-    """Undo what a failed evaluation wrote unless it answered a row, so that the corrected command can run.
-
-    With ``overwrite``, an earlier evaluation is put aside until then.
-    """
-    existed, aside = output.exists(), output / _REPLACED
-    output.mkdir(parents=True, exist_ok=True)
-    if overwrite:
-        aside.mkdir(exist_ok=True)
-        for path in _own_files(output):
-            path.replace(aside / path.name)
-    before = set(output.iterdir()) - {aside}
-    try:
-        yield
-    except BaseException:
-        answered = any(path.stat().st_size for path in output.glob("predictions*.jsonl*") if path.suffix != ".json")
-        if not answered and (overwrite or not before):
-            for path in _own_files(output):
-                path.unlink()
-            for path in aside.iterdir() if overwrite else ():
-                path.replace(output / path.name)
-            shutil.rmtree(aside, ignore_errors=True)
-            if not existed:
-                output.rmdir()
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _write_rows(spec: EvaluationSpec, path: Path, max_rows: int | None) -> None:
-    """Write the rows as JSON Lines."""
-    count = 0
-    with path.open("w", encoding="utf-8") as file:
-        for row in spec.rows:
-            if count == max_rows:
-                break
-            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-            count += 1
-    if not count:
-        raise InputError("no rows to evaluate on", "check the data", code="no_rows")
+_LONGEST_NAME = 80

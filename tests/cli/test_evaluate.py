@@ -220,7 +220,7 @@ def test_other_tables_are_read_in_the_form_that_the_recipe_declares(
     Path("a.yaml").write_text(json.dumps(content), encoding="utf-8")
     load = LoadSettings(model="starter")
     for data in ("same.csv", "usual.csv"):
-        (row,) = resolve_evaluation("a.yaml", None, data, load).rows
+        (row,) = resolve_evaluation("a.yaml", None, data, load)["text-generation"].rows
         assert (row["prompt"], row["completion"]) == ("Who meows", "cat")
-    rows = resolve_evaluation("a.yaml", None, "usual.csv", load, header=False, delimiter="comma").rows
-    assert [row["completion"] for row in rows] == ["completion", "cat"]
+    specs = resolve_evaluation("a.yaml", None, "usual.csv", load, header=False, delimiter="comma")
+    assert [row["completion"] for row in specs["text-generation"].rows] == ["completion", "cat"]

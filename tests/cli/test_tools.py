@@ -15,6 +15,7 @@ from llmkit.engines.fake import CHAT
 from llmkit.errors import UsageError
 from llmkit.inference.conversation import Conversation
 from tests.cli.conftest import Run
+from tests.conftest import Checkpoint
 from tests.fakes import fake
 from tests.forced import CALL, QUESTION, REPLIES, TOOL, save_tool_model
 
@@ -73,3 +74,31 @@ def test_reasoning_is_turned_on_and_off_in_a_conversation(
     talk.think = True
     with pytest.raises(UsageError, match="`think=True` has no effect"):
         talk.use(plain)
+
+
+def test_variables_of_the_template(checkpoint: Checkpoint, run: Run, tmp_path: Path) -> None:
+    template = (
+        "{% for each in documents or [] %}<doc>{{ each.text }}{% endfor %}"
+        "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant: "
+    )
+    model = checkpoint("llama", chat=template)
+    file = tmp_path / "kwargs.json"
+    file.write_text('{"documents": [{"title": "A", "text": "The fox jumps over the dog."}]}', encoding="utf-8")
+    lengths = []
+    for given in ([], [file], [file.read_text(encoding="utf-8")]):
+        options = [part for value in given for part in ("--chat-template-kwargs", value)]
+        code, out, err = run("chat", "Hi", "--model", model, "--json", "--max-new-tokens", "2", *options)
+        assert code == 0, err
+        lengths.append(json.loads(out)["usage"]["prompt_tokens"])
+    assert lengths[0] < lengths[1] == lengths[2]
+    code, _, err = run("summarize", "Hi", "--model", model, "--chat-template-kwargs", '{"dokuments": []}')
+    assert code == 2
+    assert "--chat-template-kwargs has dokuments, which the model's chat template does not use; leave it out" in err
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "Hi", "completion": "Ho"}) + "\n", encoding="utf-8")
+    lines = ("evaluate", "--task", "generate", "--data", rows, "--model", model, "--max-new-tokens", "2")
+    code, _, err = run(*lines, "-o", tmp_path / "out", "--chat-template-kwargs", file, "--template", "Q: {{ prompt }}")
+    assert code == 0, err
+    code, _, err = run(*lines, "-o", tmp_path / "other", "--template", "Q: {{ promt }}")
+    assert code == 2
+    assert "--template does not use prompt" in err

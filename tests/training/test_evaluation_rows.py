@@ -20,7 +20,7 @@ def test_held_back_rows_keep_the_columns_that_the_task_does_not_use(checkpoint: 
         data={"validation_fraction": 0.3},
     )
     task = get_task("summarization")
-    records, _ = evaluation_records(recipe, task, RowChoice())
+    records, _ = evaluation_records(recipe, task, RowChoice(), recipe.data.train)
     found = list(separated_rows(records, recipe, task))
     assert len(found) == 3
     for row in found:

@@ -101,16 +101,66 @@ def test_a_model_of_two_tasks(checkpoint: Checkpoint, files: dict[str, str], tmp
     assert main(["translate", "Good morning.", "--model", model, "--max-new-tokens", "2", "--offline"]) == 0
     assert main(["summarize", "The fox jumps.", "--model", model, "--max-new-tokens", "2", "--offline"]) == 0
 
-    with pytest.raises(UsageError, match=r"a mixture of tasks.*name one: `task=summarization`, `task=translation`"):
-        llmkit.evaluate(tuned.folder)
     with pytest.raises(UsageError, match="does not train dialogue"):
         llmkit.evaluate(tuned.folder, task="chat")
+
+
+def recipe_of(checkpoint: Checkpoint, sources: Any, folder: Path, **train: Any) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "task": "summarization",
+        "model": {"name_or_path": str(checkpoint("t5")), "offline": True, "device": "cpu"},
+        "data": {"train": sources, "validation_fraction": 0.4},
+        "train": {"output_dir": str(folder), "max_steps": 1, "bf16": False, **train},
+    }
+
+
+def test_all_tasks_are_evaluated_together_as_each_alone(
+    checkpoint: Checkpoint, files: dict[str, str], tmp_path: Path
+) -> None:
+    folder = llmkit.finetune(recipe_of(checkpoint, mixed(files), tmp_path / "run"), progress=False).folder
     quick: dict[str, Any] = {"max_new_tokens": 2, "progress": False}
-    tasks = ("summarize", "translate")
-    found = [llmkit.evaluate(tuned.folder, task=task, output=tmp_path / task, **quick) for task in tasks]
-    assert [each.task for each in found] == ["summarization", "translation"]
-    assert sum(each.rows for each in found) == 6  # 40 % of 15
-    assert {"bleu", "rougeL"} <= {figure.name for each in found for figure in each.figures}
+    found = llmkit.evaluate(folder, output=tmp_path / "all", **quick)
+    names = ["summarization", "translation-de", "translation-fr"]
+    assert list(found.by_task) == names
+    assert found.rows == sum(each.rows for each in found.by_task.values()) == 7  # 40 % of 17
+    alone = llmkit.evaluate(folder, task="summarize", output=tmp_path / "one", **quick)
+    french = llmkit.evaluate(folder, task="translate", target="fr", output=tmp_path / "fr", **quick)
+    for name, each in (("summarization", alone), ("translation-fr", french)):
+        assert not each.by_task
+        assert found.by_task[name].to_dict() == each.to_dict()
+        assert {f"{name}_{figure.name}" for figure in each.figures} < {figure.name for figure in found.figures}
+    both = llmkit.evaluate(folder, task="translate", output=tmp_path / "both", **quick)
+    assert list(both.by_task) == names[1:]
+    saved = json.loads((tmp_path / "all" / "metrics.json").read_text())
+    assert saved == found.to_dict()
+    assert list(saved["by_task"]) == names
+    for name in names:
+        assert (tmp_path / "all" / name / "results.jsonl").is_file()
+    assert "translation-fr" in found._repr_html_()
+
+
+def test_the_command_after_training_evaluates_the_mixture(
+    checkpoint: Checkpoint, files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(recipe_of(checkpoint, mixed(files)[:2], tmp_path / "run")), encoding="utf-8")
+    assert main(["finetune", str(recipe)]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "evaluate it: " in line]
+    hint = line.partition("evaluate it: llmkit ")[2].split()
+    more = ["--max-new-tokens", "2", "-o", str(tmp_path / "results")]
+    assert main([*hint, *more]) == 0
+    table = capsys.readouterr().out
+    assert "summarization: " in table
+    assert "\ntranslation: " in table
+    assert main([*hint, *more]) == 2
+    assert main([*hint, *more, "--resume", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["by_task"]) == ["summarization", "translation"]
+    for options in (["--to", "fr"], ["--template", "{{ document }}"]):
+        assert main([*hint, *options]) == 2
+        assert "is of one task, and the recipe is a mixture of tasks; name one: --task summarization" in (
+            capsys.readouterr().err
+        )
 
 
 def test_tasks_that_do_not_go_together(checkpoint: Checkpoint, files: dict[str, str], tmp_path: Path) -> None:

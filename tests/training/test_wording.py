@@ -208,11 +208,11 @@ def test_alpaca(checkpoint: Checkpoint, tmp_path: Path) -> None:
         "Below is an instruction that describes a task. Write a response that appropriately completes the request."
         "\n\n### Instruction:\nName a colour.\n\n### Response:",
     ]
-    for spec in (
+    for specs in (
         resolve_evaluation(str(tmp_path / "out"), None, str(rows), llmkit_load()),
         resolve_evaluation(None, "generate", str(rows), llmkit_load(model=str(tmp_path / "out"))),
     ):
-        assert [(row["prompt"], row.get("input")) for row in spec.rows] == [
+        assert [(row["prompt"], row.get("input")) for row in specs["text-generation"].rows] == [
             ("Add the numbers.", "1 and 2"),
             ("Name a colour.", ""),
         ]

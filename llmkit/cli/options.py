@@ -250,7 +250,7 @@ def command(
 
 def _made(settings: type[Any], values: dict[str, Any]) -> Any:
     """The settings from the values of options."""
-    if settings is PromptOptions:
+    if settings in (PromptOptions, GenerationSettings):
         from llmkit.data.prompt_files import prompt_values
 
         values = prompt_values(values)

@@ -8,14 +8,16 @@ fields as keyword arguments. Names follow Transformers v5 where it has one. Stan
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from pathlib import Path
+from typing import Any, Literal, TypedDict
 
 from llmkit.config.declaration import Checked, non_default, setting
 from llmkit.errors import UsageError
 
 __all__ = [
+    "TOKEN_CONTROLS",
     "DType",
     "Device",
     "GenerationSettings",
@@ -98,6 +100,12 @@ class LoadSettings(Checked):
             raise UsageError("base requires an adapter", "name one with model", code="no_effect")
 
 
+TOKEN_CONTROLS = (
+    "frequency_penalty", "presence_penalty", "logit_bias", "json_schema", "regex", "choice", "logprobs",
+)  # fmt: skip
+"""Settings that act on the tokens of one output."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerationSettings(Checked):
     """How text is generated. A setting left at None is taken from the model's own generation_config.json."""
@@ -131,6 +139,23 @@ class GenerationSettings(Checked):
     repetition_penalty: float | None = setting(
         None, "Penalize repetition; above 1 makes it less likely.", minimum=0.01, maximum=100, group="Sampling"
     )
+    frequency_penalty: float = setting(
+        0.0,
+        "Subtract this from a token's logit for each time that it occurs in the output.",
+        minimum=-2,
+        maximum=2,
+        group="Sampling",
+    )
+    presence_penalty: float = setting(
+        0.0,
+        "Subtract this from the logits of tokens that occur in the output.",
+        minimum=-2,
+        maximum=2,
+        group="Sampling",
+    )
+    logit_bias: Mapping[str, float] | None = setting(
+        None, "Add to the logits of tokens: a JSON object of token ids and numbers.", metavar="FILE", group="Sampling"
+    )
     no_repeat_ngram_size: int | None = setting(
         None, "Never repeat a sequence of this many tokens; 0 is off.", minimum=0, group="Sampling"
     )
@@ -149,6 +174,25 @@ class GenerationSettings(Checked):
     stop: tuple[str, ...] = setting(
         (), "Stop before this text, which is not printed (repeatable).", metavar="TEXT", group="Output"
     )
+    json_schema: Mapping[str, Any] | None = setting(
+        None,
+        "Only generate JSON that conforms to this JSON Schema; reasoning before it is free.",
+        metavar="FILE",
+        group="Output",
+    )
+    regex: str | None = setting(
+        None, "Only generate text that this regular expression matches.", metavar="REGEX", group="Output"
+    )
+    choice: tuple[str, ...] = setting(
+        (), "Only generate one of several texts, of which this is one (repeatable).", metavar="TEXT", group="Output"
+    )
+    logprobs: int | None = setting(
+        None,
+        "Report the log probability of each token, and of this many of the most probable ones.",
+        minimum=0,
+        maximum=20,
+        group="Output",
+    )
     on_overflow: Overflow | None = setting(
         None,
         "What to do with input longer than the model's context: refuse it, truncate it, or process it in chunks.",
@@ -164,10 +208,12 @@ class GenerationSettings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        if not isinstance(stop, list | tuple) or not all(isinstance(text, str) for text in stop):
-            raise UsageError(f"stop={self.stop!r} is not text", "give one string or several", code="invalid_value")
-        object.__setattr__(self, "stop", tuple(stop))
+        for name in ("stop", "choice"):
+            texts = getattr(self, name)
+            texts = (texts,) if isinstance(texts, str) else texts
+            if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+                raise UsageError(f"{name}={texts!r} is not text", "give one string or several", code="invalid_value")
+            object.__setattr__(self, name, tuple(texts))
         if any(not text for text in self.stop):
             raise UsageError("stop='' would stop immediately", "give the text to stop at", code="invalid_value")
         if self.truncation_side is not None and self.on_overflow != "truncate":
@@ -177,6 +223,14 @@ class GenerationSettings(Checked):
         if (self.min_new_tokens or 0) > (self.max_new_tokens or math.inf):
             raise UsageError(
                 f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens", "lower it", code="invalid_value"
+            )
+        if len(structured := non_default(self, "json_schema", "regex", "choice")) > 1:
+            raise UsageError(
+                f"{' and '.join(structured)} each determine the whole output", "give one of them", code="invalid_value"
+            )
+        if (self.num_beams or 1) > 1 and (found := non_default(self, *TOKEN_CONTROLS)):
+            raise UsageError(
+                f"{_listed(found)}: not supported by beam search", "leave it out, or num_beams", code="not_supported"
             )
         if self.top_p == 0:
             raise UsageError("top_p=0 leaves no token", "use temperature 0 for greedy decoding", code="invalid_value")
@@ -347,11 +401,18 @@ class Options(LoadOptions, total=False):
     top_k: int | None
     min_p: float | None
     repetition_penalty: float | None
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[str, float] | str | Path | None
     no_repeat_ngram_size: int | None
     num_beams: int | None
     length_penalty: float | None
     num_return_sequences: int
     seed: int | None
     stop: tuple[str, ...]
+    json_schema: Mapping[str, Any] | str | Path | None
+    regex: str | None
+    choice: tuple[str, ...]
+    logprobs: int | None
     on_overflow: Overflow | None
     truncation_side: TruncationSide | None

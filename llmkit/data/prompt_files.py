@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from llmkit.config.declaration import file_settings, nested_kind, setting_fields
 from llmkit.config.paths import user_path
+from llmkit.config.settings import GenerationSettings
 from llmkit.errors import UsageError
 from llmkit.tasks import PromptOptions, Task
 
@@ -58,14 +59,18 @@ def with_contents(recipe: Recipe, task: Task) -> Recipe:
 
 
 def prompt_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of prompt options among ``values``, with the contents of files in place of their names.
+    """The prompt options and generation settings among ``values``, with the contents of files in place of their names.
 
     Raises:
         LlmkitError: a file cannot be read.
     """
-    hints = get_type_hints(PromptOptions)
-    fields = [item for item in setting_fields(PromptOptions) if item.name in values]
-    return {item.name: _content(item, hints[item.name], values[item.name]) for item in fields}
+    return {
+        item.name: _content(item, hints[item.name], values[item.name])
+        for settings in (PromptOptions, GenerationSettings)
+        for hints in [get_type_hints(settings)]
+        for item in setting_fields(settings)
+        if item.name in values
+    }
 
 
 def _content(item: Field[Any], hint: Any, value: Any) -> Any:

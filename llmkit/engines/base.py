@@ -152,6 +152,9 @@ class Engine(Protocol):
     def cut(self, text: str, side: TruncationSide, excess: Callable[[str], int]) -> str | None:
         """A text truncated at one side until ``excess`` reports no tokens too many; None if nothing would remain."""
 
+    def check(self, settings: GenerationSettings) -> None:
+        """Refuse settings that the model does not support: `UsageError`."""
+
     def samples(self, settings: GenerationSettings) -> bool:
         """Whether generation samples, so that two runs of a prompt may differ."""
 

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from llmkit.config.settings import GenerationSettings, TruncationSide
+from llmkit.config.declaration import non_default
+from llmkit.config.settings import TOKEN_CONTROLS, GenerationSettings, TruncationSide
 from llmkit.engines.base import Answer, ModelFacts, Request, Session
 from llmkit.engines.row_faults import attempt
+from llmkit.errors import UsageError
 from llmkit.heads.base import Encoded
 from llmkit.models.context import ContextLength
 from llmkit.models.source import Source
@@ -47,6 +49,10 @@ class FakeEngine:
         while text and excess(text) > 0:
             text = text.partition(" ")[2] if side == "left" else text.rpartition(" ")[0]
         return text or None
+
+    def check(self, settings: GenerationSettings) -> None:
+        if found := non_default(settings, *TOKEN_CONTROLS):
+            raise UsageError(f"{found[0]} is not supported without a model", "leave it out", code="not_supported")
 
     def samples(self, settings: GenerationSettings) -> bool:
         return settings.samples

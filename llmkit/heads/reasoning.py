@@ -125,6 +125,11 @@ class ReasoningSplitter:
         """Add text; returns the part that belongs to the answer. The rest is added to `reasoning`."""
         raise NotImplementedError
 
+    @property
+    def answer_is_next(self) -> bool | None:
+        """Whether the next token belongs to the answer, or may begin it; None if that is unknown."""
+        return None
+
     def flush(self, *, finished: bool = False) -> str:
         """The part of the answer that was held back, after the text has ended.
 
@@ -159,6 +164,10 @@ class TagSplitter(ReasoningSplitter):
         """Tags that may begin what comes next."""
         self._held = self._plain = ""
         self._answering = self._begun = False
+
+    @property
+    def answer_is_next(self) -> bool:
+        return self._answering or not self.marked or self._scanner.found
 
     def push(self, text: str) -> str:
         parts = text.split(EDGE)

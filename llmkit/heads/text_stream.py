@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-__all__ = ["EDGE", "StopScanner", "Stops", "TextStream"]
+__all__ = ["EDGE", "StopScanner", "Stops", "TextStream", "readable_token"]
 
 EDGE = "\ufdd0"
 """Delimits a special token's text in a stream, to distinguish it from the same letters in ordinary text. A
@@ -144,3 +145,28 @@ class StopScanner:
         """The text still held back, after the text ended without a stop string."""
         held, self.held = self.held, ""
         return held
+
+
+@cache
+def _byte_of() -> dict[str, int]:
+    """The inverse of GPT-2's ``bytes_to_unicode``: from the printable characters of byte-level BPE to bytes."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def readable_token(tokenizer: Any, token_id: int, continues: Sequence[int] = ()) -> str:
+    """What a token adds to a text that ends with other tokens; bytes of a partial character as ``<E5 A4>``.
+
+    Knows how byte-level and byte-fallback vocabularies represent the bytes of a character that spans several tokens.
+    """
+    stream = TextStream(tokenizer, continues, skip_special_tokens=False)
+    text = stream.push(token_id) or stream.flush()
+    if text and "\ufffd" not in text:
+        return text
+    token = str(tokenizer.convert_ids_to_tokens(token_id))
+    if match := re.fullmatch(r"<0x([0-9A-F]{2})>", token):
+        return f"<{match[1]}>"
+    if "\ufffd" in text and all(character in _byte_of() for character in token):
+        return f"<{bytes(_byte_of()[character] for character in token).hex(' ').upper()}>"
+    return text or token

@@ -1,19 +1,14 @@
-"""The distribution of the next token, in readable form.
-
-Knows how byte-level and byte-fallback vocabularies represent the bytes of a character that spans several tokens.
-"""
+"""The distribution of the next token, in readable form."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any
 
 from llmkit.errors import ContextOverflowError
 from llmkit.heads import head_of
 from llmkit.heads.base import refuse_not_finite, refuse_unknown_ids
-from llmkit.heads.text_stream import TextStream
+from llmkit.heads.text_stream import readable_token
 from llmkit.heads.writing import WritingHead
 from llmkit.models.load import Loaded
 from llmkit.tasks import Text
@@ -32,27 +27,6 @@ class NextToken:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@cache
-def _byte_of() -> dict[str, int]:
-    """The inverse of GPT-2's ``bytes_to_unicode``: from the printable characters of byte-level BPE to bytes."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-def _readable(tokenizer: Any, token_id: int, continues: tuple[int, ...]) -> str:
-    stream = TextStream(tokenizer, continues, skip_special_tokens=False)
-    text = stream.push(token_id) or stream.flush()
-    if text and "\ufffd" not in text:
-        return text
-    token = str(tokenizer.convert_ids_to_tokens(token_id))
-    if match := re.fullmatch(r"<0x([0-9A-F]{2})>", token):
-        return f"<{match[1]}>"
-    if "\ufffd" in text and all(character in _byte_of() for character in token):
-        return f"<{bytes(_byte_of()[character] for character in token).hex(' ').upper()}>"
-    return text or token
 
 
 def next_tokens(loaded: Loaded, text: str, *, top: int = 10) -> list[NextToken]:
@@ -79,7 +53,7 @@ def next_tokens(loaded: Loaded, text: str, *, top: int = 10) -> list[NextToken]:
         NextToken(
             id=token_id,
             token=str(loaded.tokenizer.convert_ids_to_tokens(token_id)),
-            text=_readable(loaded.tokenizer, token_id, encoded.continues),
+            text=readable_token(loaded.tokenizer, token_id, encoded.continues),
             probability=value,
         )
         for value, token_id in zip(values.tolist(), ids.tolist(), strict=True)

@@ -25,7 +25,7 @@ from llmkit.inference.streaming import StreamedOutput
 from llmkit.models.load import Loaded
 from llmkit.models.tables import writes
 from llmkit.progress import ProgressMeter
-from llmkit.tasks import Generation, PromptOptions, Result, Row, Task
+from llmkit.tasks import Generation, PromptOptions, Result, Row, Task, TokenLogprob
 from llmkit.tasks.output import Note, Output, Usage
 from llmkit.tasks.wording import columns_of_template, in_language
 
@@ -55,6 +55,7 @@ class Pipeline:
                 code="not_supported",
             )
         self.settings = self._complete(settings)
+        engine.check(self.settings)
 
     def _complete(self, settings: GenerationSettings) -> GenerationSettings:
         """The caller's settings, completed by the task's own and by the model's usual length."""
@@ -296,7 +297,13 @@ class Pipeline:
             job.reader.emit(result.text[len(job.shown) :])
         last = next((raw for raw in job.raws if raw is not None), Generation(""))
         others = [
-            self.output(other, raw.finish_reason, Usage(job.prompt_tokens, raw.tokens), still_thinking=raw.thinking)
+            self.output(
+                other,
+                raw.finish_reason,
+                Usage(job.prompt_tokens, raw.tokens),
+                still_thinking=raw.thinking,
+                logprobs=raw.logprobs,
+            )
             for other, raw in zip_longest(result.alternatives, last.alternatives, fillvalue=Generation(""))
             if isinstance(other, Result)
         ]
@@ -308,6 +315,7 @@ class Pipeline:
             truncated=job.truncated,
             still_thinking=job.thinking > 0,
             alternatives=tuple(others),
+            logprobs=last.logprobs,
         )
         return self.noted(output, job.reader, job.cut, job.runaways, job.broken_calls)
 
@@ -320,6 +328,7 @@ class Pipeline:
         truncated: int = 0,
         still_thinking: bool = False,
         alternatives: tuple[Output, ...] = (),
+        logprobs: tuple[TokenLogprob, ...] | None = None,
     ) -> Output:
         """A task's result with its provenance and usage."""
         source, head = self.engine.facts.source, self.engine.facts.head
@@ -344,6 +353,7 @@ class Pipeline:
             target_language=result.target_language,
             chunks=result.chunks,
             alternatives=alternatives,
+            logprobs=logprobs,
             fields=self.task.output_fields,
         )
 

@@ -8,7 +8,7 @@ from llmkit.config.settings import TaskSettings
 from llmkit.errors import UsageError
 from llmkit.tasks.base import Task
 from llmkit.tasks.dialogue import Dialogue
-from llmkit.tasks.output import Chunk, Output
+from llmkit.tasks.output import Chunk, Output, TokenLogprob
 from llmkit.tasks.question_answering import QuestionAnswering
 from llmkit.tasks.recommended import Recommended
 from llmkit.tasks.summarization import Summarization
@@ -65,6 +65,7 @@ __all__ = [
     "Task",
     "Text",
     "TextGeneration",
+    "TokenLogprob",
     "ToolCall",
     "Traits",
     "Translation",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["SCHEMA_VERSION", "Chunk", "Note", "NoteCode", "Output", "Usage"]
+__all__ = ["SCHEMA_VERSION", "Chunk", "Note", "NoteCode", "Output", "TokenLogprob", "Usage"]
 
 SCHEMA_VERSION = 1
 
@@ -37,6 +37,20 @@ NoteCode = Literal[
     "summaries_long",  # summarization: the partial summaries barely shorten the text, and are returned
 ]
 """All codes of `Note`s; they are stable across versions."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A generated token and its log probability, before temperature, top_k and top_p.
+
+    ``text`` is what it adds to the output; bytes of a partial character are shown as ``<E5 A4>``. ``top`` are the most
+    probable tokens at its place.
+    """
+
+    id: int
+    text: str
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,6 +128,8 @@ class Output:
     """Commit hash of an adapter's base model."""
     alternatives: tuple[Output, ...] = ()
     """The other sequences, with ``num_return_sequences`` above 1; the next best spans, with ``top`` above 1."""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """The generated tokens with their log probabilities, if requested; of a text in parts, those of its last output."""
     notes: tuple[Note, ...] = ()
     """Information needed to use the answer: what was cut, dropped or guessed, in chronological order."""
 
@@ -156,6 +172,8 @@ class Output:
             result["still_thinking"] = True
         if self.tool_calls:
             result["tool_calls"] = [dict(call) for call in self.tool_calls]
+        if self.logprobs is not None:
+            result["logprobs"] = [_logprob(each) for each in self.logprobs]
         if self.chunks:
             result["chunks"] = [asdict(chunk) for chunk in self.chunks]
         if self.alternatives:
@@ -165,6 +183,11 @@ class Output:
         return result
 
 
+def _logprob(each: TokenLogprob) -> dict[str, Any]:
+    own = {"id": each.id, "text": each.text, "logprob": each.logprob}
+    return {**own, "top": [_logprob(other) for other in each.top]} if each.top else own
+
+
 def _alternative(output: Output) -> dict[str, Any]:
     if output.head == "span":
         return {"text": output.text, "score": output.score, "start": output.start, "end": output.end}
@@ -172,4 +195,6 @@ def _alternative(output: Output) -> dict[str, Any]:
     further: dict[str, Any] = {"still_thinking": True} if output.still_thinking else {}
     if output.tool_calls:
         further["tool_calls"] = [dict(call) for call in output.tool_calls]
+    if output.logprobs is not None:
+        further["logprobs"] = [_logprob(each) for each in output.logprobs]
     return {"text": output.text, "finish_reason": output.finish_reason, "completion_tokens": tokens} | further

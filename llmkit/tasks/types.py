@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, TypedDict
 
 from llmkit.config.declaration import setting, setting_fields
 from llmkit.config.settings import TaskSettings
-from llmkit.tasks.output import Chunk, NoteCode
+from llmkit.tasks.output import Chunk, NoteCode, TokenLogprob
 from llmkit.text.languages import LanguageMap, Route
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "SpanSettings",
     "Step",
     "Text",
+    "TokenLogprob",
     "ToolCall",
     "Traits",
     "WordingKeywords",
@@ -332,6 +333,8 @@ class Generation:
     """Number of generated tokens."""
     cached_tokens: int = 0
     """Prompt tokens that were reused from the previous prompt's cache."""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """Of all tokens, reasoning and end token included; None if they were not requested."""
     span_prediction: SpanPrediction | None = None
     """Set by the span head, whose ``text`` is empty."""
 

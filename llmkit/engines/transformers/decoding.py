@@ -74,7 +74,7 @@ def model_calls(
     """The calls of the model for a group of prompts."""
     config = generation_config(loaded, settings, group.limit, group.forced_bos_token_id, group.ends)
     config.pad_token_id = head.pad_id(loaded)
-    return ModelCalls(loaded, config, scored)
+    return ModelCalls(loaded, config, scored, settings.logprobs)
 
 
 def _generate(

@@ -18,6 +18,7 @@ from llmkit.engines.row_faults import attempt
 from llmkit.engines.transformers.batching import Budget, budget_from_memory
 from llmkit.engines.transformers.decoding import generate
 from llmkit.engines.transformers.generation_settings import generation_config
+from llmkit.engines.transformers.grammars import grammar_of
 from llmkit.engines.transformers.prompt_cache import PromptCache
 from llmkit.engines.transformers.running import RunningRequests
 from llmkit.engines.transformers.traits import own_max_new_tokens, traits_of
@@ -65,6 +66,9 @@ class TransformersEngine:
 
     def cut(self, text: str, side: TruncationSide, excess: Callable[[str], int]) -> str | None:
         return cut_to_fit(self.loaded.tokenizer, text, side, excess)
+
+    def check(self, settings: GenerationSettings) -> None:
+        grammar_of(self.loaded, settings)
 
     def samples(self, settings: GenerationSettings) -> bool:
         return bool(generation_config(self.loaded, settings, 1).do_sample)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.engines.base import never
 from llmkit.engines.transformers.output_rows import OutputRow
 from llmkit.errors import CheckpointError
 from llmkit.heads.base import refuse_not_finite
+from llmkit.heads.text_stream import readable_token
 from llmkit.models.generation import cache_name, without_own_settings
+from llmkit.tasks import TokenLogprob
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +37,8 @@ class ModelCalls:
     config: GenerationConfig
     scored: bool = False
     """Compute `Piece.score`; not with beams."""
+    logprobs: int | None = None
+    """Report the log probabilities of the tokens, and of this many of the most probable ones; not with beams."""
     pause: Callable[[], bool] = never
     """Checked after every token; True ends the call, which can be continued from its ids and its cache."""
     stop: tuple[str, ...] = field(init=False)
@@ -42,6 +46,8 @@ class ModelCalls:
     _rows: Sequence[OutputRow] = field(default=(), init=False)
     """The rows that the model is generating now."""
     _min_active: float = field(default=0.0, init=False)
+    _log_probabilities: Any = field(default=None, init=False)
+    """Of the next tokens: ``[rows, vocabulary]``."""
 
     def __post_init__(self) -> None:
         # Qwen-VL and related models store the position shifts (rope deltas) of the last call's rows in the model.
@@ -88,6 +94,13 @@ class ModelCalls:
 
     def _process(self, _: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         refuse_not_finite(self.loaded, scores)
+        if self.logprobs is not None:
+            self._log_probabilities = scores.float().log_softmax(-1)
+        if not self.beams and any(row.controls for row in self._rows):
+            scores = scores.clone()
+            for row, logits in zip(self._rows, scores, strict=True):
+                for control in () if row.done else row.controls:
+                    control.apply(logits)
         return scores
 
     def _stop_beams(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
@@ -103,8 +116,10 @@ class ModelCalls:
         logs: list[float | None] = [None] * len(tokens)
         if self.scored:
             logs = scores[-1].float().log_softmax(-1).gather(1, input_ids[:, -1:])[:, 0].tolist()
-        for row, token, log_probability in zip(self._rows, tokens, logs, strict=True):
+        for place, (row, token, log_probability) in enumerate(zip(self._rows, tokens, logs, strict=True)):
             if not row.done:
+                if self.logprobs is not None:
+                    row.logprobs.append(self._logprob(place, token, row.tokens))
                 row.push(token, log_probability)
         for row in self._rows:
             if not row.done and row.cancelled():
@@ -113,6 +128,18 @@ class ModelCalls:
         if done.count(False) <= self._min_active * len(done) or self.pause():
             return torch.ones(len(tokens), dtype=torch.bool, device=input_ids.device)
         return torch.tensor(done, device=input_ids.device)
+
+    def _logprob(self, place: int, token: int, before: Sequence[int]) -> TokenLogprob:
+        """The log probability of a token that follows others, with those of the most probable ones."""
+        values = self._log_probabilities[place]
+        assert self.logprobs is not None
+        best, ids = values.topk(min(self.logprobs, len(values)))
+
+        def named(token: int, value: float) -> TokenLogprob:
+            return TokenLogprob(token, readable_token(self.loaded.tokenizer, token, before[-8:]), value)
+
+        top = tuple(named(other, value) for other, value in zip(ids.tolist(), best.tolist(), strict=True))
+        return replace(named(token, float(values[token])), top=top)
 
 
 @contextmanager

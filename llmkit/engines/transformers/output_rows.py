@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
     from llmkit.engines.base import Request
+    from llmkit.engines.transformers.token_controls import TokenControl
     from llmkit.models.load import Loaded
+    from llmkit.tasks import TokenLogprob
 
 __all__ = ["FinishReason", "OutputRow", "Piece", "new_row"]
 
@@ -48,10 +50,12 @@ class OutputRow:
     eos: frozenset[int]
     cancelled: Callable[[], bool]
     runaway: RunawayDetector
+    controls: Sequence[TokenControl] = ()
     forced_bos_token_id: int | None = None
     tokens: list[int] = field(default_factory=list)
     done: bool = False
     log_probability: float | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -61,6 +65,8 @@ class OutputRow:
     def push(self, token: int, log_probability: float | None = None) -> None:
         """Add a token."""
         self.tokens.append(token)
+        for control in self.controls:
+            control.push(token)
         if log_probability is not None:
             self.log_probability = (self.log_probability or 0.0) + log_probability
         if token in self.eos:
@@ -114,6 +120,7 @@ def new_row(
     texts: tuple[str, ...],
     shown: Mapping[int, str],
     emit: Callable[[Piece], None],
+    controls: Sequence[TokenControl],
 ) -> OutputRow:
     """An output of a request before its first token.
 
@@ -132,5 +139,6 @@ def new_row(
         frozenset(config.eos_token_id or ()),
         lambda: request.cancelled(),  # callers may replace it later
         RunawayDetector(encoded.input_ids, stop_loops=request.stop_loops, plausible_tokens=request.plausible_tokens),
+        controls,
         config.forced_bos_token_id,
     )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from llmkit.config.settings import GenerationSettings
 from llmkit.engines.base import OnText, Request
+from llmkit.engines.transformers.grammars import grammar_of
 from llmkit.engines.transformers.output_rows import OutputRow, Piece, new_row
+from llmkit.engines.transformers.token_controls import token_controls
+from llmkit.errors import UsageError
 from llmkit.heads.chat_template import render_chat
 from llmkit.heads.reasoning import ReasoningSplitter, reasoning_format
 from llmkit.heads.tool_calls import CallSplitter, call_splitter
 from llmkit.models.load import Loaded
-from llmkit.tasks import Chat, Generation
+from llmkit.tasks import Chat, Generation, TokenLogprob
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -35,6 +38,7 @@ class _StreamingOutput:
     tokens: int = 0
     score: float | None = None
     runaway: bool = False
+    logprobs: Sequence[TokenLogprob] | None = None
     _streamed_reasoning: int = field(default=0)
 
     def add(self, piece: Piece, *, ends_itself: bool) -> None:
@@ -58,8 +62,13 @@ class _StreamingOutput:
             self.on_reasoning(self.splitter.reasoning[self._streamed_reasoning :])
             self._streamed_reasoning = len(self.splitter.reasoning)
 
+    def is_reasoning(self) -> bool:
+        """Whether the next token belongs to the reasoning."""
+        return self.splitter is not None and self.splitter.answer_is_next is False
+
     def raw(self) -> Generation:
         raw = Generation(self.text, self.finish_reason, self.score, tokens=self.tokens, runaway=self.runaway)
+        raw = replace(raw, logprobs=None if self.logprobs is None else tuple(self.logprobs))
         if self.splitter is None:
             return raw
         found = self.splitter
@@ -103,10 +112,21 @@ class RequestOutput:
     def rows(self, loaded: Loaded, config: GenerationConfig, texts: tuple[str, ...]) -> list[OutputRow]:
         """The rows that the model generates. ``texts`` are stop strings, beside those of the prompt itself."""
         ends_itself = not self.request.settings.stop
-        return [
-            new_row(loaded, config, self.request, texts, self.shown, partial(each.add, ends_itself=ends_itself))
-            for each in self.sequences
-        ]
+        rows = []
+        unknown = any(each.splitter is not None and each.splitter.answer_is_next is None for each in self.sequences)
+        if unknown and grammar_of(loaded, self.request.settings) is not None:
+            raise UsageError(
+                f"json_schema, regex and choice do not support the reasoning format of {loaded.source.name}",
+                "leave them out, or use another model",
+                code="not_supported",
+            )
+        for sequence in self.sequences:
+            controls = token_controls(loaded, self.request.settings, sequence.is_reasoning)
+            emit = partial(sequence.add, ends_itself=ends_itself)
+            row = new_row(loaded, config, self.request, texts, self.shown, emit, controls)
+            sequence.logprobs = row.logprobs if self.request.settings.logprobs is not None else None
+            rows.append(row)
+        return rows
 
     def generation(self) -> Generation:
         """The finished output, or what there is of it."""

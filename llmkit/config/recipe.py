@@ -100,6 +100,9 @@ class Recipe(Section):
                 yield from self._source_conflicts(source, f"data.{part}")
         if all(source.task not in (None, self.task) for source in self.data.train):
             yield (f"no source of data.train is of the recipe's task, {self.task}; set task to that of a source")
+        tasks = {source.task or self.task for source in (*self.data.train, *(self.data.validation or ()))}
+        if self.data.loss_on == "last" and not any(find_task(name).converses for name in tasks):
+            yield "data.loss_on: last has no effect on rows with one answer; use target"
         if self.prompt.prefix is not None and all(source.prefix is not None for source in self.data.train):
             yield "prompt.prefix has no effect if each source of data.train has a prefix; leave it out"
         if any(source.task not in (None, self.task) for source in self.data.train):

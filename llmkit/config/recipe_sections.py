@@ -338,9 +338,9 @@ class DataSection(Section):
     """What to do with rows that cannot be read or lack a column."""
     on_no_label: Literal["error", "drop"] = "error"
     """What to do with rows that have nothing to learn."""
-    loss_on: Literal["target", "all", "answer"] = "target"
-    """Which tokens contribute to the loss: the target's, the prompt's too (all), or the target's without its reasoning
-    and the tags around that (answer)."""
+    loss_on: Literal["target", "all", "answer", "last"] = "target"
+    """Which tokens contribute to the loss: the target's, the prompt's too (all), the target's without its reasoning
+    and the tags around that (answer), or only those of the last reply of a conversation that is learned (last)."""
     num_proc: Positive | None = None
     """Number of processes for tokenization; by default one per core."""
     buffer_size: Positive | None = None

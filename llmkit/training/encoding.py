@@ -62,7 +62,8 @@ class Encoder:
     max_target_length: int | None
     """Seq2seq: maximum tokens of the answer."""
     policy: Policy | None
-    loss_on: LossOn
+    loss_on: LossOn | Literal["last"]
+    """The head's setting; last: as target, of the last example of a row."""
     truncation_side: TruncationSide | None = None
     """The recipe's setting; None takes the task's default."""
 
@@ -119,13 +120,15 @@ class Encoder:
             yield "reasoning of earlier replies is not in the context of later ones, as in the chat template"
 
     def _examples(self, row: Row) -> tuple[Example, ...]:
-        return self.task.examples(row, self.traits, self.prompt_options)
+        examples = self.task.examples(row, self.traits, self.prompt_options)
+        return examples[-1:] if self.loss_on == "last" else examples
 
     def _features(self, row: Row) -> list[Features]:
         return self._encoded(self._examples(row))
 
     def _encoded(self, examples: Sequence[Example]) -> list[Features]:
-        return head_of(self.loaded.head).features(self.loaded, examples, loss_on=self.loss_on)
+        loss_on: LossOn = "target" if self.loss_on == "last" else self.loss_on
+        return head_of(self.loaded.head).features(self.loaded, examples, loss_on=loss_on)
 
     def _has_label(self, features: Features) -> bool:
         return bool(features.start_positions) or any(label != IGNORED for label in features.labels)

@@ -23,6 +23,7 @@ from llmkit.training.recipe_model import open_model, open_task
 from llmkit.training.row_counts import describe
 from llmkit.training.row_table import read_rows
 from tests.conftest import Checkpoint
+from tests.heads.tool_templates import HERMES
 from tests.training.recipes import make_recipe, write_rows
 
 
@@ -204,6 +205,42 @@ def test_a_reply_that_is_not_to_be_learned_is_context(checkpoint: Checkpoint, tm
     assert (prepared.train.ledger.no_label, prepared.train.ledger.unused) == (1, (("messages.weight", 2), ("score", 1)))
     with pytest.raises(InputError, match=r"weight: 0 cannot be excluded with data.loss_on: all"):
         run(make_recipe("dialogue", model, path, data={"loss_on": "all"}))
+
+
+def test_only_the_last_reply_is_learned(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """With the labels of LLaMA-Factory's mask_history, in validation rows too, and in one example per row.
+
+    (LlamaFactory#5165: not applied to validation rows; #10827: the ends of earlier replies keep their labels.)
+    """
+    call = {"function": {"name": "look", "arguments": {"at": "fox"}}}
+    asked, answered = {"role": "user", "content": "one"}, {"role": "assistant", "content": "first"}
+    called = {"role": "assistant", "content": "", "tool_calls": [call]}
+    seen = {"role": "tool", "content": "a fox", "name": "look"}
+    rows: list[tuple[list[dict[str, Any]], str]] = [
+        ([asked, answered, asked, {"role": "assistant", "content": "second"}], "second"),
+        ([asked, called, seen, answered], "first"),  # of a turn with a call, what follows its result
+        ([asked, answered, asked, called], "look"),
+        ([asked, answered, answered | {"content": "more"}], "more"),  # of several replies in a row
+        ([asked, answered, asked, answered | {"content": "bad", "weight": 0}, asked], "first"),  # of those learned
+    ]
+    path = write_rows(tmp_path / "rows.jsonl", [{"messages": messages} for messages, _ in rows])
+    model = checkpoint("llama", chat=HERMES.replace("<|im_end|>", "{{ eos_token }}"), max_position_embeddings=512)
+    loss_on = {"on_overflow": "truncate", "validation": str(path)}
+    every, last = (run(make_recipe("dialogue", model, path, data=loss_on | more)) for more in ({}, {"loss_on": "last"}))
+    tokenizer: Any = encoder_of(make_recipe("dialogue", model, path)).loaded.tokenizer
+    assert last.validation is not None
+    for part, other in zip(last.train.examples, every.train.examples, strict=True):
+        begun = max(place for place, label in enumerate(part["labels"]) if label == IGNORED) + 1
+        assert set(part["labels"][:begun]) == {IGNORED}
+        assert part["input_ids"] == other["input_ids"]
+        assert part["labels"][begun:] == other["labels"][begun:] == part["input_ids"][begun:]
+    assert last.validation.examples["labels"] == last.train.examples["labels"]
+    for labels, (_, reply) in zip(last.train.examples["labels"], rows, strict=True):
+        text = tokenizer.decode([label for label in labels if label != IGNORED])
+        assert reply in text
+        assert text.endswith(tokenizer.eos_token)
+    with pytest.raises(ValueError, match="loss_on: last has no effect on rows with one answer"):
+        make_recipe("text-generation", model, path, data={"loss_on": "last"})
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,8 @@ class TrainSection(Section):
     loss_type: Literal["nll", "dft"] = "nll"
     """nll: cross entropy; dft: Dynamic Fine-Tuning (arXiv:2508.05629), which weights each token by its probability, as
     in TRL. The validation loss is cross entropy in both."""
+    neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = None
+    """Add noise of this strength to the embeddings in training (NEFTune, arXiv:2310.05914), such as 5."""
     optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = (
         "adamw_torch_fused"
     )
@@ -116,6 +118,8 @@ class TrainSection(Section):
                     yield (f"{name} has no effect on optim: {self.optim}; leave it out, or use adamw_torch")
         if self.loss_type == "dft" and self.label_smoothing_factor:
             yield ("label_smoothing_factor is not defined for loss_type: dft; leave one of them out")
+        if self.neftune_noise_alpha is not None and self.torch_compile:
+            yield ("neftune_noise_alpha is not supported with torch_compile; leave one of them out")
         if self.bf16 is True and self.fp16:
             yield ("bf16 and fp16 are mutually exclusive; set one of them")
         if (need := self.first_key_needing_evaluation()) and self.eval_strategy == "no":

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from llmkit.heads.batch import IGNORED, Batch
+from llmkit.heads.embedding_noise import EmbeddingNoise
 from llmkit.heads.projection import CHUNK, Projection, find_projection, verified
 from llmkit.heads.token_loss import TokenLoss
 from llmkit.log import warn
@@ -41,6 +43,7 @@ class Objective:
     """Causal: coefficient of the load-balancing loss."""
     projection: Projection | None = None
     """Computes the loss of many labels in chunks; None needs all logits."""
+    noise: EmbeddingNoise | None = None
 
     @classmethod
     def of(cls, model: Any, head: BaseHead, token_loss: TokenLoss = TokenLoss()) -> Objective:  # noqa: B008 - frozen
@@ -50,6 +53,15 @@ class Objective:
         keeps = "logits_to_keep" in inspect.signature(base.forward).parameters and not virtual
         balances = bool(getattr(base.config.get_text_config(), "output_router_logits", False))
         return cls(head, keeps, token_loss, balances and head.writes, _coefficient(base))
+
+    def with_noise(self, model: Any, alpha: float | None) -> Objective:
+        """The objective with noise on the embeddings, if there is an alpha (`EmbeddingNoise`)."""
+        return self if alpha is None else replace(self, noise=EmbeddingNoise.of(_base(model), alpha))
+
+    @property
+    def needs_mask(self) -> bool:
+        """Whether padding must be masked, even if the model ignores it without a mask."""
+        return self.balances or self.noise is not None
 
     def in_chunks(self, model: Any, labels: int, trained: Sequence[torch.Tensor]) -> Objective:
         """The objective with a projection, if the labels of a batch need one and the model's has been verified.
@@ -73,12 +85,14 @@ class Objective:
         return self if found is None else replace(self, projection=found)
 
     def for_evaluation(self) -> Objective:
-        """The objective of validation rows: cross entropy, without router losses."""
-        return replace(self, balances=False, token_loss=self.token_loss.for_evaluation())
+        """The objective of validation rows: cross entropy, without router losses and noise."""
+        return replace(self, balances=False, noise=None, token_loss=self.token_loss.for_evaluation())
 
     def loss_sum(self, model: Any, batch: Batch, device: Any) -> torch.Tensor:
         """The summed loss; a differentiable 0 if nothing is predicted."""
-        return self.head.loss(model, batch.to(device), self)
+        batch = batch.to(device)
+        with nullcontext() if self.noise is None else self.noise.added(batch.inputs):
+            return self.head.loss(model, batch, self)
 
     def projection_for(self, batch: Batch) -> Projection | None:
         """The projection, if the batch has so many labels that their logits are worth avoiding."""

@@ -114,7 +114,8 @@ class Trainer:
             seed=self.train.seed,
         )
         self.updates = count_updates(self.train, len(self.sampler.lengths), self.sampler.processes)
-        self.objective = Objective.of(self.model, self.head, make_token_loss(self.train))
+        objective = Objective.of(self.model, self.head, make_token_loss(self.train))
+        self.objective = objective.with_noise(self.model, self.train.neftune_noise_alpha)
         self.optimizer = make_optimizer(self.model, self.train)
         self.scheduler = make_scheduler(self.optimizer, self.train, self.updates)
         self._wrapped, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
@@ -342,7 +343,7 @@ class Trainer:
 
     def _batch(self, indices: Sequence[int]) -> Batch:
         lines = [self.pool.examples[index] for index in indices]
-        masked = self.masked or self.objective.balances
+        masked = self.masked or self.objective.needs_mask
         return self.head.batch(lines, pad_id=self.pad_id, packed=self.packed, masked=masked)
 
     def _empty_batch(self, update: Sequence[int]) -> Batch:

@@ -226,6 +226,10 @@ def _check_loss(recipe: Recipe, model: Any, loaded: Loaded, part: Part) -> None:
                 "use another adapter.peft_type, such as LORA",
                 code="not_supported",
             )
+    if (alpha := recipe.train.neftune_noise_alpha) is not None:
+        failure = failure_of(model, objective.with_noise(model, alpha), batch)
+        if isinstance(failure, UsageError):
+            raise failure
     check_reached(recipe, model, unreached(model, objective, batch))
 
 

@@ -103,6 +103,8 @@ def test_adapters_have_the_methods_names_and_defaults_of_peft() -> None:
         (changed("train", load_best_model_at_end=True), "requires validation rows"),
         (changed("train", metric_for_best_model="rougeL", eval_strategy="no"), "requires evaluation"),
         (changed("train", bf16=True, fp16=True), "mutually exclusive"),
+        (changed("train", loss_type="dft", label_smoothing_factor=0.1), "not defined for loss_type: dft"),
+        (changed("train", neftune_noise_alpha=5.0, torch_compile=True), "not supported with torch_compile"),
         (changed("train", num_train_epochs="3"), "valid number"),
         (changed("accelerate", num_machines=2), "main_process_ip"),
         (changed("accelerate", fsdp_config={}, deepspeed_config={}), "deepspeed_config are mutually exclusive"),

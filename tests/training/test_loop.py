@@ -108,9 +108,9 @@ def test_one_batch_of_eight_is_eight_of_one(family: str, task: str, checkpoint: 
 
 @pytest.mark.parametrize(("family", "task"), HEADS)
 def test_a_resumed_run_is_the_uninterrupted_one(family: str, task: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """Bit for bit, dropout included, stopped in the middle of an epoch."""
+    """Bit for bit, with dropout and noise, stopped in the middle of an epoch."""
     strategy = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
-    recipe = recipe_for(family, task, tmp_path, checkpoint, max_steps=8, **strategy)
+    recipe = recipe_for(family, task, tmp_path, checkpoint, max_steps=8, neftune_noise_alpha=5.0, **strategy)
     whole = trainer(recipe)
     whole.run()
     expected = weights(whole)

@@ -243,7 +243,6 @@ REMOVED: dict[str, str] = {
     "eval_table_size": "leave it out: llmkit evaluate writes all predictions",
     "lora_task_type": "leave it out: it follows from the model",
     "model_type": "leave it out: the class follows from the checkpoint",
-    "neftune_noise_alpha": "leave it out: noise on embeddings is not supported",
     "pad_to_multiple_of": "leave it out: batches are padded to their longest example",
     "pad_to_sequence_len": "leave it out: batches are padded to their longest example",
     "save_only_model": "leave it out: each checkpoint is a model that can be loaded",

@@ -116,7 +116,12 @@ RENAMED: dict[str, str] = {
     "mix_strategy": "data.train, a list in which each source has a weight",
     "rope_scaling": "model.config_overrides",
     "freeze_trainable_layers": "train.freeze",
-    "unfrozen_parameters": "train.freeze",
+    "unfrozen_parameters": "train.unfreeze",
+    "lr_groups": "train.param_groups, each with params and learning_rate",
+    "use_muon": "train.optim: muon",
+    "use_galore": "train.optim: galore_adamw",
+    "use_apollo": "train.optim: apollo_adamw",
+    "embedding_lr": "train.param_groups, each with params and learning_rate",
     "export_hub_model_id": "train.hub_model_id",
     # TRL.
     "dataset_config": "data.train.name",

@@ -262,7 +262,10 @@ def _shown(value: object) -> str:
 
 
 def _choose(given: str, choices: Sequence[str]) -> str:
-    near = [each for each in choices if each.lower() == given.lower()] or get_close_matches(given, choices, n=1)
+    near = [each for each in choices if each.lower() == given.lower()]
+    near = (
+        near or [each for each in choices if given and each.startswith(given)] or get_close_matches(given, choices, n=1)
+    )
     return f"{f'did you mean {near[0]}? ' if near else ''}choose from {', '.join(choices)}"
 
 

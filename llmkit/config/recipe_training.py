@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from llmkit.config.declaration import MOST
+from llmkit.config.optimizer_names import OptimizerName, optimizer_arguments
 from llmkit.config.recipe_sections import Positive, Section, Seed, regular_expression
 
-__all__ = ["AccelerateSection", "TrainSection"]
+__all__ = ["AccelerateSection", "ParameterGroup", "TrainSection"]
 
 Trackers = Annotated[
     list[str],
@@ -20,6 +21,20 @@ Trackers = Annotated[
     ),
 ]
 Strategy = Literal["no", "steps", "epoch"]
+
+
+class ParameterGroup(Section):
+    """Parameters that are trained with other hyperparameters than the rest."""
+
+    params: Annotated[str, AfterValidator(regular_expression)]
+    """A regular expression that matches their names."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Of all parameters in the group, including biases and norms."""
+
+    def _conflicts(self) -> Iterator[str]:
+        if self.learning_rate is None and self.weight_decay is None:
+            yield "has no effect; set learning_rate or weight_decay"
 
 
 class TrainSection(Section):
@@ -55,9 +70,17 @@ class TrainSection(Section):
     in TRL. The validation loss is cross entropy in both."""
     neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = None
     """Add noise of this strength to the embeddings in training (NEFTune, arXiv:2310.05914), such as 5."""
-    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd"] = (
-        "adamw_torch_fused"
-    )
+    optim: OptimizerName = "adamw_torch_fused"
+    """An optimizer of Transformers, or muon (torch's, for the matrices of linear layers, and AdamW for the rest). Some
+    need a package or a kind of device."""
+    optim_args: Annotated[
+        dict[str, Any], BeforeValidator(optimizer_arguments, json_schema_input_type=str | dict[str, Any])
+    ] = {}
+    """Arguments of the optimizer: a mapping, or ``key=value,key=value``."""
+    optim_target_modules: str | list[str] | None = None
+    """Modules whose gradients GaLore and APOLLO project: names, regular expressions, or all-linear."""
+    param_groups: list[ParameterGroup] = []
+    """Parameters with a learning rate or weight decay of their own; the first group that matches applies."""
     bf16: bool | Literal["auto"] = "auto"
     """Compute in bfloat16; auto: if the hardware supports it well."""
     fp16: bool = False
@@ -69,6 +92,8 @@ class TrainSection(Section):
     train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = "group_by_length"
     freeze: list[Annotated[str, AfterValidator(regular_expression)]] = []
     """Regular expressions; parameters with a matching name are not trained."""
+    unfreeze: list[Annotated[str, AfterValidator(regular_expression)]] = []
+    """Regular expressions; only parameters with a matching name are trained, except those that ``freeze`` matches."""
     seed: Seed = 42
     logging_steps: Positive = 10
     eval_strategy: Strategy = "epoch"
@@ -112,10 +137,6 @@ class TrainSection(Section):
             steps, strategy = getattr(self, f"{kind}_steps"), getattr(self, f"{kind}_strategy")
             if (steps is not None) != (strategy == "steps"):
                 yield (f"{kind}_steps requires {kind}_strategy: steps and vice versa; give both or neither")
-        if self.optim in ("sgd", "adafactor"):
-            for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    yield (f"{name} has no effect on optim: {self.optim}; leave it out, or use adamw_torch")
         if self.loss_type == "dft" and self.label_smoothing_factor:
             yield ("label_smoothing_factor is not defined for loss_type: dft; leave one of them out")
         if self.neftune_noise_alpha is not None and self.torch_compile:

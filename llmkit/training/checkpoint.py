@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -161,9 +161,18 @@ def _same_in_model(folder: Path, tensors: Mapping[str, Any]) -> set[str]:
 
 
 def load_checkpoint(
-    folder: Path, trained: Mapping[str, Any], model: Any, optimizer: Any, scheduler: Any, rank: int
+    folder: Path,
+    trained: Mapping[str, Any],
+    model: Any,
+    optimizer: Any,
+    scheduler: Any,
+    rank: int,
+    classes: Iterable[type] = (),
 ) -> Progress:
     """Restore everything from a checkpoint.
+
+    Args:
+        classes: of objects in the optimizer's state.
 
     Raises:
         CheckpointError: it is damaged, or of another model.
@@ -174,7 +183,8 @@ def load_checkpoint(
         saved = read_json(folder / _PROGRESS)
         progress = Progress(**{**saved, "unlogged": Unlogged(**saved.get("unlogged", {}))})
         # Numbers and tensors only; the state of Python's generator is a nested tuple.
-        state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(classes)):
+            state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
     except (OSError, EOFError, LookupError, UnpicklingError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder} is damaged ({type(error).__name__})", "remove it, and resume from the previous one"

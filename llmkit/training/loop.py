@@ -37,16 +37,12 @@ from llmkit.training.checkpoint import (
     save_checkpoint,
 )
 from llmkit.training.local_sgd import LocalSgd, Synchronous, sum_over_processes
-from llmkit.training.optimizer import (
-    follows_metric,
-    greater_is_better,
-    make_optimizer,
-    make_scheduler,
-    set_learning_rates,
-)
+from llmkit.training.optimizer import make_optimizer, place_state, set_training_mode
+from llmkit.training.optimizer_check import state_classes
 from llmkit.training.progress_lines import TrainingStats, comparison, conclusion
 from llmkit.training.provenance import RESOLVED
 from llmkit.training.sampler import BatchSampler, Pool, count_updates
+from llmkit.training.schedule import follows_metric, greater_is_better, make_scheduler, set_learning_rates
 
 if TYPE_CHECKING:
     import datasets
@@ -116,7 +112,7 @@ class Trainer:
         self.updates = count_updates(self.train, len(self.sampler.lengths), self.sampler.processes)
         objective = Objective.of(self.model, self.head, make_token_loss(self.train))
         self.objective = objective.with_noise(self.model, self.train.neftune_noise_alpha)
-        self.optimizer = make_optimizer(self.model, self.train)
+        self.optimizer = make_optimizer(self.plain_model, self.train, self.updates)
         self.scheduler = make_scheduler(self.optimizer, self.train, self.updates)
         self._wrapped, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.trained = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
@@ -165,7 +161,9 @@ class Trainer:
             UsageError: something else changed, or the run is to be shorter than it is already.
         """
         rank = self.accelerator.process_index
-        found = load_checkpoint(checkpoint, self.trained, self.model, self.optimizer, self.scheduler, rank)
+        classes = state_classes(self.plain_model, self.train, self.updates)
+        found = load_checkpoint(checkpoint, self.trained, self.model, self.optimizer, self.scheduler, rank, classes)
+        place_state(self.optimizer)
         self.progress, self._saved_step = found, found.step
         if found.step > self.updates:
             raise UsageError(
@@ -197,15 +195,20 @@ class Trainer:
                 text = "early stopping ended this run at update %d; to go on, raise train.early_stopping_patience"
                 warn("no_effect", text, self.progress.step)
             return
-        self._wrapped.train()
+        self._set_training_mode(training=True)
         main = self.accelerator.is_main_process
         with ProgressMeter(self.updates, "updates", done=self.progress.step, shown=main) as self._bar:
             for update in self._updates():
                 self._update(update)
                 if self.stopped or self._patience_is_over():
                     break
+        self._set_training_mode(training=False)
         if not self.stopped:
             log.info("%s", conclusion(self.progress, self.train))
+
+    def _set_training_mode(self, *, training: bool) -> None:
+        self._wrapped.train(training)
+        set_training_mode(self.optimizer, training=training)
 
     def _update(self, update: Sequence[int]) -> None:
         """Make one update, then evaluate and save if due."""
@@ -393,9 +396,9 @@ class Trainer:
         progress, loss = self.progress, losses["loss"]
         values = dict(losses)
         if self.validation_metrics is not None:
-            self._wrapped.eval()
+            self._set_training_mode(training=False)
             values |= self.validation_metrics()
-            self._wrapped.train()
+            self._set_training_mode(training=True)
         self._check_finite("loss of the validation rows", loss)
         self._log({f"eval_{name}": value for name, value in values.items()})
         value, before = values[self.train.best_metric], progress.best_step
@@ -420,9 +423,9 @@ class Trainer:
         """
         assert self.validation is not None
         groups = self.validation_tasks if len(self.validation_tasks) > 1 else {"": range(len(self.validation))}
-        self._wrapped.eval()
+        self._set_training_mode(training=False)
         sums = {name: self._loss_sum(indices) for name, indices in groups.items()}
-        self._wrapped.train()
+        self._set_training_mode(training=True)
         loss, count = (sum(each[place] for each in sums.values()) for place in (0, 1))
         of_tasks = {f"{name}_loss": total / max(1.0, number) for name, (total, number) in sums.items() if name}
         return {"loss": loss / max(1.0, count), **of_tasks}
@@ -458,6 +461,7 @@ class Trainer:
         from accelerate.utils import gather_object
 
         self._synchronize()
+        set_training_mode(self.optimizer, training=False)
         self.processes.sum_up(self.progress.unlogged)
         random_states = gather_object([random_state()])
         trained = {name: whole(each.detach()) for name, each in self.trained.items()}
@@ -476,3 +480,4 @@ class Trainer:
                 prune(self.folder, self.train.save_total_limit, self.progress.best_step)
         self._saved_step = self.progress.step
         self.accelerator.wait_for_everyone()
+        set_training_mode(self.optimizer, training=True)

@@ -1,194 +1,114 @@
-"""The optimizer and the learning rate schedule, by their names in Transformers."""
+"""The optimizer of a recipe, and the groups of its parameters, which have their own learning rate or weight decay."""
 
 from __future__ import annotations
 
-import inspect
-import math
+import re
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import TrainSection
-from llmkit.errors import MissingDependencyError, UsageError
-from llmkit.log import warn
-from llmkit.metrics.score import LOWER_IS_BETTER
+from llmkit.errors import UsageError
+from llmkit.training.optimizer_choice import Choice, choose, construct, without_params
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "check_schedule",
-    "follows_metric",
-    "greater_is_better",
-    "make_optimizer",
-    "make_scheduler",
-    "set_learning_rates",
-    "warmup_steps",
-]
+__all__ = ["make_optimizer", "parameter_groups", "place_state", "set_training_mode", "trainer_order"]
 
 _NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
-"""As ``Trainer.get_decay_parameter_names`` of Transformers 5.23 has them."""
+"""As ``Trainer.get_decay_parameter_names`` of Transformers 5.24 has them."""
 
 
-def make_optimizer(model: torch.nn.Module, train: TrainSection) -> torch.optim.Optimizer:
-    """The optimizer of the trained parameters; biases and norms have no weight decay."""
+def make_optimizer(model: torch.nn.Module, train: TrainSection, updates: int) -> torch.optim.Optimizer:
+    """The optimizer of the trained parameters; biases and norms have no weight decay.
+
+    Raises:
+        MissingDependencyError: the package of the optimizer is not installed.
+        UsageError: its arguments are wrong.
+    """
+    choice = choose(model, train, updates)
+    optimizer = construct(train, choice, parameter_groups(model, train, choice))
+    if choice.options.get("optim_bits") == 8:  # as Trainer.create_optimizer
+        import bitsandbytes
+        from torch import nn
+
+        manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                manager.register_module_override(module, "weight", {"optim_bits": 32})
+    return optimizer
+
+
+def set_training_mode(optimizer: torch.optim.Optimizer, *, training: bool) -> None:
+    """Give the parameters the values for training or evaluation, which are different in schedule-free optimizers."""
+    switch = getattr(optimizer, "train" if training else "eval", None)
+    if switch is not None:
+        switch()
+
+
+def place_state(optimizer: torch.optim.Optimizer) -> None:
+    """Move the tensors of objects in a loaded state, such as GaLore's projections, to the devices of the parameters.
+
+    PyTorch does it for all others.
+    """
     import torch
+
+    for parameter, state in optimizer.state.items():
+        for value in state.values():
+            for name, each in (getattr(value, "__dict__", None) or {}).items():
+                if isinstance(each, torch.Tensor) and not isinstance(value, torch.Tensor):
+                    setattr(value, name, each.to(parameter.device))
+
+
+# Parameter groups.
+
+
+def parameter_groups(model: torch.nn.Module, train: TrainSection, choice: Choice) -> list[dict[str, Any]]:
+    """Groups of trained parameters with the same options: in the order of Trainer, then those of the recipe."""
+    decayed, of_parameter = _decayed(model), choice.of_parameter
+    rules = [(re.compile(group.params), group) for group in train.param_groups]
+    found: dict[tuple[int, bool, int], dict[str, Any]] = {}
+    kinds = [without_params(group) for group in choice.groups or [{}]]
+    for name, parameter in _trained(model):
+        number = next((number for number, (pattern, _) in enumerate(rules) if pattern.search(name)), -1)
+        own = of_parameter.get(id(parameter), {})
+        options = {"weight_decay": train.weight_decay if name in decayed else 0.0}
+        if number >= 0:
+            rule = rules[number][1]
+            options |= {} if rule.weight_decay is None else {"weight_decay": rule.weight_decay}
+            options |= {} if rule.learning_rate is None else {"lr": rule.learning_rate}
+        # Trainer separates parameters with and without weight decay, except for the groups of low-rank optimizers.
+        plain = options["weight_decay"] == 0.0 if choice.groups is not None else name not in decayed
+        key = (number, plain, kinds.index(own) if own in kinds else -1)
+        found.setdefault(key, {"params": [], **own, **options})["params"].append(parameter)
+    for number, (_, group) in enumerate(rules):
+        if not any(number == key[0] for key in found):
+            shadowed = number and any(rules[number][0].search(name) for name, _ in _trained(model))
+            raise UsageError(
+                f"train.param_groups: {group.params!r} matches no trained parameter"
+                + (" that no group before it matches" if shadowed else ""),
+                f"remove it, or match names such as {next((name for name, _ in _trained(model)), '')}",
+                code="not_supported",
+            )
+    return [group for _, group in sorted(found.items(), key=lambda item: item[0])]
+
+
+def trainer_order(model: torch.nn.Module, train: TrainSection, updates: int) -> list[list[torch.nn.Parameter]]:
+    """The trained parameters in the groups that Trainer has, which it numbers in the states that it saves."""
+    choice = choose(model, train, updates)
+    if choice.groups is not None:
+        groups = [group["params"] for group in choice.groups]
+    else:
+        decayed = _decayed(model)
+        groups = [[each for name, each in _trained(model) if (name in decayed) is wanted] for wanted in (True, False)]
+    return [list(group) for group in groups if group]
+
+
+def _decayed(model: torch.nn.Module) -> set[str]:
+    from torch import nn
     from transformers.trainer_pt_utils import get_parameter_names
 
-    decayed = set(get_parameter_names(model, [torch.nn.LayerNorm], _NOT_DECAYED))
-    trained = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [each for name, each in trained if name in decayed], "weight_decay": train.weight_decay},
-        {"params": [each for name, each in trained if name not in decayed], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    adam: dict[str, Any] = {
-        "lr": train.learning_rate,
-        "betas": (train.adam_beta1, train.adam_beta2),
-        "eps": train.adam_epsilon,
-    }
-    match train.optim:
-        case "adamw_torch" | "adamw_torch_fused":
-            return torch.optim.AdamW(groups, **adam, fused=train.optim == "adamw_torch_fused")
-        case "sgd":
-            return torch.optim.SGD(groups, lr=train.learning_rate)
-        case "adafactor":
-            from transformers import Adafactor
-
-            return Adafactor(groups, lr=train.learning_rate, scale_parameter=False, relative_step=False)
-        case _:
-            try:
-                import bitsandbytes
-            except ImportError as error:
-                raise MissingDependencyError(
-                    f"train.optim: {train.optim} needs bitsandbytes", "pip install bitsandbytes, or use adamw_torch"
-                ) from error
-            paged = train.optim.startswith("paged")
-            made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, **adam, is_paged=paged)
-            return made
+    return set(get_parameter_names(model, [nn.LayerNorm], _NOT_DECAYED))
 
 
-def warmup_steps(train: TrainSection, updates: int) -> int:
-    """Number of warmup steps; a setting below 1 is a fraction of all updates."""
-    return math.ceil(updates * train.warmup_steps) if train.warmup_steps < 1 else int(train.warmup_steps)
-
-
-def greater_is_better(train: TrainSection) -> bool:
-    """Whether a higher value is better for the metric that evaluations are compared by."""
-    if train.greater_is_better is not None:
-        return train.greater_is_better
-    return train.best_metric not in LOWER_IS_BETTER
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, train: TrainSection, updates: int, **more: Any) -> Any:
-    """The scheduler, which steps after each update, or after each evaluation if it `follows_metric`."""
-    from transformers import get_scheduler
-
-    options = {**train.lr_scheduler_kwargs, **more}
-    if train.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
-        options = {"mode": "max" if greater_is_better(train) else "min", **options}
-    return get_scheduler(
-        train.lr_scheduler_type,
-        optimizer,
-        num_warmup_steps=warmup_steps(train, updates),
-        num_training_steps=updates,
-        scheduler_specific_kwargs=options or None,
-    )
-
-
-def set_learning_rates(optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
-    """Set the learning rates to the scheduler's at its present step, after its number of updates changed."""
-    if not follows_metric(scheduler):
-        rates = [
-            base * factor(scheduler.last_epoch)
-            for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-        ]
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        scheduler._last_lr = rates  # noqa: SLF001 - as LRScheduler.step sets it
-
-
-def follows_metric(scheduler: Any) -> bool:
-    """Whether a scheduler steps after each evaluation, by its metric, rather than after each update."""
-    return "metrics" in inspect.signature(scheduler.step).parameters
-
-
-# Schedules are checked before a run: each type raises other exceptions, some of them only at a late update.
-
-
-def check_schedule(train: TrainSection, updates: int, groups: int) -> None:
-    """Refuse a schedule that fails, has a setting without effect, or only learning rates of zero.
-
-    Args:
-        groups: parameter groups of the optimizer.
-    """
-    kind = train.lr_scheduler_type
-    rates = _rates(train, updates, groups)
-    if not all(isinstance(rate, int | float) and math.isfinite(rate) and rate >= 0 for rate in rates):
-        raise UsageError(
-            f"train.lr_scheduler_type {kind} gives a learning rate that is not a positive number",
-            _fix(train),
-            code="not_supported",
-        )
-    if not any(rates[:-1]):
-        raise UsageError(
-            f"the learning rate is 0 at each of {updates} updates", "lower train.warmup_steps", code="not_supported"
-        )
-    if train.lr_scheduler_kwargs and _ignores_arguments(train, updates):
-        raise UsageError(
-            f"train.lr_scheduler_kwargs has no effect on lr_scheduler_type {kind}", "leave it out", code="no_effect"
-        )
-    steps = warmup_steps(train, updates)
-    if steps and rates == _rates(train.model_copy(update={"warmup_steps": 0}), updates, groups):
-        raise UsageError(
-            f"train.warmup_steps has no effect on lr_scheduler_type {kind}",
-            "leave it out, or use constant_with_warmup or another type with warmup",
-            code="no_effect",
-        )
-    if steps >= updates > 1:
-        warn("long_warmup", "train.warmup_steps: the learning rate rises for %d of %d updates", steps, updates)
-
-
-def _rates(train: TrainSection, updates: int, groups: int) -> list[Any]:
-    """The learning rates at some updates of a run, including the first ones, the last, and the one after it."""
-    import torch
-
-    parameters = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(groups)]
-    optimizer = torch.optim.SGD(parameters, lr=train.learning_rate)
-    try:
-        scheduler = make_scheduler(optimizer, train, updates)
-        if follows_metric(scheduler):
-            rates = [train.learning_rate]
-            for metric in (1.0, 0.5, 2.0):
-                scheduler.step(metric)
-                rates.append(optimizer.param_groups[0]["lr"])
-            return rates
-        some = {*range(min(updates, 10)), *(updates * part // 50 for part in range(51)), updates - 1, updates}
-        return [train.learning_rate * scheduler.lr_lambdas[0](step) for step in sorted(some)]
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(
-            f"train.lr_scheduler_type {train.lr_scheduler_type}: {reason}", _fix(train), code="not_supported"
-        ) from error
-
-
-def _ignores_arguments(train: TrainSection, updates: int) -> bool:
-    """Whether the type of schedule silently ignores unknown arguments."""
-    import torch
-
-    try:
-        make_scheduler(torch.optim.SGD([torch.zeros(1)], lr=1.0), train, updates, no_such_argument=0)
-    except TypeError:
-        return False
-    return True
-
-
-def _fix(train: TrainSection) -> str:
-    from torch.optim.lr_scheduler import ReduceLROnPlateau
-    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
-    from transformers.trainer_utils import SchedulerType
-
-    classes: dict[str, Any] = {"reduce_lr_on_plateau": ReduceLROnPlateau, "greedy": GreedyLR}
-    kind = train.lr_scheduler_type
-    taken = inspect.signature(classes.get(kind, TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(kind)])).parameters
-    own = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch", "verbose"}
-    names = [name for name in taken if name not in own]
-    return f"set train.lr_scheduler_kwargs, with {', '.join(names)}" if names else "leave train.lr_scheduler_kwargs out"
+def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, each) for name, each in model.named_parameters() if each.requires_grad]

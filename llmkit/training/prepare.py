@@ -27,10 +27,11 @@ from llmkit.training.accelerator import check_sharding, check_trackers
 from llmkit.training.activation_memory import failure_of, unreached
 from llmkit.training.dataset import Examples, Part, make_examples
 from llmkit.training.encoding import make_encoder
-from llmkit.training.optimizer import check_schedule, make_optimizer
+from llmkit.training.optimizer_check import check_optimizer
 from llmkit.training.recipe_model import open_model, open_task
 from llmkit.training.row_counts import describe
 from llmkit.training.sampler import count_updates
+from llmkit.training.schedule import check_schedule
 from llmkit.training.trainable import check_reached, make_trainable
 
 __all__ = ["Preparation", "expected_rows", "prepare"]
@@ -86,7 +87,9 @@ def prepare(recipe: Recipe, processes: int) -> Preparation:
         expected_rows(examples.validation, task, train.best_metric)
     model = make_trainable(recipe, loaded)
     _check_loss(recipe, model, loaded, examples.train)
-    check_schedule(train, updates, len(make_optimizer(model, train).param_groups))
+    averaged = recipe.accelerate.local_sgd_steps is not None
+    optimizer = check_optimizer(model, train, updates, device, averaged=averaged)
+    check_schedule(train, updates, len(optimizer.param_groups), own_warmup="warmup_steps" in optimizer.defaults)
     if train.packing is True:
         _check_packing(recipe, model, head_of(loaded.head))
     half = not train.fp16 and (has_bfloat16(device) if train.bf16 == "auto" else train.bf16)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmkit.config.recipe import Recipe
@@ -19,7 +19,8 @@ def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
     """The model of a recipe with its adapter, and ``requires_grad`` set on the parameters to train.
 
     Raises:
-        UsageError: ``train.freeze`` matches nothing or everything, or the adapter cannot be combined with the rest.
+        UsageError: ``train.freeze`` or ``train.unfreeze`` matches nothing, everything is frozen, or the adapter cannot
+            be combined with the rest.
     """
     model: Any = loaded.model
     if recipe.train.activation_checkpointing:
@@ -43,7 +44,7 @@ def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
             new_vocabulary=source.token_ids is not None,
         )
     _freeze_other_inputs(loaded.model)
-    _freeze(model, recipe.train.freeze)
+    _freeze(model, recipe.train.freeze, recipe.train.unfreeze)
     return model
 
 
@@ -113,27 +114,29 @@ def _freeze_other_inputs(model: Any) -> None:
         log.info("%d tensors that only images or sound pass through are not trained", frozen)
 
 
-def _freeze(model: Any, patterns: list[str]) -> None:
+def _freeze(model: Any, frozen: Sequence[str], unfrozen: Sequence[str]) -> None:
+    """Leave only those trained that one of ``unfrozen`` matches, if it is given, and none of ``frozen``."""
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    for pattern in patterns:
-        try:
-            wanted = re.compile(pattern)
-        except re.error as error:
-            raise UsageError(
-                f"train.freeze: {pattern!r} is not a regular expression ({error})", "correct it", code="not_supported"
-            ) from error
-        matched = [parameter for name, parameter in trained.items() if wanted.search(name)]
-        if not matched:
-            raise UsageError(
-                f"train.freeze: {pattern!r} matches no trained parameter",
-                f"leave it out, or match names such as {next(iter(trained), '')}",
-                code="not_supported",
-            )
-        for parameter in matched:
-            parameter.requires_grad_(False)
-    if patterns and not any(each.requires_grad for each in trained.values()):
+    kept = (
+        {name for pattern in unfrozen for name in _matching("unfreeze", pattern, trained)} if unfrozen else {*trained}
+    )
+    kept -= {name for pattern in frozen for name in _matching("freeze", pattern, trained)}
+    for name, each in trained.items():
+        each.requires_grad_(name in kept)
+    if not kept and trained:
         raise UsageError(
             "train.freeze matches all parameters, so nothing is left to train",
             "match fewer",
             code="not_supported",
         )
+
+
+def _matching(key: str, pattern: str, trained: Mapping[str, Any]) -> list[str]:
+    matched = [name for name in trained if re.search(pattern, name)]
+    if not matched:
+        raise UsageError(
+            f"train.{key}: {pattern!r} matches no trained parameter",
+            f"leave it out, or match names such as {next(iter(trained), '')}",
+            code="not_supported",
+        )
+    return matched

@@ -68,7 +68,7 @@ def test_training_has_the_names_of_transformers() -> None:
 
     ours = set(type(validate(CONTENT).train).model_fields)
     theirs = {item.name for item in dataclasses.fields(TrainingArguments)}
-    assert ours - theirs == {"packing", "freeze", "early_stopping_patience", "loss_type"}
+    assert ours - theirs == {"packing", "freeze", "unfreeze", "param_groups", "early_stopping_patience", "loss_type"}
 
 
 def test_adapters_have_the_methods_names_and_defaults_of_peft() -> None:

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from llmkit.config.recipe import Recipe
 from llmkit.errors import UsageError
-from llmkit.training.optimizer import make_scheduler, set_learning_rates
 from llmkit.training.run import finetune
+from llmkit.training.schedule import make_scheduler, set_learning_rates
 from tests.conftest import Checkpoint
 from tests.training.recipes import make_recipe, write_rows
 from tests.training.test_adapted import LORA, loaded, logits

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from llmkit.config.recipe import Recipe, TrainSection
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.training.dry_run import dry_run
-from llmkit.training.optimizer import check_schedule
 from llmkit.training.run import finetune
+from llmkit.training.schedule import check_schedule
 from tests.conftest import Checkpoint
 from tests.training.recipes import make_recipe, write_rows
 
@@ -220,7 +220,6 @@ def test_a_schedule_that_cannot_be_computed_is_refused(train: dict[str, Any], up
     [
         ({"lr_scheduler_type": "greedy"}, "requires validation rows"),
         ({"eval_strategy": "steps", "eval_steps": 1}, "eval_steps requires validation rows"),
-        ({"optim": "sgd", "adam_beta1": 0.5}, "adam_beta1 has no effect on optim: sgd"),
         ({"seed": -1}, "greater than or equal to 0"),
         ({"learning_rate": float("inf")}, "finite number"),
     ],

@@ -17,7 +17,7 @@ from llmkit.data.sources import contents_of
 from llmkit.errors import InputError, UsageError
 from llmkit.heads import BaseHead, head_of
 from llmkit.heads.objective import Objective
-from llmkit.log import warn
+from llmkit.log import log, warn
 from llmkit.metrics.score import measure_names
 from llmkit.models.devices import has_bfloat16, pick_device
 from llmkit.models.load import Loaded
@@ -166,6 +166,8 @@ def _contents(source: SourceSection) -> Iterator[tuple[str, tuple[str, str | Non
 
 
 def _check_steps(recipe: Recipe, updates: int) -> None:
+    if recipe.data.streaming and recipe.train.save_strategy == "epoch":
+        log.info("train.save_strategy: epoch saves when the stream or the run ends; set save_steps for earlier ones")
     for kind in ("eval", "save"):
         steps = getattr(recipe.train, f"{kind}_steps")
         if steps is not None and steps > updates:

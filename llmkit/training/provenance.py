@@ -30,6 +30,7 @@ __all__ = [
     "Provenance",
     "changes",
     "commented_recipe",
+    "may_change",
     "provenance_of",
     "published_recipe",
     "with_length_of",
@@ -41,6 +42,9 @@ SHORT_RECIPE = "recipe.yaml"
 """The recipe of a run that was started without a recipe file."""
 MAY_CHANGE = ("output_dir", "max_steps", "num_train_epochs", "early_stopping_patience")
 """Keys of the train section that may change when a run is resumed: where it is, and how long it trains."""
+_MAY_CHANGE_IN_STREAM = ("on_bad_row", "on_no_label", "on_overflow")
+"""Keys of the data section that may change when a run that was ended by one of its streamed rows is resumed. No earlier
+row was concerned, and those in memory are compared."""
 _PACKAGES = ("llmkit", "torch", "transformers", "accelerate", "peft", "datasets")
 
 
@@ -157,6 +161,12 @@ def published_recipe(text: str) -> str:
     return (_commented(facts) if facts else "") + dump(recipe)
 
 
+def may_change(recipe: Recipe) -> dict[str, set[str]]:
+    """The keys of each section that may change when a run is resumed."""
+    found = {"train": set(MAY_CHANGE)}
+    return found | {"data": set(_MAY_CHANGE_IN_STREAM)} if recipe.data.streaming else found
+
+
 def with_length_of(recipe: Recipe, text: str) -> str:
     """The text of a short recipe, with the number of updates of this one: the run was extended."""
     for name in MAY_CHANGE[1:]:
@@ -170,8 +180,8 @@ def with_length_of(recipe: Recipe, text: str) -> str:
 
 
 def changes(before: Recipe, after: Recipe) -> list[str]:
-    """The keys that differ, each with both values, except those that may change (`MAY_CHANGE`)."""
-    allowed = {f"train.{name}" for name in MAY_CHANGE}
+    """The keys that differ, each with both values, except those that may change."""
+    allowed = {f"{section}.{name}" for section, names in may_change(after).items() for name in names}
 
     def flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict) and value:

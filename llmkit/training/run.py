@@ -46,11 +46,11 @@ from llmkit.training.prepare import expected_rows, prepare
 from llmkit.training.probes import is_causal, supports_packing
 from llmkit.training.progress_lines import TrainingStats
 from llmkit.training.provenance import (
-    MAY_CHANGE,
     RESOLVED,
     SHORT_RECIPE,
     Provenance,
     commented_recipe,
+    may_change,
     provenance_of,
     with_length_of,
 )
@@ -219,7 +219,7 @@ def _hashes(
     recipe: Recipe, provenance: Provenance, parts: Mapping[str, Part], vocabulary: Mapping[str, int]
 ) -> dict[str, str]:
     """Hashes of everything that must be the same when a run is resumed, by what errors call it."""
-    settings = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"train": set(MAY_CHANGE)})
+    settings = recipe.model_dump(mode="json", exclude_defaults=True, exclude=may_change(recipe))
     return {
         **{f"base model ({name})": each for name, each in provenance.files.items()},
         "base model": digest(provenance.commit, provenance.files),

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from hashlib import blake2b
 from itertools import islice
 from typing import Any
 
@@ -21,7 +22,7 @@ from llmkit.data.records import Place, Record
 from llmkit.data.selection import Selection
 from llmkit.data.shapes import converter
 from llmkit.data.sources import records_from
-from llmkit.errors import InputError
+from llmkit.errors import InputError, UsageError
 from llmkit.training.checkpoint import Progress
 from llmkit.training.dataset import LISTS, USED, check_status, encoders_of, outcome_lines
 from llmkit.training.encoding import Encoder
@@ -119,7 +120,7 @@ class ExampleStream:
         position = progress.stream
         if position:
             self.tally.restore(position["tally"])
-        number, begin = position.get("pool", 0), position.get("begin", 0)
+        number, begin, expected = position.get("pool", 0), position.get("begin", 0), position.get("hash")
         examples = islice(self._examples(progress.epoch, position), position.get("skip", 0), None)
         ahead = next(examples, None)
         if ahead is None:
@@ -130,7 +131,16 @@ class ExampleStream:
             lines = [ahead.line]
             lines += (each.line for each in islice(examples, self._size(sampler) - 1))
             ahead = next(examples, None)
-            progress.stream = {**position, "pool": number, "begin": begin}
+            found = _hash(lines)
+            if expected not in (None, found):
+                raise UsageError(
+                    "the rows in memory when the checkpoint was written are not those of now, so this would not be a "
+                    "resume of the same run",
+                    "restore data.train and what determines its tokens, or start a new run in another train.output_dir",
+                    code="resume_mismatch",
+                )
+            expected = None
+            progress.stream = {**position, "pool": number, "begin": begin, "hash": found}
             mine = replace(sampler, lengths=[line["length"] for line in lines])
             pool = Pool(lines, mine, mine.epoch(progress.epoch, number), begin, last=ahead is None)
             number, begin = number + 1, begin + len(pool.updates)
@@ -187,6 +197,13 @@ class ExampleStream:
         random = np.random.default_rng((self.recipe.data.seed, epoch, block))
         drawn: list[int] = random.choice(len(weights), size=_DRAWS, p=weights / weights.sum()).tolist()
         return drawn
+
+
+def _hash(lines: Sequence[Mapping[str, Any]]) -> str:
+    found = blake2b(digest_size=16)
+    for line in lines:
+        found.update(b"".join(line[name].tobytes() + b"|" for name in LISTS))
+    return found.hexdigest()
 
 
 def _packed(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import gzip
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from llmkit.config.paths import cache_dir
 from llmkit.config.recipe import Recipe
+from llmkit.data.json_documents import JSON
+from llmkit.errors import InputError, UsageError
+from llmkit.heads.base import Features
+from llmkit.training.checkpoint import Progress
+from llmkit.training.dataset import make_examples
+from llmkit.training.encoding import Encoder, Outcome, make_encoder
 from llmkit.training.loop import Trainer
+from llmkit.training.recipe_model import open_model, open_task
 from llmkit.training.run import finetune
+from llmkit.training.sampler import BatchSampler
+from llmkit.training.stream import ExampleStream
 from tests.conftest import Checkpoint
 from tests.training.recipes import make_recipe, write_rows
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is prepared by few rows, so that the others may be few too."""
+    monkeypatch.setattr("llmkit.training.dataset.FIRST_ROWS", 8)
 
 
 def row(number: int) -> dict[str, Any]:
@@ -92,7 +113,7 @@ def write_arrow(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("prompt,completion\n" + "".join('"{prompt}","{completion}"\n'.format(**each) for each in rows))
+    path.write_text("text\n" + "".join('"{text}"\n'.format(**each) for each in rows))
 
 
 def write_gz(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -109,19 +130,141 @@ FORMATS: dict[str, Callable[[Path, list[dict[str, Any]]], object]] = {
 }
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_a_run_that_is_resumed_twice_is_the_uninterrupted_one(
-    suffix: str, checkpoint: Checkpoint, tmp_path: Path
-) -> None:
-    """Two files, whose rows are read three times in pools of 12 examples, which end within both files."""
-    (data := tmp_path / "data").mkdir()
-    FORMATS[suffix](data / f"a{suffix}", list(map(row, range(19))))
-    FORMATS[suffix](data / f"b{suffix}", list(map(row, range(19, 35))))
-    model, buffer = checkpoint("llama"), {"buffer_size": 13}
-    whole = finetune(stream_recipe(model, data, tmp_path / "a", data=buffer, max_steps=26))
-    other = interrupted(stream_recipe(model, data, tmp_path / "b", data=buffer, max_steps=26), 5, 12, 7)
+def open_stream(recipe: Recipe) -> ExampleStream:
+    task = open_task(recipe)
+    encoder = make_encoder(recipe, task, open_model(recipe, task, weights=False))
+    return ExampleStream(recipe, make_examples(recipe, encoder).train.rows, encoder)
+
+
+SAMPLER = BatchSampler([], 8, 1, 1, "group_by_length", seed=3)
+
+
+def test_a_run_that_is_resumed_is_the_uninterrupted_one(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Three times: within a pool, at the end of one, and in another epoch, as the stream is shorter than the run."""
+    path, model = write_rows(tmp_path / "rows.jsonl", map(row, range(35))), checkpoint("llama")
+    sizes: dict[str, Any] = {"data": {"buffer_size": 13}, "max_steps": 26}
+    whole = finetune(stream_recipe(model, path, tmp_path / "a", **sizes))
+    other = interrupted(stream_recipe(model, path, tmp_path / "b", **sizes), 5, 10, 7)
     assert losses(other) == losses(whole)
     assert_same(weights(other), weights(whole))
     assert other.progress.stream == whole.progress.stream
     assert other.progress.epoch == 2
     assert ledger(tmp_path / "b") == ledger(tmp_path / "a")
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_stream_goes_on_from_every_pool(suffix: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Rows of two files that give several examples each or none, in pools that end anywhere."""
+    rows = [{"text": "fox " * (number % 7 * 100 + 1)} for number in range(40)]
+    rows = [{"text": "  "} if number % 6 == 5 else each for number, each in enumerate(rows)]
+    (data := tmp_path / "data").mkdir()
+    FORMATS[suffix](data / f"a{suffix}", rows[:19])
+    FORMATS[suffix](data / f"b{suffix}", rows[19:])
+    source = {"path": str(data), "where": 'text != "fox "', "max_rows": 30}
+    more: dict[str, Any] = {"max_length": 64, "on_no_label": "drop", "on_bad_row": "skip", "buffer_size": 8}
+    recipe = stream_recipe(checkpoint("llama"), source, tmp_path / "out", data=more)
+    stream, progress = open_stream(recipe), Progress(epoch=3)
+    found = [(json.dumps(progress.stream), pool) for pool in stream.pools(progress, SAMPLER)]
+    assert len(found) > 10
+    for number, (position, _) in enumerate(found):
+        again = open_stream(recipe)
+        left = list(again.pools(Progress(epoch=3, stream=json.loads(position)), SAMPLER))
+        assert left == [pool for _, pool in found[number:]]
+        assert again.ledger() == stream.ledger()
+    counts = make_examples(loaded(recipe, tmp_path), stream.encoder).train.ledger
+    assert dataclasses.asdict(stream.ledger()) == dataclasses.asdict(counts)
+
+
+BAD: dict[str, Any] = {
+    "on_bad_row: skip": '{"prompt": ',
+    "on_no_label: drop": {"prompt": "fox", "completion": ""},
+    "on_overflow: drop": {"text": "fox " * 300},
+}
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("fix", BAD)
+def test_an_error_in_the_middle_saves_and_the_row_may_be_skipped(
+    fix: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """The file cannot be fixed, since it would be another."""
+    rows: list[Any] = list(map(row, range(30)))
+    path, model = write_rows(tmp_path / "rows.jsonl", [*rows[:22], BAD[fix], *rows[22:]]), checkpoint("llama")
+    key, _, value = fix.partition(": ")
+    error, allowed = {"on_overflow": "error"}, {"on_overflow": "error", key: value}
+    more = {"train_sampling_strategy": "sequential", "max_steps": 12}
+    recipe = stream_recipe(model, path, tmp_path / "out", data=error, **more)
+    for resume in (False, True):
+        with pytest.raises(InputError, match=f"rows.jsonl:23.*data.{fix.partition(':')[0]}"):
+            finetune(recipe, resume=resume)
+        assert [each.name for each in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-5"]
+    trainer = finetune(stream_recipe(model, path, tmp_path / "out", data=allowed, **more), resume=True)
+    whole = finetune(stream_recipe(model, path, tmp_path / "whole", data=allowed, **more))
+    assert losses(trainer) == losses(whole)
+    assert_same(weights(trainer), weights(whole))
+    assert ledger(tmp_path / "out") == ledger(tmp_path / "whole")
+    assert "1 " + {"skip": "bad rows are skipped"}.get(value, "") in "".join(ledger(tmp_path / "out"))
+
+
+@pytest.mark.usefixtures("few")
+def test_a_file_that_ends_early_keeps_what_was_trained(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    write_gz(path := tmp_path / "rows.jsonl.gz", [{"text": hashlib.sha256(bytes(n)).hexdigest()} for n in range(3000)])
+    path.write_bytes(path.read_bytes()[:-2000])
+    more = {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 256}
+    with pytest.raises(InputError, match="ends in the middle of the gzip data"):
+        finetune(stream_recipe(checkpoint("llama"), path, tmp_path / "out", max_steps=99, **more))
+    assert [each.name for each in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-11"]
+
+
+@pytest.mark.usefixtures("few")
+def test_other_data_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """By size and some blocks; and elsewhere by the examples in memory."""
+    text = [{**row(number), "more": "x" * 20_000} for number in range(60)]
+    path, model = write_rows(tmp_path / "rows.jsonl", text), checkpoint("llama")
+    recipe = stream_recipe(model, path, tmp_path / "out", data={"buffer_size": 8}, max_steps=12)
+    run = finetune(recipe, should_stop=iter([*[False] * 4, True]).__next__)
+    assert run.stopped
+    for number, message in ((0, "the data .* changed"), (21, "rows in memory .* are not those of now"), (40, "")):
+        changed = text[number] | {"completion": text[number]["completion"].replace("jumps", "Jumps")}
+        write_rows(path, [*text[:number], changed, *text[number + 1 :]])
+        if message:
+            with pytest.raises(UsageError, match=message):
+                finetune(recipe, resume=True)
+    finetune(recipe, resume=True)  # a change of a row that comes later, between the blocks, is not found
+
+
+@pytest.mark.usefixtures("few")
+def test_a_stream_holds_few_rows_and_a_resumed_one_reads_few(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the rows before the place of a checkpoint nor their tokens are needed again."""
+    path, counts = tmp_path / "rows.jsonl", Counter[str]()
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(f'{{"text": "The fox {number}"}}\n' for number in range(20_000))
+    stream = open_stream(stream_recipe(checkpoint("llama"), path, tmp_path / "out", data={"buffer_size": 512}))
+    ids, decode = Outcome("ok", (Features((5, 6), (5, 6)),), 2), JSON.decode
+
+    def encoded(*_: object) -> Outcome:
+        counts["encoded"] += 1
+        return ids
+
+    def decoded(text: str) -> Any:
+        counts["decoded"] += 1
+        return decode(text)
+
+    monkeypatch.setattr(Encoder, "encode", encoded)
+    alive, progress = [], Progress()
+    for number, pool in enumerate(stream.pools(progress, SAMPLER)):
+        assert len(pool.examples) <= 512
+        if number in (2, 38):
+            alive.append(len(gc.get_objects()))
+    assert stream.ledger().examples == counts["encoded"] == 20_000
+    assert alive[1] - alive[0] < 100
+    assert sum(each.stat().st_size for each in cache_dir().rglob("*") if each.is_file()) < path.stat().st_size / 20
+    again = open_stream(stream.recipe)
+    counts.clear()
+    monkeypatch.setattr("llmkit.data.rows.JSON", SimpleNamespace(decode=decoded))
+    (last,) = again.pools(Progress(stream=json.loads(json.dumps(progress.stream))), SAMPLER)
+    assert len(last.examples) == counts["encoded"] == counts["decoded"] == 20_000 % 512
+    assert again.ledger() == stream.ledger()

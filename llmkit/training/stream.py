@@ -173,13 +173,15 @@ class ExampleStream:
         """
         selection = Selection(left_out=self.tally.left_out)
         readers = [_Reader(source, selection) for source in self._sources]
-        for reader, (place, used, passes) in zip(readers, position.get("sources", ()), strict=False):
-            reader.place, reader.used, reader.passes = Place(*place), used, passes
-        turn, weighted = position.get("turn", 0), self.recipe.data.train[0].weight is not None
+        for reader, (at, used, passes) in zip(readers, position.get("sources", ()), strict=False):
+            reader.place, reader.used, reader.passes = Place(*at), used, passes
+        weights = tuple(source.weight for source in self._sources if source.weight is not None)
+        turn, seed = position.get("turn", 0), self.recipe.data.seed
         while not all(reader.passes for reader in readers):
-            number = self._drawn(epoch, turn // _DRAWS)[turn % _DRAWS] if weighted else turn % len(readers)
+            block, place = divmod(turn, _DRAWS)
+            number = _drawn(weights, seed, epoch, block)[place] if weights else turn % len(readers)
             reader = readers[number]
-            if reader.passes and not weighted:
+            if reader.passes and not weights:
                 turn += 1
             elif (record := reader.find()) is None:
                 reader.restart()
@@ -188,15 +190,15 @@ class ExampleStream:
                 reader.take()
                 turn += 1
 
-    @lru_cache(maxsize=2)  # noqa: B019 - one stream per run
-    def _drawn(self, epoch: int, block: int) -> Sequence[int]:
-        """The sources of some turns, by their weights."""
-        import numpy as np
 
-        weights = np.asarray([source.weight for source in self.recipe.data.train])
-        random = np.random.default_rng((self.recipe.data.seed, epoch, block))
-        drawn: list[int] = random.choice(len(weights), size=_DRAWS, p=weights / weights.sum()).tolist()
-        return drawn
+@lru_cache(maxsize=2)
+def _drawn(weights: tuple[float, ...], *seed: int) -> Sequence[int]:
+    """The sources of some turns, by their weights."""
+    import numpy as np
+
+    shares = np.asarray(weights) / sum(weights)
+    drawn: list[int] = np.random.default_rng(seed).choice(len(weights), size=_DRAWS, p=shares).tolist()
+    return drawn
 
 
 def _hash(lines: Sequence[Mapping[str, Any]]) -> str:

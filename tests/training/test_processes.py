@@ -158,3 +158,30 @@ def test_a_launcher_that_starts_fewer_is_found_out(checkpoint: Checkpoint, tmp_p
     recipe = make_recipe("text-generation", checkpoint("llama"), rows, train=train, accelerate={"num_processes": 2})
     with pytest.raises(LlmkitError, match="2 processes were expected, and 1 joined"):
         finetune(recipe)
+
+
+def test_two_processes_stream_what_one_loads_and_go_on_exactly(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The last update of an epoch has one example, so that a process has none."""
+    import torch
+
+    rows = [{"text": "The quick " + "fox " * (number % 5)} for number in range(9)]
+    train: dict[str, Any] = {"max_steps": 8, "eval_strategy": "no", "save_strategy": "steps", "save_steps": 4}
+    train |= {"per_device_train_batch_size": 4}
+    path = write_recipe(tmp_path, checkpoint("llama"), rows=rows, **train)
+    assert main(["finetune", str(path), "--set", f"train.output_dir={tmp_path / 'one'}"]) == 0
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["data"] = {"train": {"path": content["data"]["train"], "streaming": True}}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    sizes = ["--set", "train.per_device_train_batch_size=2", "--num-processes", "2"]
+    command = [sys.executable, "-m", "llmkit", "finetune", str(path), *sizes]
+    _, said = (first := start(command)).communicate()
+    assert first.returncode == 0, said
+    for mine, theirs in zip(log_of(tmp_path / "one"), log_of(tmp_path / "out"), strict=True):
+        assert theirs == pytest.approx(mine, abs=1e-5, rel=1e-5)
+    expected = weights_of(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "checkpoint-8")
+    (tmp_path / "out" / "model.safetensors").unlink()
+    _, said = (again := start([*command, "--resume"])).communicate()
+    assert again.returncode == 0, said
+    for name, found in weights_of(tmp_path / "out").items():
+        assert torch.equal(found, expected[name]), name

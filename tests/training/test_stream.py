@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gc
 import gzip
@@ -14,10 +15,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from llmkit.config.paths import cache_dir
 from llmkit.config.recipe import Recipe
 from llmkit.data.json_documents import JSON
+from llmkit.data.records import without_null_fields
 from llmkit.errors import InputError, UsageError
 from llmkit.heads.base import Features
 from llmkit.training.checkpoint import Progress
@@ -268,3 +271,115 @@ def test_a_stream_holds_few_rows_and_a_resumed_one_reads_few(
     (last,) = again.pools(Progress(stream=json.loads(json.dumps(progress.stream))), SAMPLER)
     assert len(last.examples) == counts["encoded"] == counts["decoded"] == 20_000 % 512
     assert again.ledger() == stream.ledger()
+
+
+@pytest.fixture
+def spelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ids of an example are the characters of its row."""
+
+    def encode(self: Encoder, row: Any) -> Outcome:
+        ids = tuple(map(ord, row["text"]))
+        return Outcome("ok", (Features(ids, ids),), len(ids))
+
+    monkeypatch.setattr(Encoder, "encode", encode)
+
+
+def texts(stream: ExampleStream, progress: Progress) -> list[list[str]]:
+    """The texts of each pool, in the order of reading."""
+    pools = stream.pools(progress, SAMPLER)
+    return [["".join(map(chr, line["input_ids"])) for line in pool.examples] for pool in pools]
+
+
+def assert_resumes_anywhere(recipe: Recipe) -> list[str]:
+    """All texts of an epoch."""
+    stream, progress = open_stream(recipe), Progress(epoch=1)
+    positions = [json.dumps(progress.stream) for _ in stream.pools(progress, SAMPLER)]
+    whole = texts(open_stream(recipe), Progress(epoch=1))
+    for number, position in enumerate(positions):
+        again = open_stream(recipe)
+        assert texts(again, Progress(epoch=1, stream=json.loads(position))) == whole[number:]
+        assert again.ledger() == stream.ledger()
+    return [text for pool in whole for text in pool]
+
+
+@pytest.mark.usefixtures("few", "spelled")
+def test_sources_take_turns_or_are_drawn_by_weight(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    model, words = checkpoint("llama"), ("fox", "dog", "quick")
+    paths = [
+        write_rows(tmp_path / f"{word}.jsonl", [{"text": f"{word} {n}"} for n in range(count)])
+        for word, count in zip(words, (9, 40, 20), strict=True)
+    ]
+    sources = [{"path": str(path), "streaming": True} for path in paths]
+    found = assert_resumes_anywhere(stream_recipe(model, sources, tmp_path / "out", data={"buffer_size": 8}))
+    assert sorted(found) == sorted(
+        f"{word} {n}" for word, count in zip(words, (9, 40, 20), strict=True) for n in range(count)
+    )
+    assert [text.split()[0] for text in found[:6]] == [*words, *words]
+    weighted = [{**source, "weight": weight} for source, weight in zip(sources, (3.0, 6.0, 1.0), strict=True)]
+    found = assert_resumes_anywhere(stream_recipe(model, weighted, tmp_path / "out", data={"buffer_size": 8}))
+    counts, drawn = Counter(text.split()[0] for text in found), Counter(found)
+    assert counts["quick"] == 20 or counts["dog"] == 40  # the source that ends last ends the epoch
+    assert {text for text in drawn if "fox" in text} == {f"fox {n}" for n in range(9)}
+    assert counts["dog"] > counts["fox"] > counts["quick"]
+
+
+@pytest.mark.usefixtures("few", "spelled")
+def test_a_data_set_of_the_hub_is_not_read_again(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state of Datasets skips files that were read. A new commit is other data."""
+    import datasets
+
+    for number in range(3):
+        (tmp_path / f"{number}.parquet").parent.mkdir(exist_ok=True)
+        write_parquet(tmp_path / f"{number}.parquet", [{"text": f"fox {number} {n}"} for n in range(150)])
+    files, load, read = [str(tmp_path / f"{n}.parquet") for n in range(3)], datasets.load_dataset, Counter[str]()
+    table: Any = load("parquet", data_files=files, split="train", streaming=True, cache_dir=str(tmp_path / "cache"))
+
+    def load_dataset(*_: object, **options: Any) -> Any:
+        assert options["streaming"]
+        return copy.deepcopy(table)
+
+    info = SimpleNamespace(sha="a")
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: info)
+    monkeypatch.setattr("llmkit.training.row_table.need_hub", lambda _: None)
+    source = {"path": "owner/name", "split": "train"}
+    recipe = stream_recipe(checkpoint("llama"), source, tmp_path / "out", data={"buffer_size": 100}, max_steps=120)
+    assert len(set(assert_resumes_anywhere(recipe))) == 450
+    stream, progress = open_stream(recipe), Progress()
+    for _ in stream.pools(progress, SAMPLER):
+        pass
+    convert = without_null_fields
+
+    def converted(row: Any) -> Any:
+        read[row["text"].split()[1]] += 1
+        return convert(row)
+
+    again = open_stream(recipe)
+    monkeypatch.setattr("llmkit.data.sources.without_null_fields", converted)
+    texts(again, Progress(stream=json.loads(json.dumps(progress.stream))))
+    assert read == {"2": 66}
+    info.sha = "b"
+    assert open_stream(recipe).rows.origin != stream.rows.origin
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"train": {"max_steps": -1}}, "streaming requires train.max_steps"),
+        ({"data": {"train": {"path": "x", "streaming": True, "deduplicate": "row"}}}, "deduplicate needs all rows"),
+        ({"data": {"train": ["x", {"path": "y", "streaming": True}]}}, "some sources of train are streamed"),
+        ({"data": {"train": "x", "buffer_size": 9}}, "buffer_size requires streaming"),
+        ({"data": {"validation_fraction": 0.1}}, "validation_fraction needs all rows"),
+        ({"data": {"train_fraction": 0.1}}, "train_fraction needs all rows"),
+        ({"data": {"validation": {"path": "x", "streaming": True}}}, "validation rows are not streamed"),
+        ({"data": {"buffer_size": 9}, "train": {"train_sampling_strategy": "sequential"}}, "buffer_size has no effect"),
+        ({"tokenizer": {"train": {}}}, "tokenizer.train needs all rows"),
+    ],
+)
+def test_what_needs_all_rows_is_refused(sections: dict[str, Any], message: str) -> None:
+    data = {"train": {"path": "x", "streaming": True}} | sections.pop("data", {})
+    train = {"max_steps": 9} | sections.pop("train", {})
+    with pytest.raises(ValidationError, match=message):
+        make_recipe("text-generation", Path("x"), {}, data=data, train=train, **sections)

@@ -71,6 +71,8 @@ ErrorCode = Literal[
     "ambiguous_header",
     "column_mismatch",  # a field of the task has no column, or the wrong one
     "no_rows",
+    "preferences",  # a row has a rejected answer, which supervised tuning does not learn from
+    "not_a_preference",  # a row lacks the rejected answer or the label that tuning on preferences needs
     "no_labels",  # nothing to learn in a whole batch
     "answer_not_in_context",
     "context_overflow",

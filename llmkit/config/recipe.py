@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError, create_model
 
 from llmkit.config.declaration import setting_fields
 from llmkit.config.peft_methods import NO_SOURCE, adapter_section, peft_methods
+from llmkit.config.recipe_method import MethodSection, answer_fields
 from llmkit.config.recipe_sections import (
     ConflictError,
     DataSection,
@@ -90,6 +91,8 @@ class Recipe(Section):
     tokenizer: TokenizerSection = TokenizerSection()
     adapter: Any = None
     """The `AdapterSection` of the method."""
+    method: MethodSection | None = None
+    """Train on preferences instead of answers: dpo, orpo or kto, or a section with the ``name`` and settings of one."""
     data: DataSection
     train: TrainSection
     accelerate: AccelerateSection = AccelerateSection()
@@ -113,6 +116,7 @@ class Recipe(Section):
                 )
         if self.data.streaming:
             yield from self._streaming_conflicts()
+        yield from self._method_conflicts()
         yield from self._model_conflicts()
         yield from self._evaluation_conflicts()
         if self.accelerate.local_sgd_steps is not None and (self.train.fp16 or self.train.optim.endswith("8bit")):
@@ -123,8 +127,9 @@ class Recipe(Section):
 
     def _source_conflicts(self, source: SourceSection, place: str) -> Iterator[str]:
         task = find_task(source.task or self.task)
-        for name in (name for name in source.columns if name not in task.aliases):
-            yield _unknown(f"{place}.columns.{name} is not a field of {task.name}", name, task.aliases)
+        fields = (*task.aliases, *answer_fields(self.method))
+        for name in (name for name in source.columns if name not in fields):
+            yield _unknown(f"{place}.columns.{name} is not a field of {task.name}", name, fields)
         names = [item.name for item in setting_fields(task.settings_class)]
         for name in (name for name in source.settings if name not in names):
             yield _unknown(f"{place}.settings.{name} is not a setting of {task.name}", name, names)
@@ -147,6 +152,32 @@ class Recipe(Section):
             )
         if self.data.buffer_size is not None and self.train.train_sampling_strategy == "sequential":
             yield "data.buffer_size has no effect on train_sampling_strategy: sequential; leave it out"
+
+    def _method_conflicts(self) -> Iterator[str]:
+        """The settings that have no effect on a method, or do not go together with it."""
+        if self.method is None:
+            return
+        name = self.method.name
+        if any(source.task not in (None, self.task) for source in self.data.train):
+            yield f"method: {name} does not train mixtures of tasks; leave out the task of the sources"
+        for key, changed, fix in (
+            ("train.label_smoothing_factor", self.train.label_smoothing_factor != 0, "leave it out"),
+            ("train.loss_type", self.train.loss_type != "nll", "leave it out; method.loss_type is its own"),
+            ("data.loss_on", self.data.loss_on != "target", "leave it out: the loss is on the answers"),
+            ("train.packing", self.train.packing is True, "leave it out"),
+            ("data.on_overflow: chunk", self.data.on_overflow == "chunk", "use truncate, drop or error"),
+            ("data.max_target_length", self.data.max_target_length is not None, "use max_length"),
+        ):
+            if changed:
+                yield f"{key} has no effect on method: {name}; {fix}"
+        adapter = {} if self.adapter is None else self.adapter.model_dump()
+        dropout = next((key for key, value in adapter.items() if key.endswith("_dropout") and value), None)
+        if self.method.disable_dropout and dropout is not None:
+            yield f"adapter.{dropout} has no effect with method.disable_dropout; leave it out, or set that to false"
+        if self.data.streaming and name != "orpo":
+            yield f"method: {name} computes its reference before training, so rows cannot be streamed; use method: orpo"
+        if self.accelerate.fsdp_config is not None and name != "orpo":
+            yield f"method: {name} needs a whole model as its reference, which fsdp_config divides; use method: orpo"
 
     def _model_conflicts(self) -> Iterator[str]:
         model: Any = self.model

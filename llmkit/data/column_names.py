@@ -7,13 +7,14 @@ task's columns are declared by the task (`Task.aliases`).
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from llmkit.tasks import TASKS
 from llmkit.text.languages import Language, known_language, language_from_code
 from llmkit.text.scripts import is_unspaced
 
-__all__ = ["find_column", "is_known_name", "known_names", "language_in", "language_named"]
+__all__ = ["find_column", "is_known_name", "known_names", "language_in", "language_named", "look_up"]
 
 _GENERIC = frozenset({"text", "texts", "sentence", "string", "content"})
 """Last words of names whose first word is the significant one: ``target_text``."""
@@ -47,6 +48,16 @@ def find_column(columns: Iterable[str], names: Sequence[str], taken: Collection[
         if len(found := [column for column in free if each in _significant_parts(column)]) == 1:
             return found[0]
     return None
+
+
+def look_up(row: Mapping[str, Any], path: str, missing: Any = None) -> Any:
+    """The value of a column; ``a.b`` is a field of an object if no column has that name."""
+    if path in row:
+        return row[path]
+    value: Any = row
+    for part in path.split("."):
+        value = value.get(part, missing) if isinstance(value, Mapping) else missing
+    return value
 
 
 def known_names() -> frozenset[str]:

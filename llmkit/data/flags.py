@@ -6,29 +6,21 @@ Such rows are errors, so that rejected answers are not learned. Flags of single 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from llmkit.data.column_names import find_column
-from llmkit.data.conversations import is_empty, turn_columns
+from llmkit.data.conversations import turn_columns
+from llmkit.data.preferences import GOOD, numbered_answers, pair_columns, texts_of
 from llmkit.errors import InputError
 from llmkit.tasks import Task
-from llmkit.tasks.base import COMPLETION, PROMPT
+from llmkit.tasks.base import PROMPT
 
 __all__ = ["obeyed_flags", "refuse_flagged", "refuse_preferences"]
 
 _LEARN = ("weight", "train", "trainable")
-_GOOD = ("label", "kto_tag", "kto_label", "desirable")
-"""Whether an answer is good (KTO), as in TRL and LLaMA-Factory."""
 _MASKS = ("loss_mask", "mask", "masks", "weights")
 """Lists with an item for each turn or for each reply, depending on the program."""
-_WORSE = re.compile(
-    r"reject|(?:non|un|dis|not)_?(?:preferred|chosen|desired)|(?:^|_)(?:worse|lose|loser|losing)(?:_|$)"
-)
-_BETTER = re.compile(r"chosen|preferred|(?:^|_)(?:better|win|winner|winning)(?:_|$)")
-"""Columns of pairs of answers: TRL, OpenAI, LLaMA-Factory, ms-swift."""
-_NUMBERED = re.compile(r"(.*?)_?(?:\d|[abjkABJK])")
 _NO, _YES = ("false", "0", "0.0"), ("true", "1", "1.0")
 
 
@@ -36,33 +28,20 @@ def refuse_preferences(row: Mapping[str, Any], named: Collection[str], task: Tas
     """Raise `InputError` for a row with a better and a worse answer, unless the one to learn is mapped."""
     if set(task.learned_columns or (task.target_column,)) & set(named):
         return
-    texts = {
-        str(name): value
-        for name, value in row.items()
-        if isinstance(value, str | list | Mapping) and not is_empty(value)
-    }
-    if worse := next((name for name in texts if _WORSE.search(name.lower())), None):
-        better = next((name for name in texts if _BETTER.search(name.lower()) and name != worse), None)
-        problem = f"has a rejected answer ({worse}), and training on preferences (DPO) is not supported"
-    elif pair := _numbered(texts):
+    better, worse = pair_columns(row)
+    preferred = "train on both with method: dpo in the recipe"
+    if worse is not None:
+        problem = f"has a rejected answer ({worse})"
+    elif pair := numbered_answers(row):
         better, worse = pair
         problem = f"has several answers ({better}, {worse}), and only one of them can be learned"
+        preferred += f" and data.train.columns: {{chosen: {better}, rejected: {worse}}}"
     else:
         return
+    learned = _to_learn(texts_of(row), better, worse, task)
     raise InputError(
-        problem, f"name the one to learn in a recipe: data.train.columns: {_to_learn(texts, better, worse, task)}"
+        problem, preferred, f"name the one to learn in a recipe: data.train.columns: {learned}", code="preferences"
     )
-
-
-def _numbered(texts: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Two columns named like answers, with a number or letter at the end: ``response_0``, ``response_b``."""
-    stems: dict[str, str] = {}
-    for name in texts:
-        if (found := _NUMBERED.fullmatch(name)) and find_column([found[1]], COMPLETION, ()):
-            if found[1] in stems:
-                return stems[found[1]], name
-            stems[found[1]] = name
-    return None
 
 
 def _to_learn(texts: Mapping[str, Any], better: str | None, worse: str, task: Task) -> str:
@@ -114,4 +93,4 @@ def obeyed_flags(others: Mapping[str, Any], learned: Mapping[str, Any], task: Ta
 
 def _flags(learned: Mapping[str, Any], task: Task) -> tuple[str, ...]:
     """The names of flags that apply to a row; the label of plain text is its class."""
-    return _LEARN if task.is_plain(learned) else (*_LEARN, *_GOOD)
+    return _LEARN if task.is_plain(learned) else (*_LEARN, *GOOD)

@@ -6,7 +6,7 @@ A proposal is a source with all detected settings, which can be saved in a recip
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from llmkit.config.recipe import SourceSection
 from llmkit.data.flags import refuse_preferences
+from llmkit.data.preferences import with_one_answer
 from llmkit.data.records import located
 from llmkit.data.rows import Record, first_lines, is_rows, open_records
 from llmkit.data.selection import Selection
@@ -70,19 +71,33 @@ def propose(source: SourceSection, task: Task) -> Proposal:
     elif source.aligned is None:
         source = _form(source, notes)
     sample = _sample(source)
-    for where, row in sample:
-        with located(where):
-            refuse_preferences(row, source.columns, task)
-    rows = [row for _, row in sample]
+    rows = list(_with_one_answer(sample, source, task))
+    named = {name: column for name, column in source.columns.items() if name in task.aliases}
+    plain = source.model_copy(update={"columns": named})
     with located(sample[0][0]):  # the last shape raises an error about missing columns
-        suggested = next(found for shape in shapes if (found := shape.suggest(source, rows, task)) is not None)
-    proposed = source.model_copy(update=suggested.source)
+        suggested = next(found for shape in shapes if (found := shape.suggest(plain, rows, task)) is not None)
+    answers = {name: column for name, column in source.columns.items() if name not in named}
+    columns = {**suggested.source.get("columns", named), **answers}
+    proposed = source.model_copy(update={**suggested.source, "columns": columns})
     notes += suggested.notes
     if unused := dict.fromkeys(
         name for record in islice(mapped_rows(proposed, task), _SAMPLE) for name in record.unused
     ):
         notes.append(f"not used: {', '.join(unused)}")
     return Proposal(proposed, settings or suggested.settings, tuple(notes))
+
+
+def _with_one_answer(
+    sample: Sequence[tuple[str, dict[str, Any]]], source: SourceSection, task: Task
+) -> Iterator[dict[str, Any]]:
+    """Rows without their worse answers, if the task learns from these; otherwise rows with such answers are refused."""
+    for where, row in sample:
+        with located(where):
+            if task.learns_from == "answers":
+                refuse_preferences(row, source.columns, task)
+                yield row
+            else:
+                yield with_one_answer(row, source.columns, task)
 
 
 def _sample(source: SourceSection) -> list[tuple[str, dict[str, Any]]]:

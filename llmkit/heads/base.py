@@ -75,6 +75,9 @@ class Features:
     """Span: index in ``input_ids`` of each answer's first token; of the null answer if this window has no answer."""
     end_positions: tuple[int, ...] = ()
     """Span: index of each answer's last token."""
+    rejected_input_ids: tuple[int, ...] = ()
+    """Preferences: the sequence with the rejected answer; of an undesirable answer the only one."""
+    rejected_labels: tuple[int, ...] = ()
 
 
 class BaseHead(Protocol):

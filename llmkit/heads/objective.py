@@ -9,13 +9,13 @@ Transformers 5.23 adds one per micro-batch and process: transformers#48690.)
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from llmkit.heads.batch import IGNORED, Batch
+from llmkit.heads.batch import IGNORED, Batch, Line
 from llmkit.heads.embedding_noise import EmbeddingNoise
 from llmkit.heads.projection import CHUNK, Projection, find_projection, verified
 from llmkit.heads.token_loss import TokenLoss
@@ -88,11 +88,41 @@ class Objective:
         """The objective of validation rows: cross entropy, without router losses and noise."""
         return replace(self, balances=False, noise=None, token_loss=self.token_loss.for_evaluation())
 
+    @property
+    def measures(self) -> Mapping[str, list[float]]:
+        """Sums and counts of what is logged with the loss, over the batches since `for_update`."""
+        return {}
+
+    def batch(self, lines: Sequence[Line], *, pad_id: int, packed: bool = False, masked: bool = True) -> Batch:
+        """Collate examples into one micro-batch."""
+        return self.head.batch(lines, pad_id=pad_id, packed=packed, masked=masked)
+
+    def count(self, batch: Batch) -> int:
+        """What the loss of a micro-batch is a sum over: predictions."""
+        return self.head.predictions(batch)
+
+    def for_update(
+        self, model: Any, batches: Sequence[Batch], device: Any, sum_up: Callable[..., list[float]]
+    ) -> tuple[Objective, float]:
+        """The objective of one update, and what the sum of its losses is divided by.
+
+        Args:
+            model: not wrapped for distributed training.
+            batches: all micro-batches of this process.
+            sum_up: sums each of some values over the processes that make the update together.
+        """
+        (count,) = sum_up(sum(map(self.count, batches)))
+        return self, count
+
     def loss_sum(self, model: Any, batch: Batch, device: Any) -> torch.Tensor:
         """The summed loss; a differentiable 0 if nothing is predicted."""
         batch = batch.to(device)
         with nullcontext() if self.noise is None else self.noise.added(batch.inputs):
-            return self.head.loss(model, batch, self)
+            return self.loss(model, batch)
+
+    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+        """The summed loss of a micro-batch on the model's device."""
+        return self.head.loss(model, batch, self)
 
     def projection_for(self, batch: Batch) -> Projection | None:
         """The projection, if the batch has so many labels that their logits are worth avoiding."""

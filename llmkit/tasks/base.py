@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from llmkit.config.settings import GenerationSettings, Overflow, TaskSettings, TruncationSide
 from llmkit.errors import InputError, UsageError
@@ -41,7 +41,7 @@ from llmkit.tasks.wording import LANGUAGE, check_wording, in_language, input_tex
 from llmkit.text.languages import Route
 from llmkit.text.scripts import is_unspaced
 
-__all__ = ["COMPLETION", "EXAMPLES", "PROMPT", "Task"]
+__all__ = ["COMPLETION", "EXAMPLES", "LABEL", "PROMPT", "REJECTED", "Task"]
 
 EXAMPLES = ("examples", "shots", "shots_by", "shots_seed")
 """The prompt options about few-shot examples."""
@@ -51,6 +51,8 @@ PROMPT = ("prompt", "instruction", "input", "inputs", "query", "question", "提�
 COMPLETION = ("completion", "response", "output", "answer", "chosen", "target", "targets", "回答", "答案", "输出",
               "輸出", "応答")  # fmt: skip
 """Common column names of prompts and completions, the most specific first."""
+REJECTED, LABEL = "rejected", "label"
+"""Columns of preferences in addition to the task's: the worse answer; whether the answer is desirable."""
 
 
 class Task:
@@ -99,6 +101,8 @@ class Task:
     """Columns beyond the task's own that the caller's template uses, and whether some rows must have them."""
     aliases: ClassVar[Mapping[str, tuple[str, ...]]]
     """The columns of training data with their common names, the most specific first."""
+    learns_from: Literal["answers", "pairs", "labels"] = "answers"
+    """What training rows have: answers, a chosen answer with a `REJECTED` one, or an answer with a `LABEL`."""
     learned_columns: ClassVar[tuple[str, ...]] = ()
     """The columns that may contain the target of training, if not always ``target_column``."""
     shapes: ClassVar[tuple[str, ...]] = ("columns",)
@@ -159,7 +163,7 @@ class Task:
     def with_settings(self, settings: TaskSettings) -> Task:
         """The same task with other settings."""
         made = type(self)(settings)
-        made.further_columns = self.further_columns
+        made.further_columns, made.learns_from = self.further_columns, self.learns_from
         return made
 
     @classmethod
@@ -218,6 +222,25 @@ class Task:
 
     def with_target(self, row: dict[str, Any]) -> dict[str, Any]:
         """The inverse of `without_target`: the row with its target as the only thing to learn."""
+        return row
+
+    def as_pair(self, chosen: dict[str, Any], rejected: Mapping[str, Any]) -> dict[str, Any]:
+        """The row of a preference, from two rows that differ in their answer.
+
+        Raises:
+            InputError: they differ in more than that.
+        """
+        if {**chosen, self.target_column: None} != {**rejected, self.target_column: None}:
+            raise InputError("has different inputs for its chosen and its rejected answer", "fix the row")
+        return {**chosen, REJECTED: rejected.get(self.target_column)}
+
+    def as_rejected(self, row: Row) -> Row:
+        """The row of a preference with the rejected answer in place of the chosen one."""
+        others = {name: value for name, value in row.items() if name != REJECTED}
+        return {**others, self.target_column: row[REJECTED]}
+
+    def as_labelled(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row of an answer with a `LABEL`, from a row that learns it."""
         return row
 
     def trivial_answers(self, row: Row) -> dict[str, str]:

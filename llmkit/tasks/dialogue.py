@@ -12,7 +12,7 @@ from typing import Any
 
 from llmkit.config.commands import command_line
 from llmkit.errors import InputError, UsageError
-from llmkit.tasks.base import COMPLETION, EXAMPLES, PROMPT, Task
+from llmkit.tasks.base import COMPLETION, EXAMPLES, PROMPT, REJECTED, Task
 from llmkit.tasks.messages import is_instruction, joined, replies, shortened, to_messages
 from llmkit.tasks.recommended import QWEN, QWEN_SMALL, SMOL, STARTER
 from llmkit.tasks.types import Chat, Example, Message, ModelView, Prompt, PromptOptions, Row, Step, Text, Traits, Work
@@ -97,6 +97,31 @@ class Dialogue(Task):
         context = [{**message, "weight": 0} for message in row["messages"]]
         others = {name: value for name, value in row.items() if name != "reply"}
         return {**others, "messages": [*context, {"role": "assistant", "content": row["reply"]}]}
+
+    def as_pair(self, chosen: dict[str, Any], rejected: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Task`. The messages in common are the prompt, and are not learned."""
+        better, worse = ([{**message, "weight": 1} for message in row["messages"]] for row in (chosen, rejected))
+        most = min(len(better), len(worse)) - 1
+        same = next((place for place in range(most) if better[place] != worse[place]), max(0, most))
+        if {"assistant"} != {better[same]["role"], worse[same]["role"]} or same == 0:
+            raise InputError(
+                "has different prompts for its chosen and its rejected answer",
+                "write the prompt once, or with the same messages in both",
+            )
+        prompt = [{**message, "weight": 0} for message in better[:same]]
+        return {**chosen, "messages": [*prompt, *better[same:]], REJECTED: worse[same:]}
+
+    def as_rejected(self, row: Row) -> Row:
+        prompt = [message for message in to_messages(row["messages"]) if not message.learned]
+        others = {name: value for name, value in row.items() if name != REJECTED}
+        return {**others, "messages": [*prompt, *to_messages(row[REJECTED])]}
+
+    def as_labelled(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The conversation with only its last reply learned, unless the row sets which are."""
+        messages = row["messages"]
+        if any(message.get("weight") == 0 for message in messages):
+            return row
+        return {**row, "messages": [*({**message, "weight": 0} for message in messages[:-1]), *messages[-1:]]}
 
     def validate(self, row: Row) -> None:
         messages = to_messages(row.get("messages"))

@@ -24,6 +24,7 @@ __all__ = [
     "STATE_FILES",
     "Progress",
     "Unlogged",
+    "add_measures",
     "checkpoints",
     "last_intact",
     "load_checkpoint",
@@ -53,6 +54,8 @@ class Unlogged:
     predicted: float = 0.0
     tokens: int = 0
     seconds: float = 0.0
+    measures: dict[str, list[float]] = field(default_factory=dict)
+    """Sums and counts of what is logged with the loss."""
 
 
 @dataclass
@@ -82,13 +85,22 @@ class Progress:
     stream: dict[str, Any] = field(default_factory=dict)
     """Of streamed rows: the position of the examples in memory (`llmkit.training.stream`)."""
 
-    def count(self, loss: float, predicted: float, tokens: int, seconds: float) -> None:
+    def count(
+        self, loss: float, predicted: float, tokens: int, seconds: float, measures: Mapping[str, Sequence[float]]
+    ) -> None:
         """Add an update."""
         self.tokens += tokens
         self.seconds += seconds
         since = self.unlogged
         since.loss, since.predicted = since.loss + loss, since.predicted + predicted
         since.tokens, since.seconds = since.tokens + tokens, since.seconds + seconds
+        add_measures(since.measures, measures)
+
+
+def add_measures(sums: dict[str, list[float]], more: Mapping[str, Sequence[float]]) -> None:
+    """Add sums and counts to those of the same name."""
+    for name, values in more.items():
+        sums[name] = [before + value for before, value in zip(sums.get(name, (0.0, 0.0)), values, strict=True)]
 
 
 def checkpoints(folder: Path) -> list[Path]:

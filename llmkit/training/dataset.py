@@ -13,12 +13,13 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import Recipe, SourceSection
 from llmkit.errors import ErrorCode, InputError, UsageError
+from llmkit.heads.base import IGNORED, Features
 from llmkit.tasks import Task
 from llmkit.training.disk_cache import cached_table, code_version, digest
 from llmkit.training.encoding import Encoder, Outcome, make_encoder
@@ -101,7 +102,7 @@ NO_LABEL = "its answer is empty, or no reply is to be learned"
 
 # Examples.
 
-LISTS = ("input_ids", "labels", "decoder_input_ids", "token_type_ids", "start_positions", "end_positions")
+LISTS = tuple(each.name for each in fields(Features))
 
 
 def _encode_batch(
@@ -126,7 +127,7 @@ def outcome_lines(index: int, row: str, error: str, encoder: Encoder) -> Iterato
             **{name: list(getattr(each, name)) if each else [] for name in LISTS},
             "row": index,
             "status": outcome.status,
-            "length": max(len(each.input_ids), len(each.decoder_input_ids)) if each else 0,
+            "length": _length(each) if each else 0,
             "targets": _targets(each) if each else 0,
             **facts,
         }
@@ -136,10 +137,15 @@ def outcome_lines(index: int, row: str, error: str, encoder: Encoder) -> Iterato
 _FACTS = ("row", "status", "length", "targets", "tokens", "cut", "message", "remarks")
 
 
-def _targets(features: Any) -> int:
+def _targets(features: Features) -> int:
     if features.start_positions:
         return int(any(features.end_positions))
-    return sum(label != -100 for label in features.labels)
+    return sum(label != IGNORED for label in (*features.labels, *features.rejected_labels))
+
+
+def _length(features: Features) -> int:
+    """Tokens of an example; of a preference, those of both sequences."""
+    return max(len(features.input_ids), len(features.decoder_input_ids)) + len(features.rejected_input_ids)
 
 
 def _fingerprint(encoder: Encoder) -> str:
@@ -283,7 +289,7 @@ def check_status(recipe: Recipe, line: Mapping[str, Any], where: str, encoder: E
         message, fix = line["message"], "fix it, or skip such rows with data.on_bad_row: skip"
         message = message if where in message else f"{where}: {message}"
     elif status == "no_label" and data.on_no_label == "error":
-        message, code = f"{where} has nothing to learn ({NO_LABEL})", "no_labels"
+        message, code = f"{where} has nothing to learn ({line['message'] or NO_LABEL})", "no_labels"
         fix = "fix it, or drop such rows with data.on_no_label: drop"
     elif status == "too_long" and data.on_overflow in (None, "error"):
         message, fix = f"{where} has {line['tokens']} tokens, too many", _room(recipe, encoder)

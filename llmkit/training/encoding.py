@@ -15,7 +15,7 @@ from llmkit.config.recipe import DataSection, Recipe
 from llmkit.config.settings import TruncationSide
 from llmkit.engines.row_faults import attempt
 from llmkit.engines.transformers.traits import traits_of
-from llmkit.errors import LlmkitError, UsageError
+from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.heads import head_of
 from llmkit.heads.base import IGNORED, Features, LossOn, cut_to_fit, encode_text, refuse_unknown_ids
 from llmkit.heads.chat_template import check_template, omitted_reasoning
@@ -23,9 +23,10 @@ from llmkit.inference.few_shot import FewShot
 from llmkit.inference.tuned_config import recipe_prompt
 from llmkit.models.load import Loaded
 from llmkit.tasks import Chat, Example, PromptOptions, Row, Task, Traits
+from llmkit.tasks.base import LABEL
 from llmkit.tasks.wording import in_language
 
-__all__ = ["Encoder", "Outcome", "make_encoder"]
+__all__ = ["Encoder", "Outcome", "make_encoder", "max_length"]
 
 Status = Literal["ok", "truncated", "chunked", "too_long", "no_label", "bad"]
 Policy = Literal["error", "truncate", "chunk", "drop"]
@@ -87,7 +88,7 @@ class Encoder:
         if (refused := attempt(lambda: self.task.validate_learned(row, all_of_it=self.loss_on == "all"))) is not None:
             return Outcome("bad", message=refused.problem)
         row = in_language(self.task, row, self.prompt_options)
-        outcome = attempt(lambda: self._with_examples_of(row).outcome(row))
+        outcome = attempt(lambda: self._as_preference(row, self._with_examples_of(row).outcome(row)))
         return Outcome("bad", message=str(outcome)) if isinstance(outcome, LlmkitError) else outcome
 
     @cached_property
@@ -103,8 +104,9 @@ class Encoder:
     def outcome(self, row: Row) -> Outcome:
         """The features of a valid row with these few-shot examples."""
         examples = self._examples(row)
-        features = self._encoded(examples)
-        if not any(self._has_label(each) for each in features):
+        features = self._features(row)
+        enough = all if self._has_pairs else any
+        if not enough(self._has_label(each) for each in features):
             return Outcome("no_label", tokens=max(map(_length, features), default=0))
         for each in features:
             refuse_unknown_ids(self.loaded, (*each.input_ids, *each.decoder_input_ids))
@@ -112,6 +114,23 @@ class Encoder:
         fits = all(map(self._fits, features))
         outcome = Outcome("ok", tuple(features), longest) if fits else self._shorten(row, features, longest)
         return replace(outcome, remarks=tuple(self._remarks(row, examples)))
+
+    def _as_preference(self, row: Row, outcome: Outcome) -> Outcome:
+        """The outcome of a preference with its sequences as one example: of two answers, or of one with its label."""
+        if not outcome.features or self.task.learns_from == "answers":
+            return outcome
+        if len(outcome.features) != (2 if self._has_pairs else 1):
+            raise InputError(
+                "an answer has several replies whose prompts do not continue each other",
+                "remove the row, or end it earlier",
+            )
+        first, last = outcome.features[0], outcome.features[-1]
+        if self._has_pairs and first == last:
+            return Outcome("no_label", tokens=outcome.tokens, message="its chosen and its rejected answer are the same")
+        pair = replace(first, rejected_input_ids=last.input_ids, rejected_labels=last.labels)
+        if not self._has_pairs:
+            pair = first if row[LABEL] else replace(pair, input_ids=(), labels=())
+        return replace(outcome, features=(pair,))
 
     def _remarks(self, row: Row, examples: Sequence[Example]) -> Iterator[str]:
         yield from self.task.training_remarks(row)
@@ -124,7 +143,13 @@ class Encoder:
         return examples[-1:] if self.loss_on == "last" else examples
 
     def _features(self, row: Row) -> list[Features]:
-        return self._encoded(self._examples(row))
+        """The features of a row; of a preference, those of both answers."""
+        found = self._encoded(self._examples(row))
+        return found + self._encoded(self._examples(self.task.as_rejected(row))) if self._has_pairs else found
+
+    @property
+    def _has_pairs(self) -> bool:
+        return self.task.learns_from == "pairs"
 
     def _encoded(self, examples: Sequence[Example]) -> list[Features]:
         loss_on: LossOn = "target" if self.loss_on == "last" else self.loss_on
@@ -238,6 +263,12 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
         UsageError: a setting has no effect on this kind of model, or is not supported.
     """
     data, head = recipe.data, head_of(loaded.head)
+    if recipe.method is not None and not head.one_sequence:
+        raise UsageError(
+            f"method: {recipe.method.name} trains causal models, and {loaded.source.name} is a {head.name} model",
+            "use a causal model, or leave method out",
+            code="not_supported",
+        )
     traits, prompt_options = traits_of(loaded, task), recipe_prompt(recipe, loaded, task)
     if prompt_options.raw:
         if not traits.chat:
@@ -263,7 +294,7 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
         task=task,
         traits=traits,
         prompt_options=prompt_options,
-        max_length=_max_length(data, loaded) if head.writes else None,
+        max_length=max_length(data, loaded) if head.writes else None,
         max_target_length=_max_target_length(data, loaded) if head.target_apart else None,
         policy=data.on_overflow,
         loss_on=data.loss_on,
@@ -271,7 +302,8 @@ def make_encoder(recipe: Recipe, task: Task, loaded: Loaded) -> Encoder:
     )
 
 
-def _max_length(data: DataSection, loaded: Loaded) -> int | None:
+def max_length(data: DataSection, loaded: Loaded) -> int | None:
+    """Maximum tokens of an example (causal) or of the encoder input (seq2seq)."""
     limit = loaded.context.tokens
     if data.max_length is None:
         return limit

@@ -11,7 +11,7 @@ from typing import Any
 
 from llmkit.training.checkpoint import Unlogged
 
-__all__ = ["LocalSgd", "Synchronous", "sum_over_processes"]
+__all__ = ["LocalSgd", "Synchronous", "sum_measures", "sum_over_processes"]
 
 
 def sum_over_processes(accelerator: Any, *values: float) -> list[float]:
@@ -23,6 +23,13 @@ def sum_over_processes(accelerator: Any, *values: float) -> list[float]:
     tensor = torch.tensor(values, device=accelerator.device, dtype=torch.float64)
     summed: list[float] = accelerator.reduce(tensor, reduction="sum").tolist()
     return summed
+
+
+def sum_measures(accelerator: Any, measures: dict[str, list[float]]) -> None:
+    """Replace sums and counts by those over the processes, which have the same measures."""
+    values = sum_over_processes(accelerator, *(value for each in measures.values() for value in each))
+    for place, name in enumerate(measures):
+        measures[name] = values[2 * place : 2 * place + 2]
 
 
 @dataclass
@@ -85,3 +92,6 @@ class LocalSgd(Synchronous):
         """Move the losses of the other processes to the first one."""
         losses = sum_over_processes(self.accelerator, since.loss, since.predicted)
         since.loss, since.predicted = losses if self.accelerator.is_main_process else (0.0, 0.0)
+        sum_measures(self.accelerator, since.measures)
+        if not self.accelerator.is_main_process:
+            since.measures = {}

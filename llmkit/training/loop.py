@@ -22,7 +22,7 @@ from llmkit.errors import LlmkitError, UsageError
 from llmkit.files import disk_errors
 from llmkit.heads.base import IGNORED, BaseHead
 from llmkit.heads.batch import Batch
-from llmkit.heads.objective import Objective
+from llmkit.heads.preference import make_objective, means
 from llmkit.heads.token_loss import make_token_loss
 from llmkit.log import log, warn
 from llmkit.models.memory import peak_memory
@@ -31,12 +31,13 @@ from llmkit.training.accelerator import optimizer_state, whole
 from llmkit.training.checkpoint import (
     Progress,
     Unlogged,
+    add_measures,
     load_checkpoint,
     prune,
     random_state,
     save_checkpoint,
 )
-from llmkit.training.local_sgd import LocalSgd, Synchronous, sum_over_processes
+from llmkit.training.local_sgd import LocalSgd, Synchronous, sum_measures, sum_over_processes
 from llmkit.training.optimizer import make_optimizer, place_state, set_training_mode
 from llmkit.training.optimizer_check import state_classes
 from llmkit.training.progress_lines import TrainingStats, comparison, conclusion
@@ -81,6 +82,8 @@ class Trainer:
     masked: bool = True
     """Whether the model needs an attention mask to ignore padding."""
     local_sgd_steps: int | None = None
+    method: Any = None
+    """The recipe's section of a method of tuning on preferences."""
     hashes: dict[str, str] = field(default_factory=dict)
     may_be_unused: Callable[[str], bool] = lambda _: False
     """Whether a parameter may be without gradient: it is trained only because all are, and was not named."""
@@ -110,7 +113,7 @@ class Trainer:
             seed=self.train.seed,
         )
         self.updates = count_updates(self.train, len(self.sampler.lengths), self.sampler.processes)
-        objective = Objective.of(self.model, self.head, make_token_loss(self.train))
+        objective = make_objective(self.model, self.head, make_token_loss(self.train), self.method)
         self.objective = objective.with_noise(self.model, self.train.neftune_noise_alpha)
         self.optimizer = make_optimizer(self.plain_model, self.train, self.updates)
         self.scheduler = make_scheduler(self.optimizer, self.train, self.updates)
@@ -213,10 +216,10 @@ class Trainer:
     def _update(self, update: Sequence[int]) -> None:
         """Make one update, then evaluate and save if due."""
         begun, progress = time.perf_counter(), self.progress
-        loss, count, norm, stop = self._step(update)
+        loss, count, norm, stop, measures = self._step(update)
         stop = self.processes.after_update(progress.step, stop, last=progress.step == self.updates)
         tokens = sum(map(self.pool.sampler.lengths.__getitem__, update))
-        progress.count(loss, count, tokens, time.perf_counter() - begun)
+        progress.count(loss, count, tokens, time.perf_counter() - begun, measures)
         logged = progress.step % self.train.logging_steps == 0 or progress.step == self.updates
         self._bar.advance(logged=not logged)
         if logged:
@@ -267,17 +270,19 @@ class Trainer:
 
     # One update.
 
-    def _step(self, update: Sequence[int]) -> tuple[float, float, float, bool]:
+    def _step(self, update: Sequence[int]) -> tuple[float, float, float, bool, dict[str, list[float]]]:
         """Train on the examples of one update.
 
         Returns:
-            The sum of their losses, the number of predicted tokens, the gradient norm, and whether any process is to
-            stop; with local SGD, of this process alone.
+            The sum of their losses, the number of predicted tokens, the gradient norm, whether any process is to stop,
+            and the measures of the objective; with local SGD, of this process alone.
         """
         accelerator = self.accelerator
         parts = list(self.pool.sampler.micro_batches(update, accelerator.process_index))
         batches = [self._batch(part) if part else self._empty_batch(update) for part in parts]
-        (count,) = self.processes.sum_over_update(sum(self.head.predictions(batch) for batch in batches))
+        objective, count = self.objective.for_update(
+            self.model, batches, accelerator.device, self.processes.sum_over_update
+        )
         if count == 0 and any(parts):
             raise LlmkitError(
                 f"the examples of update {self.progress.step} have nothing to predict",
@@ -288,7 +293,7 @@ class Trainer:
         for number, batch in enumerate(batches):
             exchanges = number == len(batches) - 1 and self.processes.share_gradients
             with nullcontext() if exchanges else accelerator.no_sync(self._wrapped), accelerator.autocast():
-                loss = self.objective.loss_sum(self._wrapped, batch, accelerator.device)
+                loss = objective.loss_sum(self._wrapped, batch, accelerator.device)
             with nullcontext() if exchanges else accelerator.no_sync(self._wrapped):
                 # The gradients of the processes are averaged, but this is a sum.
                 sharing = accelerator.num_processes if self.processes.share_gradients else 1
@@ -298,7 +303,9 @@ class Trainer:
             self._check_gradients()
         clipped = self.train.max_grad_norm or math.inf  # then only the norm is used
         norm = float(accelerator.clip_grad_norm_(self.trained.values(), clipped))
-        total, stop = self.processes.sum_over_update(total, self.should_stop())
+        mine = [value for each in objective.measures.values() for value in each]
+        total, stop, *values = self.processes.sum_over_update(total, self.should_stop(), *mine)
+        measures = {name: values[2 * place : 2 * place + 2] for place, name in enumerate(objective.measures)}
         self._check_finite("loss", total)
         if not self.train.fp16:  # whose loss scaling skips such updates
             self._check_finite("norm of the gradient", norm)
@@ -306,7 +313,7 @@ class Trainer:
         if not follows_metric(self.scheduler):
             self.scheduler.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return total, count, norm, stop > 0
+        return total, count, norm, stop > 0, measures
 
     def _check_gradients(self) -> None:
         """Stop if a parameter would be saved as trained without ever getting a gradient.
@@ -347,7 +354,7 @@ class Trainer:
     def _batch(self, indices: Sequence[int]) -> Batch:
         lines = [self.pool.examples[index] for index in indices]
         masked = self.masked or self.objective.needs_mask
-        return self.head.batch(lines, pad_id=self.pad_id, packed=self.packed, masked=masked)
+        return self.objective.batch(lines, pad_id=self.pad_id, packed=self.packed, masked=masked)
 
     def _empty_batch(self, update: Sequence[int]) -> Batch:
         """A batch without labels, for a process without examples: the others wait for its gradients."""
@@ -364,10 +371,14 @@ class Trainer:
         self.processes.sum_up(self.progress.unlogged)
         since, self.progress.unlogged = self.progress.unlogged, Unlogged()
         loss, tokens, seconds = since.loss / max(1.0, since.predicted), since.tokens, since.seconds
+        measures = means(since.measures)
         memory = peak_memory(self.accelerator.device.type)
         rate = float(self.optimizer.param_groups[0]["lr"])
-        stats = TrainingStats(self.progress.step, self.updates, self.epochs, loss, rate, norm, tokens, seconds, memory)
-        self._log({"loss": loss, "learning_rate": rate, **({"grad_norm": norm} if math.isfinite(norm) else {})})
+        stats = TrainingStats(
+            self.progress.step, self.updates, self.epochs, loss, rate, norm, tokens, seconds, memory, measures
+        )
+        gradient = {"grad_norm": norm} if math.isfinite(norm) else {}
+        self._log({"loss": loss, "learning_rate": rate, **gradient, **measures})
         if self.accelerator.is_main_process:
             self._bar.report(str(stats))
             self.on_log(stats)
@@ -423,19 +434,24 @@ class Trainer:
         """
         assert self.validation is not None
         groups = self.validation_tasks if len(self.validation_tasks) > 1 else {"": range(len(self.validation))}
+        measures: dict[str, list[float]] = {}
         self._set_training_mode(training=False)
-        sums = {name: self._loss_sum(indices) for name, indices in groups.items()}
+        sums = {name: self._loss_sum(indices, measures) for name, indices in groups.items()}
         self._set_training_mode(training=True)
         loss, count = (sum(each[place] for each in sums.values()) for place in (0, 1))
         of_tasks = {f"{name}_loss": total / max(1.0, number) for name, (total, number) in sums.items() if name}
-        return {"loss": loss / max(1.0, count), **of_tasks}
+        return {"loss": loss / max(1.0, count), **of_tasks, **means(measures)}
 
-    def _loss_sum(self, indices: Sequence[int]) -> tuple[float, float]:
-        """The sum of losses on validation examples, and the number of predicted tokens, over all processes."""
+    def _loss_sum(self, indices: Sequence[int], measures: dict[str, list[float]]) -> tuple[float, float]:
+        """The sum of losses on validation examples, and the number of predicted tokens, over all processes.
+
+        Args:
+            measures: gets the measures of the objective.
+        """
         import torch
 
         assert self.validation is not None
-        objective = self.objective.for_evaluation()
+        evaluated = self.objective.for_evaluation()
         count, total = 0.0, 0.0
         size, mine = self.train.per_device_eval_batch_size, self.accelerator.process_index
         order = sorted(indices, key=self.validation["length"][:].__getitem__)
@@ -447,13 +463,17 @@ class Trainer:
                 part = order[start + mine * size : start + (mine + 1) * size]
                 # A sharded model runs in all processes or in none, so none may skip the last batch.
                 lines = [self.validation[index] for index in part or order[:1]]
-                batch = self.head.batch(lines, pad_id=self.pad_id, packed=False, masked=self.masked)
-                loss = objective.loss_sum(self.model, batch, self.accelerator.device)
+                batch = evaluated.batch(lines, pad_id=self.pad_id, packed=False, masked=self.masked)
+                device = self.accelerator.device
+                objective, predicted = evaluated.for_update(self.model, [batch], device, lambda *each: list(each))
+                loss = objective.loss_sum(self.model, batch, device)
                 if part:
                     total += float(loss)
-                    count += self.head.predictions(batch)
+                    count += predicted
+                    add_measures(measures, objective.measures)
                 meter.advance(min(every, len(order) - start))
         total, count = sum_over_processes(self.accelerator, total, count)
+        sum_measures(self.accelerator, measures)
         return total, count
 
     def save(self) -> None:

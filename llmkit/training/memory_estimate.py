@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from llmkit.heads import head_of
 from llmkit.heads.objective import Objective
+from llmkit.heads.preference import make_objective
 from llmkit.heads.projection import CHUNK
 from llmkit.heads.token_loss import make_token_loss
 from llmkit.models.memory import available_memory
@@ -69,7 +70,7 @@ def make_plan(ready: Preparation) -> Plan:
     frozen_bytes = _QUANTIZED.get(str(quantize), 2.0 if half else float(_FP32))
     targets = max(part.examples["targets"][:], default=0) * recipe.train.per_device_train_batch_size
     whole = recipe.train.torch_compile or recipe.accelerate.fsdp_config is not None
-    objective = Objective.of(ready.model, head_of(ready.loaded.head), make_token_loss(recipe.train))
+    objective = make_objective(ready.model, head_of(ready.loaded.head), make_token_loss(recipe.train), recipe.method)
     objective = objective if whole else objective.without_logits(ready.model)
     logits = targets * vocabulary if objective.projection is None else min(targets * vocabulary, CHUNK)
     return Plan(
@@ -93,7 +94,7 @@ def _activations(ready: Preparation, objective: Objective, *, half: bool) -> int
     per_token = _CHECKPOINTED
     if not train.activation_checkpointing:
         lines = [part.examples[index] for index in longest]
-        batch = objective.head.batch(lines, pad_id=loaded.tokenizer.pad_token_id or 0, masked=False)
+        batch = objective.batch(lines, pad_id=loaded.tokenizer.pad_token_id or 0, masked=False)
         if (saved := activation_bytes(model, objective, batch, half=half)) is not None:
             return saved
         per_token = _BYTES_PER_TOKEN_AND_WIDTH

@@ -16,7 +16,7 @@ from llmkit.config.recipe import Recipe, SourceSection
 from llmkit.data.sources import contents_of
 from llmkit.errors import InputError, UsageError
 from llmkit.heads import BaseHead, head_of
-from llmkit.heads.objective import Objective
+from llmkit.heads.preference import make_objective
 from llmkit.log import log, warn
 from llmkit.metrics.score import measure_names
 from llmkit.models.devices import has_bfloat16, pick_device
@@ -217,11 +217,11 @@ def _check_loss(recipe: Recipe, model: Any, loaded: Loaded, part: Part) -> None:
     PEFT adds adapters to models that do not support them, and every trained parameter must have a part in the loss.
     """
     head = head_of(loaded.head)
-    batch = head.batch([part.examples[0]], pad_id=loaded.tokenizer.pad_token_id or 0)
-    objective = Objective.of(model, head)
+    objective = make_objective(model, head, method=recipe.method)
+    batch = objective.batch([part.examples[0]], pad_id=loaded.tokenizer.pad_token_id or 0)
     if _is_prompt_learning(model):
         base = model.get_base_model()
-        if failure_of(base, Objective.of(base, head), batch) is not None:
+        if failure_of(base, make_objective(base, head, method=recipe.method), batch) is not None:
             return  # it cannot run without weights
         if (error := failure_of(model, objective, batch)) is not None:
             assert recipe.adapter is not None

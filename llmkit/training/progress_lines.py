@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmkit.files import in_units
@@ -32,14 +33,21 @@ class TrainingStats:
     seconds: float
     memory: int
     """Peak memory in bytes so far, on the device of this process."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """Means of rewards and log-probabilities, in tuning on preferences."""
 
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds
 
     def __str__(self) -> str:
+        rewards = "".join(
+            f"{name.removeprefix('rewards/')} {value:.4f}, "
+            for name, value in self.measures.items()
+            if name in ("rewards/accuracies", "rewards/margins")
+        )
         return (
-            f"loss {self.loss:.4f}, epoch {self.epoch:.2f}, learning rate {self.learning_rate:.2e}, "
+            f"loss {self.loss:.4f}, {rewards}epoch {self.epoch:.2f}, learning rate {self.learning_rate:.2e}, "
             f"{self.tokens_per_second:,.0f} tokens/s, {in_units(self.memory)}"
         )
 

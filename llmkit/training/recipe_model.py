@@ -13,6 +13,7 @@ from typing import Any
 from llmkit.config.commands import quoted
 from llmkit.config.declaration import setting_fields
 from llmkit.config.recipe import Recipe
+from llmkit.config.recipe_method import learning_from
 from llmkit.config.settings import DType, LoadSettings
 from llmkit.data.prompt_files import open_template
 from llmkit.errors import UsageError
@@ -37,6 +38,7 @@ def open_task(recipe: Recipe) -> Task:
     found = find_task(recipe.task)
     task = found(found.settings_class(**recipe.settings.model_dump(exclude_unset=True)))
     task.further_columns = columns_of_template(task, open_template(recipe))
+    task.learns_from = learning_from(recipe.method)
     return task
 
 

@@ -26,7 +26,7 @@ _ROWS = 2
 def logits_of_rows(trainer: Trainer, model: Any) -> torch.Tensor:
     """The logits of the first training examples. If the model is sharded, all processes must call this."""
     lines = [trainer.examples[index] for index in range(min(_ROWS, len(trainer.examples)))]
-    batch = trainer.head.batch(lines, pad_id=trainer.pad_id)
+    batch = trainer.objective.batch(lines, pad_id=trainer.pad_id)
     inputs = {name: each.to(trainer.accelerator.device) for name, each in batch.inputs.items()}
     with trainer.accelerator.autocast():
         return logits_of(trainer.head, model, inputs)

@@ -113,7 +113,7 @@ def read_rows(sources: Sequence[SourceSection], task: Task) -> Rows:
     content = [commit_of(source) or list(contents_of(source)) for source in sources]
     origin = digest([source.model_dump(exclude_defaults=True) for source in sources], content)
     tasks = tuple(task_of(source, task) for source in sources)
-    settings = [(each.name, each.settings, each.further_columns) for each in tasks]
+    settings = [(each.name, each.settings, each.further_columns, each.learns_from) for each in tasks]
     # The hashes of streamed files do not show every change.
     times = [path.stat().st_mtime_ns for source in sources if source.streaming for path in files_of(source)]
     key = digest("rows", origin, settings, *([times] if times else []), code_version())

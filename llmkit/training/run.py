@@ -39,9 +39,10 @@ from llmkit.training.accelerator import make_accelerator
 from llmkit.training.checkpoint import load_trained
 from llmkit.training.dataset import Part
 from llmkit.training.disk_cache import digest
-from llmkit.training.encoding import make_encoder
+from llmkit.training.encoding import make_encoder, max_length
 from llmkit.training.loop import EXAMPLES, Trainer
 from llmkit.training.output_folder import RESUME, claim_folder, find_checkpoint, moved_when_complete
+from llmkit.training.preference import ReferenceModel, disable_dropout, with_references
 from llmkit.training.prepare import expected_rows, prepare
 from llmkit.training.probes import is_causal, supports_packing
 from llmkit.training.progress_lines import TrainingStats
@@ -168,13 +169,18 @@ def _prepare(
 
         prepare_quantized: Any = peft.prepare_model_for_kbit_training
         prepare_quantized(loaded.model, use_gradient_checkpointing=False)
+    precision = "fp16" if train.fp16 else "bf16" if ready.half else "no"
+    accelerator = make_accelerator(recipe, device, precision, worker)
+    tables = {name: part.examples for name, part in parts.items()}
+    if recipe.method is not None:
+        tables = _with_references(recipe, loaded, tables, accelerator)
     model = make_trainable(recipe, loaded)
     freeze_as(model, ready.model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    precision = "fp16" if train.fp16 else "bf16" if ready.half else "no"
-    accelerator = make_accelerator(recipe, device, precision, worker)
+    if recipe.method is not None and recipe.method.disable_dropout:
+        disable_dropout(model)
     head = head_of(loaded.head)
     packed = packs(recipe, model, head, device)
     masked = not head.one_sequence or not is_causal(model)
@@ -197,12 +203,13 @@ def _prepare(
         model=model,
         head=head,
         train=train,
-        examples=examples,
-        validation=parts["validation"].examples if "validation" in parts and train.eval_strategy != "no" else None,
+        examples=tables["train"],
+        validation=tables["validation"] if "validation" in parts and train.eval_strategy != "no" else None,
         validation_tasks=parts["validation"].by_task() if "validation" in parts else {},
         pad_id=head.pad_id(loaded),
         packed=packed,
         masked=masked,
+        method=recipe.method,
         local_sgd_steps=recipe.accelerate.local_sgd_steps,
         hashes=_hashes(recipe, provenance, parts, loaded.tokenizer.get_vocab()),
         may_be_unused=partial(is_swept_in, recipe),
@@ -213,6 +220,18 @@ def _prepare(
         stream=stream,
     )
     return Run(recipe, trainer, ready.loaded, provenance, parts, files)
+
+
+def _with_references(recipe: Recipe, loaded: Loaded, tables: Mapping[str, Any], accelerator: Any) -> dict[str, Any]:
+    """The examples of preferences with the log-probabilities of the model before training."""
+    from accelerate.utils import gather_object
+
+    rank, world = accelerator.process_index, accelerator.num_processes
+    reference = ReferenceModel(
+        loaded, head_of(loaded.head), recipe.method, rank, world, gather_object, accelerator.autocast
+    )
+    used = {name: each for name, each in tables.items() if name == "train" or recipe.train.eval_strategy != "no"}
+    return with_references(used, recipe.train, reference, max_length(recipe.data, loaded))
 
 
 def _hashes(
@@ -267,7 +286,9 @@ def packs(recipe: Recipe, model: Any, head: BaseHead, device: str) -> bool:
         UsageError: ``train.packing`` is true, and the model does not separate packed examples.
     """
     wanted = recipe.train.packing
-    if wanted is False or (wanted == "auto" and device == "cpu"):  # where packing saves no time
+    if (
+        recipe.method is not None or wanted is False or (wanted == "auto" and device == "cpu")
+    ):  # where packing saves no time
         return False
     able = head.one_sequence and supports_packing(model)
     if wanted is True and not able:

@@ -13,6 +13,7 @@ from llmkit.config.recipe import SourceSection
 from llmkit.config.row_condition import RowCondition
 from llmkit.data.conversations import is_empty, unused_in_turns
 from llmkit.data.flags import obeyed_flags, refuse_flagged, refuse_preferences
+from llmkit.data.preferences import answers_of
 from llmkit.data.rows import Record
 from llmkit.data.selection import Selection
 from llmkit.data.shapes.base import InputPlan, Shape, Suggested, look_up
@@ -24,6 +25,7 @@ from llmkit.data.shapes.turns import Alpaca, Messages, PairOfTurns
 from llmkit.data.sources import open_source
 from llmkit.errors import InputError, UsageError
 from llmkit.tasks import Task
+from llmkit.tasks.base import LABEL
 from llmkit.tasks.wording import PREFIX
 
 __all__ = ["SHAPES", "InputPlan", "Shape", "Suggested", "converter", "look_up", "mapped_rows", "shapes_of"]
@@ -73,19 +75,37 @@ def converter(source: SourceSection, task: Task) -> Callable[[Record], Iterator[
             yield record
             return
         try:
-            refuse_preferences(record.row, source.columns, task)
-            for suffix, row in shape.convert(record.row, source, task):
-                further = _further(record.row, row, task)
+            for suffix, original, row in _rows(record.row, shape, source, task):
+                further = _further(original, row, task)
                 row = {**row, **further, **prefix}
-                used = {*shape.used(record.row, source, task), *further}
-                others = {name: value for name, value in record.row.items() if name not in used}
+                used = {*shape.used(original, source, task), *further}
+                others = {name: value for name, value in original.items() if name not in used}
                 refuse_flagged(others, row, task)
-                unused = _unused(record.row, {*used, *selecting, *obeyed_flags(others, row, task)})
+                unused = _unused(original, {*used, *selecting, *obeyed_flags(others, row, task)})
                 yield Record(record.where + suffix, row, unused=tuple(unused), others=others)
         except InputError as error:
             yield Record(record.where, None, error.reworded(f"{record.where} {error.problem}"))
 
     return converted
+
+
+def _rows(
+    record: dict[str, Any], shape: Shape, source: SourceSection, task: Task
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """The task's rows of a record: a suffix for the location, the columns that the row is made from, and the row."""
+    if task.learns_from == "answers":
+        refuse_preferences(record, source.columns, task)
+        yield from ((suffix, record, row) for suffix, row in shape.convert(record, source, task))
+        return
+    columns = {name: column for name, column in source.columns.items() if name in task.aliases}
+    plain = source.model_copy(update={"columns": columns})
+    for chosen, other in answers_of(record, source.columns, task):
+        for suffix, row in shape.convert(chosen, plain, task):
+            if isinstance(other, bool):
+                yield suffix, chosen, {**task.as_labelled(row), LABEL: other}
+                continue
+            ((_, rejected),) = shape.convert(other, plain, task)
+            yield suffix, chosen, task.as_pair(row, rejected)
 
 
 def _further(record: Mapping[str, Any], row: Mapping[str, Any], task: Task) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from llmkit.config.recipe import SourceSection
-from llmkit.data.column_names import find_column
+from llmkit.data.column_names import find_column, look_up
 from llmkit.errors import InputError
 from llmkit.tasks import Task
 
@@ -91,16 +91,6 @@ class Shape:
     def used(self, row: Mapping[str, Any], source: SourceSection, task: Task) -> set[str]:
         """The paths of the columns that `convert` uses."""
         raise NotImplementedError
-
-
-def look_up(row: Mapping[str, Any], path: str, missing: Any = None) -> Any:
-    """The value of a column; ``a.b`` is a field of an object if no column has that name."""
-    if path in row:
-        return row[path]
-    value: Any = row
-    for part in path.split("."):
-        value = value.get(part, missing) if isinstance(value, Mapping) else missing
-    return value
 
 
 def by_name(row: Mapping[str, Any], wanted: Sequence[str], named: Mapping[str, str], task: Task) -> dict[str, str]:

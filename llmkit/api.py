@@ -303,7 +303,7 @@ def evaluate(
     shots: int | Sequence[int] | None = None,
     baseline: str | None = None,
     overrides: Sequence[str] = (),
-    metrics: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | Sequence[str] = (),
     output: str | Path | None = None,
     max_rows: int | None = None,
     resume: bool = False,
@@ -330,7 +330,8 @@ def evaluate(
             the first (``Evaluation.by_shots``); by default all examples.
         baseline: another model, compared by a paired bootstrap test on the same rows.
         overrides: changes to the recipe, such as ``settings.target=de``.
-        metrics: additional metrics of the package evaluate, loaded, by name.
+        metrics: additional metrics: built-in ones such as ``rouge-stemmed`` or ``bertscore,lang=en``, or scripts of the
+            package evaluate; or such metrics, loaded, by name.
         output: folder for ``results.jsonl`` (each row with references, prediction and scores) and ``metrics.json``;
             by default ``evaluation/MODEL-on-DATA``.
         resume: continue an interrupted evaluation in its folder.

@@ -91,8 +91,9 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--metric",
-            metavar="NAME",
-            help="Additional metric of the package evaluate: a path, or a name on the Hub (repeatable).",
+            metavar="NAME[,KEY=VALUE…]",
+            help="Additional metric: rouge-stemmed, meteor, bertscore …, or the path or Hub name of a metric of the "
+            "package evaluate (repeatable).",
         ),
     ] = None,
     output: Annotated[
@@ -149,18 +150,13 @@ def evaluate(
         settings={name: value for name, value in given.items() if name not in prompt_names},
         prompt={"examples": examples, **{name: value for name, value in given.items() if name in prompt_names}},
     )
-    loaded = {}
-    if metrics:
-        from llmkit.metrics.wrapped import load_metric
-
-        loaded = {Path(name).stem: load_metric(name, trust_remote_code=load.trust_remote_code) for name in metrics}
     result = run_evaluation(
         specs,
         generation,
         output,
         baseline=baseline,
         shots=_numbers(shots),
-        metrics=loaded,
+        metrics=metrics or (),
         max_rows=max_rows,
         resume=resume,
         overwrite=overwrite,
@@ -299,7 +295,8 @@ def _label(result: Evaluation) -> str:
 
 def _interval(figure: MetricResult) -> str:
     found = figure.interval
-    return f"{found.value:6.2f}  [{found.low:.2f}, {found.high:.2f}]"
+    digits = 4 if max(map(abs, (found.low, found.high))) <= 1 else 2
+    return f"{found.value:6.{digits}f}  [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
 def _difference(figure: MetricResult, other: float) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 from llmkit.config.settings import LoadSettings, RowSettings
 from llmkit.engines.row_faults import attempt
 from llmkit.errors import InputError, LlmkitError, UsageError
+from llmkit.evaluation.additional import AdditionalMetric, Answered
 from llmkit.evaluation.groups import score_rows
 from llmkit.evaluation.perplexity import perplexity, row_loss
 from llmkit.evaluation.results import json_lines
@@ -28,7 +29,6 @@ from llmkit.inference.row_files import answer_file, check_output
 from llmkit.log import warn
 from llmkit.metrics.bootstrap import Interval, interval, p_value
 from llmkit.metrics.score import Measure
-from llmkit.metrics.wrapped import figures_of
 from llmkit.models.processes import Worker
 from llmkit.tasks import Task
 
@@ -182,7 +182,7 @@ def evaluate(
     predictions: Path,
     *,
     load: LoadSettings,
-    metrics: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, AdditionalMetric] | None = None,
     trivial: bool = True,
     resume: bool = False,
     member: Worker | None = None,
@@ -193,7 +193,7 @@ def evaluate(
     Args:
         rows: JSON Lines in the task's columns, with the target separate from the input (`Task.without_target`).
         predictions: JSON Lines file for the answers.
-        metrics: additional metrics of the package evaluate, loaded (`llmkit.metrics.wrapped.load_metric`), by name.
+        metrics: additional metrics by name (`llmkit.evaluation.additional.open_metrics`).
         trivial: also evaluate trivial answers that need no model.
         resume: continue an interrupted run into that file.
         member: which of several processes this is; only the first returns a result, the others None.
@@ -217,6 +217,9 @@ def evaluate(
                 "no row has a token that could be predicted", "evaluate on rows with a longer text", code="no_rows"
             )
         return None if member.rank else _evaluation(pipeline, len(evaluated), measures)
+    for metric in (metrics or {}).values():
+        row, expected = evaluated[0], task.references(evaluated[0])
+        metric.check(Answered(task, [row], [next(iter(expected), "")], [expected]))
     settings = RowSettings(input=(str(rows),), output=str(predictions), resume=resume)
     check_output(settings)
     answer_file(
@@ -242,15 +245,21 @@ def evaluate(
     texts = [prediction_of(answer) for answer in answers]
     references = without_reasoning(pipeline, [task.references(row) for row in evaluated])
     scored = score_rows(task, evaluated, texts, references)
-    filled = [text or "" for text in texts]
+    answered = Answered(task, evaluated, texts, references)
+    computed = {name: metric.compute(answered) for name, metric in (metrics or {}).items()}
+    groups = {
+        name: [*found, *(more for each in computed.values() for more in each.scored.groups.get(name, ()))]
+        for name, found in scored.groups.items()
+    }
+    added = [measure for each in computed.values() for measure in each.scored.measures]
     return replace(
-        _evaluation(pipeline, len(evaluated), [*scored.measures, *more]),
+        _evaluation(pipeline, len(evaluated), [*scored.measures, *more, *added]),
         failed=sum("error" in answer for answer in answers),
         unfinished=sum(_no_verdict(answer) or "still_thinking" in answer for answer in answers),
         notes=dict(sorted(Counter(code for answer in answers for code in note_codes(answer)).items())),
-        others={name: figures_of(metric, name, filled, references) for name, metric in (metrics or {}).items()},
+        others={name: each.others for name, each in computed.items() if each.others},
         trivial=_trivial(task, evaluated, references) if trivial else {},
-        groups={name: _evaluation(pipeline, _rows_of(found), found) for name, found in scored.groups.items()},
+        groups={name: _evaluation(pipeline, _rows_of(found), found) for name, found in groups.items()},
         references=tuple(references),
         answers=tuple(answers),
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.metrics.score import Measure, joined, score
+from llmkit.metrics.score import Measure, Metric, joined, score
 from llmkit.tasks import Task
 
 __all__ = ["Scored", "score_rows"]
@@ -28,14 +28,15 @@ def score_rows(
     rows: Sequence[Mapping[str, Any]],
     predictions: Sequence[str | None],
     references: Sequence[Sequence[str]],
+    metrics: Sequence[Metric] | None = None,
 ) -> Scored:
-    """Compute the task's metrics, with the tokenization of each row's target language."""
+    """Compute metrics, by default the task's, with the tokenization of each row's target language."""
     together: dict[tuple[str | None, str | None], list[int]] = {}
     for index, row in enumerate(rows):
         together.setdefault((task.group(row), task.target_language(row)), []).append(index)
     parts = {
         key: score(
-            task.metrics,
+            task.metrics if metrics is None else metrics,
             [predictions[index] for index in indices],
             [references[index] for index in indices],
             language=key[1],

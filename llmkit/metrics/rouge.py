@@ -7,7 +7,7 @@ Computed like the package rouge-score without stemming, but with a word segmenta
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llmkit.metrics.words import WORDS, words
 
@@ -17,14 +17,24 @@ ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 SIGNATURE = f"{WORDS}|case:lower|stem:no|refs:best"
 
 
-def rouge(prediction: str, references: Sequence[str]) -> dict[str, float]:
-    """F1 between 0 and 1 under each name of `ROUGE`. Sentences of ``rougeLsum`` are lines."""
+def _lines(text: str) -> list[str]:
+    return text.split("\n")
+
+
+def rouge(
+    prediction: str,
+    references: Sequence[str],
+    *,
+    tokens: Callable[[str], list[str]] = words,
+    sentences: Callable[[str], list[str]] = _lines,
+) -> dict[str, float]:
+    """F1 between 0 and 1 under each name of `ROUGE`; ``sentences`` are those of ``rougeLsum``, by default lines."""
     best = dict.fromkeys(ROUGE, 0.0)
-    predicted = words(prediction)
-    predicted_lines = [words(line) for line in prediction.split("\n") if line]
+    predicted = tokens(prediction)
+    predicted_lines = [tokens(line) for line in sentences(prediction) if line]
     for reference in references:
-        expected = words(reference)
-        expected_lines = [words(line) for line in reference.split("\n") if line]
+        expected = tokens(reference)
+        expected_lines = [tokens(line) for line in sentences(reference) if line]
         found = {
             "rouge1": _ngrams(predicted, expected, 1),
             "rouge2": _ngrams(predicted, expected, 2),

@@ -6,12 +6,13 @@ Works on texts only: metrics and references come from the task, predictions from
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, get_args
 
 from llmkit.errors import UsageError
-from llmkit.metrics import answers, rouge
+from llmkit.metrics import answers, bertscore, meteor, rouge, stemmed
 from llmkit.metrics.bootstrap import Figure, mean_of
 from llmkit.metrics.translation import translation_metrics
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["LOWER_IS_BETTER", "METRICS", "Measure", "Metric", "joined", "measure_names", "score"]
+__all__ = ["LOWER_IS_BETTER", "METRICS", "Measure", "Metric", "find_metric", "joined", "measure_names", "score"]
 
 LOWER_IS_BETTER = frozenset({"ter", "perplexity", "loss"})
 """Measures, and the loss, where lower is better."""
@@ -57,12 +58,14 @@ class Measure:
 class Metric:
     names: tuple[str, ...]
     """Names of its measures; there may be more for some data."""
-    measure: Callable[[Sequence[str | None], Sequence[Sequence[str]], str | None], list[Measure]]
+    measure: Callable[..., list[Measure]]
     """Computes the measures from predictions, references and their language."""
+    options: Mapping[str, tuple[Any, ...]] | None = field(default_factory=dict)
+    """Keyword arguments of ``measure`` and their values; None: it checks them itself."""
 
 
 def score(
-    metrics: Sequence[str],
+    metrics: Sequence[str | Metric],
     predictions: Sequence[str | None],
     references: Sequence[Sequence[str]],
     *,
@@ -71,7 +74,7 @@ def score(
     """Compute the measures of some metrics, on a scale of 0 to 100.
 
     Args:
-        metrics: their names in `METRICS`.
+        metrics: these, or their names in `METRICS`.
         predictions: one for each row; empty means "no answer". None: the model did not produce a prediction, which
             counts as wrong even if there is no answer.
         references: one or several per row; for questions, an empty list means that there is no answer.
@@ -105,10 +108,28 @@ def measure_names(metrics: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for metric in _found(metrics) for name in metric.names)
 
 
-def _found(metrics: Sequence[str]) -> list[Metric]:
-    if unknown := next((name for name in metrics if name not in METRICS), None):
-        raise UsageError(f"unknown metric {unknown!r}", f"choose from {', '.join(METRICS)}", code="unknown_metric")
-    return [METRICS[name] for name in metrics]
+def _found(metrics: Sequence[str | Metric]) -> list[Metric]:
+    return [find_metric(each) if isinstance(each, str) else each for each in metrics]
+
+
+def find_metric(name: str, **options: Any) -> Metric:
+    """A metric by its name, with options of its own.
+
+    Raises:
+        UsageError: there is none, or it does not have such an option or value.
+    """
+    if name not in METRICS:
+        raise UsageError(f"unknown metric {name!r}", f"choose from {', '.join(METRICS)}", code="unknown_metric")
+    metric = METRICS[name]
+    for key, value in options.items():
+        if metric.options is not None and value not in metric.options.get(key, ()):
+            known = [f"{key}={str(each).lower()}" for key, values in metric.options.items() for each in values]
+            raise UsageError(
+                f"the metric {name} has no option {key}={value}",
+                f"choose from {', '.join(known)}" if known else "leave it out",
+                code="invalid_value",
+            )
+    return replace(metric, measure=partial(metric.measure, **options))
 
 
 def _of_rouge(
@@ -116,6 +137,39 @@ def _of_rouge(
 ) -> list[Measure]:
     rows = [rouge.rouge(predicted or "", expected) for predicted, expected in zip(predictions, references, strict=True)]
     return [_of_rows(name, [row[name] for row in rows], rouge.SIGNATURE) for name in rouge.ROUGE]
+
+
+def _of_stemmed_rouge(
+    predictions: Sequence[str | None],
+    references: Sequence[Sequence[str]],
+    language: str | None,
+    split: stemmed.Split = "punkt",
+) -> list[Measure]:
+    stemmed.require_english("rouge-stemmed", references, language)
+    pairs = zip(predictions, references, strict=True)
+    rows = [stemmed.stemmed_rouge(predicted or "", expected, split=split) for predicted, expected in pairs]
+    return [
+        _of_rows(f"stemmed_{name}", [row[name] for row in rows], stemmed.rouge_signature(split)) for name in rouge.ROUGE
+    ]
+
+
+def _of_meteor(
+    predictions: Sequence[str | None],
+    references: Sequence[Sequence[str]],
+    language: str | None,
+    synonyms: bool = True,
+) -> list[Measure]:
+    stemmed.require_english("meteor", references, language)
+    values = meteor.meteor([predicted or "" for predicted in predictions], references, synonyms=synonyms)
+    return [_of_rows("meteor", values, meteor.meteor_signature(synonyms=synonyms))]
+
+
+def _of_bertscore(
+    predictions: Sequence[str | None], references: Sequence[Sequence[str]], language: str | None, **options: Any
+) -> list[Measure]:
+    texts = [predicted or "" for predicted in predictions]
+    found, signature = bertscore.bertscore(texts, references, **{"lang": language, **options})
+    return [_of_rows(name, values, signature) for name, values in found.items()]
 
 
 def _of_translations(
@@ -153,6 +207,11 @@ def _of_rows(name: str, values: Sequence[float], signature: str, counted: Sequen
 
 METRICS = {
     "rouge": Metric(rouge.ROUGE, _of_rouge),
+    "rouge-stemmed": Metric(
+        tuple(f"stemmed_{name}" for name in rouge.ROUGE), _of_stemmed_rouge, {"split": get_args(stemmed.Split)}
+    ),
+    "meteor": Metric(("meteor",), _of_meteor, {"synonyms": (True, False)}),
+    "bertscore": Metric(bertscore.BERTSCORE, _of_bertscore, None),
     "squad": Metric(("exact_match", "f1"), _of_answers),
     "sacrebleu": Metric(("bleu", "chrf++", "ter"), _of_translations),
 }

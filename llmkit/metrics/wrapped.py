@@ -5,8 +5,11 @@ Other metrics are code: a script named explicitly is run, others only if the cal
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+import numbers
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from llmkit.log import warn
 from llmkit.metrics.score import score
 from llmkit.tasks import find_task
 
-__all__ = ["figures_of", "load_metric", "task_metric"]
+__all__ = ["Inputs", "arguments_of", "figures_of", "load_metric", "row_values", "task_metric"]
 
 
 def task_metric(task: str, *, language: str | None = None) -> Any:
@@ -70,7 +73,7 @@ def load_metric(name: str, *, trust_remote_code: bool) -> Any:
         with _offline_alike():
             return evaluate.load(name if script is None else str(script))
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[:2])
         raise LlmkitError(
             f"the metric {name} cannot be loaded ({reason})", "check its name and what it imports", code="metric_failed"
         ) from error
@@ -97,20 +100,81 @@ def _script(path: Path) -> Path | None:
     return path.absolute() if path.suffix == ".py" and path.is_file() else None
 
 
-def figures_of(
-    metric: Any, name: str, predictions: Sequence[str], references: Sequence[Sequence[str]]
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Inputs:
+    """What a metric may be computed from."""
+
+    predictions: Sequence[str]
+    references: Sequence[Sequence[str]]
+    sources: Sequence[str] = ()
+    """The input text of each row."""
+    rows: Sequence[Mapping[str, Any]] = ()
+    languages: frozenset[str] = frozenset()
+    """BCP 47 tags of the languages of the references, as far as they are known."""
+
+    def column(self, name: str) -> Sequence[Any] | None:
+        """The values of a metric's input by its name: the predictions, the sources, or a column of the rows."""
+        if name == "sources" and self.sources:
+            return self.sources
+        if name in ("predictions", "references"):
+            return list(getattr(self, name))
+        key = next((key for key in (name, name.removesuffix("s")) if self.rows and key in self.rows[0]), None)
+        return None if key is None else [row.get(key) for row in self.rows]
+
+
+def arguments_of(metric: Any, name: str, inputs: Inputs, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a loaded metric: its inputs, the language if it takes one, and the caller's options.
+
+    Raises:
+        UsageError: it has no such option, or an input is missing.
+    """
+    columns = list(_features(metric)[0])
+    parameters = inspect.signature(metric._compute).parameters  # noqa: SLF001 - where evaluate's metrics declare them
+    free = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    known = [key for key, each in parameters.items() if key not in columns and each.kind is not each.VAR_KEYWORD]
+    if unknown := next((key for key in options if key not in known and not free), None):
+        choices = f"choose from {', '.join(known)}" if known else "leave it out"
+        raise UsageError(f"the metric {name} has no option {unknown}", choices, code="invalid_value")
+    found = {column: inputs.column(column) for column in columns}
+    if missing := next((column for column, values in found.items() if values is None), None):
+        raise UsageError(
+            f"the metric {name} needs {missing}, which the rows do not have",
+            f"evaluate on rows with a column named {missing}",
+            code="column_mismatch",
+        )
+    if languages := [key for key in ("lang", "language", "target_lang") if key in known and key not in options]:
+        tags = sorted({tag.split("-")[0].lower() for tag in inputs.languages})
+        if len(tags) > 1:
+            raise UsageError(
+                f"the metric {name} is for one language, and the references are in {', '.join(tags)}",
+                "evaluate each language alone",
+                code="not_supported",
+            )
+        found |= dict(zip(languages, tags, strict=False))
+    return {**found, **options}
+
+
+def _features(metric: Any) -> list[Any]:
+    """The layouts of inputs that a metric takes."""
+    return list(metric.features) if isinstance(metric.features, list) else [metric.features]
+
+
+def figures_of(metric: Any, name: str, inputs: Inputs, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Compute a loaded metric; if it takes one reference per row, use the first and log how many are dropped.
 
     Raises:
+        UsageError: see `arguments_of`.
         LlmkitError: the metric fails.
     """
+    arguments = arguments_of(metric, name, inputs, options or {})
     try:
         try:
-            found = metric.compute(predictions=list(predictions), references=[list(row) for row in references])
+            found = metric.compute(**arguments)
         except ValueError:
-            first = [row[0] if row else "" for row in references]
-            found = metric.compute(predictions=list(predictions), references=first)
+            if "references" not in arguments or not _takes_texts(metric):
+                raise
+            references = arguments["references"]
+            found = metric.compute(**{**arguments, "references": [row[0] if row else "" for row in references]})
             if others := sum(map(len, references)) - sum(map(bool, references)):
                 warn(
                     "references_ignored",
@@ -120,5 +184,24 @@ def figures_of(
                 )
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LlmkitError(f"the metric {name} failed ({reason})", "leave it out", code="metric_failed") from error
+        known = [key for key in inspect.signature(metric._compute).parameters if key not in _features(metric)[0]]  # noqa: SLF001
+        fix = f"give its options, as in `{name},{known[0]}=VALUE` (it has {', '.join(known)})" if known else ""
+        raise LlmkitError(f"the metric {name} failed ({reason})", fix, "leave it out", code="metric_failed") from error
     return dict(found or {})
+
+
+def _takes_texts(metric: Any) -> bool:
+    """Whether a metric takes one reference a row."""
+    import datasets
+
+    return any(isinstance(features.get("references"), datasets.Value) for features in _features(metric))
+
+
+def row_values(found: Mapping[str, Any], rows: int) -> dict[str, list[float]]:
+    """The results that have one number a row, which have confidence intervals."""
+    return {
+        key: [float(value) for value in values]
+        for key, values in found.items()
+        if not isinstance(values, str | bytes) and hasattr(values, "__len__") and len(values) == rows > 1
+        if all(isinstance(value, numbers.Real) for value in values)
+    }

@@ -17,6 +17,7 @@ from typing import Any
 from llmkit.config.settings import GenerationSettings, LoadSettings
 from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import InputError, UsageError
+from llmkit.evaluation.additional import AdditionalMetric, open_metrics
 from llmkit.evaluation.evaluate import Evaluation, compare, compare_shots, evaluate, join_tasks
 from llmkit.evaluation.results import json_lines, log_problems, write_results
 from llmkit.files import write_whole
@@ -43,7 +44,7 @@ def run_evaluation(
     *,
     baseline: str | None = None,
     shots: Sequence[int] = (),
-    metrics: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | Sequence[str] = (),
     max_rows: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -57,7 +58,7 @@ def run_evaluation(
             files that ``resume`` needs, in a folder for each task of a mixture; by default `default_output`.
         baseline: the other model.
         shots: numbers of few-shot examples in each prompt; each is compared with the first. By default all examples.
-        metrics: additional metrics of the package evaluate, loaded, by name.
+        metrics: additional metrics (`llmkit.evaluation.additional.open_metrics`).
         resume: continue an interrupted evaluation into the same folder.
         overwrite: replace an earlier evaluation in the folder, once the new one has answered a row.
         member: which of several processes this is; only the first returns a result, the others None.
@@ -100,7 +101,7 @@ def _run(
     settings: GenerationSettings,
     baseline: str | None,
     shots: Sequence[int],
-    metrics: Mapping[str, Any] | None,
+    metrics: Mapping[str, Any] | Sequence[str],
     max_rows: int | None,
     resume: bool,
     overwrite: bool,
@@ -109,10 +110,11 @@ def _run(
     """The result of one task."""
     rows = output / _ROWS
     other_load = None if baseline is None else replace(spec.load, model=baseline, revision=None, base=None)
-    evaluate_model = partial(
-        _evaluate_model, spec, settings, output, shots=shots, metrics=metrics, resume=resume, member=member
-    )
     with offline(spec.load.offline), nullcontext() if member.rank else _restored_unless_answered(output, overwrite):
+        evaluate_model = partial(
+            _evaluate_model, spec, settings, output, shots=shots, metrics=open_metrics(metrics, spec.load),
+            resume=resume, member=member,
+        )  # fmt: skip
         if not member.rank:
             _write_rows(spec, rows, max_rows)
         member.barrier()
@@ -139,7 +141,7 @@ def _evaluate_model(
     *,
     shots: Sequence[int],
     trivial: bool,
-    metrics: Mapping[str, Any] | None,
+    metrics: Mapping[str, AdditionalMetric],
     resume: bool,
     member: Worker,
 ) -> list[Evaluation | None]:

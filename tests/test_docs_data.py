@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,20 @@ def test_rows_of_a_data_frame(model: Path) -> None:
         exec(code, scope)
     assert "'document': 'article'" in printed.getvalue()
     assert scope["result"].rows == 1
+
+
+def test_rows_are_streamed(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy("news.jsonl", "held.jsonl")
+    Path("recipe.yaml").write_text(block("streaming", model))
+    assert main(["data", "check", "recipe.yaml"]) == 0
+    assert "the first 24 rows" in capsys.readouterr().out
+    assert main(["finetune", "recipe.yaml", "--dry-run"]) == 0
+    assert main(["finetune", "recipe.yaml"]) == 0
+    assert "train: 72 rows, 72 examples" in capsys.readouterr().err  # three times all
+    entries = Path("runs/stream/log.jsonl").read_text()
+    shutil.rmtree("runs/stream/checkpoint-6")
+    assert main(["finetune", "recipe.yaml", "--resume"]) == 0
+    assert Path("runs/stream/log.jsonl").read_text() == entries
 
 
 def test_two_tasks_in_one_run(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

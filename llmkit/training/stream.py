@@ -21,7 +21,7 @@ from llmkit.data.proposals import propose
 from llmkit.data.records import Place, Record
 from llmkit.data.selection import Selection
 from llmkit.data.shapes import converter
-from llmkit.data.sources import records_from
+from llmkit.data.sources import commit_of, records_from
 from llmkit.errors import InputError, UsageError
 from llmkit.training.checkpoint import Progress
 from llmkit.training.dataset import LISTS, USED, check_status, encoders_of, outcome_lines
@@ -107,7 +107,7 @@ class ExampleStream:
 
     def __post_init__(self) -> None:
         pairs = list(zip(self.recipe.data.train, self.rows.tasks, strict=True))
-        self._sources = [each if each.shape else propose(each, task).source for each, task in pairs]
+        self._sources = [_fixed(each if each.shape else propose(each, task).source) for each, task in pairs]
         self._converters = [converter(each, task) for each, (_, task) in zip(self._sources, pairs, strict=True)]
         self._encoders = encoders_of(self.recipe, self.rows, self.encoder)
 
@@ -189,6 +189,12 @@ class ExampleStream:
                 yield (turn, [(each.place, each.used, each.passes) for each in readers]), number, record
                 reader.take()
                 turn += 1
+
+
+def _fixed(source: SourceSection) -> SourceSection:
+    """The source at its present commit, if it is on the Hub: in every epoch, the same data are read."""
+    commit = commit_of(source)
+    return source if commit is None else source.model_copy(update={"revision": commit})
 
 
 @lru_cache(maxsize=2)

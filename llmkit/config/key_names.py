@@ -124,6 +124,8 @@ RENAMED: dict[str, str] = {
     "embedding_lr": "train.param_groups, each with params and learning_rate",
     "export_hub_model_id": "train.hub_model_id",
     # TRL.
+    "teacher_model_name_or_path": "teacher.name_or_path",
+    "teacher_model_revision": "teacher.revision",
     "dataset_config": "data.train.name",
     "dataset_train_split": "data.train.split",
     "dataset_test_split": "data.validation.split",

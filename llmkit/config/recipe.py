@@ -25,6 +25,7 @@ from llmkit.config.recipe_sections import (
     PythonRows,
     Section,
     SourceSection,
+    TeacherSection,
     TokenizerSection,
     TrainedTokenizer,
     section_of,
@@ -93,6 +94,8 @@ class Recipe(Section):
     """The `AdapterSection` of the method."""
     method: MethodSection | None = None
     """Train on preferences instead of answers: dpo, orpo or kto, or a section with the ``name`` and settings of one."""
+    teacher: TeacherSection | None = None
+    """Distillation: train on the logits of this model, too."""
     data: DataSection
     train: TrainSection
     accelerate: AccelerateSection = AccelerateSection()
@@ -164,6 +167,7 @@ class Recipe(Section):
             ("train.label_smoothing_factor", self.train.label_smoothing_factor != 0, "leave it out"),
             ("train.loss_type", self.train.loss_type != "nll", "leave it out; method.loss_type is its own"),
             ("data.loss_on", self.data.loss_on != "target", "leave it out: the loss is on the answers"),
+            ("teacher", self.teacher is not None, "leave one of them out"),
             ("train.packing", self.train.packing is True, "leave it out"),
             ("data.on_overflow: chunk", self.data.on_overflow == "chunk", "use truncate, drop or error"),
             ("data.max_target_length", self.data.max_target_length is not None, "use max_length"),
@@ -186,6 +190,10 @@ class Recipe(Section):
             yield ("model.config requires a tokenizer; set tokenizer.train or tokenizer.name_or_path")
         if model.config is not None and self.adapter is not None:
             yield ("an adapter on random weights cannot learn anything useful; leave out adapter or model.config")
+        if self.teacher is not None and self.teacher.kd_ratio == 1:
+            for name in ("label_smoothing_factor", "loss_type"):
+                if getattr(self.train, name) != type(self.train).model_fields[name].default:
+                    yield f"train.{name} has no effect with teacher.kd_ratio: 1; leave one of them out"
         if model.quantize is not None and self.adapter is None:
             yield ("quantized weights cannot be trained directly; add an adapter, or leave out quantize")
 

@@ -31,6 +31,7 @@ __all__ = [
     "Section",
     "Seed",
     "SourceSection",
+    "TeacherSection",
     "TokenizerSection",
     "TrainedTokenizer",
     "regular_expression",
@@ -154,6 +155,25 @@ class _ModelBase(Section):
 
 
 ModelSection = section_of("ModelSection", LoadSettings, without=("model",), base=_ModelBase)
+
+
+class _TeacherBase(Section):
+    """Train the model on the logits of a teacher with the same tokenizer, too."""
+
+    name_or_path: Annotated[str, Field(min_length=1)]
+    """Hub id, folder, or PEFT adapter folder of the teacher."""
+    kd_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Weight of the divergence from the teacher; the loss on the labels has the rest. Named as in torchtune."""
+    beta: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Divergence, as in TRL: 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher), and between them the generalized
+    Jensen-Shannon divergence."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divide the logits of both models by this before comparing them, as in TRL."""
+
+
+TeacherSection = section_of(
+    "TeacherSection", LoadSettings, without=("model", "head", "device", "threads", "offline"), base=_TeacherBase
+)
 
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.heads.batch import IGNORED, Batch, Line
 from llmkit.heads.embedding_noise import EmbeddingNoise
-from llmkit.heads.projection import CHUNK, Projection, find_projection, verified
-from llmkit.heads.token_loss import TokenLoss
+from llmkit.heads.projection import CHUNK, LogitsLoss, Projection, find_projection, verified
+from llmkit.heads.token_loss import Distillation, TokenLoss
 from llmkit.log import warn
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from llmkit.heads.base import BaseHead
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "Teacher"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Objective:
     projection: Projection | None = None
     """Computes the loss of many labels in chunks; None needs all logits."""
     noise: EmbeddingNoise | None = None
+    teacher: Teacher | None = None
+    """Whose logits the token loss takes."""
 
     @classmethod
     def of(cls, model: Any, head: BaseHead, token_loss: TokenLoss = TokenLoss()) -> Objective:  # noqa: B008 - frozen
@@ -57,6 +59,17 @@ class Objective:
     def with_noise(self, model: Any, alpha: float | None) -> Objective:
         """The objective with noise on the embeddings, if there is an alpha (`EmbeddingNoise`)."""
         return self if alpha is None else replace(self, noise=EmbeddingNoise.of(_base(model), alpha))
+
+    def with_teacher(self, model: Any, distillation: Distillation, labels: int) -> Objective:
+        """The objective with a teacher.
+
+        Args:
+            model: the teacher, on the student's device, in the mode of evaluation.
+            labels: maximum number of labels in a batch.
+        """
+        own = replace(Objective.of(model, self.head), balances=False).in_chunks(model, labels, ())
+        token_loss = replace(self.token_loss, distillation=distillation)
+        return replace(self, token_loss=token_loss, teacher=Teacher(model, own))
 
     @property
     def needs_mask(self) -> bool:
@@ -76,7 +89,7 @@ class Objective:
         found = find_projection(_base(model)) if self.head.writes else None
         if found is None or labels * found.width <= CHUNK:
             return self
-        ids = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]], device=trained[0].device)
+        ids = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]], device=next(model.parameters()).device)
         return replace(self, projection=verified(found, self.head.probe(ids), trained))
 
     def without_logits(self, model: Any) -> Objective:
@@ -85,8 +98,8 @@ class Objective:
         return self if found is None else replace(self, projection=found)
 
     def for_evaluation(self) -> Objective:
-        """The objective of validation rows: cross entropy, without router losses and noise."""
-        return replace(self, balances=False, noise=None, token_loss=self.token_loss.for_evaluation())
+        """The objective of validation rows: cross entropy, without router losses, noise and teacher."""
+        return replace(self, balances=False, noise=None, teacher=None, token_loss=self.token_loss.for_evaluation())
 
     @property
     def measures(self) -> Mapping[str, list[float]]:
@@ -134,13 +147,18 @@ class Objective:
 
         They are logits or, with a projection for this batch, hidden states.
         """
-        projection = self.projection_for(batch)
-        if projection is None:
+        projection, teacher = self.projection_for(batch), self.teacher
+        if projection is None and teacher is None:
             return self.token_loss(states, batch.labels)
-        if projection.body is None:
+        if projection is not None and projection.body is None:
             return states.sum()
         counted = batch.labels != IGNORED
-        return projection.loss(states[counted], self.token_loss, batch.labels[counted])
+        states, targets = states[counted], [batch.labels[counted]]
+        loss: LogitsLoss = self.token_loss
+        if teacher is not None:
+            targets.append(teacher.states(batch)[counted])
+            loss = lambda logits, labels, its: self.token_loss(logits, labels, teacher.logits(its, batch))  # noqa: E731
+        return loss(states, *targets) if projection is None else projection.loss(states, loss, *targets)
 
     def balance(self, output: Any, count: int) -> Any:
         """Causal: the weighted load-balancing loss, once for each of ``count`` predictions."""
@@ -149,6 +167,31 @@ class Objective:
             _warn_of_no_balance(type(output).__name__)
             return 0.0
         return balance * self.coefficient * count
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen model with the student's head and tokenizer."""
+
+    model: Any
+    objective: Objective
+
+    def states(self, batch: Batch) -> torch.Tensor:
+        """Its logits or hidden states that predict the labels, ``[batch, kept, width]``."""
+        import torch
+
+        head: Any = self.objective.head  # which generates text
+        with torch.no_grad():
+            states: torch.Tensor = head.states(self.model, batch, self.objective)[1]
+        return states
+
+    def logits(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The logits ``[n, vocabulary]`` of some of its states for a batch."""
+        import torch
+
+        projection = self.objective.projection_for(batch)
+        with torch.no_grad():
+            return states if projection is None else projection.logits(states)
 
 
 def _base(model: Any) -> Any:

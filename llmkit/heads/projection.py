@@ -23,7 +23,7 @@ from llmkit.log import log
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CHUNK", "Projection", "find_projection", "verified"]
+__all__ = ["CHUNK", "LogitsLoss", "Projection", "find_projection", "verified"]
 
 CHUNK = 2**24
 """Logits per chunk: 64 MiB in float32. Up to this number, all logits are computed at once."""

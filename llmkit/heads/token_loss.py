@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +12,43 @@ from llmkit.heads.batch import IGNORED
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TokenLoss", "make_token_loss"]
+__all__ = ["Distillation", "TokenLoss", "make_token_loss"]
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a teacher's distribution over the next token takes part in the loss; named as in TRL and torchtune."""
+
+    kd_ratio: float
+    """Weight of the divergence; the loss of labels has the rest."""
+    beta: float
+    """0: KL(teacher ‖ student); 1: KL(student ‖ teacher); between them the generalized Jensen-Shannon divergence."""
+    temperature: float
+
+    def divergence(self, logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """The summed divergence (Agarwal et al. 2024, arXiv:2306.13649) of logits ``[n, vocabulary]``.
+
+        Models of one tokenizer may pad their vocabularies to different sizes: logits that only one has are left out.
+        """
+        import torch
+
+        common = min(logits.shape[-1], teacher.shape[-1])
+        ours, theirs = (
+            torch.log_softmax(each[..., :common].float() / self.temperature, dim=-1) for each in (logits, teacher)
+        )
+        if self.beta == 0:
+            return _kl(theirs, ours)
+        if self.beta == 1:
+            return _kl(ours, theirs)
+        mixture = torch.logaddexp(ours + math.log(1 - self.beta), theirs + math.log(self.beta))
+        return self.beta * _kl(theirs, mixture) + (1 - self.beta) * _kl(ours, mixture)
+
+
+def _kl(true: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """The summed KL(true ‖ found) of log-probabilities."""
+    import torch
+
+    return torch.nn.functional.kl_div(found, true, reduction="sum", log_target=True)
 
 
 @dataclass(frozen=True)
@@ -22,7 +59,18 @@ class TokenLoss:
     loss_type: Literal["nll", "dft"] = "nll"
     """Cross entropy, or Dynamic Fine-Tuning (Wu et al. 2025, arXiv:2508.05629); named as in TRL's ``SFTConfig``."""
 
-    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    distillation: Distillation | None = None
+    """With a teacher, whose logits ``[n, vocabulary]`` are passed too; all labels are then to count."""
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor | None = None) -> torch.Tensor:
+        if self.distillation is None:
+            return self._on_labels(logits, labels)
+        assert teacher is not None
+        share = self.distillation.kd_ratio
+        loss = share * self.distillation.divergence(logits, teacher)
+        return loss if share == 1 else loss + (1 - share) * self._on_labels(logits, labels)
+
+    def _on_labels(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         import torch
 
         losses = torch.nn.functional.cross_entropy(
@@ -36,7 +84,7 @@ class TokenLoss:
 
     def for_evaluation(self) -> TokenLoss:
         """The loss of validation rows: cross entropy, so that runs with different losses can be compared."""
-        return replace(self, loss_type="nll")
+        return replace(self, loss_type="nll", distillation=None)
 
 
 def make_token_loss(train: TrainSection) -> TokenLoss:

@@ -16,6 +16,7 @@ from llmkit.training.prepare import Preparation, prepare
 from llmkit.training.recipe_model import open_model
 from llmkit.training.row_counts import describe
 from llmkit.training.run import packs
+from llmkit.training.teacher import open_teacher
 from llmkit.training.trainable import make_trainable
 
 __all__ = ["dry_run"]
@@ -49,20 +50,22 @@ def _try_packing(ready: Preparation) -> Iterator[str]:
     recipe = ready.recipe
     try:
         loaded = open_model(recipe, ready.task, weights=True)
+        teacher = open_teacher(recipe, weights=True)
     except NotEnoughMemoryError as error:
         yield f"packing was not checked: {error}"
         return
-    packs(recipe, make_trainable(recipe, loaded), head_of(loaded.head), ready.device)
+    models = [make_trainable(recipe, loaded), *(() if teacher is None else (teacher.model,))]
+    packs(recipe, models, head_of(loaded.head), ready.device)
 
 
 def _sentences(plan: Plan, device: str) -> Iterator[str]:
     share = plan.trainable / plan.parameters
     yield f"parameters: {plan.parameters:,}, of which {plan.trainable:,} are trained ({share:.2%})"
-    parts = ", ".join(f"{name} {in_units(getattr(plan, name))}" for name in _SIZES)
+    parts = ", ".join(f"{name} {in_units(getattr(plan, name))}" for name in _SIZES if name != "teacher" or plan.teacher)
     yield f"memory, estimated for the longest batch: {in_units(plan.memory)} ({parts})"
     room = "fits in" if plan.memory < plan.available else "is more than"
     yield f"this {room} the {in_units(plan.available)} free on {device}"
     yield f"updates: {plan.updates:,}"
 
 
-_SIZES = ("weights", "gradients", "optimizer", "activations", "logits")
+_SIZES = ("weights", "gradients", "optimizer", "activations", "logits", "teacher")

@@ -23,7 +23,7 @@ from llmkit.files import disk_errors
 from llmkit.heads.base import IGNORED, BaseHead
 from llmkit.heads.batch import Batch
 from llmkit.heads.preference import make_objective, means
-from llmkit.heads.token_loss import make_token_loss
+from llmkit.heads.token_loss import Distillation, make_token_loss
 from llmkit.log import log, warn
 from llmkit.models.memory import peak_memory
 from llmkit.progress import ProgressMeter
@@ -79,6 +79,8 @@ class Trainer:
     validation: datasets.Dataset | None
     pad_id: int
     packed: bool = False
+    teacher: tuple[Any, Distillation] | None = None
+    """A model to distill, in the mode of evaluation, and how."""
     masked: bool = True
     """Whether the model needs an attention mask to ignore padding."""
     local_sgd_steps: int | None = None
@@ -119,9 +121,11 @@ class Trainer:
         self.scheduler = make_scheduler(self.optimizer, self.train, self.updates)
         self._wrapped, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.trained = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
-        if not self.sharded and self.model is self.plain_model:
-            with self.accelerator.autocast():
+        with self.accelerator.autocast():
+            if not self.sharded and self.model is self.plain_model:
                 self.objective = self.objective.in_chunks(self.model, self._most_labels(), list(self.trained.values()))
+            if self.teacher is not None:
+                self.objective = self.objective.with_teacher(*self.teacher, self._most_labels())
         self.processes = (
             Synchronous(self.accelerator)
             if self.local_sgd_steps is None

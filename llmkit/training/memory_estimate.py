@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from typing import Any
 
 from llmkit.heads import head_of
 from llmkit.heads.objective import Objective
@@ -24,6 +25,9 @@ __all__ = ["Plan", "make_plan"]
 _FP32 = 4
 _LOGITS = 2 * _FP32
 """Bytes per logit: itself and its gradient."""
+_DISTILLED_LOGITS = 5 * _FP32
+"""Bytes per logit in addition, with a teacher: its logits, both log-probabilities, their divergence and a gradient."""
+_DTYPES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 _BYTES_PER_TOKEN_AND_WIDTH = 34
 """Activations of one layer, in half precision."""
 _CHECKPOINTED = 2
@@ -48,6 +52,8 @@ class Plan:
     optimizer: int
     activations: int
     logits: int
+    teacher: int
+    """Its weights, and its part of the logits and of what is computed from them."""
     available: int
     updates: int
     """Optimizer steps."""
@@ -55,7 +61,7 @@ class Plan:
     @property
     def memory(self) -> int:
         """The total."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.teacher
 
 
 def make_plan(ready: Preparation) -> Plan:
@@ -81,9 +87,19 @@ def make_plan(ready: Preparation) -> Plan:
         optimizer=int(trainable * _STATES.get(recipe.train.optim, 8.0)),
         activations=int(_activations(ready, objective, half=half) * (_CPU_FRAGMENTATION if device == "cpu" else 1)),
         logits=logits * _LOGITS if part.examples["labels"][0] else 0,
+        teacher=0 if ready.teacher is None else _teacher_bytes(ready, logits, half=half),
         available=available_memory(device),
         updates=ready.updates,
     )
+
+
+def _teacher_bytes(ready: Preparation, logits: int, *, half: bool) -> int:
+    assert ready.teacher is not None
+    section: Any = ready.recipe.teacher
+    default = "bfloat16" if half else "float32"
+    size = _QUANTIZED.get(str(section.quantize)) or _DTYPES[default if section.dtype == "auto" else section.dtype]
+    count = sum(each.numel() for each in ready.teacher.model.parameters())
+    return int(count * size) + logits * _DISTILLED_LOGITS
 
 
 def _activations(ready: Preparation, objective: Objective, *, half: bool) -> int:

@@ -32,6 +32,7 @@ from llmkit.training.recipe_model import open_model, open_task
 from llmkit.training.row_counts import describe
 from llmkit.training.sampler import count_updates
 from llmkit.training.schedule import check_schedule
+from llmkit.training.teacher import check_teacher, open_teacher
 from llmkit.training.trainable import check_reached, make_trainable
 
 __all__ = ["Preparation", "expected_rows", "prepare"]
@@ -52,6 +53,8 @@ class Preparation:
     """The model with its adapter, and ``requires_grad`` set."""
     examples: Examples
     updates: int
+    teacher: Loaded | None = None
+    """Without weights."""
 
     @property
     def parts(self) -> Mapping[str, Part]:
@@ -76,7 +79,11 @@ def prepare(recipe: Recipe, processes: int) -> Preparation:
     _check_settings(recipe, device, processes)
     task = open_task(recipe)
     loaded = open_model(recipe, task, weights=False)
-    examples = make_examples(recipe, make_encoder(recipe, task, loaded))
+    _check_loss_type(recipe, head_of(loaded.head))
+    encoder = make_encoder(recipe, task, loaded)
+    if (teacher := open_teacher(recipe, weights=False)) is not None:
+        check_teacher(teacher, loaded, encoder.max_length)
+    examples = make_examples(recipe, encoder)
     _refuse_empty("train", examples.train)
     if examples.validation is not None:
         _refuse_empty("validation", examples.validation)
@@ -93,7 +100,7 @@ def prepare(recipe: Recipe, processes: int) -> Preparation:
     if train.packing is True:
         _check_packing(recipe, model, head_of(loaded.head))
     half = not train.fp16 and (has_bfloat16(device) if train.bf16 == "auto" else train.bf16)
-    return Preparation(recipe, task, device, half, loaded, model, examples, updates)
+    return Preparation(recipe, task, device, half, loaded, model, examples, updates, teacher)
 
 
 def _check_settings(recipe: Recipe, device: str, processes: int) -> None:
@@ -113,8 +120,9 @@ def _check_settings(recipe: Recipe, device: str, processes: int) -> None:
             "leave it out, or set accelerate.num_processes",
             code="no_effect",
         )
-    if bits := getattr(recipe.model, "quantize", None):
-        quantization_config(bits, device, torch.float32)
+    for section in (recipe.model, recipe.teacher):
+        if bits := getattr(section, "quantize", None):
+            quantization_config(bits, device, torch.float32)
     if train.fp16 and device == "cpu":
         raise UsageError("train.fp16 needs a GPU", "leave it out", code="device_unavailable")
     known = measure_names(find_task(recipe.task).metrics)
@@ -135,6 +143,15 @@ def _check_settings(recipe: Recipe, device: str, processes: int) -> None:
             f"train.metric_for_best_model {train.best_metric} needs generated answers, which FSDP does not support",
             "use eval_loss",
             code="not_supported",
+        )
+
+
+def _check_loss_type(recipe: Recipe, head: BaseHead) -> None:
+    """Refuse losses of tokens for a model that extracts answers."""
+    keys = {"train.loss_type: dft": recipe.train.loss_type == "dft", "teacher": recipe.teacher is not None}
+    if not head.writes and (key := next((key for key, is_set in keys.items() if is_set), None)):
+        raise UsageError(
+            f"{key} is about generated tokens, and the model extracts answers", "leave it out", code="not_supported"
         )
 
 

@@ -85,12 +85,16 @@ class Provenance:
     data: tuple[DataOrigin, ...]
     files: dict[str, str]
     """SHA-256 of the files of the base model and of an adapter that is trained further; empty if they have a commit."""
+    teacher: str | None
+    """The teacher as the recipe names it."""
+    teacher_commit: str | None
+    teacher_files: dict[str, str]
+    """As ``files``."""
 
 
-def provenance_of(recipe: Recipe, loaded: Loaded) -> Provenance:
-    """The provenance of a run, from the files of its data and base model."""
+def provenance_of(recipe: Recipe, loaded: Loaded, teacher: Loaded | None) -> Provenance:
+    """The provenance of a run, from the files of its data and models."""
     source = loaded.source
-    hashes = model_hashes(source)
     return Provenance(
         versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         base=source.name,
@@ -100,8 +104,16 @@ def provenance_of(recipe: Recipe, loaded: Loaded) -> Provenance:
         license=_license(source.folder / "README.md"),
         method=_method(recipe, source),
         data=tuple(_data(recipe)),
-        files=hashes["files"] | {f"adapter {name}": each for name, each in hashes["adapter_files"].items()},
+        files=_files(source),
+        teacher=None if teacher is None else teacher.source.name,
+        teacher_commit=None if teacher is None else teacher.source.commit,
+        teacher_files={} if teacher is None else _files(teacher.source),
     )
+
+
+def _files(source: Source) -> dict[str, str]:
+    hashes = model_hashes(source)
+    return hashes["files"] | {f"adapter {name}": each for name, each in hashes["adapter_files"].items()}
 
 
 def _hub_id(source: Source) -> str | None:
@@ -141,9 +153,11 @@ def _license(card: Path) -> str | None:
 
 def commented_recipe(recipe: Recipe, provenance: Provenance) -> str:
     """The resolved recipe, with its provenance as comments at the top."""
+    teacher = {"name": provenance.teacher, "commit": provenance.teacher_commit, "files": provenance.teacher_files}
     facts: dict[str, Any] = {
         "versions": provenance.versions,
         "base": {"name": provenance.base, "commit": provenance.commit, "files": provenance.files},
+        **({} if provenance.teacher is None else {"teacher": teacher}),
         "data": [{"name": each.name, "part": each.part, "hash": each.hash} for each in provenance.data],
     }
     return _commented(facts) + resolved_yaml(recipe)

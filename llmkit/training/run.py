@@ -7,7 +7,7 @@ files of the result in `llmkit.training.result`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -61,6 +61,7 @@ from llmkit.training.reload_check import check_reload, logits_of_rows
 from llmkit.training.result import ModelFiles, Run, fitted_threshold, write_report
 from llmkit.training.row_counts import Tally, describe
 from llmkit.training.stream import ExampleStream
+from llmkit.training.teacher import make_distillation, open_teacher
 from llmkit.training.trainable import freeze_as, is_swept_in, make_trainable
 
 __all__ = ["finetune", "packs"]
@@ -182,12 +183,14 @@ def _prepare(
     if recipe.method is not None and recipe.method.disable_dropout:
         disable_dropout(model)
     head = head_of(loaded.head)
-    packed = packs(recipe, model, head, device)
-    masked = not head.one_sequence or not is_causal(model)
+    teacher = open_teacher(recipe, weights=True, dtype=small)
+    models = [model] if teacher is None else [model, teacher.model]
+    packed = packs(recipe, models, head, device)
+    masked = not head.one_sequence or not all(map(is_causal, models))
     set_seed(train.seed + worker.rank)  # the same weights everywhere, but not the same dropout
     if train.torch_compile:
         model = torch.compile(model)
-    provenance = provenance_of(recipe, ready.loaded)
+    provenance = provenance_of(recipe, ready.loaded, ready.teacher)
     examples = parts["train"].examples
     by_task = parts["train"].by_task()
     targets = np.asarray(examples["targets"][:])
@@ -208,6 +211,7 @@ def _prepare(
         validation_tasks=parts["validation"].by_task() if "validation" in parts else {},
         pad_id=head.pad_id(loaded),
         packed=packed,
+        teacher=None if teacher is None else (teacher.model, make_distillation(recipe)),
         masked=masked,
         method=recipe.method,
         local_sgd_steps=recipe.accelerate.local_sgd_steps,
@@ -242,6 +246,8 @@ def _hashes(
     return {
         **{f"base model ({name})": each for name, each in provenance.files.items()},
         "base model": digest(provenance.commit, provenance.files),
+        **{f"teacher ({name})": each for name, each in provenance.teacher_files.items()},
+        **({} if provenance.teacher is None else {"teacher": str(provenance.teacher_commit)}),
         **{f"data ({Path(each.name).name})": each.hash for each in provenance.data},
         "data": parts["train"].rows.origin,
         "recipe": digest(settings),
@@ -279,8 +285,8 @@ def _validation_metrics(
     return validation_metrics
 
 
-def packs(recipe: Recipe, model: Any, head: BaseHead, device: str) -> bool:
-    """Whether the examples of a micro-batch are packed into one row.
+def packs(recipe: Recipe, models: Sequence[Any], head: BaseHead, device: str) -> bool:
+    """Whether the examples of a micro-batch are packed into one row, for a model and its teacher.
 
     Raises:
         UsageError: ``train.packing`` is true, and the model does not separate packed examples.
@@ -290,7 +296,7 @@ def packs(recipe: Recipe, model: Any, head: BaseHead, device: str) -> bool:
         recipe.method is not None or wanted is False or (wanted == "auto" and device == "cpu")
     ):  # where packing saves no time
         return False
-    able = head.one_sequence and supports_packing(model)
+    able = head.one_sequence and all(map(supports_packing, models))
     if wanted is True and not able:
         raise UsageError(
             "train.packing: this model does not support packing (examples would attend to each other)",

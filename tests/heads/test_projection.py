@@ -14,7 +14,7 @@ from llmkit.heads import head_of, objective, projection
 from llmkit.heads.base import IGNORED
 from llmkit.heads.batch import Batch
 from llmkit.heads.objective import Objective
-from llmkit.heads.token_loss import TokenLoss
+from llmkit.heads.token_loss import Distillation, TokenLoss
 from llmkit.tasks import Head
 from tests.zoo.models import build
 
@@ -83,6 +83,34 @@ def test_with_adapters_also_on_the_output_layer(options: dict[str, Any], tmp_pat
     chunked = compare(model, Head.CAUSAL, Objective.of(model, head_of(Head.CAUSAL)))
     assert chunked.projection is not None
     assert bool(chunked.projection.trained) == bool(options)
+
+
+@pytest.mark.parametrize(
+    ("head", "model_type"), [(Head.CAUSAL, "llama"), (Head.CAUSAL, "gemma2"), (Head.SEQ2SEQ, "t5")]
+)
+def test_the_logits_of_a_teacher_are_computed_in_chunks_too(head: Head, model_type: str, tmp_path: Path) -> None:
+    """Those of a class of its own, padded to another size of vocabulary; nothing of it gets a gradient."""
+    model = build(head, model_type, tmp_path / "model").float().eval()
+    other = build(head, "mistral" if head is Head.CAUSAL else "mt5", tmp_path / "teacher").float().eval()
+    other.resize_token_embeddings(model.config.get_text_config().vocab_size + 5, mean_resizing=False)
+    other.requires_grad_(False)
+    plain = Objective.of(model, head_of(head), TokenLoss(0.1))
+    whole = plain.with_teacher(other, Distillation(0.5, 0.5, 2.0), 0)
+    parts = plain.with_teacher(other, Distillation(0.5, 0.5, 2.0), 10**6)
+    assert (whole.teacher.objective.projection is None, parts.teacher.objective.projection is None) == (True, False)  # type: ignore[union-attr]
+    batch, trained = batch_for(head), trained_parameters(model)
+    chunked = parts.in_chunks(model, 10**6, trained)
+    losses = [
+        each.loss_sum(model, batch, "cpu") for each in (whole, parts, replace(chunked, teacher=whole.teacher), chunked)
+    ]
+    expected, *gradients = (
+        torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True) for loss in losses
+    )
+    for loss, gradient in zip(losses[1:], gradients, strict=True):
+        torch.testing.assert_close(loss, losses[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+    evaluated = chunked.for_evaluation().loss_sum(model, batch, "cpu")
+    torch.testing.assert_close(evaluated, plain.loss_sum(model, batch, "cpu"), rtol=1e-5, atol=1e-5)
 
 
 def test_router_losses_are_added_once(tmp_path: Path) -> None:

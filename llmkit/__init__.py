@@ -16,7 +16,8 @@ One function per task answers a single input; `load` returns a pipeline for many
         print(error.code, error)
 
 `help(llmkit.generate)` lists all options. `finetune` and `evaluate` train and score models, `check_data` examines
-training data, `inspect`, `merge`, `push` and `download` manage models, and `pipeline` is that of Transformers 4.
+training data, `inspect`, `merge`, `push` and `download` manage models, `serve` answers over HTTP, and `pipeline` is
+that of Transformers 4.
 
 Importing this package loads nothing heavy; names are resolved when they are first used (PEP 562).
 """
@@ -51,11 +52,13 @@ if TYPE_CHECKING:
     from llmkit.inference.conversation import Conversation as Conversation
     from llmkit.inference.next_tokens import NextToken as NextToken
     from llmkit.inference.pipeline import Pipeline as Pipeline
+    from llmkit.management import asgi_app as asgi_app
     from llmkit.management import check_data as check_data
     from llmkit.management import download as download
     from llmkit.management import inspect as inspect
     from llmkit.management import merge as merge
     from llmkit.management import push as push
+    from llmkit.management import serve as serve
     from llmkit.tasks.output import Chunk as Chunk
     from llmkit.tasks.output import Note as Note
     from llmkit.tasks.output import Output as Output
@@ -83,6 +86,8 @@ _HOME = {
     "inspect": "llmkit.management",
     "download": "llmkit.management",
     "check_data": "llmkit.management",
+    "serve": "llmkit.management",
+    "asgi_app": "llmkit.management",
     "Chunk": "llmkit.tasks.output",
     "Message": "llmkit.tasks.types",
     "Evaluation": "llmkit.evaluation.evaluate",

@@ -1,25 +1,30 @@
-"""The functions of `import llmkit` that manage models and data: inspect, check_data, merge, push, download.
+"""The functions of `import llmkit` that manage models and data: inspect, check_data, merge, push, download, serve.
 
 Thin: the work is done in `llmkit.models` and `llmkit.training`; the commands of the same names call these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from llmkit.config.declaration import split_options
 from llmkit.config.settings import DType, LoadOptions, LoadSettings, delimiter_character
 from llmkit.config.signatures import with_settings
+from llmkit.errors import MissingDependencyError
+from llmkit.server.settings import ServeOptions, ServeSettings
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from llmkit.models.inspect import ModelReport
     from llmkit.training.data_check import DataCheck
     from llmkit.training.merge import Merged
     from llmkit.training.push import Upload
 
-__all__ = ["check_data", "download", "inspect", "merge", "push"]
+__all__ = ["asgi_app", "check_data", "download", "inspect", "merge", "push", "serve", "start_server"]
 
 _Path = str | Path
 
@@ -209,3 +214,50 @@ def download(model: str, *, revision: str | None = None, to: _Path | None = None
     from llmkit.models.download import download_model
 
     return download_model(model, revision=revision, to=None if to is None else Path(to))
+
+
+@with_settings(LoadSettings, ServeSettings)
+def serve(*models: _Path, on_start: Callable[[str], None] = lambda _: None, **options: Unpack[ServeOptions]) -> None:
+    """Answer requests over HTTP until SIGINT or SIGTERM: OpenAI's API, and each task.
+
+    Args:
+        models: Hub ids, folders of models or runs, adapter folders, GGUF files, or ``starter``.
+        on_start: called with the address when requests are accepted.
+        **options: the fields of `ServeSettings` and `LoadSettings`.
+
+    Raises:
+        UsageError: another than a loopback address, and no API key.
+        MissingDependencyError: the extra ``serve`` is not installed.
+    """
+    load, settings = split_options(options, LoadSettings, ServeSettings)
+    start_server([str(model) for model in models], load, settings, on_start)
+
+
+def start_server(
+    models: Sequence[str], load: LoadSettings, settings: ServeSettings, on_start: Callable[[str], None]
+) -> None:
+    """As `serve`, with settings that have been checked."""
+    with _server_packages():
+        from llmkit.server.run import serve as run
+    run(models, load, settings, on_start)
+
+
+@with_settings(LoadSettings, ServeSettings)
+def asgi_app(*models: _Path, **options: Unpack[ServeOptions]) -> FastAPI:
+    """The application of `serve`, for an ASGI server, which then decides on host, port and drain."""
+    load, settings = split_options(options, LoadSettings, ServeSettings)
+    with _server_packages():
+        from llmkit.server.app import make_app
+        from llmkit.server.models import load_models
+        from llmkit.server.run import api_key
+    return make_app(load_models([str(model) for model in models], load, settings), settings, api_key(settings))
+
+
+@contextmanager
+def _server_packages() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the server needs {error.name}, which is not installed", 'pip install "llmkit[serve]"'
+        ) from error

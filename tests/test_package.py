@@ -17,6 +17,7 @@ import llmkit
 from llmkit import api
 from llmkit.config import settings
 from llmkit.config.declaration import nested_kind
+from llmkit.server.settings import ServeOptions, ServeSettings
 from llmkit.tasks import TASKS, PromptKeywords, PromptOptions
 
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "numpy", "huggingface_hub")
@@ -68,6 +69,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
         (settings.LoadOptions, [settings.LoadSettings]),
         (settings.Options, [settings.LoadSettings, settings.GenerationSettings]),
         (PromptKeywords, [PromptOptions]),
+        (ServeOptions, [settings.LoadSettings, ServeSettings]),
         (
             api.TaskOptions,
             [settings.LoadSettings, settings.GenerationSettings, *(task.settings_class for task in TASKS.values())],

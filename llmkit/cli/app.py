@@ -43,6 +43,7 @@ from llmkit.cli.recipes import (
     recipes_validate,
 )
 from llmkit.cli.results import merge, push
+from llmkit.cli.serve import serve
 from llmkit.cli.streams import echo, guard_terminal
 from llmkit.cli.tasks import task_command
 from llmkit.errors import ErrorCode, InvalidRecipeError, LlmkitError, without_password
@@ -78,6 +79,7 @@ def _application(tasks: tuple[type[Task], ...]) -> HelpGroup:
         command("download", download, _MODELS),
         Entry("cache", _CACHE, _MODELS, lambda: _group("cache", _CACHE, _cache_commands())),
         command("next", next_, _MODELS),
+        command("serve", serve, _MODELS),
         command("env", env, _MODELS),
     )
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

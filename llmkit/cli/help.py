@@ -25,6 +25,8 @@ GROUPS = {
     "Output": "Output",
     "Model": "Model",
     "Rows": "Files of rows",
+    "Server": "Address and access",
+    "Limits": "Limits",
     "Sampling": "Sampling and beam search (defaults: the model's generation_config.json)",
     "Advanced": "Advanced",
     "Program": "Help and messages",

@@ -22,8 +22,8 @@ from typer.core import TyperOption
 from llmkit.cli.completion import completer
 from llmkit.cli.help import Entry, HelpCommand
 from llmkit.config.commands import quoted
-from llmkit.config.declaration import nested_kind, setting_fields
-from llmkit.config.settings import GenerationSettings, LoadSettings, RowSettings, TaskSettings
+from llmkit.config.declaration import Checked, nested_kind, setting_fields
+from llmkit.config.settings import GenerationSettings, LoadSettings
 from llmkit.errors import LlmkitError
 from llmkit.tasks import TASKS, PromptOptions, Task
 
@@ -131,7 +131,7 @@ class Stopped(SystemExit):
 
 
 def _is_settings(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, LoadSettings | GenerationSettings | RowSettings | TaskSettings)
+    return isinstance(hint, type) and issubclass(hint, Checked)
 
 
 def declared(settings: type[Any], name: str, task: type[Task] | None = None, **own: Any) -> Any:

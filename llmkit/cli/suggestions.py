@@ -33,6 +33,7 @@ _COMMANDS = {
     "next": ("next-token", "logits", "logprobs", "probabilities"),
     "cache": ("clean", "prune", "rm", "scan-cache"),
     "env": ("environment", "doctor", "version", "config", "system", "devices", "settings"),
+    "serve": ("server", "api", "deploy", "web", "ui", "start"),
     "list": ("ls", "all"),
     "show": ("cat", "print", "view"),
     "copy": ("cp", "clone", "init"),
@@ -43,10 +44,6 @@ _COMMANDS = {
 """Other names of commands; tasks have their own, `Task.synonyms`."""
 
 _ABSENT = {
-    ("serve", "server", "api", "deploy", "web", "ui", "start"): (
-        "llmkit has no server",
-        "answer a file of rows with llmkit generate --input FILE, or call llmkit.load() from Python",
-    ),
     ("quantize", "quantise", "gptq", "awq"): (
         "llmkit quantizes a model while it loads",
         "pass --quantize 8bit or --quantize 4bit to the command that uses the model",

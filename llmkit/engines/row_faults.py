@@ -18,12 +18,16 @@ __all__ = ["attempt", "raise_common", "unforeseen"]
 Made = TypeVar("Made")
 
 
-def attempt(work: Callable[[], Made]) -> Made | LlmkitError:
-    """The result of a call, or the row's error. Errors that are not caused by the row are raised."""
+def attempt(work: Callable[[], Made], *, own_settings: bool = False) -> Made | LlmkitError:
+    """The result of a call, or the row's error. Errors that are not caused by the row are raised.
+
+    Args:
+        own_settings: the row has settings of its own, so that their errors are not those of all rows.
+    """
     try:
         return work()
     except BaseException as error:
-        if not _is_of_row(error):
+        if not (_is_of_row(error) or (own_settings and isinstance(error, LlmkitError))):
             raise
         return error if isinstance(error, LlmkitError) else _described(error)
 

@@ -167,6 +167,7 @@ def readable_token(tokenizer: Any, token_id: int, continues: Sequence[int] = ())
     token = str(tokenizer.convert_ids_to_tokens(token_id))
     if match := re.fullmatch(r"<0x([0-9A-F]{2})>", token):
         return f"<{match[1]}>"
-    if "\ufffd" in text and all(character in _byte_of() for character in token):
+    # Without text, the token completes a character whose first bytes came before.
+    if (not text or "\ufffd" in text) and token and all(character in _byte_of() for character in token):
         return f"<{bytes(_byte_of()[character] for character in token).hex(' ').upper()}>"
     return text or token

@@ -219,7 +219,7 @@ class Pipeline:
             progress: called after each batch with the rows and tokens that were generated since the last call.
         """
         jobs = [attempt(partial(self.start, row, number=place)) for place, row in enumerate(rows, start=number)]
-        answers = self._run(jobs, Scheduler(session, progress))
+        answers = self._run(jobs, Scheduler(session, progress=progress))
         session.answered = session.answered or any(isinstance(answer, Output) for answer in answers)
         if not session.answered:
             raise_common([answer for answer in answers if isinstance(answer, LlmkitError)])

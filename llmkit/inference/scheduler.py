@@ -54,9 +54,9 @@ class Job:
     """Tool calls that could not be parsed."""
     finish_reason: str = "stop"
 
-    def advance(self, *, first: bool = False) -> None:
+    def advance(self, *, first: bool = False, own_settings: bool = False) -> None:
         """Send the outputs of the last step; get the next step that needs a model."""
-        failed = attempt(lambda: self._advance(first=first))
+        failed = attempt(lambda: self._advance(first=first), own_settings=own_settings)
         if failed is not None:
             self.error = failed
 
@@ -108,6 +108,8 @@ class Scheduler:
     """Runs the work on many rows through one session: each row's next prompts join the queue of the others."""
 
     session: Session
+    own_settings: bool = False
+    """The settings of jobs differ, so that their errors are not those of all jobs."""
     progress: Progress = lambda _rows, _tokens: None
     """Called with the rows that ended and the tokens generated since the last call."""
     _pending: dict[Request, tuple[Job, int]] = field(default_factory=dict)
@@ -133,7 +135,7 @@ class Scheduler:
 
     def add(self, job: Job) -> None:
         """Begin a job, which may end at once."""
-        job.advance(first=True)
+        job.advance(first=True, own_settings=self.own_settings)
         self._submit(job)
 
     def step(self) -> list[Job]:
@@ -144,7 +146,7 @@ class Scheduler:
         """Submit the prompts of a job's step to the engine."""
         if job.ended:
             return
-        requests = attempt(partial(self._requests, job))
+        requests = attempt(partial(self._requests, job), own_settings=self.own_settings)
         if isinstance(requests, LlmkitError):
             job.error = requests
             return
@@ -198,7 +200,7 @@ class Scheduler:
                 self.session.cancel(other)
         for job in touched.values():
             if job.answered:
-                job.advance()
+                job.advance(own_settings=self.own_settings)
                 self._submit(job)
         ended = [job for job in touched.values() if job.ended]
         self.progress(len(ended), tokens)

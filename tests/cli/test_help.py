@@ -98,7 +98,7 @@ def test_version(run: Run) -> None:
         ("generat hi", "unknown command 'generat'", "did you mean llmkit generate?"),
         ("recipes ls", "unknown command 'ls'", "did you mean llmkit recipes list?"),
         ("help sumarize", "unknown command 'sumarize'", "did you mean llmkit summarize?"),
-        ("serve", "llmkit has no server", "answer a file of rows with llmkit generate --input FILE"),
+        ("deploy", "unknown command 'deploy'", "did you mean llmkit serve?"),
         ("'Hello there'", "the command is missing before the text", "write llmkit generate 'Hello there'"),
         ("generate hi --modle x", "unknown option --modle", "did you mean --model?"),
         ("generate hi --max_new_tokens 3", "unknown option --max_new_tokens", "did you mean --max-new-tokens?"),

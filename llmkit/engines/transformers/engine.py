@@ -150,11 +150,12 @@ class _SharedSession(_Session):
 
     def _run(self) -> Sequence[tuple[Request, Answer]]:
         while self.waiting:
-            request = attempt(partial(self._running.begin, self.waiting[0]))
+            request = attempt(partial(self._running.begin, self.waiting[0]), own_settings=True)
             if isinstance(request, LlmkitError):
                 return [(self.waiting[0], request)]
             if request is None:
-                return super()._run()
+                answers = attempt(super()._run, own_settings=True)
+                return [(self.waiting[0], answers)] if isinstance(answers, LlmkitError) else answers
             if not self._running.fits(request):
                 break
             del self.waiting[0]

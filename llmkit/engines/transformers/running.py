@@ -187,7 +187,7 @@ class RunningRequests:
             with self._loaded.lock, batch.randomness():
                 work()
 
-        done = attempt(partial(within_memory, [batch], run))
+        done = attempt(partial(within_memory, [batch], run), own_settings=True)
         ended: list[tuple[Request, Answer]] = [
             (each.output.request, each.output.generation()) for each in batch.requests if each.ended
         ]

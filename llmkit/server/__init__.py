@@ -1,0 +1,1 @@
+"""The server: OpenAI's API and the tasks over HTTP. Needs the extra ``serve``."""

@@ -1,0 +1,203 @@
+"""The ASGI application: paths, and what each answers.
+
+Knows HTTP. What a request means for a model is in `llmkit.server.openai_api` and `llmkit.server.requests`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from llmkit.config.declaration import setting_fields
+from llmkit.config.settings import GenerationSettings
+from llmkit.errors import LlmkitError
+from llmkit.inference.next_tokens import next_tokens
+from llmkit.server import openai_api as openai
+from llmkit.server.answers import Answer, complete, on_worker
+from llmkit.server.errors import ApiError, api_error, http_error, invalid_request, llmkit_error, too_deep, unexpected
+from llmkit.server.guard import Guard
+from llmkit.server.measures import Measures
+from llmkit.server.models import ServedModel
+from llmkit.server.requests import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    NextRequest,
+    TokenizeRequest,
+    task_request,
+)
+from llmkit.server.settings import LOOPBACK, ServeSettings
+from llmkit.server.streams import chat_events, completion_events, task_events
+from llmkit.tasks import TASKS, PromptOptions, Task
+
+__all__ = ["make_app"]
+
+
+def make_app(models: Mapping[str, ServedModel], settings: ServeSettings, key: str | None = None) -> FastAPI:
+    """The application for some models.
+
+    Args:
+        models: by name; the first answers requests that name none.
+        key: required of every request, except for ``/health`` and ``/ready``.
+    """
+    app = FastAPI(
+        title="llmkit", version=version("llmkit"), docs_url=None, redoc_url=None, max_body_size=settings.max_body
+    )
+    for kind, handler in (
+        (ApiError, api_error),
+        (LlmkitError, llmkit_error),
+        (RequestValidationError, invalid_request),
+        (HTTPException, http_error),
+        (RecursionError, too_deep),
+        (Exception, unexpected),
+    ):
+        app.add_exception_handler(kind, handler)
+    measures = Measures(models)
+    hosts = (settings.host, *LOOPBACK) if settings.host in LOOPBACK else ()
+    app.add_middleware(Guard, key=key, hosts=hosts)
+    app.middleware("http")(measures.count)
+    server = _Server(models, settings, measures)
+    app.post("/v1/chat/completions")(server.chat)
+    app.post("/v1/completions")(server.completions)
+    app.get("/v1/models")(server.list_models)
+    app.get("/v1/models/{name:path}")(server.show_model)
+    app.post("/v1/next")(server.next)
+    app.post("/tokenize")(server.tokenize)
+    app.post("/detokenize")(server.detokenize)
+    app.get("/health")(server.health)
+    app.get("/ready")(server.ready)
+    app.get("/metrics")(measures.report)
+    for task in TASKS.values():
+        if not task.converses:
+            app.post(f"/v1/{task.verb}", name=task.verb)(_task_endpoint(server, task))
+    return app
+
+
+def _task_endpoint(server: _Server, task: type[Task]) -> Any:
+    async def endpoint(request: Request, body: Any) -> Response:
+        return await server.task(task, request, body)
+
+    endpoint.__annotations__ = {"request": Request, "body": task_request(task), "return": Response}
+    endpoint.__doc__ = task.help.splitlines()[0]
+    return endpoint
+
+
+class _Server:
+    """The endpoints."""
+
+    def __init__(self, models: Mapping[str, ServedModel], settings: ServeSettings, measures: Measures) -> None:
+        self.models, self.settings, self.measures = models, settings, measures
+
+    def _model(self, name: str | None) -> ServedModel:
+        if name is None:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            listed = ", ".join(self.models)
+            raise ApiError(
+                404, f"no model {name!r} is served; name one of: {listed}", param="model", code="model_not_found"
+            )
+        return self.models[name]
+
+    def _answer(self, model: ServedModel, pipeline: Any, row: Any, *, streams: bool) -> Answer:
+        return self.measures.watch(Answer(model, pipeline, row, streams, self.settings.timeout))
+
+    async def chat(self, request: Request, body: ChatRequest) -> Response:
+        """Create a chat completion."""
+        model = self._model(body.model)
+        pipeline = partial(model.pipeline, "dialogue", openai.chat_settings(body), openai.chat_prompt(body))
+        answer = self._answer(model, pipeline, openai.chat_row(body), streams=bool(body.stream))
+        if body.stream:
+            usage = body.stream_options is not None and body.stream_options.include_usage
+            return _stream(chat_events(answer, include_usage=usage))
+        (output,) = await complete(request, [answer])
+        return JSONResponse(openai.chat_completion(openai.new_id("chatcmpl"), answer.created, model.name, output))
+
+    async def completions(self, request: Request, body: CompletionRequest) -> Response:
+        """Create text completions: prompts are continued as they are, without a chat template."""
+        model = self._model(body.model)
+        prompts = [body.prompt] if isinstance(body.prompt, str) else list(body.prompt)
+        settings, echo = openai.completion_settings(body), bool(body.echo)
+        pipeline = partial(model.pipeline, "text-generation", settings, PromptOptions(raw=True))
+        answers = [self._answer(model, pipeline, {"prompt": each}, streams=bool(body.stream)) for each in prompts]
+        if body.stream:
+            usage = body.stream_options is not None and body.stream_options.include_usage
+            return _stream(completion_events(answers, prompts, echo=echo, include_usage=usage))
+        outputs = await complete(request, answers)
+        return JSONResponse(openai.completion(openai.new_id("cmpl"), model.name, prompts, outputs, echo=echo))
+
+    async def task(self, task: type[Task], request: Request, body: Any) -> Response:
+        """Answer a row of a task, as its command does."""
+        model = self._model(body.model)
+        given = body.model_dump(exclude_none=True, exclude={"model", "stream"})
+        row = {name: given.pop(name) for name in (*task.columns, *task.optional_columns) if name in given}
+        own = {item.name: given.pop(item.name) for item in setting_fields(task.settings_class) if item.name in given}
+        settings = GenerationSettings(**given)
+        pipeline = partial(model.pipeline, task.name, settings, PromptOptions(), task.settings_class(**own))
+        answer = self._answer(model, pipeline, row, streams=body.stream)
+        if body.stream:
+            return _stream(task_events(answer))
+        (output,) = await complete(request, [answer])
+        return JSONResponse(output.to_dict())
+
+    async def next(self, body: NextRequest) -> Any:
+        """The distribution of the next token."""
+        model = self._model(body.model)
+        found = await on_worker(model, lambda: next_tokens(model.engine.loaded, body.prompt, top=body.top))
+        return {"model": model.name, "tokens": [each.to_dict() for each in found]}
+
+    async def tokenize(self, body: TokenizeRequest) -> Any:
+        """Token ids of a text."""
+        model = self._model(body.model)
+        tokenizer: Any = model.engine.loaded.tokenizer
+        encode = partial(tokenizer.encode, body.prompt, add_special_tokens=body.add_special_tokens)
+        ids = await on_worker(model, encode)
+        return {"count": len(ids), "max_model_len": model.engine.facts.context.tokens, "tokens": ids}
+
+    async def detokenize(self, body: DetokenizeRequest) -> Any:
+        """The text of token ids."""
+        model = self._model(body.model)
+        tokenizer: Any = model.engine.loaded.tokenizer
+        if (largest := max(body.tokens, default=0)) >= len(tokenizer):
+            raise ApiError(400, f"token {largest} is not in the vocabulary of {len(tokenizer)}", param="tokens")
+        return {"prompt": await on_worker(model, partial(tokenizer.decode, body.tokens))}
+
+    async def list_models(self) -> Any:
+        """The models that are served."""
+        return {"object": "list", "data": [_described(model) for model in self.models.values()]}
+
+    async def show_model(self, name: str) -> Any:
+        """One model."""
+        return _described(self._model(name))
+
+    async def health(self) -> Any:
+        """Whether the server runs."""
+        return {"status": "ok"}
+
+    async def ready(self) -> Response:
+        """Whether every model answers."""
+        stopped = [name for name, model in self.models.items() if not model.worker.alive]
+        status = {"status": "ok"} if not stopped else {"status": "stopped", "models": stopped}
+        return JSONResponse(status, 503 if stopped else 200)
+
+
+def _stream(events: Any) -> StreamingResponse:
+    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+
+def _described(model: ServedModel) -> dict[str, Any]:
+    facts = model.engine.facts
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "llmkit",
+        "head": str(facts.head),
+        "max_model_len": facts.context.tokens,
+    }

@@ -1,0 +1,45 @@
+"""What every request passes: the host it names, and the key."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from llmkit.server.errors import answer
+
+__all__ = ["Guard"]
+
+_OPEN = ("/health", "/ready")
+
+
+class Guard:
+    """Refuses requests without the key, and on a loopback address those that name another host (DNS rebinding).
+
+    Args:
+        key: None lets everybody in.
+        hosts: names of this server; empty allows any.
+    """
+
+    def __init__(self, app: ASGIApp, key: str | None, hosts: Sequence[str]) -> None:
+        self.app, self.key, self.hosts = app, key, frozenset(hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or (refusal := self._refusal(scope)) is None:
+            await self.app(scope, receive, send)
+        else:
+            await answer(*refusal)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        headers = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1")
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+        if self.hosts and name.strip("[]").lower() not in self.hosts:
+            return 403, "the Host header names another server; use the address that was printed at the start"
+        if self.key is None or scope["path"] in _OPEN:
+            return None
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self.key.encode()):
+            return None
+        return 401, "the API key is missing or wrong; send it as Authorization: Bearer KEY"

@@ -1,0 +1,112 @@
+"""Server-sent events of streamed answers, ``data: [DONE]`` at their end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from llmkit.errors import LlmkitError
+from llmkit.server import openai_api as openai
+from llmkit.server.answers import Answer
+from llmkit.server.errors import ApiError, body_of, status_of
+
+__all__ = ["chat_events", "completion_events", "task_events"]
+
+
+def _event(body: Any) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+async def _until_error(events: AsyncIterator[str]) -> AsyncIterator[str]:
+    """The events; an error ends them with an event of its own, since the status has been sent."""
+    try:
+        async for event in events:
+            yield event
+    except LlmkitError as error:
+        yield _event(body_of(status_of(error), str(error), code=error.code))
+    except ApiError as error:
+        yield _event(body_of(error.status, error.message, error.param, error.code))
+
+
+def chat_events(answer: Answer, *, include_usage: bool) -> AsyncIterator[str]:
+    """A chat completion in chunks; other sequences than the first follow it whole."""
+    return _until_error(_chat_events(answer, include_usage))
+
+
+async def _chat_events(answer: Answer, include_usage: bool) -> AsyncIterator[str]:
+    identity, created, name = openai.new_id("chatcmpl"), int(time.time()), answer.model.name
+
+    def chunk(delta: dict[str, Any], index: int = 0, **more: Any) -> str:
+        usage = {"usage": None} if include_usage else {}
+        return _event({**openai.chat_chunk(identity, created, name, delta, index, **more), **usage})
+
+    yield chunk({"role": "assistant", "content": ""})
+    async for piece in answer.pieces():
+        yield chunk({"content": piece.text} if piece.text else {"reasoning_content": piece.reasoning})
+    output = answer.output
+    assert output is not None
+    for index, each in enumerate((output, *output.alternatives)):
+        if index:
+            yield chunk({"role": "assistant", "content": each.text}, index)
+        calls = [{"index": number, **call} for number, call in enumerate(openai.tool_calls(each))]
+        last: dict[str, Any] = {"tool_calls": calls} if calls else {}
+        reason = openai.finish_reason(each)
+        yield chunk(last, index, logprobs=openai.chat_logprobs(each), finish_reason=reason)
+    if include_usage:
+        body = openai.chat_chunk(identity, created, name, {})
+        yield _event({**body, "choices": [], "usage": openai.usage_of([output])})
+    yield "data: [DONE]\n\n"
+
+
+def completion_events(
+    answers: list[Answer], prompts: list[str], *, echo: bool, include_usage: bool
+) -> AsyncIterator[str]:
+    """Text completions in chunks, one prompt after another."""
+    return _until_error(_completion_events(answers, prompts, echo, include_usage))
+
+
+async def _completion_events(
+    answers: list[Answer], prompts: list[str], echo: bool, include_usage: bool
+) -> AsyncIterator[str]:
+    identity, created, name = openai.new_id("cmpl"), int(time.time()), answers[0].model.name
+    index, outputs = 0, []
+
+    def chunk(text: str, **more: Any) -> str:
+        usage = {"usage": None} if include_usage else {}
+        return _event({**openai.completion_chunk(identity, created, name, text, index, **more), **usage})
+
+    try:
+        for answer, prompt in zip(answers, prompts, strict=True):
+            if echo:
+                yield chunk(prompt)
+            async for piece in answer.pieces():
+                yield chunk(piece.text)
+            assert answer.output is not None
+            outputs.append(answer.output)
+            for place, each in enumerate((answer.output, *answer.output.alternatives)):
+                if place:
+                    yield chunk(f"{prompt}{each.text}" if echo else each.text)
+                yield chunk("", logprobs=openai.completion_logprobs(each), finish_reason=openai.finish_reason(each))
+                index += 1
+    finally:
+        for answer in answers:
+            answer.leave()
+    if include_usage:
+        body = openai.completion_chunk(identity, created, name, "")
+        yield _event({**body, "choices": [], "usage": openai.usage_of(outputs)})
+    yield "data: [DONE]\n\n"
+
+
+def task_events(answer: Answer) -> AsyncIterator[str]:
+    """A task's answer in pieces, ``{"text": …}`` or ``{"reasoning": …}``, and at last its whole JSON object."""
+    return _until_error(_task_events(answer))
+
+
+async def _task_events(answer: Answer) -> AsyncIterator[str]:
+    async for piece in answer.pieces():
+        yield _event({"text": piece.text} if piece.text else {"reasoning": piece.reasoning})
+    assert answer.output is not None
+    yield _event(answer.output.to_dict())
+    yield "data: [DONE]\n\n"

@@ -1,0 +1,108 @@
+"""The server answers as the commands do: alone, many at once, and streamed."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+import llmkit
+from tests.conftest import Checkpoint
+from tests.server.conftest import Serve
+
+TEXTS = (
+    "The quick brown fox jumps over the dog.",
+    "今天天气很好，我们去公园散步。",
+    "Where?",
+    "She said no 🙂!",
+)
+OPTIONS: dict[str, Any] = {"temperature": 0, "max_new_tokens": 12}
+
+
+def row(verb: str, text: str) -> dict[str, Any]:
+    return {
+        "generate": {"prompt": text},
+        "summarize": {"document": text},
+        "answer": {"question": "Who?", "context": text},
+        "translate": {"source": text},
+    }[verb]
+
+
+@pytest.mark.parametrize(
+    ("verb", "family", "own"),
+    [
+        ("generate", "llama", {}),
+        ("summarize", "llama", {"length": "short"}),
+        ("answer", "llama", {}),
+        ("summarize", "t5", {}),
+        ("translate", "m2m_100", {}),
+        ("answer", "bert", {}),
+    ],
+)
+def test_tasks_answer_as_commands_do(
+    verb: str, family: str, own: dict[str, Any], checkpoint: Checkpoint, serve: Serve
+) -> None:
+    folder = str(checkpoint(family, **({"chat": True, "max_position_embeddings": 1024} if family == "llama" else {})))
+    options = {} if family == "bert" else OPTIONS | own
+    if verb == "translate":
+        options |= {"source": "en", "target": "fr"}
+    pipeline = llmkit.load(verb, folder, device="cpu", dtype="float32", **options)
+    expected = [pipeline(row(verb, text)).to_dict() for text in TEXTS]
+    if verb == "translate":  # a column and a setting have one name
+        options = {name: value for name, value in options.items() if name != "source"} | {"source_lang": "en"}
+    client = serve(folder)
+
+    def ask(text: str) -> Any:
+        return client.post(f"/v1/{verb}", json=row(verb, text) | options).json()
+
+    assert [ask(text) for text in TEXTS] == expected
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, TEXTS * 2)) == expected * 2
+    for text, whole in zip(TEXTS, expected, strict=True):
+        events = events_of(client.post(f"/v1/{verb}", json=row(verb, text) | options | {"stream": True}).text)
+        assert events[-1] == whole
+        assert "".join(event["text"] for event in events[:-1]) == whole["text"]
+
+
+def events_of(body: str) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in body.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def test_a_conversation_is_answered_as_in_python(checkpoint: Checkpoint, serve: Serve) -> None:
+    folder = str(checkpoint("llama", chat=True, max_position_embeddings=1024))
+    pipeline = llmkit.load("chat", folder, device="cpu", dtype="float32", **OPTIONS)
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": TEXTS[1]},
+    ]
+    expected = pipeline({"messages": messages})
+    client = serve(folder)
+    body = {"model": folder, "messages": messages, "temperature": 0, "max_tokens": 12}
+    found = client.post("/v1/chat/completions", json=body).json()
+    assert found["choices"][0]["message"]["content"] == expected.text
+    assert found["usage"]["completion_tokens"] == expected.usage.completion_tokens
+    parts = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
+    assert client.post("/v1/chat/completions", json=body | {"messages": parts}).json()["choices"] == found["choices"]
+    streamed = body | {"stream": True, "stream_options": {"include_usage": True}}
+    events = events_of(client.post("/v1/chat/completions", json=streamed).text)
+    deltas = [event["choices"][0]["delta"].get("content", "") for event in events[:-1]]
+    assert "".join(deltas) == expected.text
+    assert events[-2]["choices"][0]["finish_reason"] == found["choices"][0]["finish_reason"]
+    assert events[-1]["usage"] == found["usage"]
+
+
+def test_no_part_of_a_stop_string_is_sent(checkpoint: Checkpoint, serve: Serve) -> None:
+    folder = str(checkpoint("llama", chat=True, max_position_embeddings=1024))
+    client = serve(folder)
+    body: dict[str, Any] = {"model": folder, "prompt": TEXTS[0], "temperature": 0, "max_tokens": 30}
+    text = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    stop = text[6:11]
+    assert stop
+    events = events_of(client.post("/v1/completions", json=body | {"stop": stop, "stream": True}).text)
+    assert "".join(event["choices"][0]["text"] for event in events) == text.partition(stop)[0]

@@ -49,7 +49,8 @@ def relative_paths(content: dict[str, Any], folder: Path) -> None:
 def _replace_paths(content: dict[str, Any], replace: Callable[[Any], Any]) -> None:
     prompt = [("prompt", name) for name in file_settings(PromptOptions)]
     tokenizer = [("tokenizer", name) for name in ("name_or_path", "add_tokens", "chat_template")]
-    for section, key in (("model", "name_or_path"), ("teacher", "name_or_path"), *tokenizer, *prompt):
+    models = [("model", "name_or_path"), ("teacher", "name_or_path"), ("train", "resume_from_checkpoint")]
+    for section, key in (*models, *tokenizer, *prompt):
         if isinstance(inner := content.get(section), dict) and key in inner:
             inner[key] = replace(inner[key])
     data = content.get("data")

@@ -42,6 +42,9 @@ class TrainSection(Section):
 
     output_dir: Annotated[str, Field(min_length=1)]
     """Folder for the result. A folder that already contains a run is refused."""
+    resume_from_checkpoint: Annotated[str, Field(min_length=1)] | None = None
+    """Continue a run of Transformers' Trainer (also of TRL, Axolotl or LLaMA-Factory) from its checkpoint: a folder
+    checkpoint-N, or the one that it is in."""
     num_train_epochs: Annotated[float, Field(gt=0, le=MOST)] = 3.0
     max_steps: Annotated[int, Field(ge=-1, le=MOST)] = -1
     """Number of optimizer steps; overrides epochs if positive. A finished run trains further if it, or the number of

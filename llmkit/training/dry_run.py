@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from llmkit.config.paths import user_path
 from llmkit.config.recipe import Recipe
 from llmkit.errors import NotEnoughMemoryError
 from llmkit.files import in_units
@@ -18,6 +19,7 @@ from llmkit.training.row_counts import describe
 from llmkit.training.run import packs
 from llmkit.training.teacher import open_teacher
 from llmkit.training.trainable import make_trainable
+from llmkit.training.trainer_checkpoint import find_trainer_checkpoint
 
 __all__ = ["dry_run"]
 
@@ -34,6 +36,8 @@ def dry_run(recipe: Recipe) -> Iterator[str]:
 
 def _report(recipe: Recipe) -> Iterator[str]:
     find_checkpoint(recipe, Path(recipe.train.output_dir), resume=False)
+    if recipe.train.resume_from_checkpoint is not None:
+        find_trainer_checkpoint(user_path(recipe.train.resume_from_checkpoint))
     ready = prepare(recipe, recipe.accelerate.num_processes or 1)
     resolution = ready.loaded.resolution
     new = " from random weights" if getattr(recipe.model, "config", None) else ""

@@ -15,7 +15,7 @@ from llmkit.training.optimizer_choice import ADAM, Choice, choose, construct
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_optimizer", "state_classes"]
+__all__ = ["check_optimizer", "state_classes", "state_names"]
 
 _INSTEAD = {"lr": "learning_rate", "weight_decay": "weight_decay"}
 """Arguments of optimizers that have keys of their own, whose values replace them in each parameter group."""
@@ -127,6 +127,13 @@ def state_classes(model: torch.nn.Module, train: TrainSection, updates: int) -> 
     """The classes of objects in the optimizer's state, such as GaLore's projections: numbers and tensors aside."""
     choice = choose(model, train, updates)
     return _classes(_small(choice, parameter_groups(model, train, choice), "cpu"))
+
+
+def state_names(model: torch.nn.Module, train: TrainSection, updates: int) -> set[str]:
+    """The names of what the optimizer keeps of parameters."""
+    choice = choose(model, train, updates)
+    small = _small(choice, parameter_groups(model, train, choice), "cpu")
+    return {name for state in small.state.values() for name in state}
 
 
 def _state(optimizer: torch.optim.Optimizer) -> list[Any]:

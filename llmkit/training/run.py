@@ -15,6 +15,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from llmkit.config.paths import user_path
 from llmkit.config.recipe import Recipe, TokenizerSection
 from llmkit.config.settings import DType, GenerationSettings
 from llmkit.data.prompt_files import with_contents
@@ -63,6 +64,7 @@ from llmkit.training.row_counts import Tally, describe
 from llmkit.training.stream import ExampleStream
 from llmkit.training.teacher import make_distillation, open_teacher
 from llmkit.training.trainable import freeze_as, is_swept_in, make_trainable
+from llmkit.training.trainer_checkpoint import continue_trainer_run, find_trainer_checkpoint
 
 __all__ = ["finetune", "packs"]
 
@@ -104,6 +106,8 @@ def _train(
         log.setLevel("ERROR")  # the first process logs
     folder = Path(recipe.train.output_dir)
     found = find_checkpoint(recipe, folder, resume=resume)
+    given = recipe.train.resume_from_checkpoint
+    of_trainer = None if found is not None or given is None else find_trainer_checkpoint(user_path(given))
     worker.barrier()
     with claim_folder(folder, worker):
         if recipe.train.push_to_hub and not worker.rank:
@@ -113,6 +117,8 @@ def _train(
             if found is not None:
                 run.trainer.resume(found)
                 log.info("resumed from %s", found)
+            elif of_trainer is not None:
+                continue_trainer_run(run.trainer, of_trainer)
             if not worker.rank:
                 with disk_errors(folder, RESUME):
                     write_whole(folder / RESOLVED, commented_recipe(recipe, run.provenance))

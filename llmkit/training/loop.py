@@ -168,7 +168,7 @@ class Trainer:
             UsageError: something else changed, or the run is to be shorter than it is already.
         """
         rank = self.accelerator.process_index
-        classes = state_classes(self.plain_model, self.train, self.updates)
+        classes = state_classes(self.plain_model, self.train, self.updates, str(self.accelerator.device))
         found = load_checkpoint(checkpoint, self.trained, self.model, self.optimizer, self.scheduler, rank, classes)
         place_state(self.optimizer)
         self.progress, self._saved_step = found, found.step

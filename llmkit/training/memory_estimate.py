@@ -18,6 +18,7 @@ from llmkit.heads.projection import CHUNK
 from llmkit.heads.token_loss import make_token_loss
 from llmkit.models.memory import available_memory
 from llmkit.training.activation_memory import activation_bytes
+from llmkit.training.optimizer_check import state_bytes
 from llmkit.training.prepare import Preparation
 
 __all__ = ["Plan", "make_plan"]
@@ -32,8 +33,6 @@ _BYTES_PER_TOKEN_AND_WIDTH = 34
 """Activations of one layer, in half precision."""
 _CHECKPOINTED = 2
 """The same with activation checkpointing, which keeps only the inputs of layers."""
-_STATES = {"adamw_bnb_8bit": 2.0, "paged_adamw_8bit": 2.0, "adafactor": 0.1, "sgd": 0.0}
-"""Bytes of optimizer state per trained parameter; AdamW keeps two float32 values."""
 _CPU_FRAGMENTATION = 1.5
 """Factor for activations on a CPU, where glibc leaves gaps between aligned blocks. With it, the estimates for the
 adapters in ``benchmarks/quality`` are 1 to 6 % below their actual memory."""
@@ -84,7 +83,7 @@ def make_plan(ready: Preparation) -> Plan:
         trainable=trainable,
         weights=int((total - trainable) * frozen_bytes + trainable * _FP32),
         gradients=trainable * _FP32,
-        optimizer=int(trainable * _STATES.get(recipe.train.optim, 8.0)),
+        optimizer=int(trainable * state_bytes(ready.model, recipe.train, ready.updates, device)),
         activations=int(_activations(ready, objective, half=half) * (_CPU_FRAGMENTATION if device == "cpu" else 1)),
         logits=logits * _LOGITS if part.examples["labels"][0] else 0,
         teacher=0 if ready.teacher is None else _teacher_bytes(ready, logits, half=half),

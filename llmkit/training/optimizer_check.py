@@ -15,7 +15,7 @@ from llmkit.training.optimizer_choice import ADAM, Choice, choose, construct
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_optimizer", "state_classes", "state_names"]
+__all__ = ["check_optimizer", "state_bytes", "state_classes", "state_names"]
 
 _INSTEAD = {"lr": "learning_rate", "weight_decay": "weight_decay"}
 """Arguments of optimizers that have keys of their own, whose values replace them in each parameter group."""
@@ -123,17 +123,24 @@ def _check_targets(model: torch.nn.Module, train: TrainSection) -> None:
 # A small optimizer like it.
 
 
-def state_classes(model: torch.nn.Module, train: TrainSection, updates: int) -> set[type]:
+def state_classes(model: torch.nn.Module, train: TrainSection, updates: int, device: str) -> set[type]:
     """The classes of objects in the optimizer's state, such as GaLore's projections: numbers and tensors aside."""
-    choice = choose(model, train, updates)
-    return _classes(_small(choice, parameter_groups(model, train, choice), "cpu"))
+    return _classes(_small_like(model, train, updates, device))
 
 
-def state_names(model: torch.nn.Module, train: TrainSection, updates: int) -> set[str]:
+def state_names(model: torch.nn.Module, train: TrainSection, updates: int, device: str) -> set[str]:
     """The names of what the optimizer keeps of parameters."""
-    choice = choose(model, train, updates)
-    small = _small(choice, parameter_groups(model, train, choice), "cpu")
+    small = _small_like(model, train, updates, device)
     return {name for state in small.state.values() for name in state}
+
+
+def state_bytes(model: torch.nn.Module, train: TrainSection, updates: int, device: str) -> float:
+    """Bytes of the optimizer's state per trained parameter: those of small matrices, of which GaLore keeps more."""
+    small = _small_like(model, train, updates, device)
+    kept = {each.data_ptr(): each for each in _state(small) if getattr(each, "ndim", 0)}
+    size: int = sum(each.numel() * each.element_size() for each in kept.values())
+    elements: int = sum(each.numel() for group in small.param_groups for each in group["params"])
+    return size / elements
 
 
 def _state(optimizer: torch.optim.Optimizer) -> list[Any]:
@@ -146,6 +153,11 @@ def _classes(optimizer: torch.optim.Optimizer) -> set[type]:
 
 def _is_averaged(value: Any) -> bool:
     return value is None or isinstance(value, int | float) or (hasattr(value, "dtype") and value.is_floating_point())
+
+
+def _small_like(model: torch.nn.Module, train: TrainSection, updates: int, device: str) -> torch.optim.Optimizer:
+    choice = choose(model, train, updates)
+    return _small(choice, parameter_groups(model, train, choice), device)
 
 
 def _small(choice: Choice, groups: Sequence[Mapping[str, Any]], device: str) -> torch.optim.Optimizer:

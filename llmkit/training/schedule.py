@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config.recipe import TrainSection
@@ -43,13 +44,15 @@ def make_scheduler(optimizer: torch.optim.Optimizer, train: TrainSection, update
     options = {**train.lr_scheduler_kwargs, **more}
     if train.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
         options = {"mode": "max" if greater_is_better(train) else "min", **options}
-    return get_scheduler(
-        train.lr_scheduler_type,
-        optimizer,
-        num_warmup_steps=warmup_steps(train, updates),
-        num_training_steps=updates,
-        scheduler_specific_kwargs=options or None,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Both num_training_steps and num_stable_steps")
+        return get_scheduler(
+            train.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=warmup_steps(train, updates),
+            num_training_steps=updates,
+            scheduler_specific_kwargs=options or None,
+        )
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
@@ -73,20 +76,16 @@ def follows_metric(scheduler: Any) -> bool:
 
 
 def check_schedule(train: TrainSection, updates: int, groups: int, *, own_warmup: bool = False) -> None:
-    """Refuse a schedule that fails, has a setting without effect, or only learning rates of zero.
+    """Refuse a schedule that fails, has a setting without effect, or gives learning rates that cannot be meant.
 
     Args:
         groups: parameter groups of the optimizer.
         own_warmup: whether the optimizer has a warmup of its own.
     """
-    kind = train.lr_scheduler_type
+    kind, steps = train.lr_scheduler_type, warmup_steps(train, updates)
     rates = _rates(train, updates, groups)
-    if not all(isinstance(rate, int | float) and math.isfinite(rate) and rate >= 0 for rate in rates):
-        raise UsageError(
-            f"train.lr_scheduler_type {kind} gives a learning rate that is not a positive number",
-            _fix(train),
-            code="not_supported",
-        )
+    if problem := _problem(train, updates, rates):
+        raise UsageError(problem, _fix(train), code="not_supported")
     if not any(rates[:-1]):
         raise UsageError(
             f"the learning rate is 0 at each of {updates} updates", "lower train.warmup_steps", code="not_supported"
@@ -95,7 +94,10 @@ def check_schedule(train: TrainSection, updates: int, groups: int, *, own_warmup
         raise UsageError(
             f"train.lr_scheduler_kwargs has no effect on lr_scheduler_type {kind}", "leave it out", code="no_effect"
         )
-    steps = warmup_steps(train, updates)
+    for name in _without_effect(train, updates, groups, rates):
+        raise UsageError(
+            f"train.lr_scheduler_kwargs.{name} has no effect beside the others", "leave it out", code="no_effect"
+        )
     if steps and not own_warmup and rates == _rates(train.model_copy(update={"warmup_steps": 0}), updates, groups):
         raise UsageError(
             f"train.warmup_steps has no effect on lr_scheduler_type {kind}",
@@ -104,6 +106,37 @@ def check_schedule(train: TrainSection, updates: int, groups: int, *, own_warmup
         )
     if steps >= updates > 1:
         warn("long_warmup", "train.warmup_steps: the learning rate rises for %d of %d updates", steps, updates)
+
+
+def _problem(train: TrainSection, updates: int, rates: list[Any]) -> str | None:
+    """What is wrong with the learning rates of a schedule, if anything."""
+    place = f"train.lr_scheduler_type {train.lr_scheduler_type}"
+    if not all(isinstance(rate, int | float) and math.isfinite(rate) and rate >= 0 for rate in rates):
+        return f"{place} gives a learning rate that is not a positive number"
+    if max(rates) > train.learning_rate * (1 + 1e-6):
+        return f"{place} gives a learning rate of {max(rates):.2e}, above train.learning_rate"
+    if updates > 4 and len(rates) > 4 and not any(rates[-3:-1]) and any(rates):
+        return f"{place} gives a learning rate of 0 before the last update"
+    phases = {name: each for name, each in train.lr_scheduler_kwargs.items() if name.endswith("_steps")}
+    total = warmup_steps(train, updates) + sum(phases.values())
+    if phases and total > updates:
+        return f"train.lr_scheduler_kwargs: {' and '.join(phases)} with warmup_steps make {total} of {updates} updates"
+    return None
+
+
+def _without_effect(train: TrainSection, updates: int, groups: int, rates: list[Any]) -> list[str]:
+    """Arguments without which the learning rates are the same, though they are not the defaults."""
+    parameters, found = _parameters(train), []
+    for name in train.lr_scheduler_kwargs if len(rates) > _METRICS else ():
+        others = {each: value for each, value in train.lr_scheduler_kwargs.items() if each != name}
+        if train.lr_scheduler_kwargs[name] == parameters[name].default:
+            continue
+        try:
+            same = rates == _rates(train.model_copy(update={"lr_scheduler_kwargs": others}), updates, groups)
+        except UsageError:  # it is required
+            continue
+        found += [name] if same else []
+    return found
 
 
 def _rates(train: TrainSection, updates: int, groups: int) -> list[Any]:
@@ -115,18 +148,32 @@ def _rates(train: TrainSection, updates: int, groups: int) -> list[Any]:
     try:
         scheduler = make_scheduler(optimizer, train, updates)
         if follows_metric(scheduler):
-            rates = [train.learning_rate]
-            for metric in (1.0, 0.5, 2.0):
-                scheduler.step(metric)
-                rates.append(optimizer.param_groups[0]["lr"])
-            return rates
-        some = {*range(min(updates, 10)), *(updates * part // 50 for part in range(51)), updates - 1, updates}
-        return [train.learning_rate * scheduler.lr_lambdas[0](step) for step in sorted(some)]
+            return _rates_of_metrics(scheduler, optimizer, train)
+        some = {
+            *range(min(updates, 10)),
+            *(updates * part // 50 for part in range(51)),
+            *range(updates - 2, updates + 1),
+        }
+        return [train.learning_rate * scheduler.lr_lambdas[0](step) for step in sorted(some) if step >= 0]
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
             f"train.lr_scheduler_type {train.lr_scheduler_type}: {reason}", _fix(train), code="not_supported"
         ) from error
+
+
+_METRICS = 4
+"""Number of `_rates` of a schedule that follows a metric."""
+
+
+def _rates_of_metrics(scheduler: Any, optimizer: torch.optim.Optimizer, train: TrainSection) -> list[Any]:
+    if min(scheduler.min_lrs) > train.learning_rate:
+        raise ValueError(f"min_lr {min(scheduler.min_lrs)} is above train.learning_rate, so it never falls")
+    rates = [train.learning_rate]
+    for metric in (1.0, 0.5, 2.0):
+        scheduler.step(metric)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
 
 
 def _ignores_arguments(train: TrainSection, updates: int) -> bool:
@@ -140,7 +187,8 @@ def _ignores_arguments(train: TrainSection, updates: int) -> bool:
     return True
 
 
-def _fix(train: TrainSection) -> str:
+def _parameters(train: TrainSection) -> dict[str, inspect.Parameter]:
+    """The arguments of the type of schedule that a recipe can set."""
     from torch.optim.lr_scheduler import ReduceLROnPlateau
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
     from transformers.trainer_utils import SchedulerType
@@ -149,5 +197,9 @@ def _fix(train: TrainSection) -> str:
     kind = train.lr_scheduler_type
     taken = inspect.signature(classes.get(kind, TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(kind)])).parameters
     own = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch", "verbose"}
-    names = [name for name in taken if name not in own]
-    return f"set train.lr_scheduler_kwargs, with {', '.join(names)}" if names else "leave train.lr_scheduler_kwargs out"
+    return {name: each for name, each in taken.items() if name not in own}
+
+
+def _fix(train: TrainSection) -> str:
+    names = ", ".join(_parameters(train))
+    return f"set train.lr_scheduler_kwargs, with {names}" if names else "leave train.lr_scheduler_kwargs out"

@@ -165,13 +165,13 @@ def _load_adapter(model: Any, folder: Path) -> set[str]:
             name: sorted(each) if isinstance(each, set | list | tuple) else each
             for name, each in config.to_dict().items()
         }
-        for config in (PeftConfig.from_pretrained(folder), model.active_peft_config)
+        for config in (PeftConfig.from_pretrained(str(folder)), model.active_peft_config)
     )
     for name in ours.keys() - _OF_ADAPTERS_FILE:
         if name in theirs and theirs[name] != ours[name]:
             raise _mismatch(folder, f"its adapter has {name} {theirs[name]} instead of {ours[name]}")
     try:
-        result = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+        result: Any = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
     except RuntimeError as error:
         raise _mismatch(folder, " ".join(str(error).split())[:200]) from error
     if result.unexpected_keys:
@@ -203,7 +203,8 @@ def _mismatch(folder: Path, reason: str) -> UsageError:
 
 def _load_optimizer(trainer: Trainer, folder: Path) -> None:
     model, train, optimizer = trainer.plain_model, trainer.train, trainer.optimizer
-    saved = _load_tensors(folder / _OPTIMIZER, state_classes(model, train, trainer.updates))
+    small = (model, train, trainer.updates, str(trainer.accelerator.device))
+    saved = _load_tensors(folder / _OPTIMIZER, state_classes(*small))
     groups = [group for group in saved["param_groups"] if group["params"]]
     order = trainer_order(model, train, trainer.updates)
     sizes, expected = ([len(each) for each in parts] for parts in ([group["params"] for group in groups], order))
@@ -215,7 +216,7 @@ def _load_optimizer(trainer: Trainer, folder: Path) -> None:
         for number, parameter in zip(group["params"], parameters, strict=True)
     }
     names = {name for state in saved["state"].values() for name in state}
-    known = state_names(model, train, trainer.updates)
+    known = state_names(*small)
     if not names <= known or (known and not names):
         raise _mismatch(folder, f"its optimizer keeps {', '.join(sorted(names)) or 'nothing'}")
     state = optimizer.state_dict()

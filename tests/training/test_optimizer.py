@@ -14,7 +14,7 @@ from llmkit.config.optimizer_names import MUON, optimizer_names
 from llmkit.config.recipe import TrainSection
 from llmkit.errors import LlmkitError, MissingDependencyError, UsageError
 from llmkit.training.optimizer import make_optimizer, set_training_mode
-from llmkit.training.optimizer_check import check_optimizer
+from llmkit.training.optimizer_check import check_optimizer, state_bytes
 from llmkit.training.run import finetune
 from tests.conftest import Checkpoint
 from tests.training.test_continue import recipe_of
@@ -126,6 +126,13 @@ def test_muon_updates_the_matrices_and_adamw_the_rest() -> None:
 def test_arguments_are_checked_before_training(name: str, more: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         check_optimizer(model(), settings(name, **more), 5, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"), [("adamw_torch", 8, 8), ("sgd", 0, 0), ("adafactor", 0, 0.5), ("muon", 4, 7)]
+)
+def test_the_bytes_of_a_state_are_measured(name: str, least: float, most: float) -> None:
+    assert least <= state_bytes(model(), settings(name), 5, "cpu") <= most
 
 
 def test_a_truth_value_is_one() -> None:

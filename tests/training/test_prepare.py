@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from transformers.trainer_utils import SchedulerType
 
 from llmkit.config.recipe import Recipe, TrainSection
 from llmkit.errors import LlmkitError, UsageError
@@ -176,12 +177,15 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "cosine_with_min_lr": {"min_lr_rate": 0.1},
     "cosine_warmup_with_min_lr": {"min_lr": 1e-6},
     "warmup_stable_decay": {"num_decay_steps": 4},
+    "greedy": {"min_lr": 1e-6},  # the default is above usual learning rates
 }
-TYPES = TrainSection.model_json_schema()["properties"]["lr_scheduler_type"]["enum"]
+TYPES: list[str] = TrainSection.model_json_schema()["properties"]["lr_scheduler_type"]["enum"]
 
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_schedule_is_accepted_with_its_arguments_and_refused_with_others(kind: str) -> None:
+    assert {each.value for each in SchedulerType} == set(TYPES)
+
     def check(**train: Any) -> None:
         check_schedule(TrainSection(output_dir="out", lr_scheduler_type=kind, **train), 10, 2)  # type: ignore[arg-type]
 
@@ -205,6 +209,23 @@ def test_a_schedule_is_accepted_with_its_arguments_and_refused_with_others(kind:
         ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": -1}}, 10),  # raises after the last update
         ({"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": {"timescale": 0}}, 10),
         ({"lr_scheduler_type": "greedy", "lr_scheduler_kwargs": {"factor": 2}}, 10),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"min_lr": 1.0}}, 10),
+        ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1.0}}, 10),
+        ({"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 20}}, 10),
+        (
+            {
+                "lr_scheduler_type": "warmup_stable_decay",
+                "lr_scheduler_kwargs": {"num_decay_steps": 4, "num_stable_steps": 2},
+            },
+            10,  # a rate of 0 for the last four updates
+        ),
+        (
+            {
+                "lr_scheduler_type": "warmup_stable_decay",
+                "lr_scheduler_kwargs": {"num_decay_steps": 4, "decay_type": "linear", "num_cycles": 2},
+            },
+            10,  # num_cycles is of cosine decay
+        ),
         ({"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"min_lr": [1, 2, 3]}}, 10),
         ({"warmup_steps": 1}, 1),  # a rate of 0 at the only update
     ],

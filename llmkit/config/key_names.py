@@ -59,7 +59,6 @@ RENAMED: dict[str, str] = {
     "lora_r": "adapter.r",
     "lora_target_modules": "adapter.target_modules",
     "use_peft": "an adapter section",
-    "resume_from_checkpoint": "train.resume_from_checkpoint, or for a run of llmkit `resume`",
     "data_seed": "data.seed",
     "deepspeed": "accelerate.fsdp_config, since DeepSpeed is not supported",
     "fsdp": "accelerate.fsdp_config",

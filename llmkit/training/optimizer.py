@@ -32,6 +32,7 @@ def make_optimizer(model: torch.nn.Module, train: TrainSection, updates: int) ->
         from torch import nn
 
         manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+        manager.initialize()  # it is global, and names parameters of earlier runs by their place
         for module in model.modules():
             if isinstance(module, nn.Embedding):
                 manager.register_module_override(module, "weight", {"optim_bits": 32})

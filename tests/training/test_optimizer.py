@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -198,3 +199,11 @@ def test_only_what_is_to_be_unfrozen_is_trained(checkpoint: Checkpoint, tmp_path
     }
     with pytest.raises(UsageError, match=r"train.unfreeze: 'no such' matches no trained parameter; leave it out, or"):
         finetune(recipe_of(checkpoint("llama"), tmp_path, "other", unfreeze=["no such"]))
+
+
+def test_the_example_of_the_documentation_is_a_section() -> None:
+    page = Path(__file__).parents[2] / "docs" / "optimizers.md"
+    section = yaml.safe_load(page.read_text(encoding="utf-8").split("```")[1].removeprefix("yaml"))["train"]
+    train = TrainSection(output_dir="out", **section)
+    assert train.param_groups[1].learning_rate == 2e-3
+    assert train.optim_args == {"r": 0.0}

@@ -134,6 +134,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "answer",
+    "asgi_app",
     "chat",
     "check_data",
     "download",
@@ -146,6 +147,7 @@ __all__ = [
     "next_tokens",
     "pipeline",
     "push",
+    "serve",
     "summarize",
     "translate",
 ]

@@ -217,7 +217,7 @@ class PythonRows(Section):
     kind: str
     """Their class, such as pandas.DataFrame."""
     count: Positive
-    """Number of rows."""
+    """Number of rows; with ``streaming``, of the first, of which the hash is."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     """Hash of their content."""
 
@@ -305,8 +305,6 @@ class SourceSection(Section):
             yield (f"columns has no effect on the shape {self.shape}, whose columns have fixed names; leave it out")
         if self.streaming and self.deduplicate is not None:
             yield "deduplicate needs all rows, and streaming does not keep them; leave one of them out"
-        if self.streaming and self.rows is not None:
-            yield "streaming has no effect on rows passed in Python, which are in the cache; leave it out"
         if self.column_names is not None and self.header:
             yield "column_names are for a file without a header; leave out column_names or header"
         if (self.path, self.aligned, self.rows).count(None) != 2:

@@ -9,17 +9,18 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any
 from uuid import UUID
 
 from llmkit.config.paths import cache_dir
 from llmkit.config.recipe import PythonRows
-from llmkit.data.records import Record, without_null_fields
+from llmkit.data.records import Place, Record, without_null_fields
 from llmkit.data.rows import object_record
 from llmkit.errors import InputError, UsageError
 
-__all__ = ["KEPT_ROWS", "encoded_row", "kept_key", "python_records", "rows_of"]
+__all__ = ["KEPT_ROWS", "encoded_row", "hold", "kept_key", "live_records", "python_records", "rows_of"]
 
 KEPT_ROWS = "rows.jsonl"
 """Name of the file with the rows in a folder of the cache."""
@@ -46,6 +47,37 @@ def python_records(rows: PythonRows) -> Iterator[Record]:
             code="file_not_found",
         )
     return _records(path, rows.kind)
+
+
+_live: dict[str, Any] = {}
+"""Iterables that are streamed, by the hash of their first rows."""
+
+
+def hold(sha256: str, data: Any) -> None:
+    """Keep an iterable for the runs of this process."""
+    _live[sha256] = data
+
+
+def live_records(rows: PythonRows, start: Place) -> Iterator[tuple[Record, Place]]:
+    """The rows from a place on, each with the place behind it. Those before it are skipped.
+
+    Raises:
+        InputError: they were not passed to this process.
+    """
+    if rows.sha256 not in _live:
+        raise InputError(
+            f"the {rows.kind} whose rows are streamed was not passed to this call",
+            "pass it to the function again",
+            code="file_not_found",
+        )
+    return _streamed(_live[rows.sha256], rows.kind, start.rows)
+
+
+def _streamed(data: Any, kind: str, skip: int) -> Iterator[tuple[Record, Place]]:
+    # Not by the state of an IterableDataset, which lacks the content of its shuffle buffer.
+    for number, row in islice(enumerate(rows_of(data() if callable(data) else data), 1), skip, None):
+        line = encoded_row(row).decode()
+        yield object_record(json.loads(line), f"{kind}, row {number}", escapes="\\u" in line), Place(0, number)
 
 
 def _records(path: Path, kind: str) -> Iterator[Record]:

@@ -15,7 +15,7 @@ from typing import Any
 from llmkit.config.paths import user_path
 from llmkit.config.recipe import SourceSection
 from llmkit.config.row_condition import RowCondition
-from llmkit.data.python_rows import python_records
+from llmkit.data.python_rows import live_records, python_records
 from llmkit.data.records import Place, without_null_fields
 from llmkit.data.rows import SUFFIXES, Layout, Record, is_rows, open_records
 from llmkit.data.selection import Selection
@@ -71,7 +71,7 @@ def open_source(source: SourceSection, selection: Selection | None = None) -> It
         InputError: a file is missing or cannot be read; partly when the iterator is asked for a row.
     """
     rows: Iterator[Record]
-    if source.rows is not None:
+    if source.rows is not None and not source.streaming:
         rows = python_records(source.rows)
     else:
         rows = (record for record, _ in records_from(source, Place()))
@@ -82,7 +82,9 @@ def open_source(source: SourceSection, selection: Selection | None = None) -> It
 
 def records_from(source: SourceSection, start: Place) -> Iterator[tuple[Record, Place]]:
     """The raw rows of a source from a place on, whatever it selects, each with the place behind it."""
-    if name := hub_id(source):
+    if source.rows is not None:
+        yield from live_records(source.rows, start)
+    elif name := hub_id(source):
         yield from _from_hub(name, source, start)
     elif source.aligned is not None:
         for rows, record in islice(enumerate(_aligned(source), 1), start.rows, None):
@@ -329,7 +331,7 @@ def _from_hub(name: str, source: SourceSection, start: Place) -> Iterator[tuple[
     rows, state = start.state or (0, None)
     if state is not None:
         table.load_state_dict(state)
-    known, found = start.state or None, start.rows
+    known, found = start.state, start.rows
     try:
         for found, row in islice(enumerate(table, rows + 1), start.rows - rows, None):
             if hasattr(table, "state_dict") and (found - start.rows) % _STATE_EVERY == 1:
@@ -338,7 +340,8 @@ def _from_hub(name: str, source: SourceSection, start: Place) -> Iterator[tuple[
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise HubUnreachableError(
-            f"the data set {name} cannot be read after row {found:,} ({reason})", "check the network, and try again"
+            f"the data set {name} cannot be read after row {found:,} ({reason})",
+            "check the network, and try again",
         ) from error
 
 

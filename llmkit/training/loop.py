@@ -254,11 +254,13 @@ class Trainer:
             return
         pools = self.stream.pools(self.progress, self.sampler)
         while True:
-            pool, error = None, None
+            pool, error, begun = None, None, time.perf_counter()
             try:
                 pool = next(pools, None)
             except LlmkitError as failure:
                 error = failure
+            for each in (self.progress, self.progress.unlogged):
+                each.seconds += time.perf_counter() - begun
             if sum_over_processes(self.accelerator, float(error is not None))[0]:
                 self._save_before(error or LlmkitError("another process cannot read its rows", code="process_failed"))
             if pool is None:

@@ -141,7 +141,8 @@ def _of_source(source: SourceSection, part: str) -> Iterator[DataOrigin]:
     for name, content in contents_of(source):
         yield DataOrigin(name, part, content, source.license)
     if source.rows is not None:
-        yield DataOrigin(f"{source.rows.kind}, {source.rows.count:,} rows", part, source.rows.sha256, source.license)
+        count = "streamed" if source.streaming else f"{source.rows.count:,} rows"
+        yield DataOrigin(f"{source.rows.kind}, {count}", part, source.rows.sha256, source.license)
     if (commit := commit_of(source)) is not None:
         yield DataOrigin(", ".join(source.path or ()), part, commit, source.license)
 

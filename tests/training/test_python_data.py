@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -214,3 +215,34 @@ def test_data_check_takes_rows(model: Path) -> None:
     assert found.report.overlap == 4
     with pytest.raises(UsageError, match="`encoding` has no effect on rows"):
         llmkit.check_data(frame, "summarize", model=str(model), encoding="gb18030", offline=True)
+
+
+def test_rows_of_a_function_are_streamed(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each epoch calls it again; nothing but the first rows is kept, and other rows are refused when resuming."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("llmkit.training.dataset.FIRST_ROWS", 8)
+    monkeypatch.setattr("llmkit.training.python_data._FIRST_ROWS", 8)
+
+    def rows(changed: int | None = None) -> Iterator[dict[str, Any]]:
+        for number in range(30):
+            yield {"text": "fox " * (number % 5 + 1) if number != changed else "dog"}
+
+    def run(folder: str, **more: Any) -> llmkit.TunedModel:
+        recipe: dict[str, Any] = {"version": 1, "task": "text-generation", "data": {"train": {"streaming": True}}}
+        recipe |= {"model": {"name_or_path": str(model), "offline": True}, "train": {"output_dir": folder}}
+        recipe["data"]["buffer_size"] = 8
+        train: dict[str, Any] = {"max_steps": 10, "logging_steps": 1, "bf16": False, "per_device_train_batch_size": 4}
+        train |= {"save_strategy": "steps", "save_steps": 5, "save_total_limit": 9}
+        return llmkit.finetune(recipe, progress=False, **{"train": rows, **more}, **train)
+
+    whole = run("a")
+    table = datasets.IterableDataset.from_generator(rows)
+    assert run("b", train=table).history == whole.history
+    shutil.rmtree("a/checkpoint-10")
+    assert run("a", resume=True).history == whole.history
+    shutil.rmtree("a/checkpoint-10")
+    for changed, message in ((3, "the recipe changed"), (17, "rows in memory")):
+        with pytest.raises(UsageError, match=message):
+            run("a", resume=True, train=lambda number=changed: rows(number))
+    with pytest.raises(UsageError, match="pass the function that makes it"):
+        run("c", train=rows())

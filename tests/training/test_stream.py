@@ -45,12 +45,14 @@ def row(number: int) -> dict[str, Any]:
     return {"prompt": "The quick " + "fox " * (number % 5), "completion": f"jumps {number % 7} " * (number % 3 + 1)}
 
 
-def stream_recipe(model: Path, source: Any, folder: Path, *, data: Any = None, **train: Any) -> Recipe:
+def stream_recipe(
+    model: Path, source: Any, folder: Path, *, data: Any = None, task: str = "text-generation", **train: Any
+) -> Recipe:
     source = {"path": str(source)} if isinstance(source, Path) else source
     usual = {"output_dir": str(folder), "learning_rate": 1e-2, "logging_steps": 1, "bf16": False, "max_steps": 9}
     usual |= {"per_device_train_batch_size": 4, "save_strategy": "no", "eval_strategy": "no"}
     data = {"train": {"streaming": True, **source} if isinstance(source, dict) else source} | (data or {})
-    return make_recipe("text-generation", model, {}, data=data, train=usual | train)
+    return make_recipe(task, model, {}, data=data, train=usual | train)
 
 
 def loaded(recipe: Recipe, folder: Path) -> Recipe:
@@ -76,15 +78,26 @@ def losses(trainer: Trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.progress.log if "loss" in entry]
 
 
-@pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length"])
-def test_a_stream_trains_what_loaded_rows_train(strategy: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "family", "task", "columns"),
+    [
+        ("random", "llama", "text-generation", {"prompt": "prompt", "completion": "completion"}),
+        ("sequential", "t5", "summarization", {"document": "prompt", "summary": "completion"}),
+        ("group_by_length", "bert", "question-answering", {"question": "completion", "context": "prompt"}),
+    ],
+)
+def test_a_stream_trains_what_loaded_rows_train(
+    strategy: str, family: str, task: str, columns: dict[str, str], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     """To the bit, over several epochs, the last update of which is not full."""
-    path = write_rows(tmp_path / "rows.jsonl", map(row, range(14)))
-    recipe = stream_recipe(checkpoint("llama"), path, tmp_path / "a", train_sampling_strategy=strategy)
-    one = finetune(recipe)
-    other = finetune(loaded(recipe, tmp_path / "b"))
+    path = write_rows(tmp_path / "rows.jsonl", [row(number) | {"answers": ["quick"]} for number in range(14)])
+    source = {"path": str(path), "columns": columns}
+    train: dict[str, Any] = {"train_sampling_strategy": strategy}
+    recipe = stream_recipe(checkpoint(family), source, tmp_path / "a", task=task, **train)
+    one, other = finetune(recipe), finetune(loaded(recipe, tmp_path / "b"))
     assert losses(one) == losses(other)
     assert_same(weights(one), weights(other))
+    assert (tmp_path / "a" / "llmkit.json").read_text() == (tmp_path / "b" / "llmkit.json").read_text()
 
 
 def ledger(folder: Path) -> list[str]:
@@ -196,7 +209,7 @@ def test_an_error_in_the_middle_saves_and_the_row_may_be_skipped(
     path, model = write_rows(tmp_path / "rows.jsonl", [*rows[:22], BAD[fix], *rows[22:]]), checkpoint("llama")
     key, _, value = fix.partition(": ")
     error, allowed = {"on_overflow": "error"}, {"on_overflow": "error", key: value}
-    more = {"train_sampling_strategy": "sequential", "max_steps": 12}
+    more: dict[str, Any] = {"train_sampling_strategy": "sequential", "max_steps": 12}
     recipe = stream_recipe(model, path, tmp_path / "out", data=error, **more)
     for resume in (False, True):
         with pytest.raises(InputError, match=f"rows.jsonl:23.*data.{fix.partition(':')[0]}"):
@@ -214,7 +227,7 @@ def test_an_error_in_the_middle_saves_and_the_row_may_be_skipped(
 def test_a_file_that_ends_early_keeps_what_was_trained(checkpoint: Checkpoint, tmp_path: Path) -> None:
     write_gz(path := tmp_path / "rows.jsonl.gz", [{"text": hashlib.sha256(bytes(n)).hexdigest()} for n in range(3000)])
     path.write_bytes(path.read_bytes()[:-2000])
-    more = {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 256}
+    more: dict[str, Any] = {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 256}
     with pytest.raises(InputError, match="ends in the middle of the gzip data"):
         finetune(stream_recipe(checkpoint("llama"), path, tmp_path / "out", max_steps=99, **more))
     assert [each.name for each in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-11"]

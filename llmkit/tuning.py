@@ -76,7 +76,7 @@ def finetune(
             source takes rows.
         train: training rows: a `datasets.Dataset`, a data frame, an Arrow table, an iterable of mappings, or files,
             folders, patterns or Hub ids. With a recipe, they replace its source, whose other keys such as ``columns``
-            and ``where`` stay; with ``streaming: true`` there, an iterable or a function that returns an iterator, whose
+            and ``where`` stay; with ``streaming: true`` there, an iterable or a function that makes an iterator, whose
             rows are not kept.
         validation: validation rows, as ``train``; without a recipe, by default a tenth of the training rows.
         task: without a recipe: name or verb, such as ``summarize``.

@@ -26,8 +26,8 @@ __all__ = ["Plan", "make_plan"]
 _FP32 = 4
 _LOGITS = 2 * _FP32
 """Bytes per logit: itself and its gradient."""
-_DISTILLED_LOGITS = 5 * _FP32
-"""Bytes per logit in addition, with a teacher: its logits, both log-probabilities, their divergence and a gradient."""
+_DISTILLED, _MIXED = 6 * _FP32, 10 * _FP32
+"""Bytes per logit in addition, with a teacher: its logits, log-probabilities and divergences; with a mixture, more."""
 _DTYPES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 _BYTES_PER_TOKEN_AND_WIDTH = 34
 """Activations of one layer, in half precision."""
@@ -98,7 +98,7 @@ def _teacher_bytes(ready: Preparation, logits: int, *, half: bool) -> int:
     default = "bfloat16" if half else "float32"
     size = _QUANTIZED.get(str(section.quantize)) or _DTYPES[default if section.dtype == "auto" else section.dtype]
     count = sum(each.numel() for each in ready.teacher.model.parameters())
-    return int(count * size) + logits * _DISTILLED_LOGITS
+    return int(count * size) + logits * (_MIXED if 0 < section.beta < 1 else _DISTILLED)
 
 
 def _activations(ready: Preparation, objective: Objective, *, half: bool) -> int:

@@ -214,6 +214,9 @@ RENAMED: dict[str, str] = {
 """Key names of other tools and versions, and their replacement. ``SECTION.NAME`` is meant in that section only."""
 
 REMOVED: dict[str, str] = {
+    # TRL.
+    "lmbda": "leave it out: a teacher is compared on the answers of the rows, not on generated ones",
+    "seq_kd": "leave it out: a teacher is compared on the answers of the rows, not on generated ones",
     # Removed by Transformers 5.
     "include_inputs_for_metrics": "leave it out: the metrics of llmkit evaluate get each row",
     "include_tokens_per_second": "leave it out: tokens per second are always logged",

@@ -55,18 +55,25 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     return max(float((each - other[name]).abs().max()) for name, each in one.items())
 
 
-def row(name: str, folder: Path) -> str:
-    """The row of an optimizer."""
-    train, ours, theirs = settings(name), model(), model()
+def state_of(name: str) -> float | str:
+    """The bytes of its state per parameter, or why the optimizer is refused."""
+    train = settings(name)
     try:
-        check_optimizer(ours, train, 5, "cpu")
+        check_optimizer(model(), train, 5, "cpu")
     except LlmkitError as error:
-        return f"refused: {str(error).partition(';')[0].removeprefix('train.optim').lstrip(': ')} | "
-    kept = f"{state_bytes(model(), train, 5, 'cpu'):.1f}"
-    found = update(ours, make_optimizer(ours, train, 5))
+        return str(error).partition(";")[0].removeprefix("train.optim").lstrip(": ")
+    return state_bytes(model(), train, 5, "cpu")
+
+
+def row(name: str, state: float | str, folder: Path) -> str:
+    """The row of an optimizer."""
+    if isinstance(state, str):
+        return f"refused: {state} | "
     if name == MUON:
-        return f"not in Transformers | {kept}"
-    return f"{difference(found, update(theirs, trainer_optimizer(theirs, train, folder))):.0e} | {kept}"
+        return f"not in Transformers | {state:.1f}"
+    train, ours, theirs = settings(name), model(), model()
+    found = update(ours, make_optimizer(ours, train, 5))
+    return f"{difference(found, update(theirs, trainer_optimizer(theirs, train, folder))):.0e} | {state:.1f}"
 
 
 def continued(name: str, folder: Path) -> float:
@@ -95,9 +102,11 @@ def main() -> None:
     there = [name for name in packages if find_spec(modules.get(name, name.replace("-", "_"))) is not None]
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", *there)))
     print("\n| optimizer | largest difference | bytes of state per parameter |\n|---|---|---|")
+    # All before any update: bitsandbytes keeps settings of Trainer's parameters for later optimizers.
+    states = {name: state_of(name) for name in optimizer_names()}
     with tempfile.TemporaryDirectory() as folder:
-        for name in optimizer_names():
-            print(f"| {name} | {row(name, Path(folder))} |", flush=True)
+        for name, state in states.items():
+            print(f"| {name} | {row(name, state, Path(folder))} |", flush=True)
     print("\n| run of Trainer, continued | largest difference |\n|---|---|")
     for name in CONTINUED:
         with tempfile.TemporaryDirectory() as folder:

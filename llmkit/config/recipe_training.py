@@ -106,7 +106,8 @@ class TrainSection(Section):
     save_total_limit: Positive | None = 2
     load_best_model_at_end: bool = False
     metric_for_best_model: str | None = None
-    """eval_loss (the default; loss is the same), or one of the task's metrics."""
+    """eval_loss (the default; loss is the same), or one of the task's metrics; with ``method`` also
+    eval_rewards/accuracies or eval_rewards/margins."""
     greater_is_better: bool | None = None
     early_stopping_patience: Positive | None = None
     """Stop after this many evaluations without improvement."""
@@ -117,6 +118,11 @@ class TrainSection(Section):
     hub_model_id: str | None = None
     """Hub repository of the result; by default the name of the output folder."""
     hub_private_repo: bool | None = None
+
+    @property
+    def compares_answers(self) -> bool:
+        """Whether evaluations are compared by a metric of generated answers, not by what is logged with the loss."""
+        return self.best_metric != "loss" and not self.best_metric.startswith("rewards/")
 
     @property
     def best_metric(self) -> str:

@@ -22,7 +22,7 @@ __all__ = ["GOOD", "answers_of", "numbered_answers", "pair_columns", "texts_of",
 GOOD = ("label", "kto_tag", "kto_label", "desirable")
 """Columns that tell whether an answer is good, as in TRL and LLaMA-Factory."""
 _WORSE = re.compile(
-    r"reject|(?:non|un|dis|not)_?(?:preferred|chosen|desired)|(?:^|_)(?:worse|lose|loser|losing)(?:_|$)"
+    r"reject(?:ed|ion)?|(?:non|un|dis|not)_?(?:preferred|chosen|desired)|(?:^|_)(?:worse|lose|loser|losing)(?:_|$)"
 )
 _BETTER = re.compile(r"chosen|preferred|(?:^|_)(?:better|win|winner|winning)(?:_|$)")
 _NUMBERED = re.compile(r"(.*?)_?(?:\d|[abjkABJK])")
@@ -49,7 +49,7 @@ def pair_columns(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
     def rank(name: str) -> tuple[bool, int]:
         """First conversations and names of answers, as opposed to ``chosen_model``; of these, the shortest name."""
         found = (bad | good)[name]
-        rest = (name[: found.start()] + name[found.end() :]).lower().removesuffix("ed").strip("_-. ")
+        rest = (name[: found.start()] + name[found.end() :]).lower().strip("_-. ")
         return isinstance(texts[name], str) and rest not in ("", *COMPLETION), len(name)
 
     return min(good, key=rank, default=None), min(bad, key=rank, default=None)

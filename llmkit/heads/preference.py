@@ -25,11 +25,17 @@ if TYPE_CHECKING:
 
     Tensor = torch.Tensor
 
-__all__ = ["MEASURES", "PreferenceBatch", "PreferenceObjective", "make_objective", "means", "sequences"]
+__all__ = ["MEASURES", "PreferenceBatch", "PreferenceObjective", "make_objective", "means", "rewards_of", "sequences"]
 
-_OF_PAIRS = ("rewards/accuracies", "rewards/margins")
+_ACCURACIES = "rewards/accuracies"
+_OF_PAIRS = (_ACCURACIES, "rewards/margins")
 MEASURES = ("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", *_OF_PAIRS)
 """Means that are logged with the loss, named as in TRL; of KTO without accuracies, and with ``kl``."""
+
+
+def rewards_of(method: Any) -> list[str]:
+    """The measures of a method by which evaluations can be compared."""
+    return [] if method is None else [name for name in _OF_PAIRS if method.name != "kto" or name != _ACCURACIES]
 
 
 def make_objective(

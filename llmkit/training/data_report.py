@@ -159,9 +159,15 @@ def _pieces(line: dict[str, Any], encoder: Encoder) -> Iterator[Piece]:
         yield Piece(str(tokenizer.decode(ids)), False)
         yield Piece("\n", False)
         ids = labels
+    yield from _divided(tokenizer, ids, labels, target=bool(line["decoder_input_ids"]))
+    if line["rejected_input_ids"]:
+        yield Piece("\nrejected:\n" if ids else "undesirable:\n", False)
+        yield from _divided(tokenizer, line["rejected_input_ids"], line["rejected_labels"], target=False)
+
+
+def _divided(tokenizer: Any, ids: Sequence[int], labels: Sequence[int], *, target: bool) -> Iterator[Piece]:
     for learned, run in groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORED):
-        part = [token for token, _ in run if token != IGNORED]
-        yield Piece(_decode(tokenizer, part, target=bool(line["decoder_input_ids"])), learned)
+        yield Piece(_decode(tokenizer, [token for token, _ in run if token != IGNORED], target=target), learned)
 
 
 def _decode(tokenizer: Any, ids: list[int], *, target: bool) -> str:

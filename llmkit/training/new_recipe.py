@@ -248,7 +248,7 @@ def _set_defaults(content: dict[str, Any], drafted: Recipe) -> None:
     defaults: dict[str, Any] = {
         "num_train_epochs": 3,
         "per_device_train_batch_size": 8,
-        "learning_rate": 2e-4 if content.get("adapter") else 5e-5,
+        "learning_rate": (2e-4 if content.get("adapter") else 5e-5) * (1 if drafted.method is None else 0.1),
     }
     if "max_steps" in train:
         del defaults["num_train_epochs"]

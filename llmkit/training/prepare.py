@@ -16,7 +16,7 @@ from llmkit.config.recipe import Recipe, SourceSection
 from llmkit.data.sources import contents_of
 from llmkit.errors import InputError, UsageError
 from llmkit.heads import BaseHead, head_of
-from llmkit.heads.preference import make_objective
+from llmkit.heads.preference import make_objective, rewards_of
 from llmkit.log import log, warn
 from llmkit.metrics.score import measure_names
 from llmkit.models.devices import has_bfloat16, pick_device
@@ -90,7 +90,7 @@ def prepare(recipe: Recipe, processes: int) -> Preparation:
         _warn_of_same_files(recipe)
     updates = count_updates(train, len(examples.train.examples), processes)
     _check_steps(recipe, updates)
-    if train.best_metric != "loss" and examples.validation is not None:
+    if train.compares_answers and examples.validation is not None:
         expected_rows(examples.validation, task, train.best_metric)
     model = make_trainable(recipe, loaded)
     _check_loss(recipe, model, loaded, examples.train)
@@ -125,20 +125,20 @@ def _check_settings(recipe: Recipe, device: str, processes: int) -> None:
             quantization_config(bits, device, torch.float32)
     if train.fp16 and device == "cpu":
         raise UsageError("train.fp16 needs a GPU", "leave it out", code="device_unavailable")
-    known = measure_names(find_task(recipe.task).metrics)
+    known = [*measure_names(find_task(recipe.task).metrics), *rewards_of(recipe.method)]
     if train.best_metric not in ("loss", *known):
         raise UsageError(
             f"train.metric_for_best_model: {recipe.task} does not have the metric {train.metric_for_best_model}",
             f"use eval_loss, {', '.join(known)}",
             code="unknown_metric",
         )
-    if train.best_metric != "loss" and any(source.task not in (None, recipe.task) for source in recipe.data.train):
+    if train.compares_answers and any(source.task not in (None, recipe.task) for source in recipe.data.train):
         raise UsageError(
             f"train.metric_for_best_model: {train.best_metric} is of one task, and the recipe is a mixture",
             "use eval_loss",
             code="not_supported",
         )
-    if train.best_metric != "loss" and several.fsdp_config is not None:
+    if train.compares_answers and several.fsdp_config is not None:
         raise UsageError(
             f"train.metric_for_best_model {train.best_metric} needs generated answers, which FSDP does not support",
             "use eval_loss",

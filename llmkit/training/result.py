@@ -144,7 +144,7 @@ def write_report(run: Run, threshold: Threshold | None, folder: Path) -> None:
     if threshold is not None:
         metrics |= {"no_answer_threshold": threshold.value, "f1_with_no_answer_threshold": 100 * threshold.figure}
     (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    draw_losses(trainer.progress.log, folder / "loss.png", trainer.head.unit)
+    draw_losses(trainer.progress.log, folder / "loss.png", "example" if recipe.method else trainer.head.unit)
     ledgers = [list(describe(ledger, name)) for name, ledger in run.ledgers().items()]
     card = model_card(recipe, run.provenance, metrics, trainer.folder.name, ledgers)
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -183,7 +183,10 @@ def _metrics(trainer: Trainer) -> dict[str, Any]:
     """Measures of the complete run, including the time before it was resumed."""
     progress = trainer.progress
     last = {
-        key: value for entry in progress.log for key, value in entry.items() if key == "loss" or key.startswith("eval_")
+        key: value
+        for entry in progress.log
+        for key, value in entry.items()
+        if key == "loss" or key.startswith(("eval_", "rewards/"))
     }
     best = f"eval_{trainer.train.best_metric}"
     found: dict[str, Any] = {

@@ -266,7 +266,7 @@ def _validation_metrics(
     recipe: Recipe, task: Task, loaded: Loaded, parts: Mapping[str, Part], accelerator: Any
 ) -> Callable[[], dict[str, float]] | None:
     """The function that computes the task's metrics on the validation rows; None if evaluations compare the loss."""
-    if recipe.train.best_metric == "loss":
+    if not recipe.train.compares_answers:
         return None
     from accelerate.utils import gather_object
 

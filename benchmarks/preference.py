@@ -142,6 +142,8 @@ def of_trl(
     table = Dataset.from_list([_as_messages(row) for row in data])
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # as ORPOTrainer requires
+    if method["name"] == "orpo":
+        tokenizer.bos_token = None  # which ORPOTrainer would put in front of the template's text
     made = trainer(model=loaded, args=config(**options), train_dataset=table, processing_class=tokenizer, **given)
     with contextlib.redirect_stdout(io.StringIO()):  # its log
         made.train()

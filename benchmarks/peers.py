@@ -11,6 +11,16 @@ import sys
 import time
 from typing import Any
 
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
+    "{% endif %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{{ '\n' }}{% else %}{{ message['content'] + '<|im_end|>' + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""The chat template of the starter, with marks around what is learned."""
+
 
 class Watch:
     """Times ``train()`` alone, and keeps the losses that a trainer logs."""
@@ -20,14 +30,16 @@ class Watch:
 
         watch = self
         self.seconds, self._begun = 0.0, 0.0
+        self.cpu_seconds, self._cpu_begun = 0.0, 0.0
         self.losses: list[float] = []
 
         class Callback(TrainerCallback):
             def on_train_begin(self, *_: Any, **__: Any) -> None:
-                watch._begun = time.perf_counter()
+                watch._begun, watch._cpu_begun = time.perf_counter(), time.process_time()
 
             def on_train_end(self, *_: Any, **__: Any) -> None:
                 watch.seconds = time.perf_counter() - watch._begun
+                watch.cpu_seconds = time.process_time() - watch._cpu_begun
 
             def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:  # noqa: ARG002 - upstream names
                 logs = more["logs"]
@@ -57,6 +69,7 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
         "disable_tqdm": True,
         "seed": 42,
         **({"train_sampling_strategy": "sequential"} if job.get("in_order") else {}),
+        **({"train_sampling_strategy": job["strategy"]} if "strategy" in job else {}),
     }
 
 
@@ -74,11 +87,14 @@ def sft(job: dict[str, Any]) -> dict[str, Any]:
     if job.get("adapter"):
         model, lora = PeftModel.from_pretrained(model, job["adapter"], is_trainable=True), None
     watch = Watch()
+    options: dict[str, Any] = {"max_length": None, "gradient_checkpointing": False, "packing": False}
+    if "messages" in job["rows"][0]:  # TRL knows the template of the starter only as it is written here
+        tokenizer.chat_template, options["assistant_only_loss"] = CHATML, True
+    elif "prompt" in job["rows"][0]:
+        options["completion_only_loss"] = True
     trainer = SFTTrainer(
         model,
-        args=SFTConfig(
-            **arguments(job), max_length=None, completion_only_loss=True, gradient_checkpointing=False, packing=False
-        ),
+        args=SFTConfig(**arguments(job), **options),
         train_dataset=Dataset.from_list(job["rows"]),
         processing_class=tokenizer,
         peft_config=lora,
@@ -86,7 +102,12 @@ def sft(job: dict[str, Any]) -> dict[str, Any]:
     )
     lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
     trainer.train()
-    return {"losses": watch.losses, "seconds": watch.seconds, "tokens": sum(lengths)}
+    return {
+        "losses": watch.losses,
+        "seconds": watch.seconds,
+        "cpu_seconds": watch.cpu_seconds,
+        "tokens": sum(lengths),
+    }
 
 
 def seq2seq(job: dict[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,18 @@
 """Training: speed and memory against TRL, loss curves against three trainers, and runs that are killed.
 
-    python benchmarks/training.py speed SQUAD.json --peer PYTHON
+    python benchmarks/training.py speed DATA --peer PYTHON
     python benchmarks/training.py curves SQUAD.json --peer PYTHON
     python benchmarks/training.py kill
 
-``SQUAD.json`` is SQuAD's own training file. ``PYTHON`` is the interpreter of another environment, with the same torch,
+``SQUAD.json`` is SQuAD's own training file, and ``DATA`` a folder with SQuAD, SGD and Shakespeare as in
+``benchmarks/quality.py``. ``PYTHON`` is the interpreter of another environment, with the same torch,
 transformers and peft, and trl; without it one is made (``pip install``). Every side runs in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import random
 import resource
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import time
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +103,31 @@ def last_line(command: list[str]) -> dict[str, Any]:
 def worker(path: str) -> None:
     """Train by a recipe; losses, seconds and tokens of the updates, peak memory of the process."""
     from llmkit.config.recipe_file import load_recipe
+    from llmkit.training.loop import Trainer
     from llmkit.training.run import finetune
 
     recipe = load_recipe(path)
     measured: list[Any] = []
+    loop: Any = Trainer
+    train, cpu_seconds, peak = loop.run, 0.0, 0.0
+
+    def timed(trainer: Trainer) -> None:
+        nonlocal cpu_seconds, peak
+        begun = time.process_time()
+        train(trainer)
+        cpu_seconds = time.process_time() - begun
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # before the saved model is loaded again
+
+    loop.run = timed
     trainer = finetune(recipe, on_log=measured.append)
     print(
         json.dumps(
             {
                 "losses": [each.loss for each in measured],
                 "seconds": sum(each.seconds for each in measured),
+                "cpu_seconds": cpu_seconds,
                 "tokens": trainer.progress.tokens,
-                "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+                "peak_gib": peak,
             }
         )
     )
@@ -127,38 +143,87 @@ def train_section(folder: Path, **more: Any) -> dict[str, Any]:
     return {**usual, "eval_strategy": "no", **more}
 
 
-def speed(squad: Path, python: str, steps: int) -> None:
-    """The starter, LoRA r=8 all-linear, batch 8, computing in bfloat16; each side with its own order of rows."""
-    rows, model = rows_of(squad, 8 * steps), str(embedded("starter"))
-    print("| run | seconds | tokens/s | peak memory | tokens/s by TRL's | memory by TRL's |\n|---|---|---|---|---|---|")
-    results: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        data = write_rows(folder / "rows.jsonl", rows)
-        common = {"trainer": "sft", "model": model, "rows": rows, "batch_size": 8, "steps": steps, "bf16": True}
-        results["TRL, weights in float32"] = peer(python, folder, **common, learning_rate=2e-4, dtype="float32")
-        results["TRL, weights in bfloat16"] = peer(python, folder, **common, learning_rate=2e-4, dtype="bfloat16")
-        for packing in (False, True):
-            shutil.rmtree(folder / "ours", ignore_errors=True)
-            results[f"llmkit{', packed' if packing else ''}"] = ours(
-                folder,
-                {
-                    "task": "text-generation",
-                    "prompt": {"raw": True},
-                    "model": {"name_or_path": "starter", "device": "cpu"},
-                    "adapter": {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
-                    "data": {"train": str(data)},
-                    "train": train_section(folder, max_steps=steps, bf16=True, packing=packing, logging_steps=steps),
-                },
-            )
-    base = results["TRL, weights in float32"]
-    for label, one in results.items():
-        rate, against = one["tokens"] / one["seconds"], base["tokens"] / base["seconds"]
-        print(
-            f"| {label} | {one['seconds']:.1f} | {rate:.0f} | {one['peak_gib']:.2f} GiB "
-            f"| {rate / against:.2f} | {one['peak_gib'] / base['peak_gib']:.2f} |"
-        )
-    print(f"\n{base['tokens']} tokens for TRL, {results['llmkit']['tokens']} for llmkit, in {steps} updates of 8 rows")
+def short_rows(data: Path, count: int, _length: int) -> list[dict[str, Any]]:
+    return list(rows_of(data / "squad" / "train.json", count))
+
+
+def chat_rows(data: Path, count: int, length: int) -> list[dict[str, Any]]:
+    """The longest of some conversations that fit into a length in tokens, at four characters a token."""
+    with gzip.open(data / "sgd" / "train.jsonl.gz", "rt", encoding="utf-8") as file:
+        turns = [json.loads(line)["turns"] for line in islice(file, 1_000)]
+    role = {"USER": "user", "SYSTEM": "assistant"}
+    rows = [[{"role": role[turn["speaker"]], "content": turn["utterance"]} for turn in each] for each in turns]
+    size = {id(row): sum(len(each["content"]) + 20 for each in row) for row in rows}
+    fitting = sorted((row for row in rows if size[id(row)] < 4 * length), key=lambda row: size[id(row)])
+    chosen = fitting[-count:]
+    random.Random(0).shuffle(chosen)
+    return [{"messages": row[: len(row) // 2 * 2]} for row in chosen]
+
+
+def text_rows(data: Path, count: int, length: int) -> list[dict[str, Any]]:
+    """Pieces of plain text of about a length in tokens, at three characters a token."""
+    text = (data / "shakespeare" / "input.txt").read_text(encoding="utf-8")
+    return [{"text": text[start : start + 3 * length]} for start in range(0, 3 * length * count, 3 * length)]
+
+
+CASES: dict[str, tuple[Any, dict[str, Any], float]] = {
+    "short": (short_rows, {"task": "text-generation", "prompt": {"raw": True}}, 4),
+    "chat": (chat_rows, {"task": "dialogue"}, 1),
+    "text": (text_rows, {"task": "text-generation", "prompt": {"raw": True}}, 1),
+}
+"""Rows, the part of the recipe that they need, and updates for each of ``--steps``."""
+
+
+def speed(data: Path, python: str, steps: int, batch: int, length: int) -> None:
+    """The starter, LoRA r=8 all-linear, in bfloat16 where the processor has it; each side with its order of rows.
+
+    TRL has its best settings on a CPU: rows of similar length in a batch, and its default loss, without logits. Its
+    ``padding_free`` and ``packing`` need FlashAttention, and ``use_liger_kernel`` a GPU.
+    """
+    from llmkit.models.devices import has_bfloat16
+
+    half, model = has_bfloat16("cpu"), embedded("starter")
+    dtypes = ["float32", *["bfloat16"] * half]
+    print(f"computing in {dtypes[-1]}, batches of {batch}, long rows of up to {length} tokens; ratios to TRL's best\n")
+    print("| rows | run | tokens | seconds | CPU seconds | tokens/s | per CPU second | peak memory |", end="")
+    print(" tokens/s, ratio | per CPU second, ratio | memory, ratio |\n" + "|---" * 11 + "|")
+    for case, (make, section, share) in CASES.items():
+        rows = make(data, int(batch * steps * share), length)
+        updates = len(rows) // batch
+        results: dict[str, dict[str, Any]] = {}
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            common = {"trainer": "sft", "model": model, "rows": rows, "batch_size": batch, "steps": updates}
+            common |= {"bf16": half, "learning_rate": 2e-4, "strategy": "group_by_length"}
+            for dtype in dtypes:
+                results[f"TRL, weights in {dtype}"] = peer(python, folder, **common, dtype=dtype)
+            best = max(results.values(), key=lambda one: one["tokens"] / one["cpu_seconds"])
+            recipe = {
+                **section,
+                "model": {"name_or_path": "starter", "device": "cpu"},
+                "adapter": {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
+                "data": {"train": str(write_rows(folder / "rows.jsonl", rows))},
+                "train": train_section(
+                    folder, max_steps=updates, bf16=half, per_device_train_batch_size=batch, logging_steps=updates
+                ),
+            }
+            results["llmkit"] = ours(folder, recipe)
+        for label, one in results.items():
+            print(_line(case, label, one, best), flush=True)
+
+
+def _line(case: str, label: str, one: dict[str, Any], best: dict[str, Any]) -> str:
+    rates, others = ([each["tokens"] / each[key] for key in ("seconds", "cpu_seconds")] for each in (one, best))
+    figures = [
+        f"{one['tokens']}",
+        f"{one['seconds']:.1f}",
+        f"{one['cpu_seconds']:.1f}",
+        *[f"{rate:.1f}" for rate in rates],
+    ]
+    ratios = [rate / other for rate, other in zip(rates, others, strict=True)]
+    ratios.append(one["peak_gib"] / best["peak_gib"])
+    cells = [case, label, *figures, f"{one['peak_gib']:.2f} GiB", *[f"{ratio:.2f}" for ratio in ratios]]
+    return f"| {' | '.join(cells)} |"
 
 
 def curves(squad: Path, python: str, steps: int) -> None:
@@ -378,13 +443,15 @@ def main() -> None:
     parser.add_argument("path", nargs="?")
     parser.add_argument("--peer")
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=1024)
     given = parser.parse_args()
     if given.what == "worker":
         worker(given.path)
     elif given.what == "kill":
         kill(given.steps or 10)
     elif given.what == "speed":
-        speed(Path(given.path), peer_python(given.peer), given.steps or 15)
+        speed(Path(given.path), peer_python(given.peer), given.steps or 2, given.batch, given.length)
     else:
         curves(Path(given.path), peer_python(given.peer), given.steps or 30)
 

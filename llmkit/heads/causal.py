@@ -8,14 +8,13 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import UsageError
-from llmkit.heads.base import IGNORED, Encoded, Features, LossOn, encode_text, pad, refuse_not_finite
+from llmkit.heads.base import IGNORED, Encoded, Features, LossOn, encode_text, pad
 from llmkit.heads.batch import Batch, Line, fill, padded, shifted
 from llmkit.heads.chat_template import encode_chat, render_chat, render_reply, reply_frame
 from llmkit.heads.end_tokens import end_id, turn_ends
 from llmkit.heads.objective import Objective
 from llmkit.heads.reasoning import ReasoningFormat, reasoning_format
 from llmkit.heads.text_stream import TextStream
-from llmkit.heads.token_loss import TokenLoss
 from llmkit.heads.writing import WritingHead
 from llmkit.models.families.reasoning_marks import AROUND_ANSWERS
 from llmkit.tasks import Chat, Example, Head, Message, Prompt, Text
@@ -106,21 +105,12 @@ class CausalHead(WritingHead):
 
     def target_loss(self, loaded: Loaded, features: Features) -> tuple[float, int]:
         """See `WritingHead`. A text longer than the context is read in `windows`."""
-        import torch
-
         total, count = 0.0, 0
         for begin, end, fresh in windows(len(features.input_ids), loaded.context.tokens):
-            wanted = [place for place in range(fresh, end) if features.labels[place] != IGNORED]
-            if not wanted:
-                continue
-            ids = torch.tensor([features.input_ids[begin:end]], device=loaded.device)
-            with torch.no_grad():
-                logits = loaded.model(input_ids=ids, use_cache=False).logits[0]
-            logits = logits[logits.shape[0] - ids.shape[1] :]  # prompt tuning puts virtual tokens in front
-            refuse_not_finite(loaded, logits)
-            before = torch.tensor([place - 1 - begin for place in wanted], device=logits.device)
-            labels = torch.tensor([features.labels[place] for place in wanted], device=logits.device)
-            total, count = total + float(TokenLoss()(logits[before], labels)), count + len(wanted)
+            labels = [*[IGNORED] * (fresh - begin), *features.labels[fresh:end]]
+            if wanted := len(labels) - labels.count(IGNORED):
+                total += self.line_loss(loaded, {"input_ids": features.input_ids[begin:end], "labels": labels})
+                count += wanted
         return total, count
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.heads.batch import IGNORED, Batch, Line
 from llmkit.heads.embedding_noise import EmbeddingNoise
-from llmkit.heads.projection import CHUNK, LogitsLoss, Projection, find_projection, verified
+from llmkit.heads.projection import CHUNK, LogitsLoss, Projection, find_projection, log_all_logits, verified
 from llmkit.heads.token_loss import Distillation, TokenLoss
 from llmkit.log import warn
 
@@ -90,7 +90,10 @@ class Objective:
         if found is None or labels * found.width <= CHUNK:
             return self
         ids = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]], device=next(model.parameters()).device)
-        return replace(self, projection=verified(found, self.head.probe(ids), trained))
+        projection = verified(found, self.head.probe(ids), trained)
+        if projection is None:
+            log_all_logits(model, labels, f"{type(found.model).__name__} does more than project its hidden states")
+        return replace(self, projection=projection)
 
     def without_logits(self, model: Any) -> Objective:
         """The objective for counting the memory of everything but logits, if they are computed in chunks."""

@@ -18,15 +18,17 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from llmkit.files import in_units
 from llmkit.log import log
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CHUNK", "LogitsLoss", "Projection", "find_projection", "verified"]
+__all__ = ["CHUNK", "LogitsLoss", "Projection", "chunk_size", "find_projection", "log_all_logits", "verified"]
 
 CHUNK = 2**24
-"""Logits per chunk: 64 MiB in float32. Up to this number, all logits are computed at once."""
+"""Logits per chunk: 64 MiB in float32, and four times as much with their gradients. Up to this number, all logits are
+computed at once."""
 _TOLERANCE = 1e-3
 """Of the largest logit; half precision rounds differently for another number of rows."""
 
@@ -52,7 +54,7 @@ class Projection:
 
     def serves(self, labels: torch.Tensor) -> bool:
         """Whether the logits for these labels are more than one chunk."""
-        return labels.numel() * self.width > CHUNK
+        return self.body is None or labels.numel() * self.width > CHUNK
 
     def run(self, model: Any, inputs: dict[str, Any]) -> tuple[Any, torch.Tensor]:
         """The output of a forward pass without logits, and the hidden states ``[batch, sequence, width]``.
@@ -104,7 +106,7 @@ class Projection:
         """
         import torch
 
-        size = max(1, CHUNK // self.width)
+        size = max(1, chunk_size(hidden.device.type, trained=bool(self.trained)) // self.width)
         parts = [slice(start, start + size) for start in range(0, len(hidden), size)]
 
         def part_loss(part: torch.Tensor, where: slice) -> torch.Tensor:
@@ -114,6 +116,16 @@ class Projection:
             return sum((part_loss(hidden[where], where) for where in parts), hidden.new_zeros((), dtype=torch.float32))
         total: torch.Tensor = _chunked()(part_loss, parts, hidden, *self.trained)
         return total
+
+
+def chunk_size(device: str, *, trained: bool) -> int:
+    """Logits per chunk. Smaller ones save memory, and cost time on GPUs, and for the gradients of output layers.
+
+    Args:
+        device: its type.
+        trained: whether the projection has parameters that are trained.
+    """
+    return CHUNK if trained or device != "cpu" else CHUNK // 4
 
 
 @contextmanager
@@ -173,6 +185,14 @@ def find_projection(base: Any) -> Projection | None:
     if weight is None:
         return None
     return Projection(base, int(getattr(layer, "out_features", weight.shape[0])))
+
+
+def log_all_logits(model: Any, labels: int, reason: str) -> None:
+    """Log that the logits of a batch with this number of labels exist at once, if they are many."""
+    found = find_projection(model)
+    if found is not None and labels * found.width > CHUNK:
+        size = in_units(labels * found.width * 4)
+        log.info("all logits of a batch exist at once, up to %s and their gradients: %s", size, reason)
 
 
 def verified(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import CheckpointError, InputError, UsageError
-from llmkit.heads.base import IGNORED, Encoded, Features, LossOn, encode_text, pad, refuse_not_finite
+from llmkit.heads.base import IGNORED, Encoded, Features, LossOn, encode_text, pad
 from llmkit.heads.batch import Batch, Line, fill, padded
 from llmkit.heads.chat_template import encode_chat
 from llmkit.heads.end_tokens import end_id, turn_ends
@@ -149,19 +149,13 @@ class Seq2SeqHead(WritingHead):
         return output, output.logits
 
     def target_loss(self, loaded: Loaded, features: Features) -> tuple[float, int]:
-        import torch
-
         limit, length = loaded.context.tokens, len(features.input_ids)
         if limit is not None and loaded.context.hard and length > limit:
             raise InputError(
                 f"it has {length} tokens, and the model's context is {limit}", "shorten it", code="context_overflow"
             )
-        parts = (features.input_ids, features.decoder_input_ids, features.labels)
-        ids, written, labels = (torch.tensor([part], device=loaded.device) for part in parts)
-        with torch.no_grad():
-            logits = loaded.model(input_ids=ids, decoder_input_ids=written, use_cache=False).logits
-        refuse_not_finite(loaded, logits)
-        return float(TokenLoss()(logits, labels.to(logits.device))), int((labels != IGNORED).sum())
+        count = len(features.labels) - features.labels.count(IGNORED)
+        return self.line_loss(loaded, asdict(features)), count
 
     def probe(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         return super().probe(ids) | {"decoder_input_ids": ids}

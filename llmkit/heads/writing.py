@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from llmkit.heads.base import BaseHead, Encoded, Features
+from llmkit.heads.base import BaseHead, Encoded, Features, refuse_not_finite
 from llmkit.heads.end_tokens import text_ends
+from llmkit.heads.objective import Objective
 from llmkit.models.generation import vocabulary_rows
 
 if TYPE_CHECKING:
     import torch
 
-    from llmkit.heads.batch import Batch
-    from llmkit.heads.objective import Objective
+    from llmkit.heads.batch import Batch, Line
     from llmkit.models.load import Loaded
 
 __all__ = ["WritingHead"]
@@ -42,12 +42,25 @@ class WritingHead(BaseHead, Protocol):
         They are logits or, with a projection for this batch (`Objective.projection_for`), hidden states.
         """
 
+    def line_loss(self, loaded: Loaded, line: Line) -> float:
+        """The summed loss in nats of the labels of one example that fits into the context."""
+        import torch
+
+        batch = self.batch([line], pad_id=self.pad_id(loaded), masked=False)
+        objective = Objective.of(loaded.model, self).for_evaluation()
+        objective = objective.in_chunks(loaded.model, batch.labels.numel(), ())
+        with torch.no_grad():
+            loss = objective.loss_sum(loaded.model, batch, loaded.device)
+        refuse_not_finite(loaded, -loss[None])  # infinite for a token that the model never generates
+        return float(loss)
+
     def next_logits(self, loaded: Loaded, encoded: Encoded) -> torch.Tensor:
         """Logits ``[vocabulary]`` of the first token after a prompt."""
         import torch
 
+        last: dict[str, Any] = {"logits_to_keep": 1} if Objective.of(loaded.model, self).keeps else {}
         with torch.inference_mode():
-            output: Any = loaded.model(**self.collate(loaded, [encoded]))
+            output: Any = loaded.model(**self.collate(loaded, [encoded]), **last)
         logits: torch.Tensor = output.logits[0, -1]
         return logits
 

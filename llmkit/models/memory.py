@@ -5,15 +5,20 @@ Activations and the KV cache depend on the input and are not checked here.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import os
 import re
+import sys
 from pathlib import Path
 
 from llmkit.errors import NotEnoughMemoryError
 from llmkit.files import in_units
 
-__all__ = ["available_memory", "check_fits", "is_out_of_memory", "peak_memory"]
+__all__ = ["available_memory", "check_fits", "is_out_of_memory", "peak_memory", "return_freed_tensors"]
 
+_M_MMAP_THRESHOLD = -3
+"""In malloc.h."""
 _WANT = re.compile(
     r"(?i)(can't|cannot|could not|unable to|failed to) (allocate|mmap)|out of memory|not enough memory|bad_alloc"
     r"|alloc_failed|\(os error 12\)"
@@ -70,10 +75,23 @@ def check_fits(needed: int, device: str, name: str) -> None:
         )
 
 
+def return_freed_tensors() -> None:
+    """Make glibc return the memory of freed tensors to the system at once.
+
+    By default it keeps blocks of up to 32 MiB, in which tensors of other sizes leave gaps: training with activation
+    checkpointing then takes several times the memory of its tensors. Here, tensors of 2 MiB and more get mappings of
+    their own, which the system clears each time. Updates take a fifth longer, and half as long again without the huge
+    pages that PyTorch requests if the variable is set before its first tensor.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        mallopt(_M_MMAP_THRESHOLD, 2 * 2**20)
+
+
 def peak_memory(device: str) -> int:
     """Peak memory of this process in bytes: tensors on a GPU, or otherwise the resident set."""
     import resource
-    import sys
 
     if device == "cuda":
         import torch

@@ -1,15 +1,18 @@
-"""Memory of the activations that a forward pass keeps for the backward pass, without computing anything.
+"""Memory of the activations of an update, without computing anything.
 
-The model runs on PyTorch's fake tensors, which have shapes but no values, and the sizes of what autograd saves are
-added up. This is exact for any architecture and adapter, except for GPU kernels that save other tensors than CPU ones.
-Does not include what backward passes and optimizers need.
+Forward and backward pass of the model run on PyTorch's fake tensors, which have shapes but no values, and the sizes of
+all tensors alive at a time are added up. This is exact for any architecture and adapter, also with activation
+checkpointing, except for GPU kernels that keep other tensors than CPU ones and for buffers inside of kernels. Does not
+include what optimizers need.
 """
 
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmkit.heads.batch import Batch
@@ -19,11 +22,21 @@ from llmkit.log import log
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["activation_bytes", "failure_of", "unreached"]
+__all__ = ["ActivationBytes", "activation_bytes", "failure_of", "unreached"]
 
 
-def activation_bytes(model: Any, objective: Objective, batch: Batch, *, half: bool) -> int | None:
-    """Bytes kept by autograd for the loss of a micro-batch, without weights.
+@dataclass
+class ActivationBytes:
+    """Bytes of the tensors of an update beside weights and gradients."""
+
+    saved: int = 0
+    """Those that the forward pass keeps for the backward pass."""
+    peak: int = 0
+    """The maximum during both passes."""
+
+
+def activation_bytes(model: Any, objective: Objective, batch: Batch, *, half: bool) -> ActivationBytes | None:
+    """Memory of the loss of a micro-batch and its gradients.
 
     Args:
         model: on the meta device, with ``requires_grad`` set on the parameters to train.
@@ -33,36 +46,72 @@ def activation_bytes(model: Any, objective: Objective, batch: Batch, *, half: bo
         None if the forward pass depends on values, as in some mixtures of experts.
     """
     import torch
-    from torch.multiprocessing.reductions import StorageWeakRef
 
-    saved: dict[int, torch.UntypedStorage] = {}
+    with _fake(model, half=half) as (parameters, run):
+        for each in parameters.values():
+            if each.requires_grad:  # gradients are counted apart
+                each.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+        found = ActivationBytes()
 
-    def storage_id(tensor: torch.Tensor) -> int:
-        return int(StorageWeakRef(tensor.untyped_storage()).cdata)
+        def update() -> None:
+            with _live_bytes(model) as live:
+                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    loss = objective.loss_sum(model, batch, "cpu")
+                found.saved = live.bytes
+                loss.backward()
+            found.peak = live.peak
 
-    def record(tensor: torch.Tensor) -> torch.Tensor:
-        saved[storage_id(tensor)] = tensor.untyped_storage()  # kept alive, so that its id is not reused
-        return tensor
-
-    with _fake(model, half=half) as (parameters, forward):
         try:
-            with (
-                torch.autocast("cpu", torch.bfloat16, enabled=half),
-                torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor),
-            ):
-                objective.loss_sum(forward, batch, "cpu")
+            run(update)
         except Exception as error:  # noqa: BLE001 - whatever an architecture raises when it needs a value
             log.debug("the activations of %s cannot be counted: %r", type(model).__name__, error)
             return None
-        weights = set(map(storage_id, parameters.values()))
-    return sum(each.nbytes() for key, each in saved.items() if key not in weights)
+    return found
+
+
+@dataclass
+class _Live:
+    bytes: int = 0
+    peak: int = 0
+
+
+@contextmanager
+def _live_bytes(model: Any) -> Iterator[_Live]:
+    """Count the bytes of all tensors that operations create while they are alive; a model's own are there already."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    live = _Live()
+    known = weakref.WeakSet[Any](each.untyped_storage() for each in (*model.parameters(), *model.buffers()))
+
+    def add(storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        known.add(storage)
+        live.bytes += size
+        live.peak = max(live.peak, live.bytes)
+        weakref.finalize(storage, free, size)
+
+    def free(size: int) -> None:
+        live.bytes -= size
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            output = func(*args, **(kwargs or {}))
+            for each in tree_leaves(output):
+                if isinstance(each, torch.Tensor) and (storage := each.untyped_storage()) not in known:
+                    add(storage)
+            return output
+
+    with Count():  # type: ignore[no-untyped-call]
+        yield live
 
 
 def failure_of(model: Any, objective: Objective, batch: Batch) -> Exception | None:
     """The exception of a forward pass, if any; also if the class needs values, which are missing."""
-    with _fake(model, half=False) as (_, forward):
+    with _fake(model, half=False) as (_, run):
         try:
-            objective.loss_sum(forward, batch, "cpu")
+            run(lambda: objective.loss_sum(model, batch, "cpu"))
         except Exception as error:  # noqa: BLE001 - whatever an architecture raises
             return error
     return None
@@ -70,9 +119,9 @@ def failure_of(model: Any, objective: Objective, batch: Batch) -> Exception | No
 
 def unreached(model: Any, objective: Objective, batch: Batch) -> list[str]:
     """Names of trained tensors without gradient from the loss of a batch; empty if the class needs values."""
-    with _fake(model, half=False) as (parameters, forward):
+    with _fake(model, half=False) as (parameters, run):
         try:
-            objective.loss_sum(forward, batch, "cpu").backward()
+            run(lambda: objective.loss_sum(model, batch, "cpu").backward())
         except Exception as error:  # noqa: BLE001 - whatever an architecture raises
             log.debug("the gradients of %s cannot be checked: %r", type(model).__name__, error)
             return []
@@ -80,8 +129,8 @@ def unreached(model: Any, objective: Objective, batch: Batch) -> list[str]:
 
 
 @contextmanager
-def _fake(model: Any, *, half: bool) -> Iterator[tuple[dict[str, torch.Tensor], Callable[..., Any]]]:
-    """The parameters of a model without values, and its forward pass on them."""
+def _fake(model: Any, *, half: bool) -> Iterator[tuple[dict[str, torch.Tensor], Callable[[Callable[[], Any]], Any]]]:
+    """The parameters of a model without values, and a function that calls another one while the model has them."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -89,11 +138,10 @@ def _fake(model: Any, *, half: bool) -> Iterator[tuple[dict[str, torch.Tensor], 
     with FakeTensorMode(allow_non_fake_inputs=True), _quiet_torch():  # the batch has values
         parameters = {name: _empty(each, half) for name, each in model.named_parameters()}
         buffers = {name: _empty(each, half=False) for name, each in model.named_buffers()}
-
-        def forward(**inputs: Any) -> Any:
-            return torch.func.functional_call(model, parameters | buffers, (), inputs)
-
-        yield parameters, forward
+        holder: Any = torch.nn.Module()  # its call includes the backward pass, in which checkpointed layers run again
+        holder.model, holder.forward = model, lambda call: call()
+        given = {f"model.{name}": each for name, each in (parameters | buffers).items()}
+        yield parameters, lambda call: torch.func.functional_call(holder, given, (call,))
 
 
 @contextmanager

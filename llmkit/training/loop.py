@@ -23,6 +23,7 @@ from llmkit.files import disk_errors
 from llmkit.heads.base import IGNORED, BaseHead
 from llmkit.heads.batch import Batch
 from llmkit.heads.preference import make_objective, means
+from llmkit.heads.projection import log_all_logits
 from llmkit.heads.token_loss import Distillation, make_token_loss
 from llmkit.log import log, warn
 from llmkit.models.memory import peak_memory
@@ -124,6 +125,9 @@ class Trainer:
         with self.accelerator.autocast():
             if not self.sharded and self.model is self.plain_model:
                 self.objective = self.objective.in_chunks(self.model, self._most_labels(), list(self.trained.values()))
+            elif self.head.writes:
+                reason = "accelerate.fsdp_config" if self.sharded else "train.torch_compile"
+                log_all_logits(self.plain_model, self._most_labels(), f"{reason} does not compute them in chunks")
             if self.teacher is not None:
                 self.objective = self.objective.with_teacher(*self.teacher, self._most_labels())
         self.processes = (

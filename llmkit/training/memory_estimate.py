@@ -1,8 +1,8 @@
 """An estimate of what a training run needs: parameters, memory, updates.
 
-Weights, gradients, optimizer states and the activations of a forward pass are counted. Activations that cannot be
-counted are estimated after Korthikanti et al. (2022, equation 2 without the attention scores, which fused kernels do
-not keep). Logits are counted for label tokens, or for one chunk of them (`llmkit.heads.projection`).
+Weights, gradients, optimizer states and the activations of a forward and a backward pass are counted. Activations that
+cannot be counted are estimated after Korthikanti et al. (2022, equation 2 without the attention scores, which fused
+kernels do not keep). Logits are counted for label tokens, or for one chunk of them (`llmkit.heads.projection`).
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from typing import Any
 from llmkit.heads import head_of
 from llmkit.heads.objective import Objective
 from llmkit.heads.preference import make_objective
-from llmkit.heads.projection import CHUNK
+from llmkit.heads.projection import CHUNK, chunk_size
 from llmkit.heads.token_loss import make_token_loss
 from llmkit.models.memory import available_memory
-from llmkit.training.activation_memory import activation_bytes
+from llmkit.training.activation_memory import ActivationBytes, activation_bytes
 from llmkit.training.optimizer_check import state_bytes
 from llmkit.training.prepare import Preparation
 
 __all__ = ["Plan", "make_plan"]
 
-_FP32 = 4
-_LOGITS = 2 * _FP32
-"""Bytes per logit: itself and its gradient."""
+_FP32, _HALF = 4, 2
+_LOGITS = 4 * _FP32
+"""Bytes per logit: itself, its log probability and their gradients; in half precision, its first value too."""
 _DISTILLED, _MIXED = 6 * _FP32, 10 * _FP32
 """Bytes per logit in addition, with a teacher: its logits, log-probabilities and divergences; with a mixture, more."""
 _DTYPES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 _BYTES_PER_TOKEN_AND_WIDTH = 34
 """Activations of one layer, in half precision."""
 _CHECKPOINTED = 2
-"""The same with activation checkpointing, which keeps only the inputs of layers."""
+"""The same with activation checkpointing, which keeps only the inputs of layers but for one."""
 _CPU_FRAGMENTATION = 1.5
-"""Factor for activations on a CPU, where glibc leaves gaps between aligned blocks. With it, the estimates for the
-adapters in ``benchmarks/quality`` are 1 to 6 % below their actual memory."""
+"""Factor for activations on a CPU without activation checkpointing, where glibc leaves gaps between aligned blocks.
+With it, the estimates for the adapters in ``benchmarks/quality`` are 1 to 6 % below their actual memory."""
 _QUANTIZED = {"8bit": 1.0, "4bit": 0.55}
 """Bytes per parameter, including scales."""
 
@@ -76,16 +76,24 @@ def make_plan(ready: Preparation) -> Plan:
     targets = max(part.examples["targets"][:], default=0) * recipe.train.per_device_train_batch_size
     whole = recipe.train.torch_compile or recipe.accelerate.fsdp_config is not None
     objective = make_objective(ready.model, head_of(ready.loaded.head), make_token_loss(recipe.train), recipe.method)
-    objective = objective if whole else objective.without_logits(ready.model)
-    logits = targets * vocabulary if objective.projection is None else min(targets * vocabulary, CHUNK)
+    objective = objective.without_logits(ready.model)
+    logits = targets * vocabulary if part.examples["labels"][0] else 0
+    if objective.projection is not None and not whole and logits > CHUNK:
+        output = ready.model.get_output_embeddings()
+        trained = any(each.requires_grad for each in output.parameters())
+        logits = chunk_size(device, trained=trained)
+    logits_bytes = logits * (_LOGITS + half * _HALF)
+    activations = _activations(ready, objective, half=half)
+    gaps = _CPU_FRAGMENTATION if device == "cpu" and not recipe.train.activation_checkpointing else 1
     return Plan(
         parameters=total,
         trainable=trainable,
         weights=int((total - trainable) * frozen_bytes + trainable * _FP32),
         gradients=trainable * _FP32,
         optimizer=int(trainable * state_bytes(ready.model, recipe.train, ready.updates, device)),
-        activations=int(_activations(ready, objective, half=half) * (_CPU_FRAGMENTATION if device == "cpu" else 1)),
-        logits=logits * _LOGITS if part.examples["labels"][0] else 0,
+        # The peak is at the loss, with all that the backward pass needs, or in the backward pass.
+        activations=int(max(activations.saved, activations.peak - logits_bytes) * gaps),
+        logits=logits_bytes,
         teacher=0 if ready.teacher is None else _teacher_bytes(ready, logits, half=half),
         available=available_memory(device),
         updates=ready.updates,
@@ -101,20 +109,20 @@ def _teacher_bytes(ready: Preparation, logits: int, *, half: bool) -> int:
     return int(count * size) + logits * (_MIXED if 0 < section.beta < 1 else _DISTILLED)
 
 
-def _activations(ready: Preparation, objective: Objective, *, half: bool) -> int:
+def _activations(ready: Preparation, objective: Objective, *, half: bool) -> ActivationBytes:
     """Activations for a micro-batch of the longest examples."""
     train, part, loaded, model = ready.recipe.train, ready.examples.train, ready.loaded, ready.model
     lengths = part.examples["length"][:]
     longest = heapq.nlargest(train.per_device_train_batch_size, range(len(lengths)), key=lengths.__getitem__)
-    per_token = _CHECKPOINTED
-    if not train.activation_checkpointing:
-        lines = [part.examples[index] for index in longest]
-        batch = objective.batch(lines, pad_id=loaded.tokenizer.pad_token_id or 0, masked=False)
-        if (saved := activation_bytes(model, objective, batch, half=half)) is not None:
-            return saved
-        per_token = _BYTES_PER_TOKEN_AND_WIDTH
+    lines = [part.examples[index] for index in longest]
+    batch = objective.batch(lines, pad_id=loaded.tokenizer.pad_token_id or 0, masked=False)
+    if (counted := activation_bytes(model, objective, batch, half=half)) is not None:
+        return counted
     config = loaded.model.config.get_text_config()
     layers = int(getattr(config, "num_hidden_layers", 0)) + int(getattr(config, "decoder_layers", 0) or 0)
     tokens = len(longest) * max(lengths)  # padding included
-    size: int = tokens * int(getattr(config, "hidden_size", 0)) * layers * per_token
-    return size if half else 2 * size
+    layer = tokens * int(getattr(config, "hidden_size", 0)) * (1 if half else 2)
+    if train.activation_checkpointing:
+        saved = layer * layers * _CHECKPOINTED
+        return ActivationBytes(saved, saved + layer * _BYTES_PER_TOKEN_AND_WIDTH)
+    return ActivationBytes(*[layer * layers * _BYTES_PER_TOKEN_AND_WIDTH] * 2)

@@ -31,7 +31,7 @@ from llmkit.inference.tuned_config import recipe_prompt
 from llmkit.log import log
 from llmkit.models.devices import pick_device
 from llmkit.models.load import Loaded
-from llmkit.models.memory import is_out_of_memory
+from llmkit.models.memory import is_out_of_memory, return_freed_tensors
 from llmkit.models.processes import Worker, join_process_group
 from llmkit.progress import activity
 from llmkit.tasks import Task
@@ -88,6 +88,8 @@ def finetune(
     Raises:
         UsageError: the recipe is inconsistent with the model or the data.
     """
+    if recipe.train.activation_checkpointing:
+        return_freed_tensors()
     with offline(getattr(recipe.model, "offline", False)):
         return _train(with_contents(recipe, open_task(recipe)), resume, on_log, should_stop, text)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,12 @@ REPLIES = {
 END = "<|end|>"
 
 
-def save_tool_model(folder: Path, template: str, reply: str) -> Path:
+def save_tool_model(folder: Path, template: str, reply: str, fields: Mapping[str, Any] | None = None) -> Path:
     """A model that answers the question with a call, and its result with a text."""
     tokenizer: Any = tiny.train_tokenizer("Qwen2Tokenizer", folder)
     tokenizer.add_special_tokens({"additional_special_tokens": [END, "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[INST]"]})
     tokenizer.eos_token, tokenizer.chat_template = END, template.replace("<|im_end|>", END).replace("</s>", END)
-    called = {"role": "assistant", "content": "嗯。", "tool_calls": [CALL]}
+    called = {"role": "assistant", "content": "嗯。", "tool_calls": [CALL], **(fields or {})}
     result = {"role": "tool", "content": "晴", "tool_call_id": "call00001", "name": "get_weather"}
     prompts = [
         tokenizer.apply_chat_template(messages, tools=[TOOL], add_generation_prompt=True)["input_ids"]

@@ -15,9 +15,18 @@ from typing import Any
 
 from llmkit.errors import InputError
 from llmkit.tasks import Message
-from llmkit.tasks.messages import REASONING_KEYS, as_row, is_instruction, joined, to_tool_calls
+from llmkit.tasks.messages import (
+    REASONING_KEYS,
+    as_row,
+    is_instruction,
+    joined,
+    part_type,
+    plain_text,
+    reasoning_in,
+    to_tool_calls,
+)
 
-__all__ = ["as_flag", "is_empty", "plain_text", "read_turns", "turn_columns", "turn_tools", "unused_in_turns"]
+__all__ = ["as_flag", "is_empty", "read_turns", "turn_columns", "turn_tools", "unused_in_turns"]
 
 _CALLS = "calls"
 """The role of ShareGPT's turns that are the tool calls of the assistant."""
@@ -39,7 +48,6 @@ _LEARN_WORDS = frozenset(("weight", "train", "trained", "trainable", "training",
 _UNCLEAR_WORDS = frozenset(("mask", "masked"))
 """Ambiguous flags: programs differ in whether true means that a turn is learned."""
 _CALL_KEYS = ("tool_calls", "function_call")
-_REASONING_PARTS = ("thinking", "reasoning")
 
 
 @dataclass(frozen=True)
@@ -92,29 +100,6 @@ def _role(turn: Mapping[str, Any], key: str | None) -> str | None:
     return None if key is None else _ROLES.get(str(turn[key]).strip().lower())
 
 
-def plain_text(value: Any) -> str | None:
-    """A text, also from a list of text parts as in OpenAI's format; None for anything else, such as an image.
-
-    Parts with reasoning are left out (`_reasoning`).
-    """
-    if isinstance(value, list) and value:
-        parts = [
-            part.get("text") if _part_type(part) == "text" else None
-            for part in value
-            if _part_type(part) not in _REASONING_PARTS
-        ]
-        return "".join(map(str, parts)) if all(isinstance(part, str) for part in parts) else None
-    return value if isinstance(value, str) else None
-
-
-def _part_type(part: Any) -> str:
-    """The type of a part of a message: ``text``, an image, a tool call, reasoning."""
-    if not isinstance(part, Mapping):
-        return type(part).__name__
-    kind = str(part.get("type") or next((name for name, value in part.items() if not is_empty(value)), "text"))
-    return "text" if kind in ("text", "input_text", "output_text") else kind
-
-
 def _is_pair(turn: Mapping[str, Any]) -> bool:
     """Whether a turn holds a user's text and the reply under the names of their roles (Firefly)."""
     return {_ROLES.get(str(key).lower()) for key in turn} >= {"user", "assistant"}
@@ -161,11 +146,7 @@ def _message(role: str, turn: _Turn) -> Message:
 def _reasoning(turn: Mapping[str, Any]) -> str:
     """The reasoning of a reply, in a field or in parts of its content."""
     found = [turn[key] for key in REASONING_KEYS if isinstance(turn.get(key), str) and turn[key]][:1]
-    for key in _TEXT_KEYS:
-        for part in turn[key] if isinstance(turn.get(key), list) else ():
-            if (kind := _part_type(part)) in _REASONING_PARTS:
-                found += [text for name in (kind, "text") if isinstance(text := part.get(name), str)]
-    return "\n".join(found)
+    return "\n".join((*found, *filter(None, (reasoning_in(turn.get(key)) for key in _TEXT_KEYS))))
 
 
 def _named(messages: Sequence[Message]) -> Iterator[Message]:
@@ -218,7 +199,7 @@ def _divided(turn: Any, number: int) -> Iterator[_Turn]:
 def _other_part(turn: Mapping[str, Any]) -> str | None:
     """The type of the first part of a turn that is not text."""
     parts = next((value for key in _TEXT_KEYS if isinstance(value := turn.get(key), list)), [])
-    return next((kind for part in parts if (kind := _part_type(part)) != "text"), None)
+    return next((kind for part in parts if (kind := part_type(part)) != "text"), None)
 
 
 def _is_learned(turn: Mapping[str, Any]) -> bool | None:

@@ -32,6 +32,7 @@ __all__ = [
     "render_chat",
     "render_reply",
     "reply_frame",
+    "takes_reasoning",
     "takes_tools",
     "template_of",
     "thinking_switch",
@@ -202,6 +203,16 @@ def takes_tools(tokenizer: Any) -> bool:
     chat = Chat((Message("user", "?"),), tools=({"type": "function", "function": {"name": "?"}},))
     try:
         find_form(tokenizer, template_of(tokenizer, tools=True), chat, prompt=True)
+    except LlmkitError:  # rendering the conversation reports other errors
+        return False
+    return True
+
+
+def takes_reasoning(tokenizer: Any) -> bool:
+    """Whether the template renders the reasoning of a reply apart from its text."""
+    chat = Chat((Message("user", "?"), Message("assistant", "?", reasoning="?")))
+    try:
+        find_form(tokenizer, template_of(tokenizer), chat, prompt=False)
     except LlmkitError:  # rendering the conversation reports other errors
         return False
     return True

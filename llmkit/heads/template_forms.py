@@ -31,8 +31,9 @@ characters is noticed."""
 PLAIN = f"continue plain text: {command_line('generate', raw=True)}"
 CORRECT = f"correct the template in the model's folder, or {PLAIN}"
 _ANOTHER = "set tokenizer.chat_template to a template that takes"
-_REASONING = ("reasoning_content", "thinking", "reasoning")
-"""The names under which templates read reasoning."""
+_PART = "part"
+_REASONING = ("reasoning_content", "thinking", "reasoning", _PART)
+"""The names under which templates read reasoning; `_PART`: in a part of the content, as Magistral's does."""
 _INSTRUCTIONS = ("system", "developer")
 
 
@@ -79,13 +80,16 @@ class Form:
     def _turn(self, message: Message) -> dict[str, Any]:
         role = "system" if message.role == "developer" and not self.developer else message.role
         turn: dict[str, Any] = {"role": role, "content": self._content(message)}
-        if message.reasoning:
+        if message.reasoning and self.reasoning != _PART:
             turn[self.reasoning] = message.reasoning
         if message.tool_calls:
             turn["tool_calls"] = [self._call(call) for call in message.tool_calls]
         return turn | {key: value for key in ("tool_call_id", "name") if (value := getattr(message, key))}
 
     def _content(self, message: Message) -> Any:
+        if message.reasoning and self.reasoning == _PART:
+            text = [{"type": "text", "text": message.content}] if message.content else []
+            return [{"type": "thinking", "thinking": message.reasoning}, *text]
         if self.null_content and not message.content:
             return None
         return [{"type": "text", "text": message.content}] if self.parts else message.content
@@ -316,7 +320,7 @@ def _lower(texts: Sequence[str]) -> list[str]:
 
 def _markers(text: str) -> set[str]:
     """The lower-cased markers in a text, other than in the repr of a list of parts."""
-    return set(re.findall(r"(?<!['\"]text['\"]: ['\"])qx\w+?zq", text.lower()))
+    return set(re.findall(r"(?<!['\"]text['\"]: ['\"])(?<!['\"]thinking['\"]: ['\"])qx\w+?zq", text.lower()))
 
 
 def _dropped(part: str) -> InputError:

@@ -68,6 +68,10 @@ class CallSplitter:
         self.calls = tuple(self._call(call, self._number + place) for place, call in enumerate(calls, start=1))
         return text.lstrip() if calls and not before.strip() else text
 
+    def count_in(self, text: str) -> int:
+        """The number of calls in a text that is not the reply, such as its reasoning."""
+        return len(self._form.parse(text, list(self._parameters))[1])
+
     def _call(self, call: Call, number: int) -> ToolCall:
         arguments = call.arguments
         if not self._form.typed:

@@ -266,7 +266,9 @@ class Conversation:
             content = f"{reader.prompt_options.prefill}{raw.text}"
             if raw.tool_calls:  # white space in front of a call is part of its form
                 content = content.strip()
-            reply = Message("assistant", content, tool_calls=raw.tool_calls)
+            # The model goes on from the reasoning that led to a call.
+            kept = raw.reasoning if raw.tool_calls and pipeline.traits.takes_reasoning else ""
+            reply = Message("assistant", content, reasoning=kept, tool_calls=raw.tool_calls)
             self.messages = [*messages, reply]
             self._interrupted = raw.finish_reason == "interrupted"
             self._forgotten = forgotten

@@ -363,12 +363,9 @@ class Pipeline:
         """An output with the notes collected for it, and the reason if it is incomplete."""
         notes = (*reader.notes, *self._ending(output, cut, runaways))
         if broken_calls:
-            calls = "a tool call" if broken_calls == 1 else f"{broken_calls} tool calls"
-            notes += (
-                Note(
-                    "tool_calls_broken", f"{calls} cannot be parsed, and stay in the text; try again, or another model"
-                ),
-            )
+            calls = "a tool call is" if broken_calls == 1 else f"{broken_calls} tool calls are"
+            text = f"{calls} not parsed: broken, or part of the reasoning; try again, or another model"
+            notes += (Note("tool_calls_broken", text),)
         return replace(output, notes=notes)
 
     def _ending(self, output: Output, cut: int, runaways: int) -> Iterator[Note]:

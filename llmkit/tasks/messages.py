@@ -17,10 +17,14 @@ from llmkit.tasks.types import Message, ToolCall
 
 __all__ = [
     "REASONING_KEYS",
+    "REASONING_PARTS",
     "as_row",
     "call_text",
     "is_instruction",
     "joined",
+    "part_type",
+    "plain_text",
+    "reasoning_in",
     "replies",
     "shortened",
     "to_messages",
@@ -31,12 +35,15 @@ __all__ = [
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 """The usual names of reasoning in a message."""
+REASONING_PARTS = ("thinking", "reasoning")
+"""The types of parts with reasoning in a message's content, as those of Magistral."""
 
 
 def to_messages(value: object) -> tuple[Message, ...]:
     """Messages from a list of ``{"role": …, "content": …}``; `InputError` names the one that is wrong.
 
-    Further keys: ``weight``, ``reasoning_content``, ``tool_calls``, ``tool_call_id`` and ``name``.
+    Further keys: ``weight``, ``reasoning_content``, ``tool_calls``, ``tool_call_id`` and ``name``. The content may be
+    a list of parts with text and reasoning.
     """
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise InputError("messages are not a list", 'give [{"role": "user", "content": "…"}]')
@@ -46,8 +53,13 @@ def to_messages(value: object) -> tuple[Message, ...]:
 def _message(item: Any, number: int) -> Message:
     row = as_row(item) if isinstance(item, Message) else item if isinstance(item, Mapping) else {}
     calls = row.get("tool_calls")
-    content = row.get("content") if row.get("content") is not None or not calls else ""
-    if row.get("role") not in _ROLES or not isinstance(content, str):
+    content = "" if row.get("content") is None and calls else plain_text(row.get("content"))
+    if content is None and isinstance(parts := row.get("content"), list | tuple) and parts:
+        other = next(kind for part in parts if (kind := part_type(part)) not in ("text", *REASONING_PARTS))
+        raise InputError(
+            f"message {number} has a part that is not text ({other})", 'write {"type": "text", "text": "…"}'
+        )
+    if row.get("role") not in _ROLES or content is None:
         raise InputError(
             f"message {number} is not a role and a content",
             f'write {{"role": "user", "content": "…"}}; roles: {", ".join(_ROLES)}',
@@ -56,7 +68,8 @@ def _message(item: Any, number: int) -> Message:
         row["role"],
         content,
         learned=row.get("weight") != 0,
-        reasoning=next((text for key in REASONING_KEYS if isinstance(text := row.get(key), str)), ""),
+        reasoning=next((text for key in REASONING_KEYS if isinstance(text := row.get(key), str)), "")
+        or reasoning_in(row.get("content")),
         tool_calls=to_tool_calls(calls, f"message {number} has") if calls else (),
         tool_call_id=str(row.get("tool_call_id") or ""),
         name=str(row.get("name") or ""),
@@ -65,6 +78,40 @@ def _message(item: Any, number: int) -> Message:
         what = "tool calls" if message.tool_calls else "reasoning"
         raise InputError(f"message {number} of the {message.role} has {what}", "give it the role assistant")
     return message
+
+
+def plain_text(value: Any) -> str | None:
+    """A text, also from a list of text parts as in OpenAI's format; None for anything else, such as an image.
+
+    Parts with reasoning are left out (`reasoning_in`).
+    """
+    if isinstance(value, list | tuple) and value:
+        parts = [
+            part.get("text") if part_type(part) == "text" else None
+            for part in value
+            if part_type(part) not in REASONING_PARTS
+        ]
+        return "".join(map(str, parts)) if all(isinstance(part, str) for part in parts) else None
+    return value if isinstance(value, str) else None
+
+
+def reasoning_in(content: Any) -> str:
+    """The reasoning in the parts of a content: a text, or as in Mistral's format a list of text parts."""
+    parts = content if isinstance(content, list | tuple) else ()
+    found = [
+        plain_text(part.get(kind)) or plain_text(part.get("text"))
+        for part in parts
+        if (kind := part_type(part)) in REASONING_PARTS
+    ]
+    return "\n".join(filter(None, found))
+
+
+def part_type(part: Any) -> str:
+    """The type of a part of a message: ``text``, an image, a tool call, reasoning."""
+    if not isinstance(part, Mapping):
+        return type(part).__name__
+    kind = str(part.get("type") or next((name for name, value in part.items() if value), "text"))
+    return "text" if kind in ("text", "input_text", "output_text") else kind
 
 
 def as_row(message: Message) -> dict[str, Any]:

@@ -28,7 +28,7 @@ NoteCode = Literal[
     "output_runaway",  # the output, or a part of it, repeated itself or became far too long, and was stopped
     "context_full",  # the answer was cut at the end of the context window
     "still_thinking",  # the answer, or that of a part of the input, ended within the reasoning
-    "tool_calls_broken",  # a tool call, or several, cannot be parsed, and stays in the text
+    "tool_calls_broken",  # a tool call, or several, stays in the text, because it cannot be parsed, or in the reasoning
     "no_answer",  # question answering: the context has no answer
     "no_verdict",  # question answering: the model was stopped before it answered
     "not_in_text",  # question answering: the answer does not occur verbatim in the context

@@ -265,6 +265,8 @@ class Traits:
     """Prefix of this task's input in the model's training, such as T5's ``summarize: ``."""
     takes_tools: bool = False
     """The chat template renders tools."""
+    takes_reasoning: bool = False
+    """The chat template renders the reasoning of a reply."""
     switches_thinking: bool = False
     """The chat template has a switch that turns reasoning on and off."""
     separator: str | None = None
@@ -325,7 +327,7 @@ class Generation:
     tool_calls: tuple[ToolCall, ...] = ()
     """Calls of tools, which are not part of the text."""
     broken_calls: int = 0
-    """Calls that could not be parsed, and are part of the text."""
+    """Calls that could not be parsed, and are part of the text; or that are part of the reasoning."""
     alternatives: tuple[Generation, ...] = ()
     runaway: bool = False
     """The output was stopped because it repeated a passage over and over, or became implausibly long for its input."""

@@ -124,6 +124,7 @@ def test_a_call_and_the_text_before_it_are_one_reply() -> None:
         {"content": "很热。", "thinking": "31 度"},
         {"content": "很热。", "reasoning": "31 度", "reasoning_content": None},
         {"content": [{"type": "thinking", "thinking": "31 度"}, {"type": "text", "text": "很热。"}]},
+        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "31 度"}]}, {"text": "很热。"}]},
         {"content": [{"type": "reasoning", "text": "31 度"}, {"text": "很"}, {"type": "output_text", "text": "热。"}]},
     ],
 )  # fmt: skip

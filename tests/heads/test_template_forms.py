@@ -55,6 +55,19 @@ def test_tools_calls_and_results_are_rendered_by_the_template(tokenizer: Any) ->
     assert hash(chat) == hash(replace(chat))
 
 
+def test_reasoning_as_a_part_of_the_content(tokenizer: Any) -> None:
+    """The template of Magistral, shortened."""
+    template = PLAIN.replace(
+        "{{ m.content }}",
+        "{% if m.content is string %}{{ m.content }}{% else %}{% for block in m.content %}"
+        "{% if block.type == 'thinking' %}[THINK]{{ block.thinking }}[/THINK]"
+        "{% elif block.type == 'text' %}{{ block.text }}{% endif %}{% endfor %}{% endif %}",
+    )
+    tokenizer.chat_template = template
+    reply = Message("assistant", "Yes.", reasoning="31 degrees")
+    assert render_reply(tokenizer, Chat((ASKED,)), reply) == "[THINK]31 degrees[/THINK]Yes.|"
+
+
 @pytest.mark.parametrize(
     ("template", "messages", "tools", "problem"),
     [

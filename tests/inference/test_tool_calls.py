@@ -57,6 +57,33 @@ def test_a_broken_call_is_text_with_a_note(broken: str) -> None:
     assert [note.code for note in output.notes] == ["tool_calls_broken"]
 
 
+THOUGHT = "<think>\n看天气。\n</think>\n\n"
+
+
+@pytest.mark.parametrize("renders", [True, False])
+def test_a_conversation_keeps_the_reasoning_before_a_call_if_the_template_renders_it(
+    renders: bool, tmp_path: Path
+) -> None:
+    template, reply = REPLIES["hermes"]
+    shown = "{{ '<think>\\n' ~ m.reasoning_content ~ '\\n</think>\\n\\n' if m.reasoning_content }}"
+    template = template.replace("{{ m.content or '' }}", shown * renders + "{{ m.content or '' }}")
+    model = save_tool_model(tmp_path, template, THOUGHT + reply, {"reasoning_content": "看天气。"})
+    conversation = Conversation(load(str(model), tools=[TOOL]))
+    assert conversation.send("天气？").reasoning == "看天气。"
+    assert conversation.messages[-1].reasoning == ("看天气。" if renders else "")
+    answer = conversation.send_result("晴")
+    assert answer is not None
+    assert answer.text == "晴天。"
+
+
+def test_a_call_within_the_reasoning_has_a_note(tmp_path: Path) -> None:
+    template, reply = REPLIES["hermes"]
+    model = save_tool_model(tmp_path, template, f"<think>\n{reply}\n</think>\n\n嗯。")
+    output = load(str(model), tools=[TOOL])(ASKED)
+    assert (output.text, output.tool_calls) == ("嗯。", ())
+    assert [note.code for note in output.notes] == ["tool_calls_broken"]
+
+
 def test_a_conversation_with_the_result_of_a_tool(model: str, tmp_path: Path) -> None:
     conversation = Conversation(load(model, tools=[TOOL]))
     assert list(conversation.send("天气？").tool_calls) == [CALL]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import llmkit
 from llmkit.cli import main
@@ -15,6 +19,7 @@ from llmkit.errors import InvalidRecipeError, UsageError
 from llmkit.training.dataset import Part, make_examples
 from llmkit.training.encoding import make_encoder
 from llmkit.training.recipe_model import open_model, open_task
+from llmkit.training.run import finetune
 from tests.conftest import Checkpoint
 from tests.training.recipes import make_recipe, write_rows
 
@@ -138,6 +143,41 @@ def test_all_tasks_are_evaluated_together_as_each_alone(
     for name in names:
         assert (tmp_path / "all" / name / "results.jsonl").is_file()
     assert "translation-fr" in found._repr_html_()
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_several_processes_and_an_interruption_change_nothing(
+    checkpoint: Checkpoint, files: dict[str, str], tmp_path: Path
+) -> None:
+    steps = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 2}
+    steps |= {"logging_steps": 1, "per_device_train_batch_size": 4, "warmup_steps": 0}
+    sources = [{**each, "weight": weight} for each, weight in zip(mixed(files), (1, 2, 2), strict=True)]
+    recipe = recipe_of(checkpoint, sources, tmp_path / "one", **steps)
+    recipe["model"]["name_or_path"] = str(checkpoint("t5", dropout_rate=0.0))
+    whole = finetune(checked_recipe(recipe))
+    assert any("eval_translation_loss" in entry for entry in log_of(whole.folder))
+
+    recipe["train"]["output_dir"] = str(tmp_path / "stopped")
+    calls = iter(range(9))
+    assert finetune(checked_recipe(recipe), should_stop=lambda: next(calls) == 0).progress.step == 1
+    resumed = finetune(checked_recipe(recipe), resume=True)
+    assert [entry["loss"] for entry in log_of(resumed.folder) if "loss" in entry] == [
+        entry["loss"] for entry in log_of(whole.folder) if "loss" in entry
+    ]
+    one, other = (load_file(each.folder / "model.safetensors") for each in (whole, resumed))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+    recipe["train"] |= {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 2}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe), encoding="utf-8")
+    command = [sys.executable, "-m", "llmkit", "finetune", str(path), "--num-processes", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for mine, theirs in zip(log_of(whole.folder), log_of(tmp_path / "two"), strict=True):
+        assert theirs == pytest.approx(mine, abs=1e-5, rel=1e-5)
 
 
 def test_the_command_after_training_evaluates_the_mixture(

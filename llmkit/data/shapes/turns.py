@@ -11,11 +11,11 @@ from functools import partial
 from typing import Any
 
 from llmkit.config.recipe import SourceSection
-from llmkit.data.conversations import is_empty, plain_text, read_turns, turn_columns, turn_tools
+from llmkit.data.conversations import is_empty, read_turns, turn_columns, turn_tools
 from llmkit.data.shapes.base import Found, InputPlan, Rows, Shape, Suggested, by_name, look_up, nothing_fits, renamed
 from llmkit.errors import InputError
 from llmkit.tasks import Task
-from llmkit.tasks.messages import to_tools
+from llmkit.tasks.messages import plain_text, to_tools
 
 __all__ = ["Alpaca", "Messages", "PairOfTurns"]
 

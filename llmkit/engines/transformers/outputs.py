@@ -73,8 +73,10 @@ class _StreamingOutput:
             return raw
         found = self.splitter
         raw = replace(raw, reasoning=found.reasoning.strip(), marked=found.marked, thinking=found.thinking)
-        if self.calls is None or not (self.calls.calls or self.calls.broken):
+        if self.calls is None:
             return raw
+        if not (self.calls.calls or self.calls.broken):
+            return replace(raw, broken_calls=self.calls.count_in(raw.reasoning))
         reason = "tool_calls" if self.calls.calls and raw.finish_reason == "stop" else raw.finish_reason
         return replace(
             raw, finish_reason=reason, tool_calls=self.calls.calls, broken_calls=self.calls.broken, marked=True

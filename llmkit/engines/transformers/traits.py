@@ -8,7 +8,7 @@ from typing import Any
 
 from llmkit.errors import CheckpointError, UsageError
 from llmkit.heads import head_of
-from llmkit.heads.chat_template import alternates, takes_tools, thinking_switch
+from llmkit.heads.chat_template import alternates, takes_reasoning, takes_tools, thinking_switch
 from llmkit.hub.card import card_metadata, declared_languages
 from llmkit.models.families import family
 from llmkit.models.load import Loaded
@@ -36,6 +36,7 @@ def traits_of(loaded: Loaded, task: Task) -> Traits:
         chat=chat,
         prefix=prefix if prefix.strip() else "",
         takes_tools=chat and task.calls_tools and takes_tools(loaded.tokenizer),
+        takes_reasoning=chat and task.calls_tools and takes_reasoning(loaded.tokenizer),
         switches_thinking=chat and _switches_thinking(loaded.tokenizer),
         separator=known.separator,
         alternates=chat and task.converses and alternates(loaded.tokenizer),

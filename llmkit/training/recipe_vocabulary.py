@@ -14,6 +14,7 @@ from typing import Any
 from llmkit.config.paths import user_path
 from llmkit.config.recipe import Recipe
 from llmkit.config.settings import LoadSettings
+from llmkit.errors import InputError, UsageError
 from llmkit.files import file_hash
 from llmkit.hub.reachability import offline
 from llmkit.log import log, warn
@@ -43,6 +44,8 @@ def replaces_tokenizer(recipe: Recipe) -> bool:
 def recipe_tokenizer(recipe: Recipe, task: Task, settings: LoadSettings, head: Head) -> tuple[str, Callable[[], Any]]:
     """A hash of the tokenizer that a recipe names or trains, and a function that makes it."""
     section = recipe.tokenizer
+    if section.name_or_path is not None and (file := user_path(section.name_or_path)).is_file():
+        return digest(str(file), file_hash(file)), lambda: _of_file(file)
     if section.name_or_path is not None:
         named = LoadSettings(model=section.name_or_path, trust_remote_code=settings.trust_remote_code)
         with offline(settings.offline):
@@ -66,6 +69,29 @@ def recipe_tokenizer(recipe: Recipe, task: Task, settings: LoadSettings, head: H
         tokenizer.save_pretrained(folder)
 
     return key, lambda: load_tokenizer(cached_folder(digest(key, head), build))
+
+
+def _of_file(file: Path) -> Any:
+    """The tokenizer of a tokenizer.json, with the settings beside it if there are any."""
+    from transformers import PreTrainedTokenizerFast
+
+    if file.suffix != ".json":
+        raise UsageError(
+            f"tokenizer.name_or_path: {file} is not a tokenizer.json",
+            "name a folder with it as tokenizer.model and a tokenizer_config.json that has a tokenizer_class, such as"
+            " LlamaTokenizer",
+            "add its tokens to the vocabulary with tokenizer.add_tokens",
+            code="not_supported",
+        )
+    if file.name == "tokenizer.json" and (file.parent / "tokenizer_config.json").is_file():
+        return load_tokenizer(file.parent)
+    try:
+        return PreTrainedTokenizerFast(tokenizer_file=str(file))
+    except Exception as error:  # of tokenizers, which has no class for it
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"tokenizer.name_or_path: {file} is not a tokenizer.json ({reason})", "name another file"
+        ) from error
 
 
 def _files_hash(folder: Path) -> str:
@@ -108,9 +134,8 @@ def fit_vocabulary(recipe: Recipe, task: Task, settings: LoadSettings, loaded: L
     if replaced:
         _, make = recipe_tokenizer(recipe, task, settings, loaded.head)
         tokenizer = make()
-        for name in _KEPT:
-            setattr(tokenizer, name, getattr(loaded.tokenizer, name))
-            tokenizer.init_kwargs[name] = getattr(tokenizer, name)  # which are saved
+        _check_class(tokenizer, loaded.tokenizer)
+        _take_settings(tokenizer, loaded.tokenizer)
     outline = loaded.model.device.type == "meta"  # the weights follow
     if section.add_tokens:
         _add_tokens(section.add_tokens, tokenizer, report=outline)
@@ -121,6 +146,8 @@ def fit_vocabulary(recipe: Recipe, task: Task, settings: LoadSettings, loaded: L
     if new.ids == old.ids:
         return loaded
     if replaced:
+        if section.chat_template is None:
+            _check_template(tokenizer, old, new)
         refuse_moved_padding(model, old, new)
     with quiet_transformers():
         tables = rebuild_embeddings(model, origins.ids, buffers=recipe.adapter is None)
@@ -136,6 +163,41 @@ def fit_vocabulary(recipe: Recipe, task: Task, settings: LoadSettings, loaded: L
     added = () if replaced else tuple(sorted(number for token, number in new.ids.items() if token not in old.ids))
     source = replace(loaded.source, token_ids=token_ids)
     return replace(loaded, tokenizer=tokenizer, source=source, new_tokens=added)
+
+
+def _check_class(tokenizer: Any, own: Any) -> None:
+    """Refuse a tokenizer in Python with files of its own, such as Marian's, which is made for one kind of model."""
+    if not tokenizer.is_fast and tokenizer.vocab_files_names and type(tokenizer) is not type(own):
+        name, files = type(tokenizer).__name__, ", ".join(tokenizer.vocab_files_names.values())
+        raise UsageError(
+            f"tokenizer.name_or_path: a {name} ({files}) fits only models that were made for it",
+            "name a tokenizer that has a tokenizer.json",
+            code="not_supported",
+        )
+
+
+def _take_settings(tokenizer: Any, own: Any) -> None:
+    """Give a tokenizer what belongs to the model, and what it lacks: roles of special tokens, and a chat template."""
+    for name in _KEPT:
+        setattr(tokenizer, name, getattr(own, name))
+        tokenizer.init_kwargs[name] = getattr(tokenizer, name)  # which are saved
+    if not tokenizer.all_special_tokens:  # of a tokenizer.json alone
+        known = tokenizer.get_vocab()
+        roles = {role: token for role, token in own.special_tokens_map.items() if token in known}
+        tokenizer.add_special_tokens(roles)
+    tokenizer.chat_template = tokenizer.chat_template or own.chat_template
+
+
+def _check_template(tokenizer: Any, old: Vocabulary, new: Vocabulary) -> None:
+    """Refuse a chat template with special tokens that became plain text."""
+    text = str(tokenizer.chat_template or "")
+    if lost := [token for token in old.added if token in text and token not in new.ids]:
+        raise UsageError(
+            f"the tokenizer lacks {', '.join(lost)}, which the chat template uses",
+            f"add them with tokenizer.add_tokens: {json.dumps(lost, ensure_ascii=False)}",
+            "set tokenizer.chat_template",
+            code="not_supported",
+        )
 
 
 def _add_tokens(added: list[str] | str, tokenizer: Any, *, report: bool) -> None:

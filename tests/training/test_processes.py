@@ -49,8 +49,18 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_two_processes_train_what_one_does(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """Of 21 examples the last update has 5, which two processes with two micro-batches cannot share evenly."""
+    """Of 21 examples the last update has 5, which two processes with two micro-batches cannot share evenly.
+
+    They are of two tasks.
+    """
     recipe = str(write_recipe(tmp_path, checkpoint("llama"), per_device_train_batch_size=8, num_train_epochs=2))
+    content = json.loads(Path(recipe).read_text(encoding="utf-8"))
+    rows = [{"document": "The dog " + "sleeps " * (number % 5), "summary": "dog"} for number in range(13)]
+    summaries = str(write_rows(tmp_path / "summaries.jsonl", rows))
+    content["data"]["train"] = [
+        {"path": content["data"]["train"], "max_rows": 13}, {"path": summaries, "task": "summarization"},
+    ]  # fmt: skip
+    Path(recipe).write_text(json.dumps(content), encoding="utf-8")
     assert main(["finetune", recipe]) == 0
     other = tmp_path / "two"
     sizes = ["train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=2"]
@@ -62,6 +72,7 @@ def test_two_processes_train_what_one_does(checkpoint: Checkpoint, tmp_path: Pat
     assert said.count("1 of 6 updates") == 1
     one, two = log_of(tmp_path / "out"), log_of(other)
     assert len(one) == len(two) == 8
+    assert any("eval_summarization_loss" in entry for entry in one)
     for mine, theirs in zip(one, two, strict=True):
         assert theirs == pytest.approx(mine, abs=1e-5, rel=1e-5)
 

@@ -11,6 +11,7 @@ from typing import Any
 import peft
 import pytest
 import sentencepiece
+import tokenizers
 import torch
 import transformers
 
@@ -24,6 +25,7 @@ from llmkit.models.vocabulary import Vocabulary, find_origins
 from llmkit.tasks import Head
 from llmkit.training.dry_run import dry_run
 from llmkit.training.merge import merge
+from llmkit.training.recipe_model import open_model, open_task
 from llmkit.training.run import finetune
 from tests.conftest import Checkpoint
 from tests.tiny import SENTENCES, train_tokenizer
@@ -345,6 +347,55 @@ def test_a_chinese_bert_vocabulary_replaces_another(
         merged, _ = in_plain_libraries(tmp_path / "merged")
         torch.testing.assert_close(logits(merged, ids), expected, rtol=1e-3, atol=1e-3)
         assert merged.generation_config.eos_token_id == mine.model.generation_config.eos_token_id
+
+
+def opened(recipe: Recipe) -> Any:
+    return open_model(recipe, open_task(recipe), weights=False).tokenizer
+
+
+@pytest.mark.parametrize("name", ["MarianTokenizer", "M2M100Tokenizer"])
+def test_a_tokenizer_of_one_kind_of_model_is_refused(name: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """With the files that Marian and M2M100 have: vocab.json beside SentencePiece models."""
+    (other := tmp_path / "other").mkdir()
+    train_tokenizer(name, other).save_pretrained(other)
+    assert (other / "vocab.json").is_file()
+    recipe = recipe_of(checkpoint("llama"), tmp_path, tokenizer={"name_or_path": str(other)})
+    with pytest.raises(UsageError, match=rf"a {name} \(.*fits only models.*name a tokenizer that has a tokenizer.json"):
+        opened(recipe)
+
+
+def test_a_tokenizer_json_alone_has_the_roles_of_the_old_special_tokens(
+    checkpoint: Checkpoint, tmp_path: Path, chinese: Path
+) -> None:
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trainer = tokenizers.trainers.BpeTrainer(special_tokens=["<s>", "</s>"], vocab_size=200)
+    made.train_from_iterator(CHINESE, trainer)
+    made.save(str(file := tmp_path / "chinese.json"))
+    recipe = recipe_of(checkpoint("llama"), tmp_path, tokenizer={"name_or_path": str(file)})
+    tokenizer = opened(recipe)
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", None)
+    assert len(tokenizer("今天天气")["input_ids"]) <= 3
+    recipe = recipe_of(checkpoint("llama"), tmp_path, tokenizer={"name_or_path": str(chinese)})
+    with pytest.raises(UsageError, match=r"chinese.model is not a tokenizer.json; name a folder with it as tokenizer"):
+        opened(recipe)
+
+
+def test_the_chat_template_stays_if_the_tokenizer_has_none(
+    checkpoint: Checkpoint, tmp_path: Path, tokenizers_of: Callable[[str], Any]
+) -> None:
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+    model = llmkit.load("generate", str(checkpoint("llama", chat=template)), device="cpu").loaded
+    marks = ["<|im_start|>", "<|im_end|>"]
+    model.tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    model.model.resize_token_embeddings(len(model.tokenizer))
+    for each in (model.model, model.tokenizer):
+        each.save_pretrained(tmp_path / "chat")
+    section: dict[str, Any] = {"name_or_path": folder_of(tokenizers_of("BertTokenizer"), tmp_path / "bert")}
+    with pytest.raises(UsageError, match=r"lacks <\|im_start\|>, <\|im_end\|>, which the chat template uses; add them"):
+        opened(recipe_of(tmp_path / "chat", tmp_path, tokenizer=section))
+    tokenizer = opened(recipe_of(tmp_path / "chat", tmp_path, tokenizer={**section, "add_tokens": marks}))
+    assert tokenizer.chat_template == template
+    assert tokenizer.tokenize("<|im_start|>fox")[0] == "<|im_start|>"
 
 
 def test_a_tokenizer_is_trained_for_a_checkpoint(checkpoint: Checkpoint, tmp_path: Path) -> None:

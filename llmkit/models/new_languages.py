@@ -107,4 +107,6 @@ def _find(key: str, name: str) -> Language:
     try:
         return find_language(name)
     except UsageError as error:
-        raise error.reworded(f"{_KEY}.{key}: {error.problem}") from error
+        private = "give a language without a code a private one, from qaa to qtz, such as qaa_Latn"
+        more = [private] if name == key else []
+        raise error.reworded(f"{_KEY}.{key}: {error.problem}", *more) from error

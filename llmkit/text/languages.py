@@ -210,7 +210,7 @@ def language_from_code(code: str) -> Language | None:
     except ValueError:
         return None
     base = tag.language
-    if base is None or not tag.is_valid() or base in _NO_LANGUAGE or "qaa" <= base <= "qtz":
+    if base is None or not tag.is_valid() or base in _NO_LANGUAGE:
         return None
     # Collections (Slavic languages) have codes too, but no written form.
     if re.search(r"(?i)\blanguages$|\bcreoles\b|\(family\)$", _parse(base).display_name("en")):

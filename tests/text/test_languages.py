@@ -80,7 +80,7 @@ def test_the_code_of_a_country_names_its_language(code: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["crp", "Roa_Latn", "", "xx", "und", "mul", "zxx", "qaa", "gmq", "roa", "12", "translate", "en--fr"]
+    "name", ["crp", "Roa_Latn", "", "xx", "und", "mul", "zxx", "mis", "gmq", "roa", "12", "translate", "en--fr"]
 )
 def test_what_is_no_language_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"unknown language .* ISO 639 code$"):

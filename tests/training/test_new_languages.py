@@ -154,9 +154,29 @@ def test_an_adapter_is_merged_with_its_language(checkpoint: Checkpoint, tmp_path
     assert replace(one, model="") == replace(other, model="")
 
 
+def test_a_language_without_a_code_has_a_private_one(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    recipe = recipe_of(checkpoint("nllb"), tmp_path, tokenizer={"add_languages": {"qaa_Latn": "en"}})
+    rows = [{"source": "The fox.", "target": "Foxa.", "source_lang": "en", "target_lang": "qaa"}] * 4
+    write_rows(tmp_path / "rows.jsonl", rows)
+    finetune(recipe)
+    pipeline = llmkit.load("translation", str(tmp_path / "out"), source="en", target="qaa", offline=True, device="cpu")
+    assert pipeline("The fox.").target_language == "qaa"
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert "qaa_Latn" in tokenizer.get_vocab()
+
+
+def test_whole_embeddings_are_trained_beside_a_new_language(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    lora = {"peft_type": "LORA", "r": 4, "modules_to_save": ["shared"]}
+    finetune(recipe_of(checkpoint("nllb"), tmp_path, adapter=lora))
+    assert llmkit.load("translation", str(tmp_path / "out"), source="en", target="tyv", offline=True, device="cpu")(
+        "Fox."
+    )
+
+
 @pytest.mark.parametrize(
     ("family", "languages", "said"),
     [
+        ("nllb", {"xx_new": "kk"}, "unknown language 'xx_new'; .*a private one, from qaa to qtz, such as qaa_Latn"),
         ("nllb", {"kir_Cyrl": "kk"}, r"knows Kyrgyz \(ky\) already \(kir_Cyrl\)"),
         ("nllb", {"tyv": "tlh"}, "does not know Klingon .*name a related language that it knows"),
         ("nllb", {"tyv": "Klingonese"}, "add_languages.tyv: unknown language 'Klingonese'"),

@@ -24,7 +24,7 @@ from llmkit.log import log, warn
 from llmkit.models.load import Loaded
 from llmkit.models.source import CONTRACT_FILE
 from llmkit.tasks import PromptOptions, Task
-from llmkit.tasks.wording import for_model
+from llmkit.tasks.wording import for_model, has_wording
 
 __all__ = [
     "CONTRACT_FILE",
@@ -102,7 +102,8 @@ def read_contract(loaded: Loaded) -> Contract | None:
     known = {item.name for item in fields(Contract)}
     if not isinstance(content.get("task"), str) or not content.keys() <= known:
         raise CheckpointError(f"{path} is not what llmkit wrote", "train again, or remove it and give the settings")
-    if unknown := content.get("prompt", {}).keys() - _PROMPT_DEFAULTS.keys():
+    prompts = [content.get("prompt", {}), *(each.get("prompt", {}) for each in content.get("more_tasks", {}).values())]
+    if unknown := {name for prompt in prompts for name in prompt} - _PROMPT_DEFAULTS.keys():
         names = ", ".join(sorted(unknown))
         raise CheckpointError(
             f"{path} has the prompt option {names}, which this llmkit does not know", "upgrade llmkit"
@@ -119,7 +120,7 @@ def _from_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def recipe_prompt(recipe: Recipe, loaded: Loaded, task: Task) -> PromptOptions:
     """The prompt options of a recipe for the model that is trained."""
-    return for_model(open_prompt(recipe, task), traits_of(loaded, task))
+    return for_model(open_prompt(recipe, task), traits_of(loaded, task), task)
 
 
 def tuned_prompt(prompt_options: PromptOptions) -> dict[str, Any]:
@@ -137,14 +138,17 @@ def apply_contract(
     if found is not None and contract is None:
         log.info("%s was tuned for %s", loaded.source.name, ", ".join((found.task, *found.more_tasks)))
     if contract is None:
-        return task, for_model(prompt_options, traits_of(loaded, task)), settings
+        return task, for_model(prompt_options, traits_of(loaded, task), task), settings
     name = loaded.source.name
     from_rows = [setting for setting in task.settings_in_rows if contract.settings.get(setting) is None]
     tuned_settings = {key: value for key, value in contract.settings.items() if key not in from_rows}
     if new := _not_overridden(task.settings, tuned_settings, name):
         task = task.with_settings(replace(task.settings, **new))
     tuned = _PROMPT_DEFAULTS | contract.prompt
-    prompt_options = replace(prompt_options, **_not_overridden(prompt_options, tuned, name))
+    new = _not_overridden(prompt_options, tuned, name)
+    if "prompt_language" in new and not has_wording(task, traits_of(loaded, task), tuned["template"]):
+        new["prompt_language"] = "auto"  # older versions recorded one without effect
+    prompt_options = replace(prompt_options, **new)
     if settings.max_new_tokens is None and contract.longest_target > task.max_new_tokens:
         settings = replace(settings, max_new_tokens=contract.longest_target)
     if settings.on_overflow == "truncate" and settings.truncation_side is None:

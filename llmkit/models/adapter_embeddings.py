@@ -59,8 +59,12 @@ def embedding_settings(
     wanted = list(named)
     for table in whole:
         if len(table.modules) > 1 and model.config.is_encoder_decoder:
+            alone = (
+                ["leave them out of adapter.modules_to_save: new tokens are trained"] if table.is_named(named) else []
+            )
             raise UsageError(
                 f"PEFT does not train the embeddings that both parts of {type(model).__name__} share",
+                *alone,
                 "leave out the section adapter, to train all weights",
                 code="not_supported",
             )

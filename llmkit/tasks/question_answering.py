@@ -203,7 +203,7 @@ class QuestionAnswering(Task):
                     "leave it out, or name such a model: llmkit models answer",
                     code="not_supported",
                 )
-        elif any(name != "prompt_language" for name in non_default(prompt_options)):
+        elif non_default(prompt_options):
             raise UsageError(
                 "an extractive model takes a question and a context only",
                 "leave out the other options",

@@ -16,7 +16,16 @@ from llmkit.text.templates import render_template, template_columns
 if TYPE_CHECKING:
     from llmkit.tasks.base import Task
 
-__all__ = ["LANGUAGE", "PREFIX", "check_wording", "columns_of_template", "for_model", "in_language", "input_text"]
+__all__ = [
+    "LANGUAGE",
+    "PREFIX",
+    "check_wording",
+    "columns_of_template",
+    "for_model",
+    "has_wording",
+    "in_language",
+    "input_text",
+]
 
 LANGUAGE = "_prompt_language"
 """Internal column with the language of a row's prompt."""
@@ -40,9 +49,14 @@ def in_language(task: Task, row: Row, prompt_options: PromptOptions) -> Row:
     return {**row, LANGUAGE: language}
 
 
-def for_model(prompt_options: PromptOptions, traits: Traits) -> PromptOptions:
+def has_wording(task: Task, traits: Traits, template: str | None) -> bool:
+    """Whether prompts have the task's own wording, in one of its languages."""
+    return bool(task.wordings) and traits.is_instructed and not traits.extracts_spans and template is None
+
+
+def for_model(prompt_options: PromptOptions, traits: Traits, task: Task) -> PromptOptions:
     """The options with English prompts if the model is declared for some languages, and Chinese is not among them."""
-    declared = traits.declared_languages
+    declared = traits.declared_languages if has_wording(task, traits, prompt_options.template) else ()
     if prompt_options.prompt_language == "auto" and declared and "zh" not in declared:
         return replace(prompt_options, prompt_language="en")
     return prompt_options
@@ -72,10 +86,9 @@ def check_wording(task: Task, traits: Traits, prompt_options: PromptOptions) -> 
     """Raise `UsageError` for a template that drops input or contains the answer, or a language without effect."""
     if prompt_options.template is not None:
         _check_template(task, prompt_options.template)
-    if prompt_options.prompt_language not in ("auto", "en") and not (
-        traits.is_instructed and prompt_options.prompt_language in task.wordings
-    ):
+    if prompt_options.prompt_language != "auto" and not has_wording(task, traits, prompt_options.template):
         why = "this model takes the text alone" if task.wordings else f"{task.name} has no wording of its own"
+        why = why if prompt_options.template is None else "`template` takes the place of the task's own wording"
         raise UsageError(f"`prompt_language` has no effect: {why}", "leave it out", code="no_effect")
 
 

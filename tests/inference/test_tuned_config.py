@@ -63,9 +63,21 @@ def test_a_file_of_version_1_is_understood(tuned: Path) -> None:
 
 
 def test_a_prompt_option_of_a_newer_version_is_not_ignored(tuned: Path) -> None:
-    write_contract(tuned, Contract("text-generation", prompt={"mood": "formal"}))
-    with pytest.raises(CheckpointError, match="has the prompt option mood, which this llmkit does not know"):
-        load(tuned)
+    prompt = {"mood": "formal"}
+    for contract in (
+        Contract("text-generation", prompt=prompt),
+        Contract("text-generation", more_tasks={"translation": {"prompt": prompt}}),
+    ):
+        write_contract(tuned, contract)
+        with pytest.raises(CheckpointError, match="has the prompt option mood, which this llmkit does not know"):
+            load(tuned)
+
+
+def test_a_language_without_effect_that_was_recorded_is_ignored(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Older versions recorded English for every model that is declared for it."""
+    model = shutil.copytree(checkpoint("t5"), tmp_path / "model")
+    write_contract(model, Contract("summarization", prompt={"prompt_language": "en"}))
+    assert llmkit.load("summarize", str(model), device="cpu", max_new_tokens=2)("The fox jumps.").text is not None
 
 
 @dataclass(frozen=True, kw_only=True)

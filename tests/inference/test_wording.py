@@ -193,10 +193,13 @@ def test_a_chinese_row_without_an_answer_is_learned_in_chinese() -> None:
     assert example.target == "No answer"
 
 
+@pytest.mark.parametrize("language", ["zh", "en"])
 @pytest.mark.parametrize("task", ["text-generation", "summarization"])
-def test_a_language_without_effect_is_refused(task: str) -> None:
+def test_a_language_without_effect_is_refused(task: str, language: str) -> None:
     with pytest.raises(UsageError, match="`prompt_language` has no effect"):
-        fake(task, traits=READER, prompt_language="zh")
+        fake(task, traits=READER, prompt_language=language)
+    with pytest.raises(UsageError, match="`prompt_language` has no effect: "):
+        fake(task, prompt_language=language, template="{{ prompt }}{{ document }}")
 
 
 # Files of rows.

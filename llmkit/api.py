@@ -162,7 +162,7 @@ def load(task: str, model: str | None = None, **options: Unpack[PromptedTask]) -
 def _open(task: str, model: str | None, options: Any) -> tuple[Task, LoadSettings, GenerationSettings, PromptOptions]:
     """A task and the settings, from keyword arguments."""
     found = find_task(task)
-    given = {**options, **prompt_values(options), "model": model}
+    given = {**options, **prompt_values(options, found()), "model": model}
     load_settings, settings, prompt_options, own = split_options(
         given, LoadSettings, GenerationSettings, PromptOptions, found.settings_class
     )

@@ -23,7 +23,7 @@ from llmkit.cli.completion import completer
 from llmkit.cli.help import Entry, HelpCommand
 from llmkit.config.commands import quoted
 from llmkit.config.declaration import Checked, nested_kind, setting_fields
-from llmkit.config.settings import GenerationSettings, LoadSettings
+from llmkit.config.settings import GenerationSettings, LoadSettings, column_pairs
 from llmkit.errors import LlmkitError
 from llmkit.tasks import TASKS, PromptOptions, Task
 
@@ -248,12 +248,12 @@ def command(
     return Entry(name, text, heading, lambda: _build(name, function, text, task))
 
 
-def _made(settings: type[Any], values: dict[str, Any]) -> Any:
+def _made(settings: type[Any], values: dict[str, Any], task: type[Task] | None, columns: Sequence[str]) -> Any:
     """The settings from the values of options."""
     if settings in (PromptOptions, GenerationSettings):
         from llmkit.data.prompt_files import prompt_values
 
-        values = prompt_values(values)
+        values = prompt_values(values, task() if task else None, column_pairs(columns))
     return settings(**values)
 
 
@@ -278,11 +278,12 @@ def _build(name: str, function: Callable[..., None], text: str, task: type[Task]
         flags.debug, flags.quiet = values.pop("debug"), values.pop("quiet")
         flags.options, flags.as_json = named_options(invocation.command.params), values.get("as_json", False)
         start_logging(verbose=values.pop("verbose"), log_file=values.pop("log_file"))
+        columns = values.get("column", [])
         for bundle, settings in bundles.items():
             named = {item.name: values.pop(item.name) for item in setting_fields(settings) if item.name in values}
             named = {name: value for name, value in named.items() if _is_given(invocation, name)}
             named = {key: tuple(value) if isinstance(value, list) else value for key, value in named.items()}
-            values[bundle] = _made(settings, named)
+            values[bundle] = _made(settings, named, task, columns)
         try:
             with _offline(values):
                 function(**values)

@@ -22,12 +22,19 @@ def read_examples(path: str, known: SourceSection, task: Task) -> tuple[Row, ...
     """The rows of a source in the columns of the task; ``known`` are other rows of the task.
 
     Raises:
-        InputError: a row cannot be read.
+        InputError: a row cannot be read, or has no answer.
     """
     rows: list[Row] = []
     for record in task_rows(source_like(path, known), task):
         if record.row is None:
             raise record.error or InputError(f"{record.where} cannot be read", "fix the row")
+        if task.is_plain(record.row):
+            names = " and ".join((*task.columns, task.target_column))
+            raise InputError(
+                f"{record.where} has no {task.target_column}, so that it is no example",
+                f"name its columns {names}",
+                code="column_mismatch",
+            )
         rows.append(record.row)
     return tuple(rows)
 

@@ -58,12 +58,21 @@ def with_contents(recipe: Recipe, task: Task) -> Recipe:
     return recipe.model_copy(update={"prompt": section.model_copy(update=contents)}) if contents else recipe
 
 
-def prompt_values(values: Mapping[str, Any]) -> dict[str, Any]:
+def prompt_values(
+    values: Mapping[str, Any], task: Task | None = None, columns: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The prompt options and generation settings among ``values``, with the contents of files in place of their names.
+
+    Args:
+        task: whose examples may be in a file with any layout of its data.
+        columns: the column for each field of the task, if the file of examples has these columns.
 
     Raises:
         LlmkitError: a file cannot be read.
     """
+    path = values.get("examples")
+    if task is not None and isinstance(path, str | Path) and path and Path(path).suffix not in _YAML:
+        values = {**values, "examples": _examples(str(path), task, columns or {})}
     return {
         item.name: _content(item, hints[item.name], values[item.name])
         for settings in (PromptOptions, GenerationSettings)
@@ -71,6 +80,16 @@ def prompt_values(values: Mapping[str, Any]) -> dict[str, Any]:
         for item in setting_fields(settings)
         if item.name in values
     }
+
+
+def _examples(path: str, task: Task, columns: Mapping[str, str]) -> tuple[Any, ...]:
+    from llmkit.config.recipe import SourceSection
+    from llmkit.data.example_rows import read_examples
+
+    return read_examples(path, SourceSection(path=[path], columns=dict(columns)), task)
+
+
+_YAML = (".yaml", ".yml")
 
 
 def _content(item: Field[Any], hint: Any, value: Any) -> Any:
@@ -102,7 +121,7 @@ def _template(name: str, value: str) -> str:
 
 def _rows(name: str, path: Path) -> tuple[Any, ...]:
     """The rows of a file: of data, or a list in YAML."""
-    if path.suffix not in (".yaml", ".yml"):
+    if path.suffix not in _YAML:
         from llmkit.data.rows import read_rows
 
         return tuple(read_rows(path))

@@ -58,6 +58,13 @@ class DataOrigin:
     hash: str
     """SHA-256 of a file or of rows, commit of a dataset, or `llmkit.files.file_stamp` of a file that is streamed."""
     license: str | None
+    kind: str = ""
+    """The class of rows passed in Python, with which the name begins."""
+
+    @property
+    def key(self) -> str:
+        """What the hash is of; rows are the same in any class."""
+        return Path(self.name).name.removeprefix(f"{self.kind}, ")
 
     @property
     def shown(self) -> str:
@@ -142,7 +149,7 @@ def _of_source(source: SourceSection, part: str) -> Iterator[DataOrigin]:
         yield DataOrigin(name, part, content, source.license)
     if source.rows is not None:
         count = "streamed" if source.streaming else f"{source.rows.count:,} rows"
-        yield DataOrigin(f"{source.rows.kind}, {count}", part, source.rows.sha256, source.license)
+        yield DataOrigin(f"{source.rows.kind}, {count}", part, source.rows.sha256, source.license, source.rows.kind)
     if (commit := commit_of(source)) is not None:
         yield DataOrigin(", ".join(source.path or ()), part, commit, source.license)
 
@@ -195,7 +202,7 @@ def with_length_of(recipe: Recipe, text: str) -> str:
 
 
 def changes(before: Recipe, after: Recipe) -> list[str]:
-    """The keys that differ, each with both values, except those that may change."""
+    """The keys that differ, each with both values, except those that may change and the class of rows."""
     allowed = {f"{section}.{name}" for section, names in may_change(after).items() for name in names}
 
     def flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
@@ -204,7 +211,7 @@ def changes(before: Recipe, after: Recipe) -> list[str]:
                 yield from flat(each, f"{place}.{key}" if place else key)
         elif isinstance(value, list) and any(isinstance(each, dict) for each in value):
             yield from flat(dict(enumerate(value)), place)
-        elif place not in allowed:
+        elif place not in allowed and not place.endswith(".rows.kind"):
             yield place, value
 
     old, new = (dict(flat(each.model_dump(mode="json"))) for each in (before, after))

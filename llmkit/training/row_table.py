@@ -111,12 +111,16 @@ def read_rows(sources: Sequence[SourceSection], task: Task) -> Rows:
     need_hub(sources)
     # Hashes of files, commits of Hub data sets.
     content = [commit_of(source) or list(contents_of(source)) for source in sources]
-    origin = digest([source.model_dump(exclude_defaults=True) for source in sources], content)
+    # The same rows are one origin, however they were passed in Python.
+    origin = digest(
+        [source.model_dump(exclude_defaults=True, exclude={"rows": {"kind"}}) for source in sources], content
+    )
+    kinds = [source.rows.kind for source in sources if source.rows is not None]  # of which errors speak
     tasks = tuple(task_of(source, task) for source in sources)
     settings = [(each.name, each.settings, each.further_columns, each.learns_from) for each in tasks]
     # The hashes of streamed files do not show every change.
     times = [path.stat().st_mtime_ns for source in sources if source.streaming for path in files_of(source)]
-    key = digest("rows", origin, settings, *([times] if times else []), code_version())
+    key = digest("rows", origin, settings, *([times] if times else []), *kinds, code_version())
 
     selection = Selection()
     missing = {name for name, needed in task.further_columns.items() if needed}

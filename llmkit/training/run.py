@@ -250,13 +250,15 @@ def _hashes(
     recipe: Recipe, provenance: Provenance, parts: Mapping[str, Part], vocabulary: Mapping[str, int]
 ) -> dict[str, str]:
     """Hashes of everything that must be the same when a run is resumed, by what errors call it."""
-    settings = recipe.model_dump(mode="json", exclude_defaults=True, exclude=may_change(recipe))
+    kinds = {"__all__": {"rows": {"kind"}}}  # the same rows, however they were passed in Python
+    unlike: Any = {**may_change(recipe), "data": {"train": kinds, "validation": kinds}}
+    settings = recipe.model_dump(mode="json", exclude_defaults=True, exclude=unlike)
     return {
         **{f"base model ({name})": each for name, each in provenance.files.items()},
         "base model": digest(provenance.commit, provenance.files),
         **{f"teacher ({name})": each for name, each in provenance.teacher_files.items()},
         **({} if provenance.teacher is None else {"teacher": str(provenance.teacher_commit)}),
-        **{f"data ({Path(each.name).name})": each.hash for each in provenance.data},
+        **{f"data ({each.key})": each.hash for each in provenance.data},
         "data": parts["train"].rows.origin,
         "recipe": digest(settings),
         **({} if recipe.tokenizer == TokenizerSection() else {"tokenizer": digest(vocabulary)}),

@@ -98,6 +98,31 @@ def test_examples_from_a_file(run: Run, gpt2: Path, tmp_path: Path) -> None:
     assert json.loads(out)["usage"]["prompt_tokens"] > json.loads(alone)["usage"]["prompt_tokens"]
 
 
+def test_examples_are_in_any_layout_of_data(run: Run, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Names of other programs, ShareGPT's conversations, and a mapping that rows and examples share."""
+    sharegpt = {"conversations": [{"from": "human", "value": "One?"}, {"from": "gpt", "value": "Uno."}]}
+    openai = {"messages": [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Uno."}]}
+    pair, summary = {"prompt": "one", "completion": "uno"}, {"document": "The fox.", "summary": "Fox."}
+    model = checkpoint("llama", chat=True, max_position_embeddings=1024)
+    for verb, text, given, usual, columns in (
+        ("generate", "two", {"instruction": "one", "output": "uno"}, pair, []),
+        ("summarize", "The dog.", {"article": "The fox.", "highlights": "Fox."}, summary, []),
+        ("chat", "Two?", sharegpt, openai, []),
+        ("generate", {"q": "two"}, {"q": "one", "completion": "uno"}, pair, ["--column", "prompt=q"]),
+    ):
+        found = []
+        for name, row in (("given", given), ("usual", usual)):
+            path, rows = tmp_path / f"{name}.jsonl", tmp_path / "rows.jsonl"
+            path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+            rows.write_text(json.dumps(text) + "\n", encoding="utf-8")
+            asked = ["--input", rows, *columns] if columns else [text, "--json"]
+            command = (verb, *asked, "--model", model, *SHORT, "--examples", path)
+            code, out, err = run(*command)
+            assert code == 0, err
+            found.append(json.loads(out)["usage"]["prompt_tokens"])
+        assert found[0] == found[1], verb
+
+
 def test_truncation_is_counted_and_said(run: Run, gpt2: Path) -> None:
     text = "The quick brown fox. " * 40
     code, out, err = run("generate", text, "--model", gpt2, *SHORT, "--on-overflow", "truncate", "--json")

@@ -157,7 +157,9 @@ def test_a_run_on_rows_is_the_run_on_a_file_and_resumes_with_the_same_rows(model
 
     with pytest.raises(UsageError, match=r"rows.sha256: \w+ → \w+"):
         llmkit.finetune(recipe, train=frame[1:], output=tmp_path / "rows", resume=True, max_steps=3)
-    longer = llmkit.finetune(recipe, train=frame, output=tmp_path / "rows", resume=True, max_steps=3, progress=False)
+    longer = llmkit.finetune(
+        recipe, train=iter(ROWS), output=tmp_path / "rows", resume=True, max_steps=3, progress=False
+    )
     assert longer.history[:2] == of_rows.history[:2]
     assert longer.metrics["updates"] == 3
 

@@ -251,7 +251,9 @@ def _hashes(
 ) -> dict[str, str]:
     """Hashes of everything that must be the same when a run is resumed, by what errors call it."""
     kinds = {"__all__": {"rows": {"kind"}}}  # the same rows, however they were passed in Python
-    unlike: Any = {**may_change(recipe), "data": {"train": kinds, "validation": kinds}}
+    allowed = may_change(recipe)
+    data = {**dict.fromkeys(allowed.get("data", ()), True), "train": kinds, "validation": kinds}
+    unlike: Any = {**allowed, "data": data}
     settings = recipe.model_dump(mode="json", exclude_defaults=True, exclude=unlike)
     return {
         **{f"base model ({name})": each for name, each in provenance.files.items()},

@@ -39,7 +39,7 @@ __all__ = [
 _VERSION = 2
 _SHOWN = 80
 """Characters of a value in a warning."""
-_PROMPT_DEFAULTS = {
+_PROMPT_DEFAULTS: dict[str, Any] = {
     item.name: item.default for item in setting_fields(PromptOptions) if not item.metadata["inference_only"]
 }
 """The prompt options of a model that was tuned without any."""

@@ -83,7 +83,7 @@ async def too_deep(_: Request, _error: Exception) -> JSONResponse:
 
 
 async def unexpected(_: Request, error: Exception) -> JSONResponse:
-    log.error("a request failed", exc_info=error)
+    log.error("a request failed", exc_info=error, extra={"code": "internal_error"})
     return answer(500, f"the server failed ({type(error).__name__}); see its log")
 
 

@@ -139,7 +139,7 @@ class ModelWorker:
                     self._end(self._scheduler.step())
         except BaseException as error:  # noqa: BLE001 - whatever it was, clients must not wait for ever
             self.error = error
-            log.error("the model has stopped", exc_info=error)
+            log.error("the model has stopped", exc_info=error, extra={"code": "internal_error"})
             for call in list(self._calls):
                 call.on_end(WorkerStoppedError(f"the model has stopped ({type(error).__name__})", "restart the server"))
             self._calls.clear()

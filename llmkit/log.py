@@ -40,6 +40,7 @@ WarningCode = Literal[
     "batches_reduced",  # memory ran out
     "answers_with_notes",
     "rows_failed",
+    "rows_not_rated",
     "rows_skipped",
     # Evaluation and training.
     "replies_unfinished",

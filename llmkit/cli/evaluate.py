@@ -92,8 +92,8 @@ def evaluate(
         typer.Option(
             "--metric",
             metavar="NAME[,KEY=VALUE…]",
-            help="Additional metric: rouge-stemmed, meteor, bertscore …, or the path or Hub name of a metric of the "
-            "package evaluate (repeatable).",
+            help="Additional metric: rouge-stemmed, meteor, bertscore, judge,model=MODEL, or the path or Hub name of a "
+            "metric of the package evaluate (repeatable).",
         ),
     ] = None,
     output: Annotated[

@@ -111,6 +111,9 @@ class TrainSection(Section):
     greater_is_better: bool | None = None
     early_stopping_patience: Positive | None = None
     """Stop after this many evaluations without improvement."""
+    num_completions_to_print: Annotated[int, Field(ge=0, le=MOST)] = 0
+    """Number of validation rows that each evaluation answers to log the texts: a line each in the log, in full in
+    ``completions.jsonl`` of the output folder, and to trackers that take text."""
     report_to: Trackers = []
     """Trackers, named as in Accelerate; a single one may be given without a list."""
     push_to_hub: bool = False
@@ -129,12 +132,18 @@ class TrainSection(Section):
         """The metric by which evaluations are compared: loss, or one of the task's metrics."""
         return (self.metric_for_best_model or "loss").removeprefix("eval_")
 
+    @property
+    def answers_validation_rows(self) -> bool:
+        """Whether evaluations generate answers."""
+        return self.compares_answers or self.num_completions_to_print > 0
+
     def first_key_needing_evaluation(self) -> str | None:
         """The first key that requires evaluations, if any."""
         keys = {
             "early_stopping_patience": self.early_stopping_patience is not None,
             "load_best_model_at_end": self.load_best_model_at_end,
             "metric_for_best_model": self.metric_for_best_model is not None,
+            "num_completions_to_print": self.num_completions_to_print > 0,
             "save_strategy: best": self.save_strategy == "best",
             f"lr_scheduler_type: {self.lr_scheduler_type}": self.lr_scheduler_type
             in ("reduce_lr_on_plateau", "greedy"),

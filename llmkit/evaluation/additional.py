@@ -1,4 +1,4 @@
-"""Metrics beyond those of the task: built-in ones by name, and metrics of the package evaluate.
+"""Metrics beyond those of the task: built-in ones by name, metrics of the package evaluate, and a judge.
 
 Knows how they are named with their options, what each is computed from, and which of their results have intervals.
 """
@@ -10,50 +10,19 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from llmkit.config.settings import LoadSettings
 from llmkit.config.yaml12 import parse
 from llmkit.errors import UsageError
+from llmkit.evaluation.answered import AdditionalMetric, Answered, Computed
 from llmkit.evaluation.groups import Scored, score_rows
+from llmkit.evaluation.judge import Judge
 from llmkit.metrics.bootstrap import mean_of
 from llmkit.metrics.score import METRICS, Measure, find_metric
 from llmkit.metrics.wrapped import Inputs, arguments_of, figures_of, load_metric, row_values
-from llmkit.tasks import Task
 
-__all__ = ["AdditionalMetric", "Answered", "open_metrics"]
-
-
-@dataclass(frozen=True)
-class Answered:
-    """Rows with their references and a model's predictions."""
-
-    task: Task
-    rows: Sequence[Mapping[str, Any]]
-    predictions: Sequence[str | None]
-    references: Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Computed:
-    """The results of a metric: what has confidence intervals, and anything else."""
-
-    scored: Scored
-    others: dict[str, Any] = field(default_factory=dict)
-
-
-class AdditionalMetric(Protocol):
-    """A metric that was requested beside those of the task."""
-
-    def check(self, answered: Answered) -> None:
-        """Refuse what would fail later, given a row and one of its references as the prediction.
-
-        Raises:
-            UsageError: it cannot be computed for these rows, or with these options.
-        """
-
-    def compute(self, answered: Answered) -> Computed:
-        """The results for all rows."""
+__all__ = ["open_metrics"]
 
 
 @dataclass(frozen=True)
@@ -119,8 +88,8 @@ def open_metrics(metrics: Mapping[str, Any] | Sequence[str], load: LoadSettings)
     """Additional metrics by name, ready to compute.
 
     Args:
-        metrics: metrics of the package evaluate, loaded, by name; or ``NAME[,KEY=VALUE…]``: a built-in metric, the path
-            of a script, or a metric on the Hub.
+        metrics: metrics of the package evaluate, loaded, by name; or ``NAME[,KEY=VALUE…]``: a built-in metric,
+            ``judge``, the path of a script, or a metric on the Hub.
         load: whether code of the Hub may run.
 
     Raises:
@@ -140,6 +109,8 @@ def open_metrics(metrics: Mapping[str, Any] | Sequence[str], load: LoadSettings)
 
 
 def _open(name: str, label: str, options: Mapping[str, Any], load: LoadSettings) -> AdditionalMetric:
+    if name == "judge":
+        return Judge.from_options(label, options, load)
     if name in METRICS:
         find_metric(name, **options)
         return BuiltIn(name, options)

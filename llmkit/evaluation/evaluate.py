@@ -18,7 +18,7 @@ from typing import Any
 from llmkit.config.settings import LoadSettings, RowSettings
 from llmkit.engines.row_faults import attempt
 from llmkit.errors import InputError, LlmkitError, UsageError
-from llmkit.evaluation.additional import AdditionalMetric, Answered
+from llmkit.evaluation.answered import AdditionalMetric, Answered
 from llmkit.evaluation.groups import score_rows
 from llmkit.evaluation.perplexity import perplexity, row_loss
 from llmkit.evaluation.results import json_lines

@@ -11,7 +11,7 @@ from llmkit.heads.base import refuse_not_finite, refuse_unknown_ids
 from llmkit.heads.text_stream import readable_token
 from llmkit.heads.writing import WritingHead
 from llmkit.models.load import Loaded
-from llmkit.tasks import Text
+from llmkit.tasks import Prompt, Text
 
 __all__ = ["NextToken", "next_tokens"]
 
@@ -29,15 +29,15 @@ class NextToken:
         return asdict(self)
 
 
-def next_tokens(loaded: Loaded, text: str, *, top: int = 10) -> list[NextToken]:
+def next_tokens(loaded: Loaded, text: str | Prompt, *, top: int = 10) -> list[NextToken]:
     """The ``top`` most probable next tokens after ``text``, with probabilities over the whole vocabulary.
 
-    The text is continued as it is, without a chat template. With a seq2seq model it is the encoder's input, and the
+    A text is continued as it is, without a chat template. With a seq2seq model it is the encoder's input, and the
     distribution is over the first output token.
     """
     head = head_of(loaded.head)
     assert isinstance(head, WritingHead)  # the task is always text generation
-    encoded = head.encode(loaded, Text(text))
+    encoded = head.encode(loaded, Text(text) if isinstance(text, str) else text)
     refuse_unknown_ids(loaded, encoded.input_ids)
     limit = loaded.context.tokens
     if limit is not None and loaded.context.hard and len(encoded.input_ids) > limit:

@@ -31,6 +31,7 @@ __all__ = [
     "load_trained",
     "prune",
     "random_state",
+    "restore_random",
     "save_checkpoint",
 ]
 
@@ -204,7 +205,7 @@ def load_checkpoint(
     load_trained(folder, trained)
     load_optimizer_state(model, optimizer, state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
-    _restore_random(state["random"][rank])
+    restore_random(state["random"][rank])
     return progress
 
 
@@ -266,7 +267,7 @@ def random_state() -> dict[str, Any]:
     return state
 
 
-def _restore_random(state: Mapping[str, Any]) -> None:
+def restore_random(state: Mapping[str, Any]) -> None:
     import numpy as np
     import torch
 

@@ -17,7 +17,8 @@ from typing import Any
 from llmkit.config.settings import GenerationSettings, LoadSettings
 from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import InputError, UsageError
-from llmkit.evaluation.additional import AdditionalMetric, open_metrics
+from llmkit.evaluation.additional import open_metrics
+from llmkit.evaluation.answered import AdditionalMetric
 from llmkit.evaluation.evaluate import Evaluation, compare, compare_shots, evaluate, join_tasks
 from llmkit.evaluation.results import json_lines, log_problems, write_results
 from llmkit.files import write_whole

@@ -93,8 +93,8 @@ class Trainer:
     on_log: Callable[[TrainingStats], None] = lambda _: None
     should_stop: Callable[[], bool] = lambda: False
     """Called after each update; True saves a checkpoint and ends the run."""
-    validation_metrics: Callable[[], dict[str, float]] | None = None
-    """Computes the task's metrics on the validation rows; None if the best model is chosen by the loss."""
+    validation_metrics: Callable[[int], dict[str, float]] | None = None
+    """Answers validation rows after an update, and returns the task's metrics if they choose the best model."""
     validation_tasks: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """The validation examples of each task; the loss of each is logged if there are several."""
     write_model: Callable[[Path, Any, Any], None] = lambda _folder, _model, _weights: None
@@ -418,7 +418,7 @@ class Trainer:
         values = dict(losses)
         if self.validation_metrics is not None:
             self._set_training_mode(training=False)
-            values |= self.validation_metrics()
+            values |= self.validation_metrics(progress.step)
             self._set_training_mode(training=True)
         self._check_finite("loss of the validation rows", loss)
         self._log({f"eval_{name}": value for name, value in values.items()})

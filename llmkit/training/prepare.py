@@ -34,8 +34,9 @@ from llmkit.training.sampler import count_updates
 from llmkit.training.schedule import check_schedule
 from llmkit.training.teacher import check_teacher, open_teacher
 from llmkit.training.trainable import check_reached, make_trainable
+from llmkit.training.validation_answers import expected_rows
 
-__all__ = ["Preparation", "expected_rows", "prepare"]
+__all__ = ["Preparation", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,9 @@ def prepare(recipe: Recipe, processes: int) -> Preparation:
     updates = count_updates(train, len(examples.train.examples), processes)
     _check_steps(recipe, updates)
     if train.compares_answers and examples.validation is not None:
-        expected_rows(examples.validation, task, train.best_metric)
+        expected_rows(examples.validation, task, "metric_for_best_model")
+    elif train.num_completions_to_print and examples.validation is not None:
+        expected_rows(examples.validation, task, "num_completions_to_print", train.num_completions_to_print)
     model = make_trainable(recipe, loaded)
     _check_loss(recipe, model, loaded, examples.train)
     averaged = recipe.accelerate.local_sgd_steps is not None
@@ -132,18 +135,25 @@ def _check_settings(recipe: Recipe, device: str, processes: int) -> None:
             f"use eval_loss, {', '.join(known)}",
             code="unknown_metric",
         )
-    if train.compares_answers and any(source.task not in (None, recipe.task) for source in recipe.data.train):
-        raise UsageError(
-            f"train.metric_for_best_model: {train.best_metric} is of one task, and the recipe is a mixture",
-            "use eval_loss",
-            code="not_supported",
-        )
-    if train.compares_answers and several.fsdp_config is not None:
-        raise UsageError(
-            f"train.metric_for_best_model {train.best_metric} needs generated answers, which FSDP does not support",
-            "use eval_loss",
-            code="not_supported",
-        )
+    if train.answers_validation_rows:
+        _check_answers(recipe)
+
+
+def _check_answers(recipe: Recipe) -> None:
+    """Refuse to answer validation rows where that is not possible."""
+    train = recipe.train
+    measured = train.compares_answers
+    key = f"metric_for_best_model: {train.best_metric}" if measured else "num_completions_to_print"
+    fix = "use eval_loss" if measured else "leave it out"
+    if any(source.task not in (None, recipe.task) for source in recipe.data.train):
+        problem = f"train.{key} is of one task, and the recipe is a mixture"
+    elif recipe.accelerate.fsdp_config is not None:
+        problem = f"train.{key} needs generated answers, which FSDP does not support"
+    elif recipe.method is not None:
+        problem = f"train.{key} needs rows with one answer, and those of method: {recipe.method.name} are preferences"
+    else:
+        return
+    raise UsageError(problem, fix, code="not_supported")
 
 
 def _check_loss_type(recipe: Recipe, head: BaseHead) -> None:
@@ -193,24 +203,6 @@ def _check_steps(recipe: Recipe, updates: int) -> None:
                 f"lower it, or set train.{kind}_strategy to epoch or no",
                 code="not_supported",
             )
-
-
-def expected_rows(part: Part, task: Task, metric: str) -> list[tuple[dict[str, Any], list[str]]]:
-    """The rows of a part without their target, each with its references.
-
-    Raises:
-        InputError: a row has no references.
-    """
-    found = []
-    for row in part.used_rows():
-        if task.is_plain(row):
-            raise InputError(
-                f"train.metric_for_best_model: {metric} compares answers, but the validation rows are plain text",
-                "use eval_loss, or rows with an input and an answer",
-            )
-        if (split := task.without_target(row)) is not None:
-            found.append((split, task.references(split)))
-    return found
 
 
 def _check_packing(recipe: Recipe, model: Any, head: BaseHead) -> None:

@@ -40,8 +40,8 @@ RESOLVED = "resolved.yaml"
 """The file of `commented_recipe` in the folder of a result."""
 SHORT_RECIPE = "recipe.yaml"
 """The recipe of a run that was started without a recipe file."""
-MAY_CHANGE = ("output_dir", "max_steps", "num_train_epochs", "early_stopping_patience")
-"""Keys of the train section that may change when a run is resumed: where it is, and how long it trains."""
+MAY_CHANGE = ("output_dir", "max_steps", "num_train_epochs", "early_stopping_patience", "num_completions_to_print")
+"""Keys of the train section that may change when a run is resumed: where it is, how long it trains, what it logs."""
 _MAY_CHANGE_IN_STREAM = ("on_bad_row", "on_no_label", "on_overflow")
 """Keys of the data section that may change when a run that was ended by one of its streamed rows is resumed. No earlier
 row was concerned, and those in memory are compared."""

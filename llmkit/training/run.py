@@ -11,31 +11,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from llmkit.config.paths import user_path
 from llmkit.config.recipe import Recipe, TokenizerSection
-from llmkit.config.settings import DType, GenerationSettings
+from llmkit.config.settings import DType
 from llmkit.data.prompt_files import with_contents
-from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import NotEnoughMemoryError, UsageError
-from llmkit.evaluation.evaluate import greedy, prediction_of, without_reasoning
-from llmkit.evaluation.groups import score_rows
 from llmkit.files import disk_errors, write_whole
 from llmkit.heads import BaseHead, head_of
 from llmkit.hub.reachability import offline
-from llmkit.inference.pipeline import Pipeline
-from llmkit.inference.tuned_config import recipe_prompt
 from llmkit.log import log
 from llmkit.models.devices import pick_device
 from llmkit.models.load import Loaded
 from llmkit.models.memory import is_out_of_memory, return_freed_tensors
 from llmkit.models.processes import Worker, join_process_group
 from llmkit.progress import activity
-from llmkit.tasks import Task
-from llmkit.tasks.output import Output
 from llmkit.training.accelerator import make_accelerator
 from llmkit.training.checkpoint import load_trained
 from llmkit.training.dataset import Part
@@ -44,7 +36,7 @@ from llmkit.training.encoding import make_encoder, max_length
 from llmkit.training.loop import EXAMPLES, Trainer
 from llmkit.training.output_folder import RESUME, claim_folder, find_checkpoint, moved_when_complete
 from llmkit.training.preference import ReferenceModel, disable_dropout, with_references
-from llmkit.training.prepare import expected_rows, prepare
+from llmkit.training.prepare import prepare
 from llmkit.training.probes import is_causal, supports_packing
 from llmkit.training.progress_lines import TrainingStats
 from llmkit.training.provenance import (
@@ -65,6 +57,7 @@ from llmkit.training.stream import ExampleStream
 from llmkit.training.teacher import make_distillation, open_teacher
 from llmkit.training.trainable import freeze_as, is_swept_in, make_trainable
 from llmkit.training.trainer_checkpoint import continue_trainer_run, find_trainer_checkpoint
+from llmkit.training.validation_answers import validation_answers
 
 __all__ = ["finetune", "packs"]
 
@@ -227,7 +220,7 @@ def _prepare(
         may_be_unused=partial(is_swept_in, recipe),
         on_log=on_log,
         should_stop=should_stop,
-        validation_metrics=_validation_metrics(recipe, task, replace(loaded, model=model), parts, accelerator),
+        validation_metrics=validation_answers(recipe, task, replace(loaded, model=model), parts, accelerator),
         write_model=files.write,
         stream=stream,
     )
@@ -266,35 +259,6 @@ def _hashes(
         **({} if recipe.tokenizer == TokenizerSection() else {"tokenizer": digest(vocabulary)}),
         EXAMPLES: digest({name: part.content_hash() for name, part in parts.items()}),
     }
-
-
-def _validation_metrics(
-    recipe: Recipe, task: Task, loaded: Loaded, parts: Mapping[str, Part], accelerator: Any
-) -> Callable[[], dict[str, float]] | None:
-    """The function that computes the task's metrics on the validation rows; None if evaluations compare the loss."""
-    if not recipe.train.compares_answers:
-        return None
-    from accelerate.utils import gather_object
-
-    expected = expected_rows(parts["validation"], task, recipe.train.best_metric)
-    rows, references = [row for row, _ in expected], [each for _, each in expected]
-    pipeline = greedy(
-        Pipeline(task, TransformersEngine(loaded), GenerationSettings(), recipe_prompt(recipe, loaded, task))
-    )
-    references = without_reasoning(pipeline, references)
-    rank, world = accelerator.process_index, accelerator.num_processes
-
-    def validation_metrics() -> dict[str, float]:
-        with accelerator.autocast():
-            answers = pipeline.map(rows[rank::world], errors="yield")
-            mine = [
-                (rank + number * world, prediction_of(answer.to_dict()) if isinstance(answer, Output) else None)
-                for number, answer in enumerate(answers)
-            ]
-        texts = [text for _, text in sorted(gather_object(mine), key=itemgetter(0))]
-        return {each.name: each.value for each in score_rows(task, rows, texts, references).measures}
-
-    return validation_metrics
 
 
 def packs(recipe: Recipe, models: Sequence[Any], head: BaseHead, device: str) -> bool:

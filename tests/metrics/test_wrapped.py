@@ -10,7 +10,8 @@ import pytest
 
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import LlmkitError, UsageError
-from llmkit.evaluation.additional import AdditionalMetric, Answered, open_metrics
+from llmkit.evaluation.additional import open_metrics
+from llmkit.evaluation.answered import AdditionalMetric, Answered
 from llmkit.metrics.score import measure_names, score
 from llmkit.metrics.wrapped import Inputs, figures_of, load_metric, task_metric
 from llmkit.tasks import TASKS

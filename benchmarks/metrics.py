@@ -36,7 +36,8 @@ def nltk_sentences() -> Callable[[str], list[str]]:
     for name in ("abbrev_types", "collocations", "sent_starters"):
         setattr(parameters, name, set(getattr(model, name)))
     parameters.ortho_context.update(model.ortho_context)
-    return PunktSentenceTokenizer(parameters).tokenize
+    tokenizer = PunktSentenceTokenizer(parameters)
+    return lambda text: list(tokenizer.tokenize(text))
 
 
 def pairs_of(folder: Path) -> list[tuple[str, list[str]]]:

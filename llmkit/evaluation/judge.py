@@ -1,7 +1,8 @@
 """A language model as a judge: it rates each answer from 1 to 5, given the prompt and the reference.
 
-The rating is the expected value over the probabilities of the five digits after ``Rating: [[`` (G-Eval, Liu et al. 2023;
-MT-bench, Zheng et al. 2023), where no vocabulary puts a space between, so no text is parsed. A row after whose prompt the judge would rather write something else has no rating.
+The rating is the expected value over the probabilities of the five digits after ``Rating: [[`` (G-Eval, Liu et al.
+2023), so no text is parsed; no vocabulary has a space there. A row after whose prompt the judge would rather write
+something else has no rating.
 """
 
 from __future__ import annotations

@@ -84,6 +84,14 @@ def test_rows_without_a_rating_are_counted_and_no_zeros(
     assert "The fox 1." in prompts[1].messages[0].content
 
 
+def test_a_judge_without_any_rating_has_no_figure(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Judge("judge", "m", LoadSettings(model=str(checkpoint("llama", chat=True)), offline=True, device="cpu"))
+    replies(monkeypatch, {"I": 1.0})
+    found = own.compute(Answered(Summarization(), [{"document": "The fox."}] * 2, ["Fox", None], [["Fox"]] * 2))
+    assert found.scored.measures == []
+    assert found.others == {"unrated": 2}
+
+
 def test_the_prompt_is_chinese_for_chinese_and_the_callers_own_if_given(tmp_path: Path) -> None:
     answered = Answered(Translation(), [{"source": "Hi {{ 1 }}"}], ["你好"], [["您好"]])
     text, chinese = Judge("judge", "m", LoadSettings())._prompt(answered, 0)

@@ -128,8 +128,8 @@ class Judge:
             why = reasons[0] if reasons else "the judge would not reply with a rating"
             warn("rows_not_rated", "%s rated %d of %d rows; %s", self.name, len(ratings) - unrated, len(ratings), why)
         statistics = np.asarray([(0.0, 0.0) if math.isnan(value) else (value, 1.0) for value in ratings])
-        measure = Measure(self.name, statistics, mean_of, self._signature())
-        return Computed(Scored([measure], {}), {"unrated": unrated} if unrated else {})
+        rated = [Measure(self.name, statistics, mean_of, self._signature())] if unrated < len(ratings) else []
+        return Computed(Scored(rated, {}), {"unrated": unrated} if unrated else {})
 
     @cached_property
     def _model(self) -> Loaded:

@@ -12,15 +12,10 @@ written; rows of types that are not asked for stay as they were.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import logging
-import multiprocessing
 import os
 import re
-import tempfile
 import time
-import warnings
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +26,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 import transformers
 
+from tests.forked import import_all, in_fork, quiet
 from tests.zoo.measure import COLUMNS, Row, measure
 from tests.zoo.models import KNOWN_FAILURES, REASONS, every_type
 
@@ -81,45 +77,17 @@ def main() -> None:
         options.output.write_text(table(options.record), encoding="utf-8")
 
 
-def import_all() -> None:
-    """What llmkit imports only when it is needed is imported once, before the forks."""
-    for name in ("accelerate", "datasets", "matplotlib.backends.backend_agg", "matplotlib.figure", "peft"):
-        importlib.import_module(name)
-
-
-def quiet() -> None:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("llmkit").setLevel("ERROR")
-
-
 def in_process(head: Any, model_type: str) -> dict[str, Any]:
     """The row of a type, measured in a fork; an empty one if that crashes or takes too long."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
 
-    def work() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ["LLMKIT_CACHE"] = f"{folder}/cache"
-            row = measure(head, model_type, Path(folder))
-        sender.send(asdict(row) | {"green": row.green})
+    def work(folder: Path) -> dict[str, Any]:
+        row = measure(head, model_type, folder)
+        return asdict(row) | {"green": row.green}
 
-    process = context.Process(target=work)
-    process.start()
-    sender.close()
-    try:
-        if receiver.poll(SECONDS):
-            found: dict[str, Any] = receiver.recv()
-            return found
-        reason = f"not done in {SECONDS} s"
-    except EOFError:
-        reason = "the process ended"
-    finally:
-        process.terminate()
-        process.join()
-    return asdict(Row(head, model_type, "", head, columns={"inspect": reason})) | {"green": False}
+    found = in_fork(work, SECONDS)
+    if isinstance(found, dict):
+        return found
+    return asdict(Row(head, model_type, "", head, columns={"inspect": found})) | {"green": False}
 
 
 # The table.

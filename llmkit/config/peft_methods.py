@@ -94,7 +94,11 @@ def _hint(annotation: ast.expr) -> Any:
     types = {name: _type(name) for name in names if name in _declared()}
     if choices := [each for each in types.values() if typing.get_origin(each) is Literal]:
         return choices[0]  # PEFT declares Union[Choices, str], but does not accept other strings
-    return eval(ast.unparse(annotation), {**vars(typing), "tuple": _List, "int": _INT, **types})  # noqa: S307 - code of PEFT
+    hint = eval(ast.unparse(annotation), {**vars(typing), "tuple": _List, "int": _INT, **types})  # noqa: S307 - code of PEFT
+    for node in ast.walk(annotation):
+        if isinstance(node, ast.Constant) and "_[" in str(node.value):  # pissa_niter_[number of iters]
+            hint |= Annotated[str, Field(pattern=f"^{str(node.value).partition('[')[0]}[0-9]+$")]
+    return hint
 
 
 def _member(node: ast.AnnAssign) -> tuple[Any, Any]:

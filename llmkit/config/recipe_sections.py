@@ -141,8 +141,31 @@ class _ModelBase(Section):
     """Start from random weights: the fields of a Transformers config, including ``model_type``."""
     config_overrides: dict[str, Any] = {}
     """Fields of the checkpoint's config to change and save, such as ``attention_dropout: 0.0``."""
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] | None = None
+    """With ``quantize: 4bit``: the data type of the quantized weights, nf4 by default."""
+    bnb_4bit_use_double_quant: bool | None = None
+    """With ``quantize: 4bit``: quantize the scales too."""
+    bnb_4bit_compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """With ``quantize: 4bit``: the dtype of matrix products, that of the other weights by default."""
+    bnb_4bit_quant_storage: Literal["uint8", "float32", "bfloat16", "float16"] | None = None
+    """With ``quantize: 4bit``: the dtype in which packed weights are stored; FSDP needs that of the other weights."""
+    llm_int8_threshold: Annotated[float, Field(ge=0)] | None = None
+    """With ``quantize: 8bit``: activations above this are multiplied without quantization, 6.0 by default."""
+    llm_int8_skip_modules: list[str] | None = None
+    """With ``quantize``: names of modules that are not quantized."""
+
+    @property
+    def quantization(self) -> dict[str, Any]:
+        """The fields of Transformers' BitsAndBytesConfig that are set."""
+        names = (name for name in type(self).model_fields if name.startswith(("bnb_4bit_", "llm_int8_")))
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def _conflicts(self) -> Iterator[str]:
+        quantize = getattr(self, "quantize", None)
+        for name in self.quantization:
+            needed = "4bit" if name.startswith("bnb_4bit_") else "8bit"
+            if quantize != needed and not (quantize and name == "llm_int8_skip_modules"):
+                yield f"{name} has no effect without quantize: {needed}; set that, or leave it out"
         if (self.name_or_path is None) == (self.config is None):
             yield ("give either name_or_path (a checkpoint) or config (random weights)")
         if self.config is not None and not isinstance(self.config.get("model_type"), str):

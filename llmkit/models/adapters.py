@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,10 @@ from llmkit.files import read_json
 from llmkit.log import warn
 from llmkit.models.adapter_embeddings import embedding_settings
 from llmkit.models.adapter_files import OTHER_BASE, adapter_weights, place_names, vocabulary_size
+from llmkit.models.adapter_init import InitialBatches, base_weights, initialize_eva, keep_initial
+from llmkit.models.adapter_methods import check_patterns, refuse_unmatched, refuse_untrainable
 from llmkit.models.embeddings import embedding_groups, resize_embeddings
-from llmkit.models.peft_compat import pseudo_linear_modules, quiet_peft, reconcile
+from llmkit.models.peft_compat import linear_names, pseudo_linear_modules, quiet_peft, reconcile
 from llmkit.models.source import ADAPTER_CONFIG
 from llmkit.models.tables import HEADS, writes
 from llmkit.tasks import Head
@@ -25,10 +26,14 @@ if TYPE_CHECKING:
 
     from llmkit.config.recipe import AdapterSection
 
-__all__ = ["attach", "load_adapter", "outline_adapter"]
+__all__ = ["NeedsWeightsError", "attach", "load_adapter", "outline_adapter"]
 
 _SPAN_HEAD = "qa_outputs"
 """Its name in all span models of Transformers."""
+
+
+class NeedsWeightsError(Exception):
+    """PEFT creates an adapter from the weights of its base model, of which only the structure is there."""
 
 
 def attach(
@@ -39,6 +44,7 @@ def attach(
     tokenizer_name: str,
     new_tokens: Sequence[int] = (),
     new_vocabulary: bool = False,
+    batches: InitialBatches | None = None,
 ) -> Any:
     """The model with a new adapter; nothing but the adapter is trained (with ``modules_to_save``).
 
@@ -46,35 +52,37 @@ def attach(
         tokenizer_name: folder of the tokenizer, for prompt tuning that is initialised from a text.
         new_tokens: ids whose embeddings are trained and saved with the adapter.
         new_vocabulary: whether all embeddings differ from the base's, and are trained and saved with the adapter.
+        batches: of training data, for initial values that depend on it; not needed on the meta device.
 
     Raises:
         UsageError: PEFT cannot add this adapter to this model.
+        NeedsWeightsError: PEFT looks at the weights of the base model, which is on the meta device.
     """
     import peft
 
     kind = section.peft_type
-    _refuse_partial(section)
+    refuse_untrainable(section)
     config_class: Any = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)]
     settings, known = _settings(section, config_class), {item.name for item in dataclasses.fields(config_class)}
     if settings.get("prompt_tuning_init") == "TEXT":
         settings["tokenizer_name_or_path"] = tokenizer_name
-    if settings.get("target_modules") == "all-linear" and "exclude_modules" in known - settings.keys():
-        # The head of a span model is new, so PEFT trains and saves all of it.
-        settings["exclude_modules"] = [
-            *([] if writes(head) else [_SPAN_HEAD]),
-            *pseudo_linear_modules(model, kind),
-        ] or None
+    if settings.get("target_modules") == "all-linear":
+        settings |= _all_linear(model, settings, known, kind, head)
     if new_tokens or new_vocabulary:
         settings |= embedding_settings(model, settings, known, kind, () if new_vocabulary else new_tokens)
-    _refuse_unmatched(model, section)
+    refuse_unmatched(model, section)
+    mutating = isinstance(settings.get("init_lora_weights"), str) and model.device.type != "meta"
+    before = base_weights(model) if mutating else {}
     try:
-        return _add(model, config_class(task_type=HEADS[head].task_type, **settings))
+        adapted = _add(model, config_class(task_type=HEADS[head].task_type, **settings))
+        if mutating and settings["init_lora_weights"] == "eva" and batches is not None:
+            initialize_eva(adapted, batches)
     except ImportError as error:
         raise MissingDependencyError(f"adapter.peft_type {kind}: {error}", "install it, or use LORA") from error
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        if isinstance(error, RuntimeError) and model.device.type == "meta":
-            reason = "its initial values depend on the weights of the base model, which are loaded after all checks"
+        if isinstance(error, NotImplementedError) and model.device.type == "meta":
+            raise NeedsWeightsError from error
         fix = "correct the settings of the adapter, such as target_modules, or use another peft_type"
         if "target_modules" not in known:
             fix = "use another peft_type, such as LORA"
@@ -83,13 +91,42 @@ def attach(
         raise UsageError(
             f"PEFT cannot add {kind} to {type(model).__name__} ({reason})", fix, code="not_supported"
         ) from error
+    if not any(each.requires_grad for each in adapted.parameters()):
+        raise UsageError(
+            f"PEFT adds no trained parameters to {type(model).__name__} with {kind}",
+            "set adapter.target_modules, or use another peft_type, such as LORA",
+            code="not_supported",
+        )
+    check_patterns(adapted, section)
+    if mutating:
+        keep_initial(adapted, before)
+    return adapted
 
 
 def _settings(section: AdapterSection, config_class: Any) -> dict[str, Any]:
     """The settings of a recipe section that differ from PEFT's defaults."""
     defaults = {item.name: item.default for item in dataclasses.fields(config_class)}
     settings = section.model_dump(exclude={"peft_type"})
-    return {name: value for name, value in settings.items() if value is not None and value != defaults[name]}
+    found = {name: value for name, value in settings.items() if value is not None and value != defaults[name]}
+    if found.get("init_lora_weights") == "eva":
+        import peft
+
+        found.setdefault("eva_config", peft.EvaConfig())  # PEFT warns of this default
+    return found
+
+
+def _all_linear(
+    model: Any, settings: Mapping[str, Any], known: Collection[str], kind: str, head: Head
+) -> dict[str, Any]:
+    """The settings that make all-linear what it says, where they are not set."""
+    found: dict[str, Any] = {}
+    if "exclude_modules" in known and "exclude_modules" not in settings:
+        # The head of a span model is new, so PEFT trains and saves all of it.
+        heads = [] if writes(head) else [_SPAN_HEAD]
+        found["exclude_modules"] = [*heads, *pseudo_linear_modules(model, kind)] or None
+    if settings.get("layers_to_transform") is not None:  # which PEFT does not combine with all-linear
+        found["target_modules"] = linear_names(model)
+    return found
 
 
 def _add(model: Any, config: Any) -> Any:
@@ -98,61 +135,13 @@ def _add(model: Any, config: Any) -> Any:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with quiet_peft():
-            adapted = reconcile(peft.get_peft_model(model, config))
+            # With low_cpu_mem_usage, weights of the adapter are on the meta device too.
+            options: Any = {"low_cpu_mem_usage": True} if model.device.type == "meta" else {}
+            adapted = reconcile(peft.get_peft_model(model, config, **options))
     if adapted.device.type == "meta":  # warned once: a second model is the one trained
         for message in dict.fromkeys(" ".join(str(each.message).split()) for each in caught):
             warn("peft_warning", "PEFT on adapter %s: %s", config.peft_type.value, message)
     return adapted
-
-
-_NEEDS_MORE = {
-    "ADALORA": "it changes ranks between updates, and adds to the loss",
-    "CPT": "it computes a loss of its own",
-    "MULTITASK_PROMPT_TUNING": "each example needs a task id",
-    "POLY": "each example needs a task id",
-    "SHADOW": "it adds a loss of its own",
-    "XLORA": "it combines trained adapters",
-}
-"""Methods that need more than a loss and its gradient; PEFT does not check this when it creates them."""
-_WITH_A_LOSS = ("kasa_config", "monteclora_config")
-_FROM_DATA = ("eva", "corda", "lora_ga")
-"""Initialisations that need data; without it, PEFT silently uses another one."""
-
-
-def _refuse_partial(section: AdapterSection) -> None:
-    if section.peft_type in _NEEDS_MORE:
-        raise UsageError(
-            f"adapter.peft_type {section.peft_type} cannot be trained here: {_NEEDS_MORE[section.peft_type]}",
-            "use another one, such as LORA",
-            code="not_supported",
-        )
-    for name in _WITH_A_LOSS:
-        if getattr(section, name, None) is not None:
-            raise UsageError(
-                f"adapter.{name} adds a loss of its own, which is not supported", "remove it", code="not_supported"
-            )
-    if (beginning := getattr(section, "init_lora_weights", None)) in _FROM_DATA:
-        raise UsageError(
-            f"adapter.init_lora_weights {beginning} needs training data for initialisation, which is not supported",
-            "use another one, such as gaussian",
-            code="not_supported",
-        )
-
-
-def _refuse_unmatched(model: Any, section: AdapterSection) -> None:
-    """Refuse names that match no module: PEFT ignores them if another name in the list matches."""
-    modules = [name for name, _ in model.named_modules()]
-    for key in ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save"):
-        names = getattr(section, key, None)
-        dot = "" if key == "modules_to_save" else "."  # where PEFT matches any suffix
-        for name in names if isinstance(names, list) else ():
-            if not any(f"{dot}{module}".endswith(f"{dot}{name}") for module in modules):
-                near = get_close_matches(name, {module.rpartition(".")[2] for module in modules}, n=1)
-                raise UsageError(
-                    f"adapter.{key}: {type(model).__name__} has no module {name}",
-                    f"did you mean {near[0]}?" if near else f"remove it, or name one such as {modules[-1]}",
-                    code="not_supported",
-                )
 
 
 def outline_adapter(model: Any, adapter: Path) -> Any:
@@ -163,7 +152,7 @@ def outline_adapter(model: Any, adapter: Path) -> Any:
     config.inference_mode = False
     kind = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, peft.PeftModel)
     with quiet_peft():
-        return reconcile(kind(model, config))
+        return reconcile(kind(model, config, low_cpu_mem_usage=True))
 
 
 def load_adapter(
@@ -188,6 +177,7 @@ def load_adapter(
     _fit_embeddings(model, adapter, weights, config, prefix, tokens)
     kind = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, peft.PeftModel)
     with quiet_peft():
+        warnings.simplefilter("ignore", UserWarning)  # on the method, which are logged in training
         adapted = kind(model, config)
         own: dict[str, torch.Tensor] = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         names = place_names(weights, [*adapted.state_dict(), *own], prefix)

@@ -36,6 +36,7 @@ def build(
     dtype: torch.dtype,
     *,
     model_kwargs: Mapping[str, Any],
+    quantization: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     import transformers
 
@@ -53,7 +54,7 @@ def build(
     else:
         options["use_safetensors"] = bool(weight_files(source.folder).safetensors)
     if settings.quantize:
-        options["quantization_config"] = quantization_config(settings.quantize, device, dtype)
+        options["quantization_config"] = quantization_config(settings.quantize, device, dtype, quantization)
     if device != "cpu" or settings.quantize:
         options["device_map"] = {"": device}
     options.update(model_kwargs)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import LoadSettings
+from llmkit.errors import UsageError
 from llmkit.files import read_json
 from llmkit.hub.reachability import offline
 from llmkit.log import log, warn
@@ -33,7 +34,7 @@ from llmkit.models.devices import pick_device, pick_dtype
 from llmkit.models.generation import apply_settings, generation_config, settle_tokens
 from llmkit.models.locate import locate
 from llmkit.models.quiet import as_checkpoint_error, quiet_transformers
-from llmkit.models.refusals import check_files, check_heads, check_memory, refuse_untrusted
+from llmkit.models.refusals import check_files, check_heads, check_memory, check_quantized, refuse_untrusted
 from llmkit.models.resolve import Resolution, resolve
 from llmkit.models.source import Source
 from llmkit.models.tables import writes
@@ -94,6 +95,8 @@ def load_model(
     config_overrides: Mapping[str, Any] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    quantization: Mapping[str, Any] | None = None,
+    dequantize: bool = False,
 ) -> Loaded:
     """Locate and load the model for a task. The rest of the arguments is `locate`'s.
 
@@ -104,6 +107,8 @@ def load_model(
         model_kwargs: arguments of ``from_pretrained`` that go before what follows from the settings; with a
             ``device_map`` among them, memory is not checked.
         tokenizer: in place of the checkpoint's own, which is then not read.
+        quantization: further fields of ``BitsAndBytesConfig``, if the settings quantize.
+        dequantize: unpack quantized weights again, after their values were rounded.
 
     Raises:
         LlmkitError: one of its kinds, with one line that ends in what to do.
@@ -120,6 +125,8 @@ def load_model(
                 config_overrides=config_overrides,
                 model_kwargs=model_kwargs,
                 tokenizer=tokenizer,
+                quantization=quantization,
+                dequantize=dequantize,
             )
 
 
@@ -133,6 +140,8 @@ def load_source(
     config_overrides: Mapping[str, Any] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    quantization: Mapping[str, Any] | None = None,
+    dequantize: bool = False,
 ) -> Loaded:
     """Load files that are on this machine. See `load_model`."""
     begun = CpuUse.now() if weights else None
@@ -141,6 +150,7 @@ def load_source(
     resolution = resolve(task, config, head=settings.head, model=source.name)
     refuse_untrusted({**config, **overrides}, source, settings, resolution)
     check_heads(source, resolution, training=training)
+    stored = check_quantized(source, settings, config, training=training or dequantize, weights=weights)
     if weights:
         check_files(source, settings)
     with quiet_transformers(), as_checkpoint_error(source):
@@ -153,13 +163,13 @@ def load_source(
             dtype = pick_dtype(settings.dtype, device, config, counts)
             if "device_map" not in (model_kwargs or {}):
                 check_memory(source, settings, device, dtype, counts)
-            own = dict(model_kwargs or {})
-            if overrides and "config" not in own:
-                own["config"] = changed_config(source, settings, overrides)
-            if not source.gguf_file and writes(resolution.head):
-                own.setdefault("generation_config", generation_config(source.generation_folder, config))
+            own = _arguments(source, settings, resolution, config, overrides) | dict(model_kwargs or {})
+            if stored is not None:
+                own.setdefault("quantization_config", stored)
             with in_one_file(source) as whole:
-                model = build(whole, settings, resolution, device, dtype, model_kwargs=own)
+                model = build(whole, settings, resolution, device, dtype, model_kwargs=own, quantization=quantization)
+            if dequantize:
+                model = _dequantized(model, source, dtype)
             if training:
                 keep_frozen(model)
             model = _with_adapter(model, source, settings, tokenizer, training=training)
@@ -197,6 +207,20 @@ def _describe(source: Source) -> tuple[dict[str, Any], dict[str, int] | None]:
     return source.config(), parameter_counts(source.folder)
 
 
+def _arguments(
+    source: Source,
+    settings: LoadSettings,
+    resolution: Resolution,
+    config: dict[str, Any],
+    overrides: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` that follow from the files and settings."""
+    found: dict[str, Any] = {"config": changed_config(source, settings, overrides)} if overrides else {}
+    if not source.gguf_file and writes(resolution.head):
+        found["generation_config"] = generation_config(source.generation_folder, config)
+    return found
+
+
 def _with_adapter(model: Any, source: Source, settings: LoadSettings, tokenizer: Any, *, training: bool) -> Any:
     if source.adapter is None:
         return model
@@ -214,6 +238,17 @@ def _apply_task_params(model: Any, task: str) -> None:
     own = getattr(model, "generation_config", None)
     if own is not None and isinstance(kept, dict):
         apply_settings(own, kept)
+
+
+def _dequantized(model: Any, source: Source, dtype: torch.dtype) -> Any:
+    if not getattr(model, "is_quantized", False):
+        return model
+    try:
+        return model.dequantize(dtype)
+    except NotImplementedError as error:
+        raise UsageError(
+            f"Transformers cannot dequantize {source.name}", "use the adapter as it is", code="not_supported"
+        ) from error
 
 
 def _has_tokenizer(adapter: Path) -> bool:

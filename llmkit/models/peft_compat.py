@@ -15,7 +15,7 @@ from typing import Any
 
 from llmkit.models.generation import cache_name
 
-__all__ = ["pseudo_linear_modules", "quiet_peft", "reconcile"]
+__all__ = ["linear_names", "pseudo_linear_modules", "quiet_peft", "reconcile"]
 
 _PEFT_CACHE = "past_key_values"
 """PEFT's name of the KV cache."""
@@ -94,6 +94,17 @@ def _with_peft_cache_name(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def _renamed(values: dict[str, Any], old: str, new: str) -> dict[str, Any]:
     return {new if name == old else name: value for name, value in values.items()}
+
+
+def linear_names(model: Any) -> list[str]:
+    """The last parts of the names of the linear layers that all-linear stands for: all but the output layer."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    output = model.get_output_embeddings()
+    linear = (torch.nn.Linear, Conv1D)
+    names = [name for name, each in model.named_modules() if isinstance(each, linear) and each is not output]
+    return sorted({name.rpartition(".")[2] for name in names})
 
 
 def pseudo_linear_modules(model: Any, kind: str) -> Iterator[str]:

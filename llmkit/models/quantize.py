@@ -1,25 +1,32 @@
-"""8-bit and 4-bit loading by bitsandbytes, without what it would fetch behind the user's back.
+"""Quantized weights: by bitsandbytes while loading, or in the checkpoint by one of the methods of Transformers.
 
-Knows devices and settings of quantization. Does not load a model.
+Knows devices, packages and settings of quantization, and prevents downloads of kernels. Does not load a model.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
+import re
 import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from llmkit.errors import MissingDependencyError, UsageError
+from llmkit.errors import CheckpointError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["quantization_config"]
+__all__ = ["is_quantized", "quantization_config", "stored_quantization"]
 
 
-def quantization_config(bits: str, device: str, dtype: torch.dtype) -> Any:
+def quantization_config(bits: str, device: str, dtype: torch.dtype, options: Mapping[str, Any] | None = None) -> Any:
     """The Transformers config for ``8bit`` or ``4bit`` (NF4).
+
+    Args:
+        options: fields of ``BitsAndBytesConfig``, which go before these.
 
     Raises:
         MissingDependencyError: bitsandbytes is not installed.
@@ -37,8 +44,88 @@ def quantization_config(bits: str, device: str, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     if bits == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+        return BitsAndBytesConfig(load_in_8bit=True, **(options or {}))
+    defaults = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    return BitsAndBytesConfig(load_in_4bit=True, **(defaults | dict(options or {})))
+
+
+def stored_quantization(name: str, config: Mapping[str, Any], device: str, *, adapted: bool) -> Any:
+    """How a quantized checkpoint is loaded: its own config if Transformers is to dequantize it, or else None.
+
+    Args:
+        name: of the checkpoint, for messages.
+        config: ``quantization_config`` of its config.json.
+        adapted: whether it gets an adapter, which needs weights that can be trained above.
+
+    Raises:
+        CheckpointError: Transformers does not know the method.
+        MissingDependencyError: a package is not installed.
+        UsageError: the method does not work on this device, or cannot be trained above.
+    """
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoHfQuantizer, AutoQuantizationConfig
+
+    method = str(config.get("quant_method") or "an unnamed method")
+    bits = next((f"_{bits}" for bits in ("4bit", "8bit") if config.get(f"load_in_{bits}")), "")
+    known = AUTO_QUANTIZER_MAPPING.get(f"bitsandbytes{bits}" if bits else method)
+    if known is None:
+        raise CheckpointError(
+            f"{name} is quantized by {method}, which the installed Transformers does not know",
+            "upgrade it: pip install -U transformers",
+            "choose another checkpoint",
+            code="not_supported",
+        )
+    module = inspect.getsource(sys.modules[known.__module__])
+    if bits and find_spec("bitsandbytes"):
+        _import_without_kernels()
+    try:
+        stored: Any = AutoQuantizationConfig.from_dict(dict(config))
+        # If it has a choice, an adapter is trained above plain weights, in half precision.
+        dense = adapted and "dequantize" in getattr(stored, "get_loading_attributes", dict)()
+        if dense:
+            stored.dequantize = True
+        quantizer: Any = AutoHfQuantizer.from_config(stored, pre_quantized=True)
+        quantizer.validate_environment(device_map={"": device}, weights_only=True)
+        trainable = dense or not adapted or quantizer.is_trainable
+    except ImportError as error:
+        packages = _missing_packages(module) or [str(error.name or " ".join(str(error).split())[:100])]
+        raise MissingDependencyError(
+            f"{name} is quantized by {method}, which needs {' and '.join(packages)}"
+            + (", and may need a GPU" if device == "cpu" and "cuda" in module else ""),
+            f"run: pip install {' '.join(packages)}",
+        ) from error
+    except (ValueError, RuntimeError, TypeError, LookupError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"{name} is quantized by {method}, which does not work on {device} ({reason})",
+            "choose a checkpoint that is not quantized",
+            code="device_unavailable",
+        ) from error
+    if not trainable:
+        raise UsageError(
+            f"{name} is quantized by {method}, above which Transformers does not train",
+            "choose a checkpoint that is not quantized; `quantize=4bit` quantizes it while loading",
+            code="not_supported",
+        )
+    return stored if dense else None
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether a model's weights are packed, or were dequantized from those of a quantized checkpoint."""
+    return bool(getattr(model, "is_quantized", False)) or getattr(model.config, "quantization_config", None) is not None
+
+
+def _missing_packages(source: str) -> list[str]:
+    """The packages that the source of a quantizer tells to install, and that are not."""
+    named = re.findall(r"pip install (?:-\w+ )?[\"'`]*([A-Za-z][\w.-]*)", source)
+    return [each for each in dict.fromkeys(named) if not _is_installed(each)]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _import_without_kernels() -> None:

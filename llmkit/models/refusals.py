@@ -9,8 +9,10 @@ from llmkit.errors import CheckpointError, TaskMismatchError, UsageError
 from llmkit.log import warn
 from llmkit.models.adapter_files import brings_head, check_adapter, check_base, weights_file
 from llmkit.models.checkpoint import weight_bytes, weight_files
+from llmkit.models.devices import pick_device
 from llmkit.models.known_issues import hub_kernels
 from llmkit.models.memory import check_fits
+from llmkit.models.quantize import stored_quantization
 from llmkit.models.resolve import Resolution
 from llmkit.models.source import Source
 from llmkit.models.tables import is_native
@@ -18,7 +20,7 @@ from llmkit.models.tables import is_native
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_files", "check_heads", "check_memory", "refuse_untrusted"]
+__all__ = ["check_files", "check_heads", "check_memory", "check_quantized", "refuse_untrusted"]
 
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 1.0, "4bit": 0.5}
 
@@ -79,6 +81,23 @@ def check_files(source: Source, settings: LoadSettings) -> None:
             pickled.append(file.name)
     if pickled:
         _check_pickles(source, settings, ", ".join(pickled))
+
+
+def check_quantized(
+    source: Source, settings: LoadSettings, config: dict[str, Any], *, training: bool, weights: bool
+) -> Any:
+    """Refuse a quantized checkpoint that does not work here; how it is loaded otherwise (see `stored_quantization`)."""
+    found = config.get("quantization_config")
+    if not isinstance(found, dict) or source.gguf_file or not (weights or training):
+        return None
+    if settings.quantize:
+        raise UsageError(
+            f"{source.name} is quantized already ({found.get('quant_method')})",
+            "leave `quantize` out",
+            code="not_supported",
+        )
+    adapted = training or source.adapter is not None
+    return stored_quantization(source.name, found, pick_device(settings.device), adapted=adapted)
 
 
 def _check_pickles(source: Source, settings: LoadSettings, names: str) -> None:

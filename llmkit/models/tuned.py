@@ -37,6 +37,8 @@ class Tuned:
     """The base model, as the recipe names it."""
     method: str | None = None
     """PEFT's name of the adapter; None if all weights were trained, or it is not recorded."""
+    quantization: dict[str, Any] = field(default_factory=dict)
+    """``quantize`` of the base and fields of BitsAndBytesConfig."""
     data: dict[str, list[str]] = field(default_factory=dict)
     """Files or Hub ids of the training and validation data, and classes of rows passed in Python."""
     languages: dict[str, str] = field(default_factory=dict)
@@ -67,6 +69,11 @@ def tuned_for(folder: Path, update: int | None = None) -> Tuned | None:
         more_tasks={name: _set(each.get("settings")) for name, each in contract.get("more_tasks", {}).items()},
         prompt=_prompt(contract),
         base=(recipe.get("model") or {}).get("name_or_path"),
+        quantization={
+            name: value
+            for name, value in (recipe.get("model") or {}).items()
+            if name.startswith(("quantize", "bnb_4bit_", "llm_int8_")) and value is not None
+        },
         method=(recipe.get("adapter") or {}).get("peft_type"),
         data={part: list(_paths((recipe.get("data") or {}).get(part))) for part in ("train", "validation")},
         languages=(recipe.get("tokenizer") or {}).get("add_languages") or {},

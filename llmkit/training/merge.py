@@ -1,7 +1,8 @@
 """Merging an adapter into its base model, with a check that the result computes the same.
 
 Logits are compared twice: in float32 before and after merging, and again from the saved files, as plain Transformers
-loads them. Adapters of virtual tokens cannot be merged.
+loads them. A base that was quantized in training is merged with its rounded weights, above which the adapter was
+trained. Adapters of virtual tokens cannot be merged.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from llmkit.models.logits import DTYPES, difference, tolerance
 from llmkit.models.peft_compat import quiet_peft
 from llmkit.models.quiet import quiet_transformers
 from llmkit.models.tables import HEADS
+from llmkit.models.tuned import run_folder, tuned_for
 from llmkit.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ class Merged:
     """Largest difference of a logit after merging in float32, relative to the largest logit."""
     rounding: float
     """The same for the saved files."""
+    quantized: float | None = None
+    """The same for the model above its quantized base, of which activations may be quantized too."""
 
 
 def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSettings | None = None) -> Merged:
@@ -65,8 +69,12 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
 
     if output.exists() and any(output.iterdir()):
         raise UsageError(f"{output} is not empty", "name another folder", code="output_exists")
-    given = replace(settings or LoadSettings(), model=adapter, device="cpu", quantize=None)
-    loaded = load_model(replace(given, dtype="float32"), _task_of(adapter), fallback=False)
+    quantization = _quantization_of(adapter)
+    given = replace(
+        settings or LoadSettings(), model=adapter, device="cpu", quantize=quantization.pop("quantize", None)
+    )
+    given = replace(given, dtype="float32")
+    loaded = load_model(given, _task_of(adapter), fallback=False, quantization=quantization, dequantize=True)
     if loaded.source.adapter is None:
         raise UsageError(
             f"{adapter} is not a PEFT adapter", "name the folder with adapter_config.json", code="not_supported"
@@ -84,6 +92,7 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
     head = head_of(loaded.head)
     inputs = _probe(head, model)
     before = logits_of(head, model, inputs)
+    quantized = _quantized_drift(given, quantization, head, inputs, before)
     kind: Any = type(model.get_base_model())
     size = model.get_input_embeddings().weight.shape
     try:
@@ -112,7 +121,27 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
         if (loaded.source.adapter / CONTRACT_FILE).is_file():
             shutil.copy(loaded.source.adapter / CONTRACT_FILE, building / CONTRACT_FILE)
     log.info("merged in %s: logits differ by %.1e of the largest, %.1e after rounding", stored, drift, rounding)
-    return Merged(output, stored, drift, rounding)
+    return Merged(output, stored, drift, rounding, quantized)
+
+
+def _quantization_of(adapter: str) -> dict[str, Any]:
+    """The quantization of the base in training, if the run's recipe is there."""
+    folder, _ = run_folder(Path(adapter))
+    tuned = tuned_for(folder) if folder.is_dir() else None
+    return {} if tuned is None else dict(tuned.quantization)
+
+
+def _quantized_drift(
+    settings: LoadSettings, quantization: dict[str, Any], head: BaseHead, inputs: Any, dequantized: torch.Tensor
+) -> float | None:
+    """How far the logits of the adapter above its quantized base are from those above the dequantized one."""
+    if settings.quantize is None:
+        return None
+    packed = load_model(settings, _task_of(str(settings.model)), fallback=False, quantization=quantization).model
+    found = difference(logits_of(head, packed, inputs), dequantized)
+    text = "the adapter was trained above a %s base, whose rounded weights are merged; logits differ by %.1e"
+    log.info(text, settings.quantize, found)
+    return found
 
 
 def _method(model: Any) -> str:

@@ -19,6 +19,7 @@ from llmkit.heads import BaseHead, head_of
 from llmkit.heads.preference import make_objective, rewards_of
 from llmkit.log import log, warn
 from llmkit.metrics.score import measure_names
+from llmkit.models.adapters import NeedsWeightsError
 from llmkit.models.devices import has_bfloat16, pick_device
 from llmkit.models.load import Loaded
 from llmkit.models.quantize import quantization_config
@@ -95,7 +96,7 @@ def prepare(recipe: Recipe, processes: int) -> Preparation:
         expected_rows(examples.validation, task, "metric_for_best_model")
     elif train.num_completions_to_print and examples.validation is not None:
         expected_rows(examples.validation, task, "num_completions_to_print", train.num_completions_to_print)
-    model = make_trainable(recipe, loaded)
+    model = _outline(recipe, task, loaded)
     _check_loss(recipe, model, loaded, examples.train)
     averaged = recipe.accelerate.local_sgd_steps is not None
     optimizer = check_optimizer(model, train, updates, device, averaged=averaged)
@@ -104,6 +105,14 @@ def prepare(recipe: Recipe, processes: int) -> Preparation:
         _check_packing(recipe, model, head_of(loaded.head))
     half = not train.fp16 and (has_bfloat16(device) if train.bf16 == "auto" else train.bf16)
     return Preparation(recipe, task, device, half, loaded, model, examples, updates, teacher)
+
+
+def _outline(recipe: Recipe, task: Task, loaded: Loaded) -> Any:
+    """The model with its adapter on the meta device; weights are loaded only if PEFT creates the adapter from them."""
+    try:
+        return make_trainable(recipe, loaded)
+    except NeedsWeightsError:
+        return make_trainable(recipe, open_model(recipe, task, weights=True)).to("meta")
 
 
 def _check_settings(recipe: Recipe, device: str, processes: int) -> None:
@@ -125,7 +134,7 @@ def _check_settings(recipe: Recipe, device: str, processes: int) -> None:
         )
     for section in (recipe.model, recipe.teacher):
         if bits := getattr(section, "quantize", None):
-            quantization_config(bits, device, torch.float32)
+            quantization_config(bits, device, torch.float32, getattr(section, "quantization", None))
     if train.fp16 and device == "cpu":
         raise UsageError("train.fp16 needs a GPU", "leave it out", code="device_unavailable")
     known = [*measure_names(find_task(recipe.task).metrics), *rewards_of(recipe.method)]

@@ -65,7 +65,13 @@ def open_model(recipe: Recipe, task: Task, *, weights: bool, dtype: DType = "aut
     if config is None:
         overrides: dict[str, Any] = recipe.model.config_overrides
         loaded = load_model(
-            settings, task.name, training=True, weights=weights, fallback=False, config_overrides=overrides
+            settings,
+            task.name,
+            training=True,
+            weights=weights,
+            fallback=False,
+            config_overrides=overrides,
+            quantization=recipe.model.quantization,
         )
     else:
         loaded = load_source(_fresh(recipe, task, settings), settings, task.name, training=True, weights=False)

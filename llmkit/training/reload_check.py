@@ -10,6 +10,7 @@ from llmkit.errors import CheckpointError, LlmkitError, NotEnoughMemoryError
 from llmkit.log import log, warn
 from llmkit.models.load import load_source
 from llmkit.models.logits import difference, tolerance
+from llmkit.models.quantize import is_quantized
 from llmkit.models.source import Source
 from llmkit.training.loop import Trainer
 from llmkit.training.merge import logits_of
@@ -49,11 +50,11 @@ def check_reload(recipe: Recipe, trainer: Trainer, source: Source, trained: torc
     )
     dtype: Any = "float32" if frozen is None else str(frozen.dtype).removeprefix("torch.")
     settings = replace(load_settings(recipe), model=str(folder), revision=None, base=None, dtype=dtype)
-    half = dtype != "float32" or settings.quantize or trainer.accelerator.mixed_precision != "no"
+    half = dtype != "float32" or is_quantized(trainer.model) or trainer.accelerator.mixed_precision != "no"
     level = log.level
     log.setLevel("ERROR")  # warnings about the base were logged before
     try:
-        again: Any = load_source(written, settings, recipe.task).model
+        again: Any = load_source(written, settings, recipe.task, quantization=recipe.model.quantization).model
         found = difference(trained, logits_of_rows(trainer, again.to(trained.device)))
     except NotEnoughMemoryError as error:
         log.setLevel(level)

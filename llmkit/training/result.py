@@ -22,6 +22,7 @@ from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.tuned_config import Contract, recipe_prompt, tuned_prompt, write_contract
 from llmkit.log import log, warn
 from llmkit.metrics.answers import Threshold
+from llmkit.models.adapter_init import save_adapter
 from llmkit.models.load import Loaded
 from llmkit.models.memory import peak_memory
 from llmkit.models.quiet import quiet_transformers
@@ -60,16 +61,15 @@ class ModelFiles:
         """
         for config in getattr(model, "peft_config", {}).values():
             self._name_base(config)
-        options: dict[str, Any] = {} if weights is None else {"state_dict": weights}
-        if hasattr(model, "peft_config"):
-            # New tokens are saved separately; to find out whether there are any, PEFT would ask the Hub for the base.
-            options["save_embedding_layers"] = False
         generation: Any = self.loaded.model.generation_config if self.head.writes else None
         ends = getattr(generation, "eos_token_id", None)
         if self.head.writes:
             declare_ends(self.loaded)
         with quiet_transformers():
-            model.save_pretrained(folder, **options)
+            if hasattr(model, "peft_config"):
+                save_adapter(model, folder, weights)
+            else:
+                model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's template for a card, with the path of the base
         if generation is not None and self.loaded.source.token_ids is not None and hasattr(model, "peft_config"):
             generation.save_pretrained(folder)  # which differs from that of the base

@@ -55,7 +55,7 @@ from llmkit.training.result import ModelFiles, Run, fitted_threshold, write_repo
 from llmkit.training.row_counts import Tally, describe
 from llmkit.training.stream import ExampleStream
 from llmkit.training.teacher import make_distillation, open_teacher
-from llmkit.training.trainable import freeze_as, is_swept_in, make_trainable
+from llmkit.training.trainable import freeze_as, initial_batches, is_swept_in, make_trainable
 from llmkit.training.trainer_checkpoint import continue_trainer_run, find_trainer_checkpoint
 from llmkit.training.validation_answers import validation_answers
 
@@ -166,7 +166,7 @@ def _prepare(
     # Trained weights are kept in float32, whatever the computation's precision; frozen ones in half precision.
     small: DType = "bfloat16" if ready.half else "float32"
     loaded = open_model(recipe, task, weights=True, dtype=small if recipe.adapter is not None else "float32")
-    if getattr(recipe.model, "quantize", None):
+    if getattr(loaded.model, "is_quantized", False):
         import peft
 
         prepare_quantized: Any = peft.prepare_model_for_kbit_training
@@ -176,14 +176,15 @@ def _prepare(
     tables = {name: part.examples for name, part in parts.items()}
     if recipe.method is not None:
         tables = _with_references(recipe, loaded, tables, accelerator)
-    model = make_trainable(recipe, loaded)
+    head = head_of(loaded.head)
+    rows = parts["train"].examples
+    model = make_trainable(recipe, loaded, initial_batches(rows, head, head.pad_id(loaded), loaded.device, train.seed))
     freeze_as(model, ready.model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     if recipe.method is not None and recipe.method.disable_dropout:
         disable_dropout(model)
-    head = head_of(loaded.head)
     teacher = open_teacher(recipe, weights=True, dtype=small)
     models = [model] if teacher is None else [model, teacher.model]
     packed = packs(recipe, models, head, device)

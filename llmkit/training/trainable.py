@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llmkit.config.recipe import Recipe
 from llmkit.errors import UsageError
+from llmkit.heads.base import IGNORED, BaseHead
 from llmkit.log import log, warn
+from llmkit.models.adapter_init import InitialBatches
 from llmkit.models.adapters import attach, outline_adapter
 from llmkit.models.load import Loaded
+from llmkit.models.quantize import is_quantized
 
-__all__ = ["check_reached", "freeze_as", "is_swept_in", "make_trainable"]
+__all__ = ["check_reached", "freeze_as", "initial_batches", "is_swept_in", "make_trainable"]
 
 
-def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
+_INITIAL_BATCHES = 16
+
+
+def make_trainable(recipe: Recipe, loaded: Loaded, batches: InitialBatches | None = None) -> Any:
     """The model of a recipe with its adapter, and ``requires_grad`` set on the parameters to train.
+
+    Args:
+        batches: of training data, for adapters whose initial values depend on it.
 
     Raises:
         UsageError: ``train.freeze`` or ``train.unfreeze`` matches nothing, everything is frozen, or the adapter cannot
@@ -26,6 +36,12 @@ def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
     if recipe.train.activation_checkpointing:
         _checkpoint_activations(model)  # before the adapter, so that PEFT refuses methods that do not support it
     source = loaded.source
+    if is_quantized(model) and recipe.adapter is None and source.adapter is None:
+        raise UsageError(
+            f"{source.name} is quantized, and quantized weights cannot be trained directly",
+            "add an adapter, or choose a checkpoint that is not quantized",
+            code="not_supported",
+        )
     if source.adapter is not None and not hasattr(model, "peft_config"):
         model = outline_adapter(model, source.adapter)  # without weights
     if source.adapter is not None and model.active_peft_config.is_prompt_learning:
@@ -42,10 +58,33 @@ def make_trainable(recipe: Recipe, loaded: Loaded) -> Any:
             tokenizer_name=str(source.folder),
             new_tokens=loaded.new_tokens,
             new_vocabulary=source.token_ids is not None,
+            batches=batches,
         )
     _freeze_other_inputs(loaded.model)
     _freeze(model, recipe.train.freeze, recipe.train.unfreeze)
     return model
+
+
+def initial_batches(examples: Any, head: BaseHead, pad_id: int, device: Any, seed: int) -> InitialBatches:
+    """Batches of training examples for an adapter's initial values, the same in each process."""
+    order = random.Random(seed).sample(range(len(examples)), len(examples))  # noqa: S311 - not for security
+
+    def batches(tokens: int) -> Iterator[dict[str, Any]]:
+        lines: list[Any] = []
+        found = 0
+        for index in order:
+            lines.append(examples[index])
+            parts = [name for name in ("input_ids", "decoder_input_ids") if lines[0].get(name)]
+            if min(sum(len(line[name]) for line in lines) for name in parts) < tokens:
+                continue
+            batch = head.batch(lines, pad_id=pad_id).to(device)
+            more = {"decoder_attention_mask": (batch.labels != IGNORED).long()} if len(parts) > 1 else {}
+            yield batch.inputs | more
+            lines, found = [], found + 1
+            if found == _INITIAL_BATCHES:
+                return
+
+    return batches
 
 
 def check_reached(recipe: Recipe, model: Any, unreached: Sequence[str]) -> None:

@@ -32,19 +32,19 @@ from llmkit.training.accelerator import optimizer_state, whole
 from llmkit.training.checkpoint import (
     Progress,
     Unlogged,
-    add_measures,
     load_checkpoint,
     prune,
     random_state,
     save_checkpoint,
 )
-from llmkit.training.local_sgd import LocalSgd, Synchronous, sum_measures, sum_over_processes
+from llmkit.training.local_sgd import LocalSgd, Synchronous, sum_over_processes
 from llmkit.training.optimizer import make_optimizer, place_state, set_training_mode
 from llmkit.training.optimizer_check import state_classes
 from llmkit.training.progress_lines import TrainingStats, comparison, conclusion
 from llmkit.training.provenance import RESOLVED
 from llmkit.training.sampler import BatchSampler, Pool, count_updates
 from llmkit.training.schedule import follows_metric, greater_is_better, make_scheduler, set_learning_rates
+from llmkit.training.validation_loss import ValidationLosses
 
 if TYPE_CHECKING:
     import datasets
@@ -443,48 +443,18 @@ class Trainer:
         Of several tasks, the loss of each is there too, as ``translation_loss``.
         """
         assert self.validation is not None
-        groups = self.validation_tasks if len(self.validation_tasks) > 1 else {"": range(len(self.validation))}
-        measures: dict[str, list[float]] = {}
+        losses = ValidationLosses(
+            self.accelerator,
+            self.model,
+            self.objective.for_evaluation(),
+            self.validation,
+            batch_size=self.train.per_device_eval_batch_size,
+            collation={"pad_id": self.pad_id, "packed": False, "masked": self.masked},
+        )
         self._set_training_mode(training=False)
-        sums = {name: self._loss_sum(indices, measures) for name, indices in groups.items()}
+        values = losses.by_task(self.validation_tasks)
         self._set_training_mode(training=True)
-        loss, count = (sum(each[place] for each in sums.values()) for place in (0, 1))
-        of_tasks = {f"{name}_loss": total / max(1.0, number) for name, (total, number) in sums.items() if name}
-        return {"loss": loss / max(1.0, count), **of_tasks, **means(measures)}
-
-    def _loss_sum(self, indices: Sequence[int], measures: dict[str, list[float]]) -> tuple[float, float]:
-        """The sum of losses on validation examples, and the number of predicted tokens, over all processes.
-
-        Args:
-            measures: gets the measures of the objective.
-        """
-        import torch
-
-        assert self.validation is not None
-        evaluated = self.objective.for_evaluation()
-        count, total = 0.0, 0.0
-        size, mine = self.train.per_device_eval_batch_size, self.accelerator.process_index
-        order = sorted(indices, key=self.validation["length"][:].__getitem__)
-        every = size * self.accelerator.num_processes
-        shown = self.accelerator.is_main_process
-        meter = ProgressMeter(len(order), "validation examples", shown=shown)
-        with torch.no_grad(), self.accelerator.autocast(), meter:
-            for start in range(0, len(order), every):
-                part = order[start + mine * size : start + (mine + 1) * size]
-                # A sharded model runs in all processes or in none, so none may skip the last batch.
-                lines = [self.validation[index] for index in part or order[:1]]
-                batch = evaluated.batch(lines, pad_id=self.pad_id, packed=False, masked=self.masked)
-                device = self.accelerator.device
-                objective, predicted = evaluated.for_update(self.model, [batch], device, lambda *each: list(each))
-                loss = objective.loss_sum(self.model, batch, device)
-                if part:
-                    total += float(loss)
-                    count += predicted
-                    add_measures(measures, objective.measures)
-                meter.advance(min(every, len(order) - start))
-        total, count = sum_over_processes(self.accelerator, total, count)
-        sum_measures(self.accelerator, measures)
-        return total, count
+        return values
 
     def save(self) -> None:
         """Write a checkpoint, and remove the oldest ones above the limit."""

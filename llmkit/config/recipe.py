@@ -194,6 +194,8 @@ class Recipe(Section):
             for name in ("label_smoothing_factor", "loss_type"):
                 if getattr(self.train, name) != type(self.train).model_fields[name].default:
                     yield f"train.{name} has no effect with teacher.kd_ratio: 1; leave one of them out"
+        if self.train.loraplus_lr_ratio is not None and getattr(self.adapter, "peft_type", None) != "LORA":
+            yield ("train.loraplus_lr_ratio is for adapters of peft_type LORA; leave it out, or add such an adapter")
         if model.quantize is not None and self.adapter is None:
             yield ("quantized weights cannot be trained directly; add an adapter, or leave out quantize")
 

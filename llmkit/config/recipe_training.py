@@ -84,6 +84,10 @@ class TrainSection(Section):
     """Modules whose gradients GaLore and APOLLO project: names, regular expressions, or all-linear."""
     param_groups: list[ParameterGroup] = []
     """Parameters with a learning rate or weight decay of their own; the first group that matches applies."""
+    loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = None
+    """LoRA+ (arXiv:2402.12354): learning rate of the B matrices, relative to ``learning_rate``."""
+    loraplus_lr_embedding: Annotated[float, Field(gt=0)] = 1e-6
+    """LoRA+: learning rate of adapters on embeddings."""
     bf16: bool | Literal["auto"] = "auto"
     """Compute in bfloat16; auto: if the hardware supports it well."""
     fp16: bool = False
@@ -159,6 +163,8 @@ class TrainSection(Section):
             yield ("label_smoothing_factor is not defined for loss_type: dft; leave one of them out")
         if self.neftune_noise_alpha is not None and self.torch_compile:
             yield ("neftune_noise_alpha is not supported with torch_compile; leave one of them out")
+        if self.loraplus_lr_ratio is None and self.loraplus_lr_embedding != 1e-6:
+            yield ("loraplus_lr_embedding requires loraplus_lr_ratio; set it, or leave both out")
         if self.bf16 is True and self.fp16:
             yield ("bf16 and fp16 are mutually exclusive; set one of them")
         if (need := self.first_key_needing_evaluation()) and self.eval_strategy == "no":

@@ -67,19 +67,21 @@ def parameter_groups(model: torch.nn.Module, train: TrainSection, choice: Choice
     """Groups of trained parameters with the same options: in the order of Trainer, then those of the recipe."""
     decayed, of_parameter = _decayed(model), choice.of_parameter
     rules = [(re.compile(group.params), group) for group in train.param_groups]
-    found: dict[tuple[int, bool, int], dict[str, Any]] = {}
+    found: dict[tuple[int, bool, int, float], dict[str, Any]] = {}
     kinds = [without_params(group) for group in choice.groups or [{}]]
     for name, parameter in _trained(model):
         number = next((number for number, (pattern, _) in enumerate(rules) if pattern.search(name)), -1)
         own = of_parameter.get(id(parameter), {})
         options = {"weight_decay": train.weight_decay if name in decayed else 0.0}
+        rate = _loraplus_rate(train, name, parameter)
+        options |= {} if rate is None else {"lr": rate}
         if number >= 0:
             rule = rules[number][1]
             options |= {} if rule.weight_decay is None else {"weight_decay": rule.weight_decay}
             options |= {} if rule.learning_rate is None else {"lr": rule.learning_rate}
         # Trainer separates parameters with and without weight decay, except for the groups of low-rank optimizers.
         plain = options["weight_decay"] == 0.0 if choice.groups is not None else name not in decayed
-        key = (number, plain, kinds.index(own) if own in kinds else -1)
+        key = (number, plain, kinds.index(own) if own in kinds else -1, options.get("lr", 0.0))
         found.setdefault(key, {"params": [], **own, **options})["params"].append(parameter)
     for number, (_, group) in enumerate(rules):
         if not any(number == key[0] for key in found):
@@ -91,6 +93,15 @@ def parameter_groups(model: torch.nn.Module, train: TrainSection, choice: Choice
                 code="not_supported",
             )
     return [group for _, group in sorted(found.items(), key=lambda item: item[0])]
+
+
+def _loraplus_rate(train: TrainSection, name: str, parameter: torch.nn.Parameter) -> float | None:
+    """The learning rate of LoRA+, as ``peft.optimizers.create_loraplus_optimizer`` assigns it; None: the usual one."""
+    if train.loraplus_lr_ratio is None:
+        return None
+    if "lora_embedding_" in name:
+        return train.loraplus_lr_embedding
+    return train.learning_rate * train.loraplus_lr_ratio if "lora_B" in name or parameter.ndim == 1 else None
 
 
 def trainer_order(model: torch.nn.Module, train: TrainSection, updates: int) -> list[list[torch.nn.Parameter]]:

@@ -101,7 +101,6 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "layers_to_transform": {"layers_to_transform": [1]},
     "lora_bias": {"lora_bias": True},
     "bias": {"bias": "lora_only"},
-    "LoRA+": {"loraplus_lr_ratio": 16.0},
 }
 """LoRA with settings that change how it starts, what it computes or where it is."""
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from peft import LoraConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -158,6 +160,20 @@ def test_groups_have_their_own_learning_rate_and_weight_decay() -> None:
     assert found[1][2] == ["model.norm.weight"]
     assert found[2][2] == ["model.embed_tokens.weight"]
     assert sum(len(each[2]) for each in found) == len(names)
+
+
+def test_loraplus_has_the_groups_of_peft() -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"], use_dora=False, bias="all")
+    adapted: Any = get_peft_model(model(), config)
+    train = settings("adamw_torch", loraplus_lr_ratio=16.0, loraplus_lr_embedding=1e-4)
+    rate = {"lr": train.learning_rate, "loraplus_lr_ratio": 16.0, "loraplus_lr_embedding": 1e-4}
+    expected = create_loraplus_optimizer(adapted, torch.optim.AdamW, **rate, loraplus_weight_decay=train.weight_decay)
+
+    def options(optimizer: torch.optim.Optimizer) -> dict[int, tuple[float, float]]:
+        groups = optimizer.param_groups
+        return {id(each): (group["lr"], group["weight_decay"]) for group in groups for each in group["params"]}
+
+    assert options(make_optimizer(adapted, train, 5)) == options(expected)
 
 
 @pytest.mark.parametrize("name", ["muon", "schedule_free_adamw"])

@@ -77,6 +77,29 @@ def test_two_processes_train_what_one_does(checkpoint: Checkpoint, tmp_path: Pat
         assert theirs == pytest.approx(mine, abs=1e-5, rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_two_processes_learn_the_same_preferences(method: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "The fox " * (number % 3 + 1), "chosen": "jumps " * (number % 4 + 1), "rejected": f"asks {number}"}
+        for number in range(11)
+    ]
+    sizes = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "save_strategy": "no"}
+    recipe = write_recipe(tmp_path, checkpoint("llama", chat=True), rows=rows, **sizes)
+    content = json.loads(recipe.read_text(encoding="utf-8")) | {"task": "dialogue", "method": method}
+    recipe.write_text(json.dumps(content), encoding="utf-8")
+    assert main(["finetune", str(recipe)]) == 0
+    changes = ["--set", "train.per_device_train_batch_size=2", "--set", f"train.output_dir={tmp_path / 'two'}"]
+    done = start([sys.executable, "-m", "llmkit", "finetune", str(recipe), *changes, "--num-processes", "2"])
+    _, said = done.communicate()
+    assert done.returncode == 0, said
+    one, two = log_of(tmp_path / "out"), log_of(tmp_path / "two")
+    for log in (one, two):
+        assert "rewards/margins" in log[0]
+        log[0].pop("rewards/accuracies", None)  # of rewards that are 0 but for rounding
+    for mine, theirs in zip(one, two, strict=True):
+        assert theirs == pytest.approx(mine, abs=2e-5, rel=1e-4)
+
+
 APART = ("--num-processes", "2", "--set", "accelerate.local_sgd_steps=4")
 
 

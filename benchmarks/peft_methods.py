@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,38 @@ def main() -> None:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 odd = {column: value for column, value in row["columns"].items() if value not in ("yes", "–")}
                 print(f"{name} {family} {row['seconds']} s {odd or 'all'}", flush=True)
+    if options.output is not None:
+        write_table(options.record, options.output)
+
+
+def write_table(record: Path, output: Path) -> None:
+    """The table of the last row recorded for each case and family, with the reasons below it."""
+    lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
+    rows = {(line["case"], line["family"]): line["columns"] for line in lines}
+    reasons: dict[str, int] = {}
+
+    def cell(columns: dict[str, str] | None) -> str:
+        if columns is None:
+            return ""
+        odd = {name: value for name, value in columns.items() if value not in ("yes", "–")}
+        if not odd:
+            return "yes"
+        first, value = next(iter(odd.items()))
+        number = reasons.setdefault(re.sub(r"/tmp/\S+", "…", value).replace("|", "/"), len(reasons) + 1)
+        return f"refused [{number}]" if first == "train" and value.startswith("refused") else f"not {first} [{number}]"
+
+    table = [f"| | {' | '.join(FAMILIES)} |", f"|---|{'---|' * len(FAMILIES)}"]
+    table += [f"| {name} | {' | '.join(cell(rows.get((name, each))) for each in FAMILIES)} |" for name in CASES]
+    trained = {case for (case, _), columns in rows.items() if columns.get("train") == "yes"}
+    versions = ", ".join(f"{name} {version(name)}" for name in ("peft", "transformers", "torch"))
+    steps = ", ".join(dict.fromkeys(name for columns in rows.values() for name in columns))
+    head = (
+        f"# PEFT methods\n\n`python -m benchmarks.peft_methods`, {versions}, tiny random models. {len(trained)} of "
+        f"{len(CASES)} cases train on at least one head. Steps: {steps}; *yes* is all of them, *not X* names the first "
+        "that fails, *refused* is one line before training.\n"
+    )
+    notes = [f"{number}. {text.removeprefix('refused: ')}" for text, number in reasons.items()]
+    output.write_text("\n".join([head, *table, "", *notes, ""]), encoding="utf-8")
 
 
 def in_process(name: str, family: str, model: Path, columns: tuple[str, ...]) -> dict[str, Any]:

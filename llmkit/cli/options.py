@@ -278,7 +278,7 @@ def _build(name: str, function: Callable[..., None], text: str, task: type[Task]
         flags.debug, flags.quiet = values.pop("debug"), values.pop("quiet")
         flags.options, flags.as_json = named_options(invocation.command.params), values.get("as_json", False)
         start_logging(verbose=values.pop("verbose"), log_file=values.pop("log_file"))
-        columns = values.get("column", [])
+        columns = values.get("column") or []
         for bundle, settings in bundles.items():
             named = {item.name: values.pop(item.name) for item in setting_fields(settings) if item.name in values}
             named = {name: value for name, value in named.items() if _is_given(invocation, name)}

@@ -147,7 +147,6 @@ RENAMED: dict[str, str] = {
     "chat_template_path": "tokenizer.chat_template",
     "packing_strategy": "train.packing",
     "padding_free": "train.packing",
-    "bnb_4bit_quant_type": "model.bnb_4bit_quant_type",
     "use_bnb_nested_quant": "model.bnb_4bit_use_double_quant",
     # Short names.
     "model.name": "model.name_or_path",

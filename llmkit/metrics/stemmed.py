@@ -80,6 +80,6 @@ def require_english(metric: str, references: Sequence[Sequence[str]], language: 
     if language.lower().split("-")[0] != "en":
         raise UsageError(
             f"the metric {metric} is for English, and the references are in {language}",
-            "leave it out; `rouge` and chrF++ suit any language",
+            "leave it out; rouge and chrF++ suit any language",
             code="not_supported",
         )

@@ -45,7 +45,7 @@ def test_commands_and_template(checkpoint: Checkpoint, tmp_path: Path, monkeypat
     )
     assert main([*command[1:], "--offline", "--device", "cpu", "--max-new-tokens", "4", "-o", "out"]) == 0
     found = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
-    assert {"judge", "stemmed_rougeLsum", "rougeLsum"} <= set(found["figures"])
+    assert {"stemmed_rougeLsum", "rougeLsum"} <= set(found["figures"])  # a random model rates no row
 
 
 def test_comet_runs_in_its_own_environment(

@@ -130,7 +130,9 @@ def test_a_task_that_is_not_whole_is_refused_with_what_is_wrong(monkeypatch: pyt
     with pytest.raises(UsageError, match=r"^Task lacks name, verb, help, .*max_new_tokens; set them"):
         register(Task)
     monkeypatch.setattr(Simplification, "metrics", ("blue",))
-    with pytest.raises(UsageError, match="unknown metric 'blue'; choose from rouge, squad, sacrebleu"):
+    with pytest.raises(
+        UsageError, match="unknown metric 'blue'; choose from rouge, rouge-stemmed, meteor, bertscore, squad, sacrebleu"
+    ):
         measure_names(Simplification.metrics)
     monkeypatch.setattr(Simplification, "shapes", ("rows",))
     with pytest.raises(UsageError, match="simplification lists the shape 'rows'; choose from columns, "):

@@ -46,6 +46,19 @@ NEVER = {
     ("generate", "`prompt_language`"): "it has no --prompt-language",
     ("chat", "`prompt_language`"): "it has no --prompt-language",
     ("chat", "`template`"): "it has no --template",
+    ("merge", "`chat_template_kwargs`"): "it renders no conversation",
+    ("merge", "is quantized already"): "it does not quantize",
+    ("merge", "above which Transformers does not train"): "it does not train",
+    ("next", "`chat_template_kwargs`"): "it renders no conversation",
+    **dict.fromkeys(
+        [
+            ("serve", part)
+            for part in ("`chat_template_kwargs`", "`shots", "`max_new_tokens`", "`repetition_penalty", "`think=`")
+        ],
+        "a client gets it, whose request has the setting",
+    ),
+    ("serve", "`template`"): "a request has none",
+    ("serve", "`prompt_language`"): "a request has none",
 }
 """Messages that a command cannot print, by a part of them, and why."""
 

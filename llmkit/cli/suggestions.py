@@ -48,11 +48,15 @@ _ABSENT = {
         "llmkit quantizes a model while it loads",
         "pass --quantize 8bit or --quantize 4bit to the command that uses the model",
     ),
+    ("dpo", "orpo", "kto"): (
+        "llmkit tunes on preferences with finetune",
+        "write method: dpo, orpo or kto in its recipe",
+    ),
     ("export", "convert", "save"): (
         "llmkit has no export to other formats",
         "merge an adapter into a model folder with llmkit merge",
     ),
-    ("embed", "embeddings", "classify", "ner", "fill-mask", "dpo", "rlhf", "grpo"): (
+    ("embed", "embeddings", "classify", "ner", "fill-mask", "rlhf", "grpo"): (
         "llmkit does not have this task",
         f"its tasks are {', '.join(TASKS)}",
     ),

@@ -191,9 +191,8 @@ class Recipe(Section):
         if model.config is not None and self.adapter is not None:
             yield ("an adapter on random weights cannot learn anything useful; leave out adapter or model.config")
         if self.teacher is not None and self.teacher.kd_ratio == 1:
-            for name in ("label_smoothing_factor", "loss_type"):
-                if getattr(self.train, name) != type(self.train).model_fields[name].default:
-                    yield f"train.{name} has no effect with teacher.kd_ratio: 1; leave one of them out"
+            for name in self.train.changed("label_smoothing_factor", "loss_type"):
+                yield f"train.{name} has no effect with teacher.kd_ratio: 1; leave one of them out"
         if self.train.loraplus_lr_ratio is not None and getattr(self.adapter, "peft_type", None) != "LORA":
             yield ("train.loraplus_lr_ratio is for adapters of peft_type LORA; leave it out, or add such an adapter")
         if model.quantize is not None and self.adapter is None:

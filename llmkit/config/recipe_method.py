@@ -67,9 +67,10 @@ class DpoSection(PreferenceSection):
             yield "loss_weights has no effect on a single type of loss; leave it out"
         if "exo_pair" in self.loss_type and not self.label_smoothing:
             yield "loss_type: exo_pair requires label_smoothing above 0; set it, such as 0.001"
-        for setting, types in _USES.items():
-            if getattr(self, setting) != type(self).model_fields[setting].default and not {*types} & {*self.loss_type}:
-                yield f"{setting} has no effect on loss_type: {', '.join(self.loss_type)}; it is for {', '.join(types)}"
+        for setting in self.changed(*_USES):
+            if not {*_USES[setting]} & {*self.loss_type}:
+                types = ", ".join(_USES[setting])
+                yield f"{setting} has no effect on loss_type: {', '.join(self.loss_type)}; it is for {types}"
 
 
 class OrpoSection(PreferenceSection):
@@ -78,7 +79,7 @@ class OrpoSection(PreferenceSection):
 
     name: Literal["orpo"]
     nll_on: Literal["all", "target"] = "all"
-    """Tokens of the chosen sequence that are learned: all, as in TRL, or only those of the answer."""
+    """Tokens of the chosen sequence that are learned: all, as in TRL, or only the answer."""
 
 
 class KtoSection(PreferenceSection):

@@ -67,6 +67,10 @@ class Section(BaseModel):
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+    def changed(self, *names: str) -> list[str]:
+        """Those of some keys that differ from their defaults."""
+        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+
     def _conflicts(self) -> Iterator[str]:
         """The problems of keys that do not go together, each as ``problem; fix``."""
         yield from ()
@@ -381,7 +385,7 @@ class DataSection(Section):
     """What to do with rows that have nothing to learn."""
     loss_on: Literal["target", "all", "answer", "last"] = "target"
     """Which tokens contribute to the loss: the target's, the prompt's too (all), the target's without its reasoning
-    and the tags around that (answer), or only those of the last reply of a conversation that is learned (last)."""
+    and the tags around that (answer), or only the last learned reply of a conversation (last)."""
     num_proc: Positive | None = None
     """Number of processes for tokenization; by default one per core."""
     buffer_size: Positive | None = None

@@ -163,7 +163,7 @@ class TrainSection(Section):
             yield ("label_smoothing_factor is not defined for loss_type: dft; leave one of them out")
         if self.neftune_noise_alpha is not None and self.torch_compile:
             yield ("neftune_noise_alpha is not supported with torch_compile; leave one of them out")
-        if self.loraplus_lr_ratio is None and self.loraplus_lr_embedding != 1e-6:
+        if self.loraplus_lr_ratio is None and self.changed("loraplus_lr_embedding"):
             yield ("loraplus_lr_embedding requires loraplus_lr_ratio; set it, or leave both out")
         if self.bf16 is True and self.fp16:
             yield ("bf16 and fp16 are mutually exclusive; set one of them")

@@ -156,7 +156,7 @@ def decoded_chunks(chunks: Iterator[bytes], name: str, codec: str) -> Iterator[s
 
 
 def decoded_lines(chunks: Iterator[bytes], name: str, codec: str, start: Place | None = None) -> Iterator[Line]:
-    """The lines of a file; ``start`` is where it is read from, None if its bytes are not those of the chunks."""
+    """The lines of a file; ``start`` is the place before the first, None if the chunks are in another encoding."""
     first, end = (1, 0) if start is None else (start.line + 1, start.byte)
     for number, (content, size) in enumerate(divided_lines(chunks), start=first):
         end += size if start is not None else 0

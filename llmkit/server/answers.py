@@ -86,7 +86,7 @@ class Answer:
                     return
                 yield event
         finally:
-            self._call.left.set()
+            self.leave()
             self.on_end(self)
 
     def leave(self) -> None:

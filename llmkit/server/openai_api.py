@@ -180,10 +180,9 @@ def chat_completion(identity: str, created: int, model: str, output: Output) -> 
     """The body of an answer."""
     choices = []
     for index, each in enumerate((output, *output.alternatives)):
-        message: dict[str, Any] = {"role": "assistant", "content": each.text or None, "refusal": None}
-        if not each.tool_calls:
-            message["content"] = each.text
-        else:
+        content = each.text or (None if each.tool_calls else "")
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if each.tool_calls:
             message["tool_calls"] = tool_calls(each)
         if each.reasoning:
             message["reasoning_content"] = each.reasoning

@@ -100,9 +100,8 @@ class ReferenceModel:
         return dict(self.gather(found))
 
     def _objective(self, labels: int) -> PreferenceObjective:
-        objective = make_objective(self.loaded.model, self.head, method=self.method)
-        trained = [each for each in self.loaded.model.parameters() if each.requires_grad][:1]
-        found = objective.in_chunks(self.loaded.model, labels, trained) if trained else objective
+        model = self.loaded.model
+        found = make_objective(model, self.head, method=self.method).in_chunks(model, labels, ())
         assert isinstance(found, PreferenceObjective)
         return found
 

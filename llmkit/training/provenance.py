@@ -196,7 +196,7 @@ def with_length_of(recipe: Recipe, text: str) -> str:
         line = f"  {name}: {json.dumps(value)}"
         if re.search(rf"(?m)^  {name}:", text):
             text = re.sub(rf"(?m)^  {name}:.*$", line, text)
-        elif value != type(recipe.train).model_fields[name].default:
+        elif recipe.train.changed(name):
             text = re.sub(r"(?m)^train:$", f"train:\n{line}", text)
     return text
 

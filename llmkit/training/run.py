@@ -269,9 +269,8 @@ def packs(recipe: Recipe, models: Sequence[Any], head: BaseHead, device: str) ->
         UsageError: ``train.packing`` is true, and the model does not separate packed examples.
     """
     wanted = recipe.train.packing
-    if (
-        recipe.method is not None or wanted is False or (wanted == "auto" and device == "cpu")
-    ):  # where packing saves no time
+    saves_time = device != "cpu"
+    if recipe.method is not None or wanted is False or (wanted == "auto" and not saves_time):
         return False
     able = head.one_sequence and all(map(supports_packing, models))
     if wanted is True and not able:

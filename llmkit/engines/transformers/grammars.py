@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -30,7 +31,7 @@ _TEXT = '{"a_b": [-1.5e3, true, null], "C": "d: e\\\\f"}'
 """JSON that a tokenizer must represent without changing a byte."""
 _WHITE_SPACE = r"(\n[ ]{0,40}|[ ])?"
 """Between the tokens of JSON: without a limit, small models add line breaks for ever."""
-_tokenizers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+_compilers: WeakKeyDictionary[Any, _Compiler] = WeakKeyDictionary()
 
 
 def grammar_of(loaded: Loaded, settings: GenerationSettings) -> str | None:
@@ -42,21 +43,41 @@ def grammar_of(loaded: Loaded, settings: GenerationSettings) -> str | None:
     if not (asked := non_default(settings, "json_schema", "regex", "choice")):
         return None
     (name,) = asked
-    tokenizer, matcher = _tokenizer(loaded), _llguidance().LLMatcher
-    try:
-        if name == "json_schema":
-            schema = json.dumps(settings.json_schema, ensure_ascii=False)
-            grammar = matcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _WHITE_SPACE})
-        else:
-            pattern = settings.regex or "|".join(map(re.escape, settings.choice))
-            grammar = matcher.grammar_from_regex(pattern)
-        problem = matcher.validate_grammar(grammar, tokenizer)
-    except (TypeError, ValueError) as error:
-        problem = str(error)
-    if problem:
-        reason = " ".join(problem.split())[:300]
-        raise UsageError(f"{name} cannot be enforced ({reason})", "simplify it", code="not_supported")
-    return str(grammar)
+    if name == "json_schema":
+        try:
+            content = json.dumps(settings.json_schema, ensure_ascii=False)
+        except (TypeError, ValueError) as error:
+            raise _unenforceable(name, str(error)) from error
+    else:
+        content = settings.regex or "|".join(map(re.escape, settings.choice))
+    return _compiler(loaded).grammar(name, content)
+
+
+class _Compiler:
+    """A model's tokenizer as llguidance has it, and the grammars that were compiled for it last."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.tokenizer = _made(loaded)
+        self.grammar = lru_cache(maxsize=32)(self._compiled)
+
+    def _compiled(self, name: str, content: str) -> str:
+        matcher = _llguidance().LLMatcher
+        try:
+            if name == "json_schema":
+                grammar = matcher.grammar_from_json_schema(content, overrides={"whitespace_pattern": _WHITE_SPACE})
+            else:
+                grammar = matcher.grammar_from_regex(content)
+            problem = matcher.validate_grammar(grammar, self.tokenizer)
+        except (TypeError, ValueError) as error:
+            problem = str(error)
+        if problem:
+            raise _unenforceable(name, problem)
+        return str(grammar)
+
+
+def _unenforceable(name: str, problem: str) -> UsageError:
+    reason = " ".join(problem.split())[:300]
+    return UsageError(f"{name} cannot be enforced ({reason})", "simplify it", code="not_supported")
 
 
 def _llguidance() -> Any:
@@ -69,11 +90,11 @@ def _llguidance() -> Any:
     return llguidance
 
 
-def _tokenizer(loaded: Loaded) -> Any:
-    """The tokenizer as llguidance has it, made once for each model."""
-    if loaded.model not in _tokenizers:
-        _tokenizers[loaded.model] = _made(loaded)
-    return _tokenizers[loaded.model]
+def _compiler(loaded: Loaded) -> _Compiler:
+    """The compiler of a model, made once."""
+    if loaded.model not in _compilers:
+        _compilers[loaded.model] = _Compiler(loaded)
+    return _compilers[loaded.model]
 
 
 def _made(loaded: Loaded) -> Any:
@@ -104,7 +125,7 @@ class Grammar:
         """``is_free`` tells before each token whether it is not restricted."""
         self._is_free, self._free = is_free, False
         self._ends = sorted(turn_ends(loaded))
-        self._tokenizer = _tokenizer(loaded)
+        self._tokenizer = _compiler(loaded).tokenizer
         self._matcher = _llguidance().LLMatcher(self._tokenizer, grammar)
 
     def apply(self, logits: torch.Tensor) -> None:

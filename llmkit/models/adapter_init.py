@@ -62,12 +62,13 @@ def keep_initial(adapted: Any, before: Mapping[int, torch.Tensor]) -> None:
         if base is None or id(base) not in before or _sums(base.weight).equal(before[id(base)]):
             continue
         changed, expected = True, before[id(base)]
-        whole = [_sums(base.weight) + _sums(module.get_delta_weight(name)) for name in module.active_adapters]
-        if whole[0].shape != expected.shape or not (whole[0] - expected).abs().max() <= _SAME * expected.abs().max():
+        whole = [_sums(base.weight), *(_sums(module.get_delta_weight(name)) for name in module.active_adapters)]
+        alike = all(each.shape == expected.shape for each in whole)
+        if not alike or not (sum(whole) - expected).abs().max() <= _SAME * expected.abs().max():
             config = adapted.active_peft_config
             raise UsageError(
-                f"adapter.init_lora_weights {config.init_lora_weights} replaces the weights of the base model, which an"
-                " adapter does not contain",
+                f"adapter.init_lora_weights {config.init_lora_weights} changes the weights of {type(base).__name__}"
+                " layers by more than the adapter contains",
                 "use another one, such as pissa",
                 code="not_supported",
             )

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["check_patterns", "refuse_unmatched", "refuse_untrainable"]
 
-_FROM_DATA = ("corda", "lora_ga")
-"""Initialisations of LoRA that run the model on data before the adapter is created."""
 _OWN_LOSS = re.compile(r"\.loss\b\s*\+?=[^=]")
 
 
@@ -43,13 +41,22 @@ def refuse_untrainable(section: AdapterSection) -> None:
             raise UsageError(
                 f"adapter.{name} adds a loss of its own, which is not supported", "remove it", code="not_supported"
             )
-    if (beginning := getattr(section, "init_lora_weights", None)) in _FROM_DATA:
+    beginning = getattr(section, "init_lora_weights", None)
+    if _is_preprocessed(beginning):
         raise UsageError(
             f"adapter.init_lora_weights {beginning} runs the model on data before the adapter is created, which is not "
             "supported",
             "use another one, such as pissa, or eva, which is initialised from the training data",
             code="not_supported",
         )
+
+
+def _is_preprocessed(beginning: object) -> bool:
+    """Whether an initialisation of LoRA uses what one of PEFT's functions leaves in the layers of the base model."""
+    from peft.tuners.lora.layer import LoraLayer
+
+    initialize = getattr(LoraLayer, f"{beginning}_init", None)
+    return initialize is not None and "preprocess_" in inspect.getsource(initialize)
 
 
 def _needs(section: AdapterSection, tuner: Any) -> Iterator[str]:

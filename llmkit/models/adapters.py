@@ -79,7 +79,7 @@ def attach(
             initialize_eva(adapted, batches)
     except ImportError as error:
         raise MissingDependencyError(f"adapter.peft_type {kind}: {error}", "install it, or use LORA") from error
-    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (ValueError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]
         if isinstance(error, NotImplementedError) and model.device.type == "meta":
             raise NeedsWeightsError from error

@@ -46,6 +46,7 @@ SUBSET = {
     "P_TUNING": "gpt2",
     "RANDLORA": "t5",
     "ROAD": "bert",
+    "TRAINABLE_TOKENS": "llama",
     "SHIRA": "llama",
     "VBLORA": "bart",
     "VERA": "gpt2",
@@ -145,6 +146,16 @@ def test_a_pattern_that_matches_nothing_is_refused(
     section = section_of("LORA", r=4, target_modules=["q_proj", "v_proj"], **settings)
     with pytest.raises(UsageError, match=reason):
         attach(load(checkpoint("llama")), section, Head.CAUSAL, tokenizer_name="")
+
+
+def test_initial_values_for_other_layers_are_refused(checkpoint: Checkpoint) -> None:
+    """PEFT's OLoRA takes the transposed weights of Conv1D as they are; here square, so that no shape differs."""
+    section = section_of("LORA", r=4, target_modules=[r"attn.c_proj"], init_lora_weights="olora")
+    with pytest.raises(UsageError, match="olora changes the weights of Conv1D layers by more"):
+        attach(load(checkpoint("gpt2")), section, Head.CAUSAL, tokenizer_name="")
+    section = section_of("LORA", r=4, target_modules=["c_attn"], init_lora_weights="olora")
+    with pytest.raises(UsageError, match="olora changes the weights of Conv1D layers by more"):
+        attach(load(checkpoint("gpt2")), section, Head.CAUSAL, tokenizer_name="")
 
 
 def test_a_method_that_adds_nothing_is_refused(checkpoint: Checkpoint) -> None:

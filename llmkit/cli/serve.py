@@ -35,4 +35,4 @@ def serve(
 
 
 def _announce(address: str) -> None:
-    echo(f"llmkit listens on {address} (Ctrl+C stops it)", err=True)
+    echo(f"llmkit listens on {address} (with a page for browsers; Ctrl+C stops it)", err=True)

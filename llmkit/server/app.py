@@ -25,6 +25,7 @@ from llmkit.server.errors import ApiError, api_error, http_error, invalid_reques
 from llmkit.server.guard import Guard
 from llmkit.server.measures import Measures
 from llmkit.server.models import ServedModel
+from llmkit.server.page import add_page
 from llmkit.server.requests import (
     ChatRequest,
     CompletionRequest,
@@ -45,7 +46,7 @@ def make_app(models: Mapping[str, ServedModel], settings: ServeSettings, key: st
 
     Args:
         models: by name; the first answers requests that name none.
-        key: required of every request, except for ``/health`` and ``/ready``.
+        key: required of every request, except for ``/health``, ``/ready`` and the files of the page.
     """
     app = FastAPI(
         title="llmkit", version=version("llmkit"), docs_url=None, redoc_url=None, max_body_size=settings.max_body
@@ -74,6 +75,7 @@ def make_app(models: Mapping[str, ServedModel], settings: ServeSettings, key: st
     app.get("/health")(server.health)
     app.get("/ready")(server.ready)
     app.get("/metrics")(measures.report)
+    add_page(app)
     for task in TASKS.values():
         if not task.converses:
             app.post(f"/v1/{task.verb}", name=task.verb)(_task_endpoint(server, task))

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmkit.server.errors import answer
+from llmkit.server.page import PATHS
 
 __all__ = ["Guard"]
 
-_OPEN = ("/health", "/ready")
+_OPEN = {"/health", "/ready", *PATHS}
+"""Paths without a key: they tell nothing but whether the server runs. The page asks its user for the key."""
 
 
 class Guard:
@@ -37,7 +39,7 @@ class Guard:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         if self.hosts and name.strip("[]").lower() not in self.hosts:
             return 403, "the Host header names another server; use the address that was printed at the start"
-        if self.key is None or scope["path"] in _OPEN:
+        if self.key is None or scope["path"].removeprefix(scope.get("root_path", "")) in _OPEN:
             return None
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self.key.encode()):

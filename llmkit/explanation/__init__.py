@@ -1,0 +1,1 @@
+"""What a model does with one text: the choices along a generation, and what each token attends to."""

@@ -16,7 +16,8 @@ One function per task answers a single input; `load` returns a pipeline for many
         print(error.code, error)
 
 `help(llmkit.generate)` lists all options. `finetune` and `evaluate` train and score models, `check_data` examines
-training data, `inspect`, `merge`, `push` and `download` manage models, `serve` answers over HTTP, and `pipeline` is
+training data, `explain_steps` and `explain_attention` show how a model works, `inspect`, `merge`, `push` and `download`
+manage models, `serve` answers over HTTP, and `pipeline` is
 that of Transformers 4.
 
 Importing this package loads nothing heavy; names are resolved when they are first used (PEP 562).
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from llmkit.errors import TaskMismatchError as TaskMismatchError
     from llmkit.errors import UsageError as UsageError
     from llmkit.evaluation.evaluate import Evaluation as Evaluation
+    from llmkit.explaining import explain_attention as explain_attention
+    from llmkit.explaining import explain_steps as explain_steps
     from llmkit.inference.conversation import Conversation as Conversation
     from llmkit.inference.next_tokens import NextToken as NextToken
     from llmkit.inference.pipeline import Pipeline as Pipeline
@@ -73,6 +76,8 @@ _HOME = {
     "answer": "llmkit.api",
     "chat": "llmkit.api",
     "evaluate": "llmkit.api",
+    "explain_attention": "llmkit.explaining",
+    "explain_steps": "llmkit.explaining",
     "TunedModel": "llmkit.tuning",
     "finetune": "llmkit.tuning",
     "generate": "llmkit.api",
@@ -139,6 +144,8 @@ __all__ = [
     "check_data",
     "download",
     "evaluate",
+    "explain_attention",
+    "explain_steps",
     "finetune",
     "generate",
     "inspect",

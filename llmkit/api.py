@@ -41,6 +41,7 @@ __all__ = [
     "evaluate",
     "generate",
     "load",
+    "load_for",
     "next_tokens",
     "pipeline",
     "summarize",
@@ -281,12 +282,16 @@ def next_tokens_with(settings: LoadSettings, text: str, *, top: int) -> tuple[Lo
         raise InputError("the text is empty", "pass some text to continue", code="empty_input")
     if top < 1:
         raise UsageError(f"top={top} is out of range", "use 1 or more", code="invalid_value")
-    task = "text-generation"
-    with with_default_model(settings, find_task(task)) as chosen:
-        loaded = _load_model(chosen, task, text)
+    loaded = load_for("text-generation", settings, text)
     from llmkit.inference.next_tokens import next_tokens as distribution
 
     return loaded, distribution(loaded, text, top=top)
+
+
+def load_for(task: str, settings: LoadSettings, text: str) -> Loaded:
+    """The model for a text of a task; that of the last call stays loaded."""
+    with with_default_model(settings, find_task(task)) as chosen:
+        return _load_model(chosen, task, text)
 
 
 @with_settings(PromptOptions, LoadSettings, GenerationSettings)

@@ -42,6 +42,7 @@ WarningCode = Literal[
     "rows_failed",
     "rows_not_rated",
     "rows_skipped",
+    "font_missing",  # a picture has characters that no font on this machine has
     # Evaluation and training.
     "replies_unfinished",
     "perplexity_incomplete",

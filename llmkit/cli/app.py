@@ -28,6 +28,7 @@ from llmkit.cli.completion import completion_options
 from llmkit.cli.data import data_check
 from llmkit.cli.env import env
 from llmkit.cli.evaluate import evaluate_command
+from llmkit.cli.explain import explain
 from llmkit.cli.finetune import finetune
 from llmkit.cli.help import Entry, HelpGroup
 from llmkit.cli.logs import log_error, logging_to_stderr
@@ -48,7 +49,7 @@ from llmkit.cli.streams import echo, guard_terminal
 from llmkit.cli.tasks import task_command
 from llmkit.errors import ErrorCode, InvalidRecipeError, LlmkitError, without_password
 from llmkit.models.memory import is_out_of_memory
-from llmkit.tasks import TASKS, Task
+from llmkit.tasks import TASKS, Task, find_task
 from llmkit.tasks.output import SCHEMA_VERSION
 
 __all__ = ["application", "main"]
@@ -79,6 +80,7 @@ def _application(tasks: tuple[type[Task], ...]) -> HelpGroup:
         command("download", download, _MODELS),
         Entry("cache", _CACHE, _MODELS, lambda: _group("cache", _CACHE, _cache_commands())),
         command("next", next_, _MODELS),
+        command("explain", explain, _MODELS, find_task("text-generation")),
         command("serve", serve, _MODELS),
         command("env", env, _MODELS),
     )

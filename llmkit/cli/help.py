@@ -21,6 +21,7 @@ GROUPS = {
     "Input": "Input",
     "Recipe": "Instead of a recipe",
     "Task": "Settings of the task",
+    "Attention": "Attention",
     "Prompt": "Prompt",
     "Output": "Output",
     "Model": "Model",

@@ -13,14 +13,18 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from llmkit.errors import ContextOverflowError, UsageError
+from llmkit.explanation.tokens import readable_tokens, shown_token
 from llmkit.heads import head_of
 from llmkit.heads.base import BaseHead, refuse_unknown_ids
-from llmkit.heads.text_stream import readable_token
 from llmkit.heads.windows import Document
 from llmkit.models.quiet import quiet_transformers
+from llmkit.pages import framed, render
+from llmkit.pages.fonts import chosen_fonts
 from llmkit.tasks import Example
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import torch
     from numpy.typing import NDArray
@@ -42,9 +46,22 @@ _FIELDS: Mapping[AttentionKind, str] = {
     "cross": "cross_attentions",
 }
 
+_ABOUT: Mapping[AttentionKind, str] = {
+    "self": "The tokens of one text to each other.",
+    "encoder": "The input's tokens to each other.",
+    "decoder": "The output's tokens to those before them.",
+    "cross": "The output's tokens to the input's.",
+    "question": "The question's tokens to the context's.",
+}
+
+_MAX_WEIGHTS = 8_000_000
+"""A page of 21 MB."""
+
+_LEAST = 0.0005
+"""Less is 0.0%."""
+
 MAX_TOKENS = 1024
 """No picture shows more, and the weights of 30 layers with 32 heads take 4 GB then."""
-_CONTEXT_FOR_DECODING = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +94,7 @@ class AttentionWeights:
             count = self.weights.shape[1]
             if not -count <= head < count:
                 raise UsageError(
-                    f"the model has no attention head {head}", f"name one of 0 to {count - 1}", code="out_of_range"
+                    f"the model has no attention head {head}", f"name one of 0 to {count - 1}", code="invalid_value"
                 )
             chosen = chosen[:, head % count][:, None]
         mean: NDArray[np.float32] = chosen.mean(axis=(0, 1))
@@ -91,7 +108,7 @@ class AttentionWeights:
             raise UsageError(
                 f"the model has no layer {layer} with attention weights",
                 f"name one of 0 to {last}" if whole else f"name one of {which}",
-                code="out_of_range",
+                code="invalid_value",
             )
         return self.layers.index(number)
 
@@ -109,6 +126,74 @@ class AttentionWeights:
             "keys": list(self.keys),
             "weights": [[round(float(weight), 6) for weight in row] for row in self.head(layer, head)],
         }
+
+    def largest(self, layer: int | None = None, head: int | None = None, top: int = 4) -> Iterator[tuple[str, ...]]:
+        """The cells of a table: each query, and its keys with the largest weights."""
+        for query, row in zip(self.queries, self.head(layer, head), strict=True):
+            best = [key for key in row.argsort(kind="stable")[::-1][:top] if row[key] >= _LEAST]
+            yield shown_token(query), "  ".join(f"{shown_token(self.keys[key])} {row[key]:.1%}" for key in best)
+
+    def to_html(self, layer: int | None = None, head: int | None = None) -> str:
+        """A page with a heat map, in which layer and head can be chosen; these are shown first.
+
+        Raises:
+            UsageError: the weights of all layers are too many for a page, and no layer is named.
+        """
+        import base64
+
+        import numpy as np
+
+        self.head(layer, head)  # refuses what does not exist
+        shown, layers = self.weights, self.layers
+        if shown.size > _MAX_WEIGHTS:
+            if layer is None:
+                raise UsageError(
+                    f"a page with {shown.size:,} weights is too large", "name a `layer`", code="invalid_value"
+                )
+            place = self._place(layer)
+            shown, layers = shown[place][None], (self.layers[place],)
+        numbers = (shown * 65535).round().astype("<u2")
+        return render(
+            "attention.html",
+            model=self.model,
+            about=_ABOUT[self.kind],
+            whole=self.kind != "question",
+            layers=[*layers],
+            heads=shown.shape[1],
+            chosen_layer=None if layer is None else self.layers[self._place(layer)],
+            chosen_head=None if head is None else int(np.arange(shown.shape[1])[head]),
+            data={
+                "weights": base64.b64encode(numbers.tobytes()).decode(),
+                "shape": list(shown.shape),
+                "queries": [shown_token(each) for each in self.queries],
+                "keys": [shown_token(each) for each in self.keys],
+            },
+        )
+
+    def _repr_html_(self) -> str:
+        return framed(self.to_html())
+
+    def draw(self, path: Path, layer: int | None = None, head: int | None = None) -> None:
+        """Draw the heat map of a layer and a head, or the mean, as PNG or SVG, by the suffix."""
+        from matplotlib.figure import Figure
+
+        values = self.head(layer, head)
+        cell = max(0.16, min(0.3, 12 / max(values.shape)))
+        with chosen_fonts("".join((*self.queries, *self.keys))):
+            figure = Figure(figsize=(2.5 + cell * len(self.keys), 1.8 + cell * len(self.queries)), layout="constrained")
+            axes = figure.subplots()
+            picture = axes.imshow(values, cmap="Oranges", vmin=0, aspect="equal")
+            axes.set_xticks(range(len(self.keys)), [*map(shown_token, self.keys)], rotation=90)
+            axes.set_yticks(range(len(self.queries)), [*map(shown_token, self.queries)])
+            axes.tick_params(labelsize=9, length=0)
+            axes.set_title(f"{self._chosen(layer, head)}, {self.kind} attention", fontsize=10)
+            figure.colorbar(picture, shrink=0.6, label="attention weight")
+            figure.savefig(path, dpi=150)
+
+    def _chosen(self, layer: int | None, head: int | None) -> str:
+        of = "mean of all layers" if layer is None else f"layer {self.layers[self._place(layer)]}"
+        which = "mean of all heads" if head is None else f"head {head % self.weights.shape[1]}"
+        return f"{of}, {which}"
 
 
 def attention_weights(loaded: Loaded, example: Example) -> dict[AttentionKind, AttentionWeights]:
@@ -128,8 +213,9 @@ def attention_weights(loaded: Loaded, example: Example) -> dict[AttentionKind, A
     head = head_of(loaded.head)
     inputs = _inputs(loaded, head, example)
     output = _run(loaded, inputs)
-    tokens = _tokens(loaded, inputs["input_ids"])
-    decoder = _tokens(loaded, inputs["decoder_input_ids"]) if "decoder_input_ids" in inputs else ()
+    tokens = readable_tokens(loaded.tokenizer, inputs["input_ids"][0].tolist())
+    begun = inputs["decoder_input_ids"][0].tolist() if "decoder_input_ids" in inputs else []
+    decoder = readable_tokens(loaded.tokenizer, begun)
     sides = {"self": (tokens, tokens), "encoder": (tokens, tokens), "decoder": (decoder, decoder)}
     sides["cross"] = (decoder, tokens)
     found = {}
@@ -268,13 +354,4 @@ def _question(loaded: Loaded, example: Example, whole: AttentionWeights) -> Atte
     queries = tuple(whole.queries[row] for row in rows)
     return AttentionWeights(
         "question", whole.model, queries, whole.keys[text], whole.layers, whole.weights[:, :, rows, text]
-    )
-
-
-def _tokens(loaded: Loaded, ids: torch.Tensor) -> tuple[str, ...]:
-    """The tokens of a sequence ``[1, length]``, each as it continues the text before it."""
-    row: list[int] = ids[0].tolist()
-    return tuple(
-        readable_token(loaded.tokenizer, token, row[max(0, place - _CONTEXT_FOR_DECODING) : place])
-        for place, token in enumerate(row)
     )

@@ -44,13 +44,14 @@ class TokenLogprob:
     """A generated token and its log probability, before temperature, top_k and top_p.
 
     ``text`` is what it adds to the output; bytes of a partial character are shown as ``<E5 A4>``. ``top`` are the most
-    probable tokens at its place.
+    probable tokens at its place, and ``entropy`` is that of all tokens there, in bits.
     """
 
     id: int
     text: str
     logprob: float
     top: tuple[TokenLogprob, ...] = ()
+    entropy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,9 @@ class Output:
 
 
 def _logprob(each: TokenLogprob) -> dict[str, Any]:
-    own = {"id": each.id, "text": each.text, "logprob": each.logprob}
+    own: dict[str, Any] = {"id": each.id, "text": each.text, "logprob": each.logprob}
+    if each.entropy is not None:
+        own["entropy"] = each.entropy
     return {**own, "top": [_logprob(other) for other in each.top]} if each.top else own
 
 

@@ -61,7 +61,8 @@ def recorded(loaded: Loaded) -> Iterator[tuple[dict[str, torch.Tensor], dict[str
 
 def heads(states: torch.Tensor, width: int) -> torch.Tensor:
     """``[1, length, heads * width]`` as ``[heads, length, width]``."""
-    return states[0].unflatten(-1, (-1, width)).transpose(0, 1)
+    apart: torch.Tensor = states[0].unflatten(-1, (-1, width)).transpose(0, 1)
+    return apart
 
 
 def rotated(states: torch.Tensor, theta: float) -> torch.Tensor:
@@ -146,11 +147,7 @@ def test_weights_are_those_of_the_paper(
         torch.testing.assert_close(torch.from_numpy(found.weights[layer]), expected, rtol=0, atol=1e-5)
         mixed = expected @ value.repeat_interleave(len(query) // len(value), dim=0)
         combined = mixed.transpose(0, 1).flatten(1)
-        given = (
-            inputs[f"{place}.{output}"]
-            if output
-            else inputs["bert.encoder.layer.{}.attention.output.dense".format(layer)]
-        )
+        given = inputs[f"{place}.{output}"] if output else inputs[f"bert.encoder.layer.{layer}.attention.output.dense"]
         torch.testing.assert_close(given[0], combined, rtol=0, atol=1e-5)
 
 

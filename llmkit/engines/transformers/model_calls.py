@@ -7,6 +7,7 @@ know which rows run together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -139,7 +140,8 @@ class ModelCalls:
             return TokenLogprob(token, readable_token(self.loaded.tokenizer, token, before[-8:]), value)
 
         top = tuple(named(other, value) for other, value in zip(ids.tolist(), best.tolist(), strict=True))
-        return replace(named(token, float(values[token])), top=top)
+        entropy = float(values.exp().mul(values).nan_to_num().sum()) / -math.log(2)  # 0 · -inf is 0
+        return replace(named(token, float(values[token])), top=top, entropy=max(0.0, entropy))
 
 
 @contextmanager

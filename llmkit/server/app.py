@@ -21,6 +21,7 @@ from llmkit.errors import LlmkitError
 from llmkit.inference.next_tokens import next_tokens
 from llmkit.server import openai_api as openai
 from llmkit.server.answers import Answer, complete, on_worker
+from llmkit.server.bodies import StrictRoute
 from llmkit.server.errors import ApiError, api_error, http_error, invalid_request, llmkit_error, too_deep, unexpected
 from llmkit.server.guard import Guard
 from llmkit.server.measures import Measures
@@ -48,9 +49,9 @@ def make_app(models: Mapping[str, ServedModel], settings: ServeSettings, key: st
         models: by name; the first answers requests that name none.
         key: required of every request, except for ``/health``, ``/ready`` and the files of the page.
     """
-    app = FastAPI(
-        title="llmkit", version=version("llmkit"), docs_url=None, redoc_url=None, max_body_size=settings.max_body
-    )
+    app = FastAPI(title="llmkit", version=version("llmkit"), docs_url=None, redoc_url=None)
+    app.state.max_body = settings.max_body
+    app.router.route_class = StrictRoute
     for kind, handler in (
         (ApiError, api_error),
         (LlmkitError, llmkit_error),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Request
@@ -28,6 +29,7 @@ __all__ = [
 
 RETRY_AFTER = 1
 """Seconds after which a client may try again."""
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": str(RETRY_AFTER)}}
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -54,11 +56,15 @@ def body_of(status: int, message: str, param: str | None = None, code: str | Non
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def answer(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
-    headers = {"Retry-After": str(RETRY_AFTER)} if status == 429 else {}
-    if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(body_of(status, message, param, code), status, headers)
+def answer(
+    status: int,
+    message: str,
+    param: str | None = None,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    own = _HEADERS.get(status, {})
+    return JSONResponse(body_of(status, message, param, code), status, {**own, **(headers or {})})
 
 
 async def api_error(_: Request, error: Exception) -> JSONResponse:
@@ -73,9 +79,8 @@ async def llmkit_error(_: Request, error: Exception) -> JSONResponse:
 
 async def http_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    if error.status_code == 400:
-        return answer(400, "the body is not JSON that can be parsed; correct it")
-    return answer(error.status_code, f"{str(error.detail).lower()}; see /openapi.json for what there is")
+    message = f"{str(error.detail).lower()}; see /openapi.json for what there is"
+    return answer(error.status_code, message, headers=error.headers)
 
 
 async def too_deep(_: Request, _error: Exception) -> JSONResponse:
@@ -90,13 +95,28 @@ async def unexpected(_: Request, error: Exception) -> JSONResponse:
 async def invalid_request(_: Request, error: Exception) -> JSONResponse:
     """The first mistake of a body, by the name of its parameter."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
-    if first["type"] == "extra_forbidden":
-        message = f"{place} is not supported; leave it out"
-    elif first["type"] == "json_invalid":
-        place = ""
-        message = f"the body is not JSON ({first.get('ctx', {}).get('error', first['msg'])}); correct it"
-    else:
-        message = f"{place or 'the body'}: {first['msg'].removeprefix('Value error, ')}"
-    return answer(400, message, place or None, "unknown_parameter" if first["type"] == "extra_forbidden" else None)
+    first, *others = error.errors()
+    if first["type"] == "json_invalid":
+        return answer(400, f"the body cannot be parsed ({first['ctx']['error']}); correct it")
+    # Of the errors of a union's members, the one that is deepest in the body belongs to the member that was meant.
+    own = [each for each in (first, *others) if each["loc"][:2] == first["loc"][:2]]
+    places = [(_place(each, error.body), each) for each in own]
+    place, found = max(places, key=lambda item: len(item[0]))
+    name = ".".join(map(str, place))
+    if found["type"] == "extra_forbidden":
+        return answer(400, f"{name} is not supported; leave it out", name, "unknown_parameter")
+    reason = found["msg"].removeprefix("Value error, ")
+    return answer(400, f"{name or 'the body'}: {reason[:1].lower()}{reason[1:]}", name or None)
+
+
+def _place(error: Mapping[str, Any], body: Any) -> list[int | str]:
+    """The keys and indices that lead to a mistake, without the names of types among them."""
+    found: list[int | str] = []
+    for part in error["loc"][1:]:
+        if (isinstance(body, Mapping) and part in body) or (
+            isinstance(body, list) and isinstance(part, int) and part < len(body)
+        ):
+            body = body[part]
+            found.append(part)
+    missing = error["type"] == "missing" and len(error["loc"]) > 1 and found[-1:] != [error["loc"][-1]]
+    return [*found, error["loc"][-1]] if missing else found

@@ -11,7 +11,7 @@ from typing import Any
 
 from llmkit.config.settings import GenerationSettings
 from llmkit.server.errors import ApiError
-from llmkit.server.requests import ChatRequest, CompletionRequest
+from llmkit.server.requests import ChatRequest, CompletionRequest, Message, Tool
 from llmkit.tasks import PromptOptions, Row, TokenLogprob
 from llmkit.tasks.output import Output
 
@@ -46,7 +46,7 @@ def new_id(kind: str) -> str:
 
 
 def _sampling(body: ChatRequest | CompletionRequest) -> dict[str, Any]:
-    stop = body.stop or ()
+    stop = [] if body.stop is None else body.stop
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options requires stream: true; set it, or leave it out", param="stream_options")
     return {
@@ -100,24 +100,27 @@ def chat_row(body: ChatRequest) -> Row:
     """The row of a chat completion."""
     if body.tool_choice is not None and not body.tools:
         raise ApiError(400, "tool_choice requires tools; send them, or leave it out", param="tool_choice")
-    tools = body.tools if body.tools and body.tool_choice != "none" else None
+    names = [tool.function.name for tool in body.tools or ()]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ApiError(400, f"two tools have the name {twice}; rename one", param="tools")
     messages = [_message(message) for message in body.messages]
-    return {"messages": messages} | ({} if tools is None else {"tools": tools})
+    tools = [] if body.tool_choice == "none" else [_tool(tool) for tool in body.tools or ()]
+    return {"messages": messages} | ({"tools": tools} if tools else {})
 
 
-def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+def _message(message: Message) -> dict[str, Any]:
     """A message of OpenAI's API as the task takes it."""
-    content = message.get("content")
+    given = message.model_dump(exclude_none=True, exclude={"annotations"})
+    content = given.get("content")
     if isinstance(content, list):
-        for part in content:
-            if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                raise ApiError(400, "only content parts of type text are supported; leave others out", param="messages")
-        content = "".join(part["text"] for part in content)
-    known = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content", "refusal")
-    for name in message:
-        if name not in known or (name == "refusal" and message[name] is not None):
-            raise ApiError(400, f"messages.{name} is not supported; leave it out", param="messages")
-    return {**{name: value for name, value in message.items() if name != "refusal"}, "content": content}
+        given["content"] = "".join(part["text"] for part in content)
+    return given
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    if tool.function.strict:
+        raise ApiError(400, "strict tools are not supported; leave strict out", param="tools")
+    return tool.model_dump(exclude_none=True)
 
 
 def completion_settings(body: CompletionRequest) -> GenerationSettings:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
 from llmkit.config.declaration import bounds, setting_fields
 from llmkit.config.settings import GenerationSettings
@@ -37,7 +37,9 @@ def _encodable(text: str) -> str:
 
 Content = Annotated[str, AfterValidator(_encodable)]
 Stop = Content | Annotated[list[Content], Field(max_length=64)]
-Token = Annotated[int, Field(ge=0)]
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+LONGEST = 2**31 - 1
+Length = Annotated[int, Field(ge=1, le=LONGEST)]
 
 
 def _all_encodable(value: Any) -> Any:
@@ -58,26 +60,104 @@ Json = Annotated[dict[str, Any], AfterValidator(_all_encodable)]
 
 
 class Body(BaseModel):
-    """A body: unknown parameters and values that are not finite are refused."""
+    """A body: unknown parameters and values that are not finite are refused. Null is a parameter that is left out."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, given: Any) -> Any:
+        return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 class StreamOptions(Body):
     include_usage: bool = False
+    include_obfuscation: Literal[False] | None = None
 
 
 class JsonSchema(Body):
     name: Content
     """Without effect, as at OpenAI, which requires it."""
     schema_: Json = Field(alias="schema")
-    strict: Literal[True] | None = None
-    description: Content | None = None
+    strict: bool | None = None
+    """Outputs conform in any case."""
 
 
 class ResponseFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: Content
+
+
+Text = Content | Annotated[list[TextPart], Field(min_length=1)]
+
+
+class CalledFunction(Body):
+    name: Content
+    arguments: Content
+    """JSON text, as OpenAI has it."""
+
+
+class ToolCall(Body):
+    id: Content
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Instruction(Body):
+    """A message of the system or the developer."""
+
+    role: Literal["system", "developer"]
+    content: Text
+
+
+class UserMessage(Body):
+    role: Literal["user"]
+    content: Text
+
+
+class AssistantMessage(Body):
+    role: Literal["assistant"]
+    content: Text | None = None
+    tool_calls: list[ToolCall] | None = None
+    reasoning_content: Content | None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    """OpenAI's own answers have an empty list."""
+
+
+class ToolMessage(Body):
+    role: Literal["tool"]
+    content: Text
+    tool_call_id: Content
+    name: Content | None = None
+
+
+Message = Annotated[Instruction | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+
+
+class Function(Body):
+    name: Annotated[Content, Field(pattern="^[a-zA-Z0-9_.-]{1,64}$")]
+    description: Content | None = None
+    parameters: Json | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Body):
+    name: Content
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: FunctionName
 
 
 class _Sampling(Body):
@@ -101,13 +181,13 @@ class _Sampling(Body):
 class ChatRequest(_Sampling):
     """``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Json], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Length | None = None
+    max_completion_tokens: Length | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: list[Json] | None = None
+    tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: Literal[True] | None = None
     reasoning_effort: Content | None = None
@@ -118,8 +198,13 @@ class ChatRequest(_Sampling):
 class CompletionRequest(_Sampling):
     """``POST /v1/completions``."""
 
-    prompt: Content | Annotated[list[Content], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    prompt: (
+        Content
+        | Annotated[list[Content], Field(min_length=1)]
+        | Annotated[list[Token], Field(min_length=1)]
+        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1)]
+    )
+    max_tokens: Annotated[int, Field(ge=0, le=LONGEST)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
     best_of: Literal[1] | None = None

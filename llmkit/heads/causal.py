@@ -37,6 +37,8 @@ class CausalHead(WritingHead):
         match prompt:
             case Chat():
                 return Encoded(tuple(encode_chat(loaded.tokenizer, prompt)), ends=turn_ends(loaded))
+            case Text(ids=given) if given:
+                return Encoded(given, continues=given[-_CONTEXT_FOR_DECODING:], stop=prompt.stop)
             case Text():
                 ids = encode_text(loaded.tokenizer, prompt.text + prompt.prefill)
                 # Tokenizers made for encoders close the text with EOS or SEP; a continuation must not follow that.

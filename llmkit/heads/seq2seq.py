@@ -35,6 +35,8 @@ class Seq2SeqHead(WritingHead):
         match prompt:
             case Chat(prefill=prefill):
                 ids = encode_chat(loaded.tokenizer, replace(prompt, prefill=""))
+            case Text(ids=given, prefill=prefill) if given:
+                ids = list(given)
             case Text(text=text, prefill=prefill):
                 route = prompt.route
                 code = route.source_code if route else None

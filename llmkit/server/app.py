@@ -17,8 +17,9 @@ from starlette.exceptions import HTTPException
 
 from llmkit.config.declaration import setting_fields
 from llmkit.config.settings import GenerationSettings
+from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import LlmkitError
-from llmkit.inference.next_tokens import next_tokens
+from llmkit.inference.next_tokens import next_tokens, token_logprobs
 from llmkit.server import openai_api as openai
 from llmkit.server.answers import Answer, complete, on_worker
 from llmkit.server.bodies import StrictRoute
@@ -37,7 +38,8 @@ from llmkit.server.requests import (
 )
 from llmkit.server.settings import LOOPBACK, ServeSettings
 from llmkit.server.streams import chat_events, completion_events, task_events
-from llmkit.tasks import TASKS, PromptOptions, Task
+from llmkit.tasks import TASKS, PromptOptions, Task, Text
+from llmkit.tasks.output import Output, Usage
 
 __all__ = ["make_app"]
 
@@ -125,15 +127,21 @@ class _Server:
     async def completions(self, request: Request, body: CompletionRequest) -> Response:
         """Create text completions: prompts are continued as they are, without a chat template."""
         model = self._model(body.model)
-        prompts = [body.prompt] if isinstance(body.prompt, str) else list(body.prompt)
-        settings, echo = openai.completion_settings(body), bool(body.echo)
+        prompts, settings = openai.completion_prompts(body), openai.completion_settings(body)
+        top = body.logprobs if body.echo else None
+        echoes = [openai.Echo()] * len(prompts)
+        if body.echo:
+            echoes = await on_worker(model, lambda: [_echo(model.engine, each, top) for each in prompts])
+        if body.max_tokens == 0:
+            outputs = [_nothing(model, echo, logprobs=top is not None) for echo in echoes]
+            return JSONResponse(openai.completion(openai.new_id("cmpl"), model.name, echoes, outputs))
         pipeline = partial(model.pipeline, "text-generation", settings, PromptOptions(raw=True))
         answers = [self._answer(model, pipeline, {"prompt": each}, streams=bool(body.stream)) for each in prompts]
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            return _stream(completion_events(answers, prompts, echo=echo, include_usage=usage))
+            return _stream(completion_events(answers, echoes, include_usage=usage))
         outputs = await complete(request, answers)
-        return JSONResponse(openai.completion(openai.new_id("cmpl"), model.name, prompts, outputs, echo=echo))
+        return JSONResponse(openai.completion(openai.new_id("cmpl"), model.name, echoes, outputs))
 
     async def task(self, task: type[Task], request: Request, body: Any) -> Response:
         """Answer a row of a task, as its command does."""
@@ -188,6 +196,30 @@ class _Server:
         stopped = [name for name, model in self.models.items() if not model.worker.alive]
         status = {"status": "ok"} if not stopped else {"status": "stopped", "models": stopped}
         return JSONResponse(status, 503 if stopped else 200)
+
+
+def _echo(engine: TransformersEngine, prompt: str | Text, top: int | None) -> openai.Echo:
+    """A prompt of a text completion, with the log probabilities of its tokens if ``top`` is a number."""
+    given = Text(prompt) if isinstance(prompt, str) else prompt
+    ids = engine.encode(given).input_ids
+    text = str(engine.loaded.tokenizer.decode(list(given.ids), skip_special_tokens=True)) if given.ids else given.text
+    found = () if top is None else tuple(token_logprobs(engine.loaded, given, top=top))
+    return openai.Echo(text, len(ids), found)
+
+
+def _nothing(model: ServedModel, echo: openai.Echo, *, logprobs: bool) -> Output:
+    """The output of a prompt that is only echoed."""
+    facts = model.engine.facts
+    return Output(
+        text="",
+        task="text-generation",
+        model=facts.source.name,
+        commit=None,
+        head=str(facts.head),
+        finish_reason="length",
+        usage=Usage(echo.tokens, 0),
+        logprobs=() if logprobs else None,
+    )
 
 
 def _stream(events: Any) -> StreamingResponse:

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
 import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from llmkit.config.settings import GenerationSettings
 from llmkit.server.errors import ApiError
+from llmkit.server.replies import (
+    ChatChoice,
+    ChatCompletion,
+    ChatLogprobs,
+    ChatMessage,
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    PlainToken,
+    Token,
+    ToolCall,
+    Usage,
+)
 from llmkit.server.requests import ChatRequest, CompletionRequest, Message, Tool
-from llmkit.tasks import PromptOptions, Row, TokenLogprob
+from llmkit.tasks import PromptOptions, Row, Text, TokenLogprob
 from llmkit.tasks.output import Output
 
 __all__ = [
+    "Echo",
     "chat_chunk",
     "chat_completion",
     "chat_logprobs",
@@ -25,6 +42,7 @@ __all__ = [
     "completion",
     "completion_chunk",
     "completion_logprobs",
+    "completion_prompts",
     "completion_settings",
     "finish_reason",
     "new_id",
@@ -123,17 +141,43 @@ def _tool(tool: Tool) -> dict[str, Any]:
     return tool.model_dump(exclude_none=True)
 
 
+def completion_prompts(body: CompletionRequest) -> list[str | Text]:
+    """The prompts of text completions: texts, or token ids."""
+    given = body.prompt
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given[0], int):
+        return [Text("", ids=tuple(given))]
+    return [each if isinstance(each, str) else Text("", ids=tuple(each)) for each in given]
+
+
 def completion_settings(body: CompletionRequest) -> GenerationSettings:
-    """The settings of a text completion."""
-    if body.echo and body.logprobs is not None:
-        raise ApiError(400, "logprobs of an echoed prompt are not supported; leave out echo or logprobs", param="echo")
-    return GenerationSettings(max_new_tokens=body.max_tokens or 16, logprobs=body.logprobs, **_sampling(body))
+    """The settings of a text completion; those of ``max_tokens: 0`` are for one token, which is not generated."""
+    if body.max_tokens == 0:
+        for name, wrong in (("max_tokens", not body.echo), ("stream", body.stream), ("n", (body.n or 1) > 1)):
+            if wrong:
+                raise ApiError(400, f"{name}: max_tokens: 0 only echoes the prompt, once and whole", param=name)
+    return GenerationSettings(
+        max_new_tokens=16 if body.max_tokens is None else max(1, body.max_tokens),
+        logprobs=body.logprobs,
+        **_sampling(body),
+    )
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A prompt that is repeated before its completion."""
+
+    text: str = ""
+    tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Those of its tokens, NaN for the first."""
 
 
 # Outputs.
 
 
-def usage_of(outputs: Sequence[Output]) -> dict[str, int]:
+def usage_of(outputs: Sequence[Output]) -> Usage:
     """Tokens of prompts and outputs, alternatives included."""
     prompt = sum(output.usage.prompt_tokens for output in outputs)
     every = [each for output in outputs for each in (output, *output.alternatives)]
@@ -146,7 +190,7 @@ def finish_reason(output: Output) -> str:
     return "stop" if output.finish_reason == "interrupted" else output.finish_reason
 
 
-def tool_calls(output: Output) -> list[dict[str, Any]]:
+def tool_calls(output: Output) -> list[ToolCall]:
     """Tool calls, with their arguments as JSON text."""
     return [
         {
@@ -161,30 +205,36 @@ def tool_calls(output: Output) -> list[dict[str, Any]]:
     ]
 
 
-def _token(each: TokenLogprob) -> dict[str, Any]:
-    partial = _PARTIAL.fullmatch(each.text)
-    content = bytes.fromhex(each.text[1:-1]) if partial else each.text.encode()
-    return {"token": each.text, "logprob": each.logprob, "bytes": list(content)}
+def _finite(logprob: float) -> float:
+    """A log probability in JSON: a token that is impossible has OpenAI's -9999."""
+    return max(logprob, -9999.0)
 
 
-def chat_logprobs(output: Output) -> dict[str, Any] | None:
+def _bytes(text: str) -> bytes:
+    """The bytes of a token's text."""
+    return bytes.fromhex(text[1:-1]) if _PARTIAL.fullmatch(text) else text.encode()
+
+
+def _token(each: TokenLogprob) -> PlainToken:
+    return {"token": each.text, "logprob": _finite(each.logprob), "bytes": list(_bytes(each.text))}
+
+
+def chat_logprobs(output: Output) -> ChatLogprobs | None:
     """The log probabilities of a chat completion."""
     if output.logprobs is None:
         return None
-    return {
-        "content": [
-            {**_token(each), "top_logprobs": [_token(other) for other in each.top]} for each in output.logprobs
-        ],
-        "refusal": None,
-    }
+    content: list[Token] = [
+        {**_token(each), "top_logprobs": [_token(other) for other in each.top]} for each in output.logprobs
+    ]
+    return {"content": content, "refusal": None}
 
 
-def chat_completion(identity: str, created: int, model: str, output: Output) -> dict[str, Any]:
+def chat_completion(identity: str, created: int, model: str, output: Output) -> ChatCompletion:
     """The body of an answer."""
-    choices = []
+    choices: list[ChatChoice] = []
     for index, each in enumerate((output, *output.alternatives)):
         content = each.text or (None if each.tool_calls else "")
-        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        message: ChatMessage = {"role": "assistant", "content": content, "refusal": None}
         if each.tool_calls:
             message["tool_calls"] = tool_calls(each)
         if each.reasoning:
@@ -197,8 +247,14 @@ def chat_completion(identity: str, created: int, model: str, output: Output) -> 
                 "finish_reason": finish_reason(each),
             }
         )
-    head = {"id": identity, "object": "chat.completion", "created": created, "model": model}
-    return {**head, "choices": choices, "usage": usage_of([output])}
+    return {
+        "id": identity,
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": choices,
+        "usage": usage_of([output]),
+    }
 
 
 def chat_chunk(
@@ -210,39 +266,57 @@ def chat_chunk(
     return {**head, "choices": [choice]}
 
 
-def completion_logprobs(output: Output) -> dict[str, Any] | None:
+def completion_logprobs(output: Output, echo: Echo) -> CompletionLogprobs | None:
     """The log probabilities of a text completion, in the form of the old API."""
     if output.logprobs is None:
         return None
-    offsets, at = [], 0
-    for each in output.logprobs:
-        offsets.append(at)
-        at += len(each.text)
+    tokens = (*echo.logprobs, *output.logprobs)
+    top: list[dict[str, float] | None] = []
+    for each in tokens:
+        likely: dict[str, float] = {}
+        for other in each.top:
+            likely.setdefault(other.text, _finite(other.logprob))
+        top.append(None if math.isnan(each.logprob) else likely)
     return {
-        "tokens": [each.text for each in output.logprobs],
-        "token_logprobs": [each.logprob for each in output.logprobs],
-        "top_logprobs": [{other.text: other.logprob for other in each.top} for each in output.logprobs],
-        "text_offset": offsets,
+        "tokens": [each.text for each in tokens],
+        "token_logprobs": [None if math.isnan(each.logprob) else _finite(each.logprob) for each in tokens],
+        "top_logprobs": top,
+        "text_offset": _offsets(tokens, echo.text + output.text),
     }
 
 
-def completion(
-    identity: str, model: str, prompts: Sequence[str], outputs: Sequence[Output], *, echo: bool
-) -> dict[str, Any]:
+def _offsets(tokens: Sequence[TokenLogprob], text: str) -> list[int]:
+    """Where each token begins in a text, which lacks special tokens; one inside a character, where that begins."""
+    decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+    found, at = [], 0
+    for each in tokens:
+        found.append(at)
+        piece = decoder.decode(_bytes(each.text))
+        at += len(piece) if text.startswith(piece, at) else 0
+    return found
+
+
+def completion(identity: str, model: str, echoes: Sequence[Echo], outputs: Sequence[Output]) -> Completion:
     """The body of a text completion."""
-    choices: list[dict[str, Any]] = []
-    for prompt, output in zip(prompts, outputs, strict=True):
+    choices: list[CompletionChoice] = []
+    for echo, output in zip(echoes, outputs, strict=True):
         for each in (output, *output.alternatives):
             choices.append(
                 {
                     "index": len(choices),
-                    "text": f"{prompt}{each.text}" if echo else each.text,
-                    "logprobs": completion_logprobs(each),
+                    "text": echo.text + each.text,
+                    "logprobs": completion_logprobs(each, echo),
                     "finish_reason": finish_reason(each),
                 }
             )
-    head = {"id": identity, "object": "text_completion", "created": int(time.time()), "model": model}
-    return {**head, "choices": choices, "usage": usage_of(outputs)}
+    return {
+        "id": identity,
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": model,
+        "choices": choices,
+        "usage": usage_of(outputs),
+    }
 
 
 def completion_chunk(identity: str, created: int, model: str, text: str, index: int = 0, **more: Any) -> dict[str, Any]:

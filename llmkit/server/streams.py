@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from llmkit.errors import LlmkitError
@@ -61,14 +61,14 @@ async def _chat_events(answer: Answer, include_usage: bool) -> AsyncIterator[str
 
 
 def completion_events(
-    answers: list[Answer], prompts: list[str], *, echo: bool, include_usage: bool
+    answers: Sequence[Answer], echoes: Sequence[openai.Echo], *, include_usage: bool
 ) -> AsyncIterator[str]:
     """Text completions in chunks, one prompt after another."""
-    return _until_error(_completion_events(answers, prompts, echo, include_usage))
+    return _until_error(_completion_events(answers, echoes, include_usage))
 
 
 async def _completion_events(
-    answers: list[Answer], prompts: list[str], echo: bool, include_usage: bool
+    answers: Sequence[Answer], echoes: Sequence[openai.Echo], include_usage: bool
 ) -> AsyncIterator[str]:
     identity, created, name = openai.new_id("cmpl"), int(time.time()), answers[0].model.name
     index, outputs = 0, []
@@ -78,17 +78,18 @@ async def _completion_events(
         return _event({**openai.completion_chunk(identity, created, name, text, index, **more), **usage})
 
     try:
-        for answer, prompt in zip(answers, prompts, strict=True):
-            if echo:
-                yield chunk(prompt)
+        for answer, echo in zip(answers, echoes, strict=True):
+            if echo.text:
+                yield chunk(echo.text)
             async for piece in answer.pieces():
                 yield chunk(piece.text)
             assert answer.output is not None
             outputs.append(answer.output)
             for place, each in enumerate((answer.output, *answer.output.alternatives)):
                 if place:
-                    yield chunk(f"{prompt}{each.text}" if echo else each.text)
-                yield chunk("", logprobs=openai.completion_logprobs(each), finish_reason=openai.finish_reason(each))
+                    yield chunk(echo.text + each.text)
+                reason = openai.finish_reason(each)
+                yield chunk("", logprobs=openai.completion_logprobs(each, echo), finish_reason=reason)
                 index += 1
     finally:
         for answer in answers:

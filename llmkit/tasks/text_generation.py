@@ -8,7 +8,7 @@ from __future__ import annotations
 from llmkit.errors import InputError
 from llmkit.tasks.base import COMPLETION, EXAMPLES, PROMPT, Task
 from llmkit.tasks.recommended import QWEN, QWEN_SMALL, SMOL, STARTER
-from llmkit.tasks.types import Example, PromptOptions, Row, Traits
+from llmkit.tasks.types import Example, Prompt, PromptOptions, Row, Text, Traits
 from llmkit.tasks.wording import PREFIX
 
 __all__ = ["TextGeneration"]
@@ -74,6 +74,14 @@ class TextGeneration(Task):
         completion = self.reference(row)
         # Without an added space, since a completion may continue in the middle of a word.
         return (Example(self.render(row, traits, prompt_options), completion),) if completion.strip() else ()
+
+    def validate(self, row: Row) -> None:
+        """See `Task`. The prompt may be a `Text` already, such as one of token ids."""
+        if not isinstance(row.get("prompt"), Text):
+            super().validate(row)
+
+    def render(self, row: Row, traits: Traits, prompt_options: PromptOptions) -> Prompt:
+        return row["prompt"] if isinstance(row["prompt"], Text) else super().render(row, traits, prompt_options)
 
     def check_compatible(self, traits: Traits, prompt_options: PromptOptions) -> None:
         """Refuse nothing: without a chat template, a system message is put before the prompt."""

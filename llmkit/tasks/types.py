@@ -80,6 +80,8 @@ class Text:
     """How the languages are passed to a translation model."""
     stop: tuple[str, ...] = ()
     """Stop strings, for models that were not trained to end after the answer."""
+    ids: tuple[int, ...] = ()
+    """The text as token ids, if it is given as such; ``text`` and ``prefill`` are empty then."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,11 @@ from openai.resources.chat.completions import Completions as ChatCompletions
 from openai.resources.completions import Completions
 
 import llmkit
+from llmkit.config.settings import LoadSettings
+from llmkit.inference.next_tokens import next_tokens, token_logprobs
+from llmkit.models.load import load_model
 from llmkit.server.requests import ChatRequest, CompletionRequest
+from llmkit.tasks import Text
 from tests.conftest import Checkpoint
 from tests.server.conftest import Serve
 
@@ -120,3 +124,66 @@ def test_prompts_may_be_several_and_echoed(client: TestClient) -> None:
     for prompt, choice in zip(prompts, choices, strict=True):
         alone = llmkit.load("generate", name, raw=True, temperature=0, max_new_tokens=4, device="cpu", dtype="float32")
         assert choice["text"] == f"{prompt}{alone(prompt).text}"
+
+
+def test_token_ids_are_prompts(client: TestClient) -> None:
+    """Also in a list, and exactly those ids: texts of them may be tokenized otherwise."""
+    (name,) = client.models  # type: ignore[attr-defined]
+    least = {"model": name, "temperature": 0, "max_tokens": 4, "echo": True}
+
+    def complete(prompt: Any) -> Any:
+        found = client.post("/v1/completions", json=least | {"prompt": prompt})
+        assert found.status_code == 200, found.text
+        return found.json()
+
+    ids = [client.post("/tokenize", json={"prompt": text}).json()["tokens"] for text in ("The quick", "今天")]
+    texts = [each["text"] for each in complete(["The quick", "今天"])["choices"]]
+    assert [each["text"] for each in complete(ids)["choices"]] == texts
+    assert complete(ids[0])["choices"][0]["text"] == texts[0]
+    letters = [number for text in "The" for number in client.post("/tokenize", json={"prompt": text}).json()["tokens"]]
+    assert complete(letters)["usage"]["prompt_tokens"] == 3
+    outside = client.post("/v1/completions", json=least | {"prompt": [10**6]})
+    assert (outside.status_code, outside.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_log_probabilities_of_prompts_are_those_of_next(tokens: int, client: TestClient) -> None:
+    """As evaluation harnesses ask for them: ``echo`` with ``logprobs``, and ``max_tokens`` of 0 or 1."""
+    (name,) = client.models  # type: ignore[attr-defined]
+    ids = client.post("/tokenize", json={"prompt": "The quick 今天 fox"}).json()["tokens"]
+    least = {"model": name, "temperature": 0, "seed": 1, "max_tokens": tokens, "logprobs": 2, "echo": True}
+    body = client.post("/v1/completions", json=least | {"prompt": [ids, ids[:1]]}).json()
+    choice, short = body["choices"]
+    assert body["usage"]["prompt_tokens"] == len(ids) + 1
+    found = choice["logprobs"]
+    assert (len(found["tokens"]), len(short["logprobs"]["tokens"])) == (len(ids) + tokens, 1 + tokens)
+    assert (found["token_logprobs"][0], found["top_logprobs"][0]) == (None, None)
+    (served,) = client.models.values()  # type: ignore[attr-defined]
+    for place in range(1, len(ids)):
+        every = {each.id: each for each in next_tokens(served.engine.loaded, Text("", ids=tuple(ids[:place])), top=400)}
+        assert math.exp(found["token_logprobs"][place]) == pytest.approx(every[ids[place]].probability, abs=1e-4)
+        assert max(found["top_logprobs"][place].values()) == pytest.approx(
+            math.log(next(iter(every.values())).probability), abs=1e-4
+        )
+    offsets, text = found["text_offset"], choice["text"]
+    for token, start in zip(found["tokens"], offsets, strict=True):
+        assert token.startswith("<") or text.startswith(token, start)
+
+
+def test_log_probabilities_of_prompts_in_parts(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All logits of a long prompt never exist at once."""
+    loaded = load_model(LoadSettings(model=str(checkpoint("gpt2")), device="cpu", dtype="float32"), "text-generation")
+    text = Text("The quick brown fox jumps over the lazy dog. " * 2)
+    whole = token_logprobs(loaded, text, top=1)
+    monkeypatch.setattr("llmkit.heads.objective.CHUNK", 1)
+    monkeypatch.setattr("llmkit.heads.projection.CHUNK", 1)
+    monkeypatch.setattr("llmkit.inference.next_tokens._LOGITS", 1000)
+    parts = token_logprobs(loaded, text, top=1)
+    assert [each.logprob for each in parts[1:]] == pytest.approx([each.logprob for each in whole[1:]], abs=1e-5)
+
+
+def test_encoders_have_no_log_probabilities_of_prompts(checkpoint: Checkpoint, serve: Serve) -> None:
+    client = serve(checkpoint("t5"))
+    (name,) = client.models  # type: ignore[attr-defined]
+    found = client.post("/v1/completions", json={"model": name, "prompt": "a", "echo": True, "logprobs": 0})
+    assert (found.status_code, found.json()["error"]["code"]) == (400, "not_supported")

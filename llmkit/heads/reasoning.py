@@ -39,10 +39,19 @@ class ReasoningFormat:
     shown: Mapping[int, str]
     """Special tokens that are part of tags, whose text must be kept when a reply is decoded."""
     marks: tuple[Mark, ...]
+    declared: tuple[Mark, ...] = ()
+    """Those that the tokenizer's files name, so that the model is known to use them."""
 
     def opened(self, prompt: str) -> Mark | None:
         """The block that the prompt opens at its end."""
         return _opened(self.marks, prompt)
+
+    def openings(self, tokenizer: Any, prompt: str) -> list[list[int]]:
+        """The tokens of each tag with which the model may open a block itself, unless the prompt has one at its end."""
+        if any(prompt.rstrip().endswith(text.rstrip()) for mark in self.declared for text in mark):
+            return []
+        texts = dict.fromkeys(opening for opening, _ in self.declared)
+        return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
 
 def reasoning_format(tokenizer: Any) -> ReasoningFormat:
@@ -66,7 +75,8 @@ def _format(tokenizer: Any, template: str, _size: int) -> ReasoningFormat:
     marks = tuple(dict.fromkeys((*_pairs(added, template), *MARKS, *phrases)))
     texts = [text for pair in marks for text in pair]
     shown = {number: token for number, token in special.items() if any(token in text for text in texts)}
-    return ReasoningFormat(lambda prompt, kept=(): TagSplitter(prompt, marks, kept), shown, marks)
+    declared = tuple(pair for pair in marks if pair[0] in added or pair[0] in template)
+    return ReasoningFormat(lambda prompt, kept=(): TagSplitter(prompt, marks, kept), shown, marks, declared)
 
 
 def _pairs(added: Iterable[str], template: str) -> list[Mark]:

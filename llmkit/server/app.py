@@ -5,7 +5,9 @@ Knows HTTP. What a request means for a model is in `llmkit.server.openai_api` an
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -15,10 +17,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from llmkit.config.declaration import setting_fields
+from llmkit.config.declaration import non_default, setting_fields
 from llmkit.config.settings import GenerationSettings
 from llmkit.engines.transformers import TransformersEngine
-from llmkit.errors import LlmkitError
+from llmkit.engines.transformers.grammars import GRAMMARS
+from llmkit.errors import LlmkitError, UsageError
 from llmkit.inference.next_tokens import next_tokens, token_logprobs
 from llmkit.server import openai_api as openai
 from llmkit.server.answers import Answer, complete, on_worker
@@ -42,6 +45,9 @@ from llmkit.tasks import TASKS, PromptOptions, Task, Text
 from llmkit.tasks.output import Output, Usage
 
 __all__ = ["make_app"]
+
+_COMPILING = ThreadPoolExecutor(1, "llmkit-grammars")
+"""One at a time, so that the model's thread keeps a CPU."""
 
 
 def make_app(models: Mapping[str, ServedModel], settings: ServeSettings, key: str | None = None) -> FastAPI:
@@ -110,13 +116,24 @@ class _Server:
             )
         return self.models[name]
 
+    async def _prepare(self, model: ServedModel, settings: GenerationSettings, param: str | None = None) -> None:
+        """Compile the grammar of a request, which the model's thread then finds compiled."""
+        if not (asked := non_default(settings, *GRAMMARS)):
+            return
+        try:
+            await asyncio.get_running_loop().run_in_executor(_COMPILING, model.engine.check, settings)
+        except UsageError as error:
+            raise ApiError(400, str(error), param=param or asked[0], code=error.code) from error
+
     def _answer(self, model: ServedModel, pipeline: Any, row: Any, *, streams: bool) -> Answer:
         return self.measures.watch(Answer(model, pipeline, row, streams, self.settings.timeout))
 
     async def chat(self, request: Request, body: ChatRequest) -> Response:
         """Create a chat completion."""
         model = self._model(body.model)
-        pipeline = partial(model.pipeline, "dialogue", openai.chat_settings(body), openai.chat_prompt(body))
+        settings = openai.chat_settings(body)
+        await self._prepare(model, settings, "response_format")
+        pipeline = partial(model.pipeline, "dialogue", settings, openai.chat_prompt(body))
         answer = self._answer(model, pipeline, openai.chat_row(body), streams=bool(body.stream))
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
@@ -150,6 +167,7 @@ class _Server:
         row = {name: given.pop(name) for name in (*task.columns, *task.optional_columns) if name in given}
         own = {item.name: given.pop(item.name) for item in setting_fields(task.settings_class) if item.name in given}
         settings = GenerationSettings(**given)
+        await self._prepare(model, settings)
         pipeline = partial(model.pipeline, task.name, settings, PromptOptions(), task.settings_class(**own))
         answer = self._answer(model, pipeline, row, streams=body.stream)
         if body.stream:

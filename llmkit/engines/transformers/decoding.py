@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llmkit.engines.base import Request
+from llmkit.engines.base import Answer, Request
 from llmkit.engines.transformers.batching import take_batch
 from llmkit.engines.transformers.generation_settings import generation_config
 from llmkit.engines.transformers.groups import Group, compatibility, divide
@@ -16,7 +16,6 @@ from llmkit.engines.transformers.joined_batch import JoinedBatch, supports_joini
 from llmkit.engines.transformers.model_calls import ModelCalls
 from llmkit.engines.transformers.output_rows import OutputRow
 from llmkit.engines.transformers.outputs import RequestOutput, settings_of
-from llmkit.tasks import Generation
 
 if TYPE_CHECKING:
     from llmkit.config.settings import GenerationSettings
@@ -40,7 +39,7 @@ def prefill_tokens(loaded: Loaded) -> int:
 
 def generate(
     loaded: Loaded, head: WritingHead, requests: Sequence[Request], cache: PromptCache | None = None
-) -> list[Generation]:
+) -> list[Answer]:
     """The outputs of requests with the same settings and ``scored``.
 
     Each output stops at EOS, at a stop string, at ``max_new_tokens`` (which must be set) or when the context is full.
@@ -65,7 +64,7 @@ def generate(
         rows = [row for index in group.indices for row in outputs[index].rows(loaded, calls.config, texts)]
         with loaded.lock:
             _generate(calls, head, [batch[index] for index in group.indices], rows, settings.seed, cache)
-    return [each.generation() for each in outputs]
+    return [each.answer() for each in outputs]
 
 
 def model_calls(

@@ -18,7 +18,7 @@ from llmkit.engines.row_faults import attempt
 from llmkit.engines.transformers.batching import Budget, budget_from_memory
 from llmkit.engines.transformers.decoding import generate
 from llmkit.engines.transformers.generation_settings import generation_config
-from llmkit.engines.transformers.grammars import grammar_of
+from llmkit.engines.transformers.grammars import compiled
 from llmkit.engines.transformers.prompt_cache import PromptCache
 from llmkit.engines.transformers.running import RunningRequests
 from llmkit.engines.transformers.traits import own_max_new_tokens, traits_of
@@ -68,7 +68,7 @@ class TransformersEngine:
         return cut_to_fit(self.loaded.tokenizer, text, side, excess)
 
     def check(self, settings: GenerationSettings) -> None:
-        grammar_of(self.loaded, settings)
+        compiled(self.loaded, settings)
 
     def samples(self, settings: GenerationSettings) -> bool:
         return bool(generation_config(self.loaded, settings, 1).do_sample)
@@ -118,14 +118,14 @@ class _Session(Session):
             alike.sort(key=lambda each: len(each.encoded.input_ids), reverse=True)
         return alike
 
-    def _generate(self, requests: Sequence[Request]) -> list[Generation]:
+    def _generate(self, requests: Sequence[Request]) -> list[Answer]:
         assert isinstance(self._head, WritingHead)
         cache = self._cache if len(requests) == 1 else None
-        raws = generate(self._loaded, self._head, requests, cache)
-        if cache is not None:
-            cache.remember(self._loaded, requests[0], raws[0])
-            raws = [replace(raws[0], cached_tokens=cache.reused)]
-        return raws
+        answers = generate(self._loaded, self._head, requests, cache)
+        if cache is not None and isinstance(answers[0], Generation):
+            cache.remember(self._loaded, requests[0], answers[0])
+            answers = [replace(answers[0], cached_tokens=cache.reused)]
+        return answers
 
     def _extract(self, head: SpanHead, requests: Sequence[Request]) -> list[Answer]:
         documents = [each.encoded for each in requests if isinstance(each.encoded, Document)]

@@ -100,8 +100,8 @@ class ModelCalls:
         if not self.beams and any(row.controls for row in self._rows):
             scores = scores.clone()
             for row, logits in zip(self._rows, scores, strict=True):
-                for control in () if row.done else row.controls:
-                    control.apply(logits)
+                if not row.done:
+                    row.control(logits)
         return scores
 
     def _stop_beams(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:

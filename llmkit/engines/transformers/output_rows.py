@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from llmkit.errors import InputError
 from llmkit.heads.text_stream import Stops, StopScanner, TextStream
 from llmkit.text.loops import RunawayDetector
 
 if TYPE_CHECKING:
+    import torch
     from transformers import GenerationConfig
 
     from llmkit.engines.base import Request
@@ -54,6 +56,8 @@ class OutputRow:
     forced_bos_token_id: int | None = None
     tokens: list[int] = field(default_factory=list)
     done: bool = False
+    error: InputError | None = None
+    """Why a control could not continue the output."""
     log_probability: float | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
@@ -62,11 +66,24 @@ class OutputRow:
         """Number of tokens, including an end token."""
         return len(self.tokens)
 
+    def control(self, logits: torch.Tensor) -> None:
+        """Let the controls change the logits of the next token, in place."""
+        for each in self.controls:
+            self._attempt(lambda each=each: each.apply(logits))  # type: ignore[misc]
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except InputError as error:  # of this output; the others continue
+            self.error, self.done = error, True
+
     def push(self, token: int, log_probability: float | None = None) -> None:
         """Add a token."""
         self.tokens.append(token)
         for control in self.controls:
-            control.push(token)
+            self._attempt(lambda control=control: control.push(token))  # type: ignore[misc]
+        if self.done:
+            return
         if log_probability is not None:
             self.log_probability = (self.log_probability or 0.0) + log_probability
         if token in self.eos:

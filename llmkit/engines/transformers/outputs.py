@@ -8,8 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llmkit.config.settings import GenerationSettings
-from llmkit.engines.base import OnText, Request
-from llmkit.engines.transformers.grammars import grammar_of
+from llmkit.engines.base import Answer, OnText, Request
+from llmkit.engines.transformers.grammars import compiled
 from llmkit.engines.transformers.output_rows import OutputRow, Piece, new_row
 from llmkit.engines.transformers.token_controls import token_controls
 from llmkit.errors import UsageError
@@ -39,6 +39,9 @@ class _StreamingOutput:
     score: float | None = None
     runaway: bool = False
     logprobs: Sequence[TokenLogprob] | None = None
+    openings: Sequence[Sequence[int]] = ()
+    """Tokens with which the model may open its reasoning itself."""
+    row: OutputRow | None = None
     _streamed_reasoning: int = field(default=0)
 
     def add(self, piece: Piece, *, ends_itself: bool) -> None:
@@ -106,6 +109,7 @@ class RequestOutput:
                 # The prefill is not part of the opening: it would be mistaken for a tag that the template set.
                 opening = "" if prompt.prefill else render_chat(loaded.tokenizer, prompt)
                 output = _StreamingOutput(reasoning.splitter(opening, frozenset(marks.values())), calls)
+                output.openings = [] if prompt.prefill else reasoning.openings(loaded.tokenizer, opening)
                 shown = {**reasoning.shown, **marks}
             sequences.append(output)
         sequences[0].on_text, sequences[0].on_reasoning = request.on_text, request.on_reasoning
@@ -116,22 +120,25 @@ class RequestOutput:
         ends_itself = not self.request.settings.stop
         rows = []
         unknown = any(each.splitter is not None and each.splitter.answer_is_next is None for each in self.sequences)
-        if unknown and grammar_of(loaded, self.request.settings) is not None:
+        if unknown and compiled(loaded, self.request.settings) is not None:
             raise UsageError(
                 f"json_schema, regex and choice do not support the reasoning format of {loaded.source.name}",
                 "leave them out, or use another model",
                 code="not_supported",
             )
         for sequence in self.sequences:
-            controls = token_controls(loaded, self.request.settings, sequence.is_reasoning)
+            controls = token_controls(loaded, self.request.settings, sequence.is_reasoning, sequence.openings)
             emit = partial(sequence.add, ends_itself=ends_itself)
-            row = new_row(loaded, config, self.request, texts, self.shown, emit, controls)
+            sequence.row = row = new_row(loaded, config, self.request, texts, self.shown, emit, controls)
             sequence.logprobs = row.logprobs if self.request.settings.logprobs is not None else None
             rows.append(row)
         return rows
 
-    def generation(self) -> Generation:
-        """The finished output, or what there is of it."""
+    def answer(self) -> Answer:
+        """The finished output, or what there is of it; the error of a sequence that could not be continued."""
+        errors = (each.row.error for each in self.sequences if each.row is not None)
+        if (error := next((each for each in errors if each is not None), None)) is not None:
+            return error
         first, *others = (each.raw() for each in self.sequences)
         return replace(first, alternatives=tuple(others))
 

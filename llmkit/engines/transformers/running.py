@@ -189,7 +189,7 @@ class RunningRequests:
 
         done = attempt(partial(within_memory, [batch], run), own_settings=True)
         ended: list[tuple[Request, Answer]] = [
-            (each.output.request, each.output.generation()) for each in batch.requests if each.ended
+            (each.output.request, each.output.answer()) for each in batch.requests if each.ended
         ]
         batch.requests = [each for each in batch.requests if not each.ended]
         if not batch.requests or not isinstance(done, tuple):

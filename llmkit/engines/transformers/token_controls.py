@@ -7,11 +7,11 @@ before temperature, top_k and top_p.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from llmkit.engines.transformers.grammars import Grammar, grammar_of
+from llmkit.engines.transformers.grammars import Grammar, compiled
 from llmkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,12 +34,16 @@ class TokenControl(Protocol):
 
 
 def token_controls(
-    loaded: Loaded, settings: GenerationSettings, is_reasoning: Callable[[], bool]
+    loaded: Loaded,
+    settings: GenerationSettings,
+    is_reasoning: Callable[[], bool],
+    openings: Sequence[Sequence[int]] = (),
 ) -> list[TokenControl]:
     """New controls for one output.
 
     Args:
         is_reasoning: whether the next token belongs to the reasoning, which no grammar restricts.
+        openings: tokens with which the output may open its reasoning itself.
 
     Raises:
         UsageError: the model or its tokenizer does not support them.
@@ -49,8 +53,8 @@ def token_controls(
         controls.append(_Penalties(settings.frequency_penalty, settings.presence_penalty))
     if settings.logit_bias:
         controls.append(_Bias.of(settings.logit_bias))
-    if (grammar := grammar_of(loaded, settings)) is not None:
-        controls.append(Grammar(loaded, grammar, is_reasoning))
+    if (grammar := compiled(loaded, settings)) is not None:
+        controls.append(Grammar(loaded, grammar, is_reasoning, openings))
     return controls
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from playwright.sync_api import Browser, expect
 
 import llmkit.server.page
@@ -70,6 +72,14 @@ def test_the_page_needs_no_key_and_allows_nothing_from_elsewhere(checkpoint: Che
         assert client.post(path).status_code in {401, 405}
     for path in ("/v1/models", "/page", "/page/", "/page/__init__.py", "/page/../v1/models", "/index.html"):
         assert client.get(path).status_code == 401
+
+
+def test_a_mounted_application_has_the_page_too(checkpoint: Checkpoint, serve: Serve) -> None:
+    outer = FastAPI()
+    outer.mount("/llm", serve(checkpoint("bert"), key="secret").app)
+    client = TestClient(outer, base_url="http://127.0.0.1:8000")
+    assert [client.get(f"/llm{path}").status_code for path in ("", "/", "/page/page.js", "/health")] == [200] * 4
+    assert [client.get(f"/llm{path}").status_code for path in ("/v1/models", "/llm/health", "//health")] == [401] * 3
 
 
 # In a browser.

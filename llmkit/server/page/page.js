@@ -191,7 +191,7 @@ const SETTINGS = {
 };
 
 const TASKS = {
-  chat: { fields: { message: { ...AREA, rows: 2 } }, settings: { system: { ...AREA, required: false }, ...SETTINGS } },
+  chat: { fields: { message: { ...AREA, rows: 2, placeholder: "message" } }, settings: { system: { ...AREA, required: false }, ...SETTINGS } },
   generate: { fields: { prompt: AREA }, settings: SETTINGS },
   summarize: { fields: { document: FILE, length: LENGTH }, settings: SETTINGS, long: "document" },
   answer: { fields: { question: { ...LINE, required: true }, context: FILE }, settings: SETTINGS, long: "context" },
@@ -450,10 +450,10 @@ function makeTask(name) {
   task.stop = button("stop", () => task.running?.abort(), { hidden: true });
   const example = button("example", () => useExample(task), { className: "plain" });
   const clear = isChat ? button("clear", () => forget(task), { className: "plain" }) : null;
-  const buttons = element("div", { className: "buttons" }, task.run, task.stop, example, clear);
   const keys = element("p", { className: "keys", t: isChat ? "keysChat" : "keys" });
+  const buttons = element("div", { className: "buttons" }, task.run, task.stop, example, clear, keys);
   task.unsuited = element("p", { className: "notice", t: "unsuited", hidden: true });
-  task.form = element("form", {}, task.unsuited, ...fields, settings.length ? more : null, buttons, keys);
+  task.form = element("form", {}, task.unsuited, ...fields, settings.length ? more : null, buttons);
   task.form.onsubmit = (event) => {
     event.preventDefault();
     if (!task.running && $("model").value) run(task);
@@ -527,7 +527,7 @@ function talk(task, chosen, given, signal) {
     const said = element("p", { className: "text", dir: "auto" }, given.message);
     const turn = element("div", { className: "turn" }, element("h4", { className: "unseen", t: "you" }), said);
     pane.log.append(turn, result.card);
-    turn.scrollIntoView({ block: "nearest" });
+    turn.scrollIntoView();
     await fill(result, signal);
     if (!result.answer.finish_reason || !result.answer.text) return;
     pane.messages = [...pane.messages, { role: "user", content: given.message }, { role: "assistant", content: result.answer.text }];

@@ -77,6 +77,8 @@ class Session:
         self.engine = engine
         self.max_batch_tokens = max_batch_tokens
         """Maximum number of requests times the longest of them, new tokens included; lowered when memory runs out."""
+        self.prefix_tokens = 0
+        """Maximum number of tokens of earlier requests whose keys and values are kept, out of those of a batch."""
         self.waiting: list[Request] = []
         self.answered = False
         """Whether any request of this session has been answered."""

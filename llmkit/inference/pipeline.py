@@ -307,7 +307,7 @@ class Pipeline:
             for other, raw in zip_longest(result.alternatives, last.alternatives, fillvalue=Generation(""))
             if isinstance(other, Result)
         ]
-        usage = Usage(job.prompt_tokens, job.completion_tokens)
+        usage = Usage(job.prompt_tokens, job.completion_tokens, job.cached_tokens)
         output = self.output(
             result,
             job.finish_reason,

@@ -43,6 +43,7 @@ class Job:
     shown: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
     truncated: int = 0
     cut: int = 0
     """Prompts whose output ended at max_new_tokens or in a full context."""
@@ -89,6 +90,7 @@ class Job:
     def _put(self, index: int, raw: Generation) -> None:
         self.raws[index] = raw
         self.completion_tokens += raw.tokens
+        self.cached_tokens += raw.cached_tokens
         self.runaways += sum(each.runaway for each in (raw, *raw.alternatives))
         self.cut += raw.finish_reason == "length" and not raw.runaway
         self.thinking += raw.thinking

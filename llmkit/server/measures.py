@@ -33,7 +33,12 @@ class Measures:
             buckets=_SECONDS,
             registry=own,
         )
-        self._tokens = Counter("llmkit_tokens", "Tokens of answers that ended.", ("model", "kind"), registry=own)
+        self._tokens = Counter(
+            "llmkit_tokens",
+            "Tokens of answers that ended; cached ones are part of the prompts.",
+            ("model", "kind"),
+            registry=own,
+        )
         unfinished = Gauge("llmkit_unfinished_requests", "Requests that wait or run.", ("model",), registry=own)
         for name, model in models.items():
             unfinished.labels(name).set_function(lambda worker=model.worker: worker.unfinished)  # type: ignore[misc]
@@ -59,6 +64,7 @@ class Measures:
             self._first.labels(name).observe(answer.first)
         if output is not None:
             self._tokens.labels(name, "prompt").inc(output.usage.prompt_tokens)
+            self._tokens.labels(name, "cached").inc(output.usage.cached_tokens)
             self._tokens.labels(name, "output").inc(output.usage.completion_tokens)
 
     async def report(self) -> Response:

@@ -13,6 +13,7 @@ from llmkit.engines.transformers import TransformersEngine
 from llmkit.errors import TaskMismatchError, UsageError
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.tuned_config import apply_contract
+from llmkit.log import log
 from llmkit.models.load import Loaded, load_model
 from llmkit.server.settings import ServeSettings
 from llmkit.server.worker import ModelWorker
@@ -51,7 +52,14 @@ def load_models(names: Sequence[str], load: LoadSettings, settings: ServeSetting
         loaded = _load(replace(load, model=name))
         engine = TransformersEngine(loaded)
         start = partial(ModelWorker, engine, rows=settings.max_concurrency, max_queue=settings.max_queue)
-        models[name] = ServedModel(name, engine, start(max_batch_tokens=settings.max_batch_tokens))
+        worker = start(max_batch_tokens=settings.max_batch_tokens)
+        log.info(
+            "%s: at most %d tokens at once, %d of them for the beginnings of earlier requests",
+            name,
+            worker.max_batch_tokens,
+            worker.prefix_tokens,
+        )
+        models[name] = ServedModel(name, engine, worker)
     return models
 
 

@@ -178,11 +178,16 @@ class Echo:
 
 
 def usage_of(outputs: Sequence[Output]) -> Usage:
-    """Tokens of prompts and outputs, alternatives included."""
+    """Tokens of prompts and outputs, alternatives included, and those of prompts that were reused."""
     prompt = sum(output.usage.prompt_tokens for output in outputs)
     every = [each for output in outputs for each in (output, *output.alternatives)]
     made = sum(each.usage.completion_tokens for each in every)
-    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": made,
+        "total_tokens": prompt + made,
+        "prompt_tokens_details": {"cached_tokens": sum(output.usage.cached_tokens for output in outputs)},
+    }
 
 
 def finish_reason(output: Output) -> str:

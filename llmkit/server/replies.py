@@ -42,10 +42,15 @@ class ErrorBody(TypedDict):
     error: ErrorDetail
 
 
+class PromptTokens(TypedDict):
+    cached_tokens: int
+
+
 class Usage(TypedDict):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokens
 
 
 class PlainToken(TypedDict):

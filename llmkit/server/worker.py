@@ -81,7 +81,7 @@ class ModelWorker:
         self._closing = False
         self._running: dict[int, tuple[Call, Job]] = {}
         session = engine.session(max_batch_tokens, rows=rows, interrupted=lambda: bool(self._inbox))
-        self.max_batch_tokens = session.max_batch_tokens
+        self.max_batch_tokens, self.prefix_tokens = session.max_batch_tokens, session.prefix_tokens
         self._scheduler = Scheduler(session, own_settings=True)
         self._calls: set[Call] = set()
         self._thread = threading.Thread(target=self._run, name="llmkit-model", daemon=True)

@@ -78,7 +78,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
-    """Prompt tokens reused from the previous turn's cache."""
+    """Prompt tokens reused from the cache of an earlier turn or request."""
 
     def to_dict(self) -> dict[str, int]:
         """The JSON object; ``cached_tokens`` only if there are any."""

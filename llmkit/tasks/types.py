@@ -336,7 +336,7 @@ class Generation:
     tokens: int = 0
     """Number of generated tokens."""
     cached_tokens: int = 0
-    """Prompt tokens that were reused from the previous prompt's cache."""
+    """Prompt tokens that were reused from the cache of an earlier prompt."""
     logprobs: tuple[TokenLogprob, ...] | None = None
     """Of all tokens, reasoning and end token included; None if they were not requested."""
     span_prediction: SpanPrediction | None = None

@@ -160,6 +160,7 @@ def test_a_server_of_its_own_drains_and_ends(folder: str) -> None:
     command = [sys.executable, "-m", "llmkit", "serve", folder, "--port", "0", "--device", "cpu", "--offline"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
+        assert "tokens at once" in process.stderr.readline()
         address = re.search(r"http://\S+", process.stderr.readline())
         assert address is not None
         body = {"prompt": "The fox", "max_new_tokens": 300, "temperature": 0, "stream": True}

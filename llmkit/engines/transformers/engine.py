@@ -142,7 +142,7 @@ class _SharedSession(_Session):
 
     def __init__(self, engine: TransformersEngine, budget: Budget, running: RunningRequests) -> None:
         super().__init__(engine, budget, None)
-        self._running = running
+        self._running, self.prefix_tokens = running, running.prefix_tokens
 
     @property
     def busy(self) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.engines.transformers.joined_cache import can_join, join, pad_left
 from llmkit.engines.transformers.model_calls import ModelCalls
 from llmkit.engines.transformers.output_rows import OutputRow
+from llmkit.engines.transformers.prefix_cache import PrefixCache
 from llmkit.engines.transformers.prompt_cache import new_cache
 from llmkit.models.generation import cache_name
 
@@ -83,6 +84,8 @@ class JoinedBatch:
 
     calls: ModelCalls
     head: WritingHead
+    prefixes: PrefixCache | None = None
+    """Known prefixes of prompts that are admitted one at a time."""
     _parts: list[_Part] = field(default_factory=list)
 
     @property
@@ -90,15 +93,24 @@ class JoinedBatch:
         """Whether a row has not ended."""
         return bool(self._parts)
 
-    def admit(self, batch: Sequence[Encoded], rows: Sequence[OutputRow]) -> None:
+    def admit(self, batch: Sequence[Encoded], rows: Sequence[OutputRow]) -> int:
         """Process prompts, and generate the first token of each of their rows, equally many for each prompt.
 
-        A prompt may contain the tokens that its only row has generated before.
+        A prompt may contain the tokens that its only row has generated before. Returns how many tokens of the prompt
+        were known.
         """
-        loaded = self.calls.loaded
-        part = _Part(list(rows), self.head.collate(loaded, batch), new_cache(loaded))
+        loaded, cache = self.calls.loaded, new_cache(self.calls.loaded)
+        if self.prefixes is not None:
+            (encoded,) = batch
+            cache = self.prefixes.take(rows[0].adapter, encoded.input_ids, len(rows))
+        known = int(cache.get_seq_length())
+        part = _Part(list(rows), self.head.collate(loaded, batch), cache)
         config = self._rest(rows) if rows[0].count else self.calls.config
-        self._add(self._generate(part, config, min_active=math.inf))
+        part = self._generate(part, config, min_active=math.inf)
+        if self.prefixes is not None:
+            self.prefixes.put(rows[0].adapter, encoded.input_ids, part.cache)
+        self._add(part)
+        return known
 
     def advance(self) -> None:
         """Generate until some rows have ended, or until the calls pause."""
@@ -106,6 +118,10 @@ class JoinedBatch:
         self._add(self._generate(part, self._rest(part.rows), min_active=_MIN_ACTIVE))
 
     def _add(self, part: _Part) -> None:
+        for place, row in enumerate(part.rows):
+            if row.done and self.prefixes is not None:
+                start = int(part.inputs["attention_mask"][place].argmax())
+                self.prefixes.put(row.adapter, (*row.prompt, *row.tokens[:-1]), part.cache, place, start)
         part = part.active()
         if part.rows:
             self._parts.append(part)

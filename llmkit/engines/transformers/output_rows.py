@@ -54,6 +54,8 @@ class OutputRow:
     runaway: RunawayDetector
     controls: Sequence[TokenControl] = ()
     forced_bos_token_id: int | None = None
+    prompt: Sequence[int] = ()
+    adapter: str = ""
     tokens: list[int] = field(default_factory=list)
     done: bool = False
     error: InputError | None = None
@@ -158,4 +160,6 @@ def new_row(
         RunawayDetector(encoded.input_ids, stop_loops=request.stop_loops, plausible_tokens=request.plausible_tokens),
         controls,
         config.forced_bos_token_id,
+        encoded.input_ids,
+        getattr(request, "adapter", ""),
     )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llmkit.engines.base import Request
     from llmkit.models.load import Loaded
 
-__all__ = ["PromptCache", "has_ordinary_cache", "new_cache"]
+__all__ = ["PromptCache", "has_ordinary_cache", "new_cache", "shared_length"]
 
 
 class PromptCache:
@@ -48,7 +48,7 @@ class PromptCache:
         if not has_ordinary_cache(loaded):
             return None
         # The last token is always processed, since its logits predict the first new token.
-        shared = _shared(known, ids[:-1])
+        shared = shared_length(known, ids[:-1])
         if cache is None or not shared or not _crop(cache, len(known) - shared):
             cache, shared = new_cache(loaded), 0
         self._cache, self.reused = cache, shared
@@ -115,7 +115,7 @@ def has_ordinary_cache(loaded: Loaded) -> bool:
     return bool(base._supports_default_dynamic_cache())  # noqa: SLF001 - `generate` decides by it too
 
 
-def _shared(left: Sequence[int], right: Sequence[int]) -> int:
+def shared_length(left: Sequence[int], right: Sequence[int]) -> int:
     """Length of the common prefix."""
     return next((n for n, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 

@@ -21,8 +21,10 @@ from llmkit.engines.transformers.groups import compatibility, divide
 from llmkit.engines.transformers.joined_batch import JoinedBatch, supports_joining
 from llmkit.engines.transformers.output_rows import OutputRow
 from llmkit.engines.transformers.outputs import RequestOutput, settings_of
+from llmkit.engines.transformers.prefix_cache import PrefixCache, supports_prefixes
 from llmkit.errors import LlmkitError, NotEnoughMemoryError
 from llmkit.log import warn
+from llmkit.tasks import Generation
 
 if TYPE_CHECKING:
     from llmkit.engines.transformers.model_calls import ModelCalls
@@ -33,6 +35,8 @@ __all__ = ["RunningRequests"]
 
 _TURN = 8
 """Tokens that a batch generates before another one has its turn."""
+_PREFIX_SHARE = 4
+"""Prefixes of earlier requests take no more than one token in so many."""
 
 
 @dataclass(eq=False)
@@ -45,10 +49,18 @@ class _Running:
     """Requests of one kind can be decoded together."""
     calls: ModelCalls
     seed: int | None
+    cached: int = 0
+    """Tokens of the prompt that were known."""
 
     @property
     def ended(self) -> bool:
         return all(row.done for row in self.rows)
+
+    @property
+    def answer(self) -> Answer:
+        """What was generated, or why it failed."""
+        answer = self.output.answer()
+        return replace(answer, cached_tokens=self.cached) if isinstance(answer, Generation) else answer
 
     @property
     def size(self) -> int:
@@ -91,6 +103,7 @@ class RunningRequests:
 
     Args:
         tokens: maximum number of tokens of all requests, prompts and outputs included; lowered when memory runs out.
+            What running requests leave of it, up to a quarter, is used for prefixes of earlier ones.
         rows: maximum number of outputs that are generated at once.
         interrupted: checked after every token; `advance` returns when it is true.
     """
@@ -101,6 +114,7 @@ class RunningRequests:
         self._loaded, self._head = loaded, head
         self.tokens, self.rows, self._interrupted = tokens, rows, interrupted
         self._batches: list[_Batch] = []
+        self._prefixes = PrefixCache(loaded, tokens // _PREFIX_SHARE) if supports_prefixes(loaded) else None
         self._set_back: list[_Running] = []
         """Requests whose caches were dropped when memory ran out."""
 
@@ -116,6 +130,16 @@ class RunningRequests:
     def clear(self) -> None:
         """Drop all requests and their caches."""
         self._batches, self._set_back = [], []
+        self._limit_prefixes(0)
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Maximum number of tokens of earlier requests whose keys and values are kept."""
+        return self.tokens // _PREFIX_SHARE if self._prefixes is not None else 0
+
+    def _limit_prefixes(self, tokens: int) -> None:
+        if self._prefixes is not None:
+            self._prefixes.limit(min(tokens, self.prefix_tokens))
 
     def begin(self, request: Request) -> _Running | None:
         """A request before its first token; None if it cannot be continued after a pause."""
@@ -145,9 +169,10 @@ class RunningRequests:
         """Process the prompt of a request, and generate its first token; returns it if it has ended."""
         batch = next((each for each in self._batches if each.kind == request.kind), None)
         if batch is None:
-            batch = _Batch(request.kind, JoinedBatch(request.calls, self._head), request.seed)
+            batch = _Batch(request.kind, JoinedBatch(request.calls, self._head, self._prefixes), request.seed)
             self._batches.append(batch)
         batch.requests.append(request)
+        self._limit_prefixes(self.tokens - _extent(self._all))
         return self._run(batch, partial(self._admit, batch, request))
 
     def _admit(self, batch: _Batch, request: _Running) -> None:
@@ -158,7 +183,7 @@ class RunningRequests:
                     ids = (*encoded.input_ids, *row.tokens)
                     batch.joined.admit([replace(encoded, input_ids=ids)], [row])
         else:
-            batch.joined.admit([encoded], request.rows)
+            request.cached = batch.joined.admit([encoded], request.rows)
 
     def advance(self) -> list[tuple[Request, Answer]]:
         """Generate with one of the batches until a request ends, others wait for their turn, or it is interrupted."""
@@ -189,7 +214,7 @@ class RunningRequests:
 
         done = attempt(partial(within_memory, [batch], run), own_settings=True)
         ended: list[tuple[Request, Answer]] = [
-            (each.output.request, each.output.answer()) for each in batch.requests if each.ended
+            (each.output.request, each.answer) for each in batch.requests if each.ended
         ]
         batch.requests = [each for each in batch.requests if not each.ended]
         if not batch.requests or not isinstance(done, tuple):
@@ -206,6 +231,7 @@ class RunningRequests:
                 f"{batch.requests[0].size} tokens do not fit in memory", "shorten the input", "lower `max_new_tokens`"
             )
         self.tokens = max(1, _extent(self._all + batch.requests) // 2)
+        self._limit_prefixes(0)
         warn("batches_reduced", "out of memory; limiting batches to %d tokens", self.tokens)
         self._set_back += batch.requests
         return None

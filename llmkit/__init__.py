@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from llmkit.management import inspect as inspect
     from llmkit.management import merge as merge
     from llmkit.management import push as push
+    from llmkit.management import report as report
     from llmkit.management import serve as serve
     from llmkit.tasks.output import Chunk as Chunk
     from llmkit.tasks.output import Note as Note
@@ -87,6 +88,7 @@ _HOME = {
     "summarize": "llmkit.api",
     "translate": "llmkit.api",
     "push": "llmkit.management",
+    "report": "llmkit.management",
     "merge": "llmkit.management",
     "inspect": "llmkit.management",
     "download": "llmkit.management",
@@ -154,6 +156,7 @@ __all__ = [
     "next_tokens",
     "pipeline",
     "push",
+    "report",
     "serve",
     "summarize",
     "translate",

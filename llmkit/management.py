@@ -14,6 +14,7 @@ from llmkit.config.declaration import split_options
 from llmkit.config.settings import DType, LoadOptions, LoadSettings, delimiter_character
 from llmkit.config.signatures import with_settings
 from llmkit.errors import MissingDependencyError
+from llmkit.pages.words import PageLanguage
 from llmkit.server.settings import ServeOptions, ServeSettings
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from llmkit.training.merge import Merged
     from llmkit.training.push import Upload
 
-__all__ = ["asgi_app", "check_data", "download", "inspect", "merge", "push", "serve", "start_server"]
+__all__ = ["asgi_app", "check_data", "download", "inspect", "merge", "push", "report", "serve", "start_server"]
 
 _Path = str | Path
 
@@ -171,6 +172,25 @@ def merge(
     )
     with without_network(offline):
         return merge_adapter(str(adapter), Path(output), dtype=dtype, settings=settings)
+
+
+def report(
+    run: _Path, evaluations: Sequence[_Path] = (), *, output: _Path | None = None, language: PageLanguage = "en"
+) -> Path:
+    """Write a page about a training run; returns its path.
+
+    Args:
+        run: folder of a run, or of one of its checkpoints.
+        evaluations: folders that ``evaluate`` wrote, of the run's model.
+        output: a file; by default ``report.html`` in the folder of the run.
+        language: ``en`` or ``zh``.
+
+    Raises:
+        InputError: a folder is none of a run, or of an evaluation.
+    """
+    from llmkit.reporting.report import write_page
+
+    return write_page(Path(run), [*map(Path, evaluations)], None if output is None else Path(output), language)
 
 
 def push(folder: _Path, repo: str, *, private: bool | None = None, dry_run: bool = False) -> Upload:

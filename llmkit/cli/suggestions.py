@@ -38,7 +38,7 @@ _COMMANDS = {
     "show": ("cat", "print", "view"),
     "copy": ("cp", "clone", "init"),
     "validate": ("verify", "lint"),
-    "check": ("inspect", "preview", "report"),
+    "check": ("inspect", "preview"),
     "new": ("create", "init", "generate"),
 }
 """Other names of commands; tasks have their own, `Task.synonyms`."""

@@ -118,6 +118,8 @@ class TrainSection(Section):
     num_completions_to_print: Annotated[int, Field(ge=0, le=MOST)] = 0
     """Number of validation rows that each evaluation answers to log the texts: a line each in the log, in full in
     ``completions.jsonl`` of the output folder, and to trackers that take text."""
+    report: bool = True
+    """Write ``report.html``, a page with curves, data, samples of what was learned and the recipe; not pushed."""
     report_to: Trackers = []
     """Trackers, named as in Accelerate; a single one may be given without a list."""
     push_to_hub: bool = False

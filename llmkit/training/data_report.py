@@ -18,7 +18,7 @@ from llmkit.training.dataset import NO_LABEL, Examples, Part
 from llmkit.training.disk_cache import digest
 from llmkit.training.encoding import Encoder
 
-__all__ = ["PartReport", "Piece", "Report", "Sample", "check"]
+__all__ = ["PartReport", "Piece", "Report", "Sample", "check", "samples_of"]
 
 _PROBLEMS = 5
 """Maximum number of rows listed for each kind of problem."""
@@ -100,7 +100,7 @@ def _report(part: Part, encoder: Encoder, samples: int) -> PartReport:
         duplicate_rows=len(keys) - len(rows),
         conflicting_rows=sum(count - 1 for key, count in answers.items() if inputs[key] > 1),
         problems=_problems(part),
-        samples=tuple(_samples(part, encoder, samples)),
+        samples=tuple(samples_of(part, encoder.loaded.tokenizer, samples)),
     )
 
 
@@ -138,18 +138,17 @@ def _problems(part: Part) -> dict[str, list[str]]:
     return found
 
 
-def _samples(part: Part, encoder: Encoder, count: int) -> Iterator[Sample]:
-    """Examples from rows that are spread over the data."""
+def samples_of(part: Part, tokenizer: Any, count: int) -> Iterator[Sample]:
+    """Up to ``count`` examples from rows that are spread over the data."""
     examples = part.examples
     step = max(1, len(examples) // count) if count else 0
     for place in range(0, min(len(examples), step * count), step or 1):
         line = examples[place]
-        yield Sample(part.rows.where(line["row"]), line["length"], tuple(_pieces(line, encoder)))
+        yield Sample(part.rows.where(line["row"]), line["length"], tuple(_pieces(line, tokenizer)))
 
 
-def _pieces(line: dict[str, Any], encoder: Encoder) -> Iterator[Piece]:
+def _pieces(line: dict[str, Any], tokenizer: Any) -> Iterator[Piece]:
     """An example as text, divided where the loss begins and ends."""
-    tokenizer: Any = encoder.loaded.tokenizer
     ids, labels = line["input_ids"], line["labels"]
     if line["start_positions"]:
         places = zip(line["start_positions"], line["end_positions"], strict=True)

@@ -14,13 +14,14 @@ from typing import Any
 from llmkit.config.paths import user_path, without_folders
 from llmkit.config.recipe import Recipe, SourceSection
 from llmkit.config.recipe_file import resolved_yaml
-from llmkit.config.yaml12 import dump, parse
+from llmkit.config.yaml12 import dump
 from llmkit.data.sources import commit_of, contents_of
 from llmkit.files import read_json
 from llmkit.hub.card import card_metadata
 from llmkit.inference.run_manifest import model_hashes
 from llmkit.models.load import Loaded
 from llmkit.models.source import ADAPTER_CONFIG, Source
+from llmkit.reporting.records import facts_and_recipe
 
 __all__ = [
     "MAY_CHANGE",
@@ -178,8 +179,7 @@ def _commented(facts: dict[str, Any]) -> str:
 
 def published_recipe(text: str) -> str:
     """The text of `commented_recipe` for publication: without local folders."""
-    comments = "".join(line[2:] for line in text.splitlines(keepends=True) if line.startswith("# "))
-    facts, recipe = (without_folders(parse(each, RESOLVED)[0]) for each in (comments, text))
+    facts, recipe = map(without_folders, facts_and_recipe(text))
     return (_commented(facts) if facts else "") + dump(recipe)
 
 

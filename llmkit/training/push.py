@@ -16,6 +16,7 @@ from llmkit.files import in_units, read_json
 from llmkit.hub.reachability import is_offline
 from llmkit.log import warn
 from llmkit.models.source import ADAPTER_CONFIG
+from llmkit.reporting.records import DATA, PAGE
 from llmkit.training.accelerator import TRACKERS
 from llmkit.training.checkpoint import STATE_FILES
 from llmkit.training.provenance import RESOLVED, SHORT_RECIPE, published_recipe
@@ -26,8 +27,12 @@ T = TypeVar("T")
 
 _LARGEST_FILE = 50_000_000_000
 """Bytes; the Hub's limit, for which it recommends shards."""
-_NOT_PUSHED = ["checkpoint-*", "checkpoint-*/**", ".*", ".*/**", f"{TRACKERS}/**", SHORT_RECIPE, *STATE_FILES]
-"""Files that only resuming needs, trackers' own files, and the short recipe, which names local folders."""
+_NOT_PUSHED = [
+    *("checkpoint-*", "checkpoint-*/**", ".*", ".*/**", f"{TRACKERS}/**", SHORT_RECIPE, *STATE_FILES),
+    *(DATA, PAGE),
+]
+"""Files that only resuming needs, trackers' own files, the short recipe, which names local folders, and the report with
+its rows of the data."""
 
 
 def reserve(repo: str, *, private: bool | None) -> str:

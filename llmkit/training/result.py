@@ -27,7 +27,9 @@ from llmkit.models.load import Loaded
 from llmkit.models.memory import peak_memory
 from llmkit.models.quiet import quiet_transformers
 from llmkit.models.wheels import weights_hash
+from llmkit.reporting.records import DATA
 from llmkit.tasks import PromptOptions, Task
+from llmkit.training.data_report import samples_of
 from llmkit.training.dataset import Part
 from llmkit.training.loop import Trainer
 from llmkit.training.model_card import draw_losses, model_card
@@ -39,6 +41,7 @@ from llmkit.training.source_tasks import common_settings, recipe_of, tasks_by_na
 __all__ = ["METRICS", "ModelFiles", "Run", "fitted_threshold", "write_report"]
 
 METRICS = "metrics.json"
+_SAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ class Run:
 
 
 def write_report(run: Run, threshold: Threshold | None, folder: Path) -> None:
-    """Write the log, the metrics, the loss curve and the model card."""
+    """Write the log, the metrics, the loss curve, the model card, and what a report shows of the data."""
     recipe, trainer = run.recipe, run.trainer
     entries = "".join(f"{json.dumps(entry)}\n" for entry in trainer.progress.log)
     (folder / "log.jsonl").write_text(entries, encoding="utf-8")
@@ -148,6 +151,17 @@ def write_report(run: Run, threshold: Threshold | None, folder: Path) -> None:
     ledgers = [list(describe(ledger, name)) for name, ledger in run.ledgers().items()]
     card = model_card(recipe, run.provenance, metrics, trainer.folder.name, ledgers)
     (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / DATA).write_text(json.dumps(_data(run, ledgers), ensure_ascii=False), encoding="utf-8")
+
+
+def _data(run: Run, ledgers: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """What a report shows of the data."""
+    samples = samples_of(run.parts["train"], run.loaded.tokenizer, _SAMPLES)
+    return {
+        "ledger": [sentence for sentences in ledgers for sentence in sentences],
+        "samples": [asdict(each)["pieces"] for each in samples],
+        "licenses": {"base": run.provenance.license} | {each.name: each.license for each in run.provenance.data},
+    }
 
 
 def fitted_threshold(run: Run) -> Threshold | None:

@@ -28,6 +28,7 @@ from llmkit.models.load import Loaded
 from llmkit.models.memory import is_out_of_memory, return_freed_tensors
 from llmkit.models.processes import Worker, join_process_group
 from llmkit.progress import activity
+from llmkit.reporting.report import write_page
 from llmkit.training.accelerator import make_accelerator
 from llmkit.training.checkpoint import load_trained
 from llmkit.training.dataset import Part
@@ -302,6 +303,8 @@ def _finish(run: Run) -> None:
     with disk_errors(folder, RESUME), moved_when_complete(folder) as building:
         run.files.write(building, model.eval(), weights, None if threshold is None else threshold.value)
         write_report(run, threshold, building)
+    if recipe.train.report:
+        write_page(folder, [])
     check_reload(recipe, trainer, run.loaded.source, trained)
     if recipe.train.push_to_hub:
         repo = recipe.train.hub_model_id or folder.name

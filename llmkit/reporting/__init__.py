@@ -1,0 +1,1 @@
+"""Pages about runs and evaluations, from the files that they wrote. No model is loaded."""

@@ -33,6 +33,7 @@ from llmkit.models.context import ContextLength, context_length
 from llmkit.models.devices import pick_device, pick_dtype
 from llmkit.models.generation import apply_settings, generation_config, settle_tokens
 from llmkit.models.locate import locate
+from llmkit.models.quantize import quiet_quantizers
 from llmkit.models.quiet import as_checkpoint_error, quiet_transformers
 from llmkit.models.refusals import check_files, check_heads, check_memory, check_quantized, refuse_untrusted
 from llmkit.models.resolve import Resolution, resolve
@@ -166,7 +167,7 @@ def load_source(
             own = _arguments(source, settings, resolution, config, overrides) | dict(model_kwargs or {})
             if stored is not None:
                 own.setdefault("quantization_config", stored)
-            with in_one_file(source) as whole:
+            with in_one_file(source) as whole, quiet_quantizers(config):
                 model = build(whole, settings, resolution, device, dtype, model_kwargs=own, quantization=quantization)
             if dequantize:
                 model = _dequantized(model, source, dtype)

@@ -9,17 +9,28 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import CheckpointError, MissingDependencyError, UsageError
+from llmkit.models.quiet import hide_progress_unless_tty
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["is_quantized", "quantization_config", "stored_quantization"]
+__all__ = ["is_quantized", "quantization_config", "quiet_quantizers", "stored_quantization"]
+
+
+_BARS = (
+    "compressed_tensors.compressors.model_compressors.model_compressor",
+    "compressed_tensors.offload.dispatch",
+)
+"""Modules that draw a progress bar when a model first runs, without a switch."""
 
 
 def quantization_config(bits: str, device: str, dtype: torch.dtype, options: Mapping[str, Any] | None = None) -> Any:
@@ -87,12 +98,13 @@ def stored_quantization(name: str, config: Mapping[str, Any], device: str, *, ad
         quantizer.validate_environment(device_map={"": device}, weights_only=True)
         trainable = dense or not adapted or quantizer.is_trainable
     except ImportError as error:
-        packages = _missing_packages(module) or [str(error.name or " ".join(str(error).split())[:100])]
-        raise MissingDependencyError(
-            f"{name} is quantized by {method}, which needs {' and '.join(packages)}"
-            + (", and may need a GPU" if device == "cpu" and "cuda" in module else ""),
-            f"run: pip install {' '.join(packages)}",
-        ) from error
+        gpu = ", and may need a GPU" if device == "cpu" and "cuda" in module else ""
+        if packages := _missing_packages(module) or [each for each in (error.name,) if each]:
+            needed, fix = " and ".join(packages), f"run: pip install {' '.join(packages)}"
+        else:
+            reason = " ".join(str(error).split())[:200]
+            needed, fix = f"a package that is missing ({reason})", "choose a checkpoint that is not quantized"
+        raise MissingDependencyError(f"{name} is quantized by {method}, which needs {needed}{gpu}", fix) from error
     except (ValueError, RuntimeError, TypeError, LookupError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
@@ -107,6 +119,21 @@ def stored_quantization(name: str, config: Mapping[str, Any], device: str, *, ad
             code="not_supported",
         )
     return stored if dense else None
+
+
+@contextmanager
+def quiet_quantizers(config: Mapping[str, Any]) -> Iterator[None]:
+    """Hide the bars of packages that load a quantized checkpoint, and what Transformers warns of its own config."""
+    if not config.get("quantization_config"):
+        yield
+        return
+    with warnings.catch_warnings(), hide_progress_unless_tty():
+        warnings.filterwarnings("ignore", "You passed `quantization_config`")
+        yield
+    for name in _BARS if "compressed_tensors" in sys.modules else ():
+        with suppress(ImportError):
+            module: Any = import_module(name)
+            module.tqdm = lambda items, **_: items
 
 
 def is_quantized(model: Any) -> bool:

@@ -21,7 +21,7 @@ from llmkit.heads import BaseHead, head_of
 from llmkit.heads.end_tokens import declare_ends
 from llmkit.inference.tuned_config import CONTRACT_FILE
 from llmkit.log import log
-from llmkit.models.load import load_model
+from llmkit.models.load import Loaded, load_model
 from llmkit.models.logits import DTYPES, difference, tolerance
 from llmkit.models.peft_compat import quiet_peft
 from llmkit.models.quiet import quiet_transformers
@@ -92,7 +92,7 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
     head = head_of(loaded.head)
     inputs = _probe(head, model)
     before = logits_of(head, model, inputs)
-    quantized = _quantized_drift(given, quantization, head, inputs, before)
+    quantized = _quantized_drift(given, quantization, loaded, inputs, before)
     kind: Any = type(model.get_base_model())
     size = model.get_input_embeddings().weight.shape
     try:
@@ -132,15 +132,19 @@ def _quantization_of(adapter: str) -> dict[str, Any]:
 
 
 def _quantized_drift(
-    settings: LoadSettings, quantization: dict[str, Any], head: BaseHead, inputs: Any, dequantized: torch.Tensor
+    settings: LoadSettings, quantization: dict[str, Any], loaded: Loaded, inputs: Any, dequantized: torch.Tensor
 ) -> float | None:
     """How far the logits of the adapter above its quantized base are from those above the dequantized one."""
-    if settings.quantize is None:
+    stored = read_json(loaded.source.folder / "config.json").get("quantization_config") or {}
+    kind = settings.quantize or stored.get("quant_method")
+    if kind is None or loaded.source.gguf_file:
         return None
-    packed = load_model(settings, _task_of(str(settings.model)), fallback=False, quantization=quantization).model
-    found = difference(logits_of(head, packed, inputs), dequantized)
+    packed: Any = load_model(settings, _task_of(str(settings.model)), fallback=False, quantization=quantization).model
+    if not getattr(packed.get_base_model(), "is_quantized", False):  # dequantized for the adapter in training as well
+        return None
+    found = difference(logits_of(head_of(loaded.head), packed, inputs), dequantized)
     text = "the adapter was trained above a %s base, whose rounded weights are merged; logits differ by %.1e"
-    log.info(text, settings.quantize, found)
+    log.info(text, kind, found)
     return found
 
 

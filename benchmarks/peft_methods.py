@@ -27,7 +27,7 @@ from tests import tiny
 from tests.forked import import_all, in_fork, quiet
 from tests.training.peft_cases import CASES, COLUMNS, FAMILIES, NO_DROPOUT, measure
 
-SECONDS = 200
+SECONDS = 900
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from tests import tiny
 
 __all__ = ["KINDS", "write_quantized"]
 
-SIZES = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
+SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
 _BLOCK = 32
 Weights = dict[str, torch.Tensor]
 

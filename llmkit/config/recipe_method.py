@@ -104,10 +104,14 @@ MethodSection = Annotated[
 
 
 def learning_from(method: Any) -> Literal["answers", "pairs", "labels"]:
-    """What the rows of a method have: answers, pairs of a chosen and a rejected one, or answers with labels."""
+    """What the rows of a method have: answers, pairs of a chosen and a rejected one, or answers with labels.
+
+    Args:
+        method: a recipe's section, or the name of a method.
+    """
     if method is None:
         return "answers"
-    return "labels" if method.name == "kto" else "pairs"
+    return "labels" if getattr(method, "name", method) == "kto" else "pairs"
 
 
 def answer_fields(method: Any) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ the shapes (`llmkit.data.shapes`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -17,7 +17,7 @@ from llmkit.errors import InputError
 from llmkit.tasks import Task
 from llmkit.tasks.base import COMPLETION, LABEL, PROMPT, REJECTED
 
-__all__ = ["GOOD", "answers_of", "numbered_answers", "pair_columns", "texts_of", "with_one_answer"]
+__all__ = ["GOOD", "answers_of", "method_for", "numbered_answers", "pair_columns", "texts_of", "with_one_answer"]
 
 GOOD = ("label", "kto_tag", "kto_label", "desirable")
 """Columns that tell whether an answer is good, as in TRL and LLaMA-Factory."""
@@ -70,6 +70,17 @@ def _label_column(row: Mapping[str, Any], columns: _Fields) -> str | None:
     if LABEL in columns:
         return columns[LABEL]
     return next((name for name in GOOD if row.get(name) is not None), None)
+
+
+def method_for(rows: Sequence[Mapping[str, Any]], columns: Collection[str], task: Task) -> str | None:
+    """The method of tuning on preferences that rows are for: dpo, or kto; None if they have answers to learn."""
+    if set(task.learned_columns or (task.target_column,)) & set(columns):
+        return None
+    if any(pair_columns(row)[1] is not None for row in rows):
+        return "dpo"
+    flags = next((found for name in GOOD if len(found := {str(row.get(name)).lower() for row in rows}) > 1), set())
+    answered = all(turn_columns(row) or find_column(map(str, row), COMPLETION, ()) for row in rows)
+    return "kto" if answered and flags in ({"true", "false"}, {"1", "0"}) else None
 
 
 def with_one_answer(row: Mapping[str, Any], columns: _Fields, task: Task) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmkit.config.recipe import SourceSection
 from llmkit.data.flags import refuse_preferences
-from llmkit.data.preferences import with_one_answer
+from llmkit.data.preferences import method_for, with_one_answer
 from llmkit.data.records import located
 from llmkit.data.rows import Record, first_lines, is_rows, open_records
 from llmkit.data.selection import Selection
@@ -25,7 +25,7 @@ from llmkit.errors import InputError
 from llmkit.log import log
 from llmkit.tasks import Task
 
-__all__ = ["Proposal", "propose", "task_rows"]
+__all__ = ["Proposal", "propose", "suggest_method", "task_rows"]
 
 _SAMPLE = 200
 """Number of rows for detection."""
@@ -55,6 +55,13 @@ def task_rows(source: SourceSection, task: Task, selection: Selection | None = N
     return mapped_rows(source, task, selection)
 
 
+def suggest_method(source: SourceSection, task: Task) -> str | None:
+    """The method of tuning on preferences that the first rows of a source are for; None if they have answers."""
+    if source.aligned is not None or source.shape is not None:
+        return None
+    return method_for([row for _, row in _sample(_form(source, []))], source.columns, task)
+
+
 def propose(source: SourceSection, task: Task) -> Proposal:
     """Detect how a source can be converted to rows of a task.
 
@@ -80,6 +87,9 @@ def propose(source: SourceSection, task: Task) -> Proposal:
     columns = {**suggested.source.get("columns", named), **answers}
     proposed = source.model_copy(update={**suggested.source, "columns": columns})
     notes += suggested.notes
+    if task.learns_from != "answers":
+        more = "a rejected answer" if task.learns_from == "pairs" else "a label of their answer, or a rejected one"
+        notes.append(f"rows have {more}")
     if unused := dict.fromkeys(
         name for record in islice(mapped_rows(proposed, task), _SAMPLE) for name in record.unused
     ):

@@ -163,8 +163,9 @@ def _propose(
 ) -> tuple[Recipe, tuple[str, ...]]:
     """A recipe for some data, with the detected format set explicitly."""
     from llmkit.config.recipe import SourceSection, recipe_adapter
+    from llmkit.config.recipe_method import learning_from
     from llmkit.config.user import chosen_model
-    from llmkit.data.proposals import propose
+    from llmkit.data.proposals import propose, suggest_method
     from llmkit.data.sources import splits_of
     from llmkit.tasks import find_task
     from llmkit.training.row_table import need_hub
@@ -183,6 +184,8 @@ def _propose(
     elif "train" in (found := splits_of(data.get("path", ()))):
         parts = {part: SourceSection(**data, split=part) for part in ("train", "validation") if part in found}
     need_hub(list(parts.values()))
+    method = suggest_method(parts["train"], made)
+    made.learns_from = learning_from(method)
     proposals = {part: propose(section, made) for part, section in parts.items()}
     model = {"name_or_path": chosen_model(load.model, kind) or "starter"}
     model |= {key: getattr(load, key) for key in explicitly_set(load) if key != "model"}
@@ -193,6 +196,7 @@ def _propose(
             "task": made.name,
             "settings": dict(languages) | proposals["train"].settings,
             "model": model,
+            "method": method,
             "data": sources | {"max_length": max_length},
             "train": {"output_dir": "unused"},
         }
@@ -207,6 +211,8 @@ def _set(source: SourceSection) -> dict[str, Any]:
 def _data_part(recipe: Recipe) -> dict[str, Any]:
     """The part of the recipe that describes the data, without defaults."""
     found: dict[str, Any] = {"task": recipe.task}
+    if recipe.method is not None:
+        found["method"] = recipe.method.name
     if settings := recipe.settings.model_dump(exclude_defaults=True):
         found["settings"] = settings
     parts = {"train": recipe.data.train, "validation": recipe.data.validation}

@@ -24,6 +24,7 @@ from llmkit.errors import InputError, UsageError
 from llmkit.evaluation.results import ORIGIN
 from llmkit.log import log, warn
 from llmkit.tasks import Row, Task
+from llmkit.tasks.base import LABEL
 from llmkit.training.dataset import divide
 from llmkit.training.recipe_model import open_task
 from llmkit.training.row_table import Rows, read_rows
@@ -170,8 +171,11 @@ def _other_columns(recipe: Recipe, rows: Rows, held: Collection[int]) -> dict[in
 
 def separated_rows(records: Iterable[Record], recipe: Recipe, task: Task) -> Iterator[dict[str, Any]]:
     """Rows with the target separate from the input; bad ones are skipped only if the recipe says so."""
-    skipped, unused = Counter[str](), Counter[str]()
+    skipped, unused, undesirable = Counter[str](), Counter[str](), 0
     for record in records:
+        if record.row is not None and record.row.get(LABEL) is False and task.learns_from == "labels":
+            undesirable += 1
+            continue
         row, error, key = None, record.error, "on_bad_row: skip"
         policy: str = recipe.data.on_bad_row
         try:
@@ -193,5 +197,7 @@ def separated_rows(records: Iterable[Record], recipe: Recipe, task: Task) -> Ite
             skipped[key] += 1
     for key, count in skipped.items():
         warn("rows_skipped", "%d rows skipped (data.%s)", count, key)
+    if undesirable:
+        log.info("%d rows are left out: their answers are undesirable, and so no references", undesirable)
     if unused:
         log.info("unused: %s", ", ".join(f"{name} ({count} rows)" for name, count in unused.items()))

@@ -20,7 +20,7 @@ from llmkit.config.recipe_file import make_recipe
 from llmkit.config.recipe_paths import relative_paths, resolve_paths
 from llmkit.config.user import chosen_model
 from llmkit.config.yaml12 import dump
-from llmkit.data.proposals import propose
+from llmkit.data.proposals import propose, suggest_method
 from llmkit.data.shapes import mapped_rows
 from llmkit.data.sources import splits_of
 from llmkit.errors import HubUnreachableError, UsageError
@@ -40,7 +40,19 @@ ALL_WEIGHTS = "full"
 """The name for training without an adapter."""
 _BLOCK = 512
 """Tokens of the blocks that plain text is cut into."""
-_ORDER = ("version", "task", "settings", "prompt", "model", "tokenizer", "adapter", "data", "train", "accelerate")
+_ORDER = (
+    "version",
+    "task",
+    "settings",
+    "prompt",
+    "model",
+    "tokenizer",
+    "adapter",
+    "method",
+    "data",
+    "train",
+    "accelerate",
+)
 _COMMENTS = {
     ("adapter",): "The weights that are trained. Without this section all are; then lower train.learning_rate to 5e-5.",
     ("adapter", "r"): "Rank: more learns more, and takes more memory.",
@@ -138,6 +150,9 @@ def new_recipe(
     if method is not None:
         content["adapter"] = _adapter(method)
     drafted = make_recipe(content, overrides)
+    if drafted.method is None and (found := suggest_method(drafted.data.train[0], open_task(drafted))):
+        content["method"] = found
+        drafted = make_recipe(content, overrides)
     notes = _set_columns(content, drafted)
     if model is None and content["model"].get("name_or_path") == DEFAULT_MODEL:
         notes = (f"the model is {DEFAULT_MODEL}, the default; name another with `model`", *notes)

@@ -87,7 +87,7 @@ _SIZES: dict[str, dict[str, Any]] = {
 """Settings that tiny models need."""
 _VARIANTS: dict[str, dict[str, Any]] = {
     "PiSSA": {"init_lora_weights": "pissa"},
-    "PiSSA, fast": {"init_lora_weights": "pissa_niter_4"},
+    "PiSSA fast": {"init_lora_weights": "pissa_niter_4"},
     "OLoRA": {"init_lora_weights": "olora"},
     "orthogonal": {"init_lora_weights": "orthogonal"},
     "gaussian": {"init_lora_weights": "gaussian"},
@@ -328,7 +328,7 @@ def _results(pipes: Any, workers: Any) -> Iterator[Any]:
     for (receiver, sender), _worker in zip(pipes, workers, strict=True):
         sender.close()
         try:
-            yield receiver.recv() if receiver.poll(60) else "a process did not end"
+            yield receiver.recv() if receiver.poll(400) else "a process did not end"
         except EOFError:
             yield "a process crashed"
 

@@ -95,6 +95,26 @@ def test_the_proposal_is_a_recipe_that_reads_the_same(
     assert load_recipe("a.yaml").settings.source == "en"
 
 
+def test_preferences_are_proposed_with_their_method(
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    labelled = [{"prompt": "The fox", "completion": f"jumps {n}", "label": n > 0} for n in range(2)]
+    write_rows(Path("pairs.jsonl"), [{"prompt": "The fox", "chosen": "jumps", "rejected": "sleeps"}] * 2)
+    write_rows(Path("labels.jsonl"), labelled)
+    write_rows(Path("desirable.jsonl"), labelled[1:])
+    found = {}
+    for name in ("pairs", "labels", "desirable"):
+        arguments = ["data", "check", f"{name}.jsonl", "--task", "chat", "--model", model, "--offline", "--json"]
+        found[name] = json.loads(run(capsys, *arguments))
+        made = run(capsys, "recipes", "new", "--task", "chat", "--data", f"{name}.jsonl", "--model", model)
+        assert (f"method: {found[name]['proposal'].get('method')}" in made) == (name != "desirable")
+    assert [each["proposal"].get("method") for each in found.values()] == ["dpo", "kto", None]
+    assert "rows have a rejected answer" in found["pairs"]["notes"]
+    (sample, _) = found["pairs"]["train"]["samples"]
+    assert "sleeps" in "".join(piece["text"] for piece in sample["pieces"])
+
+
 def test_a_folder_with_splits_is_checked_whole(
     tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,22 @@ def test_log_probabilities_in_chunks_and_of_all_logits(
         assert losses(whole, name) == pytest.approx(losses(chunked, name), abs=1e-5)
 
 
+def test_checkpointed_activations_and_bfloat16(model: Path, rows: Path, tmp_path: Path) -> None:
+    options: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "again": {"activation_checkpointing": True},
+        "half": {"bf16": True},
+    }
+    plain, again, half = (
+        finetune(recipe_for(model, rows, tmp_path / name, "dpo", learning_rate=1e-3, max_steps=2, **each))
+        for name, each in options.items()
+    )
+    for name in ("loss", "grad_norm", "rewards/margins"):
+        assert losses(plain, name) == pytest.approx(losses(again, name), abs=1e-6), name
+    assert losses(plain) == pytest.approx(losses(half), rel=0.1)
+    assert losses(plain) != losses(half)
+
+
 def test_a_resumed_run_is_the_uninterrupted_one(model: Path, rows: Path, tmp_path: Path) -> None:
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5, "per_device_train_batch_size": 2}
     whole = finetune(recipe_for(model, rows, tmp_path / "whole", "dpo", **options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import llmkit
+from llmkit.config.recipe import recipe_adapter
 from llmkit.config.settings import LoadSettings
 from llmkit.errors import LlmkitError, MissingDependencyError, UsageError
 from llmkit.models.quantize import stored_quantization
@@ -103,3 +105,15 @@ def test_an_adapter_is_trained_saved_and_merged(
     again = llmkit.load("generate", str(tmp_path / "merged"), device="cpu", dtype="float32")
     assert not getattr(again.loaded.model, "is_quantized", False)
     assert all(each.dtype == torch.float32 for each in again.loaded.model.parameters())
+
+
+def test_preferences_above_a_quantized_base(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The reference is the quantized base without the adapter: the first update has no reward."""
+    pytest.importorskip("bitsandbytes")
+    plain = recipe(tmp_path, checkpoint("llama", chat=True), {"quantize": "4bit"})
+    pairs = write_rows(tmp_path / "pairs.jsonl", [{"prompt": "The fox", "chosen": "jumps.", "rejected": "很好。"}] * 4)
+    content = plain.model_dump(mode="json", exclude_defaults=True) | {"task": "dialogue", "method": "dpo"}
+    content["data"]["train"] = [{"path": [str(pairs)]}]
+    found = losses(finetune(recipe_adapter(content).validate_python(content)))  # ends with what was saved
+    assert found[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert found[1] < found[0] - 0.01

@@ -353,11 +353,10 @@ def evaluate(
     from llmkit.training.evaluation_spec import resolve_evaluation
     from llmkit.training.python_data import evaluation_data
 
-    of_tasks = {item.name for each in TASKS.values() for item in setting_fields(each.settings_class)}
-    own = {name: value for name, value in options.items() if name in of_tasks and value is not None}
+    classes: list[Any] = [PromptOptions, *(each.settings_class for each in TASKS.values())]
+    of_tasks = {item.name for each in classes for item in setting_fields(each)}
+    own = {name: value for name, value in options.items() if name in of_tasks}
     general = {name: value for name, value in options.items() if name not in of_tasks}
-    prompt_names = {item.name for item in setting_fields(PromptOptions)}
-    prompt = {name: general.pop(name) for name in list(general) if name in prompt_names}
     load_settings, settings = split_options({**general, "model": model}, LoadSettings, GenerationSettings)
     specs = resolve_evaluation(
         None if recipe is None else str(recipe),
@@ -369,8 +368,7 @@ def evaluate(
         encoding=encoding,
         header=header,
         delimiter=delimiter,
-        settings=own,
-        prompt=prompt,
+        options=own,
     )
     with nullcontext() if progress else hidden():
         result = run_evaluation(

@@ -109,7 +109,7 @@ def test_the_prompt_is_chinese_for_chinese_and_the_callers_own_if_given(tmp_path
     [
         ("", "the metric judge needs a model; write `judge,model=MODEL`"),
         (",model=m,scale=10", "the metric judge has no option scale"),
-        (",model=m,template=absent.j2", r"the template .*absent.j2 does not exist"),
+        (",model=m,template=absent.j2", r"`template`: .*absent.j2. is neither a file nor a Jinja template"),
     ],
 )
 def test_a_judge_that_cannot_be_is_refused(options: str, said: str) -> None:

@@ -135,8 +135,6 @@ def evaluate(
     from llmkit.training.evaluation_run import run_evaluation
     from llmkit.training.evaluation_spec import resolve_evaluation
 
-    prompt_names = {item.name for item in setting_fields(PromptOptions)}
-    given = {name: value for name, value in further.items() if value is not None}
     specs = resolve_evaluation(
         run,
         task,
@@ -147,8 +145,7 @@ def evaluate(
         encoding=encoding,
         header=header,
         delimiter=delimiter,
-        settings={name: value for name, value in given.items() if name not in prompt_names},
-        prompt={"examples": examples, **{name: value for name, value in given.items() if name in prompt_names}},
+        options={"examples": examples, **further},
     )
     result = run_evaluation(
         specs,

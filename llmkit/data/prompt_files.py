@@ -21,7 +21,7 @@ from llmkit.tasks import PromptOptions, Task
 if TYPE_CHECKING:
     from llmkit.config.recipe import Recipe
 
-__all__ = ["open_prompt", "open_template", "prompt_values", "with_contents"]
+__all__ = ["open_prompt", "open_template", "prompt_values", "read_template", "with_contents"]
 
 
 def open_prompt(recipe: Recipe, task: Task) -> PromptOptions:
@@ -100,10 +100,10 @@ def _content(item: Field[Any], hint: Any, value: Any) -> Any:
             return _rows(item.name, user_path(str(value)))
         case "mapping":
             return _mapping(item.name, str(value))
-    return _template(item.name, str(value)) if item.metadata["may_be_file"] else value
+    return read_template(item.name, str(value)) if item.metadata["may_be_file"] else value
 
 
-def _template(name: str, value: str) -> str:
+def read_template(name: str, value: str) -> str:
     """A Jinja template, or the text of a file."""
     if "{{" in value or "{%" in value:
         return value

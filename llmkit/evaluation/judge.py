@@ -14,8 +14,8 @@ from functools import cached_property, partial
 from hashlib import sha256
 from typing import Any
 
-from llmkit.config.paths import user_path
 from llmkit.config.settings import LoadSettings
+from llmkit.data.prompt_files import read_template
 from llmkit.engines.row_faults import attempt
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.evaluation.answered import Answered, Computed
@@ -103,14 +103,13 @@ class Judge:
             )
         if "model" not in options:
             raise UsageError("the metric judge needs a model", "write `judge,model=MODEL`", code="invalid_value")
-        path = None if options.get("template") is None else user_path(str(options["template"]))
-        if path is not None and not path.is_file():
-            raise UsageError(f"the template {path} does not exist", "name a file", code="file_not_found")
+        given = options.get("template")
+        template = None if given is None else read_template("template", str(given))
         own = LoadSettings(
             model=str(options["model"]), device=load.device, dtype=load.dtype, offline=load.offline,
             trust_remote_code=load.trust_remote_code,
         )  # fmt: skip
-        return cls(name, str(options["model"]), own, None if path is None else path.read_text(encoding="utf-8"))
+        return cls(name, str(options["model"]), own, template)
 
     def check(self, answered: Answered) -> None:
         self._prompt(answered, 0)

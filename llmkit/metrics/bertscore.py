@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmkit.errors import LlmkitError, UsageError
-from llmkit.metrics.stemmed import require_package
+from llmkit.metrics.packages import require_package
 
 __all__ = ["BERTSCORE", "bertscore"]
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmkit.errors import MissingDependencyError
-from llmkit.metrics.stemmed import require_package
+from llmkit.metrics.packages import require_package
 
 __all__ = ["meteor", "meteor_signature"]
 

@@ -13,11 +13,12 @@ from importlib import import_module
 from itertools import chain
 from typing import Any, Literal
 
-from llmkit.errors import MissingDependencyError, UsageError
+from llmkit.errors import UsageError
+from llmkit.metrics.packages import require_package
 from llmkit.metrics.rouge import rouge
 from llmkit.text.detection import detect_language
 
-__all__ = ["Split", "require_english", "require_package", "rouge_signature", "stemmed_rouge"]
+__all__ = ["Split", "require_english", "rouge_signature", "stemmed_rouge"]
 
 Split = Literal["punkt", "lines"]
 """What the sentences of ``rougeLsum`` are."""
@@ -52,20 +53,6 @@ def _sentences(text: str, split: Split) -> list[str]:
         return text.split("\n")
     found = require_package("punkt", "rouge-stemmed").sent_tokenize(text.strip())
     return list(chain.from_iterable(sentence.split("\n") for sentence in found))
-
-
-def require_package(module: str, metric: str) -> Any:
-    """Import a module of an optional package.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"the metric {metric} needs a package that is not installed ({error})", "run: pip install 'llmkit[metrics]'"
-        ) from error
 
 
 def require_english(metric: str, references: Sequence[Sequence[str]], language: str | None) -> None:

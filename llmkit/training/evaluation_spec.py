@@ -60,8 +60,7 @@ def resolve_evaluation(
     encoding: str | None = None,
     header: bool | None = None,
     delimiter: str | None = None,
-    settings: Mapping[str, Any] | None = None,
-    prompt: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, EvaluationSpec]:
     """The trained model of a run or recipe on its validation rows, or any model on any rows.
 
@@ -78,15 +77,16 @@ def resolve_evaluation(
         encoding: of the rows, if not UTF-8.
         header: CSV and TSV: whether the first row names the columns; by default the recipe's, or detected.
         delimiter: CSV and TSV: what separates the fields; by default the recipe's, or detected.
-        settings: settings of the task; they override the recipe's.
-        prompt: fields of `PromptOptions`, in place of the recipe's. ``examples`` are rows in the task's columns, or
-            where they are, as ``data``.
+        options: settings of the task, and fields of `PromptOptions`, in place of the recipe's. ``examples`` are rows
+            in the task's columns, or where they are, as ``data``.
 
     Raises:
         UsageError: model, task or rows are missing, or the recipe has not been trained.
     """
-    settings = settings or {}
-    prompt = {name: value for name, value in (prompt or {}).items() if value is not None and value != ()}
+    of_prompt = {item.name for item in setting_fields(PromptOptions)}
+    chosen = {name: value for name, value in (options or {}).items() if value is not None and value != ()}
+    prompt = {name: value for name, value in chosen.items() if name in of_prompt}
+    settings = {name: value for name, value in chosen.items() if name not in of_prompt}
     explicit = {name: getattr(load, name) for name in explicitly_set(load)}
     separator = None if delimiter is None else delimiter_character(delimiter)
     choice = RowChoice(data, columns or {}, encoding, header, separator)

@@ -126,8 +126,9 @@ function prepareKeyDialog() {
   $("ask-key").querySelector("form").onsubmit = (event) => {
     event.preventDefault();
     const key = $("key-value").value.trim();
-    if (key) sessionStorage.setItem(KEY, key);
-    close(key ? "keep" : "");
+    if (!/^[\x21-\x7e]+$/.test(key)) return say($("key-hint"), "keyMissing"); // no header can have it
+    sessionStorage.setItem(KEY, key);
+    close("keep");
   };
   $("key-forget").onclick = () => {
     sessionStorage.removeItem(KEY);
@@ -154,7 +155,8 @@ async function loadModels() {
     $("failure").hidden = false;
     return;
   }
-  const options = () => models.map(({ id }) => element("option", { value: id, title: id }, id));
+  const name = ({ id, parent }) => (parent ? words("adapter", id, parent) : id);
+  const options = () => models.map((model) => element("option", { value: model.id, title: model.id }, name(model)));
   $("model").replaceChildren(...options());
   $("other").replaceChildren(element("option", { value: "", t: "noComparison" }), ...options());
   $("other").closest("label").hidden = models.length < 2;
@@ -458,6 +460,7 @@ function makeTask(name) {
     event.preventDefault();
     if (!task.running && $("model").value) run(task);
   };
+  task.form.addEventListener("invalid", ({ target }) => target.closest("details")?.setAttribute("open", ""), true);
   task.form.onkeydown = (event) => submitByKey(task, event);
   task.results = element("div", { className: "results" });
   const empty = element("p", { className: "empty", t: isChat ? "emptyChat" : "empty" });

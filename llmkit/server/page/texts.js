@@ -4,6 +4,7 @@ export const TEXTS = {
   skip: ["Skip to the task", "跳到任务"],
   model: ["Model", "模型"],
   compare: ["Compare with", "对比模型"],
+  adapter: ["{0} (on {1})", "{0}（基于 {1}）"],
   noComparison: ["no other model", "不对比"],
   tasks: ["Tasks", "任务"],
   theme: ["Light/dark", "浅色/深色"],

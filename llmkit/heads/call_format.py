@@ -9,14 +9,14 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import regex
 
 from llmkit.tasks import ToolCall
 
-__all__ = ["Call", "CallFormat", "RenderCalls", "learn_format"]
+__all__ = ["Call", "CallFormat", "CallTexts", "RenderCalls", "learn_format"]
 
 RenderCalls = Callable[[str, Sequence[ToolCall]], str | None]
 """Renders a reply with this content and these calls, after a user's message; None if the template refuses it."""
@@ -38,6 +38,22 @@ class Call:
     name: str
     arguments: dict[str, Any]
     id: str = ""
+
+
+@dataclass(frozen=True)
+class CallTexts:
+    """The texts around the arguments of a call, if those are JSON: ``before`` and ``after``, with placeholders."""
+
+    before: str
+    after: str
+    id: str
+
+    def around(self, name: str, number: int) -> tuple[str, str]:
+        """The texts around the arguments of a call of a tool; ``number``: how many calls the conversation has."""
+        own = f"functions.{name}:{number}" if _NAMES[0] in self.id else f"call{number + 1:05d}"
+        quoted = json.dumps(name, ensure_ascii=False)[1:-1]
+        before, after = (text.replace(self.id, own).replace(_NAMES[0], quoted) for text in (self.before, self.after))
+        return before, after
 
 
 Body = Callable[[str, int, Mapping[str, str | None]], tuple[list[Call], int]]
@@ -65,6 +81,8 @@ class CallFormat:
     """Values have types; otherwise they are texts, whose types are those of the tool's parameters."""
     texts: tuple[str, ...] = ()
     """What the form consists of, to find the special tokens in it."""
+    one: CallTexts | None = None
+    """How a single call is generated; None if its arguments are not JSON."""
 
     def parse(self, text: str, names: Sequence[str]) -> tuple[str, list[Call], int]:
         """The text without its calls, the calls, and the number of those that cannot be parsed and stay in the text."""
@@ -96,7 +114,19 @@ def learn_format(render: RenderCalls) -> CallFormat | None:
         two = None if two is None else two.replace(ids[1], ids[0])
         for learn in (_json_format, _python_format, _tag_format):
             if (found := learn(one, two, both, ids[0])) is not None:
-                return found
+                return replace(found, one=_texts_of(one, ids[0]))
+    return None
+
+
+def _texts_of(one: str, id: str) -> CallTexts | None:  # noqa: A002
+    """What surrounds the arguments of a rendered call; None if they are not JSON."""
+    for found in regex.finditer(r"{", one):
+        try:
+            value, end = _DECODER.raw_decode(one, found.start())
+        except ValueError:
+            continue
+        if value == {_KEYS[0]: _VALUES[0]}:
+            return CallTexts(one[: found.start()].lstrip(), one[end:].rstrip(), id)
     return None
 
 

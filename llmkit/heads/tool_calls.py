@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
-from llmkit.heads.call_format import Call, learn_format
+from llmkit.errors import UsageError
+from llmkit.heads.call_format import Call, CallFormat, learn_format
 from llmkit.heads.chat_template import template_of
 from llmkit.log import warn
 from llmkit.tasks import Chat, ToolCall
 from llmkit.text.template_limits import limited
 
-__all__ = ["CallSplitter", "call_splitter"]
+__all__ = ["CallSplitter", "ToolCallForm", "call_splitter", "forced_calls"]
 
 
 class _Format(Protocol):
@@ -114,6 +115,45 @@ def call_splitter(tokenizer: Any, chat: Chat) -> tuple[CallSplitter, Mapping[int
     return CallSplitter(form, chat.tools, number), shown
 
 
+@dataclass(frozen=True)
+class ToolCallForm:
+    """A call as a model writes it: a text, arguments as JSON of a schema, and a text."""
+
+    before: str
+    schema: Mapping[str, Any]
+    after: str
+
+
+def forced_calls(tokenizer: Any, chat: Chat) -> list[ToolCallForm]:
+    """The forms of the calls that ``chat.tool_choice`` allows, one for each tool.
+
+    Raises:
+        UsageError: the form of the model's calls is unknown, or its arguments are not JSON; or no tool has the name.
+    """
+    named = [tool.get("function", tool) for tool in chat.tools]
+    tools = [each for each in named if chat.tool_choice in ("required", each.get("name"))]
+    if not tools:
+        names = ", ".join(str(each.get("name")) for each in named) or "none"
+        raise UsageError(
+            f"tool_choice={chat.tool_choice!r} names no tool (there are: {names})",
+            "name one of them, or 'required' for any",
+            code="invalid_value",
+        )
+    form = _of_chat_template(tokenizer, template_of(tokenizer, tools=True))
+    if form is None or form.one is None:
+        raise UsageError(
+            "calls of tools cannot be enforced: the model's chat template does not render their arguments as JSON",
+            "leave tool_choice out, or use another model",
+            code="not_supported",
+        )
+    number = sum(len(message.tool_calls) for message in chat.messages)
+    found = []
+    for each in tools:
+        before, after = form.one.around(str(each["name"]), number)
+        found.append(ToolCallForm(before, each.get("parameters") or {"type": "object"}, after))
+    return found
+
+
 @lru_cache(maxsize=16)
 def _form(tokenizer: Any, template: str) -> _Format | None:
     form = _of_response_template(tokenizer) or _of_chat_template(tokenizer, template)
@@ -132,7 +172,8 @@ _TOOL = {
 }
 
 
-def _of_chat_template(tokenizer: Any, template: str) -> _Format | None:
+@lru_cache(maxsize=16)
+def _of_chat_template(tokenizer: Any, template: str) -> CallFormat | None:
     for as_text in (False, True):  # some templates add the arguments to a text
 
         def render(content: str, calls: Sequence[ToolCall], as_text: bool = as_text) -> str | None:

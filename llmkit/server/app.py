@@ -24,6 +24,7 @@ from llmkit.engines.transformers.grammars import GRAMMARS
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.inference.next_tokens import next_tokens, token_logprobs
 from llmkit.server import openai_api as openai
+from llmkit.server import responses_api as responses
 from llmkit.server.answers import Answer, complete, on_worker
 from llmkit.server.bodies import StrictRoute
 from llmkit.server.errors import ApiError, api_error, http_error, invalid_request, llmkit_error, too_deep, unexpected
@@ -39,8 +40,9 @@ from llmkit.server.requests import (
     TokenizeRequest,
     task_request,
 )
+from llmkit.server.responses_request import ResponseRequest
 from llmkit.server.settings import LOOPBACK, ServeSettings
-from llmkit.server.streams import chat_events, completion_events, task_events
+from llmkit.server.streams import chat_events, completion_events, response_events, task_events
 from llmkit.tasks import TASKS, PromptOptions, Task, Text
 from llmkit.tasks.output import Output, Usage
 
@@ -75,6 +77,7 @@ def make_app(models: Mapping[str, ServedModel], settings: ServeSettings, key: st
     app.middleware("http")(measures.count)
     server = _Server(models, settings, measures)
     app.post("/v1/chat/completions")(server.chat)
+    app.post("/v1/responses")(server.responses)
     app.post("/v1/completions")(server.completions)
     app.get("/v1/models")(server.list_models)
     app.get("/v1/models/{name:path}")(server.show_model)
@@ -130,16 +133,28 @@ class _Server:
 
     async def chat(self, request: Request, body: ChatRequest) -> Response:
         """Create a chat completion."""
+        answer = await self._chat(body)
+        if body.stream:
+            return _stream(chat_events(answer, body))
+        (output,) = await complete(request, [answer])
+        output = openai.limited(output, body.parallel_tool_calls)
+        identity = openai.new_id("chatcmpl")
+        return JSONResponse(openai.chat_completion(identity, answer.created, answer.model.name, output))
+
+    async def _chat(self, body: ChatRequest) -> Answer:
         model = self._model(body.model)
         settings = openai.chat_settings(body)
         await self._prepare(model, settings, "response_format")
         pipeline = partial(model.pipeline, "dialogue", settings, openai.chat_prompt(body))
-        answer = self._answer(model, pipeline, openai.chat_row(body), streams=bool(body.stream))
+        return self._answer(model, pipeline, openai.chat_row(body), streams=bool(body.stream))
+
+    async def responses(self, request: Request, body: ResponseRequest) -> Response:
+        """Create a response; it is not stored."""
+        answer = await self._chat(responses.as_chat(body))
         if body.stream:
-            usage = body.stream_options is not None and body.stream_options.include_usage
-            return _stream(chat_events(answer, include_usage=usage))
-        (output,) = await complete(request, [answer])
-        return JSONResponse(openai.chat_completion(openai.new_id("chatcmpl"), answer.created, model.name, output))
+            return _stream(response_events(body, answer))
+        await complete(request, [answer])
+        return JSONResponse(responses.response(body, answer))
 
     async def completions(self, request: Request, body: CompletionRequest) -> Response:
         """Create text completions: prompts are continued as they are, without a chat template."""
@@ -155,8 +170,7 @@ class _Server:
         pipeline = partial(model.pipeline, "text-generation", settings, PromptOptions(raw=True))
         answers = [self._answer(model, pipeline, {"prompt": each}, streams=bool(body.stream)) for each in prompts]
         if body.stream:
-            usage = body.stream_options is not None and body.stream_options.include_usage
-            return _stream(completion_events(answers, echoes, include_usage=usage))
+            return _stream(completion_events(answers, echoes, include_usage=openai.includes_usage(body)))
         outputs = await complete(request, answers)
         return JSONResponse(openai.completion(openai.new_id("cmpl"), model.name, echoes, outputs))
 

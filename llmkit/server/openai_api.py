@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmkit.config.settings import GenerationSettings
@@ -27,7 +27,7 @@ from llmkit.server.replies import (
     ToolCall,
     Usage,
 )
-from llmkit.server.requests import ChatRequest, CompletionRequest, Message, Tool
+from llmkit.server.requests import ChatRequest, CompletionRequest, Message, NamedTool, Tool
 from llmkit.tasks import PromptOptions, Row, Text, TokenLogprob
 from llmkit.tasks.output import Output
 
@@ -45,6 +45,8 @@ __all__ = [
     "completion_prompts",
     "completion_settings",
     "finish_reason",
+    "includes_usage",
+    "limited",
     "new_id",
     "tool_calls",
     "usage_of",
@@ -58,6 +60,11 @@ _PARTIAL = re.compile("<[0-9A-F]{2}( [0-9A-F]{2})*>")
 def new_id(kind: str) -> str:
     """A unique id, such as ``chatcmpl-…``."""
     return f"{kind}-{uuid.uuid4().hex}"
+
+
+def includes_usage(body: ChatRequest | CompletionRequest) -> bool:
+    """Whether a stream ends with its usage."""
+    return body.stream_options is not None and body.stream_options.include_usage
 
 
 # Settings.
@@ -111,7 +118,17 @@ def chat_prompt(body: ChatRequest) -> PromptOptions:
     arguments = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         arguments["reasoning_effort"] = body.reasoning_effort
-    return PromptOptions(chat_template_kwargs=arguments) if arguments else PromptOptions()
+    return PromptOptions(chat_template_kwargs=arguments or None, tool_choice=_forced_tool(body))
+
+
+def _forced_tool(body: ChatRequest) -> str:
+    """The tool that must be called, or ``required``; empty leaves it to the model."""
+    choice = body.tool_choice
+    if isinstance(choice, NamedTool):
+        if choice.function.name not in [tool.function.name for tool in body.tools or ()]:
+            raise ApiError(400, f"there is no tool {choice.function.name}; name one of tools", param="tool_choice")
+        return choice.function.name
+    return "required" if choice == "required" else ""
 
 
 def chat_row(body: ChatRequest) -> Row:
@@ -122,7 +139,8 @@ def chat_row(body: ChatRequest) -> Row:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ApiError(400, f"two tools have the name {twice}; rename one", param="tools")
     messages = [_message(message) for message in body.messages]
-    tools = [] if body.tool_choice == "none" else [_tool(tool) for tool in body.tools or ()]
+    offered = [] if body.tool_choice == "none" else body.tools or []
+    tools = [_tool(tool, enforced=bool(_forced_tool(body))) for tool in offered]
     return {"messages": messages} | ({"tools": tools} if tools else {})
 
 
@@ -135,9 +153,11 @@ def _message(message: Message) -> dict[str, Any]:
     return given
 
 
-def _tool(tool: Tool) -> dict[str, Any]:
-    if tool.function.strict:
-        raise ApiError(400, "strict tools are not supported; leave strict out", param="tools")
+def _tool(tool: Tool, *, enforced: bool) -> dict[str, Any]:
+    """A tool as templates have it; the arguments of calls are only enforced where one has to be made."""
+    if tool.function.strict and not enforced:
+        message = "strict tools require a tool_choice of required or of a function; set it, or leave strict out"
+        raise ApiError(400, message, param="tools")
     return tool.model_dump(exclude_none=True)
 
 
@@ -193,6 +213,14 @@ def usage_of(outputs: Sequence[Output]) -> Usage:
 def finish_reason(output: Output) -> str:
     """OpenAI's name of the reason."""
     return "stop" if output.finish_reason == "interrupted" else output.finish_reason
+
+
+def limited(output: Output, parallel_tool_calls: bool | None) -> Output:
+    """The output with its first call only, unless calls may be parallel."""
+    if parallel_tool_calls is not False:
+        return output
+    first, *others = (replace(each, tool_calls=each.tool_calls[:1]) for each in (output, *output.alternatives))
+    return replace(first, alternatives=tuple(others))
 
 
 def tool_calls(output: Output) -> list[ToolCall]:

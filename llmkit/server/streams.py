@@ -9,10 +9,13 @@ from typing import Any
 
 from llmkit.errors import LlmkitError
 from llmkit.server import openai_api as openai
+from llmkit.server import responses_api as responses
 from llmkit.server.answers import Answer
 from llmkit.server.errors import ApiError, body_of, status_of
+from llmkit.server.requests import ChatRequest
+from llmkit.server.responses_request import ResponseRequest
 
-__all__ = ["chat_events", "completion_events", "task_events"]
+__all__ = ["chat_events", "completion_events", "response_events", "task_events"]
 
 
 def _event(body: Any) -> str:
@@ -30,13 +33,14 @@ async def _until_error(events: AsyncIterator[str]) -> AsyncIterator[str]:
         yield _event(body_of(error.status, error.message, error.param, error.code))
 
 
-def chat_events(answer: Answer, *, include_usage: bool) -> AsyncIterator[str]:
+def chat_events(answer: Answer, body: ChatRequest) -> AsyncIterator[str]:
     """A chat completion in chunks; other sequences than the first follow it whole."""
-    return _until_error(_chat_events(answer, include_usage))
+    return _until_error(_chat_events(answer, body))
 
 
-async def _chat_events(answer: Answer, include_usage: bool) -> AsyncIterator[str]:
+async def _chat_events(answer: Answer, body: ChatRequest) -> AsyncIterator[str]:
     identity, created, name = openai.new_id("chatcmpl"), int(time.time()), answer.model.name
+    include_usage = openai.includes_usage(body)
 
     def chunk(delta: dict[str, Any], index: int = 0, **more: Any) -> str:
         usage = {"usage": None} if include_usage else {}
@@ -45,8 +49,8 @@ async def _chat_events(answer: Answer, include_usage: bool) -> AsyncIterator[str
     yield chunk({"role": "assistant", "content": ""})
     async for piece in answer.pieces():
         yield chunk({"content": piece.text} if piece.text else {"reasoning_content": piece.reasoning})
-    output = answer.output
-    assert output is not None
+    assert answer.output is not None
+    output = openai.limited(answer.output, body.parallel_tool_calls)
     for index, each in enumerate((output, *output.alternatives)):
         if index:
             yield chunk({"role": "assistant", "content": each.text}, index)
@@ -55,8 +59,8 @@ async def _chat_events(answer: Answer, include_usage: bool) -> AsyncIterator[str
         reason = openai.finish_reason(each)
         yield chunk(last, index, logprobs=openai.chat_logprobs(each), finish_reason=reason)
     if include_usage:
-        body = openai.chat_chunk(identity, created, name, {})
-        yield _event({**body, "choices": [], "usage": openai.usage_of([output])})
+        chunk_body = openai.chat_chunk(identity, created, name, {})
+        yield _event({**chunk_body, "choices": [], "usage": openai.usage_of([output])})
     yield "data: [DONE]\n\n"
 
 
@@ -98,6 +102,22 @@ async def _completion_events(
         body = openai.completion_chunk(identity, created, name, "")
         yield _event({**body, "choices": [], "usage": openai.usage_of(outputs)})
     yield "data: [DONE]\n\n"
+
+
+async def response_events(body: ResponseRequest, answer: Answer) -> AsyncIterator[str]:
+    """The events of a response; an error ends them with the event ``error``."""
+    number = 0
+    try:
+        async for event in responses.response_events(body, answer):
+            number += 1
+            yield f"event: {event['type']}\n{_event(event)}"
+    except (LlmkitError, ApiError) as error:
+        found = (
+            {"message": error.message, "code": error.code, "param": error.param}
+            if isinstance(error, ApiError)
+            else {"message": str(error), "code": error.code, "param": None}
+        )
+        yield f"event: error\n{_event({'type': 'error', 'sequence_number': number, **found})}"
 
 
 def task_events(answer: Answer) -> AsyncIterator[str]:

@@ -358,7 +358,7 @@ class Task:
                 "leave them out",
                 code="no_effect",
             )
-        if prompt_options.tools:
+        if prompt_options.tools or prompt_options.tool_choice:
             self._check_tools(traits, prompt_options)
         if prompt_options.think is None or (traits.switches_thinking and not prompt_options.raw):
             return
@@ -410,6 +410,7 @@ class Task:
                 prompt_options.prefill,
                 prompt_options.thinking(by_default=self.allow_reasoning),
                 self.tools(row, prompt_options),
+                prompt_options.tool_choice,
                 prompt_options.chat_template_kwargs or {},
             )
         shots = "".join(f"{self._few_shot_example(example, traits, prompt_options)}\n\n" for example in examples)

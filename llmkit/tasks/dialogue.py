@@ -36,7 +36,14 @@ class Dialogue(Task):
     """
     synonyms = ("talk", "conversation", "converse", "repl", "interactive", "assistant")
     sample = ""
-    command_prompt_options = ("system", *EXAMPLES, "think", "chat_template_kwargs", "tools")
+    command_prompt_options = (
+        "system",
+        *EXAMPLES,
+        "think",
+        "chat_template_kwargs",
+        "tools",
+        "tool_choice",
+    )
     converses = True
     takes_instruction = True
     input_column = "messages"
@@ -177,7 +184,7 @@ class Dialogue(Task):
         if traits.chat:
             thinking = prompt_options.thinking(by_default=self.allow_reasoning)
             options = {**(prompt_options.chat_template_kwargs or {}), **(row.get("chat_template_kwargs") or {})}
-            return Chat(turns, prompt_options.prefill, thinking, tools, options)
+            return Chat(turns, prompt_options.prefill, thinking, tools, prompt_options.tool_choice, options)
         _refuse_without_template(turns, tools or row.get("chat_template_kwargs"))
         if traits.separator is not None:
             return Text(traits.separator.join(turn.content for turn in turns), prompt_options.prefill)

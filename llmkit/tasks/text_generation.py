@@ -31,6 +31,7 @@ class TextGeneration(Task):
     synonyms = ("complete", "completion", "continue", "prompt", "run", "write", "infer", "predict", "inference")
     command_prompt_options = (
         "system", "prefill", *EXAMPLES, "template", "prefix", "raw", "think", "chat_template_kwargs", "tools",
+        "tool_choice",
     )  # fmt: skip
     takes_instruction = True
     input_column = "prompt"

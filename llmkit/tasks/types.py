@@ -94,6 +94,8 @@ class Chat:
     """Whether to turn reasoning on or off, if the template has a switch for it; None: the template's default."""
     tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
     """Tools in OpenAI's format: ``{"type": "function", "function": {"name": …, "parameters": …}}``."""
+    tool_choice: str = ""
+    """The tool that the reply must call, or ``required`` for any of them; empty leaves it to the model."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Further variables of the template, such as ``documents``."""
 
@@ -216,6 +218,14 @@ class PromptOptions(TaskSettings):
         metavar="FILE",
         group="Prompt",
     )
+    tool_choice: str = setting(
+        "",
+        "Make the model call this tool, or any of them with 'required'.",
+        metavar="NAME",
+        group="Prompt",
+        inference_only=True,
+        shown_default="left to the model",
+    )
 
     def thinking(self, *, by_default: bool) -> bool | None:
         """Whether to turn reasoning on or off; None: leave it to the model."""
@@ -245,6 +255,7 @@ class WordingKeywords(TypedDict, total=False):
     think: bool | None
     chat_template_kwargs: Mapping[str, Any] | str | Path | None
     tools: Sequence[Row] | str | Path
+    tool_choice: str
 
 
 class PromptKeywords(WordingKeywords, total=False):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from llmkit.heads.tool_calls import CallSplitter, call_splitter
+from llmkit.errors import UsageError
+from llmkit.heads.tool_calls import CallSplitter, call_splitter, forced_calls
 from llmkit.tasks import Chat, Message
 from tests.conftest import Checkpoint
 from tests.heads.tool_templates import HERMES, LLAMA, MISTRAL, NO_CALLS, QWEN_CODER, TEMPLATES
@@ -200,3 +202,21 @@ def test_a_broken_region_of_a_response_template_stays_in_the_text(tokenizer: Any
     own.response_template = spec
     text = '<call>{"name": oops}</call><call>{"name": "time.now", "arguments": {}}</call>'
     assert split(splitter(own, NO_CALLS), *text) == ('<call>{"name": oops}</call>', [("time.now", {})], 1)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_forced_calls_have_the_form_that_is_parsed(tokenizer: Any, name: str) -> None:
+    """Where arguments are JSON, the texts around them are known; elsewhere calls cannot be enforced."""
+    tokenizer.chat_template = TEMPLATES[name]
+    chat = Chat((Message("user", "?"),), tools=TOOLS, tool_choice="required")
+    if name in ("Qwen 3 Coder", "GLM 4.5", "LFM 2"):
+        with pytest.raises(UsageError, match="does not render their arguments as JSON"):
+            forced_calls(tokenizer, chat)
+        return
+    for form, call in zip(forced_calls(tokenizer, chat), CALLS, strict=True):
+        text = form.before + json.dumps(call[1], ensure_ascii=False) + form.after
+        assert split(splitter(tokenizer, TEMPLATES[name]), text) == ("", [call], 0)
+    (only,) = forced_calls(tokenizer, replace(chat, tool_choice="time.now"))
+    assert only.schema == NOW["function"]["parameters"]
+    with pytest.raises(UsageError, match="names no tool"):
+        forced_calls(tokenizer, replace(chat, tool_choice="other"))

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 from llmkit.config.declaration import non_default
 from llmkit.errors import InputError, MissingDependencyError, UsageError
 from llmkit.heads.end_tokens import turn_ends
+from llmkit.heads.tool_calls import forced_calls
 from llmkit.models.generation import vocabulary_rows
 
 if TYPE_CHECKING:
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
     from llmkit.config.settings import GenerationSettings
     from llmkit.models.load import Loaded
+    from llmkit.tasks import Chat
 
-__all__ = ["GRAMMARS", "Compiled", "Grammar", "compiled"]
+__all__ = ["GRAMMARS", "Compiled", "Grammar", "call_grammar", "compiled"]
 
 GRAMMARS = ("json_schema", "regex", "choice")
 """The settings that ask for a grammar."""
@@ -71,6 +73,43 @@ def compiled(loaded: Loaded, settings: GenerationSettings) -> Compiled | None:
     return _compiler(loaded).grammar(name, content)
 
 
+def call_grammar(loaded: Loaded, chat: Chat) -> Compiled:
+    """The grammar of a call of one of the tools that ``chat.tool_choice`` allows.
+
+    Raises:
+        UsageError: calls, or the parameters of a tool, cannot be enforced with this model.
+    """
+    special = {
+        token.content: number for number, token in loaded.tokenizer.added_tokens_decoder.items() if token.special
+    }
+    marks = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+
+    def literal(text: str) -> str:
+        """A text as llguidance has it: special tokens by their ids."""
+        found, at = [], 0
+        for mark in marks.finditer(text):
+            found += [text[at : mark.start()], f"<[{special[mark[0]]}]>"]
+            at = mark.end()
+        parts = [*found, text[at:]]
+        return " ".join(
+            part if place % 2 else json.dumps(part, ensure_ascii=False) for place, part in enumerate(parts) if part
+        )
+
+    calls = forced_calls(loaded.tokenizer, chat)
+    rules = [f"start: {' | '.join(f'call{place}' for place in range(len(calls)))}"]
+    for place, call in enumerate(calls):
+        try:
+            _refuse_weakened(call.schema)
+            schema = json.dumps({**call.schema, "x-guidance": _OPTIONS}, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise _unenforceable("tool_choice", str(error)) from error
+        rules += [
+            f"call{place}: {literal(call.before)} arguments{place} {literal(call.after)}",
+            f"arguments{place}: %json {schema}",
+        ]
+    return _compiler(loaded).grammar("tool_choice", "\n".join(rules))
+
+
 class _Compiler:
     """A model's tokenizer as llguidance has it, and the grammars that were compiled for it last."""
 
@@ -85,6 +124,8 @@ class _Compiler:
             if name == "json_schema":
                 _refuse_weakened(json.loads(content))
                 grammar = matcher.grammar_from_json_schema(content, overrides=_OPTIONS)
+            elif name == "tool_choice":
+                grammar = matcher.grammar_from_lark(content)
             else:
                 grammar = matcher.grammar_from_regex(content)
             _, problems = matcher.validate_grammar_with_warnings(grammar, self.tokenizer, limits=limits)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llmkit.config.settings import GenerationSettings
 from llmkit.engines.base import Answer, OnText, Request
-from llmkit.engines.transformers.grammars import compiled
+from llmkit.engines.transformers.grammars import Compiled, call_grammar, compiled
 from llmkit.engines.transformers.output_rows import OutputRow, Piece, new_row
 from llmkit.engines.transformers.token_controls import token_controls
 from llmkit.errors import UsageError
@@ -120,14 +120,15 @@ class RequestOutput:
         ends_itself = not self.request.settings.stop
         rows = []
         unknown = any(each.splitter is not None and each.splitter.answer_is_next is None for each in self.sequences)
-        if unknown and compiled(loaded, self.request.settings) is not None:
+        grammar = _grammar(loaded, self.request)
+        if unknown and grammar is not None:
             raise UsageError(
-                f"json_schema, regex and choice do not support the reasoning format of {loaded.source.name}",
+                f"the reasoning format of {loaded.source.name} supports no json_schema, regex, choice or tool_choice",
                 "leave them out, or use another model",
                 code="not_supported",
             )
         for sequence in self.sequences:
-            controls = token_controls(loaded, self.request.settings, sequence.is_reasoning, sequence.openings)
+            controls = token_controls(loaded, self.request.settings, grammar, sequence.is_reasoning, sequence.openings)
             emit = partial(sequence.add, ends_itself=ends_itself)
             sequence.row = row = new_row(loaded, config, self.request, texts, self.shown, emit, controls)
             sequence.logprobs = row.logprobs if self.request.settings.logprobs is not None else None
@@ -152,3 +153,17 @@ def settings_of(request: Request) -> GenerationSettings:
     if settings.seed is not None and request.number:
         settings = replace(settings, seed=(settings.seed + request.number) % 2**63)
     return settings
+
+
+def _grammar(loaded: Loaded, request: Request) -> Compiled | None:
+    """The grammar of the output of a request: of its settings, or of the call that it must be."""
+    own, prompt = compiled(loaded, request.settings), request.prompt
+    if not (isinstance(prompt, Chat) and prompt.tool_choice):
+        return own
+    if own is not None:
+        raise UsageError(
+            "tool_choice and json_schema, regex or choice each determine the whole output",
+            "give one of them",
+            code="invalid_value",
+        )
+    return call_grammar(loaded, prompt)

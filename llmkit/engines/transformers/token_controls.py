@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from llmkit.engines.transformers.grammars import Grammar, compiled
+from llmkit.engines.transformers.grammars import Compiled, Grammar
 from llmkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,12 +36,14 @@ class TokenControl(Protocol):
 def token_controls(
     loaded: Loaded,
     settings: GenerationSettings,
+    grammar: Compiled | None,
     is_reasoning: Callable[[], bool],
     openings: Sequence[Sequence[int]] = (),
 ) -> list[TokenControl]:
     """New controls for one output.
 
     Args:
+        grammar: of the output.
         is_reasoning: whether the next token belongs to the reasoning, which no grammar restricts.
         openings: tokens with which the output may open its reasoning itself.
 
@@ -53,7 +55,7 @@ def token_controls(
         controls.append(_Penalties(settings.frequency_penalty, settings.presence_penalty))
     if settings.logit_bias:
         controls.append(_Bias.of(settings.logit_bias))
-    if (grammar := compiled(loaded, settings)) is not None:
+    if grammar is not None:
         controls.append(Grammar(loaded, grammar, is_reasoning, openings))
     return controls
 

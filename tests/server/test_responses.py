@@ -8,12 +8,15 @@ from typing import Any
 import openai
 import pytest
 from fastapi.testclient import TestClient
+from openai.resources.responses import Responses
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from llmkit.server.responses_request import ResponseRequest
 from tests.conftest import Checkpoint
 from tests.heads.tool_templates import HERMES
 from tests.server.conftest import Serve
+from tests.server.test_parameters import check_parameters
 from tests.server.test_tools import TOOLS, folder
 
 ASK: dict[str, Any] = {"input": "The quick brown fox", "temperature": 0, "max_output_tokens": 12}
@@ -127,8 +130,10 @@ def test_streams_have_the_events_of_openai_in_order(body: dict[str, Any], client
 def test_the_client_of_openai(client: TestClient) -> None:
     api = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="x", http_client=client)
     (name,) = client.models  # type: ignore[attr-defined]
-    whole = api.responses.create(model=name, **ASK)
-    with api.responses.stream(model=name, **ASK) as stream:
+    form = {"type": "json_schema", "name": "n", "schema": {"enum": ["a fox"]}, "strict": True}
+    ask: Any = {"model": name, **ASK, "max_output_tokens": 100, "text": {"format": form}}
+    whole = api.responses.create(**ask)
+    with api.responses.stream(**ask) as stream:
         assert "".join(each.delta for each in stream if each.type == "response.output_text.delta") == whole.output_text
         assert stream.get_final_response().output_text == whole.output_text
 
@@ -142,7 +147,7 @@ def test_the_client_of_openai(client: TestClient) -> None:
         ({"background": True}, "background"),
         ({"truncation": "auto"}, "truncation"),
         ({"include": ["reasoning.encrypted_content"]}, "include.0"),
-        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"tools": [{"type": "web_search", "name": "x"}]}, "tools.0.type"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
         ({"top_logprobs": 2}, "top_logprobs"),
@@ -158,3 +163,7 @@ def test_the_client_of_openai(client: TestClient) -> None:
 def test_what_cannot_be_done_is_refused_by_name(changes: dict[str, Any], param: str, client: TestClient) -> None:
     found = post(client, **changes)
     assert (found.status_code, found.json()["error"]["param"]) == (400, param), found.text
+
+
+def test_every_parameter_of_the_client_is_documented(client: TestClient) -> None:
+    check_parameters(client, "/v1/responses", Responses.create, ResponseRequest, {"input": "Hi"})

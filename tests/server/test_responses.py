@@ -124,7 +124,7 @@ def test_streams_have_the_events_of_openai_in_order(body: dict[str, Any], client
     )
     last = events[-1].response
     assert [each.type for each in last.output] == [each.type for each in whole.output]
-    assert last.usage == whole.usage
+    assert last.usage.total_tokens == whole.usage.total_tokens  # a shared beginning may be cached by now
 
 
 def test_the_client_of_openai(client: TestClient) -> None:

@@ -128,7 +128,7 @@ class RequestOutput:
                 code="not_supported",
             )
         for sequence in self.sequences:
-            controls = token_controls(loaded, self.request.settings, grammar, sequence.is_reasoning, sequence.openings)
+            controls = token_controls(loaded, self.request.settings, sequence.is_reasoning, grammar, sequence.openings)
             emit = partial(sequence.add, ends_itself=ends_itself)
             sequence.row = row = new_row(loaded, config, self.request, texts, self.shown, emit, controls)
             sequence.logprobs = row.logprobs if self.request.settings.logprobs is not None else None

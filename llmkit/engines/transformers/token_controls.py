@@ -36,15 +36,15 @@ class TokenControl(Protocol):
 def token_controls(
     loaded: Loaded,
     settings: GenerationSettings,
-    grammar: Compiled | None,
     is_reasoning: Callable[[], bool],
+    grammar: Compiled | None = None,
     openings: Sequence[Sequence[int]] = (),
 ) -> list[TokenControl]:
     """New controls for one output.
 
     Args:
-        grammar: of the output.
         is_reasoning: whether the next token belongs to the reasoning, which no grammar restricts.
+        grammar: of the output.
         openings: tokens with which the output may open its reasoning itself.
 
     Raises:

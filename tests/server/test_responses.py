@@ -92,7 +92,8 @@ def test_settings_have_effects(client: TestClient) -> None:
 def test_calls_and_their_results(client: TestClient) -> None:
     for choice in ("required", {"type": "function", "name": "now"}):
         found = answer(client, tools=[TOOL], tool_choice=choice, max_output_tokens=200)
-        (call,) = found.output
+        call: Any = found.output[0]
+        assert len(found.output) == 1
         assert call.type == "function_call"
         assert (call.name, call.arguments, found.status) == ("now", "{}", "completed")
     history = [
@@ -122,8 +123,9 @@ def test_streams_have_the_events_of_openai_in_order(body: dict[str, Any], client
     assert "".join(event.delta for event in events if event.type == f"response.{delta}.delta") == (
         "{}" if body else whole.output_text
     )
-    last = events[-1].response
+    last: Any = events[-1].response
     assert [each.type for each in last.output] == [each.type for each in whole.output]
+    assert whole.usage is not None
     assert last.usage.total_tokens == whole.usage.total_tokens  # a shared beginning may be cached by now
 
 

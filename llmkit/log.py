@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 from typing import Literal
 
-__all__ = ["WarningCode", "log", "printable", "warn"]
+__all__ = ["WarningCode", "hide_exception_texts", "log", "printable", "warn"]
 
 WarningCode = Literal[
     # Models and their files.
@@ -67,6 +68,20 @@ _CONTROL = re.compile("\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202
 def warn(code: WarningCode, message: str, *arguments: object) -> None:
     """Log a warning with its code."""
     log.warning(message, *arguments, extra={"code": code}, stacklevel=2)
+
+
+def hide_exception_texts(*loggers: str) -> None:
+    """From now on, log exceptions by their type and place only: their texts may quote what a user wrote."""
+    for name in loggers:
+        logging.getLogger(name).addFilter(_without_exception_text)
+
+
+def _without_exception_text(record: logging.LogRecord) -> bool:
+    if record.exc_info and (error := record.exc_info[1]) is not None:
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        record.msg, record.args = f"{record.getMessage()}\n{frames}{type(error).__name__}", ()
+        record.exc_info = record.exc_text = None
+    return True
 
 
 def printable(text: str) -> str:

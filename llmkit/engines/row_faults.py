@@ -52,7 +52,7 @@ def _described(error: BaseException) -> LlmkitError:
         code="row_failed",
     )
     described.__cause__ = error
-    log.debug("%s", described.problem, exc_info=error)
+    log.debug("a row cannot be used", exc_info=error)
     return described
 
 

@@ -59,6 +59,7 @@ class Answer:
             put,
             on_text=(lambda text: put(Piece(text))) if self.streams else None,
             on_reasoning=(lambda text: put(Piece(reasoning=text))) if self.streams else None,
+            deadline=self.begun + self.timeout,
         )
         self.model.worker.submit(self._call)
 
@@ -75,19 +76,22 @@ class Answer:
                 try:
                     event = await asyncio.wait_for(self._events.get(), max(0.0, left))
                 except TimeoutError as error:
-                    raise ApiError(
-                        504, f"stopped after {self.timeout:g} seconds; ask for less", code="timeout"
-                    ) from error
+                    raise self._too_long() from error
                 self.first = time.monotonic() - self.begun if self.first is None else self.first
                 if isinstance(event, LlmkitError):
                     raise event
                 if isinstance(event, Output):
+                    if event.finish_reason == "interrupted":  # and the client is still there
+                        raise self._too_long()
                     self.output = event
                     return
                 yield event
         finally:
             self.leave()
             self.on_end(self)
+
+    def _too_long(self) -> ApiError:
+        return ApiError(504, f"stopped after {self.timeout:g} seconds; ask for less", code="timeout")
 
     def leave(self) -> None:
         """Abandon the call."""
@@ -104,8 +108,8 @@ async def complete(request: Request, answers: list[Answer]) -> list[Output]:
         return answer.output
 
     async def gone() -> None:
-        while not await request.is_disconnected():
-            await asyncio.sleep(0.1)
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
         for answer in answers:
             answer.leave()
 

@@ -23,6 +23,7 @@ from llmkit.engines.transformers import TransformersEngine
 from llmkit.engines.transformers.grammars import GRAMMARS
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.inference.next_tokens import next_tokens, token_logprobs
+from llmkit.log import hide_exception_texts, log
 from llmkit.server import openai_api as openai
 from llmkit.server import responses_api as responses
 from llmkit.server.answers import Answer, complete, on_worker
@@ -71,10 +72,11 @@ def make_app(models: Mapping[str, ServedModel], settings: ServeSettings, key: st
         (Exception, unexpected),
     ):
         app.add_exception_handler(kind, handler)
+    hide_exception_texts(log.name, "uvicorn.error")
     measures = Measures(models)
     hosts = (settings.host, *LOOPBACK) if settings.host in LOOPBACK else ()
     app.add_middleware(Guard, key=key, hosts=hosts)
-    app.middleware("http")(measures.count)
+    app.add_middleware(measures.counted)
     server = _Server(models, settings, measures)
     app.post("/v1/chat/completions")(server.chat)
     app.post("/v1/responses")(server.responses)

@@ -1,9 +1,10 @@
-"""What every request passes: the host it names, and the key."""
+"""What every request passes: the host it names, the site it comes from, and the key."""
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -15,9 +16,14 @@ __all__ = ["Guard"]
 _OPEN = {"/health", "/ready", *PATHS}
 """Paths without a key: they tell nothing but whether the server runs. The page asks its user for the key."""
 
+_SAFE = {"GET", "HEAD"}
+"""Methods that generate nothing."""
+
 
 class Guard:
     """Refuses requests without the key, and on a loopback address those that name another host (DNS rebinding).
+
+    Without a key, a page of another site could make its visitors' browsers send requests here: those are refused too.
 
     Args:
         key: None lets everybody in.
@@ -39,9 +45,19 @@ class Guard:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         if self.hosts and name.strip("[]").lower() not in self.hosts:
             return 403, "the Host header names another server; use the address that was printed at the start"
+        if self.key is None and scope["method"] not in _SAFE and _of_another_site(headers, host):
+            return 403, "requests of other sites are refused; send it from a page of this server, or without a browser"
         if self.key is None or scope["path"].removeprefix(scope.get("root_path", "")) in _OPEN:
             return None
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self.key.encode()):
             return None
         return 401, "the API key is missing or wrong; send it as Authorization: Bearer KEY"
+
+
+def _of_another_site(headers: Mapping[bytes, bytes], host: str) -> bool:
+    """Whether a browser sends a request for a page of another origin. Other clients do not send these headers."""
+    if site := headers.get(b"sec-fetch-site"):
+        return site not in (b"same-origin", b"none")
+    origin = headers.get(b"origin", b"").decode("latin-1")
+    return bool(origin) and urlsplit(origin).netloc.lower() != host.lower()

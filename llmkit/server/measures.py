@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 
-from fastapi import Request, Response
+from fastapi import Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmkit.server.answers import Answer
 from llmkit.server.models import ServedModel
@@ -43,15 +44,22 @@ class Measures:
         for name, model in models.items():
             unfinished.labels(name).set_function(lambda worker=model.worker: worker.unfinished)  # type: ignore[misc]
 
-    async def count(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        """Middleware that counts requests."""
-        begun = time.monotonic()
-        response = await call_next(request)
-        route = request.scope.get("route")
-        path = getattr(route, "path", "unknown")
-        self._requests.labels(path, str(response.status_code)).inc()
-        self._seconds.labels(path).observe(time.monotonic() - begun)
-        return response
+    def counted(self, app: ASGIApp) -> ASGIApp:
+        """Middleware that counts requests. Nothing stands between the application and the client's speed."""
+
+        async def call(scope: Scope, receive: Receive, send: Send) -> None:
+            begun = time.monotonic()
+
+            async def count(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    path = getattr(scope.get("route"), "path", "unknown")
+                    self._requests.labels(path, str(message["status"])).inc()
+                    self._seconds.labels(path).observe(time.monotonic() - begun)
+                await send(message)
+
+            await app(scope, receive, count)
+
+        return call
 
     def watch(self, answer: Answer) -> Answer:
         """Count an answer when it ends."""

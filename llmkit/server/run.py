@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -15,7 +17,7 @@ from llmkit.server.app import make_app
 from llmkit.server.models import load_models
 from llmkit.server.settings import LOOPBACK, ServeSettings
 
-__all__ = ["KEY_VARIABLE", "api_key", "serve"]
+__all__ = ["KEY_VARIABLE", "api_key", "limit_silence", "serve"]
 
 KEY_VARIABLE = "LLMKIT_API_KEY"
 
@@ -30,10 +32,10 @@ def api_key(settings: ServeSettings) -> str | None:
     if settings.api_key_file is not None:
         try:
             key = Path(settings.api_key_file).expanduser().read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise InputError(f"{settings.api_key_file} cannot be read ({error.strerror})", "check its path") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{settings.api_key_file} cannot be read ({error})", "check its path") from error
     if key is not None and not (key and key.isascii() and key.isprintable()):
-        raise InputError("the API key is empty or not printable ASCII", "write another one")
+        raise InputError("the API key is empty or not one line of printable ASCII", "write another one")
     if key is None and settings.host not in LOOPBACK:
         raise UsageError(
             f"others can reach {settings.host}, and no API key is set",
@@ -49,8 +51,22 @@ def serve(models: Sequence[str], load: LoadSettings, settings: ServeSettings, on
         on_start: called with the address when requests are accepted.
     """
     key = api_key(settings)
+    _check_address(settings)
     app = make_app(load_models(models, load, settings), settings, key)
-    _Server(_config(app, settings), on_start).run()
+    _Server(_config(app, settings), on_start, settings.timeout).run()
+
+
+def _check_address(settings: ServeSettings) -> None:
+    """Refuse an address that cannot be listened on, before models are loaded."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        socket.create_server((settings.host, settings.port), family=family).close()
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {settings.host}, port {settings.port} ({error.strerror})",
+            "choose another `port`",
+            "choose another `host`",
+        ) from error
 
 
 def _config(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
@@ -65,13 +81,21 @@ def _config(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
     )
 
 
+def limit_silence(sockets: Iterable[Any], seconds: float) -> None:
+    """Close connections of clients that accept no data for so long, on Linux; accepted sockets inherit the option."""
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        for each in sockets:
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+
+
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_start: Callable[[str], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[str], None], silence: float) -> None:
         super().__init__(config)
-        self._on_start = on_start
+        self._on_start, self._silence = on_start, silence
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         await super().startup(sockets)  # type: ignore[arg-type]
         if self.started:
+            limit_silence(self.servers[0].sockets, self._silence)
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             self._on_start(f"http://{f'[{host}]' if ':' in host else host}:{port}")

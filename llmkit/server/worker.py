@@ -5,7 +5,9 @@ Knows pipelines and jobs. Does not know HTTP; results are delivered by callbacks
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -44,12 +46,18 @@ class Call:
     on_reasoning: Callable[[str], None] | None = None
     left: threading.Event = field(default_factory=threading.Event)
     """Set when the client has gone; the answer ends after the next token."""
+    deadline: float = math.inf
+    """The time of `time.monotonic` at which the answer ends, even if the client does not read it."""
     _made: Pipeline | None = None
 
     def start(self) -> Job:
         """The work on the row."""
         self._made = self.pipeline()
-        return self._made.start(self.row, self.on_text, on_reasoning=self.on_reasoning, cancelled=self.left.is_set)
+        return self._made.start(self.row, self.on_text, on_reasoning=self.on_reasoning, cancelled=self.ended)
+
+    def ended(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self.left.is_set() or time.monotonic() > self.deadline
 
     def finish(self, job: Job) -> None:
         """Deliver the result of the work."""

@@ -19,6 +19,7 @@ WarningCode = Literal[
     "cached_copy_used",  # the Hub cannot be reached or refuses, and the cached copy is used
     "cache_rebuilt",  # a file in llmkit's cache was damaged
     "pickle_loaded",
+    "loaded_twice",  # two models have the same base, which is loaded for each
     "slow_loading",  # converted or joined each time it is loaded
     "weights_random",
     "code_not_run",  # decoding code of the model was left out

@@ -237,40 +237,57 @@ def download(model: str, *, revision: str | None = None, to: _Path | None = None
 
 
 @with_settings(LoadSettings, ServeSettings)
-def serve(*models: _Path, on_start: Callable[[str], None] = lambda _: None, **options: Unpack[ServeOptions]) -> None:
+def serve(
+    *models: _Path,
+    adapters: Mapping[str, _Path] | None = None,
+    on_start: Callable[[str], None] = lambda _: None,
+    **options: Unpack[ServeOptions],
+) -> None:
     """Answer requests over HTTP until SIGINT or SIGTERM: OpenAI's API, and each task.
 
     Args:
         models: Hub ids, folders of models or runs, adapter folders, GGUF files, or ``starter``.
+        adapters: folders or Hub ids of adapters of the only model, by the names that they are served under. The model
+            is loaded once.
         on_start: called with the address when requests are accepted.
         **options: the fields of `ServeSettings` and `LoadSettings`.
 
     Raises:
         UsageError: another than a loopback address, and no API key.
+        CheckpointError: an adapter does not fit the model, or cannot share it.
         MissingDependencyError: the extra ``serve`` is not installed.
     """
     load, settings = split_options(options, LoadSettings, ServeSettings)
-    start_server([str(model) for model in models], load, settings, on_start)
+    start_server([str(model) for model in models], load, settings, on_start, _as_text(adapters))
 
 
 def start_server(
-    models: Sequence[str], load: LoadSettings, settings: ServeSettings, on_start: Callable[[str], None]
+    models: Sequence[str],
+    load: LoadSettings,
+    settings: ServeSettings,
+    on_start: Callable[[str], None],
+    adapters: Mapping[str, str],
 ) -> None:
     """As `serve`, with settings that have been checked."""
     with _server_packages():
         from llmkit.server.run import serve as run
-    run(models, load, settings, on_start)
+    run(models, load, settings, on_start, adapters)
 
 
 @with_settings(LoadSettings, ServeSettings)
-def asgi_app(*models: _Path, **options: Unpack[ServeOptions]) -> FastAPI:
+def asgi_app(*models: _Path, adapters: Mapping[str, _Path] | None = None, **options: Unpack[ServeOptions]) -> FastAPI:
     """The application of `serve`, for an ASGI server, which then decides on host, port and drain."""
     load, settings = split_options(options, LoadSettings, ServeSettings)
     with _server_packages():
         from llmkit.server.app import make_app
         from llmkit.server.models import load_models
         from llmkit.server.run import api_key
-    return make_app(load_models([str(model) for model in models], load, settings), settings, api_key(settings))
+    served = load_models([str(model) for model in models], load, settings, _as_text(adapters))
+    return make_app(served, settings, api_key(settings))
+
+
+def _as_text(adapters: Mapping[str, _Path] | None) -> dict[str, str]:
+    return {name: str(folder) for name, folder in (adapters or {}).items()}
 
 
 @contextmanager

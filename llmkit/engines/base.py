@@ -40,6 +40,8 @@ class ModelFacts:
     """Default maximum length of an output; None: the task's default."""
     dtype: str = ""
     device: str = ""
+    adapter: str = ""
+    """The adapter that the engine applies, if several share its base model."""
 
 
 @dataclass(eq=False)
@@ -50,13 +52,15 @@ class Request:
     encoded: Encoded
     """The prompt as encoded by `Engine.encode` or `Session.encode`."""
     settings: GenerationSettings
-    """Requests that share one settings object can run in the same batch."""
+    """Requests with equal settings can run in the same batch; with a seed, only those that share the object."""
     max_new_tokens: int | None = None
     """A limit in place of the one in the settings."""
     stop_loops: bool = False
     """End the output when it repeats a passage over and over, unless the prompt does so too."""
     plausible_tokens: int | None = None
     """The output length from which on the output cannot be right, and is stopped."""
+    adapter: str = ""
+    """The adapter to apply, of those that share the base model; see `ModelFacts.adapter`."""
     scored: bool = False
     """Whether to compute `Generation.score`."""
     number: int = 0

@@ -105,7 +105,7 @@ class SpanHead(BaseHead):
         """The logits of one batch."""
         import torch
 
-        with loaded.lock, torch.inference_mode():
+        with loaded.lock, loaded.active(), torch.inference_mode():
             outputs: Any = loaded.model(**self._collate(loaded, windows))
         if getattr(outputs, "start_logits", None) is None or getattr(outputs, "end_logits", None) is None:
             raise UsageError(

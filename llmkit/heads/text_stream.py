@@ -64,7 +64,7 @@ class TextStream:
         shown: Mapping[int, str] | None = None,
     ) -> None:
         """``shown`` are special tokens that are not skipped, with their text, which is emitted between two `EDGE`."""
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._shown = shown or {}
         self._skip_special_tokens = skip_special_tokens
         self._corrections = _corrections(tokenizer)
@@ -72,7 +72,7 @@ class TextStream:
         self._start, self._end = 0, len(self._ids)
 
     def _decode(self, start: int, end: int | None) -> str:
-        text = str(self._tokenizer.decode(self._ids[start:end], skip_special_tokens=self._skip_special_tokens))
+        text = str(self.tokenizer.decode(self._ids[start:end], skip_special_tokens=self._skip_special_tokens))
         for pattern, replacement in self._corrections:
             text = pattern.sub(replacement, text)
         return text

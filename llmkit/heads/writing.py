@@ -59,7 +59,7 @@ class WritingHead(BaseHead, Protocol):
         import torch
 
         last: dict[str, Any] = {"logits_to_keep": 1} if Objective.of(loaded.model, self).keeps else {}
-        with torch.inference_mode():
+        with loaded.active(), torch.inference_mode():
             output: Any = loaded.model(**self.collate(loaded, [encoded]), **last)
         logits: torch.Tensor = output.logits[0, -1]
         return logits

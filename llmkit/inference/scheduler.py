@@ -174,6 +174,7 @@ class Scheduler:
                 step.max_new_tokens,
                 stop_loops=reader.task.stop_loops,
                 plausible_tokens=step.plausible_tokens[index] if step.plausible_tokens else None,
+                adapter=reader.engine.facts.adapter,
                 scored=step.scored,
                 number=job.number,
                 in_order=job.streams and step.each is not None,

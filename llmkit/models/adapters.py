@@ -156,13 +156,23 @@ def outline_adapter(model: Any, adapter: Path) -> Any:
 
 
 def load_adapter(
-    model: Any, adapter: Path, *, training: bool = False, tokens: int = 0, allow_pickle: bool = False
+    model: Any,
+    adapter: Path,
+    *,
+    training: bool = False,
+    tokens: int = 0,
+    allow_pickle: bool = False,
+    name: str = "default",
+    task_type: str | None = None,
 ) -> Any:
     """The model with a trained adapter from its folder.
 
     Args:
+        model: may have other adapters, of which one stays active.
         tokens: size of the adapter's own tokenizer, for which the embeddings need room.
         allow_pickle: load a .bin file that can run code.
+        name: PEFT's name of the adapter.
+        task_type: PEFT's, in place of the one in the adapter's config.
 
     Raises:
         CheckpointError: the adapter was trained on another model, or its files are incomplete.
@@ -172,23 +182,32 @@ def load_adapter(
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
     weights, config = adapter_weights(adapter, allow_pickle=allow_pickle), _config(adapter)
-    config.inference_mode = not training
+    config.inference_mode, config.task_type = not training, task_type or config.task_type
     prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type) or "lora_"
     _fit_embeddings(model, adapter, weights, config, prefix, tokens)
     kind = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, peft.PeftModel)
+    first = not isinstance(model, peft.PeftModel)
     with quiet_peft():
         warnings.simplefilter("ignore", UserWarning)  # on the method, which are logged in training
-        adapted = kind(model, config)
-        own: dict[str, torch.Tensor] = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        if first:
+            adapted = kind(model, config, adapter_name=name)
+        else:
+            adapted = model
+            adapted.add_adapter(name, config)
+        own: dict[str, torch.Tensor] = get_peft_model_state_dict(
+            adapted, adapter_name=name, save_embedding_layers=False
+        )
         names = place_names(weights, [*adapted.state_dict(), *own], prefix)
         weights = {names[name]: each for name, each in weights.items()}
         _check_shapes(adapter, weights, own)
         # PEFT assumes that modules saved in full are in the file.
         saved_in_full = {name: each for name, each in own.items() if prefix not in name}
-        result = set_peft_model_state_dict(adapted, saved_in_full | weights)
+        result: Any = set_peft_model_state_dict(adapted, saved_in_full | weights, adapter_name=name)
     if not config.is_prompt_learning:
-        _load_missed_weights(adapter, weights, own, result, prefix)
-    return reconcile(adapted if training else adapted.eval())
+        unset = own.keys() & {each.replace(f".{name}", "") for each in result.missing_keys}
+        _load_missed_weights(adapter, weights, own, result, unset, prefix)
+    adapted = adapted if training else adapted.eval()
+    return reconcile(adapted) if first else adapted
 
 
 def _config(adapter: Path) -> Any:
@@ -271,7 +290,12 @@ def _check_shapes(adapter: Path, weights: Mapping[str, torch.Tensor], own: Mappi
 
 
 def _load_missed_weights(
-    adapter: Path, weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], result: Any, prefix: str
+    adapter: Path,
+    weights: Mapping[str, torch.Tensor],
+    own: Mapping[str, torch.Tensor],
+    result: Any,
+    unset: set[str],
+    prefix: str,
 ) -> None:
     """Load weights that PEFT missed, and refuse an adapter whose weights match no layer of the model.
 
@@ -280,8 +304,7 @@ def _load_missed_weights(
     """
     import torch
 
-    unset = {name.replace(".default", "") for name in result.missing_keys} & own.keys()
-    unset |= {name for name in own.keys() - weights.keys() if prefix not in name}
+    unset = unset | {name for name in own.keys() - weights.keys() if prefix not in name}
     late = unset & weights.keys()
     with torch.no_grad():
         for name in late:

@@ -51,7 +51,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Loaded", "load_model", "load_source"]
+    from llmkit.models.shared_base import SharedBase
+
+__all__ = ["Loaded", "context_of", "describe", "has_tokenizer", "load_model", "load_source", "tokenizer_of"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,10 @@ class Loaded:
     """Ids that a recipe adds to the vocabulary."""
     lock: AbstractContextManager[bool] = field(default_factory=threading.RLock, repr=False, compare=False)
     """Held while the model generates: other threads wait, and the one that holds it may ask again."""
+    adapter: str = ""
+    """Its name among the adapters of a shared base model."""
+    shared: SharedBase | None = field(default=None, repr=False, compare=False)
+    """The base model that it shares with other adapters."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "lock"}
@@ -82,6 +88,14 @@ class Loaded:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    def view(self, adapter: str) -> Loaded:
+        """The model with another adapter of its shared base."""
+        return self if self.shared is None else self.shared.views[adapter]
+
+    def active(self, adapters: Sequence[str] = (), copies: int = 1) -> AbstractContextManager[None]:
+        """Context manager in which the model runs with its adapter, or with one for each row (`SharedBase.active`)."""
+        return nullcontext() if self.shared is None else self.shared.active(adapters or (self.adapter,), copies)
 
 
 def load_model(
@@ -146,7 +160,7 @@ def load_source(
 ) -> Loaded:
     """Load files that are on this machine. See `load_model`."""
     begun = CpuUse.now() if weights else None
-    config, counts = _describe(source)
+    config, counts = describe(source)
     overrides = {**source.config_overrides(), **(config_overrides or {})}
     resolution = resolve(task, config, head=settings.head, model=source.name)
     refuse_untrusted({**config, **overrides}, source, settings, resolution)
@@ -158,7 +172,7 @@ def load_source(
         if settings.attn_implementation is not None:
             check_attention(source, settings, resolution, config)
         if tokenizer is None:
-            tokenizer = _tokenizer(source, settings)
+            tokenizer = tokenizer_of(source, settings)
         if weights:
             device = pick_device(settings.device)
             dtype = pick_dtype(settings.dtype, device, config, counts)
@@ -183,9 +197,7 @@ def load_source(
                 check_shapes(source, model)
         _apply_task_params(model, resolution.task)
         settle_tokens(model, tokenizer, source.generation_folder)
-        tokenizer_file = (source.adapter or source.folder) / "tokenizer_config.json"
-        tokenizer_config = read_json(tokenizer_file) if tokenizer_file.is_file() else {}
-        context = context_length({**config, **overrides}, tokenizer_config).without(source.virtual_tokens)
+        context = context_of(source, {**config, **overrides})
     if weights:
         log.debug("%s is a %s on %s in %s", source.name, type(model).__name__, model.device, model.dtype)
     return Loaded(
@@ -197,7 +209,13 @@ def load_source(
     )
 
 
-def _describe(source: Source) -> tuple[dict[str, Any], dict[str, int] | None]:
+def context_of(source: Source, config: Mapping[str, Any]) -> ContextLength:
+    """The context length of a model with its adapter's tokenizer and virtual tokens."""
+    file = (source.adapter or source.folder) / "tokenizer_config.json"
+    return context_length(config, read_json(file) if file.is_file() else {}).without(source.virtual_tokens)
+
+
+def describe(source: Source) -> tuple[dict[str, Any], dict[str, int] | None]:
     """The config of a checkpoint and its parameters by dtype, from its small files and headers.
 
     Reading the headers also refuses a partial download.
@@ -227,7 +245,7 @@ def _with_adapter(model: Any, source: Source, settings: LoadSettings, tokenizer:
         return model
     if not is_embedded(source.name):  # whose base is no concern of the user's
         log.info("adapter: %s on %s", source.name, source.base or source.folder)
-    tokens = len(tokenizer) if _has_tokenizer(source.adapter) else 0
+    tokens = len(tokenizer) if has_tokenizer(source.adapter) else 0
     allowed = settings.allow_pickle
     return load_adapter(model, source.adapter, training=training, tokens=tokens, allow_pickle=allowed)
 
@@ -252,14 +270,16 @@ def _dequantized(model: Any, source: Source, dtype: torch.dtype) -> Any:
         ) from error
 
 
-def _has_tokenizer(adapter: Path) -> bool:
+def has_tokenizer(adapter: Path) -> bool:
+    """Whether an adapter has a tokenizer of its own."""
     return (adapter / "tokenizer_config.json").is_file()
 
 
-def _tokenizer(source: Source, settings: LoadSettings) -> PreTrainedTokenizerBase:
+def tokenizer_of(source: Source, settings: LoadSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, or of its adapter if that has one."""
     own_code = settings.trust_remote_code
     # A tuned adapter may have brought tokens and a chat template of its own.
-    if source.adapter is not None and _has_tokenizer(source.adapter):
+    if source.adapter is not None and has_tokenizer(source.adapter):
         tokenizer = load_tokenizer(source.adapter, trust_remote_code=own_code)
         if tokenizer.chat_template is None and has_chat_template(source.folder):
             # Uploads by pattern (*.json, *.safetensors) leave chat_template.jinja behind.

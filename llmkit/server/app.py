@@ -267,6 +267,8 @@ def _described(model: ServedModel) -> dict[str, Any]:
         "object": "model",
         "created": model.created,
         "owned_by": "llmkit",
+        "root": facts.source.name,
+        "parent": model.parent,
         "head": str(facts.head),
         "max_model_len": facts.context.tokens,
     }

@@ -42,6 +42,8 @@ class Measures:
         )
         unfinished = Gauge("llmkit_unfinished_requests", "Requests that wait or run.", ("model",), registry=own)
         for name, model in models.items():
+            if model.parent is not None:  # the worker of its base counts all
+                continue
             unfinished.labels(name).set_function(lambda worker=model.worker: worker.unfinished)  # type: ignore[misc]
 
     def counted(self, app: ASGIApp) -> ASGIApp:

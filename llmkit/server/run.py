@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,22 @@ def api_key(settings: ServeSettings) -> str | None:
     return key
 
 
-def serve(models: Sequence[str], load: LoadSettings, settings: ServeSettings, on_start: Callable[[str], None]) -> None:
+def serve(
+    models: Sequence[str],
+    load: LoadSettings,
+    settings: ServeSettings,
+    on_start: Callable[[str], None],
+    adapters: Mapping[str, str] | None = None,
+) -> None:
     """Load models and answer requests until SIGINT or SIGTERM, which leaves running requests ``drain`` seconds.
 
     Args:
         on_start: called with the address when requests are accepted.
+        adapters: see `load_models`.
     """
     key = api_key(settings)
     _check_address(settings)
-    app = make_app(load_models(models, load, settings), settings, key)
+    app = make_app(load_models(models, load, settings, adapters), settings, key)
     _Server(_config(app, settings), on_start, settings.timeout).run()
 
 

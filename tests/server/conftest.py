@@ -22,9 +22,11 @@ def serve() -> Iterator[Serve]:
     """Starts a server of some models; ``client.models`` are the served ones."""
     started: list[ServedModel] = []
 
-    def start(*models: Any, key: str | None = None, **settings: Any) -> TestClient:
+    def start(
+        *models: Any, key: str | None = None, adapters: dict[str, str] | None = None, **settings: Any
+    ) -> TestClient:
         own = ServeSettings(**settings)
-        served = load_models([str(model) for model in models], CPU, own)
+        served = load_models([str(model) for model in models], CPU, own, adapters)
         started.extend(served.values())
         client = TestClient(make_app(served, own, key), base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
         client.models = served  # type: ignore[attr-defined]

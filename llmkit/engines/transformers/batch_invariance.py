@@ -72,7 +72,7 @@ def _logits(loaded: Loaded, head: WritingHead, batch: Sequence[Encoded]) -> list
     config.update(output_logits=True, return_dict_in_generate=True, bos_token_id=own.bos_token_id)
     config.update(decoder_start_token_id=own.decoder_start_token_id, use_cache=own.use_cache)
     inputs = head.collate(loaded, [replace(each, decoder_ids=batch[0].decoder_ids) for each in batch])
-    with torch.inference_mode(), without_own_settings(model):
+    with loaded.active(), torch.inference_mode(), without_own_settings(model):
         output = model.generate(**inputs, generation_config=config)
     # Infinities mark tokens that a head cannot write.
     return [step[0].float().nan_to_num(0.0, 0.0, 0.0) for step in output.logits]

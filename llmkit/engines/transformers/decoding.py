@@ -40,7 +40,7 @@ def prefill_tokens(loaded: Loaded) -> int:
 def generate(
     loaded: Loaded, head: WritingHead, requests: Sequence[Request], cache: PromptCache | None = None
 ) -> list[Answer]:
-    """The outputs of requests with the same settings and ``scored``.
+    """The outputs of requests with the same settings and ``scored``, whose adapters can share a batch.
 
     Each output stops at EOS, at a stop string, at ``max_new_tokens`` (which must be set) or when the context is full.
     Beam search emits an output when the beams are done. The outputs of a cancelled request end after the next token,
@@ -51,9 +51,9 @@ def generate(
     """
     settings = settings_of(requests[0])
     assert settings.max_new_tokens is not None
-    outputs = [RequestOutput.of(loaded, request) for request in requests]
+    outputs = [RequestOutput.of(loaded.view(request.adapter), request) for request in requests]
     batch = [request.encoded for request in requests]
-    rooms = [head.room(loaded, encoded) for encoded in batch]
+    rooms = [head.room(loaded.view(request.adapter), request.encoded) for request in requests]
     with loaded.lock:
         shared = compatibility(loaded, head, batch)
     for group in divide(batch, rooms, settings.max_new_tokens, shared):
@@ -61,7 +61,7 @@ def generate(
             continue
         calls = model_calls(loaded, head, settings, group, scored=requests[0].scored)
         texts = (*settings.stop, *calls.stop)
-        rows = [row for index in group.indices for row in outputs[index].rows(loaded, calls.config, texts)]
+        rows = [row for index in group.indices for row in outputs[index].rows(calls.config, texts)]
         with loaded.lock:
             _generate(calls, head, [batch[index] for index in group.indices], rows, settings.seed, cache)
     return [each.answer() for each in outputs]

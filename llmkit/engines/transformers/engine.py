@@ -19,6 +19,7 @@ from llmkit.engines.transformers.batching import Budget, budget_from_memory
 from llmkit.engines.transformers.decoding import generate
 from llmkit.engines.transformers.generation_settings import generation_config
 from llmkit.engines.transformers.grammars import compiled
+from llmkit.engines.transformers.groups import batch_key
 from llmkit.engines.transformers.prompt_cache import PromptCache
 from llmkit.engines.transformers.running import RunningRequests
 from llmkit.engines.transformers.traits import own_max_new_tokens, traits_of
@@ -48,6 +49,7 @@ class TransformersEngine:
             max_new_tokens=own_max_new_tokens(loaded),
             dtype=str(loaded.model.dtype).removeprefix("torch."),
             device=str(loaded.device),
+            adapter=loaded.adapter,
         )
 
     def traits(self, task: Task, *, raw: bool) -> Traits:
@@ -110,7 +112,11 @@ class _Session(Session):
         """Requests that can run with the first one, longest first: memory runs out at once or never."""
 
         def kind(request: Request) -> tuple[object, ...]:
-            return id(request.settings), request.max_new_tokens, request.scored
+            settings, head = request.settings, self._head
+            if settings.seed is not None or not isinstance(head, WritingHead):
+                return id(settings), request.max_new_tokens, request.scored
+            key = batch_key(self._loaded.view(request.adapter), head)
+            return settings, request.max_new_tokens, request.scored, key
 
         first = kind(self.waiting[0])
         alike = [each for each in self.waiting if kind(each) == first]
@@ -121,7 +127,7 @@ class _Session(Session):
     def _generate(self, requests: Sequence[Request]) -> list[Answer]:
         assert isinstance(self._head, WritingHead)
         cache = self._cache if len(requests) == 1 else None
-        answers = generate(self._loaded, self._head, requests, cache)
+        answers = generate(self._loaded.view(requests[0].adapter), self._head, requests, cache)
         if cache is not None and isinstance(answers[0], Generation):
             cache.remember(self._loaded, requests[0], answers[0])
             answers = [replace(answers[0], cached_tokens=cache.reused)]
@@ -129,7 +135,8 @@ class _Session(Session):
 
     def _extract(self, head: SpanHead, requests: Sequence[Request]) -> list[Answer]:
         documents = [each.encoded for each in requests if isinstance(each.encoded, Document)]
-        predictions = extract_spans(self._loaded, head, documents, self._budget)
+        loaded = self._loaded.view(requests[0].adapter)
+        predictions = extract_spans(loaded, head, documents, self._budget)
         return [each if isinstance(each, LlmkitError) else Generation("", span_prediction=each) for each in predictions]
 
     def close(self) -> None:

@@ -193,8 +193,8 @@ def _llguidance() -> Any:
 
 def _compiler(loaded: Loaded) -> _Compiler:
     """The compiler of a model, made once."""
-    found = _compilers.get(loaded.model)
-    return found or _compilers.setdefault(loaded.model, _Compiler(loaded))
+    found = _compilers.get(loaded.tokenizer)
+    return found or _compilers.setdefault(loaded.tokenizer, _Compiler(loaded))
 
 
 def _made(loaded: Loaded) -> Any:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmkit.engines.transformers.batch_invariance import BatchCompatibility, probe_batch_invariance
+from llmkit.heads.end_tokens import text_ends
 
 if TYPE_CHECKING:
     from llmkit.heads.base import Encoded
     from llmkit.heads.writing import WritingHead
     from llmkit.models.load import Loaded
 
-__all__ = ["Group", "compatibility", "divide"]
+__all__ = ["Group", "batch_key", "compatibility", "divide"]
 
 _DEPENDS_ON_PADDING = ("encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "min_length")
 """Settings whose effect on a causal model would change with the padding in front of a prompt."""
@@ -27,6 +28,13 @@ class Group:
     limit: int
     forced_bos_token_id: int | None
     ends: frozenset[int]
+
+
+def batch_key(loaded: Loaded, head: WritingHead) -> object:
+    """What requests for adapters of one base model need to have in common to share a batch."""
+    if loaded.shared is None or loaded.adapter not in loaded.shared.mixed:
+        return loaded.adapter
+    return head.pad_id(loaded), text_ends(loaded)
 
 
 def compatibility(loaded: Loaded, head: WritingHead, batch: Sequence[Encoded]) -> BatchCompatibility:

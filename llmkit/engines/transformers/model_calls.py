@@ -84,11 +84,15 @@ class ModelCalls:
         self._rows, self._min_active = rows, min_active
         for module in self._modules_with_rope_deltas:
             module.rope_deltas = None
-        with without_own_settings(self.loaded.model), _as_checkpoint_error(self.loaded):
+        used = config or self.config
+        adapters = [row.adapter for row in rows[:: len(rows) // len(inputs["input_ids"])]]  # one for each prompt
+        copies = (used.num_beams or 1) if self.beams else used.num_return_sequences or 1
+        active = self.loaded.active(adapters, copies)
+        with active, without_own_settings(self.loaded.model), _as_checkpoint_error(self.loaded):
             return self.loaded.model.generate(  # type: ignore[operator]
                 **inputs,
                 **({} if cache is None else {cache_name(): cache}),
-                generation_config=config or self.config,
+                generation_config=used,
                 logits_processor=LogitsProcessorList([self._process]),
                 stopping_criteria=StoppingCriteriaList([self._stop_beams if self.beams else self._push_tokens]),
             )
@@ -120,7 +124,7 @@ class ModelCalls:
         for place, (row, token, log_probability) in enumerate(zip(self._rows, tokens, logs, strict=True)):
             if not row.done:
                 if self.logprobs is not None:
-                    row.logprobs.append(self._logprob(place, token, row.tokens))
+                    row.logprobs.append(self._logprob(place, token, row))
                 row.push(token, log_probability)
         for row in self._rows:
             if not row.done and row.cancelled():
@@ -130,14 +134,14 @@ class ModelCalls:
             return torch.ones(len(tokens), dtype=torch.bool, device=input_ids.device)
         return torch.tensor(done, device=input_ids.device)
 
-    def _logprob(self, place: int, token: int, before: Sequence[int]) -> TokenLogprob:
-        """The log probability of a token that follows others, with those of the most probable ones."""
+    def _logprob(self, place: int, token: int, row: OutputRow) -> TokenLogprob:
+        """The log probability of a row's next token, with those of the most probable ones."""
         values = self._log_probabilities[place]
         assert self.logprobs is not None
         best, ids = values.topk(min(self.logprobs, len(values)))
 
         def named(token: int, value: float) -> TokenLogprob:
-            return TokenLogprob(token, readable_token(self.loaded.tokenizer, token, before[-8:]), value)
+            return TokenLogprob(token, readable_token(row.text.tokenizer, token, row.tokens[-8:]), value)
 
         top = tuple(named(other, value) for other, value in zip(ids.tolist(), best.tolist(), strict=True))
         entropy = float(values.exp().mul(values).nan_to_num().sum()) / -math.log(2)  # 0 · -inf is 0

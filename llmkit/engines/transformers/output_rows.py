@@ -161,5 +161,5 @@ def new_row(
         controls,
         config.forced_bos_token_id,
         encoded.input_ids,
-        getattr(request, "adapter", ""),
+        request.adapter,
     )

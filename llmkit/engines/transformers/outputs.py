@@ -90,6 +90,7 @@ class _StreamingOutput:
 class RequestOutput:
     """The output of a request, with its alternatives, while they are generated."""
 
+    loaded: Loaded
     request: Request
     sequences: tuple[_StreamingOutput, ...]
     shown: Mapping[int, str]
@@ -113,11 +114,11 @@ class RequestOutput:
                 shown = {**reasoning.shown, **marks}
             sequences.append(output)
         sequences[0].on_text, sequences[0].on_reasoning = request.on_text, request.on_reasoning
-        return cls(request, tuple(sequences), shown)
+        return cls(loaded, request, tuple(sequences), shown)
 
-    def rows(self, loaded: Loaded, config: GenerationConfig, texts: tuple[str, ...]) -> list[OutputRow]:
+    def rows(self, config: GenerationConfig, texts: tuple[str, ...]) -> list[OutputRow]:
         """The rows that the model generates. ``texts`` are stop strings, beside those of the prompt itself."""
-        ends_itself = not self.request.settings.stop
+        loaded, ends_itself = self.loaded, not self.request.settings.stop
         rows = []
         unknown = any(each.splitter is not None and each.splitter.answer_is_next is None for each in self.sequences)
         grammar = _grammar(loaded, self.request)

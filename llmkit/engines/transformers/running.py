@@ -17,7 +17,7 @@ from llmkit.engines.base import Answer, Request
 from llmkit.engines.row_faults import attempt
 from llmkit.engines.transformers.batching import within_memory
 from llmkit.engines.transformers.decoding import model_calls
-from llmkit.engines.transformers.groups import compatibility, divide
+from llmkit.engines.transformers.groups import batch_key, compatibility, divide
 from llmkit.engines.transformers.joined_batch import JoinedBatch, supports_joining
 from llmkit.engines.transformers.output_rows import OutputRow
 from llmkit.engines.transformers.outputs import RequestOutput, settings_of
@@ -143,7 +143,8 @@ class RunningRequests:
 
     def begin(self, request: Request) -> _Running | None:
         """A request before its first token; None if it cannot be continued after a pause."""
-        loaded, head, encoded, settings = self._loaded, self._head, request.encoded, settings_of(request)
+        loaded, head = self._loaded.view(request.adapter), self._head
+        encoded, settings = request.encoded, settings_of(request)
         with loaded.lock:
             shared = compatibility(loaded, head, [encoded, encoded])
         assert settings.max_new_tokens is not None
@@ -155,8 +156,8 @@ class RunningRequests:
         seed = settings.seed if calls.config.do_sample else None
         alone = shared != "any" or group.limit < settings.max_new_tokens or settings.min_new_tokens or seed is not None
         own = replace(settings, max_new_tokens=None, stop=(), seed=None)
-        kind = (own, request.scored, group.forced_bos_token_id, group.ends)
-        rows = output.rows(loaded, calls.config, (*settings.stop, *calls.stop))
+        kind = (own, request.scored, group.forced_bos_token_id, group.ends, batch_key(loaded, head))
+        rows = output.rows(calls.config, (*settings.stop, *calls.stop))
         return _Running(output, rows, request if alone else kind, calls, seed)
 
     def fits(self, request: _Running) -> bool:

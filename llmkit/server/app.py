@@ -179,7 +179,7 @@ class _Server:
     async def task(self, task: type[Task], request: Request, body: Any) -> Response:
         """Answer a row of a task, as its command does."""
         model = self._model(body.model)
-        given = body.model_dump(exclude_none=True, exclude={"model", "stream"})
+        given = body.model_dump(exclude_unset=True, exclude_none=True, exclude={"model", "stream"})
         row = {name: given.pop(name) for name in (*task.columns, *task.optional_columns) if name in given}
         own = {item.name: given.pop(item.name) for item in setting_fields(task.settings_class) if item.name in given}
         settings = GenerationSettings(**given)

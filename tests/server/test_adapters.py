@@ -79,7 +79,7 @@ def test_each_row_is_answered_as_with_its_adapter_alone(
 ) -> None:
     base = checkpoint(family)
     folders = {str(base): str(base)} | adapters(base, tmp_path, settings)
-    options = {} if family == "bert" else OPTIONS | more
+    options: dict[str, Any] = {} if family == "bert" else OPTIONS | more
     expected = {
         name: [pipeline(row(verb, text)).to_dict() for text in TEXTS]
         for name, folder in folders.items()
@@ -87,7 +87,7 @@ def test_each_row_is_answered_as_with_its_adapter_alone(
     }
     texts = [str([each["text"] for each in answers]) for answers in expected.values()]
     assert len(set(texts)) == 4 or family == "bert"  # the adapters have an effect
-    client = serve(base, adapters={name: each for name, each in folders.items() if name != str(base)})
+    client: Any = serve(base, adapters={name: each for name, each in folders.items() if name != str(base)})
     batches: list[int] = []
     run = ModelCalls.run
 
@@ -113,7 +113,7 @@ def test_each_row_is_answered_as_with_its_adapter_alone(
 def test_only_the_adapters_are_added_to_the_base(checkpoint: Checkpoint, serve: Serve, tmp_path: Path) -> None:
     base = checkpoint("llama")
     folders = adapters(base, tmp_path, LORAS)
-    client = serve(base, adapters=folders)
+    client: Any = serve(base, adapters=folders)
 
     def parameters(*folders: str) -> int:
         files = [file for folder in folders for file in Path(folder).glob("*.safetensors")]
@@ -138,8 +138,8 @@ def test_an_adapter_brings_its_contract_and_chat_template(checkpoint: Checkpoint
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
     tokenizer.save_pretrained(folders["tuned"])
-    options = {"temperature": 0, "max_new_tokens": 8}
-    client = serve(base, adapters=folders)
+    options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 8}
+    client: Any = serve(base, adapters=folders)
     for name, folder in {str(base): str(base), **folders}.items():
         expected = llmkit.load("summarize", folder, device="cpu", dtype="float32", **options)(TEXTS[0]).to_dict()
         body = {"document": TEXTS[0], "model": name, **options}
@@ -168,7 +168,7 @@ def test_adapters_that_cannot_be_mixed_take_turns(
         name: llmkit.load("generate", folder, device="cpu", dtype="float32", **OPTIONS)(TEXTS[0]).text
         for name, folder in {str(base): str(base), **folders}.items()
     }
-    client = serve(base, adapters=folders)
+    client: Any = serve(base, adapters=folders)
     assert "special" not in client.models["special"].engine.loaded.shared.mixed
 
     def ask(name: str) -> str:
@@ -213,6 +213,6 @@ def test_runs_that_share_a_base_are_loaded_on_their_own(
 ) -> None:
     base = checkpoint("llama")
     runs = adapters(base, tmp_path, {"a": LORAS["wide"], "b": LORAS["wide"]})
-    client = serve(*runs.values())
+    client: Any = serve(*runs.values())
     assert len({id(served.engine.loaded.model) for served in client.models.values()}) == 2
     assert f"llmkit serve {base} --adapter NAME=DIR" in caplog.text

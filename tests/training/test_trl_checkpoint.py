@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmkit.training.run import finetune
@@ -27,6 +28,15 @@ def as_messages(row: dict[str, Any]) -> dict[str, Any]:
     return {
         name: [{"role": "user" if name == "prompt" else "assistant", "content": text}] for name, text in row.items()
     }
+
+
+def _as_older_versions_save(folder: Path) -> None:
+    """Weights in a pickle; that of the arguments is never loaded."""
+    (path,) = folder.glob("*model.safetensors")
+    name = "adapter_model.bin" if path.name.startswith("adapter") else "pytorch_model.bin"
+    torch.save(load_file(path), folder / name)
+    path.unlink()
+    (folder / "training_args.bin").write_bytes(b"not a pickle")
 
 
 @pytest.mark.parametrize(("kind", "adapter"), [("SFT", LORA), ("SFT", None), ("DPO", LORA)])
@@ -58,6 +68,8 @@ def test_a_run_of_trl_continues_as_it_would_itself(
     )
     theirs.train()
     (tmp_path / "theirs" / "checkpoint-6").rename(tmp_path / "ended")
+    if kind == "DPO" or adapter is None:
+        _as_older_versions_save(tmp_path / "theirs" / "checkpoint-3")
     sections: dict[str, Any] = {} if adapter is None else {"adapter": {"peft_type": "LORA", **adapter}}
     sections |= {} if kind == "SFT" else {"method": {"name": "dpo"}}
     train = TRAIN | {"resume_from_checkpoint": str(tmp_path / "theirs"), "save_strategy": "no", "logging_steps": 1}

@@ -119,7 +119,7 @@ def worker(path: str) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # before the saved model is loaded again
 
     loop.run = timed
-    trainer = finetune(recipe, on_log=measured.append)
+    trainer = finetune(recipe, on_log=measured.append, keep_model=False)
     print(
         json.dumps(
             {

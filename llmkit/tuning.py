@@ -142,7 +142,7 @@ def finetune(
             + command_line("finetune", "RECIPE", num_processes="N"),
         )
     with nullcontext() if progress else hidden():
-        trainer = run(made, resume=resume, text=text)
+        trainer = run(made, resume=resume, text=text, keep_model=False)
     metrics = json.loads((trainer.folder / "metrics.json").read_text(encoding="utf-8"))
     return TunedModel(trainer.folder, made.task, trainer.progress.log, metrics, made)
 

@@ -130,7 +130,7 @@ def finetune(
     from llmkit.training.run import finetune as train
 
     with _graceful_stop(loaded.accelerate.local_sgd_steps) as signals:
-        trainer = train(loaded, resume=resume, should_stop=lambda: bool(signals), text=text)
+        trainer = train(loaded, resume=resume, should_stop=lambda: bool(signals), text=text, keep_model=False)
     if trainer.stopped:
         step = trainer.progress.step
         log.warning("stopped after update %d, with a checkpoint; continue with --resume", step)

@@ -72,6 +72,11 @@ class Objective:
         return replace(self, token_loss=token_loss, teacher=Teacher(model, own))
 
     @property
+    def is_sum(self) -> bool:
+        """Whether the loss of a micro-batch is the sum of the losses of its examples; those of routers are not."""
+        return not self.balances
+
+    @property
     def needs_mask(self) -> bool:
         """Whether padding must be masked, even if the model ignores it without a mask."""
         return self.balances or self.noise is not None

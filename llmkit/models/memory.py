@@ -11,11 +11,12 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from llmkit.errors import NotEnoughMemoryError
 from llmkit.files import in_units
 
-__all__ = ["available_memory", "check_fits", "is_out_of_memory", "peak_memory", "return_freed_tensors"]
+__all__ = ["available_memory", "check_fits", "free_weights", "is_out_of_memory", "peak_memory", "return_freed_tensors"]
 
 _M_MMAP_THRESHOLD = -3
 """In malloc.h."""
@@ -87,6 +88,12 @@ def return_freed_tensors() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         mallopt(_M_MMAP_THRESHOLD, 2 * 2**20)
+
+
+def free_weights(model: Any) -> None:
+    """Replace all tensors of a model by empty ones, in place, so that no reference keeps their memory."""
+    for each in (*model.parameters(), *model.buffers()):
+        each.grad, each.data = None, each.data.new_empty(0)
 
 
 def peak_memory(device: str) -> int:

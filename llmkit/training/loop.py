@@ -9,7 +9,6 @@ stop; does not know where examples come from (`llmkit.training.dataset`) or what
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -26,7 +25,7 @@ from llmkit.heads.preference import make_objective, means
 from llmkit.heads.projection import log_all_logits
 from llmkit.heads.token_loss import Distillation, make_token_loss
 from llmkit.log import log, warn
-from llmkit.models.memory import peak_memory
+from llmkit.models.memory import free_weights, peak_memory
 from llmkit.progress import ProgressMeter
 from llmkit.training.accelerator import optimizer_state, whole
 from llmkit.training.checkpoint import (
@@ -41,9 +40,10 @@ from llmkit.training.local_sgd import LocalSgd, Synchronous, sum_over_processes
 from llmkit.training.optimizer import make_optimizer, place_state, set_training_mode
 from llmkit.training.optimizer_check import state_classes
 from llmkit.training.progress_lines import TrainingStats, comparison, conclusion
-from llmkit.training.provenance import RESOLVED
-from llmkit.training.sampler import BatchSampler, Pool, count_updates
+from llmkit.training.provenance import check_hashes
+from llmkit.training.sampler import CPU_TOKENS, BatchSampler, Pool, count_updates, divide
 from llmkit.training.schedule import follows_metric, greater_is_better, make_scheduler, set_learning_rates
+from llmkit.training.trainable import check_gradients
 from llmkit.training.validation_loss import ValidationLosses
 
 if TYPE_CHECKING:
@@ -51,13 +51,7 @@ if TYPE_CHECKING:
 
     from llmkit.training.stream import ExampleStream
 
-__all__ = ["EXAMPLES", "Trainer"]
-
-EXAMPLES = "way llmkit prepares rows"
-"""Name of the hash of the examples. Data and recipe are compared before it, so that nothing else can have changed."""
-_NEW_RUN = "or start a new run in another train.output_dir"
-_EXPERT = re.compile(r"\bexperts?\b")
-"""Names of expert layers, some of which the first update may not route to."""
+__all__ = ["Trainer"]
 
 
 @dataclass
@@ -189,15 +183,7 @@ class Trainer:
                 text = "the run has %d updates instead of %d; the learning rate continues at %.2e, at update %d"
                 log.info(text, self.updates, found.updates, rate, found.step)
         found.updates = self.updates
-        for name, before in found.hashes.items():
-            if self.hashes.get(name) != before:
-                raise UsageError(
-                    f"the {name} changed since {checkpoint} was written, so this would not be a resume of the same run",
-                    f"restore what it was, {_NEW_RUN}"
-                    if name != EXAMPLES
-                    else f"resume with the version of llmkit that {RESOLVED} in the folder names, {_NEW_RUN}",
-                    code="resume_mismatch",
-                )
+        check_hashes(found.hashes, self.hashes, checkpoint)
 
     def run(self) -> None:
         """Train to the end, or until `should_stop`. A run that early stopping ended is not continued."""
@@ -288,7 +274,7 @@ class Trainer:
             and the measures of the objective; with local SGD, of this process alone.
         """
         accelerator = self.accelerator
-        parts = list(self.pool.sampler.micro_batches(update, accelerator.process_index))
+        parts = list(self._micro_batches(update))
         batches = [self._batch(part) if part else self._empty_batch(update) for part in parts]
         objective, count = self.objective.for_update(
             self.model, batches, accelerator.device, self.processes.sum_over_update
@@ -310,7 +296,7 @@ class Trainer:
                 accelerator.backward(loss * (sharing / max(1.0, count)))
             total += float(loss.detach())
         if self.progress.step == 1:
-            self._check_gradients()
+            check_gradients(self.trained, alone=accelerator.num_processes == 1, may_be_unused=self.may_be_unused)
         clipped = self.train.max_grad_norm or math.inf  # then only the norm is used
         norm = float(accelerator.clip_grad_norm_(self.trained.values(), clipped))
         mine = [value for each in objective.measures.values() for value in each]
@@ -325,31 +311,6 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         return total, count, norm, stop > 0, measures
 
-    def _check_gradients(self) -> None:
-        """Stop if a parameter would be saved as trained without ever getting a gradient.
-
-        Every parameter that is new or named by the recipe gets a gradient in the first update. Others were frozen
-        before (`llmkit.training.trainable.check_reached`), except for model classes that depend on tensor values, which
-        only show it here: a single process leaves them unchanged, several cannot (DistributedDataParallel waits for
-        all gradients). Experts may not be routed to.
-        """
-        unused = [name for name, each in self.trained.items() if each.grad is None and not _EXPERT.search(name)]
-        alone = self.accelerator.num_processes == 1
-        if wrong := [name for name in unused if not (alone and self.may_be_unused(name))]:
-            raise UsageError(
-                f"{len(wrong)} of {len(self.trained)} trained tensors have no part in the loss: {wrong[0]}"
-                + (f" … {wrong[-1]}" if len(wrong) > 1 else ""),
-                "exclude them with train.freeze, a list of regular expressions that match their names",
-                code="not_supported",
-            )
-        if unused:
-            warn(
-                "tensors_not_trained",
-                "%d tensors such as %s are not trained: they have no part in the loss",
-                len(unused),
-                unused[0],
-            )
-
     def _check_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):
             raise LlmkitError(
@@ -357,6 +318,15 @@ class Trainer:
                 "lower train.learning_rate, use bf16 instead of fp16, or inspect the rows: llmkit data check",
                 code="not_finite",
             )
+
+    def _micro_batches(self, update: Sequence[int]) -> Iterator[list[int]]:
+        """The micro-batches of this process in an update; on a CPU divided, unless that changes the loss."""
+        sampler = self.pool.sampler
+        for part in sampler.micro_batches(update, self.accelerator.process_index):
+            if part and self.accelerator.device.type == "cpu" and self.objective.is_sum:
+                yield from divide(part, sampler.lengths, CPU_TOKENS)
+            else:
+                yield part
 
     def _synchronize(self) -> None:
         self.processes.synchronize(self.progress.step)
@@ -455,6 +425,17 @@ class Trainer:
         values = losses.by_task(self.validation_tasks)
         self._set_training_mode(training=True)
         return values
+
+    def free_optimizer(self) -> None:
+        """Free gradients and the states of the optimizer, which a trained model no longer needs."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
+
+    def free_model(self) -> None:
+        """Free the weights of the model and of its teacher, whoever refers to them; no part of it can run then."""
+        if not self.sharded:
+            for model in (self.model, *(self.teacher or ())[:1]):
+                free_weights(model)
 
     def save(self) -> None:
         """Write a checkpoint, and remove the oldest ones above the limit."""

@@ -20,6 +20,7 @@ from llmkit.models.memory import available_memory
 from llmkit.training.activation_memory import ActivationBytes, activation_bytes
 from llmkit.training.optimizer_check import state_bytes
 from llmkit.training.prepare import Preparation
+from llmkit.training.sampler import CPU_TOKENS, divide
 
 __all__ = ["Plan", "make_plan"]
 
@@ -73,17 +74,18 @@ def make_plan(ready: Preparation) -> Plan:
     trainable = sum(each.numel() for each in parameters if each.requires_grad)
     quantize = getattr(recipe.model, "quantize", None)
     frozen_bytes = _QUANTIZED.get(str(quantize), 2.0 if half else float(_FP32))
-    targets = max(part.examples["targets"][:], default=0) * recipe.train.per_device_train_batch_size
     whole = recipe.train.torch_compile or recipe.accelerate.fsdp_config is not None
     objective = make_objective(ready.model, head_of(ready.loaded.head), make_token_loss(recipe.train), recipe.method)
     objective = objective.without_logits(ready.model)
+    longest = _longest_batch(ready, objective)
+    targets = max(part.examples["targets"][:], default=0) * len(longest)
     logits = targets * vocabulary if part.examples["labels"][0] else 0
     if objective.projection is not None and not whole and logits > CHUNK:
         output = ready.model.get_output_embeddings()
         trained = any(each.requires_grad for each in output.parameters())
         logits = chunk_size(device, trained=trained)
     logits_bytes = logits * (_LOGITS + half * _HALF)
-    activations = _activations(ready, objective, half=half)
+    activations = _activations(ready, objective, longest, half=half)
     gaps = _CPU_FRAGMENTATION if device == "cpu" and not recipe.train.activation_checkpointing else 1
     return Plan(
         parameters=total,
@@ -109,11 +111,20 @@ def _teacher_bytes(ready: Preparation, logits: int, *, half: bool) -> int:
     return int(count * size) + logits * (_MIXED if 0 < section.beta < 1 else _DISTILLED)
 
 
-def _activations(ready: Preparation, objective: Objective, *, half: bool) -> ActivationBytes:
+def _longest_batch(ready: Preparation, objective: Objective) -> list[int]:
+    """The longest examples that are computed at once."""
+    lengths, size = ready.examples.train.examples["length"][:], ready.recipe.train.per_device_train_batch_size
+    longest = heapq.nlargest(size, range(len(lengths)), key=lengths.__getitem__)
+    if ready.device != "cpu" or not objective.is_sum or not longest:
+        return longest
+    parts = divide(longest, lengths, CPU_TOKENS)
+    return max(parts, key=lambda part: len(part) * lengths[part[0]])
+
+
+def _activations(ready: Preparation, objective: Objective, longest: list[int], *, half: bool) -> ActivationBytes:
     """Activations for a micro-batch of the longest examples."""
     train, part, loaded, model = ready.recipe.train, ready.examples.train, ready.loaded, ready.model
     lengths = part.examples["length"][:]
-    longest = heapq.nlargest(train.per_device_train_batch_size, range(len(lengths)), key=lengths.__getitem__)
     lines = [part.examples[index] for index in longest]
     batch = objective.batch(lines, pad_id=loaded.tokenizer.pad_token_id or 0, masked=False)
     if (counted := activation_bytes(model, objective, batch, half=half)) is not None:

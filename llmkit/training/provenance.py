@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,7 @@ from llmkit.config.recipe import Recipe, SourceSection
 from llmkit.config.recipe_file import resolved_yaml
 from llmkit.config.yaml12 import dump
 from llmkit.data.sources import commit_of, contents_of
+from llmkit.errors import UsageError
 from llmkit.files import read_json
 from llmkit.hub.card import card_metadata
 from llmkit.inference.run_manifest import model_hashes
@@ -24,12 +25,14 @@ from llmkit.models.source import ADAPTER_CONFIG, Source
 from llmkit.reporting.records import facts_and_recipe
 
 __all__ = [
+    "EXAMPLES",
     "MAY_CHANGE",
     "RESOLVED",
     "SHORT_RECIPE",
     "DataOrigin",
     "Provenance",
     "changes",
+    "check_hashes",
     "commented_recipe",
     "may_change",
     "provenance_of",
@@ -37,6 +40,8 @@ __all__ = [
     "with_length_of",
 ]
 
+EXAMPLES = "way llmkit prepares rows"
+"""Name of the hash of the examples. Data and recipe are compared before it, so that nothing else can have changed."""
 RESOLVED = "resolved.yaml"
 """The file of `commented_recipe` in the folder of a result."""
 SHORT_RECIPE = "recipe.yaml"
@@ -217,3 +222,21 @@ def changes(before: Recipe, after: Recipe) -> list[str]:
     old, new = (dict(flat(each.model_dump(mode="json"))) for each in (before, after))
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return [f"{name}: {old.get(name)} → {new.get(name)}" for name in names]
+
+
+def check_hashes(before: Mapping[str, str], now: Mapping[str, str], checkpoint: Path) -> None:
+    """Compare what must be the same when a run is resumed, by hashes of it.
+
+    Raises:
+        UsageError: something changed.
+    """
+    new_run = "or start a new run in another train.output_dir"
+    for name, found in before.items():
+        if now.get(name) != found:
+            raise UsageError(
+                f"the {name} changed since {checkpoint} was written, so this would not be a resume of the same run",
+                f"restore what it was, {new_run}"
+                if name != EXAMPLES
+                else f"resume with the version of llmkit that {RESOLVED} in the folder names, {new_run}",
+                code="resume_mismatch",
+            )

@@ -34,13 +34,14 @@ from llmkit.training.checkpoint import load_trained
 from llmkit.training.dataset import Part
 from llmkit.training.disk_cache import digest
 from llmkit.training.encoding import make_encoder, max_length
-from llmkit.training.loop import EXAMPLES, Trainer
+from llmkit.training.loop import Trainer
 from llmkit.training.output_folder import RESUME, claim_folder, find_checkpoint, moved_when_complete
 from llmkit.training.preference import ReferenceModel, disable_dropout, with_references
 from llmkit.training.prepare import prepare
 from llmkit.training.probes import is_causal, supports_packing
 from llmkit.training.progress_lines import TrainingStats
 from llmkit.training.provenance import (
+    EXAMPLES,
     RESOLVED,
     SHORT_RECIPE,
     Provenance,
@@ -51,7 +52,7 @@ from llmkit.training.provenance import (
 )
 from llmkit.training.push import push, reserve
 from llmkit.training.recipe_model import open_model, open_task
-from llmkit.training.reload_check import check_reload, logits_of_rows
+from llmkit.training.reload_check import ReloadCheck
 from llmkit.training.result import ModelFiles, Run, fitted_threshold, write_report
 from llmkit.training.row_counts import Tally, describe
 from llmkit.training.stream import ExampleStream
@@ -70,6 +71,7 @@ def finetune(
     on_log: Callable[[TrainingStats], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     text: str | None = None,
+    keep_model: bool = True,
 ) -> Trainer:
     """Train a model from a recipe, and write the result to ``train.output_dir``.
 
@@ -78,14 +80,16 @@ def finetune(
         on_log: called with the statistics of every ``train.logging_steps`` updates.
         should_stop: called after each update; True saves a checkpoint and ends the run.
         text: the recipe as YAML, to be saved with the result.
+        keep_model: leave the trained model and its optimizer in memory. Otherwise they are freed once they are saved,
+            so that loading the result for a check needs no more memory than training.
 
     Raises:
         UsageError: the recipe is inconsistent with the model or the data.
     """
-    if recipe.train.activation_checkpointing:
+    if recipe.train.activation_checkpointing and pick_device(str(getattr(recipe.model, "device", "auto"))) == "cpu":
         return_freed_tensors()
     with offline(getattr(recipe.model, "offline", False)):
-        return _train(with_contents(recipe, open_task(recipe)), resume, on_log, should_stop, text)
+        return _train(with_contents(recipe, open_task(recipe)), resume, on_log, should_stop, text, keep_model)
 
 
 def _train(
@@ -94,6 +98,7 @@ def _train(
     on_log: Callable[[TrainingStats], None],
     should_stop: Callable[[], bool],
     text: str | None,
+    keep_model: bool,
 ) -> Trainer:
     worker = join_process_group(
         recipe.accelerate.num_processes, pick_device(str(getattr(recipe.model, "device", "auto")))
@@ -129,7 +134,7 @@ def _train(
                 log.info("%s", line)
         if not run.trainer.stopped:
             with activity(f"writing {folder}"):
-                _finish(run)
+                _finish(run, keep_model=keep_model)
     return run.trainer
 
 
@@ -288,24 +293,30 @@ def packs(recipe: Recipe, models: Sequence[Any], head: BaseHead, device: str) ->
 # After the last update.
 
 
-def _finish(run: Run) -> None:
+def _finish(run: Run, *, keep_model: bool) -> None:
     """Write the tuned model, its tokenizer and the report."""
     recipe, trainer = run.recipe, run.trainer
     folder, progress = trainer.folder, trainer.progress
+    if not keep_model:
+        trainer.free_optimizer()
     if recipe.train.load_best_model_at_end and progress.best_step is not None:
         load_trained(folder / f"checkpoint-{progress.best_step}", trainer.trained)
     model = trainer.plain_model
     weights = trainer.accelerator.get_state_dict(model) if trainer.sharded else None
-    trained = logits_of_rows(trainer, model)
+    check = ReloadCheck.of(recipe, trainer, run.loaded.source)
+    if trainer.accelerator.is_main_process:
+        threshold = fitted_threshold(run)
+        with disk_errors(folder, RESUME), moved_when_complete(folder) as building:
+            run.files.write(building, model.eval(), weights, None if threshold is None else threshold.value)
+            write_report(run, threshold, building)
+    del weights
+    if not keep_model:
+        trainer.free_model()
     if not trainer.accelerator.is_main_process:
         return
-    threshold = fitted_threshold(run)
-    with disk_errors(folder, RESUME), moved_when_complete(folder) as building:
-        run.files.write(building, model.eval(), weights, None if threshold is None else threshold.value)
-        write_report(run, threshold, building)
     if recipe.train.report:
         write_page(folder, [])
-    check_reload(recipe, trainer, run.loaded.source, trained)
+    check.run()
     if recipe.train.push_to_hub:
         repo = recipe.train.hub_model_id or folder.name
         log.info("pushed: %s", push(folder, repo, private=recipe.train.hub_private_repo).url)

@@ -13,10 +13,24 @@ from typing import Any, Literal
 
 from llmkit.config.recipe import TrainSection
 
-__all__ = ["BatchSampler", "Pool", "count_updates"]
+__all__ = ["CPU_TOKENS", "BatchSampler", "Pool", "count_updates", "divide"]
 
 _POOL = 50
 """Number of updates whose examples are sorted by length together, as in Transformers' LengthGroupedSampler."""
+
+CPU_TOKENS = 1024
+"""Tokens that a CPU computes at once: more need more memory, and take as long. An example is never divided."""
+
+
+def divide(indices: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Parts of a micro-batch of up to a number of tokens each, padding included, or of one example; longest first."""
+    parts: list[list[int]] = []
+    for index in sorted(indices, key=lambda each: -lengths[each]):
+        if parts and lengths[parts[-1][0]] * (len(parts[-1]) + 1) <= tokens:
+            parts[-1].append(index)
+        else:
+            parts.append([index])
+    return parts
 
 
 def count_updates(train: TrainSection, examples: int, processes: int) -> int:

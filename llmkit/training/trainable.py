@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from llmkit.config.recipe import Recipe
@@ -16,10 +16,11 @@ from llmkit.models.adapters import attach, outline_adapter
 from llmkit.models.load import Loaded
 from llmkit.models.quantize import is_quantized
 
-__all__ = ["check_reached", "freeze_as", "initial_batches", "is_swept_in", "make_trainable"]
-
+__all__ = ["check_gradients", "check_reached", "freeze_as", "initial_batches", "is_swept_in", "make_trainable"]
 
 _INITIAL_BATCHES = 16
+_EXPERT = re.compile(r"\bexperts?\b")
+"""Names of expert layers, some of which the first update may not route to."""
 
 
 def make_trainable(recipe: Recipe, loaded: Loaded, batches: InitialBatches | None = None) -> Any:
@@ -95,16 +96,36 @@ def check_reached(recipe: Recipe, model: Any, unreached: Sequence[str]) -> None:
     """
     wrong = [name for name in unreached if not is_swept_in(recipe, name)]
     if wrong:
-        raise UsageError(
-            f"{len(wrong)} of the trained tensors have no part in the loss: {wrong[0]}"
-            + (f" … {wrong[-1]}" if len(wrong) > 1 else ""),
-            "exclude them with train.freeze, a list of regular expressions that match their names",
-            code="not_supported",
-        )
+        raise _untrained(wrong, sum(each.requires_grad for each in model.parameters()))
     for name in unreached:
         model.get_parameter(name).requires_grad_(False)
     if unreached:
         warn("tensors_not_trained", "not trained, because they have no part in the loss: %s", _some(unreached))
+
+
+def check_gradients(trained: Mapping[str, Any], *, alone: bool, may_be_unused: Callable[[str], bool]) -> None:
+    """Stop after the first update if a parameter would be saved as trained without ever getting a gradient.
+
+    Every parameter that is new or named by the recipe gets a gradient in the first update. Others were frozen before
+    (`check_reached`), except for model classes that depend on tensor values, which only show it here: a single process
+    leaves them unchanged, several cannot (DistributedDataParallel waits for all gradients). Experts may not be routed
+    to.
+    """
+    unused = [name for name, each in trained.items() if each.grad is None and not _EXPERT.search(name)]
+    if wrong := [name for name in unused if not (alone and may_be_unused(name))]:
+        raise _untrained(wrong, len(trained))
+    if unused:
+        text = "%d tensors such as %s are not trained: they have no part in the loss"
+        warn("tensors_not_trained", text, len(unused), unused[0])
+
+
+def _untrained(names: Sequence[str], count: int) -> UsageError:
+    return UsageError(
+        f"{len(names)} of {count} trained tensors have no part in the loss: {names[0]}"
+        + (f" … {names[-1]}" if len(names) > 1 else ""),
+        "exclude them with train.freeze, a list of regular expressions that match their names",
+        code="not_supported",
+    )
 
 
 def freeze_as(model: Any, outline: Any) -> None:

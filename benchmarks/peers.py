@@ -32,6 +32,7 @@ class Watch:
         self.seconds, self._begun = 0.0, 0.0
         self.cpu_seconds, self._cpu_begun = 0.0, 0.0
         self.losses: list[float] = []
+        self.peak_gib = 0.0
 
         class Callback(TrainerCallback):
             def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -40,6 +41,7 @@ class Watch:
             def on_train_end(self, *_: Any, **__: Any) -> None:
                 watch.seconds = time.perf_counter() - watch._begun
                 watch.cpu_seconds = time.process_time() - watch._cpu_begun
+                watch.peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
             def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:  # noqa: ARG002 - upstream names
                 logs = more["logs"]
@@ -106,6 +108,7 @@ def sft(job: dict[str, Any]) -> dict[str, Any]:
         "losses": watch.losses,
         "seconds": watch.seconds,
         "cpu_seconds": watch.cpu_seconds,
+        "peak_gib": watch.peak_gib,
         "tokens": sum(lengths),
     }
 
@@ -164,7 +167,7 @@ def span(job: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     job = json.loads(open(sys.argv[1], encoding="utf-8").read())  # noqa: SIM115, PTH123
     result = {"sft": sft, "seq2seq": seq2seq, "span": span}[job["trainer"]](job)
-    result["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    result["whole_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps(result))
 
 

@@ -22,9 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import yaml
@@ -116,7 +119,7 @@ def worker(path: str) -> None:
         begun = time.process_time()
         train(trainer)
         cpu_seconds = time.process_time() - begun
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # before the saved model is loaded again
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     loop.run = timed
     trainer = finetune(recipe, on_log=measured.append, keep_model=False)
@@ -128,6 +131,7 @@ def worker(path: str) -> None:
                 "cpu_seconds": cpu_seconds,
                 "tokens": trainer.progress.tokens,
                 "peak_gib": peak,
+                "whole_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
             }
         )
     )
@@ -166,64 +170,96 @@ def text_rows(data: Path, count: int, length: int) -> list[dict[str, Any]]:
     return [{"text": text[start : start + 3 * length]} for start in range(0, 3 * length * count, 3 * length)]
 
 
-CASES: dict[str, tuple[Any, dict[str, Any], float]] = {
-    "short": (short_rows, {"task": "text-generation", "prompt": {"raw": True}}, 4),
-    "chat": (chat_rows, {"task": "dialogue"}, 1),
-    "text": (text_rows, {"task": "text-generation", "prompt": {"raw": True}}, 1),
+LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
+CASES: dict[str, tuple[Any, dict[str, Any], int, int]] = {
+    "short": (short_rows, {"task": "text-generation", "prompt": {"raw": True}}, 8, 4),
+    "chat": (chat_rows, {"task": "dialogue"}, 4, 1),
+    "text": (text_rows, {"task": "text-generation", "prompt": {"raw": True}}, 4, 1),
 }
-"""Rows, the part of the recipe that they need, and updates for each of ``--steps``."""
+"""Rows, the part of the recipe that they need, rows of an update, and updates for each of ``--steps``."""
+TRL_SIDE, TRL_ROW_BY_ROW, OURS = "TRL", "TRL, rows one by one", "llmkit"
 
 
-def speed(data: Path, python: str, steps: int, batch: int, length: int) -> None:
+def speed(data: Path, python: str, steps: int, repeats: int, length: int, cases: list[str]) -> None:
     """The starter, LoRA r=8 all-linear, in bfloat16 where the processor has it; each side with its order of rows.
 
     TRL has its best settings on a CPU: rows of similar length in a batch, and its default loss, without logits. Its
-    ``padding_free`` and ``packing`` need FlashAttention, and ``use_liger_kernel`` a GPU.
+    ``padding_free`` and ``packing`` need FlashAttention, and ``use_liger_kernel`` a GPU. llmkit divides a batch of long
+    rows by itself on a CPU; with TRL, users can divide it into micro-batches of one row, which is a side of its own.
     """
     from llmkit.models.devices import has_bfloat16
 
-    half, model = has_bfloat16("cpu"), embedded("starter")
-    dtypes = ["float32", *["bfloat16"] * half]
-    print(f"computing in {dtypes[-1]}, batches of {batch}, long rows of up to {length} tokens; ratios to TRL's best\n")
-    print("| rows | run | tokens | seconds | CPU seconds | tokens/s | per CPU second | peak memory |", end="")
-    print(" tokens/s, ratio | per CPU second, ratio | memory, ratio |\n" + "|---" * 11 + "|")
-    for case, (make, section, share) in CASES.items():
-        rows = make(data, int(batch * steps * share), length)
-        updates = len(rows) // batch
-        results: dict[str, dict[str, Any]] = {}
+    half = has_bfloat16("cpu")
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=HERE
+    )
+    dtype = "bfloat16" if half else "float32"
+    print(
+        f"Commit {commit.stdout.strip()}, computing in {dtype}, long rows of up to {length} tokens, {repeats} runs of "
+        "each side in turn. Figures are medians, ratios those of pairs to TRL, with their range. Memory is the peak at "
+        "the end of training, and in parentheses of the whole process.\n"
+    )
+    print("| rows | run | tokens | tokens/s | per CPU second | memory |", end="")
+    print(" tokens/s, ratio | per CPU second, ratio | memory, ratio |\n" + "|---" * 9 + "|")
+    for case in cases:
+        runs: dict[str, list[dict[str, Any]]] = {}
+        for number in range(repeats):
+            sides = _sides(case, data, python, steps, length, half=half)
+            for label in list(sides)[:: -1 if number % 2 else 1]:
+                runs.setdefault(label, []).append(sides[label]())
+        for label in (TRL_SIDE, TRL_ROW_BY_ROW, OURS):
+            if label in runs:
+                print(_line(case, label, runs[label], runs[TRL_SIDE]), flush=True)
+
+
+def _sides(
+    case: str, data: Path, python: str, steps: int, length: int, *, half: bool
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    """A function for each side that trains and returns what it measured."""
+    make, section, batch, share = CASES[case]
+    updates = steps * share
+    rows = make(data, batch * updates, length)
+    common = {"trainer": "sft", "model": embedded("starter"), "rows": rows, "steps": updates, "dtype": "float32"}
+    common |= {"bf16": half, "learning_rate": 2e-4, "strategy": "group_by_length"}
+
+    def theirs(**sizes: int) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as name:
+            return peer(python, Path(name), **common, **sizes)
+
+    def mine() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            common = {"trainer": "sft", "model": model, "rows": rows, "batch_size": batch, "steps": updates}
-            common |= {"bf16": half, "learning_rate": 2e-4, "strategy": "group_by_length"}
-            for dtype in dtypes:
-                results[f"TRL, weights in {dtype}"] = peer(python, folder, **common, dtype=dtype)
-            best = max(results.values(), key=lambda one: one["tokens"] / one["cpu_seconds"])
+            train = {"max_steps": updates, "bf16": half, "per_device_train_batch_size": batch, "logging_steps": updates}
             recipe = {
                 **section,
                 "model": {"name_or_path": "starter", "device": "cpu"},
-                "adapter": {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
+                "adapter": LORA,
                 "data": {"train": str(write_rows(folder / "rows.jsonl", rows))},
-                "train": train_section(
-                    folder, max_steps=updates, bf16=half, per_device_train_batch_size=batch, logging_steps=updates
-                ),
+                "train": train_section(folder, **train),
             }
-            results["llmkit"] = ours(folder, recipe)
-        for label, one in results.items():
-            print(_line(case, label, one, best), flush=True)
+            return ours(folder, recipe)
+
+    sides: dict[str, Callable[[], dict[str, Any]]] = {TRL_SIDE: partial(theirs, batch_size=batch), OURS: mine}
+    return sides if case == "short" else sides | {TRL_ROW_BY_ROW: partial(theirs, batch_size=1, accumulation=batch)}
 
 
-def _line(case: str, label: str, one: dict[str, Any], best: dict[str, Any]) -> str:
-    rates, others = ([each["tokens"] / each[key] for key in ("seconds", "cpu_seconds")] for each in (one, best))
-    figures = [
-        f"{one['tokens']}",
-        f"{one['seconds']:.1f}",
-        f"{one['cpu_seconds']:.1f}",
-        *[f"{rate:.1f}" for rate in rates],
+def _line(case: str, label: str, mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
+    def rates(runs: list[dict[str, Any]], key: str) -> list[float]:
+        return [each["tokens"] / each[key] for each in runs]
+
+    def ratio(one: list[float], other: list[float]) -> str:
+        found = [each / its for each, its in zip(one, other, strict=True)]
+        return f"{median(found):.2f} ({min(found):.2f}–{max(found):.2f})"
+
+    keys = ("seconds", "cpu_seconds")
+    peaks = [[each["peak_gib"] for each in runs] for runs in (mine, theirs)]
+    whole = median(each["whole_gib"] for each in mine)
+    cells = [case, label, str(mine[0]["tokens"]), *[f"{median(rates(mine, key)):.1f}" for key in keys]]
+    cells += [
+        f"{median(peaks[0]):.2f} ({whole:.2f}) GiB",
+        *[ratio(rates(mine, key), rates(theirs, key)) for key in keys],
     ]
-    ratios = [rate / other for rate, other in zip(rates, others, strict=True)]
-    ratios.append(one["peak_gib"] / best["peak_gib"])
-    cells = [case, label, *figures, f"{one['peak_gib']:.2f} GiB", *[f"{ratio:.2f}" for ratio in ratios]]
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join([*cells, ratio(*peaks)])} |"
 
 
 def curves(squad: Path, python: str, steps: int) -> None:
@@ -443,7 +479,8 @@ def main() -> None:
     parser.add_argument("path", nargs="?")
     parser.add_argument("--peer")
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--length", type=int, default=1024)
     given = parser.parse_args()
     if given.what == "worker":
@@ -451,7 +488,7 @@ def main() -> None:
     elif given.what == "kill":
         kill(given.steps or 10)
     elif given.what == "speed":
-        speed(Path(given.path), peer_python(given.peer), given.steps or 2, given.batch, given.length)
+        speed(Path(given.path), peer_python(given.peer), given.steps or 1, given.repeats, given.length, given.cases)
     else:
         curves(Path(given.path), peer_python(given.peer), given.steps or 30)
 

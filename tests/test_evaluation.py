@@ -20,6 +20,7 @@ from llmkit.errors import CheckpointError, InputError
 from llmkit.evaluation.evaluate import Evaluation, MetricResult, without_reasoning
 from llmkit.evaluation.perplexity import _exp_mean
 from llmkit.heads import head_of
+from llmkit.heads.objective import Objective
 from llmkit.metrics.bootstrap import Interval
 from llmkit.metrics.score import score
 from llmkit.tasks import TASKS, Dialogue, PromptOptions, QuestionAnswering, Traits, Translation, get_task
@@ -341,14 +342,14 @@ def test_each_token_of_a_long_text_counts_once(checkpoint: Checkpoint) -> None:
     """As a loop that gives the model no cache, no batch and one token to judge at a time."""
     import torch
 
-    from llmkit.evaluation.perplexity import row_loss
+    from llmkit.evaluation.perplexity import row_loss, scoring_objective
     from llmkit.heads.causal import windows
 
     pipeline = llmkit.load("generate", str(checkpoint("llama")), offline=True, device="cpu", dtype="float32")
     context = pipeline.loaded.context.tokens
     assert context == 128
     row = {"text": "The quick brown fox jumps over the lazy dog. 今天天气很好。" * 20}
-    loss, count = row_loss(pipeline, row)
+    loss, count = row_loss(pipeline, row, scoring_objective(pipeline))
     examples = pipeline.task.examples(row, pipeline.traits, pipeline.prompt_options)
     (features,) = head_of(pipeline.loaded.head).features(pipeline.loaded, examples, loss_on="target")
     ids = features.input_ids
@@ -371,7 +372,7 @@ def test_there_is_no_perplexity_of_logits_that_are_not_finite(
 ) -> None:
     import torch
 
-    from llmkit.evaluation.perplexity import row_loss
+    from llmkit.evaluation.perplexity import row_loss, scoring_objective
 
     pipeline = llmkit.load("generate", str(checkpoint(family)), offline=True, device="cpu")
     with torch.no_grad():
@@ -379,16 +380,21 @@ def test_there_is_no_perplexity_of_logits_that_are_not_finite(
             if weight in name:
                 parameter.fill_(value)
     with pytest.raises(CheckpointError, match="computes NaN or infinity in float32; use another checkpoint"):
-        row_loss(pipeline, {"prompt": "The", "completion": "quick fox"})
+        row_loss(pipeline, {"prompt": "The", "completion": "quick fox"}, scoring_objective(pipeline))
 
 
 def test_plain_text_is_evaluated_by_its_perplexity_alone(
-    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """How the loss is computed is found once, not for each row."""
+    made: list[Any] = []
+    of = Objective.of
+    monkeypatch.setattr(Objective, "of", lambda *given: made.append(given) or of(*given))  # type: ignore[func-returns-value]
     (tmp_path / "text.txt").write_text("The quick brown fox.\nThe lazy dog.\n", encoding="utf-8")
     command = ["evaluate", "--task", "generate", "--model", str(checkpoint("llama")), "--json", *SHORT]
     assert main([*command, "--data", str(tmp_path / "text.txt"), "-o", str(tmp_path / "out")]) == 0
     assert list(json.loads(capsys.readouterr().out)["figures"]) == ["perplexity"]
+    assert len(made) == 1
 
 
 def test_only_a_line_feed_ends_a_row(checkpoint: Checkpoint, tmp_path: Path) -> None:

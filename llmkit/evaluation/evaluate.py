@@ -20,8 +20,9 @@ from llmkit.engines.row_faults import attempt
 from llmkit.errors import InputError, LlmkitError, UsageError
 from llmkit.evaluation.answered import AdditionalMetric, Answered
 from llmkit.evaluation.groups import score_rows
-from llmkit.evaluation.perplexity import perplexity, row_loss
+from llmkit.evaluation.perplexity import perplexity, row_loss, scoring_objective
 from llmkit.evaluation.results import json_lines
+from llmkit.heads.objective import Objective
 from llmkit.heads.reasoning import reasoning_format
 from llmkit.inference.pipeline import Pipeline
 from llmkit.inference.row_columns import note_codes
@@ -305,7 +306,8 @@ def _rows_of(measures: Sequence[Measure]) -> int:
 
 def _perplexity(pipeline: Pipeline, rows: Sequence[dict[str, Any]], member: Worker) -> list[Measure]:
     """Perplexity over the rows that have one; each process computes its share. Empty if no row has a target token."""
-    mine = [(place, *_loss(pipeline, rows[place])) for place in range(member.rank, len(rows), member.world)]
+    objective = scoring_objective(pipeline)
+    mine = [(place, *_loss(pipeline, rows[place], objective)) for place in range(member.rank, len(rows), member.world)]
     if member.world > 1:
         from accelerate.utils import gather_object
 
@@ -329,9 +331,9 @@ def _perplexity(pipeline: Pipeline, rows: Sequence[dict[str, Any]], member: Work
     return [perplexity(pipeline, losses)]
 
 
-def _loss(pipeline: Pipeline, row: dict[str, Any]) -> tuple[float, int, str]:
+def _loss(pipeline: Pipeline, row: dict[str, Any], objective: Objective) -> tuple[float, int, str]:
     """The loss of a row, its number of tokens, and the reason if there are none."""
-    found = attempt(lambda: row_loss(pipeline, pipeline.task.with_target(row)))
+    found = attempt(lambda: row_loss(pipeline, pipeline.task.with_target(row), objective))
     return (0.0, 0, str(found)) if isinstance(found, LlmkitError) else (*found, "")
 
 

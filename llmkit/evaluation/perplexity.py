@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.heads import head_of
 from llmkit.heads.base import refuse_unknown_ids
+from llmkit.heads.objective import Objective
 from llmkit.heads.writing import WritingHead
 from llmkit.inference.pipeline import Pipeline
 from llmkit.metrics.score import Measure
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["perplexity", "row_loss"]
+__all__ = ["perplexity", "row_loss", "scoring_objective"]
 
 
 def perplexity(pipeline: Pipeline, losses: Sequence[tuple[float, int]]) -> Measure:
@@ -39,20 +40,31 @@ def _exp_mean(sums: NDArray[np.float64]) -> float:
         return math.inf
 
 
-def row_loss(pipeline: Pipeline, row: dict[str, Any]) -> tuple[float, int]:
+def scoring_objective(pipeline: Pipeline) -> Objective:
+    """What the losses of all rows are computed with."""
+    return _head(pipeline).scoring_objective(pipeline.loaded)
+
+
+def _head(pipeline: Pipeline) -> WritingHead:
+    head = head_of(pipeline.loaded.head)
+    assert isinstance(head, WritingHead)
+    return head
+
+
+def row_loss(pipeline: Pipeline, row: dict[str, Any], objective: Objective) -> tuple[float, int]:
     """The summed loss of a row's target in nats, given the rest of the row, and the target's number of tokens.
 
     Args:
         row: with its target: ``completion``, the last reply of ``messages``, or ``text`` alone.
+        objective: from `scoring_objective`.
 
     Raises:
         InputError: the text exceeds the encoder's context.
     """
     examples = pipeline.task.examples(row, pipeline.traits, pipeline.few_shot.options_for(row))
-    head = head_of(pipeline.loaded.head)
-    assert isinstance(head, WritingHead)
+    head = _head(pipeline)
     found = head.features(pipeline.loaded, examples, loss_on="target")
     for each in found:
         refuse_unknown_ids(pipeline.loaded, (*each.input_ids, *each.decoder_input_ids))
-    losses = [head.target_loss(pipeline.loaded, each) for each in found]
+    losses = [head.target_loss(pipeline.loaded, each, objective) for each in found]
     return sum(loss for loss, _ in losses), sum(count for _, count in losses)

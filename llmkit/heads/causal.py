@@ -105,13 +105,14 @@ class CausalHead(WritingHead):
         output = model(**arguments)
         return output, _kept(output.logits, batch)
 
-    def target_loss(self, loaded: Loaded, features: Features) -> tuple[float, int]:
+    def target_loss(self, loaded: Loaded, features: Features, objective: Objective) -> tuple[float, int]:
         """See `WritingHead`. A text longer than the context is read in `windows`."""
         total, count = 0.0, 0
         for begin, end, fresh in windows(len(features.input_ids), loaded.context.tokens):
             labels = [*[IGNORED] * (fresh - begin), *features.labels[fresh:end]]
             if wanted := len(labels) - labels.count(IGNORED):
-                total += self.line_loss(loaded, {"input_ids": features.input_ids[begin:end], "labels": labels})
+                line = {"input_ids": features.input_ids[begin:end], "labels": labels}
+                total += self.line_loss(loaded, line, objective)
                 count += wanted
         return total, count
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.config.recipe_method import DpoSection
 from llmkit.heads.batch import IGNORED, Batch, Line, fill, padded, shifted
 from llmkit.heads.objective import Objective
-from llmkit.heads.projection import CHUNK, Projection
+from llmkit.heads.projection import Projection
 from llmkit.heads.token_loss import TokenLoss
 
 if TYPE_CHECKING:
@@ -303,8 +303,8 @@ def _in_chunks(projection: Projection, hidden: Tensor, labels: Tensor) -> Tensor
     if not counted.any():  # yet each trained parameter needs a gradient
         counted = torch.zeros_like(counted)
         counted[0, 0] = True
-    size = max(1, CHUNK // projection.width)
-    parts = zip(hidden[counted].split(size), labels[counted].split(size), strict=True)
+    states, targets = hidden[counted], labels[counted]
+    parts = ((states[where], targets[where]) for where in projection.chunks(states))
     found = torch.cat([checkpoint(part_of, *part, use_reentrant=False) for part in parts])
     return torch.zeros_like(labels, dtype=found.dtype).masked_scatter(counted, found)
 

@@ -97,6 +97,11 @@ class Projection:
             logits: torch.Tensor = self.model(**inputs).logits[0]
         return logits
 
+    def chunks(self, hidden: torch.Tensor) -> list[slice]:
+        """The parts of hidden states ``[n, width]`` whose logits exist at once."""
+        size = max(1, chunk_size(hidden.device.type, trained=bool(self.trained)) // self.width)
+        return [slice(start, start + size) for start in range(0, len(hidden), size)]
+
     def loss(self, hidden: torch.Tensor, logits_loss: LogitsLoss, *targets: torch.Tensor) -> torch.Tensor:
         """The summed loss of hidden states ``[n, width]``.
 
@@ -106,8 +111,7 @@ class Projection:
         """
         import torch
 
-        size = max(1, chunk_size(hidden.device.type, trained=bool(self.trained)) // self.width)
-        parts = [slice(start, start + size) for start in range(0, len(hidden), size)]
+        parts = self.chunks(hidden)
 
         def part_loss(part: torch.Tensor, where: slice) -> torch.Tensor:
             return logits_loss(self.logits(part), *(each[where] for each in targets))

@@ -150,14 +150,14 @@ class Seq2SeqHead(WritingHead):
         output = model(**arguments)
         return output, output.logits
 
-    def target_loss(self, loaded: Loaded, features: Features) -> tuple[float, int]:
+    def target_loss(self, loaded: Loaded, features: Features, objective: Objective) -> tuple[float, int]:
         limit, length = loaded.context.tokens, len(features.input_ids)
         if limit is not None and loaded.context.hard and length > limit:
             raise InputError(
                 f"it has {length} tokens, and the model's context is {limit}", "shorten it", code="context_overflow"
             )
         count = len(features.labels) - features.labels.count(IGNORED)
-        return self.line_loss(loaded, asdict(features)), count
+        return self.line_loss(loaded, asdict(features), objective), count
 
     def probe(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         return super().probe(ids) | {"decoder_input_ids": ids}

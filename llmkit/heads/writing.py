@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from llmkit.heads.base import BaseHead, Encoded, Features, refuse_not_finite
 from llmkit.heads.end_tokens import text_ends
 from llmkit.heads.objective import Objective
+from llmkit.heads.projection import CHUNK
 from llmkit.models.generation import vocabulary_rows
 
 if TYPE_CHECKING:
@@ -29,8 +30,16 @@ class WritingHead(BaseHead, Protocol):
     def output_start(self, inputs: dict[str, torch.Tensor]) -> int:
         """Index of the first new token in the sequences that ``model.generate`` returns."""
 
-    def target_loss(self, loaded: Loaded, features: Features) -> tuple[float, int]:
+    def scoring_objective(self, loaded: Loaded) -> Objective:
+        """What `target_loss` is computed with, for any number of examples."""
+        labels = loaded.context.tokens or CHUNK
+        return Objective.of(loaded.model, self).for_evaluation().in_chunks(loaded.model, labels, ())
+
+    def target_loss(self, loaded: Loaded, features: Features, objective: Objective) -> tuple[float, int]:
         """The summed loss in nats of the labels of an example of any length, and their number.
+
+        Args:
+            objective: from `scoring_objective`.
 
         Raises:
             InputError: the text exceeds the encoder's context.
@@ -42,13 +51,11 @@ class WritingHead(BaseHead, Protocol):
         They are logits or, with a projection for this batch (`Objective.projection_for`), hidden states.
         """
 
-    def line_loss(self, loaded: Loaded, line: Line) -> float:
+    def line_loss(self, loaded: Loaded, line: Line, objective: Objective) -> float:
         """The summed loss in nats of the labels of one example that fits into the context."""
         import torch
 
         batch = self.batch([line], pad_id=self.pad_id(loaded), masked=False)
-        objective = Objective.of(loaded.model, self).for_evaluation()
-        objective = objective.in_chunks(loaded.model, batch.labels.numel(), ())
         with torch.no_grad():
             loss = objective.loss_sum(loaded.model, batch, loaded.device)
         refuse_not_finite(loaded, -loss[None])  # infinite for a token that the model never generates

@@ -86,10 +86,10 @@ def test_the_losses_are_trls() -> None:
 def test_log_probabilities_in_chunks_and_of_all_logits(
     model: Path, rows: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    from llmkit.heads import objective, preference, projection
+    from llmkit.heads import objective, projection
 
     whole = finetune(recipe_for(model, rows, tmp_path / "whole", "dpo"))
-    for module in (objective, preference, projection):
+    for module in (objective, projection):
         monkeypatch.setattr(module, "CHUNK", 2000)
     chunked = finetune(recipe_for(model, rows, tmp_path / "chunked", "dpo"))
     assert (whole.objective.projection, chunked.objective.projection is None) == (None, False)

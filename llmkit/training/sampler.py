@@ -23,7 +23,12 @@ CPU_TOKENS = 1024
 
 
 def divide(indices: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Parts of a micro-batch of up to a number of tokens each, padding included, or of one example; longest first."""
+    """Parts of a micro-batch of up to a number of tokens each, padding included, or of one example; longest first.
+
+    One that is no larger stays as it is.
+    """
+    if len(indices) * max(lengths[each] for each in indices) <= tokens:
+        return [list(indices)]
     parts: list[list[int]] = []
     for index in sorted(indices, key=lambda each: -lengths[each]):
         if parts and lengths[parts[-1][0]] * (len(parts[-1]) + 1) <= tokens:

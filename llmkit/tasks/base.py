@@ -37,7 +37,7 @@ from llmkit.tasks.types import (
     Traits,
     Work,
 )
-from llmkit.tasks.wording import LANGUAGE, check_wording, in_language, input_text
+from llmkit.tasks.wording import LANGUAGE, check_prompt, in_language, input_text
 from llmkit.text.languages import Route
 from llmkit.text.scripts import is_unspaced
 
@@ -351,34 +351,7 @@ class Task:
     def check_options(self, traits: Traits, prompt_options: PromptOptions) -> None:
         """Raise `UsageError` for options that do not work with this kind of model, or have no effect on it."""
         self.check_compatible(traits, prompt_options)
-        check_wording(self, traits, prompt_options)
-        if prompt_options.chat_template_kwargs and (prompt_options.raw or not traits.chat):
-            raise UsageError(
-                "`chat_template_kwargs` have no effect: the prompt is not rendered by a chat template",
-                "leave them out",
-                code="no_effect",
-            )
-        if prompt_options.tools or prompt_options.tool_choice:
-            self._check_tools(traits, prompt_options)
-        if prompt_options.think is None or (traits.switches_thinking and not prompt_options.raw):
-            return
-        without = "the model's chat template cannot turn reasoning on or off"
-        if prompt_options.raw or not traits.chat:
-            without = "the prompt is not rendered by a chat template"
-        raise UsageError(f"`think={prompt_options.think}` has no effect: {without}", "leave it out", code="no_effect")
-
-    def _check_tools(self, traits: Traits, prompt_options: PromptOptions) -> None:
-        if not self.calls_tools:
-            raise UsageError(f"tools have no effect on {self.name}", "leave them out", code="no_effect")
-        if prompt_options.raw or not traits.takes_tools:
-            without = "the model's chat template renders none"
-            if prompt_options.raw or not traits.chat:
-                without = "the prompt is not rendered by a chat template"
-            raise UsageError(
-                f"tools cannot be offered: {without}",
-                "leave them out, or use a model for tools",
-                code="not_supported",
-            )
+        check_prompt(self, traits, prompt_options)
 
     def check_compatible(self, traits: Traits, prompt_options: PromptOptions) -> None:
         """Raise `UsageError` for options that do not work with this kind of model."""

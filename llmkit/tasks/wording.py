@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LANGUAGE",
     "PREFIX",
-    "check_wording",
+    "check_prompt",
     "columns_of_template",
     "for_model",
     "has_wording",
@@ -82,7 +82,40 @@ def columns_of_template(task: Task, template: str | None) -> dict[str, bool]:
     return {name: name not in found.optional for name in sorted(found.names - own)}
 
 
-def check_wording(task: Task, traits: Traits, prompt_options: PromptOptions) -> None:
+def check_prompt(task: Task, traits: Traits, prompt_options: PromptOptions) -> None:
+    """Raise `UsageError` for a template that drops input or contains the answer, or for options without effect."""
+    _check_wording(task, traits, prompt_options)
+    if prompt_options.chat_template_kwargs and (prompt_options.raw or not traits.chat):
+        raise UsageError(
+            "`chat_template_kwargs` have no effect: the prompt is not rendered by a chat template",
+            "leave them out",
+            code="no_effect",
+        )
+    if prompt_options.tools or prompt_options.tool_choice:
+        _check_tools(task, traits, prompt_options)
+    if prompt_options.think is None or (traits.switches_thinking and not prompt_options.raw):
+        return
+    without = "the model's chat template cannot turn reasoning on or off"
+    if prompt_options.raw or not traits.chat:
+        without = "the prompt is not rendered by a chat template"
+    raise UsageError(f"`think={prompt_options.think}` has no effect: {without}", "leave it out", code="no_effect")
+
+
+def _check_tools(task: Task, traits: Traits, prompt_options: PromptOptions) -> None:
+    if not task.calls_tools:
+        raise UsageError(f"tools have no effect on {task.name}", "leave them out", code="no_effect")
+    if prompt_options.raw or not traits.takes_tools:
+        without = "the model's chat template renders none"
+        if prompt_options.raw or not traits.chat:
+            without = "the prompt is not rendered by a chat template"
+        raise UsageError(
+            f"tools cannot be offered: {without}",
+            "leave them out, or use a model for tools",
+            code="not_supported",
+        )
+
+
+def _check_wording(task: Task, traits: Traits, prompt_options: PromptOptions) -> None:
     """Raise `UsageError` for a template that drops input or contains the answer, or a language without effect."""
     if prompt_options.template is not None:
         _check_template(task, prompt_options.template)

@@ -14,7 +14,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from llmkit.config.declaration import non_default, setting_fields
@@ -32,7 +32,20 @@ from llmkit.server.errors import ApiError, api_error, http_error, invalid_reques
 from llmkit.server.guard import Guard
 from llmkit.server.measures import Measures
 from llmkit.server.models import ServedModel
+from llmkit.server.openapi import ACCESS, ERRORS, NOT_FOUND, NOT_READY, STREAM, describe
 from llmkit.server.page import add_page
+from llmkit.server.replies import (
+    ChatCompletion,
+    Completion,
+    ModelInfo,
+    ModelList,
+    NextTokens,
+    PlainText,
+    ResponseBody,
+    Status,
+    TaskAnswer,
+    Tokens,
+)
 from llmkit.server.requests import (
     ChatRequest,
     CompletionRequest,
@@ -60,7 +73,8 @@ def make_app(models: Mapping[str, ServedModel], settings: ServeSettings, key: st
         models: by name; the first answers requests that name none.
         key: required of every request, except for ``/health``, ``/ready`` and the files of the page.
     """
-    app = FastAPI(title="llmkit", version=version("llmkit"), docs_url=None, redoc_url=None)
+    app = FastAPI(title="llmkit", version=version("llmkit"), docs_url=None, redoc_url=None, responses=ACCESS)
+    describe(app)
     app.state.max_body = settings.max_body
     app.router.route_class = StrictRoute
     for kind, handler in (
@@ -78,21 +92,22 @@ def make_app(models: Mapping[str, ServedModel], settings: ServeSettings, key: st
     app.add_middleware(Guard, key=key, hosts=hosts)
     app.add_middleware(measures.counted)
     server = _Server(models, settings, measures)
-    app.post("/v1/chat/completions")(server.chat)
-    app.post("/v1/responses")(server.responses)
-    app.post("/v1/completions")(server.completions)
-    app.get("/v1/models")(server.list_models)
-    app.get("/v1/models/{name:path}")(server.show_model)
-    app.post("/v1/next")(server.next)
-    app.post("/tokenize")(server.tokenize)
-    app.post("/detokenize")(server.detokenize)
-    app.get("/health")(server.health)
-    app.get("/ready")(server.ready)
-    app.get("/metrics")(measures.report)
+    app.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM)(server.chat)
+    app.post("/v1/responses", response_model=ResponseBody, responses=STREAM)(server.responses)
+    app.post("/v1/completions", response_model=Completion, responses=STREAM)(server.completions)
+    app.get("/v1/models", response_model=ModelList)(server.list_models)
+    app.get("/v1/models/{name:path}", response_model=ModelInfo, responses=NOT_FOUND)(server.show_model)
+    app.post("/v1/next", response_model=NextTokens, responses=ERRORS)(server.next)
+    app.post("/tokenize", response_model=Tokens, responses=ERRORS)(server.tokenize)
+    app.post("/detokenize", response_model=PlainText, responses=ERRORS)(server.detokenize)
+    app.get("/health", response_model=Status)(server.health)
+    app.get("/ready", response_model=Status, responses=NOT_READY)(server.ready)
+    app.get("/metrics", response_class=PlainTextResponse)(measures.report)
     add_page(app)
     for task in TASKS.values():
         if not task.converses:
-            app.post(f"/v1/{task.verb}", name=task.verb)(_task_endpoint(server, task))
+            route = app.post(f"/v1/{task.verb}", name=task.verb, response_model=TaskAnswer, responses=STREAM)
+            route(_task_endpoint(server, task))
     return app
 
 

@@ -18,10 +18,11 @@ __all__ = [
     "ModelInfo",
     "ModelList",
     "NextTokens",
+    "PlainText",
     "PlainToken",
+    "ResponseBody",
     "Status",
     "TaskAnswer",
-    "Text",
     "Token",
     "Tokens",
     "ToolCall",
@@ -126,6 +127,18 @@ class Completion(TypedDict):
     usage: Usage
 
 
+class ResponseBody(TypedDict):
+    """OpenAI's response; further fields repeat parameters of the request."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete"]
+    model: str
+    output: list[dict[str, Any]]
+    usage: dict[str, Any]
+
+
 class TaskUsage(TypedDict):
     prompt_tokens: int
     completion_tokens: int
@@ -164,7 +177,7 @@ class Tokens(TypedDict):
     tokens: list[int]
 
 
-class Text(TypedDict):
+class PlainText(TypedDict):
     prompt: str
 
 

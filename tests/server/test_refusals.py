@@ -187,7 +187,6 @@ def test_other_methods_and_paths(client: TestClient) -> None:
     assert client.head("/v1/models").status_code == 405
     assert client.options(CHAT).status_code == 405
     for path in (
-        "/",
         "/docs",
         "/v1/embeddings",
         "/v1/load_model",
@@ -208,3 +207,15 @@ def test_limits_of_prompts_and_bodies(checkpoint: Checkpoint, serve: Serve) -> N
         assert "20000 bytes" in refused(found, 413)["message"]
     for name in ("/etc", "starter", "https://example.org/model", "../x", ""):
         assert refused(post(client, CHAT, {**ASK, "model": name}), 404)["code"] == "model_not_found"
+
+
+def test_the_schema_documents_answers_and_errors(client: TestClient) -> None:
+    schema = client.get("/openapi.json").json()
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            found = operation["responses"]
+            assert {"200", "401", "403"} <= found.keys(), path
+            assert "422" not in found
+            if method == "post":
+                assert {"400", "404", "413", "415", "429", "500", "503", "504"} <= found.keys(), path
+                assert found["200"]["content"]["application/json"]["schema"], path

@@ -84,6 +84,8 @@ def _check_names(names: Sequence[str], adapters: Mapping[str, str]) -> None:
     everything = [*names, *adapters]
     if twice := next((name for name in everything if everything.count(name) > 1), None):
         raise UsageError(f"the model {twice} is named twice", "name it once")
+    if not all(everything):
+        raise UsageError("a model or an adapter has an empty name", "name it")
     if adapters and len(names) > 1:
         raise UsageError(
             f"adapters share one base model, and {len(names)} models are named",

@@ -206,6 +206,8 @@ def test_adapters_of_another_model_are_refused(checkpoint: Checkpoint, serve: Se
         serve(base, other, adapters={"a": "somewhere"})
     with pytest.raises(UsageError, match="named twice"):
         serve(base, adapters={str(base): "somewhere"})
+    with pytest.raises(UsageError, match="empty name"):
+        serve(base, adapters={"": "somewhere"})
 
 
 def test_runs_that_share_a_base_are_loaded_on_their_own(

@@ -136,7 +136,7 @@ class _Compiler:
         made = matcher(self.tokenizer, grammar, log_level=0, limits=limits)
         made.compute_bitmask()  # the first one is the slowest, and fails if there is no first token
         if made.is_error():
-            raise _unenforceable(name, made.get_error())
+            raise _unenforceable(name, f"it allows no first token: {made.get_error()}")
         return made
 
 
@@ -174,7 +174,9 @@ def _digits(number: float) -> int:
 
 
 def _unenforceable(name: str, problem: str) -> UsageError:
-    return UsageError(f"{name} cannot be enforced ({_short(problem)})", "simplify it", code="not_supported")
+    fix = "use anyOf in place of oneOf" if "oneOf" in problem else "simplify it"
+    reason = _short(problem).partition(". Enable ")[0]  # an option that would weaken it
+    return UsageError(f"{name} cannot be enforced ({reason})", fix, code="not_supported")
 
 
 def _short(problem: str) -> str:

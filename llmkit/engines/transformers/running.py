@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from llmkit.config.declaration import setting_fields
+from llmkit.config.settings import TOKEN_CONTROLS, GenerationSettings
 from llmkit.engines.base import Answer, Request
 from llmkit.engines.row_faults import attempt
 from llmkit.engines.transformers.batching import within_memory
@@ -37,6 +39,12 @@ _TURN = 8
 """Tokens that a batch generates before another one has its turn."""
 _PREFIX_SHARE = 4
 """Prefixes of earlier requests take no more than one token in so many."""
+_OF_ONE_OUTPUT: dict[str, Any] = {
+    item.name: item.default
+    for item in setting_fields(GenerationSettings)
+    if item.name in ("max_new_tokens", "stop", "seed", *TOKEN_CONTROLS) and item.name != "logprobs"
+}
+"""Settings that each output of a batch has for itself, with their defaults."""
 
 
 @dataclass(eq=False)
@@ -155,7 +163,7 @@ class RunningRequests:
         output = RequestOutput.of(loaded, request)
         seed = settings.seed if calls.config.do_sample else None
         alone = shared != "any" or group.limit < settings.max_new_tokens or settings.min_new_tokens or seed is not None
-        own = replace(settings, max_new_tokens=None, stop=(), seed=None)
+        own = replace(settings, **_OF_ONE_OUTPUT)
         kind = (own, request.scored, group.forced_bos_token_id, group.ends, batch_key(loaded, head))
         rows = output.rows(calls.config, (*settings.stop, *calls.stop))
         return _Running(output, rows, request if alone else kind, calls, seed)

@@ -410,7 +410,7 @@ class Options(LoadOptions, total=False):
     num_return_sequences: int
     seed: int | None
     stop: tuple[str, ...]
-    json_schema: Mapping[str, Any] | str | Path | None
+    json_schema: Mapping[str, Any] | str | Path | type[Any] | None
     regex: str | None
     choice: tuple[str, ...]
     logprobs: int | None

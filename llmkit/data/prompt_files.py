@@ -93,6 +93,8 @@ _YAML = (".yaml", ".yml")
 
 
 def _content(item: Field[Any], hint: Any, value: Any) -> Any:
+    if callable(of_model := getattr(value, "model_json_schema", None)):  # of Pydantic
+        return of_model()
     if not isinstance(value, str | Path) or not value:
         return value
     match nested_kind(hint):

@@ -78,6 +78,40 @@ def test_reasoning_that_the_prompt_opens_is_free(checkpoint: Checkpoint) -> None
     assert (closed.text.rpartition(">")[2], closed.finish_reason) == ("abbb", "stop")
 
 
+def test_reasoning_that_the_model_opens_is_free(checkpoint: Checkpoint) -> None:
+    """The template names the tag, as Qwen3's does, but leaves it to the model to open it."""
+    names = "{% if false %}<think></think>{% endif %}"
+    folder = str(checkpoint("gpt2", chat=names + THINKS.replace("<think>\n", ""), n_positions=1024))
+    plain = load(folder, choice="ab", temperature=0)
+    assert plain(PROMPTS[0]).text == "ab"
+    (opening, *_) = ids = plain.loaded.tokenizer.encode("<think>")
+    assert len(ids) > 1  # so that each of its tokens has to be allowed
+    output = load(folder, choice="ab", temperature=0, logit_bias={str(opening): 100.0}, max_new_tokens=12)(PROMPTS[0])
+    assert (output.text, output.still_thinking, output.finish_reason) == ("", True, "length")
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ("yes", "yes, please"),
+        ("yes, please", "yes"),
+        ("🙂", "🙂🙂"),
+        ("天", "天气", "天气很好"),
+        ("one\ntwo", "one"),
+        (" a", "a "),
+    ],
+)
+def test_choices_may_begin_alike(choices: tuple[str, ...], folder: str) -> None:
+    for output in load(folder, choice=choices, temperature=1.0, seed=1)(PROMPTS):
+        assert (output.text.strip() in [each.strip() for each in choices], output.finish_reason) == (True, "stop")
+    assert load(folder, regex=r"(a\n){2}天{1,3}", temperature=0)(PROMPTS[0]).text.startswith("a\na\n天")
+
+
+def test_an_output_that_ends_early_says_so(folder: str) -> None:
+    output = load(folder, json_schema=SCHEMA, temperature=0, max_new_tokens=5)(PROMPTS[0])
+    assert output.finish_reason == "length"
+
+
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [

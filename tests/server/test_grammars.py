@@ -44,13 +44,13 @@ def test_grammars_of_one_batch_do_not_mix(client: TestClient) -> None:
     asked: list[dict[str, Any]] = [{"regex": f"{letter}{{{3 + number}}}"} for number, letter in enumerate("abcd")]
     asked += [{"choice": ["yes", "yes, please"]}, {"json_schema": {"type": "null"}}]
 
-    def ask(own: dict[str, Any]) -> Any:
-        return client.post(
-            "/v1/generate", json={"prompt": "Where", "temperature": 0, "max_new_tokens": 40} | own
-        ).json()
+    def ask(own: dict[str, Any]) -> tuple[str, str]:
+        body = {"prompt": "Where", "temperature": 0, "max_new_tokens": 40}
+        found = client.post("/v1/generate", json=body | own).json()
+        return found["text"], found["finish_reason"]
 
     alone = [ask(own) for own in asked]
-    assert [each["text"] for each in alone[:4]] == ["aaa", "bbbb", "ccccc", "dddddd"]
+    assert [text for text, _ in alone[:4]] == ["aaa", "bbbb", "ccccc", "dddddd"]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(ask, asked)) == alone
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -12,7 +13,7 @@ import llmkit
 from tests.cli.conftest import Run, one_line
 from tests.conftest import Checkpoint
 
-SCHEMA = {"type": "object", "properties": {"天气": {"enum": ["晴", "雨"]}}, "required": ["天气"]}
+SCHEMA: dict[str, Any] = {"type": "object", "properties": {"天气": {"enum": ["晴", "雨"]}}, "required": ["天气"]}
 SCHEMA["additionalProperties"] = False
 BASE = ("--dtype", "float32", "--max-new-tokens", "40", "--temperature", "0")
 

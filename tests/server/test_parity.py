@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 
 import llmkit
+from llmkit.errors import LlmkitError
 from tests.conftest import Checkpoint
 from tests.server.conftest import Serve
 
@@ -18,6 +21,39 @@ TEXTS = (
     "Where?",
     "She said no 🙂!",
 )
+PROMPTS = (
+    *TEXTS,
+    " ",
+    "\n",
+    "\t\n  x",
+    ".",
+    "a",
+    "？",
+    "🙂",
+    "👩‍👩‍👧 and 🇨🇳",
+    "  leading and trailing  ",
+    "line one\nline two\r\nline three",
+    "What is the meaning of life? " * 4,
+    "今天天气很好。" * 8,
+    "12345 67.89e-1",
+    '{"a": [1, null], "b": "c"}',
+    "<b>bold</b> & &amp;",
+    "Le café est fermé. Où est la bibliothèque?",
+    "e\u0301 against é",
+    "مرحبا بالعالم",
+    "Привет, мир",
+    "こんにちは世界",
+    "zero\u200bwidth\ufeff",
+    "https://example.com/a?b=c#d",
+    "```python\nprint(1)\n```",
+    "|a|b|\n|---|---|\n|1|2|",
+    "UPPER lower MiXeD",
+    "…—“quotes”",
+    "tail\n\n\n",
+    "fox " * 20,
+    "\\ backslash \\n",
+)
+"""Empty ones are refused by command and server alike."""
 OPTIONS: dict[str, Any] = {"temperature": 0, "max_new_tokens": 12}
 
 
@@ -49,18 +85,22 @@ def test_tasks_answer_as_commands_do(
     if verb == "translate":
         options |= {"source": "en", "target": "fr"}
     pipeline = llmkit.load(verb, folder, device="cpu", dtype="float32", **options)
-    expected = [pipeline(row(verb, text)).to_dict() for text in TEXTS]
+    assert len(PROMPTS) >= 32
+    expected = [outcome(partial(pipeline, row(verb, text))) for text in PROMPTS]
     if verb == "translate":  # a column and a setting have one name
         options = {name: value for name, value in options.items() if name != "source"} | {"source_lang": "en"}
     client = serve(folder)
 
     def ask(text: str) -> Any:
-        return uncached(client.post(f"/v1/{verb}", json=row(verb, text) | options).json())
+        found = client.post(f"/v1/{verb}", json=row(verb, text) | options).json()
+        return found["error"]["code"] if "error" in found else uncached(found)
 
-    assert [ask(text) for text in TEXTS] == expected
+    assert [ask(text) for text in PROMPTS] == expected
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(ask, TEXTS * 2)) == expected * 2
-    for text, whole in zip(TEXTS, expected, strict=True):
+        assert list(pool.map(ask, PROMPTS)) == expected
+    for text, whole in zip(PROMPTS[:8], expected, strict=False):
+        if isinstance(whole, str):
+            continue
         events = events_of(client.post(f"/v1/{verb}", json=row(verb, text) | options | {"stream": True}).text)
         assert uncached(events[-1]) == whole
         assert "".join(event["text"] for event in events[:-1]) == whole["text"]
@@ -70,6 +110,14 @@ def uncached(answer: Any) -> Any:
     """An answer without the count of tokens that an earlier request had processed."""
     answer["usage"].pop("cached_tokens", None)
     return answer
+
+
+def outcome(answer: Callable[[], Any]) -> Any:
+    """What an answer has in JSON, or the code of its error."""
+    try:
+        return answer().to_dict()
+    except LlmkitError as error:
+        return error.code
 
 
 def events_of(body: str) -> list[Any]:
@@ -109,7 +157,17 @@ def test_no_part_of_a_stop_string_is_sent(checkpoint: Checkpoint, serve: Serve) 
     client = serve(folder)
     body: dict[str, Any] = {"model": folder, "prompt": TEXTS[0], "temperature": 0, "max_tokens": 30}
     text = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
-    stop = text[6:11]
-    assert stop
-    events = events_of(client.post("/v1/completions", json=body | {"stop": stop, "stream": True}).text)
-    assert "".join(event["choices"][0]["text"] for event in events) == text.partition(stop)[0]
+    for stop in (text[6:11], text[2:9], text[-4:]):
+        events = events_of(client.post("/v1/completions", json=body | {"stop": stop, "stream": True}).text)
+        assert "".join(event["choices"][0]["text"] for event in events) == text.partition(stop)[0]
+
+
+def test_characters_of_several_tokens_are_streamed_whole(checkpoint: Checkpoint, serve: Serve) -> None:
+    text = "天气🙂👩‍👩‍👧é"
+    client = serve(checkpoint("gpt2", chat=True, n_positions=512))  # its tokens are bytes
+    body = {"prompt": TEXTS[1], "choice": [text], "temperature": 0, "max_new_tokens": 80, "stream": True}
+    events = events_of(client.post("/v1/generate", json=body).text)
+    pieces = [event["text"] for event in events[:-1]]
+    assert events[-1]["usage"]["completion_tokens"] > len(text)
+    assert "".join(pieces) == events[-1]["text"] == text
+    assert not any("\ufffd" in piece for piece in pieces)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from llmkit.errors import ContextOverflowError, UsageError
+from llmkit.errors import ContextOverflowError, InputError, UsageError
 from llmkit.heads import head_of
 from llmkit.heads.base import refuse_not_finite, refuse_unknown_ids
 from llmkit.heads.batch import IGNORED
@@ -65,6 +65,8 @@ def next_tokens(loaded: Loaded, text: str | Prompt, *, top: int = 10) -> list[Ne
 
 
 def _check_length(loaded: Loaded, ids: Sequence[int]) -> None:
+    if not ids:
+        raise InputError("the text has no tokens", "give at least one character", code="empty_input")
     limit = loaded.context.tokens
     if limit is not None and loaded.context.hard and len(ids) > limit:
         raise ContextOverflowError(

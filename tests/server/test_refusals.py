@@ -162,6 +162,12 @@ def test_malformed_bodies_are_refused(content: bytes, message: str, client: Test
     assert message in error["message"]
 
 
+def test_empty_prompts_are_refused(client: TestClient) -> None:
+    assert refused(post(client, "/v1/next", {"prompt": ""}))["code"] == "empty_input"
+    for more in ({}, {"echo": True, "logprobs": 1, "max_tokens": 0}):
+        assert refused(post(client, TEXT, {"prompt": "", **more}))["code"] == "empty_input"
+
+
 def test_bodies_that_are_not_plain_json_are_refused(client: TestClient) -> None:
     body = json.dumps({"model": "x", **ASK}).encode()
     for kind in (

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from llmkit.management import asgi_app as asgi_app
     from llmkit.management import check_data as check_data
     from llmkit.management import download as download
+    from llmkit.management import export as export
     from llmkit.management import inspect as inspect
     from llmkit.management import merge as merge
     from llmkit.management import push as push
@@ -89,6 +90,7 @@ _HOME = {
     "translate": "llmkit.api",
     "push": "llmkit.management",
     "report": "llmkit.management",
+    "export": "llmkit.management",
     "merge": "llmkit.management",
     "inspect": "llmkit.management",
     "download": "llmkit.management",

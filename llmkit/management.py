@@ -1,4 +1,4 @@
-"""The functions of `import llmkit` that manage models and data: inspect, check_data, merge, push, download, serve.
+"""The functions of `import llmkit` that manage models and data: inspect, check_data, export, merge, push, serve …
 
 Thin: the work is done in `llmkit.models` and `llmkit.training`; the commands of the same names call these.
 """
@@ -20,12 +20,24 @@ from llmkit.server.settings import ServeOptions, ServeSettings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from llmkit.exporters.run import Exported, Target
     from llmkit.models.inspect import ModelReport
     from llmkit.training.data_check import DataCheck
     from llmkit.training.merge import Merged
     from llmkit.training.push import Upload
 
-__all__ = ["asgi_app", "check_data", "download", "inspect", "merge", "push", "report", "serve", "start_server"]
+__all__ = [
+    "asgi_app",
+    "check_data",
+    "download",
+    "export",
+    "inspect",
+    "merge",
+    "push",
+    "report",
+    "serve",
+    "start_server",
+]
 
 _Path = str | Path
 
@@ -191,6 +203,59 @@ def report(
     from llmkit.reporting.report import write_page
 
     return write_page(Path(run), [*map(Path, evaluations)], None if output is None else Path(output), language)
+
+
+def export(
+    model: _Path,
+    to: Target,
+    output: _Path | None = None,
+    *,
+    dtype: str = "auto",
+    overwrite: bool = False,
+    base: str | None = None,
+    threads: int | None = None,
+    offline: bool = False,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Exported:
+    """Export a model to the format of other programs. An adapter is merged; the result is compared with its source.
+
+    Args:
+        model: Hub id, folder of a model or a run, adapter folder, GGUF file, or ``starter``.
+        to: ``safetensors`` (plain Transformers, vLLM), ``gguf`` (llama.cpp), ``ctranslate2``, or ``onnx``, which is
+            for extractive models.
+        output: a new folder; by default the model's name and the format, beside the model or in the current folder.
+        dtype: of the weights; ``auto`` keeps the model's. Besides ``float32``, ``bfloat16`` and ``float16``, GGUF has
+            ``q8_0``, and CTranslate2 ``int8``, ``int16``, ``int8_float32`` and others.
+        overwrite: replace the folder, if it exists.
+        base: the base model, instead of the one that an adapter names.
+        threads: number of CPU threads.
+        offline: never use the network.
+        allow_pickle: load pickled weights, which can run code.
+        trust_remote_code: run code that comes with the model.
+
+    Returns:
+        The folder, and how the exported model was compared.
+
+    Raises:
+        UsageError: the folder exists, or the format does not suit the model.
+        MissingDependencyError: the converter is not installed.
+        CheckpointError: the exported model computes something else; it is not saved.
+    """
+    from llmkit.exporters.run import export as export_model
+    from llmkit.hub.reachability import offline as without_network
+
+    settings = LoadSettings(
+        model=str(model),
+        base=base,
+        threads=threads,
+        offline=offline,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+    folder = None if output is None else Path(output)
+    with without_network(offline):
+        return export_model(str(model), to, folder, dtype=dtype, overwrite=overwrite, settings=settings)
 
 
 def push(folder: _Path, repo: str, *, private: bool | None = None, dry_run: bool = False) -> Upload:

@@ -44,7 +44,7 @@ from llmkit.cli.recipes import (
     recipes_validate,
 )
 from llmkit.cli.report import report
-from llmkit.cli.results import merge, push
+from llmkit.cli.results import export, merge, push
 from llmkit.cli.serve import serve
 from llmkit.cli.streams import echo, guard_terminal
 from llmkit.cli.tasks import task_command
@@ -74,6 +74,7 @@ def _application(tasks: tuple[type[Task], ...]) -> HelpGroup:
         command("evaluate", evaluate_command(tasks), _TRAINING),
         command("report", report, _TRAINING),
         command("merge", merge, _TRAINING),
+        command("export", export, _TRAINING),
         command("push", push, _TRAINING),
         Entry("recipes", _RECIPES, _TRAINING, lambda: _group("recipes", _RECIPES, _recipes_commands())),
         Entry("data", _DATA, _TRAINING, lambda: _group("data", _DATA, [command("check", data_check)])),

@@ -1,11 +1,11 @@
-"""Commands for a tuned model: ``llmkit merge`` and ``llmkit push``."""
+"""Commands for a tuned model: ``llmkit merge``, ``llmkit export`` and ``llmkit push``."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,7 +16,7 @@ from llmkit.config.settings import DType, LoadSettings
 from llmkit.errors import without_password
 from llmkit.files import in_units
 
-__all__ = ["merge", "push"]
+__all__ = ["export", "merge", "push"]
 
 
 def merge(
@@ -50,6 +50,59 @@ def merge(
         trust_remote_code=trust_remote_code,
     )
     echo(json.dumps(asdict(merged), default=str, ensure_ascii=False) if as_json else str(merged.folder))
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, or folder of a model, a run or an adapter.")],
+    to: Annotated[
+        Literal["safetensors", "gguf", "ctranslate2", "onnx"],
+        typer.Option(
+            "--to", help="Format: of Transformers and vLLM, llama.cpp, CTranslate2, or ONNX (extractive models)."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="A new folder. [default: the model's name and the format]"),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype",
+            metavar="DTYPE",
+            help="Weight dtype; auto keeps the model's. Also q8_0 for gguf, and int8, int16 … for ctranslate2.",
+        ),
+    ] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
+    base: Annotated[str | None, declared(LoadSettings, "base")] = None,
+    threads: Annotated[int | None, declared(LoadSettings, "threads", min=1)] = None,
+    offline: Annotated[bool, declared(LoadSettings, "offline")] = False,
+    allow_pickle: Annotated[bool, declared(LoadSettings, "allow_pickle")] = False,
+    trust_remote_code: Annotated[bool, declared(LoadSettings, "trust_remote_code")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Export a model to the format of other programs.
+
+    An adapter is merged. The exported model is compared with its source; if it differs, it is not saved.
+
+    Examples:
+        llmkit export runs/papers --to gguf --dtype q8_0
+        llmkit export runs/papers --to safetensors --output models/papers
+    """
+    from llmkit.management import export as export_model
+
+    done = export_model(
+        model,
+        to,
+        output,
+        dtype=dtype,
+        overwrite=overwrite,
+        base=base,
+        threads=threads,
+        offline=offline,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+    echo(json.dumps(asdict(done), default=str, ensure_ascii=False) if as_json else str(done.folder))
 
 
 def push(

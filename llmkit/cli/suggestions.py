@@ -24,6 +24,7 @@ _COMMANDS = {
     "finetune": ("train", "training", "fine-tune", "finetuning", "tune", "sft", "lora", "fit"),
     "evaluate": ("eval", "evaluation", "test", "score", "bench", "benchmark", "metrics", "compare", "lm-eval"),
     "merge": ("merge-adapter", "merge-and-unload", "fuse", "export-merged"),
+    "export": ("convert", "save", "gguf", "onnx", "ctranslate2", "safetensors"),
     "push": ("upload", "publish", "share", "push-to-hub"),
     "recipes": ("recipe", "configs", "templates"),
     "data": ("dataset", "datasets", "preprocess"),
@@ -51,10 +52,6 @@ _ABSENT = {
     ("dpo", "orpo", "kto"): (
         "llmkit tunes on preferences with finetune",
         "write method: dpo, orpo or kto in its recipe",
-    ),
-    ("export", "convert", "save"): (
-        "llmkit has no export to other formats",
-        "merge an adapter into a model folder with llmkit merge",
     ),
     ("embed", "embeddings", "classify", "ner", "fill-mask", "rlhf", "grpo"): (
         "llmkit does not have this task",

@@ -106,7 +106,7 @@ class SpanHead(BaseHead):
         import torch
 
         with loaded.lock, loaded.active(), torch.inference_mode():
-            outputs: Any = loaded.model(**self._collate(loaded, windows))
+            outputs: Any = loaded.model(**self.collate(loaded, windows))
         if getattr(outputs, "start_logits", None) is None or getattr(outputs, "end_logits", None) is None:
             raise UsageError(
                 f"{type(loaded.model).__name__} returns beams of answers instead of start and end logits",
@@ -124,7 +124,7 @@ class SpanHead(BaseHead):
                 refuse_not_finite(loaded, values.abs())
         return pairs
 
-    def _collate(self, loaded: Loaded, windows: Sequence[Window]) -> dict[str, torch.Tensor]:
+    def collate(self, loaded: Loaded, windows: Sequence[Window]) -> dict[str, torch.Tensor]:
         """``[batch, longest]`` tensors, always padded on the right, so that positions count from the left."""
         tokenizer: Any = loaded.tokenizer
         ids, mask = pad([window.input_ids for window in windows], self.pad_id(loaded), loaded.device, left=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config.settings import DType, LoadSettings
-from llmkit.errors import CheckpointError, UsageError
+from llmkit.errors import CheckpointError, TaskMismatchError, UsageError
 from llmkit.files import disk_errors, read_json, whole_folder
 from llmkit.heads import BaseHead, head_of
 from llmkit.heads.end_tokens import declare_ends
@@ -27,12 +27,12 @@ from llmkit.models.peft_compat import quiet_peft
 from llmkit.models.quiet import quiet_transformers
 from llmkit.models.tables import HEADS
 from llmkit.models.tuned import run_folder, tuned_for
-from llmkit.tasks import TASKS
+from llmkit.tasks import TASKS, Head
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Merged", "logits_of", "merge"]
+__all__ = ["Merged", "OpenedModel", "logits_of", "merge", "open_merged"]
 
 _AS_IT_IS = "use the adapter as it is"
 _PROBE = 64
@@ -65,35 +65,79 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
         UsageError: not an adapter, an adapter that cannot be merged, or a folder that is in use.
         CheckpointError: the merged model computes something else.
     """
-    import torch
-
     if output.exists() and any(output.iterdir()):
         raise UsageError(f"{output} is not empty", "name another folder", code="output_exists")
-    quantization = _quantization_of(adapter)
-    given = replace(
-        settings or LoadSettings(), model=adapter, device="cpu", quantize=quantization.pop("quantize", None)
-    )
-    given = replace(given, dtype="float32")
-    loaded = load_model(given, _task_of(adapter), fallback=False, quantization=quantization, dequantize=True)
-    if loaded.source.adapter is None:
+    opened = open_merged(adapter, settings)
+    if opened.loaded.source.adapter is None:
         raise UsageError(
             f"{adapter} is not a PEFT adapter", "name the folder with adapter_config.json", code="not_supported"
         )
+    with whole_folder(output) as building, disk_errors(output.parent, "or name another folder"):
+        stored, rounding = opened.save(building, dtype)
+    text = "merged in %s: logits differ by %.1e of the largest, %.1e after rounding"
+    log.info(text, stored, opened.drift, rounding)
+    return Merged(output, stored, opened.drift, rounding, opened.quantized)
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model in float32 whose adapter, if it has one, is merged."""
+
+    loaded: Loaded
+    """As it was loaded, with the adapter."""
+    model: Any
+    head: BaseHead
+    inputs: dict[str, torch.Tensor]
+    logits: torch.Tensor
+    """Before merging."""
+    drift: float = 0.0
+    quantized: float | None = None
+    """See `Merged`."""
+
+    def save(self, folder: Path, dtype: DType) -> tuple[str, float]:
+        """Save model, tokenizer and what it was tuned for; the dtype, and the drift of the saved files.
+
+        Raises:
+            CheckpointError: the files contain another model.
+        """
+        import torch
+
+        source, kind = self.loaded.source, type(self.model)
+        stored = dtype if dtype != "auto" else _stored_dtype(source.folder)
+        with quiet_transformers():
+            self.model.to(getattr(torch, stored)).save_pretrained(folder)
+            self.loaded.tokenizer.save_pretrained(folder)
+            again = kind.from_pretrained(folder, dtype=torch.float32)
+        rounding = difference(self.logits, logits_of(self.head, again.eval(), self.inputs))
+        unmerged = () if source.adapter is None else (_AS_IT_IS,)
+        precise = () if stored == "float32" else ("use `dtype=float32`",)
+        _refuse(rounding, stored, f"the files, in {stored}, contain another model", *unmerged, *precise)
+        if (contract := (source.adapter or source.folder) / CONTRACT_FILE).is_file():
+            shutil.copy(contract, folder / CONTRACT_FILE)
+        return stored, rounding
+
+
+def open_merged(name: str, settings: LoadSettings | None = None) -> OpenedModel:
+    """Load a model in float32, and merge its adapter.
+
+    Raises:
+        UsageError: an adapter that cannot be merged.
+        CheckpointError: the merged model computes something else.
+    """
+    quantization = _quantization_of(name)
+    given = replace(settings or LoadSettings(), model=name, device="cpu", quantize=quantization.pop("quantize", None))
+    given = replace(given, dtype="float32")
+    loaded = _load(given, quantization, dequantize=True)
     model: Any = loaded.model
-    if model.active_peft_config.is_prompt_learning:
-        raise UsageError(
-            f"{_method(model)} adds virtual tokens, which cannot be merged into weights",
-            "use the adapter as it is",
-            code="not_supported",
-        )
-    if not hasattr(model.base_model, "merge_and_unload"):
-        raise UsageError(f"PEFT cannot merge adapters of type {_method(model)}", _AS_IT_IS, code="not_supported")
-    stored = dtype if dtype != "auto" else _stored_dtype(loaded.source.folder)
     head = head_of(loaded.head)
+    if head.writes:
+        declare_ends(loaded)
     inputs = _probe(head, model)
+    if loaded.source.adapter is None:
+        return OpenedModel(loaded, model, head, inputs, logits_of(head, model, inputs))
+    _refuse_unmergeable(model)
     before = logits_of(head, model, inputs)
     quantized = _quantized_drift(given, quantization, loaded, inputs, before)
-    kind: Any = type(model.get_base_model())
     size = model.get_input_embeddings().weight.shape
     try:
         merged = _merged(model)
@@ -107,21 +151,30 @@ def merge(adapter: str, output: Path, *, dtype: DType = "auto", settings: LoadSe
         raise CheckpointError(
             "merging changed the size of the embeddings", "report this with the adapter's config", code="logits_differ"
         )
-    if head.writes:
-        declare_ends(loaded)
-    with whole_folder(output) as building:
-        with disk_errors(output.parent, "or name another folder"), quiet_transformers():
-            merged.to(getattr(torch, stored)).save_pretrained(building)
-            loaded.tokenizer.save_pretrained(building)
-            del merged, model
-            again = kind.from_pretrained(building, dtype=torch.float32)
-        rounding = difference(before, logits_of(head, again.eval(), inputs))
-        fix = _AS_IT_IS + ("" if stored == "float32" else ", or merge with `dtype=float32`")
-        _refuse(rounding, stored, f"the files, in {stored}, contain another model", fix)
-        if (loaded.source.adapter / CONTRACT_FILE).is_file():
-            shutil.copy(loaded.source.adapter / CONTRACT_FILE, building / CONTRACT_FILE)
-    log.info("merged in %s: logits differ by %.1e of the largest, %.1e after rounding", stored, drift, rounding)
-    return Merged(output, stored, drift, rounding, quantized)
+    return OpenedModel(loaded, merged, head, inputs, before, drift, quantized)
+
+
+def _load(settings: LoadSettings, quantization: dict[str, Any], **options: Any) -> Loaded:
+    """A model with the head it has."""
+    task = _task_of(str(settings.model))
+    try:
+        return load_model(settings, task, fallback=False, quantization=quantization, **options)
+    except TaskMismatchError:
+        other = _first_task(HEADS[Head.SPAN].task_type)
+        if task == other:
+            raise
+        return load_model(settings, other, fallback=False, quantization=quantization, **options)
+
+
+def _refuse_unmergeable(model: Any) -> None:
+    if model.active_peft_config.is_prompt_learning:
+        raise UsageError(
+            f"{_method(model)} adds virtual tokens, which cannot be merged into weights",
+            _AS_IT_IS,
+            code="not_supported",
+        )
+    if not hasattr(model.base_model, "merge_and_unload"):
+        raise UsageError(f"PEFT cannot merge adapters of type {_method(model)}", _AS_IT_IS, code="not_supported")
 
 
 def _quantization_of(adapter: str) -> dict[str, Any]:
@@ -139,7 +192,7 @@ def _quantized_drift(
     kind = settings.quantize or stored.get("quant_method")
     if kind is None or loaded.source.gguf_file:
         return None
-    packed: Any = load_model(settings, _task_of(str(settings.model)), fallback=False, quantization=quantization).model
+    packed: Any = _load(settings, quantization).model
     if not getattr(packed.get_base_model(), "is_quantized", False):  # dequantized for the adapter in training as well
         return None
     found = difference(logits_of(head_of(loaded.head), packed, inputs), dequantized)
@@ -215,10 +268,10 @@ def logits_of(head: BaseHead, model: Any, inputs: dict[str, torch.Tensor]) -> to
         return head.logits(model.eval()(**inputs))
 
 
-def _refuse(found: float, dtype: str, what: str, fix: str) -> None:
+def _refuse(found: float, dtype: str, what: str, *fixes: str) -> None:
     if not found <= tolerance(dtype):  # NaN is refused too
         raise CheckpointError(
             f"{what}: logits differ by {found:.1e} of the largest, {tolerance(dtype):.0e} would be rounding",
-            fix,
+            *fixes,
             code="logits_differ",
         )

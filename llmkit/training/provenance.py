@@ -34,6 +34,8 @@ __all__ = [
     "changes",
     "check_hashes",
     "commented_recipe",
+    "file_hashes",
+    "license_of",
     "may_change",
     "provenance_of",
     "published_recipe",
@@ -114,17 +116,18 @@ def provenance_of(recipe: Recipe, loaded: Loaded, teacher: Loaded | None) -> Pro
         hub_id=_hub_id(source),
         changes="" if source.origin is None else source.origin.changes,
         commit=source.commit,
-        license=_license(source.folder / "README.md"),
+        license=license_of(source.folder / "README.md"),
         method=_method(recipe, source),
         data=tuple(_data(recipe)),
-        files=_files(source),
+        files=file_hashes(source),
         teacher=None if teacher is None else teacher.source.name,
         teacher_commit=None if teacher is None else teacher.source.commit,
-        teacher_files={} if teacher is None else _files(teacher.source),
+        teacher_files={} if teacher is None else file_hashes(teacher.source),
     )
 
 
-def _files(source: Source) -> dict[str, str]:
+def file_hashes(source: Source) -> dict[str, str]:
+    """SHA-256 of the files of a model and of its adapter; empty if they have a commit."""
     hashes = model_hashes(source)
     return hashes["files"] | {f"adapter {name}": each for name, each in hashes["adapter_files"].items()}
 
@@ -160,7 +163,8 @@ def _of_source(source: SourceSection, part: str) -> Iterator[DataOrigin]:
         yield DataOrigin(", ".join(source.path or ()), part, commit, source.license)
 
 
-def _license(card: Path) -> str | None:
+def license_of(card: Path) -> str | None:
+    """The license that a model card declares."""
     found = card_metadata(card).get("license")
     return found if isinstance(found, str) and found else None
 

@@ -23,12 +23,13 @@ _FILE = "model.onnx"
 
 def convert(loaded: Loaded, folder: Path) -> None:
     """Export a model for any number of windows of any length."""
-    from transformers.exporters import OnnxConfig, OnnxExporter
+    from transformers.exporters.configs import OnnxConfig
+    from transformers.exporters.exporter_onnx import OnnxExporter
 
     model: Any = loaded.model
     head = SpanHead()
     windows = head.encode(loaded, span_questions()[0]).windows
-    inputs = head.collate(loaded, [windows[0], windows[-1]])  # an axis of size 1 would be fixed
+    inputs: dict[str, Any] = dict(head.collate(loaded, [windows[0], windows[-1]]))  # an axis of size 1 would be fixed
     with _quiet_torch(), quiet_transformers():
         OnnxExporter().export(model, inputs, config=OnnxConfig(dynamic=True)).save_pretrained(folder)
 

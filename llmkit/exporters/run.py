@@ -158,7 +158,7 @@ def _write(opened: OpenedModel, to: Target, building: Path, dtype: str, name: st
 
 def _write_safetensors(opened: OpenedModel, building: Path, dtype: Any) -> tuple[str, Check]:
     source, writes = replace(opened.loaded, model=opened.model), opened.head.writes
-    answers = record(source) if writes else record_spans(source)
+    answers: Any = record(source) if writes else record_spans(source)
     stored, rounding = opened.save(building, dtype)
     exact = rounding <= LAST_BITS
     exported = _load(building, opened)

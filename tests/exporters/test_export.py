@@ -8,6 +8,7 @@ Reports from other projects are kept as tests here and in test_converters.py: ti
 from __future__ import annotations
 
 import json
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def test_what_is_no_format_or_dtype_is_refused(to: Any, dtype: str, message: str
 @pytest.mark.parametrize("to", ["gguf", "ctranslate2", "onnx"])
 def test_a_missing_converter_is_named_with_its_command(to: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
-        raise run.PackageNotFoundError(name)
+        raise PackageNotFoundError(name)
 
     monkeypatch.setattr(run, "version", missing)
     with pytest.raises(MissingDependencyError, match=rf'not installed; pip install "llmkit\[{to}\]"'):

@@ -68,7 +68,7 @@ def test_training_has_the_names_of_transformers() -> None:
 
     ours = set(type(validate(CONTENT).train).model_fields)
     theirs = {item.name for item in dataclasses.fields(TrainingArguments)}
-    own = {"packing", "freeze", "unfreeze", "param_groups", "early_stopping_patience", "loss_type"}
+    own = {"packing", "freeze", "unfreeze", "param_groups", "early_stopping_patience", "loss_type", "report"}
     own |= {"loraplus_lr_ratio", "loraplus_lr_embedding"}  # as in LLaMA-Factory
     assert ours - theirs == own | {"num_completions_to_print"}  # as in TRL
 

@@ -178,8 +178,7 @@ def _to_gguf(source: Loaded, plain: Path, folder: Path, dtype: str, name: str) -
 
 def _to_ctranslate2(source: Loaded, plain: Path, folder: Path, dtype: str, _: str) -> Check:
     ctranslate2.convert(plain, folder, dtype, source.resolution.model_type)
-    exact = dtype in _FLOATS
-    return compare(record(source), ctranslate2.CTranslate2Model(folder, source, exact), exact=exact)
+    return compare(record(source), ctranslate2.CTranslate2Model(folder, source), exact=dtype in _FLOATS)
 
 
 def _to_onnx(source: Loaded, _: Path, folder: Path, __: str, ___: str) -> Check:

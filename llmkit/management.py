@@ -187,12 +187,12 @@ def merge(
 
 
 def report(
-    run: _Path, evaluations: Sequence[_Path] = (), *, output: _Path | None = None, language: PageLanguage = "en"
+    folder: _Path, evaluations: Sequence[_Path] = (), *, output: _Path | None = None, language: PageLanguage = "en"
 ) -> Path:
     """Write a page about a training run; returns its path.
 
     Args:
-        run: folder of a run, or of one of its checkpoints.
+        folder: of a run, or of one of its checkpoints.
         evaluations: folders that ``evaluate`` wrote, of the run's model.
         output: a file; by default ``report.html`` in the folder of the run.
         language: ``en`` or ``zh``.
@@ -202,7 +202,7 @@ def report(
     """
     from llmkit.reporting.report import write_page
 
-    return write_page(Path(run), [*map(Path, evaluations)], None if output is None else Path(output), language)
+    return write_page(Path(folder), [*map(Path, evaluations)], None if output is None else Path(output), language)
 
 
 def export(

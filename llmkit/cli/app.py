@@ -43,7 +43,7 @@ from llmkit.cli.recipes import (
     recipes_show,
     recipes_validate,
 )
-from llmkit.cli.report import report
+from llmkit.cli.report import report_page
 from llmkit.cli.results import export, merge, push
 from llmkit.cli.serve import serve
 from llmkit.cli.streams import echo, guard_terminal
@@ -72,7 +72,7 @@ def _application(tasks: tuple[type[Task], ...]) -> HelpGroup:
         *(command(task.verb, task_command(task), _TASKS, task) for task in tasks),
         command("finetune", finetune, _TRAINING),
         command("evaluate", evaluate_command(tasks), _TRAINING),
-        command("report", report, _TRAINING),
+        command("report", report_page, _TRAINING),
         command("merge", merge, _TRAINING),
         command("export", export, _TRAINING),
         command("push", push, _TRAINING),

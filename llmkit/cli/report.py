@@ -10,10 +10,10 @@ import typer
 from llmkit.cli.streams import echo
 from llmkit.pages.words import PageLanguage
 
-__all__ = ["report"]
+__all__ = ["report_page"]
 
 
-def report(
+def report_page(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run, or of one of its checkpoints.")],
     evaluation: Annotated[
         list[Path] | None,

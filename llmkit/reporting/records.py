@@ -17,7 +17,7 @@ from llmkit.errors import InputError
 from llmkit.files import read_json
 from llmkit.models.tuned import Tuned, run_folder, tuned_for
 
-__all__ = ["DATA", "PAGE", "EvaluationRecord", "RunRecord", "facts_and_recipe"]
+__all__ = ["DATA", "PAGE", "EvaluationRecord", "RunRecord", "facts_and_recipe", "read_evaluation", "read_run"]
 
 DATA = "data.json"
 """The file of a run with the counts of its rows, samples of what was learned, and licenses."""
@@ -47,30 +47,6 @@ class RunRecord:
     licenses: Mapping[str, str | None] = field(default_factory=dict)
     """Of the base model and the data, by name."""
 
-    @classmethod
-    def read(cls, folder: Path) -> RunRecord:
-        """The run in a folder.
-
-        Raises:
-            InputError: it is no run of llmkit, or a file is missing or damaged.
-        """
-        run, _ = run_folder(folder)
-        tuned = tuned_for(run)
-        if tuned is None or not (run / _RESOLVED).is_file():
-            raise InputError(f"{folder} is not the folder of a training run", "name one that `finetune` wrote")
-        facts, recipe = facts_and_recipe((run / _RESOLVED).read_text(encoding="utf-8"))
-        data = read_json(run / DATA) if (run / DATA).is_file() else {}
-        return cls(
-            run.resolve().name,
-            tuned,
-            tuple(_lines(run / _LOG)),
-            without_folders(facts),
-            dump(without_folders(recipe)),
-            tuple(data.get("ledger", ())),
-            tuple(data.get("samples", ())),
-            data.get("licenses", {}),
-        )
-
 
 @dataclass(frozen=True)
 class EvaluationRecord:
@@ -82,17 +58,41 @@ class EvaluationRecord:
     rows: tuple[Mapping[str, Any], ...]
     """Each row's columns, references, prediction and scores."""
 
-    @classmethod
-    def read(cls, folder: Path) -> EvaluationRecord:
-        """The evaluation in a folder.
 
-        Raises:
-            InputError: it is none of llmkit, or a file is missing or damaged.
-        """
-        result = read_json(folder / _METRICS) if (folder / _METRICS).is_file() else {}
-        if "figures" not in result:
-            raise InputError(f"{folder} is not the folder of an evaluation", "name one that `evaluate --output` wrote")
-        return cls(folder.resolve().name, without_folders(result), tuple(_lines(folder / _RESULTS)))
+def read_run(folder: Path) -> RunRecord:
+    """The run in a folder.
+
+    Raises:
+        InputError: it is no run of llmkit, or a file is missing or damaged.
+    """
+    run, _ = run_folder(folder)
+    tuned = tuned_for(run)
+    if tuned is None or not (run / _RESOLVED).is_file():
+        raise InputError(f"{folder} is not the folder of a training run", "name the output folder of one")
+    facts, recipe = facts_and_recipe((run / _RESOLVED).read_text(encoding="utf-8"))
+    data = read_json(run / DATA) if (run / DATA).is_file() else {}
+    return RunRecord(
+        run.resolve().name,
+        tuned,
+        tuple(_lines(run / _LOG)),
+        without_folders(facts),
+        dump(without_folders(recipe)),
+        tuple(data.get("ledger", ())),
+        tuple(data.get("samples", ())),
+        data.get("licenses", {}),
+    )
+
+
+def read_evaluation(folder: Path) -> EvaluationRecord:
+    """The evaluation in a folder.
+
+    Raises:
+        InputError: it is none of llmkit, or a file is missing or damaged.
+    """
+    result = read_json(folder / _METRICS) if (folder / _METRICS).is_file() else {}
+    if "figures" not in result:
+        raise InputError(f"{folder} is not the folder of an evaluation", "name the output folder of one")
+    return EvaluationRecord(folder.resolve().name, without_folders(result), tuple(_lines(folder / _RESULTS)))
 
 
 def facts_and_recipe(text: str) -> tuple[Any, Any]:

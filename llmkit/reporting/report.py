@@ -15,7 +15,7 @@ from llmkit.pages import render
 from llmkit.pages.words import PageLanguage, translator
 from llmkit.reporting.curves import curve, series_of
 from llmkit.reporting.differences import differences
-from llmkit.reporting.records import PAGE, EvaluationRecord, RunRecord
+from llmkit.reporting.records import PAGE, EvaluationRecord, RunRecord, read_evaluation, read_run
 from llmkit.tasks import find_task
 
 __all__ = ["report_page", "write_page"]
@@ -35,8 +35,8 @@ def write_page(
     Raises:
         InputError: a folder is none of a run, or of an evaluation.
     """
-    record = RunRecord.read(run)
-    page = report_page(record, [EvaluationRecord.read(each) for each in evaluations], language)
+    record = read_run(run)
+    page = report_page(record, [*map(read_evaluation, evaluations)], language)
     path = run_folder(run)[0] / PAGE if output is None else output
     write_whole(path, page, errors="replace")
     return path

@@ -186,6 +186,8 @@ class ModelInfo(TypedDict):
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str
+    parent: str | None
     head: str
     max_model_len: int | None
 

@@ -215,11 +215,12 @@ def test_an_option_that_is_a_setting_is_declared_by_it() -> None:
     assert set(own) == {
         ("merge", "--dtype"),  # auto means another
         *((name, "--output") for name in ("evaluate", "merge")),  # folders
+        *((name, "--output") for name in ("explain", "report")),  # pages and pictures
         *(("evaluate", option) for option in ("--resume", "--overwrite")),  # of a folder too
         *(("evaluate", option) for option in ("--examples", "--shots")),  # for several numbers of examples
         *(("finetune", option) for option in ("--num-processes", "--resume", "--output")),  # of training
         ("finetune", "--model"),  # has its own default
-        *((name, "--on-overflow") for name in ("chat", "generate")),  # without chunks
+        *((name, "--on-overflow") for name in ("chat", "explain", "generate")),  # without chunks
         *(("evaluate", option) for option in ("--shots", "--examples")),  # several numbers, of rows of training
     }
 

@@ -50,6 +50,7 @@ NEVER = {
     ("merge", "is quantized already"): "it does not quantize",
     ("merge", "above which Transformers does not train"): "it does not train",
     ("next", "`chat_template_kwargs`"): "it renders no conversation",
+    ("explain", "`prompt_language`"): "it has no --prompt-language",
     **dict.fromkeys(
         [
             ("serve", part)
@@ -64,11 +65,15 @@ NEVER = {
 
 
 def _root(name: str, command: Any) -> tuple[set[Node], frozenset[str]]:
-    """Where a command begins, and the modules of other tasks."""
+    """Where a command begins, and the modules of tasks that it does not have."""
     for task in TASKS.values():
         if name == f"llmkit {task.verb}":
             others = frozenset(each.__module__ for each in TASKS.values()) - {task.__module__}
             return {("llmkit.cli.tasks", "task_command"), (task.__module__, task.__name__)}, others
+    others = frozenset()
+    if name == "llmkit explain":
+        explained = ("text-generation", "question-answering")
+        others = frozenset(each.__module__ for task, each in TASKS.items() if task not in explained)
     function = command.callback.__name__
     modules = [module for module in trees() if module.startswith("llmkit.cli.")]
     found = {
@@ -78,7 +83,7 @@ def _root(name: str, command: Any) -> tuple[set[Node], frozenset[str]]:
         if each in definitions(module)
     }
     assert found, f"{function} is not a function of llmkit.cli"
-    return found, frozenset()
+    return found, others
 
 
 @cache

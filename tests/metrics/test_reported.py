@@ -12,6 +12,7 @@ import transformers
 from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 from rouge_score.rouge_scorer import RougeScorer
 
+import llmkit.metrics.packages
 import llmkit.metrics.stemmed
 from llmkit.errors import LlmkitError, MissingDependencyError, UsageError
 from llmkit.metrics.bertscore import BERTSCORE, bertscore
@@ -90,7 +91,7 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyP
     def absent(name: str) -> Any:
         raise ModuleNotFoundError(f"No module named {name!r}")
 
-    monkeypatch.setattr(llmkit.metrics.stemmed, "import_module", absent)
+    monkeypatch.setattr(llmkit.metrics.packages, "import_module", absent)
     with pytest.raises(
         MissingDependencyError, match=r"rouge-stemmed needs a package .*run: pip install 'llmkit\[metrics\]'"
     ):

@@ -14,7 +14,7 @@ from llmkit.errors import InputError
 from llmkit.pages import words
 from llmkit.reporting import report
 from llmkit.reporting.differences import differences
-from llmkit.reporting.records import EvaluationRecord, RunRecord
+from llmkit.reporting.records import EvaluationRecord, read_run
 from llmkit.reporting.report import report_page
 from llmkit.training.push import plan_upload
 from tests.conftest import Checkpoint
@@ -107,11 +107,11 @@ def record(count: int) -> EvaluationRecord:
 
 
 def test_of_many_rows_those_that_changed_most_are_shown_and_it_is_said(run: Path) -> None:
-    page = report_page(RunRecord.read(run / "run"), [record(1000)])
+    page = report_page(read_run(run / "run"), [record(1000)])
     shown = [int(number) for number in re.findall(r'data-row="(\d+)"', page)]
     assert shown == [*range(1, 101), *range(901, 1001)]
     assert "200 / 1,000: the rows with the largest gain and the largest loss." in page
-    assert "largest loss." not in report_page(RunRecord.read(run / "run"), [record(200)])
+    assert "largest loss." not in report_page(read_run(run / "run"), [record(200)])
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,7 @@ __all__ = [
     "evaluate",
     "explain_attention",
     "explain_steps",
+    "export",
     "finetune",
     "generate",
     "inspect",

@@ -62,7 +62,13 @@ def export(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="A new folder. [default: the model's name and the format]"),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="A new folder.",
+            show_default="the model's name and the format",
+        ),
     ] = None,
     dtype: Annotated[
         str,

@@ -54,7 +54,9 @@ def literals() -> Iterator[tuple[str, str]]:
 
 def test_no_message_names_an_option() -> None:
     found = {where: text for where, text in literals() if OPTION.search(text) and not OTHERS.search(text)}
-    assert {where: text for where, text in found.items() if not where.startswith(("wheels.py", "processes.py"))} == {}
+    assert {
+        where: text for where, text in found.items() if not where.startswith(("wheels.py", "processes.py", "gguf.py"))
+    } == {}
 
 
 def test_settings_that_messages_name_exist() -> None:
@@ -216,6 +218,7 @@ def test_an_option_that_is_a_setting_is_declared_by_it() -> None:
         ("merge", "--dtype"),  # auto means another
         *((name, "--output") for name in ("evaluate", "merge")),  # folders
         *((name, "--output") for name in ("explain", "report")),  # pages and pictures
+        *(("export", option) for option in ("--dtype", "--output", "--overwrite")),  # of a folder of its own
         *(("evaluate", option) for option in ("--resume", "--overwrite")),  # of a folder too
         *(("evaluate", option) for option in ("--examples", "--shots")),  # for several numbers of examples
         *(("finetune", option) for option in ("--num-processes", "--resume", "--output")),  # of training

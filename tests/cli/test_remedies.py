@@ -51,6 +51,13 @@ NEVER = {
     ("merge", "above which Transformers does not train"): "it does not train",
     ("next", "`chat_template_kwargs`"): "it renders no conversation",
     ("explain", "`prompt_language`"): "it has no --prompt-language",
+    ("export", "`chat_template_kwargs`"): "it renders no conversation",
+    ("export", "device= is not available"): "it has no --device",
+    ("export", "is not on the Hub and has no revisions"): "it has no --revision",
+    ("export", "above which Transformers does not train"): "it does not train",
+    ("export", "`quantize=`"): "it does not quantize while loading",
+    ("export", "is a GGUF file, which is unpacked"): "it does not quantize while loading",
+    ("export", "is quantized already"): "it does not quantize while loading",
     **dict.fromkeys(
         [
             ("serve", part)
